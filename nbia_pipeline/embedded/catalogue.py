@@ -1,0 +1,125 @@
+"""What an embedded archive holds: the facts of every series, the images, the accounts.
+
+A catalogue is plain data. The server answers every endpoint from it; the demo catalogue and the index of
+the Imaging Data Commons are two ways to fill it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from nbia_pipeline.schema import TABLES
+
+VISIBLE = 1
+
+_EXTRA_FACTS = [
+    pa.field("SOPClassUID", pa.string()),
+    pa.field("AnnotationSize", pa.int64()),
+    pa.field("PixelSpacing(mm)-Row", pa.string()),
+    pa.field("SliceThickness(mm)", pa.string()),
+    pa.field("Visibility", pa.int64()),
+]
+
+
+def _facts() -> pa.Schema:
+    fields: dict[str, pa.Field] = {}
+    for table in ("series", "patients", "studies"):
+        for column in TABLES[table].columns:
+            if column.name != "SeriesCount":
+                fields.setdefault(column.name, pa.field(column.name, column.type))
+    return pa.schema([*fields.values(), *_EXTRA_FACTS])
+
+
+FACTS: pa.Schema = _facts()
+"""Columns of the one wide table behind a catalogue: a row per series with the facts of its patient and study."""
+
+
+@dataclass(frozen=True)
+class StoredInstance:
+    """One image file of the archive.
+
+    Attributes:
+        sop_instance_uid: DICOM (0008,0018).
+        sop_class_uid: DICOM (0008,0016).
+        instance_number: DICOM (0020,0013).
+        acquisition_number: DICOM (0020,0012), or None.
+        size: bytes of the file.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    instance_number: int
+    acquisition_number: int | None
+    size: int
+
+
+class ImageStore(Protocol):
+    """The files behind a catalogue."""
+
+    def instances(self, series_uid: str) -> Sequence[StoredInstance]:
+        """Return the instances of a series by InstanceNumber; empty for a series without files."""
+
+    def read(self, series_uid: str, sop_instance_uid: str) -> bytes:
+        """Return the bytes of one DICOM file; raises KeyError if there is no such file."""
+
+    def md5(self, series_uid: str, sop_instance_uid: str) -> str | None:
+        """Return the digest that the archive holds (lower-case hex), or None if it holds none."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A person who may log in.
+
+    Attributes:
+        password: what the token endpoint compares; the guest's is never compared.
+        collections: names of the restricted collections that the account may see besides the public ones.
+    """
+
+    password: str
+    collections: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class CollectionFacts:
+    """What getCollectionDescriptions tells.
+
+    Attributes:
+        name: exact spelling of the collection.
+        description: HTML.
+        uri: DOI address.
+        edited_ms: last edit, milliseconds since 1970-01-01 UTC.
+    """
+
+    name: str
+    description: str
+    uri: str
+    edited_ms: int
+
+
+@dataclass
+class Catalogue:
+    """Everything an embedded archive serves.
+
+    Attributes:
+        name: name of the catalogue, like ``demo``.
+        series: table of schema :data:`FACTS`, one row per series.
+        images: the files, or None where the catalogue has tables only.
+        restricted: names of the collections that only some accounts see.
+        accounts: account by user name; the guest ``nbia_guest`` needs no entry.
+        descriptions: facts of the collections by name.
+    """
+
+    name: str
+    series: pa.Table
+    images: ImageStore | None = None
+    restricted: frozenset[str] = frozenset()
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    descriptions: Mapping[str, CollectionFacts] = field(default_factory=dict)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the facts in pieces that fit in a cache."""
+        yield from self.series.to_batches(max_chunksize=20_000)

@@ -1,0 +1,351 @@
+"""The shapes of the archive's answers: for each, its keys in order and the column each one fills.
+
+A shape is what one family of endpoints sends in one dialect. The client reads answers by these shapes
+and the embedded archive writes them by the same ones. The spelling is the server's; where the official
+guide prints another one, it stands beside it as `guide`. Facts come from the server's source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nbia_pipeline.schema.tables import (
+    BODY_PARTS,
+    COLLECTIONS,
+    MANUFACTURERS,
+    MODALITIES,
+    PATIENTS,
+    SERIES,
+    SERIES_METADATA,
+    STUDIES,
+    Table,
+)
+
+
+class Form(Enum):
+    """How the server writes a value. The client reads every form in every place."""
+
+    TEXT = "JSON string"
+    NUMBER = "JSON number"
+    NUMBER_TEXT = "number as a string, like 12"
+    DECIMAL_TEXT = "number as a string with six decimals, like 1.000000"
+    BOOLEAN = "JSON true or false"
+    FLAG_TEXT = "the string true or false"
+    DATETIME = "yyyy-MM-dd HH:mm:ss.f"
+    ISO_DAY = "yyyy-MM-dd"
+    US_DAY = "MM-dd-yyyy"
+    JAVA = "Java's Date text: Mon Aug 07 00:00:00 CDT 2023"
+    EPOCH_MS = "milliseconds since 1970-01-01 UTC as a JSON number"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of an answer.
+
+    Attributes:
+        name: the server's spelling.
+        column: name of the column that it fills, or None where no table wants it (or must not have it).
+        form: how the server writes the value.
+        guide: the guide's spelling where it differs.
+        source: name of the fact behind it where `column` is None or misleading; the embedded archive
+            fills the key from it.
+    """
+
+    name: str
+    column: str | None
+    form: Form = Form.TEXT
+    guide: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The keys of one kind of answer, in the order in which the server sends them.
+
+    Attributes:
+        name: name of the shape.
+        table: the table whose columns it fills, or None where the answer fills none.
+        keys: the keys in order.
+    """
+
+    name: str
+    table: Table | None
+    keys: tuple[Key, ...]
+
+    def columns_by_wire_name(self) -> dict[str, str | None]:
+        """Map each spelling, normalised by :func:`normalise`, to its column (None: not wanted)."""
+        return {
+            normalise(spelling): key.column
+            for key in self.keys
+            for spelling in (key.name, key.guide)
+            if spelling is not None
+        }
+
+
+def normalise(wire_name: str) -> str:
+    """Return a key without spaces and case, so that the guide's and the server's spellings meet."""
+    return wire_name.replace(" ", "").casefold()
+
+
+def _keys(text: str, **exceptions: Key) -> tuple[Key, ...]:
+    """Make keys from names parted by spaces; `exceptions` replace the plain text key of their name."""
+    return tuple(exceptions.get(name, Key(name, name)) for name in text.split())
+
+
+_AUTHORIZED = Key("Authorized", None, Form.NUMBER)
+_PATIENT_ID = Key("PatientId", "PatientID", guide="PatientID")
+_BIRTH_DATE = Key("PatientBirthDate", "PatientBirthDate", Form.DATETIME)
+
+COLLECTION_VALUE = Shape("COLLECTION_VALUE", COLLECTIONS, _keys("Collection"))
+MODALITY_VALUE = Shape("MODALITY_VALUE", MODALITIES, _keys("Modality"))
+BODY_PART_VALUE = Shape("BODY_PART_VALUE", BODY_PARTS, _keys("BodyPartExamined"))
+MANUFACTURER_VALUE = Shape("MANUFACTURER_VALUE", MANUFACTURERS, _keys("Manufacturer"))
+
+PATIENT = Shape(
+    "PATIENT",
+    PATIENTS,
+    _keys(
+        "PatientId PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode "
+        "SpeciesDescription",
+        PatientId=_PATIENT_ID,
+        PatientBirthDate=_BIRTH_DATE,
+    ),
+)
+PATIENT_ID = Shape("PATIENT_ID", None, (_PATIENT_ID,))
+
+_STUDY_FORMS = {
+    "SeriesCount": Key("SeriesCount", "SeriesCount", Form.NUMBER),
+    "LongitudinalTemporalOffsetFromEvent": Key(
+        "LongitudinalTemporalOffsetFromEvent",
+        "LongitudinalTemporalOffsetFromEvent",
+        Form.NUMBER,
+        guide="LongitudinalTemportalOffsetFromEvent",
+    ),
+}
+STUDY = Shape(
+    "STUDY",
+    STUDIES,
+    _keys(
+        "StudyInstanceUID StudyDate StudyDescription AdmittingDiagnosesDescription StudyID PatientAge PatientID "
+        "PatientName PatientBirthDate PatientSex EthnicGroup Collection SeriesCount "
+        "LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent",
+        StudyDate=Key("StudyDate", "StudyDate", Form.DATETIME),
+        PatientBirthDate=_BIRTH_DATE,
+        **_STUDY_FORMS,
+    ),
+)
+
+_SERIES_FORMS = {
+    "SeriesNumber": Key("SeriesNumber", "SeriesNumber", Form.NUMBER),
+    "ImageCount": Key("ImageCount", "ImageCount", Form.NUMBER),
+    "FileSize": Key("FileSize", "FileSize", Form.NUMBER),
+    "StudyDesc": Key("StudyDesc", "StudyDescription", guide="StudyDescription"),
+}
+_SERIES_FORMS_V2 = {
+    **_SERIES_FORMS,
+    "SeriesDate": Key("SeriesDate", "SeriesDate", Form.DATETIME),
+    "StudyDate": Key("StudyDate", "StudyDate", Form.DATETIME),
+    "AnnotationsFlag": Key("AnnotationsFlag", "AnnotationsFlag", Form.BOOLEAN),
+    "TimeStamp": Key("TimeStamp", "TimeStamp", Form.DATETIME),
+    "DateReleased": Key("DateReleased", "DateReleased", Form.DATETIME),
+}
+_SERIES_1_TO_15 = (
+    "SeriesInstanceUID StudyInstanceUID Modality ProtocolName SeriesDate SeriesDescription BodyPartExamined "
+    "SeriesNumber AnnotationsFlag Collection PatientID Manufacturer ManufacturerModelName SoftwareVersions "
+    "ImageCount "
+)
+SERIES_V2 = Shape(
+    "SERIES",
+    SERIES,
+    _keys(
+        _SERIES_1_TO_15
+        + "TimeStamp LicenseName LicenseURI CollectionURI FileSize DateReleased StudyDesc StudyDate "
+        "ThirdPartyAnalysis",
+        **_SERIES_FORMS_V2,
+    ),
+)
+SERIES_SHORT = Shape("SERIES_SHORT", SERIES, _keys(_SERIES_1_TO_15 + "DateReleased", **_SERIES_FORMS_V2))
+# getContentsByName: the server puts a space into the last key, the guide does not.
+SERIES_CART = Shape(
+    "SERIES_CART",
+    SERIES,
+    (
+        *SERIES_SHORT.keys[:-1],
+        Key("Date Released", "DateReleased", Form.DATETIME, guide="DateReleased"),
+    ),
+)
+SERIES_SIZE = Shape(
+    "SERIES_SIZE",
+    None,
+    (Key("TotalSizeInBytes", "FileSize", Form.NUMBER), Key("ObjectCount", "ImageCount", Form.NUMBER)),
+)
+SOP_INSTANCE_UIDS = Shape("SOP_INSTANCE_UIDS", None, _keys("SOPInstanceUID"))
+
+# Every value is a string. "File Location" holds the Study ID; descriptions are sanitised.
+META27 = Shape(
+    "META27",
+    SERIES_METADATA,
+    (
+        Key("Series UID", "SeriesInstanceUID"),
+        Key("Collection", "Collection"),
+        Key("3rd Party Analysis", "ThirdPartyAnalysis"),
+        Key("Data Description URI", "CollectionURI"),
+        Key("Subject ID", "PatientID"),
+        Key("Study UID", "StudyInstanceUID"),
+        Key("Study Description", "StudyDescription"),
+        Key("Study Date", "StudyDate", Form.US_DAY),
+        Key("Series Description", "SeriesDescription"),
+        Key("Manufacturer", "Manufacturer"),
+        Key("Modality", "Modality"),
+        Key("SOP Class UID", "SOPClassUID"),
+        Key("Number of Images", "ImageCount", Form.NUMBER_TEXT),
+        Key("File Size", "FileSize", Form.NUMBER_TEXT),
+        Key("File Location", "StudyID"),
+        Key("Series Number", "SeriesNumber", Form.DECIMAL_TEXT),
+        Key("License Name", "LicenseName"),
+        Key("License URL", "LicenseURI"),
+        Key("Annotation Size", "AnnotationSize", Form.NUMBER_TEXT),
+        Key("Date Released", "DateReleased", Form.JAVA),
+        Key("Series Date", "SeriesDate", Form.JAVA, guide="SeriesDate"),
+        Key("Protocol Name", "ProtocolName", guide="ProtocolName"),
+        Key("Body Part Examined", "BodyPartExamined", guide="BodyPartExamined"),
+        Key("Annotations Flag", "AnnotationsFlag", Form.FLAG_TEXT, guide="AnnotationsFlag"),
+        Key("Manufacturer Model Name", "ManufacturerModelName", guide="ManufacturerModelName"),
+        Key("Software Versions", "SoftwareVersions", guide="SoftwareVersions"),
+        Key("TimeStamp", "TimeStamp", Form.JAVA),
+    ),
+)
+# CSV. Its TimeStamp is the release date with time text, not the submission time: no column takes it.
+METADATA2 = Shape(
+    "METADATA2",
+    SERIES_METADATA,
+    (
+        Key("Subject ID", "PatientID"),
+        Key("Study UID", "StudyInstanceUID"),
+        Key("Study Description", "StudyDescription"),
+        Key("Study Date", "StudyDate", Form.ISO_DAY),
+        Key("Series ID", "SeriesInstanceUID"),
+        Key("Series Description", "SeriesDescription"),
+        Key("Number of images", "ImageCount", Form.NUMBER_TEXT),
+        Key("File Size (Bytes)", "FileSize", Form.NUMBER_TEXT),
+        Key("Collection Name", "Collection"),
+        Key("Modality", "Modality"),
+        Key("Manufacturer", "Manufacturer"),
+        Key("3rd Party Analysis", "ThirdPartyAnalysis"),
+        Key("Data Description URI", "CollectionURI"),
+        Key("Series Number", "SeriesNumber", Form.NUMBER_TEXT),
+        Key("License Name", "LicenseName"),
+        Key("License URL", "LicenseURI"),
+        Key("Date Released", "DateReleased", Form.ISO_DAY),
+        Key("Series Date", "SeriesDate", Form.ISO_DAY),
+        Key("Protocol Name", "ProtocolName"),
+        Key("Body Part Examined", "BodyPartExamined"),
+        Key("Annotations Flag", "AnnotationsFlag", Form.FLAG_TEXT),
+        Key("Manufacturer Model Name", "ManufacturerModelName"),
+        Key("Software Versions", "SoftwareVersions"),
+        Key("TimeStamp", None, Form.DATETIME, source="DateReleased"),
+    ),
+)
+
+COUNTS = Shape("COUNTS", None, (Key("criteria", "criteria"), Key("count", "count", Form.NUMBER_TEXT)))
+DESCRIPTIONS = Shape(
+    "DESCRIPTIONS",
+    COLLECTIONS,
+    (
+        Key("description", "Description"),
+        Key("id", None, Form.NUMBER),
+        Key("collectionDescTimestamp", "DescriptionTimestamp", Form.EPOCH_MS),
+        Key("collectionName", "Collection"),
+        Key("userName", None),
+        Key("licenseId", None, Form.NUMBER),
+        Key("descriptionURI", "DescriptionURI"),
+    ),
+)
+
+# --- v4: dates as MM-dd-yyyy without a time, no birth date, one more column on every row
+PATIENT_V4 = Shape(
+    "PATIENT4",
+    PATIENTS,
+    (*(k for k in PATIENT.keys if k.name != "PatientBirthDate"), _AUTHORIZED),
+)
+STUDY_V4 = Shape(
+    "STUDY4",
+    STUDIES,
+    (
+        *_keys(
+            " ".join(k.name for k in STUDY.keys if k.name != "PatientBirthDate"),
+            StudyDate=Key("StudyDate", "StudyDate", Form.US_DAY),
+            **_STUDY_FORMS,
+        ),
+        _AUTHORIZED,
+    ),
+)
+_V4_RENAMES = {
+    "MaxSubmissionTimestamp": Key("MaxSubmissionTimestamp", "TimeStamp", Form.US_DAY),
+    "DataDescriptionURI": Key("DataDescriptionURI", "CollectionURI"),
+    "AdmittingDiagnosisDescription": Key("AdmittingDiagnosisDescription", "AdmittingDiagnosesDescription"),
+    "DateReleased": Key("DateReleased", "DateReleased", Form.US_DAY),
+    "SeriesDate": Key("SeriesDate", "SeriesDate", Form.US_DAY),
+    "StudyDate": Key("StudyDate", "StudyDate", Form.US_DAY),
+    "AnnotationsFlag": Key("AnnotationsFlag", "AnnotationsFlag", Form.FLAG_TEXT),
+}
+SERIES_V4 = Shape(
+    "SERIES4",
+    SERIES,
+    (
+        *_keys(
+            "SeriesInstanceUID StudyInstanceUID Modality ProtocolName SeriesDate SeriesDescription "
+            "BodyPartExamined SeriesNumber AnnotationsFlag Collection Site PatientID PatientSex PatientAge "
+            "AdmittingDiagnosisDescription Manufacturer ManufacturerModelName SoftwareVersions ImageCount "
+            "MaxSubmissionTimestamp LicenseName LicenseURI DataDescriptionURI FileSize ReleasedStatus "
+            "DateReleased StudyDesc StudyDate ThirdPartyAnalysis",
+            **{**_SERIES_FORMS, **_V4_RENAMES},
+        ),
+        _AUTHORIZED,
+    ),
+)
+
+
+def _unwanted(name: str) -> Key:
+    return Key(name, None, source=name)
+
+
+METADATA_V4 = Shape(
+    "META4",
+    SERIES_METADATA,
+    (
+        *_keys(
+            "PatientID PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription "
+            "StudyInstanceUID StudyDate StudyDesc AdmittingDiagnosisDescription StudyID PatientAge "
+            "LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent SeriesInstanceUID Collection "
+            "Site Modality ProtocolName SeriesDate SeriesDescription BodyPartExamined SeriesNumber "
+            "AnnotationsFlag Manufacturer ManufacturerModelName PixelSpacing(mm)-Row SliceThickness(mm) "
+            "SoftwareVersions ImageCount MaxSubmissionTimestamp LicenseName LicenseURI DataDescriptionURI "
+            "FileSize ReleasedStatus DateReleased ThirdPartyAnalysis",
+            **{
+                **_SERIES_FORMS,
+                **_V4_RENAMES,
+                "SeriesNumber": Key("SeriesNumber", "SeriesNumber", Form.DECIMAL_TEXT),
+                "AdmittingDiagnosisDescription": Key(
+                    "AdmittingDiagnosisDescription", None, source="AdmittingDiagnosesDescription"
+                ),
+                "LongitudinalTemporalOffsetFromEvent": Key(
+                    "LongitudinalTemporalOffsetFromEvent",
+                    None,
+                    Form.DECIMAL_TEXT,
+                    source="LongitudinalTemporalOffsetFromEvent",
+                ),
+                **{
+                    name: _unwanted(name)
+                    for name in (
+                        "PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription PatientAge "
+                        "LongitudinalTemporalEventType Site PixelSpacing(mm)-Row SliceThickness(mm) "
+                        "ReleasedStatus"
+                    ).split()
+                },
+            },
+        ),
+        Key("Authorized", None),
+    ),
+)

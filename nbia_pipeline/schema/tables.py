@@ -1,0 +1,261 @@
+"""The tables of the lake: every column's name, type, unit, DICOM tag and meaning.
+
+A column is named by its DICOM keyword where one exists, else as the NBIA guide names it, and is
+spelled alike in every table. Days are ``date32``, times ``timestamp[us]`` without a zone (the server
+states none), counts and sizes ``int64``, UIDs ``string``.
+
+The Arrow schemas, the column panels of the Dagster UI, the parsing of answers and the answers of the
+embedded archive are all derived from this module and from :mod:`nbia_pipeline.schema.shapes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+TEXT = pa.string()
+COUNT = pa.int64()
+REAL = pa.float64()
+FLAG = pa.bool_()
+DAY = pa.date32()
+TIME = pa.timestamp("us")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: DICOM keyword, or the name in the NBIA guide.
+        type: Arrow type of the values.
+        description: what the value means and, where it is surprising, where it comes from.
+        tag: DICOM tag as ``gggg,eeee``, or None for what the archive adds.
+        unit: unit of a number, or None.
+    """
+
+    name: str
+    type: pa.DataType
+    description: str
+    tag: str | None = None
+    unit: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the lake.
+
+    Attributes:
+        name: name of the table, of its directory and of its asset.
+        description: one row per what, and from where.
+        columns: the columns in order.
+        key: names of the columns that identify a row.
+        partitioned: True if the lake keeps one partition per collection.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    partitioned: bool = True
+
+    def column(self, name: str) -> Column:
+        """Return the column called `name`; raises KeyError if the table has none."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(f"table {self.name} has no column {name}")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema; each field carries its description, DICOM tag and unit as metadata."""
+        return pa.schema(
+            [pa.field(c.name, c.type, metadata=_field_metadata(c)) for c in self.columns],
+            metadata={"nbia_table": self.name, "description": self.description},
+        )
+
+
+def _field_metadata(column: Column) -> dict[str, str]:
+    known = {"description": column.description, "dicom_tag": column.tag, "unit": column.unit}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+_COLUMNS = {
+    c.name: c
+    for c in (
+        # --- DICOM attributes
+        Column("SeriesInstanceUID", TEXT, "Unique identifier of the series.", "0020,000E"),
+        Column("StudyInstanceUID", TEXT, "Unique identifier of the study.", "0020,000D"),
+        Column("SOPInstanceUID", TEXT, "Unique identifier of the instance (one file).", "0008,0018"),
+        Column("SOPClassUID", TEXT, "What kind of object an instance is.", "0008,0016"),
+        Column("InstanceNumber", COUNT, "Number of the instance within its series.", "0020,0013"),
+        Column("PatientID", TEXT, "Identifier of the patient within the collection.", "0010,0020"),
+        Column("PatientName", TEXT, "Name of the patient after de-identification.", "0010,0010"),
+        Column("PatientBirthDate", DAY, "Date of birth; emptied by curation.", "0010,0030"),
+        Column("PatientSex", TEXT, "Sex of the patient.", "0010,0040"),
+        Column("PatientAge", TEXT, "Age of the patient at the study, like 061Y.", "0010,1010"),
+        Column("EthnicGroup", TEXT, "Ethnic group of the patient.", "0010,2160"),
+        Column("SpeciesCode", TEXT, "SNOMED code of the species (server: 337915000).", "0010,2202"),
+        Column("SpeciesDescription", TEXT, "Species (server default: Homo sapiens).", "0010,2201"),
+        Column("Phantom", TEXT, "YES if a quality-control phantom was imaged.", "0010,0200"),
+        Column("StudyDate", DAY, "Day on which the study began.", "0008,0020"),
+        Column("StudyDescription", TEXT, "Description of the study.", "0008,1030"),
+        Column("StudyID", TEXT, "Identifier of the study given by the site.", "0020,0010"),
+        Column("AdmittingDiagnosesDescription", TEXT, "Diagnoses at admission.", "0008,1080"),
+        Column("LongitudinalTemporalEventType", TEXT, "Event that the offset counts from.", "0012,0053"),
+        Column(
+            "LongitudinalTemporalOffsetFromEvent",
+            REAL,
+            "Days from the event to the study; may be fractional.",
+            "0012,0052",
+            "days",
+        ),
+        Column("Modality", TEXT, "Kind of equipment that made the series.", "0008,0060"),
+        Column("ProtocolName", TEXT, "Protocol under which the series was made.", "0018,1030"),
+        Column("SeriesDate", DAY, "Day on which the series began.", "0008,0021"),
+        Column("SeriesDescription", TEXT, "Description of the series.", "0008,103E"),
+        Column("SeriesNumber", COUNT, "Number of the series within its study.", "0020,0011"),
+        Column("BodyPartExamined", TEXT, "Part of the body; 16 characters at most.", "0018,0015"),
+        Column("Manufacturer", TEXT, "Manufacturer of the equipment.", "0008,0070"),
+        Column("ManufacturerModelName", TEXT, "Model of the equipment.", "0008,1090"),
+        Column("SoftwareVersions", TEXT, "Software of the equipment.", "0018,1020"),
+        # --- what the archive adds
+        Column("Collection", TEXT, "Collection, in the exact spelling of getCollectionValues."),
+        Column("Site", TEXT, "Site that sent the series; served by v4 only."),
+        Column("PatientCount", COUNT, "Number of patients.", unit="patients"),
+        Column("SeriesCount", COUNT, "Number of visible series of the study.", unit="series"),
+        Column("ImageCount", COUNT, "Number of instances of the series.", unit="instances"),
+        Column("FileSize", COUNT, "Sum of the sizes of the DICOM files, uncompressed.", unit="bytes"),
+        Column("AnnotationsFlag", FLAG, "Whether annotations are said to exist; unreliable."),
+        Column("AnnotationSize", COUNT, "Size of the annotation files.", unit="bytes"),
+        Column(
+            "TimeStamp",
+            TIME,
+            "Last submission of any image of the series, in the server's unstated zone; v4 keeps the day only.",
+        ),
+        Column("DateReleased", TIME, "Release, normally a day at midnight; can be back-dated."),
+        Column("ReleasedStatus", TEXT, "Whether the series is released; served by v4 only."),
+        Column("LicenseName", TEXT, "Long name of the licence of the data."),
+        Column("LicenseURI", TEXT, "Address of the licence."),
+        Column("CollectionURI", TEXT, "DOI of the collection or of the derived data set."),
+        Column("ThirdPartyAnalysis", TEXT, "YES if others than the submitter made the data."),
+        Column("Description", TEXT, "Description of the collection, as HTML."),
+        Column("DescriptionURI", TEXT, "DOI of the collection."),
+        Column("DescriptionTimestamp", TIME, "When the description was last edited (UTC)."),
+        # --- what the pipeline adds: receipts and the index of files
+        Column(
+            "Status",
+            TEXT,
+            "complete, pending, unavailable (the archive refuses it), quarantined or withdrawn.",
+        ),
+        Column("Bytes", COUNT, "Sum of the sizes of the files in the lake.", unit="bytes"),
+        Column("SeriesMD5", TEXT, "MD5 of the sorted MD5s of the files: the server's own formula."),
+        Column("FetchedAt", TIME, "When the series was fetched (UTC)."),
+        Column("Attempts", COUNT, "How many downloads it took.", unit="downloads"),
+        Column("Healed", COUNT, "Instances that were repaired one by one.", unit="instances"),
+        Column("Proof", TEXT, "What proves the files: md5, or count+size where no digest is held."),
+        Column("Reason", TEXT, "Why the series is not complete."),
+        Column("Path", TEXT, "Path of the file relative to the lake."),
+        Column("Size", COUNT, "Size of the file.", unit="bytes"),
+        Column("MD5", TEXT, "MD5 of the file, lower-case hex."),
+    )
+}
+
+
+def _table(name: str, description: str, columns: str, key: str, partitioned: bool = True) -> Table:
+    return Table(
+        name, description, tuple(_COLUMNS[c] for c in columns.split()), tuple(key.split()), partitioned
+    )
+
+
+COLLECTIONS = _table(
+    "collections",
+    "One row per collection that is kept: getCollectionValues, the counts and the descriptions.",
+    "Collection PatientCount Description DescriptionURI DescriptionTimestamp",
+    key="Collection",
+    partitioned=False,
+)
+MODALITIES = _table(
+    "modalities",
+    "One row per modality of the archive, with its number of patients.",
+    "Modality PatientCount",
+    key="Modality",
+    partitioned=False,
+)
+BODY_PARTS = _table(
+    "body_parts",
+    "One row per body part of the archive (the server upper-cases them), with its number of patients.",
+    "BodyPartExamined PatientCount",
+    key="BodyPartExamined",
+    partitioned=False,
+)
+MANUFACTURERS = _table(
+    "manufacturers",
+    "One row per manufacturer as stored, with its number of patients.",
+    "Manufacturer PatientCount",
+    key="Manufacturer",
+    partitioned=False,
+)
+PATIENTS = _table(
+    "patients",
+    "One row per patient of the collection: getPatient.",
+    "PatientID PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode "
+    "SpeciesDescription",
+    key="Collection PatientID",
+)
+STUDIES = _table(
+    "studies",
+    "One row per study of the collection: getPatientStudy.",
+    "StudyInstanceUID PatientID Collection StudyDate StudyDescription AdmittingDiagnosesDescription StudyID "
+    "PatientAge PatientName PatientBirthDate PatientSex EthnicGroup SeriesCount LongitudinalTemporalEventType "
+    "LongitudinalTemporalOffsetFromEvent",
+    key="StudyInstanceUID",
+)
+SERIES = _table(
+    "series",
+    "One row per series of the collection: getSeries.",
+    "SeriesInstanceUID StudyInstanceUID PatientID Collection Site Modality ProtocolName SeriesDate "
+    "SeriesDescription BodyPartExamined SeriesNumber AnnotationsFlag PatientSex PatientAge "
+    "AdmittingDiagnosesDescription Manufacturer ManufacturerModelName SoftwareVersions ImageCount FileSize "
+    "TimeStamp ReleasedStatus DateReleased LicenseName LicenseURI CollectionURI StudyDescription StudyDate "
+    "ThirdPartyAnalysis",
+    key="SeriesInstanceUID",
+)
+SERIES_METADATA = _table(
+    "series_metadata",
+    "One row per series of the collection: getSeriesMetadata2, else getSeriesMetaData one by one.",
+    "SeriesInstanceUID StudyInstanceUID PatientID Collection Modality SOPClassUID StudyID StudyDescription "
+    "StudyDate SeriesDescription SeriesDate SeriesNumber ProtocolName BodyPartExamined Manufacturer "
+    "ManufacturerModelName SoftwareVersions ImageCount FileSize AnnotationsFlag AnnotationSize TimeStamp "
+    "DateReleased LicenseName LicenseURI CollectionURI ThirdPartyAnalysis",
+    key="SeriesInstanceUID",
+)
+IMAGE_SERIES = _table(
+    "image_series",
+    "The receipts: one row per wanted series, with what was fetched and how it is proven.",
+    "SeriesInstanceUID StudyInstanceUID PatientID Collection Status ImageCount Bytes SeriesMD5 TimeStamp FileSize "
+    "DateReleased FetchedAt Attempts Healed Proof Reason",
+    key="SeriesInstanceUID",
+)
+INSTANCES = _table(
+    "instances",
+    "The index of the image files: one row per file in the lake.",
+    "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNumber Path Size MD5",
+    key="SOPInstanceUID",
+)
+
+TABLES = {
+    t.name: t
+    for t in (
+        COLLECTIONS,
+        MODALITIES,
+        BODY_PARTS,
+        MANUFACTURERS,
+        PATIENTS,
+        STUDIES,
+        SERIES,
+        SERIES_METADATA,
+        IMAGE_SERIES,
+        INSTANCES,
+    )
+}
