@@ -159,8 +159,7 @@ SERIES_V2 = Shape(
     "SERIES",
     SERIES,
     _keys(
-        _SERIES_1_TO_15
-        + "TimeStamp LicenseName LicenseURI CollectionURI FileSize DateReleased StudyDesc StudyDate "
+        _SERIES_1_TO_15 + "TimeStamp LicenseName LicenseURI CollectionURI FileSize DateReleased StudyDesc StudyDate "
         "ThirdPartyAnalysis",
         **_SERIES_FORMS_V2,
     ),

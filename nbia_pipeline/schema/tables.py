@@ -163,9 +163,7 @@ _COLUMNS = {
 
 
 def _table(name: str, description: str, columns: str, key: str, partitioned: bool = True) -> Table:
-    return Table(
-        name, description, tuple(_COLUMNS[c] for c in columns.split()), tuple(key.split()), partitioned
-    )
+    return Table(name, description, tuple(_COLUMNS[c] for c in columns.split()), tuple(key.split()), partitioned)
 
 
 COLLECTIONS = _table(
@@ -199,8 +197,7 @@ MANUFACTURERS = _table(
 PATIENTS = _table(
     "patients",
     "One row per patient of the collection: getPatient.",
-    "PatientID PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode "
-    "SpeciesDescription",
+    "PatientID PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode SpeciesDescription",
     key="Collection PatientID",
 )
 STUDIES = _table(

@@ -1,0 +1,175 @@
+"""The life of a token: asked for when first needed, renewed before it runs out, given back at the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused
+
+log = logging.getLogger(__name__)
+
+# The refresh grant is forwarded to Keycloak with the client id as given, so it must be the real one.
+CLIENT_ID = "nbia"
+TOKEN_PATH = "/oauth/token"  # noqa: S105 - a path
+
+PostForm = Callable[[str, dict[str, str]], requests.Response]
+
+
+class BearerToken(requests.auth.AuthBase):
+    """Put the token into the header; as an `auth` object it wins over a netrc entry for the host."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the header."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+@dataclass(frozen=True)
+class _Grant:
+    access: str = field(repr=False)
+    refresh: str | None = field(repr=False)
+    renew_at: float
+    refresh_until: float
+
+
+class Tokens:
+    """The token of one account at one host, shared by the threads of a process.
+
+    Args:
+        post_form: sends a form to a path below the base URL and returns the answer, whatever its status.
+        username: account at the archive.
+        password: its password; the server ignores the guest's.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, post_form: PostForm, username: str, password: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._post_form = post_form
+        self._username = username
+        self._password = password
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._grant: _Grant | None = None
+
+    def current(self) -> str:
+        """Return a token that is not about to run out; many threads cause one login.
+
+        Raises:
+            LoginRefused: the archive refuses the account.
+            ArchiveUnreachable: no answer from the token endpoint.
+        """
+        with self._lock:
+            if self._grant is None or self._clock() >= self._grant.renew_at:
+                self._grant = self._renewed(self._grant)
+            return self._grant.access
+
+    def reject(self, token: str) -> None:
+        """Forget `token`, which the archive refused; a newer one, got by another thread, is kept."""
+        with self._lock:
+            if self._grant is not None and self._grant.access == token:
+                self._grant = None
+
+    def secrets(self) -> list[str]:
+        """Return what must not appear in any text."""
+        grant = self._grant
+        held = [self._password, grant.access if grant else None, grant.refresh if grant else None]
+        return [s for s in held if s]
+
+    def take(self) -> str | None:
+        """Return the token, if there is one, and forget it: for the logout."""
+        with self._lock:
+            grant, self._grant = self._grant, None
+            return grant.access if grant else None
+
+    def _renewed(self, old: _Grant | None) -> _Grant:
+        if old is not None and old.refresh and self._clock() < old.refresh_until:
+            try:
+                return self._ask({"grant_type": "refresh_token", "refresh_token": old.refresh, "client_id": CLIENT_ID})
+            except LoginRefused as e:
+                log.info("the refresh token was not accepted, logging in again: %s", e)
+        return self._ask(
+            {
+                "grant_type": "password",
+                "username": self._username,
+                "password": self._password,
+                "client_id": CLIENT_ID,
+            }
+        )
+
+    def _ask(self, form: dict[str, str]) -> _Grant:
+        asked_at = self._clock()
+        answer = self._post_form(TOKEN_PATH, form)
+        try:
+            return _grant(self._accepted(answer), asked_at)
+        except ArchiveError as e:
+            raise e.at(TOKEN_PATH, {}) from e.__cause__
+
+    def _accepted(self, answer: requests.Response) -> dict[str, Any]:
+        if answer.status_code in (400, 401, 403):
+            raise LoginRefused(
+                f"the archive refuses the account {self._username!r} ({_why(answer)}): check NBIA_USERNAME and "
+                "NBIA_PASSWORD",
+                status=answer.status_code,
+            )
+        if answer.status_code != 200:
+            raise ArchiveUnreachable("the archive gives no token: try later", status=answer.status_code)
+        return _json_object(answer)
+
+
+def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
+    access = reply.get("access_token")
+    if not isinstance(access, str) or not access:
+        raise BadAnswer("the token endpoint sent no access_token", status=200)
+    refresh = reply.get("refresh_token")
+    return _Grant(
+        access=access,
+        refresh=refresh if isinstance(refresh, str) else None,
+        renew_at=asked_at + _usable(reply.get("expires_in")),
+        refresh_until=asked_at + _usable(reply.get("refresh_expires_in")),
+    )
+
+
+def _usable(lifetime: object) -> float:
+    """Return the seconds for which a token is used: its life without a margin of a tenth (a minute at most).
+
+    The margin covers the request's way to the server and clocks that differ. Without a stated lifetime a
+    token is used for a minute.
+    """
+    seconds = float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
+    return seconds - min(60.0, seconds / 10)
+
+
+def _json_object(answer: requests.Response) -> dict[str, Any]:
+    # The body is never quoted: it holds the token.
+    try:
+        reply = answer.json()
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict):
+        raise BadAnswer(
+            "the token endpoint did not answer with a JSON object: NBIA_ARCHIVE may not be an NBIA base URL",
+            status=answer.status_code,
+        )
+    return reply
+
+
+def _why(answer: requests.Response) -> str:
+    """Return the error fields of a refusal (Keycloak), which hold no secret."""
+    try:
+        reply = answer.json()
+    except ValueError:
+        return "no reason given"
+    if not isinstance(reply, dict):
+        return "no reason given"
+    return ": ".join(str(reply[k])[:100] for k in ("error", "error_description") if k in reply) or "no reason given"

@@ -1,0 +1,334 @@
+"""From the bytes of an answer to an Arrow table of fixed schema.
+
+Lists arrive as one JSON array, of up to hundreds of megabytes. It is read in pieces: Arrow's JSON reader
+takes each piece if it is exactly as the server writes it, and a tolerant reader takes the others (numbers
+as text, the guide's spellings, any of the date forms). Both give the same values.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from nbia_pipeline.archive.errors import BadAnswer
+from nbia_pipeline.schema.shapes import Form, Shape, normalise
+from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
+
+PIECE_BYTES = 4 << 20
+
+# Between two objects of the array. A string cannot hold these bytes: its quote would be escaped, or close
+# it and be followed by punctuation.
+_BETWEEN = re.compile(rb'\},(?=\{"\w)')
+_FAST_FORMS = {
+    Form.TEXT: TEXT,
+    Form.NUMBER: COUNT,
+    Form.BOOLEAN: FLAG,
+    Form.FLAG_TEXT: TEXT,
+    Form.DATETIME: TEXT,
+    Form.US_DAY: TEXT,
+}
+
+
+def answer_schema(shape: Shape) -> pa.Schema:
+    """Return the Arrow schema of an answer of `shape`: its table's columns, else its own keys as text."""
+    if shape.table is not None:
+        return shape.table.schema
+    numbers = (Form.NUMBER, Form.NUMBER_TEXT)
+    return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in shape.keys if k.column])
+
+
+def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
+    """Read a JSON array of flat objects, as the list endpoints send it.
+
+    Args:
+        chunks: the body in pieces of any size; an empty body means no rows (server: never ``[]``).
+        shape: the keys that the endpoint sends.
+
+    Returns:
+        A table of :func:`answer_schema`; omitted keys are null.
+
+    Raises:
+        BadAnswer: the body is not such an array, ends early, or a value does not fit its column.
+    """
+    schema = answer_schema(shape)
+    batches = [_table_of(piece, shape, schema) for piece in _pieces(chunks)]
+    table = pa.concat_tables(batches) if batches else schema.empty_table()
+    _expect_identity(table, shape)
+    return table
+
+
+def read_csv(text: str, shape: Shape) -> pa.Table:
+    """Read the quoted CSV that the metadata endpoints send; an empty cell is null.
+
+    Raises:
+        BadAnswer: the header lacks the shape's first key, or a row has another number of cells.
+    """
+    schema = answer_schema(shape)
+    if not text.strip():
+        return schema.empty_table()
+    rows = list(csv.reader(io.StringIO(text), strict=False))
+    header = rows[0]
+    if not {normalise(h) for h in header} & set(shape.columns_by_wire_name()):
+        raise BadAnswer(_not_what_was_due(text, "a CSV table"))
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise BadAnswer(f"row {number} of the CSV table has {len(row)} cells, its header {len(header)}")
+    cells = [{h: c or None for h, c in zip(header, row, strict=True)} for row in rows[1:]]
+    table = _from_rows(cells, shape, schema)
+    _expect_identity(table, shape)
+    return table
+
+
+def _expect_identity(table: pa.Table, shape: Shape) -> None:
+    """Refuse rows without their key; only a list of plain values may hold an all-null row (server: ``{}``)."""
+    if shape.table is None or len(shape.keys) == 1:
+        return
+    for name in shape.table.key:
+        if table[name].null_count:
+            raise BadAnswer(f"{table[name].null_count} of {table.num_rows} rows have no {name}")
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield runs of whole objects, parted by commas, without the array's brackets."""
+    buffer = bytearray()
+    opened = False
+    for chunk in chunks:
+        buffer += chunk
+        if not opened and buffer.lstrip():
+            _expect_array(buffer)
+            del buffer[: buffer.index(b"[") + 1]
+            opened = True
+        if opened and len(buffer) >= PIECE_BYTES:
+            cut = _last_boundary(buffer)
+            if cut:
+                yield bytes(buffer[:cut])
+                del buffer[: cut + 1]
+    rest = bytes(buffer).rstrip()
+    if not opened:
+        if rest:
+            raise BadAnswer(_not_what_was_due(rest.decode("utf-8", "replace"), "a JSON array"))
+        return
+    if not rest.endswith(b"]"):
+        raise BadAnswer("the JSON array ends early: the answer was cut", may_pass=True)
+    if rest[:-1].strip():
+        yield rest[:-1].strip()
+
+
+def _expect_array(buffer: bytearray) -> None:
+    if not buffer.lstrip().startswith(b"["):
+        raise BadAnswer(_not_what_was_due(bytes(buffer[:300]).decode("utf-8", "replace"), "a JSON array"))
+
+
+def _not_what_was_due(text: str, due: str) -> str:
+    start = " ".join(text.split())[:200]
+    if start.startswith("<"):
+        return (
+            f"the answer is HTML or XML where {due} was due: a proxy or a login page may stand between you and "
+            f"the archive, or NBIA_ARCHIVE may not be an NBIA base URL. It began: {start!r}"
+        )
+    return f"the answer is not {due}. It began: {start!r}"
+
+
+def _last_boundary(buffer: bytearray) -> int:
+    """Return the index of the comma after the last whole object but one, or 0."""
+    at = len(buffer)
+    while (at := buffer.rfind(b'},{"', 0, at)) > 0:
+        if _BETWEEN.match(buffer, at):
+            return at + 1
+    return 0
+
+
+def _table_of(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
+    try:
+        return _read_fast(piece, shape, schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return _read_tolerantly(piece, shape, schema)
+
+
+def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
+    """Read objects that are just as the server writes them; raises ArrowInvalid for all others."""
+    if any(key.form not in _FAST_FORMS for key in shape.keys):
+        raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
+    wire = pa.schema([pa.field(k.name, _wire_type(k.column, k.form, schema)) for k in shape.keys])
+    lines = _BETWEEN.sub(b"}\n", piece)
+    raw = pj.read_json(
+        io.BytesIO(lines),
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(lines) + 1),
+        parse_options=pj.ParseOptions(explicit_schema=wire, unexpected_field_behavior="error"),
+    )
+    raw.validate(full=True)  # the JSON reader does not check that text is UTF-8
+    columns = {k.column: _cast_fast(raw[k.name], schema.field(k.column).type, k.form) for k in shape.keys if k.column}
+    return _in_order(columns, raw.num_rows, schema)
+
+
+def _wire_type(column: str | None, form: Form, schema: pa.Schema) -> pa.DataType:
+    if form is Form.NUMBER and column is not None:
+        return schema.field(column).type
+    return _FAST_FORMS[form]
+
+
+def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.ChunkedArray:
+    if form is Form.DATETIME:
+        times = values.cast(TIME)
+    elif form is Form.US_DAY:
+        times = pc.strptime(values, format="%m-%d-%Y", unit="us")
+    else:
+        return values.cast(wanted)
+    if wanted != DAY:
+        return times
+    days = times.cast(DAY, safe=False)
+    if not pc.all(pc.equal(times, days.cast(TIME)), min_count=0).as_py():
+        raise pa.ArrowInvalid("a day with a time of day")
+    return days
+
+
+def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
+    try:
+        rows = json.loads(b"[" + piece + b"]", parse_float=Decimal)
+    except ValueError as e:
+        raise BadAnswer(f"the answer is not JSON: {e}") from e
+    return _from_rows(rows, shape, schema)
+
+
+def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
+    columns_of = shape.columns_by_wire_name()
+    values: dict[str, list[Any]] = {field.name: [None] * len(rows) for field in schema}
+    readers = {field.name: _READERS[field.type] for field in schema}
+    known: dict[str, str | None] = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise BadAnswer(f"element {number} of the array is {type(row).__name__}, not an object")
+        for key, raw in row.items():
+            if key not in known:
+                known[key] = columns_of.get(normalise(key))
+            column = known[key]
+            if column is not None and raw is not None:
+                values[column][number] = _read(raw, readers[column], key)
+        if row and not any(normalise(key) in columns_of for key in row):
+            raise BadAnswer(f"element {number} of the array has none of the keys of {shape.name}: {sorted(row)[:5]}")
+    try:
+        columns = {n: pa.chunked_array([pa.array(v, schema.field(n).type)]) for n, v in values.items()}
+    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError) as e:
+        raise BadAnswer(f"a value does not fit its column: {e}") from e
+    return _in_order(columns, len(rows), schema)
+
+
+def _in_order(columns: dict[str, pa.ChunkedArray], count: int, schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_arrays([columns.get(f.name, pa.nulls(count, f.type)) for f in schema], schema=schema)
+
+
+def _read(raw: object, reader: Callable[[object], object], key: str) -> object:
+    try:
+        return reader(raw)
+    except (ValueError, InvalidOperation, OverflowError) as e:
+        raise BadAnswer(f"key {key!r} holds {str(raw)[:80]!r}: {e}") from e
+
+
+def read_text(raw: object) -> str:
+    """Return a text as it stands; a JSON number is taken by its digits."""
+    if isinstance(raw, str):
+        return raw
+    if isinstance(raw, (int, Decimal)) and not isinstance(raw, bool):
+        return str(raw)
+    raise ValueError("not a text")
+
+
+def read_count(raw: object) -> int | None:
+    """Read a whole number that comes as a number or as text, like ``12`` or ``"1.000000"``."""
+    number = _decimal(raw)
+    if number is None:
+        return None
+    if number != number.to_integral_value():
+        raise ValueError("not a whole number")
+    return int(number)
+
+
+def read_real(raw: object) -> float | None:
+    """Read a number that comes as a number or as text."""
+    number = _decimal(raw)
+    return None if number is None else float(number)
+
+
+def _decimal(raw: object) -> Decimal | None:
+    if isinstance(raw, bool) or not isinstance(raw, (int, Decimal, str)):
+        raise ValueError("not a number")
+    if raw == "":
+        return None
+    try:
+        number = Decimal(raw)
+    except InvalidOperation:
+        raise ValueError("not a number") from None
+    if not number.is_finite() or abs(number.adjusted()) > 300:
+        raise ValueError("not a number of a sensible size")
+    return number
+
+
+def read_flag(raw: object) -> bool | None:
+    """Read a flag: a JSON boolean (v2), or a text (v4, getSeriesMetaData)."""
+    if isinstance(raw, bool):
+        return raw
+    flag = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": None}
+    if isinstance(raw, (str, int)) and str(raw).strip().casefold() in flag:
+        return flag[str(raw).strip().casefold()]
+    raise ValueError("not a flag")
+
+
+_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?)?")
+_US = re.compile(r"(\d\d)-(\d\d)-(\d{4})")
+_JAVA = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d\d) (\d\d):(\d\d):(\d\d) (?:\S+ )?(\d{4})")
+_MONTHS = {m: n for n, m in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)}
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the server states no zone, so no time here has one
+
+
+def read_time(raw: object) -> datetime | None:
+    """Read a time in any of the forms that the archive writes (reference: trap 14).
+
+    ``2011-11-08 08:08:01.0``, ``2011-11-08``, ``11-08-2011``, ``Tue Nov 08 08:08:01 CST 2011`` and
+    milliseconds since 1970. A zone's name is dropped: the server's clock is unknown.
+    """
+    if isinstance(raw, (int, Decimal)) and not isinstance(raw, bool):
+        return _EPOCH + timedelta(milliseconds=float(raw))
+    if not isinstance(raw, str):
+        raise ValueError("not a date")
+    text = raw.strip()
+    if not text:
+        return None
+    if m := _ISO.fullmatch(text):
+        year, month, day, hour, minute, second = (int(g or 0) for g in m.groups()[:6])
+        micros = int((m[7] or "0").ljust(6, "0")[:6])
+        return datetime(year, month, day, hour, minute, second, micros)  # noqa: DTZ001
+    if m := _US.fullmatch(text):
+        return datetime(int(m[3]), int(m[1]), int(m[2]))  # noqa: DTZ001
+    if (m := _JAVA.fullmatch(text)) and m[1] in _MONTHS:
+        return datetime(int(m[6]), _MONTHS[m[1]], int(m[2]), int(m[3]), int(m[4]), int(m[5]))  # noqa: DTZ001
+    raise ValueError("not a date in any form that the archive is known to write")
+
+
+def read_day(raw: object) -> date | None:
+    """Read a day in any of the forms of :func:`read_time`; a time of day is refused, not dropped."""
+    time = read_time(raw)
+    if time is None:
+        return None
+    if (time.hour, time.minute, time.second, time.microsecond) != (0, 0, 0, 0):
+        raise ValueError("a day with a time of day")
+    return time.date()
+
+
+_READERS: dict[pa.DataType, Callable[[object], object]] = {
+    TEXT: read_text,
+    COUNT: read_count,
+    REAL: read_real,
+    FLAG: read_flag,
+    DAY: read_day,
+    TIME: read_time,
+}

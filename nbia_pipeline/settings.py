@@ -1,0 +1,187 @@
+"""The configuration: read once from the environment, into one typed and checked object."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+GUEST = "nbia_guest"
+
+KNOWN_ARCHIVES = {
+    "tcia": "https://services.cancerimagingarchive.net/nbia-api",
+    "nlst": "https://nlst.cancerimagingarchive.net/nbia-api",
+}
+EMBEDDED = "embedded"
+
+VARIABLES = (
+    "NBIA_ARCHIVE",
+    "NBIA_API",
+    "NBIA_USERNAME",
+    "NBIA_PASSWORD",
+    "NBIA_LAKE",
+    "NBIA_COLLECTIONS",
+    "NBIA_IMAGES",
+    "NBIA_CA_BUNDLE",
+)
+
+
+class SettingsError(ValueError):
+    """A variable that cannot be used; the message names it, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the data come from and where they go. Checked when made.
+
+    Attributes:
+        archive: ``embedded``, ``tcia``, ``nlst``, or a base URL that ends in ``/nbia-api``.
+        api: ``v2`` (the guide's, with a token) or ``v4`` (no token needed).
+        username: account at the archive.
+        password: its password; never printed.
+        lake: absolute directory, or URI, of the lake.
+        collections: names or globs of the collections whose tables are kept.
+        images: names or globs of the collections whose images are mirrored; None takes the default:
+            all of the embedded archive, none of another.
+        ca_bundle: file of certificates to trust, or None for the system's.
+
+    Raises:
+        SettingsError: a value is unknown or contradicts another.
+    """
+
+    archive: str = EMBEDDED
+    api: str = "v2"
+    username: str = GUEST
+    password: str = field(default="", repr=False)
+    lake: str = "./lake"
+    collections: tuple[str, ...] = ("*",)
+    images: tuple[str, ...] | None = None
+    ca_bundle: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_archive(self.archive)
+        if self.api not in ("v2", "v4"):
+            raise SettingsError(f"NBIA_API is {self.api!r}: set it to v2 or v4")
+        _check_account(self.username, self.password)
+        if not self.lake.strip():
+            raise SettingsError("NBIA_LAKE is empty: set it to a directory or a URI such as s3://bucket/lake")
+        if not self.collections:
+            raise SettingsError("NBIA_COLLECTIONS is empty: name collections or globs, or unset it for all")
+        if self.ca_bundle is not None and not Path(self.ca_bundle).is_file():
+            raise SettingsError(f"NBIA_CA_BUNDLE is {self.ca_bundle!r}: there is no such file")
+        if "://" not in self.lake:
+            object.__setattr__(self, "lake", str(Path(self.lake).expanduser().absolute()))
+        if self.images is None:
+            object.__setattr__(self, "images", ("*",) if self.archive == EMBEDDED else ())
+        _check_images_are_kept(self.images or (), self.collections)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the ``NBIA_*`` variables; an unset or empty one takes its default.
+
+        ``NBIA_IMAGES`` alone tells empty (no images) from unset.
+
+        Raises:
+            SettingsError: a value is wrong, or a variable is a misspelling of a known one.
+        """
+        env = dict(os.environ if environ is None else environ)
+        _refuse_misspelt(env)
+        given: dict[str, object] = {}
+        for variable in (
+            "NBIA_ARCHIVE",
+            "NBIA_API",
+            "NBIA_USERNAME",
+            "NBIA_PASSWORD",
+            "NBIA_LAKE",
+            "NBIA_CA_BUNDLE",
+        ):
+            if env.get(variable):
+                given[variable.removeprefix("NBIA_").lower()] = env[variable]
+        if env.get("NBIA_COLLECTIONS"):
+            given["collections"] = split_names(env["NBIA_COLLECTIONS"])
+        if "NBIA_IMAGES" in env:
+            given["images"] = split_names(env["NBIA_IMAGES"])
+        return cls(**given)  # type: ignore[arg-type]
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether images of any collection are mirrored."""
+        return bool(self.images)
+
+    def mirrors_images_of(self, collection: str) -> bool:
+        """Tell whether the images of `collection` are mirrored."""
+        return bool(matching(self.images or (), [collection]))
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of names or globs; blanks around a name are dropped."""
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return those of `names`, in their order, that equal or match one of the glob `patterns`.
+
+    Matching is case-sensitive, as the archive's counts and descriptions are.
+    """
+    wanted = list(patterns)
+    return [n for n in names if any(n == p or fnmatch.fnmatchcase(n, p) for p in wanted)]
+
+
+def unmatched(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Map each pattern that matches none of `names` to the names that look like it."""
+    known = list(names)
+    folded = {n.casefold(): n for n in known}
+    return {
+        p: [folded[c] for c in difflib.get_close_matches(p.casefold(), folded, n=3)]
+        for p in patterns
+        if not matching([p], known)
+    }
+
+
+def is_glob(pattern: str) -> bool:
+    """Tell whether `pattern` holds a wildcard."""
+    return any(c in pattern for c in "*?[")
+
+
+def _check_archive(archive: str) -> None:
+    if archive == EMBEDDED or archive in KNOWN_ARCHIVES:
+        return
+    names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
+    parts = urlsplit(archive)
+    if parts.username or parts.password:
+        raise SettingsError("NBIA_ARCHIVE holds an account: put it into NBIA_USERNAME and NBIA_PASSWORD instead")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.endswith("/nbia-api"):
+        raise SettingsError(
+            f"NBIA_ARCHIVE is {archive!r}: set it to {names}, or to a base URL that ends in /nbia-api, "
+            "such as https://archive.example.org/nbia-api"
+        )
+
+
+def _check_account(username: str, password: str) -> None:
+    if username == GUEST and password:
+        raise SettingsError(
+            f"NBIA_PASSWORD is set, but NBIA_USERNAME is the guest {GUEST}: name the account it belongs to"
+        )
+    if username != GUEST and not password:
+        raise SettingsError(f"NBIA_USERNAME is {username!r}, but NBIA_PASSWORD is empty: set it too")
+
+
+def _check_images_are_kept(images: tuple[str, ...], collections: tuple[str, ...]) -> None:
+    for name in images:
+        if not is_glob(name) and not matching(collections, [name]):
+            raise SettingsError(
+                f"NBIA_IMAGES names {name!r}, but NBIA_COLLECTIONS ({', '.join(collections)}) leaves it out: "
+                "its images need its series table, so add it there too"
+            )
+
+
+def _refuse_misspelt(env: Mapping[str, str]) -> None:
+    for variable in env:
+        if variable.startswith("NBIA_") and variable not in VARIABLES:
+            close = difflib.get_close_matches(variable, VARIABLES, n=1, cutoff=0.8)
+            if close:
+                raise SettingsError(f"{variable} is not a variable of nbia_pipeline: did you mean {close[0]}?")
