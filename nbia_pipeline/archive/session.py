@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -79,6 +80,8 @@ class Session:
         self._http.mount("https://", adapter)
         self._http.mount("http://", adapter)
         self._http.headers.update({"User-Agent": USER_AGENT, "Accept": "*/*"})
+        if urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1"):
+            self._http.trust_env = False  # no proxy leads to this machine
         if ca_bundle:
             self._http.verify = ca_bundle
         self.tokens = Tokens(self._post_form, *account) if account else None

@@ -1,0 +1,37 @@
+# Everything needs Python (3.10 to 3.13), make and a package index, and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo dev test lint types bench-tables clean
+
+demo: $(VENV)/.installed          ## run the main job on the embedded archive
+	$(BIN)/python -m nbia_pipeline run
+
+dev: $(VENV)/.installed           ## start the Dagster UI on http://localhost:3000
+	$(BIN)/python -m nbia_pipeline dev
+
+test: $(VENV)/.installed-dev      ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev      ## check style
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(VENV)/.installed-dev     ## check types
+	$(BIN)/python -m mypy
+
+bench-tables: $(VENV)/.installed-dev  ## tables at real scale, against tcia_utils
+	$(BIN)/python benchmarks/tables.py
+
+clean:                            ## remove what the targets above made
+	rm -rf $(VENV) lake dagster_home
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

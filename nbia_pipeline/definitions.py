@@ -1,0 +1,47 @@
+"""The code location: everything of one archive, made from settings."""
+
+from __future__ import annotations
+
+import os
+
+import dagster as dg
+
+from nbia_pipeline.assets import build_images_asset, build_table_assets
+from nbia_pipeline.checks import build_checks
+from nbia_pipeline.jobs import build_jobs
+from nbia_pipeline.names import Names
+from nbia_pipeline.resources import ArchiveResource, LakeResource
+from nbia_pipeline.settings import Settings
+
+
+def build_definitions(settings: Settings, names: Names | None = None) -> dg.Definitions:
+    """Return assets, checks, jobs and resources of one archive. Touches no network and no disk.
+
+    Args:
+        settings: where the data come from and where they go.
+        names: the names of its assets; those of the first archive by default.
+    """
+    names = names or Names()
+    # As an EnvVar the UI shows the variable's name and never its value.
+    password = dg.EnvVar("NBIA_PASSWORD") if os.environ.get("NBIA_PASSWORD") == settings.password else settings.password
+    archive = ArchiveResource(
+        archive=settings.archive,
+        api=settings.api,
+        username=settings.username,
+        password=password,
+        collections=list(settings.collections),
+        images=list(settings.images or ()),
+        ca_bundle=settings.ca_bundle,
+    )
+    return dg.Definitions(
+        assets=[*build_table_assets(names), build_images_asset(names)],
+        asset_checks=build_checks(names),
+        jobs=build_jobs(names),
+        resources={names.archive: archive, names.lake: LakeResource(uri=settings.lake)},
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Return the definitions that the environment asks for; a wrong variable is an error that names it."""
+    return build_definitions(Settings.from_env())

@@ -1,0 +1,231 @@
+"""The endpoints that send files: zips written as a stream, single files, digests."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from nbia_pipeline.embedded.calls import EMPTY, Call, Reply, ServerFault, complaint
+from nbia_pipeline.embedded.catalogue import ImageStore, StoredInstance
+from nbia_pipeline.embedded.holdings import ANY_VISIBILITY
+
+_LOG = logging.getLogger(__name__)
+
+PIECE_BYTES = 256 * 1024
+"""Bytes collected before a piece of a zip is sent."""
+
+Named = tuple[str, StoredInstance]
+"""Name of an entry and the instance behind it."""
+
+
+def refused(uid: str) -> Reply:
+    """Return the one answer for a series that is unknown, hidden or forbidden."""
+    return complaint(
+        f"The user has not been granted the access to image with given SeriesInstanceUID,{uid}. "
+        "Please contact System Admin to resolve this issue."
+    )
+
+
+def image_v2(call: Call) -> Reply:
+    """getImage of v2: the licence, then the images."""
+    return _image(call, licence=True, hashes=False, stop_without_digest=False)
+
+
+def image_v4(call: Call) -> Reply:
+    """getImage of v4. Server: stops at an image without a digest even when no digests are asked for."""
+    hashes = call.query.get("IncludeMD5", "").casefold() == "yes"
+    return _image(call, licence=True, hashes=hashes, stop_without_digest=True)
+
+
+def image_with_md5(call: Call) -> Reply:
+    """getImageWithMD5Hash: images, then ``md5hashes.csv``; no licence.
+
+    Server: an image without a digest ends the answer before the first file.
+    """
+    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    if not call.holdings.one_series(uid, call.rights).num_rows:
+        return refused(uid)
+    named = _numbered(call, uid)
+    if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
+        return _zip_reply(uid, _stream(None, uid, [], hashes=False))
+    return _zip_reply(uid, _stream(images, uid, named, hashes=True))
+
+
+def dcm_image(call: Call) -> Reply:
+    """getDCMImage: images named by acquisition, ``md5hashes.csv`` if asked for; no licence."""
+    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    if not call.holdings.one_series(uid, call.rights).num_rows:
+        return complaint(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+    hashes = call.query.get("MD5Verification", "").casefold() == "true"
+    return _zip_reply(uid, _stream(images, uid, _by_acquisition(_instances(call, uid)), hashes=hashes))
+
+
+def single_image(call: Call) -> Reply:
+    """getSingleImage: one file. Server: rights are checked, visibility is not; 500 for what is not there."""
+    images, uid, sop = call.holdings.catalogue.images, call.query["SeriesInstanceUID"], call.query["SOPInstanceUID"]
+    if images is None or not call.holdings.one_series(uid, call.rights, ANY_VISIBILITY).num_rows:
+        raise ServerFault
+    try:
+        data = images.read(uid, sop)
+    except (KeyError, OSError) as error:
+        raise ServerFault from error
+    return Reply(data, content_type="application/dicom", disposition=f"attachment; filename={sop}.dcm")
+
+
+def md5_of_image_v2(call: Call) -> Reply:
+    """getM5HashForImage (sic) of v2, whose parameter is spelled ``SOPInstanceUid``."""
+    return _md5_of_image(call, call.query.get("SOPInstanceUid"))
+
+
+def md5_of_image_v4(call: Call) -> Reply:
+    """getMD5HashForImage of v4, whose parameter is spelled ``SOPInstanceUID``."""
+    return _md5_of_image(call, call.query.get("SOPInstanceUID"))
+
+
+def _md5_of_image(call: Call, sop: str | None) -> Reply:
+    """Return the bare digest. Server: 200 and nothing where there is none to show."""
+    images, series = call.holdings.catalogue.images, call.holdings.series_of_instance(sop or "")
+    if images is None or sop is None or series is None:
+        return EMPTY
+    if not call.holdings.one_series(series, call.rights).num_rows:
+        return EMPTY
+    digest = images.md5(series, sop)
+    return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
+
+
+def _image(call: Call, *, licence: bool, hashes: bool, stop_without_digest: bool) -> Reply:
+    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    row = call.holdings.one_series(uid, call.rights)
+    if not row.num_rows:
+        return refused(uid)
+    facts = row.slice(0, 1).to_pylist()[0]
+    text = (
+        f"The collection {facts['Collection']} is distributed under {facts['LicenseName']} "
+        f"({facts['LicenseURI']}).\n"
+        "Cite the collection, whose address is given in the archive's listing, when you use these data.\n"
+    )
+    named = _numbered(call, uid)
+    if call.query.get("NewFileNames", "").casefold() == "yes":
+        named = _by_acquisition(_instances(call, uid))
+    if stop_without_digest and images is not None:
+        digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
+        if None in digests:
+            named, hashes = named[: digests.index(None)], False
+    return _zip_reply(uid, _stream(images, uid, named, hashes=hashes, licence=text if licence else None))
+
+
+def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
+    images = call.holdings.catalogue.images
+    return () if images is None else images.instances(uid)
+
+
+def _numbered(call: Call, uid: str) -> list[Named]:
+    """Name the images by a counter over an order that differs between downloads.
+
+    Server: the query has no order, so that the same image may get another number tomorrow. Here the order
+    follows from the series and from how many downloads of it came before.
+    """
+    call.settings.downloads[uid] += 1
+    shuffled = list(_instances(call, uid))
+    random.Random(f"{uid}#{call.settings.downloads[uid]}").shuffle(shuffled)  # noqa: S311 - not a secret
+    return [(f"{number:08d}.dcm", instance) for number, instance in enumerate(shuffled, 1)]
+
+
+def _by_acquisition(instances: Sequence[StoredInstance]) -> list[Named]:
+    """Name the images ``A-B.dcm``.
+
+    Server: sorted by InstanceNumber; A rises each time the AcquisitionNumber differs from the previous
+    one, B restarts with each A. A is padded to the digits of the number of changes of the acquisition
+    number, B to those of the instance number.
+    """
+    ordered = sorted(instances, key=lambda i: i.instance_number)
+    changes_a = sum(x.acquisition_number != y.acquisition_number for x, y in pairwise(ordered))
+    changes_b = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
+    named, a, b = [], 1, 0
+    for position, instance in enumerate(ordered):
+        b += 1
+        if position and instance.acquisition_number != ordered[position - 1].acquisition_number:
+            a, b = a + 1, 1
+        named.append((f"{a:0{len(str(changes_a))}d}-{b:0{len(str(changes_b))}d}.dcm", instance))
+    return named
+
+
+def _zip_reply(uid: str, pieces: Iterator[bytes]) -> Reply:
+    return Reply(pieces, content_type="application/octet-stream", disposition=f'attachment; filename="{uid}.zip"')
+
+
+class _Sink(io.RawIOBase):
+    """A file that cannot seek and keeps what is written until it is taken."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+        self._pieces.append(bytes(data))
+        self.size += len(self._pieces[-1])
+        return len(self._pieces[-1])
+
+    def take(self) -> bytes:
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        self.size = 0
+        return taken
+
+
+def _stream(
+    images: ImageStore | None,
+    uid: str,
+    named: Sequence[Named],
+    *,
+    hashes: bool,
+    licence: str | None = None,
+) -> Iterator[bytes]:
+    """Yield a zip with data descriptors, entry by entry.
+
+    Server: every error inside the loop is caught and the zip is closed, so that what arrives is a valid
+    archive that ends early; ``md5hashes.csv`` is written only after the last image.
+    """
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        if licence is not None:
+            yield from _entry(archive, sink, "LICENSE", licence.encode())
+        try:
+            for name, instance in named if images is not None else ():
+                assert images is not None  # noqa: S101 - for the type checker
+                yield from _entry(archive, sink, name, images.read(uid, instance.sop_instance_uid))
+        except (KeyError, OSError) as error:
+            _LOG.warning("series %s: the download ends early: %r", uid, error)
+            hashes = False
+        if hashes and images is not None:
+            yield from _entry(archive, sink, "md5hashes.csv", _digests(images, uid, named))
+    yield sink.take()
+
+
+def _entry(archive: zipfile.ZipFile, sink: _Sink, name: str, data: bytes) -> Iterator[bytes]:
+    info = zipfile.ZipInfo(name, time.localtime()[:6])
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.file_size = len(data)  # decides whether the entry needs the 64-bit format
+    if hasattr(info, "compress_level"):
+        info.compress_level = archive.compresslevel
+    else:  # Python before 3.13
+        info._compresslevel = archive.compresslevel  # type: ignore[attr-defined]
+    with archive.open(info, "w") as entry:
+        for start in range(0, len(data), 4 * PIECE_BYTES):
+            entry.write(data[start : start + 4 * PIECE_BYTES])
+            if sink.size >= PIECE_BYTES:
+                yield sink.take()
+
+
+def _digests(images: ImageStore, uid: str, named: Sequence[Named]) -> bytes:
+    rows = [f"{name},{images.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
+    random.Random(uid).shuffle(rows)  # noqa: S311 - server: the rows come in arbitrary order
+    return ("\n".join(["Filename,MD5Hash", *rows]) + "\n").encode()

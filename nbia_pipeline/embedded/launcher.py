@@ -1,0 +1,236 @@
+"""The shared embedded archive: found or started by whoever needs it, gone when nobody does.
+
+All processes of a user share one server per version, catalogue and options. Each holds one open connection
+to the server's lifeline; the kernel closes it when the process ends, however it ends, and a server without
+connections stops by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import filelock
+
+from nbia_pipeline._version import __version__
+
+START_SECONDS = 300.0
+"""How long a server may take to start."""
+
+_ANSWER_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+_LOG_TAIL_BYTES = 4000
+# What a Python process needs to start as this one did; nothing else is handed on.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV", "TZ")
+
+Option = str | int | float | bool
+"""Value of an option of the server."""
+
+
+class EmbeddedArchiveError(RuntimeError):
+    """The embedded archive could not be started."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A lifeline of this process."""
+
+    pid: int
+    url: str
+    line: socket.socket
+
+
+_held: dict[str, _Held] = {}
+_servers: list[subprocess.Popen[bytes]] = []
+_threads = threading.Lock()
+
+
+def ensure_running(catalogue: str = "demo", **options: Option) -> str:
+    """Return the base URL of the embedded archive that all processes of this user share.
+
+    Starts it if it does not run. It stays up for as long as this process, or any other that called this,
+    lives.
+
+    Args:
+        catalogue: name of the catalogue, ``demo`` or ``idc``.
+        options: options of ``python -m nbia_pipeline.embedded``, like ``scale=2`` or ``linger=1.0``.
+
+    Returns:
+        Base URL like ``http://127.0.0.1:40001/nbia-api``.
+
+    Raises:
+        EmbeddedArchiveError: if the server ends while it starts, or takes too long; with the end of its log.
+    """
+    key = _key(catalogue, options)
+    with _threads:
+        held = _held.get(key)
+        if held is not None and held.pid == os.getpid() and _alive(held.line):
+            return held.url
+        if held is not None:
+            held.line.close()
+            del _held[key]
+        directory = state_directory()
+        with filelock.FileLock(directory / f"{key}.lock"):
+            record = directory / f"{key}.json"
+            held = _join(record) or _start(record, catalogue, options)
+        _held[key] = held
+        return held.url
+
+
+def state_directory() -> Path:
+    """Return the directory of records and logs of this user, made if need be, readable by nobody else.
+
+    Raises:
+        EmbeddedArchiveError: if somebody else made a directory of that name.
+    """
+    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
+    directory = Path(tempfile.gettempdir()) / f"nbia-pipeline-{user}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid"):
+        facts = directory.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+            raise EmbeddedArchiveError(f"{directory} is not a directory of this user")
+        if stat.S_IMODE(facts.st_mode) != 0o700:
+            directory.chmod(0o700)
+    return directory
+
+
+def _key(catalogue: str, options: dict[str, Option]) -> str:
+    text = json.dumps([__version__, catalogue, sorted(options.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _alive(line: socket.socket) -> bool:
+    """Return whether the server still holds its end; costs a system call."""
+    try:
+        line.setblocking(False)
+        return line.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _join(record: Path) -> _Held | None:
+    """Take hold of the server that `record` tells of; None if there is none or it is going or hanging."""
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        url, port, version = str(facts["url"]), int(facts["lifeline_port"]), facts["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if version != __version__:
+        return None
+    try:
+        line = socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_SECONDS)
+    except OSError:
+        return None
+    try:
+        # The greeting says that the connection counts: from here on the server stays.
+        if line.recv(1) and _answers(url):
+            return _Held(os.getpid(), url, line)
+    except OSError:
+        pass
+    line.close()
+    return None
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("GET", f"{parts.path}/services/up")
+        response = connection.getresponse()
+        return response.status == 200 and response.read() == b"up"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _start(record: Path, catalogue: str, options: dict[str, Option]) -> _Held:
+    """Start a server and take hold of it; the caller holds the lock."""
+    _servers[:] = [server for server in _servers if server.poll() is None]
+    record.unlink(missing_ok=True)
+    log = record.with_suffix(".log")
+    with log.open("wb") as output:
+        server = subprocess.Popen(  # noqa: S603 - our own module, arguments are not a shell's
+            [
+                *(sys.executable, "-m", "nbia_pipeline.embedded"),
+                *("--catalog", catalogue, "--record", str(record)),
+                *_words(options),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=record.parent,
+            env=_environment(),
+            start_new_session=True,
+        )
+    _servers.append(server)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        held = _join(record) if record.exists() else None
+        if held is not None:
+            return held
+        if server.poll() is not None:
+            raise EmbeddedArchiveError(
+                f"the embedded archive ended with code {server.returncode} while it started; "
+                f"its log {log} ends:\n{_tail(log)}"
+            )
+        time.sleep(_POLL_SECONDS)
+    server.terminate()
+    raise EmbeddedArchiveError(
+        f"the embedded archive did not start within {START_SECONDS:.0f} s; its log {log} ends:\n{_tail(log)}"
+    )
+
+
+def _words(options: dict[str, Option]) -> list[str]:
+    """Return the options as words of a command line; True is a switch, False is left out."""
+    words = []
+    for name, value in sorted(options.items()):
+        switch = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(switch)
+        elif value is not False:
+            words += [switch, str(value)]
+    return words
+
+
+def _environment() -> dict[str, str]:
+    """Return what the server's process gets to see: enough to import this very package."""
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    package_root = str(Path(__file__).resolve().parents[2])
+    paths = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+
+
+def _forget_inherited() -> None:
+    """Let go of the parent's lifelines after a fork: they must end with the parent, not with the child."""
+    global _threads
+    _threads = threading.Lock()
+    for held in _held.values():
+        held.line.close()
+    _held.clear()
+    _servers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)

@@ -1,0 +1,304 @@
+"""One lake, on a disk or an object store: its tables, and the directories of its image files.
+
+A reader sees the old partition or the new one, never a mixture and never a temporary file. On a disk that
+is a rename from the staging area on the same file system; on an object store a whole PUT.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+from fsspec.implementations.local import LocalFileSystem
+
+from nbia_pipeline.lake.errors import LakeError, WouldEmpty
+from nbia_pipeline.lake.layout import STAGING, TABLES, decode, table_path
+from nbia_pipeline.schema import Table
+
+ROW_GROUP_ROWS = 100_000
+LEFTOVER_SECONDS = 7 * 24 * 3600
+HOST = socket.gethostname()
+
+
+class Lake:
+    """A lake at a directory or URI.
+
+    Args:
+        uri: absolute directory, or URI such as ``s3://bucket/lake``; the credentials of an object store come
+            from its own environment variables.
+
+    Raises:
+        LakeError: no file system is known for the URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            self._fs, root = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as e:
+            raise LakeError(f"NBIA_LAKE is {uri!r}: {e}") from e
+        self._root = root.rstrip("/")
+
+    @property
+    def local(self) -> Path | None:
+        """The directory of a lake on a disk, None for an object store."""
+        return Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+
+    def url(self, path: str) -> str:
+        """Return the full address of a path of the lake."""
+        return f"{self.uri.rstrip('/')}/{path}"
+
+    def check_writable(self) -> None:
+        """Make sure that the lake can be written, before anything is fetched for it.
+
+        Raises:
+            LakeError: it cannot; nothing is left behind.
+        """
+        self.put_bytes(f"{STAGING}/probe-{uuid.uuid4().hex}", b"", keep=False)
+
+    # --- tables
+
+    def read_table(self, table: Table, collection: str | None = None, columns: list[str] | None = None) -> pa.Table:
+        """Return a table, or one collection of it; without rows where it was never written.
+
+        Args:
+            table: which one.
+            collection: the partition, None for an unpartitioned table.
+            columns: names of the columns to read, None for all.
+
+        Raises:
+            LakeError: the file is there but cannot be read.
+        """
+        path = table_path(table.name, collection)
+        schema = table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
+        with self.told(f"read {path}"):
+            if not self._fs.exists(self._full(path)):
+                return schema.empty_table()
+            with self._fs.open(self._full(path), "rb") as file:
+                read = pq.ParquetFile(file).read(columns=columns)
+        return pa.table({n: read[n] for n in schema.names}, schema=schema)
+
+    def write_table(self, table: Table, data: pa.Table, collection: str | None = None) -> int:
+        """Replace a table, or one collection of it, and return the size of the file in bytes.
+
+        Args:
+            table: which one; `data` must have its columns and types.
+            data: the rows.
+            collection: the partition, None for an unpartitioned table.
+
+        Raises:
+            WouldEmpty: the table has rows and `data` has none: an empty answer is not believed that far.
+            LakeError: the lake cannot be written; the old table stands.
+        """
+        path = table_path(table.name, collection)
+        if data.num_rows == 0 and self.count_rows(table, collection):
+            raise WouldEmpty(
+                f"{path} has rows and would be replaced by none: it was left as it was. If the archive really "
+                "withdrew them all, delete the file yourself"
+            )
+        sink = pa.BufferOutputStream()
+        pq.write_table(data.cast(table.schema), sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        buffer = sink.getvalue()
+        self.put_bytes(path, buffer)
+        return int(buffer.size)
+
+    def count_rows(self, table: Table, collection: str | None = None) -> int:
+        """Return the number of rows of a table from the footer of its file; 0 where it was never written."""
+        path = self._full(table_path(table.name, collection))
+        with self.told(f"read {path}"):
+            if not self._fs.exists(path):
+                return 0
+            with self._fs.open(path, "rb") as file:
+                return int(pq.read_metadata(file).num_rows)
+
+    def collections_of(self, table: Table) -> list[str]:
+        """Return the collections that a partitioned table holds, sorted."""
+        folder = self._full(f"{TABLES}/{table.name}")
+        with self.told(f"list {folder}"):
+            if not self._fs.exists(folder):
+                return []
+            names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(folder, detail=False)]
+        return sorted(decode(n.removeprefix("Collection=")) for n in names if n.startswith("Collection="))
+
+    # --- small files
+
+    def put_bytes(self, path: str, data: Any, keep: bool = True) -> None:
+        """Write a file whole or not at all.
+
+        Args:
+            path: where; the directories are made.
+            data: bytes, or an Arrow buffer.
+            keep: False removes the file at once, for a trial.
+
+        Raises:
+            LakeError: it cannot be written.
+        """
+        target = self._full(path)
+        with self.told(f"write {path}"):
+            if self.local is None:
+                with self._fs.open(target, "wb") as file:
+                    file.write(data)
+            else:
+                staged = Path(self._full(f"{STAGING}/{_owner()}.{uuid.uuid4().hex}"))
+                staged.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    staged.write_bytes(data)
+                    Path(target).parent.mkdir(parents=True, exist_ok=True)
+                    staged.replace(target)
+                finally:
+                    staged.unlink(missing_ok=True)
+            if not keep:
+                self._fs.rm(target)
+
+    def read_files(self, folder: str) -> dict[str, bytes]:
+        """Return the contents of the files in a folder of the lake, by path; none where there is no folder."""
+        full = self._full(folder)
+        with self.told(f"read {folder}"):
+            if not self._fs.exists(full):
+                return {}
+            names = [str(entry).rsplit("/", 1)[-1] for entry in self._fs.ls(full, detail=False)]
+            return {f"{folder}/{n}": self._fs.cat_file(f"{full}/{n}") for n in sorted(names)}
+
+    def remove(self, path: str) -> None:
+        """Remove a file; it may be gone already."""
+        with self.told(f"remove {path}"):
+            if self._fs.exists(self._full(path)):
+                self._fs.rm(self._full(path))
+
+    # --- directories of image files
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """Give a local directory to work in: in the staging area of a disk, else in the temporary directory.
+
+        What is left in it at the end is removed.
+        """
+        with self.told("make a staging directory"):
+            if self.local is None:
+                folder = Path(tempfile.mkdtemp(prefix="nbia-"))
+            else:
+                folder = self.local / STAGING / f"{_owner()}.{uuid.uuid4().hex}"
+                folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish_folder(self, staged: Path, path: str) -> None:
+        """Make the files of a local directory the content of a folder of the lake.
+
+        On a disk the directory itself is moved; an older one steps aside first and is removed after. On an
+        object store the files are uploaded, then older ones beside them removed.
+
+        Raises:
+            LakeError: the lake cannot be written.
+        """
+        with self.told(f"publish {path}"):
+            if self.local is None:
+                self._upload(staged, self._full(path))
+                return
+            target = Path(self._full(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = staged.parent / f"{staged.name}.old"
+            if target.exists():
+                target.rename(aside)
+            staged.rename(target)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def lock(self, name: str) -> AbstractContextManager[object]:
+        """Return a lock that the processes of a machine share; an object store has none."""
+        if self.local is None:
+            return nullcontext()
+        folder = self.local / STAGING / "locks"
+        with self.told("make a lock"):
+            folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{name}.lock")
+
+    def sweep(self, keep: set[str]) -> int:
+        """Remove what dead processes left in the staging area of a disk, and return how much that was.
+
+        A leftover is dead if its process on this machine is, or if it is a week old.
+
+        Args:
+            keep: names of staged directories that a journal still needs.
+        """
+        if self.local is None or not (self.local / STAGING).is_dir():
+            return 0
+        swept = 0
+        for entry in (self.local / STAGING).iterdir():
+            if entry.name.split(".")[0] in ("locks", "journal") or entry.name in keep or not _abandoned(entry):
+                continue
+            swept += 1
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        return swept
+
+    # --- helpers
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _upload(self, staged: Path, target: str) -> None:
+        names = {f.name for f in staged.iterdir()}
+        for name in sorted(names):
+            self._fs.put_file(str(staged / name), f"{target}/{name}")
+        for old in self._fs.ls(target, detail=False):
+            if str(old).rsplit("/", 1)[-1] not in names:
+                self._fs.rm(old)
+
+    @contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Turn an error of the storage, inside the block, into a LakeError with the remedy.
+
+        Args:
+            what: what was tried, like ``write tables/series``.
+        """
+        try:
+            yield
+        except (OSError, pa.ArrowInvalid) as e:
+            why = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
+            raise LakeError(
+                f"cannot {what} in the lake {self.uri} ({why}): check that NBIA_LAKE names a place that you may "
+                "write and that has room"
+            ) from e
+
+
+def _owner() -> str:
+    """Name this process, so that what it leaves in the staging area can be told from a live one's."""
+    return f"{HOST.replace('.', '-')}.{os.getpid()}"
+
+
+def _abandoned(entry: Path) -> bool:
+    try:
+        age = time.time() - entry.stat().st_mtime
+    except FileNotFoundError:
+        return False  # its owner finished meanwhile
+    if age > LEFTOVER_SECONDS:
+        return True
+    host, _, rest = entry.name.partition(".")
+    pid = rest.partition(".")[0]
+    return host == HOST.replace(".", "-") and pid.isdecimal() and not _alive(int(pid))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,61 @@
+"""Where things lie in the lake: paths from names, and names from paths.
+
+All paths are relative to the lake, with ``/``. A name becomes one path segment, percent-encoded as Hive
+does wherever a character is unsafe; readers that know Hive partitioning decode it again.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+from nbia_pipeline.lake.errors import LakeError
+
+STAGING = ".staging"
+TABLES = "tables"
+IMAGES = "images"
+PART = "part-0.parquet"
+
+_UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
+
+
+def encode(name: str) -> str:
+    """Return `name` as one path segment.
+
+    Everything outside ``[A-Za-z0-9._-]`` is percent-encoded byte by byte (UTF-8), and so is every dot of a
+    name of dots alone, which would be a way up the tree.
+
+    Raises:
+        LakeError: the name is empty.
+    """
+    if not name:
+        raise LakeError("an empty name has no place in the lake")
+    if not name.strip("."):
+        return "%2E" * len(name)
+    return _UNSAFE.sub(lambda m: f"%{m[0][0]:02X}".encode(), name.encode()).decode("ascii")
+
+
+def decode(segment: str) -> str:
+    """Return the name behind a path segment."""
+    return unquote(segment, errors="strict")
+
+
+def table_path(table: str, collection: str | None = None) -> str:
+    """Return the path of a table's file, or of one collection's file of it."""
+    partition = f"/Collection={encode(collection)}" if collection is not None else ""
+    return f"{TABLES}/{table}{partition}/{PART}"
+
+
+def collection_path(collection: str) -> str:
+    """Return the path of the directory of a collection's images."""
+    return f"{IMAGES}/{encode(collection)}"
+
+
+def series_path(collection: str, patient_id: str, study_uid: str, series_uid: str) -> str:
+    """Return the path of the directory of a series' files."""
+    return "/".join([collection_path(collection), *(encode(n) for n in (patient_id, study_uid, series_uid))])
+
+
+def instance_name(sop_instance_uid: str) -> str:
+    """Return the name of an instance's file."""
+    return f"{encode(sop_instance_uid)}.dcm"

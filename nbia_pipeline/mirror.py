@@ -1,0 +1,178 @@
+"""The main job from start to end, in one process: catalogue, tables, images, and what came of it.
+
+The same jobs that the UI, the schedules and the sensors run; here they run one after the other, with
+their events in the Dagster instance, and the end is a summary for a terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pyarrow.compute as pc
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
+
+from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.names import Names
+from nbia_pipeline.partitions import contiguous_ranges
+from nbia_pipeline.schema.tables import (
+    COLLECTIONS,
+    IMAGE_SERIES,
+    PATIENTS,
+    SERIES,
+    SERIES_METADATA,
+    STUDIES,
+)
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.transfer.plan import COMPLETE
+
+PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class CollectionSummary:
+    """What the lake holds of one collection.
+
+    Attributes:
+        collection: its name.
+        rows: number of rows by table.
+        complete: series whose files are in the lake, verified.
+        wanted: series whose files shall be in the lake; 0 where images are not mirrored.
+        files: image files.
+        bytes: their size.
+    """
+
+    collection: str
+    rows: dict[str, int]
+    complete: int
+    wanted: int
+    files: int
+    bytes: int
+
+
+@dataclass
+class Outcome:
+    """What a run of the main job did.
+
+    Attributes:
+        collections: what the lake holds now.
+        fetched: series, files and bytes of images that this run moved, and those it skipped.
+        seconds: how long each part took.
+        checks: number of asset checks that passed, and the findings of those that failed.
+        failures: one sentence for every step that failed.
+    """
+
+    collections: list[CollectionSummary] = field(default_factory=list)
+    fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    seconds: dict[str, float] = field(default_factory=dict)
+    checks_passed: int = 0
+    checks_failed: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def run_main_job(
+    settings: Settings, instance: dg.DagsterInstance, tell: Callable[[str], None] = lambda line: None
+) -> Outcome:
+    """Materialise everything that the settings ask for.
+
+    A collection that fails costs only itself; the outcome names it.
+
+    Args:
+        settings: where the data come from and where they go.
+        instance: where Dagster keeps the events and the partitions.
+        tell: called with one line per part done.
+    """
+    names = Names()
+    runner = _Runner(build_definitions(settings, names), names, instance, tell)
+    if not runner.run("catalogue"):
+        return runner.outcome
+    lake = Lake(settings.lake)
+    kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
+    registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
+    for first, last in contiguous_ranges(kept, registered):
+        label = first if first == last else f"{first} to {last}"
+        tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+        runner.run("tables", label, tags=tags)
+    for collection in (c for c in kept if settings.mirrors_images_of(c)):
+        if lake.count_rows(SERIES, collection):
+            runner.run("images", collection, partition_key=collection)
+    runner.outcome.collections = [summarise(lake, c, settings) for c in sorted(kept)]
+    return runner.outcome
+
+
+def summarise(lake: Lake, collection: str, settings: Settings) -> CollectionSummary:
+    """Return what the lake holds of a collection."""
+    receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "ImageCount", "Bytes"])
+    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
+    rows = {table.name: lake.count_rows(table, collection) for table in PARTITIONED}
+    return CollectionSummary(
+        collection,
+        rows,
+        complete=complete.num_rows,
+        wanted=rows[SERIES.name] if settings.mirrors_images_of(collection) else 0,
+        files=pc.sum(complete["ImageCount"]).as_py() or 0,
+        bytes=pc.sum(complete["Bytes"]).as_py() or 0,
+    )
+
+
+class _Runner:
+    def __init__(
+        self, definitions: dg.Definitions, names: Names, instance: dg.DagsterInstance, tell: Callable[[str], None]
+    ) -> None:
+        self._definitions = definitions
+        self._names = names
+        self._instance = instance
+        self._tell = tell
+        self.outcome = Outcome()
+
+    def run(self, what: str, label: str = "", **how: Any) -> bool:
+        """Run one job and take its results into the outcome; False if it failed."""
+        started = time.perf_counter()
+        result = self._definitions.resolve_job_def(self._names.of(what)).execute_in_process(
+            instance=self._instance, run_config=_QUIET, raise_on_error=False, **how
+        )
+        seconds = time.perf_counter() - started
+        self.outcome.seconds[what] = self.outcome.seconds.get(what, 0.0) + seconds
+        for event in result.all_events:
+            self._take(event)
+        word = "done" if result.success else "FAILED"
+        self._tell(f"  {what:<10} {label:<32} {word:>6} {seconds:7.1f} s")
+        return bool(result.success)
+
+    def _take(self, event: dg.DagsterEvent) -> None:
+        if event.is_step_failure:
+            self.outcome.failures.append(_sentence(event))
+        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+            self._take_check(event.asset_check_evaluation_data)
+        elif event.is_step_materialization and event.asset_key == self._names.key("images"):
+            metadata = event.step_materialization_data.materialization.metadata
+            for name in ("fetched_series", "fetched_files", "fetched_bytes", "skipped_series"):
+                self.outcome.fetched[name] += int(str(metadata[name].value))
+
+    def _take_check(self, evaluation: Any) -> None:
+        if evaluation.passed:
+            self.outcome.checks_passed += 1
+        else:
+            asset = evaluation.asset_key.path[-1]
+            self.outcome.checks_failed.append(f"{asset}: {evaluation.description}")
+
+
+def _sentence(event: dg.DagsterEvent) -> str:
+    """Return the sentence of a failed step: that of its Failure, else of its error."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else f"step {event.step_key} failed"

@@ -1,0 +1,79 @@
+"""The summary that ends a run in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nbia_pipeline.mirror import PARTITIONED, CollectionSummary, Outcome
+
+
+def summary(outcome: Outcome, home: Path) -> str:
+    """Return the summary of a run: what the lake holds, what was verified, how long it took, how to see it.
+
+    Args:
+        outcome: what the run did.
+        home: the DAGSTER_HOME that holds its events.
+    """
+    if not outcome.collections:
+        return ""
+    header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
+    rows = [_cells(c) for c in outcome.collections]
+    return "\n".join(["", *_aligned([header, *rows, _total(outcome.collections)]), "", *_sentences(outcome, home)])
+
+
+def _cells(c: CollectionSummary) -> list[str]:
+    images = f"{c.complete} of {c.wanted}" if c.wanted or c.complete else "-"
+    return [c.collection, *(str(c.rows[t.name]) for t in PARTITIONED), images, str(c.files), size_text(c.bytes)]
+
+
+def _total(collections: Sequence[CollectionSummary]) -> list[str]:
+    rows = [str(sum(c.rows[t.name] for c in collections)) for t in PARTITIONED]
+    images = f"{sum(c.complete for c in collections)} of {sum(c.wanted for c in collections)}"
+    return [
+        "total",
+        *rows,
+        images,
+        str(sum(c.files for c in collections)),
+        size_text(sum(c.bytes for c in collections)),
+    ]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+
+
+def _sentences(outcome: Outcome, home: Path) -> list[str]:
+    moved = outcome.fetched
+    if moved["fetched_series"]:
+        fetched = (
+            f"Fetched   {moved['fetched_series']} series, {moved['fetched_files']} files, "
+            f"{size_text(moved['fetched_bytes'])}; {moved['skipped_series']} series were there already."
+        )
+    else:
+        fetched = f"Fetched   no image: {moved['skipped_series']} series were there already."
+    parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
+    checks = f"{outcome.checks_passed} asset checks passed, {len(outcome.checks_failed)} failed"
+    return [
+        fetched,
+        "Verified  every file in the lake: its MD5 as the archive lists it, DICOM, of its series; every series by its",
+        f"          set of SOPInstanceUIDs and its count. {checks}.",
+        f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
+        f"See it    make dev     (or: DAGSTER_HOME='{home}' dagster dev -w workspace.yaml), then http://localhost:3000",
+    ]
+
+
+def size_text(size: int) -> str:
+    """Return a size in bytes as a person reads it, in powers of ten."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

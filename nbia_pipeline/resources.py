@@ -1,0 +1,98 @@
+"""The archive and the lake as Dagster resources: thin, typed, and made only when a step needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from nbia_pipeline.archive import NbiaClient, Patience
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.settings import EMBEDDED, GUEST, KNOWN_ARCHIVES, Settings
+
+_SECRET: dict[str, Any] = {"dagster__is_secret": True}
+
+
+class ArchiveResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The archive that is mirrored.
+
+    Every process logs in for itself, when it makes its first call. The embedded archive is started where no
+    process of this user runs it yet.
+    """
+
+    archive: str = Field(default=EMBEDDED, description="embedded, tcia, nlst, or a base URL that ends in /nbia-api.")
+    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
+    username: str = Field(default=GUEST, description="Account at the archive.")
+    password: str = Field(
+        default="", repr=False, json_schema_extra=_SECRET, description="Its password; the guest has none."
+    )
+    collections: list[str] = Field(default=["*"], description="Names or globs: the collections whose tables are kept.")
+    images: list[str] | None = Field(
+        default=None,
+        description="Names or globs: the collections whose images are mirrored. None: all of the embedded archive, "
+        "none of another.",
+    )
+    ca_bundle: str | None = Field(default=None, description="File of certificates to trust; None: the system's.")
+    tries: int = Field(default=Patience.tries, ge=1, description="Calls at the most for one answer.")
+
+    def settings(self) -> Settings:
+        """Return the fields as checked settings: they may come from YAML or run config.
+
+        Raises:
+            SettingsError: a value is unknown or contradicts another.
+        """
+        return Settings(
+            archive=self.archive,
+            api=self.api,
+            username=self.username,
+            password=self.password,
+            collections=tuple(self.collections),
+            images=None if self.images is None else tuple(self.images),
+            ca_bundle=self.ca_bundle,
+        )
+
+    @contextmanager
+    def client(self) -> Iterator[NbiaClient]:
+        """Give a client; it logs out at the end.
+
+        Raises:
+            SettingsError: a value is unknown or contradicts another.
+        """
+        checked = self.settings()
+        with NbiaClient(
+            base_url(checked.archive),
+            api=checked.api,
+            username=checked.username,
+            password=checked.password,
+            ca_bundle=checked.ca_bundle,
+            patience=Patience(tries=self.tries),
+        ) as client:
+            yield client
+
+
+class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The lake that tables and images go to."""
+
+    uri: str = Field(description="Directory or URI of the lake, like /data/lake or s3://bucket/lake.")
+
+    def open(self) -> Lake:
+        """Return the lake, after making sure that it can be written.
+
+        Raises:
+            LakeError: it cannot.
+        """
+        lake = Lake(self.uri)
+        lake.check_writable()
+        return lake
+
+
+def base_url(archive: str) -> str:
+    """Return the base URL of an archive by its name; starts the embedded one if it does not run."""
+    if archive == EMBEDDED:
+        from nbia_pipeline.embedded.launcher import ensure_running
+
+        return ensure_running()
+    return KNOWN_ARCHIVES.get(archive, archive)

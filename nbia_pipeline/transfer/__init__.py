@@ -1,0 +1,1 @@
+"""From the archive to the lake: plan, fetch, verify, publish."""

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from typing import Any
+
+import pytest
+import requests
+
+from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.embedded.tiny import dicom
+
+REFUSED = (
+    "The user has not been granted the access to image with given SeriesInstanceUID,{}. "
+    "Please contact System Admin to resolve this issue."
+)
+
+
+def unzip(answer: requests.Response) -> dict[str, bytes]:
+    assert answer.status_code == 200, answer.text
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def image(site: Site, call: str = "v2/getImage", uid: str = "1.1", **parameters: Any) -> dict[str, bytes]:
+    return unzip(site.get(call, SeriesInstanceUID=uid, **parameters))
+
+
+def test_hash_download_lists_every_file_last(site: Site) -> None:
+    answer = site.get("v2/getImageWithMD5Hash", SeriesInstanceUID="1.1")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == 'attachment; filename="1.1.zip"'
+    assert "content-length" not in answer.headers
+    assert answer.headers["transfer-encoding"] == "chunked"
+    entries = unzip(answer)
+    assert list(entries) == ["00000001.dcm", "00000002.dcm", "00000003.dcm", "md5hashes.csv"]
+    header, *rows = entries.pop("md5hashes.csv").decode().splitlines()
+    assert header == "Filename,MD5Hash"
+    listed = dict(row.split(",") for row in rows)
+    assert listed == {name: hashlib.md5(data).hexdigest() for name, data in entries.items()}
+    assert sorted(entries.values()) == sorted(dicom("1.1", f"1.1.{n}") for n in (1, 2, 3))
+
+
+def test_entries_are_deflated_and_streamed(site: Site) -> None:
+    answer = site.get("v2/getImage", SeriesInstanceUID="1.1")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        for info in archive.infolist():
+            assert info.compress_type == zipfile.ZIP_DEFLATED
+            assert info.flag_bits & 0x08
+
+
+def test_the_order_changes_from_download_to_download(site: Site) -> None:
+    orders = {tuple(image(site).values())[1:] for _ in range(12)}
+    assert len(orders) > 1
+
+
+def test_licence_comes_first(site: Site) -> None:
+    entries = image(site)
+    assert list(entries)[0] == "LICENSE"
+    assert b"http://creativecommons.org/licenses/by/3.0/" in entries["LICENSE"]
+    assert "md5hashes.csv" not in entries
+    assert list(image(site, NewFileNames="yes")) == ["LICENSE", "1-1.dcm", "1-2.dcm", "2-1.dcm"]
+
+
+@pytest.mark.parametrize("uid", ["2.2", "4.1", "nope", ""])
+@pytest.mark.parametrize("call", ["v2/getImage", "v2/getImageWithMD5Hash", "v4/getImage"])
+def test_unknown_hidden_and_forbidden_look_alike(site: Site, call: str, uid: str) -> None:
+    answer = site.get(call, SeriesInstanceUID=uid)
+    assert (answer.status_code, answer.text) == (400, REFUSED.format(uid))
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_missing_digest_empties_the_hash_download(site: Site) -> None:
+    answer = site.get("v2/getImageWithMD5Hash", SeriesInstanceUID="1.2")
+    assert len(answer.content) == 22
+    assert unzip(answer) == {}
+    assert len(image(site, uid="1.2")) == 4
+    stopped = image(site, "v4/getImage", "1.2", IncludeMD5="Yes")
+    assert "md5hashes.csv" not in stopped
+    assert len(stopped) < 4
+    assert dicom("1.2", "1.2.2") not in stopped.values()
+
+
+def test_an_unreadable_file_ends_a_valid_zip(site: Site) -> None:
+    for call in ("v2/getImageWithMD5Hash", "v2/getImage"):
+        entries = image(site, call, "2.1")
+        assert "md5hashes.csv" not in entries
+        assert dicom("2.1", "2.1.2") not in entries.values()
+
+
+def test_v4_adds_hashes_on_request(site: Site) -> None:
+    assert list(image(site, "v4/getImage", IncludeMD5="yes"))[-1] == "md5hashes.csv"
+    assert "md5hashes.csv" not in image(site, "v4/getImage")
+    assert list(image(site, "v4/getImageWithMD5Hash"))[-1] == "md5hashes.csv"
+
+
+def test_dcm_image(site: Site) -> None:
+    entries = image(site, "v2/getDCMImage", MD5Verification="TRUE")
+    assert list(entries) == ["1-1.dcm", "1-2.dcm", "2-1.dcm", "md5hashes.csv"]
+    assert entries["1-2.dcm"] == dicom("1.1", "1.1.2")
+    answer = site.get("v2/getDCMImage", SeriesInstanceUID="2.2")
+    assert (answer.status_code, answer.text) == (
+        400,
+        "Image with given SeriesInstanceUID,2.2, is not in public domain.",
+    )
+
+
+def test_single_image(site: Site) -> None:
+    answer = site.get("v2/getSingleImage", SeriesInstanceUID="1.1", SOPInstanceUID="1.1.2")
+    assert answer.content == dicom("1.1", "1.1.2")
+    assert answer.headers["content-type"] == "application/dicom"
+    assert answer.headers["content-disposition"] == "attachment; filename=1.1.2.dcm"
+    hidden = site.get("v2/getSingleImage", SeriesInstanceUID="2.2", SOPInstanceUID="2.2.1")
+    assert hidden.status_code == 200
+    for uid, sop in (("1.1", "9"), ("2.1", "2.1.2"), ("4.1", "4.1.1")):
+        answer = site.get("v2/getSingleImage", SeriesInstanceUID=uid, SOPInstanceUID=sop)
+        assert (answer.status_code, answer.text) == (500, "Server was not able to process your request\nnull")
+
+
+def test_digest_of_one_image(site: Site) -> None:
+    digest = hashlib.md5(dicom("1.1", "1.1.2")).hexdigest()
+    answer = site.get("v2/getM5HashForImage", SOPInstanceUid="1.1.2")
+    assert (answer.text, answer.headers["content-type"]) == (digest, "text/plain")
+    assert site.get("v4/getMD5HashForImage", SOPInstanceUID="1.1.2").text == digest
+    for sop in ("nope", "2.2.1", "4.1.1", "1.2.2"):
+        answer = site.get("v2/getM5HashForImage", SOPInstanceUid=sop)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert site.get("v2/getM5HashForImage", SOPInstanceUID="1.1.2").content == b""
+
+
+def series_hash(uid: str, *numbers: int) -> str:
+    digests = sorted(hashlib.md5(dicom(uid, f"{uid}.{n}")).hexdigest() for n in numbers)
+    return hashlib.md5("".join(digests).encode()).hexdigest()
+
+
+def combined(*hashes: str) -> str:
+    return hashlib.md5("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def test_hash_hierarchy(site: Site) -> None:
+    one, two, three = series_hash("1.1", 1, 2, 3), series_hash("1.2", 1, 3), series_hash("2.1", 1, 2, 3)
+    patients = combined(combined(one, two)), combined(combined(three))
+    for form, expected in (
+        ({"SeriesInstanceUID": "1.1"}, one),
+        ({"SeriesInstanceUID": "2.2"}, series_hash("2.2", 1, 2, 3)),
+        ({"StudyInstanceUID": "1"}, combined(one, two)),
+        ({"PatientID": "A-1", "Collection": "Alpha Set"}, combined(combined(one, two))),
+        ({"Collection": "Alpha Set"}, combined(*patients)),
+        ({"StudyInstanceUID": "4"}, ""),
+        ({"PatientID": "A-1"}, ""),
+    ):
+        assert site.post("getMD5Hierarchy", form).text == expected
+
+
+def test_dicom_tags(site: Site) -> None:
+    rows = site.get("getDicomTags", SeriesUID="1.1").json()
+    found = {row["element"]: row["data"] for row in rows}
+    assert rows[0]["element"].startswith("(0002,")
+    assert found["(0008,0060)"] == "CT"
+    assert found["(0008,0008)"] == "ORIGINAL\\PRIMARY"
+    assert found[">(0008,0100)"] == "T-1"
+    assert [r["name"] for r in rows if r["name"].startswith("End ")] == ["End Anatomic Region Sequence"]
+    assert not any(element.startswith("(7FE0") for element in found)
+    assert site.get("getDicomTags", SeriesUID="4.1").text == REFUSED.format("4.1")
