@@ -62,8 +62,9 @@ def _sentences(outcome: Outcome, home: Path) -> list[str]:
     checks = f"{outcome.checks_passed} asset checks passed, {len(outcome.checks_failed)} failed"
     return [
         fetched,
-        "Verified  every file in the lake: its MD5 as the archive lists it, DICOM, of its series; every series by its",
-        f"          set of SOPInstanceUIDs and its count. {checks}.",
+        "Verified  when fetched: the MD5 of every file as the archive lists it, that it is DICOM and of its series;",
+        "          of every series its set of SOPInstanceUIDs and its count.",
+        f"Checked   {checks}.",
         f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
         f"See it    make dev     (or: DAGSTER_HOME='{home}' dagster dev -w workspace.yaml), then http://localhost:3000",
     ]

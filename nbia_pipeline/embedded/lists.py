@@ -38,12 +38,10 @@ def values(shape: Shape, upper: bool) -> Handler:
     name = shape.keys[0].name
 
     def handler(call: Call) -> Rows:
-        column = pc.unique(filtered(call, _VALUE_FILTERS)[name])
-        if upper:
-            column = pc.unique(pc.utf8_upper(column))
-        table = pa.table({name: column, "sort": pc.utf8_upper(column)})
-        order = pc.sort_indices(table, [("sort", "ascending"), (name, "ascending")], null_placement="at_start")
-        return Rows(table.take(order), shape)
+        column = filtered(call, _VALUE_FILTERS)[name]
+        distinct = pc.unique(pc.utf8_upper(column) if upper else column).to_pylist()
+        ordered = sorted(distinct, key=lambda v: ("", "") if v is None else (v.upper(), v))
+        return Rows(pa.table({name: pa.array(ordered, pa.string())}), shape)
 
     return handler
 

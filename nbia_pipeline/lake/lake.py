@@ -29,6 +29,7 @@ from nbia_pipeline.schema import Table
 
 ROW_GROUP_ROWS = 100_000
 LEFTOVER_SECONDS = 7 * 24 * 3600
+PARTITION = "Collection"
 HOST = socket.gethostname()
 
 
@@ -87,11 +88,16 @@ class Lake:
             if not self._fs.exists(self._full(path)):
                 return schema.empty_table()
             with self._fs.open(self._full(path), "rb") as file:
-                read = pq.ParquetFile(file).read(columns=columns)
-        return pa.table({n: read[n] for n in schema.names}, schema=schema)
+                read = pq.ParquetFile(file).read(columns=[n for n in schema.names if not _by_path(n, collection)])
+        if collection is not None and PARTITION in schema.names:
+            read = read.append_column(PARTITION, pa.repeat(pa.scalar(collection), read.num_rows))
+        return read.select(schema.names).cast(schema)
 
     def write_table(self, table: Table, data: pa.Table, collection: str | None = None) -> int:
         """Replace a table, or one collection of it, and return the size of the file in bytes.
+
+        A partition's file leaves out the Collection column: readers with Hive partitioning take it, decoded,
+        from the path, and some (pandas) refuse a file that holds it too.
 
         Args:
             table: which one; `data` must have its columns and types.
@@ -109,24 +115,27 @@ class Lake:
                 "withdrew them all, delete the file yourself"
             )
         sink = pa.BufferOutputStream()
-        pq.write_table(data.cast(table.schema), sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        stored = data.cast(table.schema)
+        if collection is not None:
+            stored = stored.drop_columns([PARTITION])
+        pq.write_table(stored, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
         buffer = sink.getvalue()
         self.put_bytes(path, buffer)
         return int(buffer.size)
 
     def count_rows(self, table: Table, collection: str | None = None) -> int:
         """Return the number of rows of a table from the footer of its file; 0 where it was never written."""
-        path = self._full(table_path(table.name, collection))
+        path = table_path(table.name, collection)
         with self.told(f"read {path}"):
-            if not self._fs.exists(path):
+            if not self._fs.exists(self._full(path)):
                 return 0
-            with self._fs.open(path, "rb") as file:
+            with self._fs.open(self._full(path), "rb") as file:
                 return int(pq.read_metadata(file).num_rows)
 
     def collections_of(self, table: Table) -> list[str]:
         """Return the collections that a partitioned table holds, sorted."""
         folder = self._full(f"{TABLES}/{table.name}")
-        with self.told(f"list {folder}"):
+        with self.told(f"list tables/{table.name}"):
             if not self._fs.exists(folder):
                 return []
             names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(folder, detail=False)]
@@ -275,6 +284,11 @@ class Lake:
                 f"cannot {what} in the lake {self.uri} ({why}): check that NBIA_LAKE names a place that you may "
                 "write and that has room"
             ) from e
+
+
+def _by_path(column: str, collection: str | None) -> bool:
+    """Tell whether a column of a partition is in the path, not in the file."""
+    return collection is not None and column == PARTITION
 
 
 def _owner() -> str:
