@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -22,18 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     catalogue = _catalogue(options.catalog, options.scale)
     record: Path | None = options.record
-    serve(
-        catalogue,
-        options.host,
-        options.port,
-        ready=lambda url: print(url, flush=True),
-        lifeline=record is not None,
-        linger=options.linger,
-        lifeline_ready=None if record is None else lambda url, port: _write_record(record, url, port),
-        farewell=None if record is None else lambda: record.unlink(missing_ok=True),
-        token_lifetime=options.token_lifetime,
-        guide_spellings=options.guide_spellings,
-    )
+    # The server has stopped in good order by the time the interrupt arrives here.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(
+            catalogue,
+            options.host,
+            options.port,
+            ready=lambda url: print(url, flush=True),
+            lifeline=record is not None,
+            linger=options.linger,
+            lifeline_ready=None if record is None else lambda url, port: _write_record(record, url, port),
+            farewell=None if record is None else lambda: record.unlink(missing_ok=True),
+            token_lifetime=options.token_lifetime,
+            guide_spellings=options.guide_spellings,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import shutil
-import tempfile
-import threading
-from collections.abc import Hashable, Iterator
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
+
+from nbia_pipeline.embedded.calls import Reply
+from nbia_pipeline.embedded.shelf import Shelf
 
 LARGE_BYTES = 1_000_000
 """Answers above this size are kept."""
@@ -19,26 +18,36 @@ CHUNK_BYTES = 1024 * 1024
 
 
 class AnswerCache:
-    """A directory of rendered answers, owned by one server and removed with it."""
+    """Large answers by key, on a shelf."""
 
-    def __init__(self) -> None:
-        self._directory: Path | None = None
-        self._lock = threading.Lock()
-        self._serial = itertools.count()
+    def __init__(self, shelf: Shelf) -> None:
+        """Keep answers on `shelf`."""
+        self._shelf = shelf
+        self._heads: dict[str, Reply] = {}
 
-    def find(self, key: Hashable) -> Iterator[bytes] | None:
-        """Return the pieces of a kept answer, or None if it is not kept."""
-        if self._directory is None:
+    def find(self, key: str) -> Reply | None:
+        """Return a kept answer, or None if it is not kept."""
+        head = self._heads.get(key)
+        if head is None:
             return None
         try:
-            # Opened here rather than at the first piece: a later removal cannot hurt it.
-            file = self._path(key).open("rb")
+            # Opened here rather than at the first piece, so that a later removal cannot hurt it.
+            file = self._shelf.path(key).open("rb")
         except FileNotFoundError:
             return None
-        return _pieces_of(file)
+        return replace(head, body=_pieces_of(file))
 
-    def keep(self, key: Hashable, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield `pieces` unchanged, and keep them under `key` if they are many and all were taken."""
+    def keep(self, key: str, reply: Reply) -> Reply:
+        """Return `reply` unchanged to the eye; it is kept under `key` if it is large and taken to its end."""
+        if isinstance(reply.body, bytes):
+            return reply
+        return replace(reply, body=self._kept(key, reply, reply.body))
+
+    def clear(self) -> None:
+        """Forget every answer; their files go with the shelf."""
+        self._heads.clear()
+
+    def _kept(self, key: str, reply: Reply, pieces: Iterator[bytes]) -> Iterator[bytes]:
         held: list[bytes] = []
         size = 0
         for piece in pieces:
@@ -47,18 +56,11 @@ class AnswerCache:
             yield piece
             if size > LARGE_BYTES:
                 yield from self._spill(key, held, pieces)
-                return
+                self._heads[key] = replace(reply, body=b"")
 
-    def close(self) -> None:
-        """Remove the directory."""
-        with self._lock:
-            if self._directory is not None:
-                shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
-
-    def _spill(self, key: Hashable, held: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
-        path = self._path(key)
-        temporary = path.with_suffix(f".{next(self._serial)}")
+    def _spill(self, key: str, held: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+        path = self._shelf.path(key)
+        temporary = self._shelf.scratch(path)
         try:
             with temporary.open("wb") as file:
                 file.writelines(held)
@@ -66,16 +68,12 @@ class AnswerCache:
                 for piece in rest:
                     file.write(piece)
                     yield piece
-            temporary.replace(path)
+            # The directory is gone if the answers were forgotten while this one was on its way.
+            with contextlib.suppress(FileNotFoundError):
+                temporary.replace(path)
         finally:
             # Still there only if the caller went away half-way.
             temporary.unlink(missing_ok=True)
-
-    def _path(self, key: Hashable) -> Path:
-        with self._lock:
-            if self._directory is None:
-                self._directory = Path(tempfile.mkdtemp(prefix="nbia-answers-"))
-            return self._directory / hashlib.sha256(repr(key).encode()).hexdigest()
 
 
 def _pieces_of(file: BinaryIO) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from enum import Enum
 import pyarrow as pa
 
 from nbia_pipeline.embedded.holdings import Holdings
+from nbia_pipeline.embedded.shelf import Shelf
 from nbia_pipeline.schema.shapes import Shape
 
 UNABLE = "Server was not able to process your request"
@@ -81,10 +82,12 @@ class Settings:
     Attributes:
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
         downloads: number of downloads begun so far by series, which seeds the order of entries.
+        shelf: where things that cost work are kept.
     """
 
     guide_spellings: bool = False
     downloads: Counter[str] = field(default_factory=Counter)
+    shelf: Shelf = field(default_factory=Shelf)
 
 
 @dataclass(frozen=True)

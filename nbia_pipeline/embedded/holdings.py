@@ -133,7 +133,8 @@ def _slice_of(table: pa.Table, name: str) -> pa.Table:
     together = table.slice(first, rows)
     if pc.all(pc.equal(together["Collection"], name)).as_py():
         return together
-    return table.filter(mask)
+    # Rows from all over the table would stay in as many small pieces, each with its cost in every question.
+    return table.filter(mask).combine_chunks()
 
 
 def _named(slices: dict[str, pa.Table], wanted: str | None, ignore_case: bool) -> list[str]:

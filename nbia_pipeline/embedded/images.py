@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import random
-import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from nbia_pipeline.embedded.calls import EMPTY, Call, Reply, ServerFault, complaint
 from nbia_pipeline.embedded.catalogue import ImageStore, StoredInstance
 from nbia_pipeline.embedded.holdings import ANY_VISIBILITY
+from nbia_pipeline.embedded.zipstream import Packed, ZipStream, pack
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,17 +50,17 @@ def image_with_md5(call: Call) -> Reply:
         return refused(uid)
     named = _numbered(call, uid)
     if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
-        return _zip_reply(uid, _stream(None, uid, [], hashes=False))
-    return _zip_reply(uid, _stream(images, uid, named, hashes=True))
+        return _zip_reply(uid, _stream(call, uid, [], hashes=False))
+    return _zip_reply(uid, _stream(call, uid, named, hashes=True))
 
 
 def dcm_image(call: Call) -> Reply:
     """getDCMImage: images named by acquisition, ``md5hashes.csv`` if asked for; no licence."""
-    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    uid = call.query["SeriesInstanceUID"]
     if not call.holdings.one_series(uid, call.rights).num_rows:
         return complaint(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
     hashes = call.query.get("MD5Verification", "").casefold() == "true"
-    return _zip_reply(uid, _stream(images, uid, _by_acquisition(_instances(call, uid)), hashes=hashes))
+    return _zip_reply(uid, _stream(call, uid, _by_acquisition(_instances(call, uid)), hashes=hashes))
 
 
 def single_image(call: Call) -> Reply:
@@ -116,7 +114,7 @@ def _image(call: Call, *, licence: bool, hashes: bool, stop_without_digest: bool
         digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
         if None in digests:
             named, hashes = named[: digests.index(None)], False
-    return _zip_reply(uid, _stream(images, uid, named, hashes=hashes, licence=text if licence else None))
+    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, licence=text if licence else None))
 
 
 def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
@@ -159,70 +157,54 @@ def _zip_reply(uid: str, pieces: Iterator[bytes]) -> Reply:
     return Reply(pieces, content_type="application/octet-stream", disposition=f'attachment; filename="{uid}.zip"')
 
 
-class _Sink(io.RawIOBase):
-    """A file that cannot seek and keeps what is written until it is taken."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self.size = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
-        self._pieces.append(bytes(data))
-        self.size += len(self._pieces[-1])
-        return len(self._pieces[-1])
-
-    def take(self) -> bytes:
-        taken = b"".join(self._pieces)
-        self._pieces.clear()
-        self.size = 0
-        return taken
-
-
 def _stream(
-    images: ImageStore | None,
+    call: Call,
     uid: str,
     named: Sequence[Named],
     *,
     hashes: bool,
     licence: str | None = None,
 ) -> Iterator[bytes]:
-    """Yield a zip with data descriptors, entry by entry.
+    """Yield a zip in pieces of a size that is worth sending."""
+    held: list[bytes] = []
+    for part in _parts(call, uid, named, hashes, licence):
+        held.append(part)
+        if sum(map(len, held)) >= PIECE_BYTES:
+            yield b"".join(held)
+            held.clear()
+    yield b"".join(held)
+
+
+def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, licence: str | None) -> Iterator[bytes]:
+    """Yield a zip entry by entry.
 
     Server: every error inside the loop is caught and the zip is closed, so that what arrives is a valid
     archive that ends early; ``md5hashes.csv`` is written only after the last image.
     """
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        if licence is not None:
-            yield from _entry(archive, sink, "LICENSE", licence.encode())
+    archive, images = ZipStream(), call.holdings.catalogue.images
+    if licence is not None:
+        yield from archive.entry("LICENSE", pack(licence.encode()))
+    if images is not None:
         try:
-            for name, instance in named if images is not None else ():
-                assert images is not None  # noqa: S101 - for the type checker
-                yield from _entry(archive, sink, name, images.read(uid, instance.sop_instance_uid))
+            for name, instance in named:
+                yield from archive.entry(name, _packed(call, images, uid, instance.sop_instance_uid))
         except (KeyError, OSError) as error:
             _LOG.warning("series %s: the download ends early: %r", uid, error)
             hashes = False
-        if hashes and images is not None:
-            yield from _entry(archive, sink, "md5hashes.csv", _digests(images, uid, named))
-    yield sink.take()
+        if hashes:
+            yield from archive.entry("md5hashes.csv", pack(_digests(images, uid, named)))
+    yield archive.close()
 
 
-def _entry(archive: zipfile.ZipFile, sink: _Sink, name: str, data: bytes) -> Iterator[bytes]:
-    info = zipfile.ZipInfo(name, time.localtime()[:6])
-    info.compress_type = zipfile.ZIP_DEFLATED
-    info.file_size = len(data)  # decides whether the entry needs the 64-bit format
-    if hasattr(info, "compress_level"):
-        info.compress_level = archive.compresslevel
-    else:  # Python before 3.13
-        info._compresslevel = archive.compresslevel  # type: ignore[attr-defined]
-    with archive.open(info, "w") as entry:
-        for start in range(0, len(data), 4 * PIECE_BYTES):
-            entry.write(data[start : start + 4 * PIECE_BYTES])
-            if sink.size >= PIECE_BYTES:
-                yield sink.take()
+def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
+    """Return a deflated file: from the shelf if it was sent before, else made and kept there."""
+    key = f"{call.holdings.version} {uid} {sop}"
+    stored = call.settings.shelf.load(key)
+    if stored is not None:
+        return Packed.from_bytes(stored)
+    packed = pack(images.read(uid, sop))
+    call.settings.shelf.store(key, packed.to_bytes())
+    return packed
 
 
 def _digests(images: ImageStore, uid: str, named: Sequence[Named]) -> bytes:

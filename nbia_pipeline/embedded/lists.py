@@ -22,7 +22,9 @@ _ROW = "__row"
 
 def collection_values(call: Call) -> Rows:
     """getCollectionValues: collections with a visible series that the caller may see."""
-    return Rows(_distinct(call.holdings.select(call.rights), ["Collection"]), shapes.COLLECTION_VALUE)
+    held = call.holdings
+    names = [n for n in held.collections() if held.select(call.rights, n, ignore_case=False).num_rows]
+    return Rows(pa.table({"Collection": pa.array(names, pa.string())}), shapes.COLLECTION_VALUE)
 
 
 def values(shape: Shape, upper: bool) -> Handler:

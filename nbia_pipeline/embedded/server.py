@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -65,8 +65,7 @@ class Archive:
     holdings: Holdings
     tokens: TokenStore
     settings: Settings
-    cache: AnswerCache = field(default_factory=AnswerCache)
-    _kept_headers: dict[Hashable, Reply] = field(default_factory=dict)
+    cache: AnswerCache
 
     def answer(self, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
         """Answer one request; runs in a thread.
@@ -94,22 +93,28 @@ class Archive:
         call = replace(call, query=known, rights=rights)
         return endpoint.missing(call) or self._result(endpoint, call)
 
+    def refresh(self) -> None:
+        """Take in changes of the catalogue and forget the answers made from its earlier state."""
+        self.holdings.refresh()
+        self.close()
+
+    def close(self) -> None:
+        """Remove everything that is kept on disk."""
+        self.cache.clear()
+        self.settings.shelf.clear()
+
     def _result(self, endpoint: Endpoint, call: Call) -> Reply:
         """Return a kept answer, or make one and keep it if it is large."""
         version, guide = self.holdings.version, self.settings.guide_spellings
-        key = (version, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights))
-        name = repr(key)
-        kept = self.cache.find(name) if endpoint.method == "GET" else None
+        key = repr((version, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
+        kept = self.cache.find(key) if endpoint.method == "GET" else None
         if kept is not None:
-            return replace(self._kept_headers[name], body=kept)
+            return kept
         result = endpoint.handler(call)
         if isinstance(result, Reply):
             return result
         reply = rendered(result, _format_of(endpoint, call), guide)
-        if endpoint.method == "GET" and not isinstance(reply.body, bytes):
-            self._kept_headers[name] = replace(reply, body=b"")
-            return replace(reply, body=self.cache.keep(name, reply.body))
-        return reply
+        return self.cache.keep(key, reply) if endpoint.method == "GET" else reply
 
 
 def create_app(
@@ -132,10 +137,12 @@ def create_app(
     Returns:
         The application; its ``state.archive`` is the :class:`Archive`.
     """
+    settings = Settings(guide_spellings)
     archive = Archive(
         Holdings(catalogue),
         TokenStore(catalogue.accounts, token_lifetime, refresh_lifetime, clock),
-        Settings(guide_spellings),
+        settings,
+        AnswerCache(settings.shelf),
     )
 
     @contextlib.asynccontextmanager
@@ -143,7 +150,7 @@ def create_app(
         try:
             yield
         finally:
-            archive.cache.close()
+            archive.close()
 
     app = Starlette(
         routes=[*_session_routes(archive.tokens), *(_route(archive, e) for e in ENDPOINTS)],
@@ -218,17 +225,23 @@ def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
     wanted = (rows.default_format if wanted is None else wanted).upper()
     single = len(rows.shape.keys) == 1
     if wanted == "JSON":
-        return Reply(wire.render_json(rows.table, rows.shape, guide), content_type="application/json")
+        body = _body(rows, wire.render_json(rows.table, rows.shape, guide))
+        return Reply(body, content_type="application/json")
     if wanted not in ("CSV", "CSV-DOWNLOAD") and (wanted != "CSVQUOTED" or single):
         raise ServerFault(None)
     native = any(key.name == "Authorized" for key in rows.shape.keys)
     shape = wire.with_native_decimals(rows.shape) if native else rows.shape
     download = wanted == "CSV-DOWNLOAD"
     return Reply(
-        wire.render_csv(rows.table, shape, guide),
+        _body(rows, wire.render_csv(rows.table, shape, guide)),
         content_type="application/force-download" if download and single else "text/csv",
         disposition='attachment; filename="SeriesMetaData.csv"' if download else None,
     )
+
+
+def _body(rows: Rows, pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
+    """Join the pieces of a small answer, which saves it the way of a stream."""
+    return pieces if rows.table.num_rows > wire.ROWS_PER_BATCH // 4 else b"".join(pieces)
 
 
 def _format_of(endpoint: Endpoint, call: Call) -> str | None:

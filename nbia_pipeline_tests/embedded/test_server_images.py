@@ -57,7 +57,7 @@ def test_the_order_changes_from_download_to_download(site: Site) -> None:
 
 def test_licence_comes_first(site: Site) -> None:
     entries = image(site)
-    assert list(entries)[0] == "LICENSE"
+    assert next(iter(entries)) == "LICENSE"
     assert b"http://creativecommons.org/licenses/by/3.0/" in entries["LICENSE"]
     assert "md5hashes.csv" not in entries
     assert list(image(site, NewFileNames="yes")) == ["LICENSE", "1-1.dcm", "1-2.dcm", "2-1.dcm"]

@@ -1,3 +1,5 @@
+# ruff: noqa: DTZ001 - the server's times have no zone
+
 from __future__ import annotations
 
 import csv

@@ -1,5 +1,7 @@
 """A catalogue small enough to know by heart, and a server that runs in a thread."""
 
+# ruff: noqa: DTZ001 - the server's times have no zone
+
 from __future__ import annotations
 
 import contextlib
@@ -15,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.uid import UID
 from starlette.applications import Starlette
 
 from nbia_pipeline.embedded.catalogue import FACTS, Account, Catalogue, CollectionFacts, StoredInstance
@@ -139,9 +142,9 @@ class TinyStore:
 def dicom(series_uid: str, sop_uid: str) -> bytes:
     """Return a small DICOM file with a sequence and pixel data."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    meta.MediaStorageSOPInstanceUID = sop_uid
-    meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2")
+    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
+    meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1")
     item = Dataset()
     item.CodeValue = "T-1"
     dataset = Dataset()
