@@ -70,7 +70,9 @@ def _check(
         metadata: dict[str, Any] = {"findings": len(findings)}
         if rows:
             metadata["first_findings"] = dg.MetadataValue.table(rows)
-        text = f"{description} {len(findings)} exceptions: {findings[0][1]}" if findings else description
+        text = (
+            f"{description} Not so: {len(findings)} findings, the first: {findings[0][1]}" if findings else description
+        )
         return dg.AssetCheckResult(passed=not findings, metadata=metadata, description=text)
 
     return check

@@ -12,11 +12,20 @@ from nbia_pipeline._version import __version__
 
 HOME = "dagster_home"
 WORKSPACE = "workspace.yaml"
+WORKSPACE_YAML = """\
+load_from:
+  - python_module:
+      module_name: nbia_pipeline.definitions
+      location_name: nbia_pipeline
+"""
 DAGSTER_YAML = """\
 telemetry:
   enabled: false
 nux:
   enabled: false
+concurrency:
+  pools:
+    default_limit: 4
 """
 
 
@@ -61,9 +70,9 @@ def _run() -> int:
     with dg.DagsterInstance.get() as instance:
         outcome = run_main_job(settings, instance, tell=lambda line: print(line, flush=True))
     print(summary(outcome, home))
-    for problem in (*outcome.failures, *outcome.checks_failed):
+    for problem in outcome.problems:
         print(f"nbia-pipeline: {problem}", file=sys.stderr)
-    return 1 if outcome.failures or outcome.checks_failed else 0
+    return 1 if outcome.problems else 0
 
 
 def _dev(words: list[str]) -> int:
@@ -71,10 +80,15 @@ def _dev(words: list[str]) -> int:
 
     try:
         Settings.from_env()
-        dagster_home()
+        home = dagster_home()
     except (SettingsError, HomeError) as e:
         return _fail(str(e))
-    where = ["-w", WORKSPACE] if Path(WORKSPACE).is_file() else ["-m", "nbia_pipeline.definitions"]
+    workspace = Path(WORKSPACE)
+    if not workspace.is_file():
+        # Not `-m`: it names the code location after the module, and sensor state hangs on that name.
+        workspace = home / WORKSPACE
+        workspace.write_text(WORKSPACE_YAML, encoding="utf-8")
+    where = ["-w", str(workspace)]
     # Dagster starts its servers by name: they stand beside this Python, which may not be on the PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *where, *words])  # noqa: S606

@@ -20,6 +20,7 @@ from dagster._core.storage.tags import (
 )
 
 from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.jobs import CATALOGUE
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.names import Names
 from nbia_pipeline.partitions import contiguous_ranges
@@ -68,16 +69,20 @@ class Outcome:
         collections: what the lake holds now.
         fetched: series, files and bytes of images that this run moved, and those it skipped.
         seconds: how long each part took.
-        checks: number of asset checks that passed, and the findings of those that failed.
+        checks: by asset and check, how its last evaluation came out: None if it passed, else what it found.
         failures: one sentence for every step that failed.
     """
 
     collections: list[CollectionSummary] = field(default_factory=list)
     fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[str, float] = field(default_factory=dict)
-    checks_passed: int = 0
-    checks_failed: list[str] = field(default_factory=list)
+    checks: dict[str, str | None] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """Every failed step and every check that failed last, in one sentence each."""
+        return [*self.failures, *(f"{name}: {found}" for name, found in self.checks.items() if found is not None)]
 
 
 def run_main_job(
@@ -94,8 +99,10 @@ def run_main_job(
     """
     names = Names()
     runner = _Runner(build_definitions(settings, names), names, instance, tell)
-    if not runner.run("catalogue"):
+    # First alone: where the archive or the lake cannot be used at all, it says so once, and soon.
+    if not runner.run("catalogue", "collections", asset_selection=[names.key(COLLECTIONS.name)]):
         return runner.outcome
+    runner.run("catalogue", "values", asset_selection=[names.key(a) for a in CATALOGUE if a != COLLECTIONS.name])
     lake = Lake(settings.lake)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
@@ -151,7 +158,7 @@ class _Runner:
 
     def _take(self, event: dg.DagsterEvent) -> None:
         if event.is_step_failure:
-            self.outcome.failures.append(_sentence(event))
+            self._blame(_sentence(event))
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self._take_check(event.asset_check_evaluation_data)
         elif event.is_step_materialization and event.asset_key == self._names.key("images"):
@@ -159,12 +166,13 @@ class _Runner:
             for name in ("fetched_series", "fetched_files", "fetched_bytes", "skipped_series"):
                 self.outcome.fetched[name] += int(str(metadata[name].value))
 
+    def _blame(self, sentence: str) -> None:
+        if sentence not in self.outcome.failures:
+            self.outcome.failures.append(sentence)
+
     def _take_check(self, evaluation: Any) -> None:
-        if evaluation.passed:
-            self.outcome.checks_passed += 1
-        else:
-            asset = evaluation.asset_key.path[-1]
-            self.outcome.checks_failed.append(f"{asset}: {evaluation.description}")
+        name = f"{evaluation.asset_key.path[-1]} {evaluation.check_name}"
+        self.outcome.checks[name] = None if evaluation.passed else str(evaluation.description)
 
 
 def _sentence(event: dg.DagsterEvent) -> str:

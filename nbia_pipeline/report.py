@@ -59,7 +59,8 @@ def _sentences(outcome: Outcome, home: Path) -> list[str]:
     else:
         fetched = f"Fetched   no image: {moved['skipped_series']} series were there already."
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
-    checks = f"{outcome.checks_passed} asset checks passed, {len(outcome.checks_failed)} failed"
+    passed = sum(found is None for found in outcome.checks.values())
+    checks = f"{passed} asset checks passed, {len(outcome.checks) - passed} failed"
     return [
         fetched,
         "Verified  when fetched: the MD5 of every file as the archive lists it, that it is DICOM and of its series;",

@@ -150,15 +150,30 @@ def is_glob(pattern: str) -> bool:
 def _check_archive(archive: str) -> None:
     if archive == EMBEDDED or archive in KNOWN_ARCHIVES:
         return
-    names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
-    parts = urlsplit(archive)
-    if parts.username or parts.password:
+    if "@" in archive:  # wherever it stands: the value is not shown, for it may hold a password
         raise SettingsError("NBIA_ARCHIVE holds an account: put it into NBIA_USERNAME and NBIA_PASSWORD instead")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.endswith("/nbia-api"):
+    if not _is_base_url(archive):
+        names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
         raise SettingsError(
             f"NBIA_ARCHIVE is {archive!r}: set it to {names}, or to a base URL that ends in /nbia-api, "
             "such as https://archive.example.org/nbia-api"
         )
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        known_port = parts.port is None or parts.port > 0
+    except ValueError:  # a port or an address that cannot be
+        return False
+    return (
+        known_port
+        and parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and text.endswith("/nbia-api")
+        and not parts.query
+        and not parts.fragment
+    )
 
 
 def _check_account(username: str, password: str) -> None:

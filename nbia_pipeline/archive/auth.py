@@ -96,7 +96,9 @@ class Tokens:
         if old is not None and old.refresh and self._clock() < old.refresh_until:
             try:
                 return self._ask({"grant_type": "refresh_token", "refresh_token": old.refresh, "client_id": CLIENT_ID})
-            except LoginRefused as e:
+            except ArchiveError as e:
+                if e.status is None:
+                    raise
                 log.info("the refresh token was not accepted, logging in again: %s", e)
         return self._ask(
             {
@@ -113,7 +115,8 @@ class Tokens:
         try:
             return _grant(self._accepted(answer), asked_at)
         except ArchiveError as e:
-            raise e.at(TOKEN_PATH, {}) from e.__cause__
+            held = (form.get("password", ""), form.get("refresh_token", ""))
+            raise e.at(TOKEN_PATH, {}).without(held) from e.__cause__
 
     def _accepted(self, answer: requests.Response) -> dict[str, Any]:
         if answer.status_code in (400, 401, 403):
@@ -122,6 +125,15 @@ class Tokens:
                 "NBIA_PASSWORD",
                 status=answer.status_code,
             )
+        if 300 <= answer.status_code < 400:
+            # Not followed: the form holds the password.
+            raise BadAnswer(
+                f"the archive sends the login on to {answer.headers.get('Location', '')[:200]!r}: if you trust that "
+                "address, set NBIA_ARCHIVE to its base URL",
+                status=answer.status_code,
+            )
+        if answer.status_code in (404, 405) or (answer.status_code == 500 and "HTTP 404" in answer.text[:1000]):
+            raise BadAnswer("there is no token endpoint here: check NBIA_ARCHIVE", status=answer.status_code)
         if answer.status_code != 200:
             raise ArchiveUnreachable("the archive gives no token: try later", status=answer.status_code)
         return _json_object(answer)
@@ -136,7 +148,8 @@ def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
         access=access,
         refresh=refresh if isinstance(refresh, str) else None,
         renew_at=asked_at + _usable(reply.get("expires_in")),
-        refresh_until=asked_at + _usable(reply.get("refresh_expires_in")),
+        # Without a margin: where it has run out after all, the password is sent.
+        refresh_until=asked_at + _seconds(reply.get("refresh_expires_in")),
     )
 
 
@@ -146,8 +159,12 @@ def _usable(lifetime: object) -> float:
     The margin covers the request's way to the server and clocks that differ. Without a stated lifetime a
     token is used for a minute.
     """
-    seconds = float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
+    seconds = _seconds(lifetime)
     return seconds - min(60.0, seconds / 10)
+
+
+def _seconds(lifetime: object) -> float:
+    return float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
 
 
 def _json_object(answer: requests.Response) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import requests
 
 from nbia_pipeline.archive.dialects import DIALECTS, Endpoint
-from nbia_pipeline.archive.errors import BadAnswer
+from nbia_pipeline.archive.errors import ArchiveUnreachable, BadAnswer
 from nbia_pipeline.archive.parse import read_csv, read_json
 from nbia_pipeline.archive.session import CHUNK_BYTES, Patience, Session
 from nbia_pipeline.schema.tables import SERIES_METADATA
@@ -75,7 +75,7 @@ class NbiaClient:
 
     def collection_values(self) -> list[str]:
         """Return the names of the collections that the account may see, sorted, in their exact spelling."""
-        return sorted(self._list("collection_values")["Collection"].to_pylist())
+        return sorted(_names(self._list("collection_values"), "Collection"))
 
     def modality_values(self) -> pa.Table:
         """Return the modalities with the number of patients of each: table ``modalities``."""
@@ -109,9 +109,7 @@ class NbiaClient:
 
         A study that spans collections is listed under each and names one of them (server).
         """
-        table = self._list("studies", collection=collection)
-        self._expect_rows(table, collection)
-        return table
+        return self._rows_of_collection("studies", collection)
 
     def series(self, collection: str) -> pa.Table:
         """Return the series of a collection: table ``series``."""
@@ -146,7 +144,7 @@ class NbiaClient:
 
     def sop_instance_uids(self, series_uid: str) -> list[str]:
         """Return the SOPInstanceUIDs of a series; the server answers for hidden series too."""
-        return list(self._list("sop_instance_uids", series_uid=series_uid)["SOPInstanceUID"].to_pylist())
+        return _names(self._list("sop_instance_uids", series_uid=series_uid), "SOPInstanceUID")
 
     # --- images
 
@@ -182,28 +180,40 @@ class NbiaClient:
         )
 
     def _list_of_collection(self, name: str, collection: str) -> pa.Table:
-        table = self._list(name, collection=collection)
-        self._expect_rows(table, collection)
-        others = [c for c in pc.unique(table["Collection"]).to_pylist() if c.casefold() != collection.casefold()]
+        table = self._rows_of_collection(name, collection)
+        sent = pc.unique(table["Collection"]).to_pylist()
+        others = [c for c in sent if c is None or c.casefold() != collection.casefold()]
         if others:
             # The server ignores a filter that it does not know and sends the whole archive.
             raise BadAnswer(f"asked for collection {collection!r}, the archive sent rows of {others[:3]}")
         return table
 
-    def _expect_rows(self, table: pa.Table, collection: str) -> None:
-        """Refuse an empty answer for a collection that the archive lists: it lists only those with series."""
-        if table.num_rows == 0 and collection in self.collection_values():
-            raise BadAnswer(
-                f"the archive lists collection {collection!r}, but sends nothing of it: nothing is changed, try later",
-                may_pass=True,
-            )
+    def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
+        """Ask for what a collection holds; empty is refused while the archive lists it: it has series then.
+
+        Between two calls a token can run out and a collection can come or go, so it is asked a few times.
+        """
+        for _ in range(self._session.patience.tries):
+            table = self._list(name, collection=collection)
+            if table.num_rows or collection not in self.collection_values():
+                return table
+        raise BadAnswer(
+            f"the archive lists collection {collection!r}, but sends nothing of it: nothing is changed, try later",
+            may_pass=True,
+        )
 
     def _list(self, name: str, **arguments: str | date | Sequence[str]) -> pa.Table:
         """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""
         endpoint = self._dialect.endpoints[name]
-        table = self._rows(endpoint, arguments)
-        if table.num_rows or not endpoint.swallows_refusal or self._session.tokens is None:
-            return table
+        doubtful = endpoint.swallows_refusal and self._session.tokens is not None
+        try:
+            table = self._rows(endpoint, arguments)
+            if table.num_rows or not doubtful:
+                return table
+        except ArchiveUnreachable as e:
+            # Server: v4's getSeries answers a stale token with a 500.
+            if e.status != 500 or not doubtful or self._dialect.needs_token:
+                raise
         self._confirm_token()
         return self._rows(endpoint, arguments)
 
@@ -235,13 +245,10 @@ class NbiaClient:
         """Join a list of values with its counts; the server counts null under a name of its own."""
         table = self._list(values)
         counted = self._list(counts)
-        patients = {
-            (None if criteria in (None, null_as) else criteria): count
-            for criteria, count in zip(counted["criteria"].to_pylist(), counted["count"].to_pylist(), strict=True)
-        }
         value = self._dialect.endpoints[values].shape
         assert value is not None  # noqa: S101 - lists have one
         names = table[value.keys[0].name].to_pylist()
+        patients = _by_name(names, counted, null_as)
         return table.set_column(
             table.schema.get_field_index("PatientCount"),
             table.schema.field("PatientCount"),
@@ -256,6 +263,26 @@ class NbiaClient:
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="nbia-metadata") as pool:
             return pa.concat_tables(pool.map(lambda uid: self._list("series_metadata", series_uid=uid), series_uids))
+
+
+def _by_name(names: Sequence[str | None], counted: pa.Table, null_as: str) -> dict[str | None, int | None]:
+    """Map each of `names` to its count.
+
+    v4 upper-cases the names but not what it counts (server). A name for several spellings gets no count: a
+    patient may be counted under each.
+    """
+    known = set(names)
+    found: dict[str | None, list[int | None]] = {}
+    for criteria, count in zip(counted["criteria"].to_pylist(), counted["count"].to_pylist(), strict=True):
+        name = None if criteria in (None, null_as) else criteria
+        found.setdefault(name if name is None or name in known else name.upper(), []).append(count)
+    return {name: counts[0] for name, counts in found.items() if len(counts) == 1}
+
+
+def _names(table: pa.Table, column: str) -> list[str]:
+    if table[column].null_count:
+        raise BadAnswer(f"the archive sent {table[column].null_count} rows without {column}: try later")
+    return list(table[column].to_pylist())
 
 
 def _on_the_wire(

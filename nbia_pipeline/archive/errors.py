@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+BODY_SHOWN = 200
 
 
 class ArchiveError(Exception):
@@ -38,11 +42,20 @@ class ArchiveError(Exception):
             self.endpoint, self.parameters = endpoint, parameters
         return self
 
+    def without(self, secrets: Iterable[str]) -> Self:
+        """Take `secrets` out of the texts, which may quote an answer that echoes them; return the error."""
+        for secret in filter(None, secrets):
+            self.what, self.body = _redacted(self.what, secret), _redacted(self.body, secret)
+        self.body = self.body[:BODY_SHOWN]
+        self.args = (self.what,)
+        return self
+
     def __str__(self) -> str:
         shown = "&".join(f"{k}={v if len(v) <= 100 else v[:97] + '...'}" for k, v in self.parameters.items())
         status = f"status {self.status}" if self.status is not None else ""
         where = ", ".join(part for part in (f"{self.endpoint} {shown}".strip(), status) if part)
-        return self.what + (f" [{where}]" if where else "") + (f" It began: {self.body!r}" if self.body else "")
+        began = f", answer {self.body!r}" if self.body else ""
+        return self.what + (f" [{where}{began}]" if where else "")
 
 
 class ArchiveUnreachable(ArchiveError):
@@ -65,3 +78,14 @@ class NotAvailable(ArchiveError):
 
 class BadAnswer(ArchiveError):
     """An answer that is not what the endpoint promises: HTML, a cut body, rows of another collection."""
+
+
+def _redacted(text: str, secret: str) -> str:
+    """Return `text` with stars for `secret`, also where only its beginning is there: quotes are cut."""
+    at = text.find(secret[:8])
+    while at >= 0:
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text[at:], secret, strict=False))
+        shown = sum(1 for _ in same)
+        text = text[:at] + "***" + text[at + shown :]
+        at = text.find(secret[:8], at + len("***"))
+    return text

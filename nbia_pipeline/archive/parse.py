@@ -11,7 +11,9 @@ import csv
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -25,10 +27,13 @@ from nbia_pipeline.schema.shapes import Form, Shape, normalise
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
 
 PIECE_BYTES = 4 << 20
+# Threads for the pieces of one answer, while another receives them. Arrow's reader lets them run side by side.
+READERS = 2
 
 # Between two objects of the array. A string cannot hold these bytes: its quote would be escaped, or close
 # it and be followed by punctuation.
 _BETWEEN = re.compile(rb'\},(?=\{"\w)')
+_BLANKS = b" \t\r\n"  # JSON knows no others
 _FAST_FORMS = {
     Form.TEXT: TEXT,
     Form.NUMBER: COUNT,
@@ -61,7 +66,7 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
         BadAnswer: the body is not such an array, ends early, or a value does not fit its column.
     """
     schema = answer_schema(shape)
-    batches = [_table_of(piece, shape, schema) for piece in _pieces(chunks)]
+    batches = list(_in_parallel(lambda piece: _table_of(piece, shape, schema), _pieces(chunks)))
     table = pa.concat_tables(batches) if batches else schema.empty_table()
     _expect_identity(table, shape)
     return table
@@ -71,22 +76,43 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
     """Read the quoted CSV that the metadata endpoints send; an empty cell is null.
 
     Raises:
-        BadAnswer: the header lacks the shape's first key, or a row has another number of cells.
+        BadAnswer: the header has none of the shape's keys, a row has another number of cells, or a cell does not
+            end.
     """
     schema = answer_schema(shape)
     if not text.strip():
         return schema.empty_table()
-    rows = list(csv.reader(io.StringIO(text), strict=False))
+    try:
+        # Strict, because a lenient reader takes a cell that is cut for a whole one.
+        rows = list(csv.reader(io.StringIO(text), strict=True))
+    except csv.Error as e:
+        raise BadAnswer(f"the answer is not a CSV table: {e}", may_pass=True) from e
     header = rows[0]
     if not {normalise(h) for h in header} & set(shape.columns_by_wire_name()):
         raise BadAnswer(_not_what_was_due(text, "a CSV table"))
+    if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
+        raise BadAnswer("the CSV table ends early: the answer was cut, try later", may_pass=True)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise BadAnswer(f"row {number} of the CSV table has {len(row)} cells, its header {len(header)}")
+            raise BadAnswer(
+                f"row {number} of the CSV table has {len(row)} cells, its header {len(header)}", may_pass=True
+            )
     cells = [{h: c or None for h, c in zip(header, row, strict=True)} for row in rows[1:]]
     table = _from_rows(cells, shape, schema)
     _expect_identity(table, shape)
     return table
+
+
+def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> Iterator[pa.Table]:
+    """Yield what `read` makes of each piece, in order; few pieces are held at a time, whatever their number."""
+    reading: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(READERS, thread_name_prefix="nbia-parse") as pool:
+        for piece in pieces:
+            reading.append(pool.submit(read, piece))
+            if len(reading) > READERS:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
 
 
 def _expect_identity(table: pa.Table, shape: Shape) -> None:
@@ -104,7 +130,7 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
     opened = False
     for chunk in chunks:
         buffer += chunk
-        if not opened and buffer.lstrip():
+        if not opened and buffer.lstrip(_BLANKS):
             _expect_array(buffer)
             del buffer[: buffer.index(b"[") + 1]
             opened = True
@@ -113,19 +139,19 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
             if cut:
                 yield bytes(buffer[:cut])
                 del buffer[: cut + 1]
-    rest = bytes(buffer).rstrip()
+    rest = bytes(buffer).rstrip(_BLANKS)
     if not opened:
         if rest:
             raise BadAnswer(_not_what_was_due(rest.decode("utf-8", "replace"), "a JSON array"))
         return
     if not rest.endswith(b"]"):
-        raise BadAnswer("the JSON array ends early: the answer was cut", may_pass=True)
-    if rest[:-1].strip():
-        yield rest[:-1].strip()
+        raise BadAnswer("the JSON array ends early: the answer was cut, try later", may_pass=True)
+    if rest := rest[:-1].strip(_BLANKS):
+        yield rest
 
 
 def _expect_array(buffer: bytearray) -> None:
-    if not buffer.lstrip().startswith(b"["):
+    if not buffer.lstrip(_BLANKS).startswith(b"["):
         raise BadAnswer(_not_what_was_due(bytes(buffer[:300]).decode("utf-8", "replace"), "a JSON array"))
 
 
@@ -134,9 +160,9 @@ def _not_what_was_due(text: str, due: str) -> str:
     if start.startswith("<"):
         return (
             f"the answer is HTML or XML where {due} was due: a proxy or a login page may stand between you and "
-            f"the archive, or NBIA_ARCHIVE may not be an NBIA base URL. It began: {start!r}"
+            f"the archive, or NBIA_ARCHIVE may not be an NBIA base URL; it begins {start!r}"
         )
-    return f"the answer is not {due}. It began: {start!r}"
+    return f"the answer is not {due}, it begins {start!r}: check NBIA_ARCHIVE"
 
 
 def _last_boundary(buffer: bytearray) -> int:
@@ -159,14 +185,18 @@ def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     """Read objects that are just as the server writes them; raises ArrowInvalid for all others."""
     if any(key.form not in _FAST_FORMS for key in shape.keys):
         raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
+    if not piece.startswith(b"{"):
+        raise pa.ArrowInvalid("not an object")  # Arrow's reader dies of a null in its place
     wire = pa.schema([pa.field(k.name, _wire_type(k.column, k.form, schema)) for k in shape.keys])
-    lines = _BETWEEN.sub(b"}\n", piece)
+    lines, cuts = _BETWEEN.subn(b"}\n", piece)
     raw = pj.read_json(
-        io.BytesIO(lines),
+        pa.BufferReader(lines),
         read_options=pj.ReadOptions(use_threads=False, block_size=len(lines) + 1),
         parse_options=pj.ParseOptions(explicit_schema=wire, unexpected_field_behavior="error"),
     )
     raw.validate(full=True)  # the JSON reader does not check that text is UTF-8
+    if raw.num_rows != cuts + 1:
+        raise pa.ArrowInvalid("objects without a comma between them")
     columns = {k.column: _cast_fast(raw[k.name], schema.field(k.column).type, k.form) for k in shape.keys if k.column}
     return _in_order(columns, raw.num_rows, schema)
 
@@ -181,7 +211,10 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
     if form is Form.DATETIME:
         times = values.cast(TIME)
     elif form is Form.US_DAY:
-        times = pc.strptime(values, format="%m-%d-%Y", unit="us")
+        # Not by strptime, which takes 30 February for 2 March.
+        times = pc.replace_substring_regex(values, r"^(\d\d)-(\d\d)-(\d{4})$", r"\3-\1-\2").cast(TIME)
+    elif wanted == REAL and not pc.all(pc.is_finite(values), min_count=0).as_py():
+        raise pa.ArrowInvalid("JSON has neither NaN nor infinity")
     else:
         return values.cast(wanted)
     if wanted != DAY:
@@ -195,8 +228,8 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
 def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     try:
         rows = json.loads(b"[" + piece + b"]", parse_float=Decimal)
-    except ValueError as e:
-        raise BadAnswer(f"the answer is not JSON: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise BadAnswer(f"the answer is not JSON, or was cut: {e}", may_pass=True) from e
     return _from_rows(rows, shape, schema)
 
 
@@ -264,6 +297,8 @@ def _decimal(raw: object) -> Decimal | None:
         raise ValueError("not a number")
     if raw == "":
         return None
+    if isinstance(raw, str) and ("_" in raw or not raw.isascii()):
+        raise ValueError("not a number")  # Python's own notations
     try:
         number = Decimal(raw)
     except InvalidOperation:
@@ -283,7 +318,7 @@ def read_flag(raw: object) -> bool | None:
     raise ValueError("not a flag")
 
 
-_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?)?")
+_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?)?")
 _US = re.compile(r"(\d\d)-(\d\d)-(\d{4})")
 _JAVA = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d\d) (\d\d):(\d\d):(\d\d) (?:\S+ )?(\d{4})")
 _MONTHS = {m: n for n, m in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import email.utils
 import logging
 import random
+import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +26,12 @@ log = logging.getLogger(__name__)
 
 USER_AGENT = f"nbia-pipeline/{__version__}"
 CHUNK_BYTES = 1 << 20
-BODY_SHOWN = 200
 
 # A 500 also stands for "no such path" and "no such image" (server: one mapper catches all), so it is tried
 # again only twice; the others tell of a busy or absent server.
 _MAY_PASS = {408, 429, 500, 502, 503, 504}
 _TRIES_OF_500 = 3
+_NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
 T = TypeVar("T")
 
@@ -51,6 +53,16 @@ class Patience:
     tries: int = 5
     first_wait: float = 0.5
     longest_wait: float = 60.0
+
+
+class _Http(requests.Session):
+    """A pool of connections that takes no credentials from anywhere but the call."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Drop the token on the way to another host; requests would also take a netrc entry."""
+        there, here = prepared_request.url or "", response.request.url or ""
+        if self.should_strip_auth(here, there):  # type: ignore[no-untyped-call]
+            prepared_request.headers.pop("Authorization", None)
 
 
 class Session:
@@ -75,15 +87,15 @@ class Session:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.patience = patience or Patience()
-        self._http = requests.Session()
+        self._http = _Http()
         adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections, pool_block=False)
         self._http.mount("https://", adapter)
         self._http.mount("http://", adapter)
         self._http.headers.update({"User-Agent": USER_AGENT, "Accept": "*/*"})
         if urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1"):
             self._http.trust_env = False  # no proxy leads to this machine
-        if ca_bundle:
-            self._http.verify = ca_bundle
+        # Given with every call, because requests prefers REQUESTS_CA_BUNDLE to what the session says.
+        self._verify = ca_bundle or None  # never "": that would switch the verification off
         self.tokens = Tokens(self._post_form, *account) if account else None
 
     def close(self) -> None:
@@ -95,6 +107,8 @@ class Session:
                     f"{self.base_url}/logout",
                     auth=BearerToken(token),
                     timeout=(self.patience.connect, self.patience.connect),
+                    verify=self._verify,
+                    allow_redirects=False,
                 )
             except requests.RequestException as e:
                 log.debug("logout failed, the token will run out by itself: %s", type(e).__name__)
@@ -127,8 +141,10 @@ class Session:
         renewed = False
         while True:
             tries += 1
+            # Outside the tries: the login makes its own.
+            token = self.tokens.current() if self.tokens else None
             try:
-                with self._open(method, endpoint, parameters) as (answer, token):
+                with self._open(method, endpoint, parameters, token) as answer:
                     if answer.status_code == 401 and self.tokens and token and not renewed:
                         # Any call can meet a token that ran out early; a fresh one gets one more chance.
                         self.tokens.reject(token)
@@ -137,16 +153,17 @@ class Session:
                     self._expect_success(answer, had_token=bool(token))
                     return read(answer)
             except ArchiveError as e:
-                if not e.may_pass or tries >= (_TRIES_OF_500 if e.status == 500 else self.patience.tries):
-                    raise e.at(endpoint, parameters) from e.__cause__
-                self._wait(tries, e.at(endpoint, parameters))
+                secrets = [*self.tokens.secrets(), token or ""] if self.tokens else []
+                e.at(endpoint, parameters).without(secrets)
+                if not e.may_pass or tries >= self._tries_at(e.status):
+                    raise e from e.__cause__
+                self._wait(tries, e)
 
     @contextmanager
     def _open(
-        self, method: str, endpoint: str, parameters: Mapping[str, str]
-    ) -> Iterator[tuple[requests.Response, str | None]]:
+        self, method: str, endpoint: str, parameters: Mapping[str, str], token: str | None
+    ) -> Iterator[requests.Response]:
         """Send one request and translate every failure of the network, also while the body is read."""
-        token = self.tokens.current() if self.tokens else None
         try:
             answer = self._http.request(
                 method,
@@ -156,9 +173,10 @@ class Session:
                 auth=BearerToken(token) if token else _no_auth,
                 stream=True,
                 timeout=(self.patience.connect, self.patience.silence),
+                verify=self._verify,
             )
             with answer:
-                yield answer, token
+                yield answer
         except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
             raise self._unreachable(e) from e
 
@@ -173,66 +191,78 @@ class Session:
                     data=form,
                     auth=_no_auth,
                     timeout=(self.patience.connect, self.patience.silence),
+                    verify=self._verify,
+                    allow_redirects=False,  # the form holds the password
                 )
             except requests.RequestException as e:
                 problem = self._unreachable(e)
             else:
-                limit = _TRIES_OF_500 if answer.status_code == 500 else self.patience.tries
-                if answer.status_code not in _MAY_PASS or tries >= limit:
+                if answer.status_code not in _MAY_PASS or tries >= self._tries_at(answer.status_code):
                     return answer
                 problem = ArchiveUnreachable("no token", status=answer.status_code, may_pass=True)
+                problem.retry_after = _retry_after(answer)
             if not problem.may_pass or tries >= self.patience.tries:
                 raise problem.at(path, {})
             self._wait(tries, problem.at(path, {}))
+
+    def _tries_at(self, status: int | None) -> int:
+        return min(_TRIES_OF_500, self.patience.tries) if status == 500 else self.patience.tries
 
     def _expect_success(self, answer: requests.Response, had_token: bool) -> None:
         status = answer.status_code
         if status in (200, 204):
             return
-        body = self._excerpt(answer)
+        body = _excerpt(answer)
         if status == 400:
-            raise NotAvailable("the archive refuses the call.", status=status, body=body)
+            raise NotAvailable(
+                "the archive refuses the call: what it names is unknown, hidden or not permitted",
+                status=status,
+                body=body,
+            )
         if status in (401, 403):
             raise LoginRefused(
-                "the archive refuses the account: check NBIA_USERNAME and NBIA_PASSWORD, and what it may see.",
+                "the archive refuses the account: check NBIA_USERNAME and NBIA_PASSWORD, and what it may see",
                 status=status,
                 body=body,
             )
         if status == 500 and not had_token and body.rstrip().endswith("null"):
             # Server: a v2 call without a token is a 500 whose message is "null".
-            raise LoginRefused("the archive wants a token: use NBIA_API=v2, or set an account.", status=status)
-        if status == 500 and "HTTP 404" in body:
-            raise BadAnswer("no such endpoint: check NBIA_ARCHIVE and NBIA_API.", status=status, body=body)
+            raise LoginRefused("the archive wants a token: use NBIA_API=v2, or set an account", status=status)
+        if status == 500 and _NO_SUCH_CALL.search(body):
+            raise BadAnswer(
+                "the archive has no such endpoint: check NBIA_ARCHIVE and NBIA_API", status=status, body=body
+            )
         if status in _MAY_PASS:
-            problem = ArchiveUnreachable("the archive could not answer.", status=status, body=body, may_pass=True)
+            problem = ArchiveUnreachable(
+                "the archive could not answer: it may be busy, try later", status=status, body=body, may_pass=True
+            )
             problem.retry_after = _retry_after(answer)
             raise problem
-        raise BadAnswer("an answer of unknown kind: check NBIA_ARCHIVE.", status=status, body=body)
-
-    def _excerpt(self, answer: requests.Response) -> str:
-        """Return the beginning of a body for an error, without any secret that it might echo."""
-        text = next(answer.iter_content(4096), b"").decode("utf-8", "replace")
-        for secret in self.tokens.secrets() if self.tokens else []:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())[:BODY_SHOWN]
+        raise BadAnswer("an answer of unknown kind: check NBIA_ARCHIVE", status=status, body=body)
 
     def _unreachable(self, e: Exception) -> ArchiveUnreachable:
         """Say in one sentence what a failure of the network means and what to do."""
+        cause = _innermost(e)
+        why = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return ArchiveUnreachable(
+                f"the certificate of {self.base_url} does not verify ({why}): if your site has its own "
+                "authority, set NBIA_CA_BUNDLE to its certificates"
+            )
         if isinstance(e, requests.exceptions.SSLError):
             return ArchiveUnreachable(
-                f"the certificate of {self.base_url} does not verify ({_innermost(e)}): if your site has its own "
-                "authority, set NBIA_CA_BUNDLE to its certificates"
+                f"no secure connection to {self.base_url} ({why}): check NBIA_ARCHIVE and NBIA_CA_BUNDLE",
+                may_pass=True,
             )
         if isinstance(e, requests.exceptions.ProxyError):
             return ArchiveUnreachable(
-                f"the proxy on the way to {self.base_url} does not answer ({_innermost(e)}): check HTTPS_PROXY and "
-                "NO_PROXY",
+                f"the proxy on the way to {self.base_url} does not answer ({why}): check HTTPS_PROXY and NO_PROXY",
                 may_pass=True,
             )
         if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
             return ArchiveUnreachable(f"{self.base_url} fell silent: it may be overloaded, try later", may_pass=True)
         return ArchiveUnreachable(
-            f"no whole answer from {self.base_url} ({_innermost(e)}): check NBIA_ARCHIVE and your connection",
+            f"no whole answer from {self.base_url} ({why}): check NBIA_ARCHIVE and your connection",
             may_pass=True,
         )
 
@@ -250,6 +280,12 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
+def _excerpt(answer: requests.Response) -> str:
+    """Return the beginning of a body for an error."""
+    text = next(answer.iter_content(4096), b"").decode("utf-8", "replace")
+    return " ".join(text.split())
+
+
 def _retry_after(answer: requests.Response) -> float | None:
     """Return the seconds of a Retry-After header, given as seconds or as an HTTP date."""
     value = answer.headers.get("Retry-After", "").strip()
@@ -263,12 +299,12 @@ def _retry_after(answer: requests.Response) -> float | None:
         return None
 
 
-def _innermost(e: BaseException) -> str:
-    """Return the last cause of a network error in words; the outer ones hold object addresses."""
+def _innermost(e: BaseException) -> BaseException:
+    """Return the last cause of a network error; the texts of the outer ones hold object addresses."""
     for _ in range(20):
         inner = e.__cause__ or e.__context__ or next((a for a in e.args if isinstance(a, BaseException)), None)
         inner = inner or getattr(e, "reason", None)
         if not isinstance(inner, BaseException) or inner is e:
             break
         e = inner
-    return f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+    return e

@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import dagster as dg
@@ -82,12 +82,10 @@ def _partitioned(
     def partitioned(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(), names.archive_of(context).client() as client:
             lake = names.lake_of(context).open()
-            written, failed = _write_partitions(table, fetch, client, lake, list(context.partition_keys))
+            written, failed = _write_partitions(table, fetch, client, lake, context)
         if failed:
             _record(context, names.key(table.name), written)
             raise _failure_of(failed, done=len(written))
-        for collection, metadata in written.items():
-            context.add_asset_metadata(metadata, partition_key=collection)
         return dg.MaterializeResult()
 
     return partitioned
@@ -156,22 +154,38 @@ def _write(table: Table, lake: Lake, fetch: Callable[[], pa.Table], collection: 
 
 
 def _write_partitions(
-    table: Table, fetch: FetchPartition, client: NbiaClient, lake: Lake, collections: list[str]
+    table: Table, fetch: FetchPartition, client: NbiaClient, lake: Lake, context: dg.AssetExecutionContext
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Exception]]:
     """Write each collection by itself, so that one that fails costs only itself."""
     written: dict[str, dict[str, Any]] = {}
     failed: dict[str, Exception] = {}
 
-    def one(collection: str) -> None:
-        try:
-            written[collection] = _write(table, lake, lambda: fetch(client, lake, collection), collection)
-        except (ArchiveError, LakeError) as e:
-            log.warning("%s of %s: %s", table.name, collection, e)
-            failed[collection] = e
+    def one(collection: str) -> dict[str, Any]:
+        return _write(table, lake, lambda: fetch(client, lake, collection), collection)
 
     with ThreadPoolExecutor(COLLECTIONS_AT_A_TIME, thread_name_prefix=f"nbia-{table.name}") as pool:
-        list(pool.map(one, collections))
+        collections = {pool.submit(one, c): c for c in largest_first(lake, list(context.partition_keys))}
+        for future in as_completed(collections):
+            collection = collections[future]
+            try:
+                written[collection] = future.result()
+            except (ArchiveError, LakeError) as e:
+                log.warning("%s of %s: %s", table.name, collection, e)
+                failed[collection] = e
+            else:
+                # Here rather than at the end: Dagster takes its time for it, and meanwhile the others go on.
+                context.add_asset_metadata(written[collection], partition_key=collection)
     return written, failed
+
+
+def largest_first(lake: Lake, collections: list[str]) -> list[str]:
+    """Return the collections by falling number of patients, so that none of the large ones runs alone at the end.
+
+    Those whose number is not known come last, in the order given.
+    """
+    known = lake.read_table(t.COLLECTIONS, columns=["Collection", "PatientCount"])
+    patients = dict(zip(known["Collection"].to_pylist(), known["PatientCount"].to_pylist(), strict=True))
+    return sorted(collections, key=lambda c: -(patients.get(c) or 0))
 
 
 def _record(context: dg.AssetExecutionContext, key: dg.AssetKey, written: dict[str, dict[str, Any]]) -> None:

@@ -49,7 +49,9 @@ class Lake:
         try:
             self._fs, root = fsspec.core.url_to_fs(uri)
         except (ValueError, ImportError) as e:
-            raise LakeError(f"NBIA_LAKE is {uri!r}: {e}") from e
+            raise LakeError(
+                f"NBIA_LAKE is {uri!r} ({e}): set it to a directory, or to a URI whose fsspec package is installed"
+            ) from e
         self._root = root.rstrip("/")
 
     @property
@@ -67,7 +69,10 @@ class Lake:
         Raises:
             LakeError: it cannot; nothing is left behind.
         """
-        self.put_bytes(f"{STAGING}/probe-{uuid.uuid4().hex}", b"", keep=False)
+        with self.told("write"):
+            probe = f"{STAGING}/{_owner()}.{uuid.uuid4().hex}.probe"
+            self._put(probe, b"")
+            self._fs.rm(self._full(probe))
 
     # --- tables
 
@@ -143,33 +148,18 @@ class Lake:
 
     # --- small files
 
-    def put_bytes(self, path: str, data: Any, keep: bool = True) -> None:
+    def put_bytes(self, path: str, data: Any) -> None:
         """Write a file whole or not at all.
 
         Args:
             path: where; the directories are made.
             data: bytes, or an Arrow buffer.
-            keep: False removes the file at once, for a trial.
 
         Raises:
             LakeError: it cannot be written.
         """
-        target = self._full(path)
         with self.told(f"write {path}"):
-            if self.local is None:
-                with self._fs.open(target, "wb") as file:
-                    file.write(data)
-            else:
-                staged = Path(self._full(f"{STAGING}/{_owner()}.{uuid.uuid4().hex}"))
-                staged.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    staged.write_bytes(data)
-                    Path(target).parent.mkdir(parents=True, exist_ok=True)
-                    staged.replace(target)
-                finally:
-                    staged.unlink(missing_ok=True)
-            if not keep:
-                self._fs.rm(target)
+            self._put(path, data)
 
     def read_files(self, folder: str) -> dict[str, bytes]:
         """Return the contents of the files in a folder of the lake, by path; none where there is no folder."""
@@ -260,6 +250,21 @@ class Lake:
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+    def _put(self, path: str, data: Any) -> None:
+        if self.local is None:
+            with self._fs.open(self._full(path), "wb") as file:
+                file.write(data)
+            return
+        staged = self.local / STAGING / f"{_owner()}.{uuid.uuid4().hex}"
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.write_bytes(data)
+            target = self.local / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staged.replace(target)
+        finally:
+            staged.unlink(missing_ok=True)
 
     def _upload(self, staged: Path, target: str) -> None:
         names = {f.name for f in staged.iterdir()}

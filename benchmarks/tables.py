@@ -1,0 +1,293 @@
+"""Tables at real scale: all series of the Imaging Data Commons to Parquet, by us and by tcia_utils.
+
+Both sides do the same work over the same embedded archive (``--catalog idc``): every series of every
+collection, from nothing to one Parquet file per collection. Ours goes through Dagster: `collections`, which
+registers the partitions, then `series` of all partitions in one run. tcia_utils has an environment of its own
+and calls getCollections, then getSeries and ``to_parquet`` for each.
+
+Each side runs in a fresh process; time and peak memory are those of the whole process, imports and Dagster's
+records included. A first round, not counted, fills the archive's cache of rendered answers: what is measured
+is the clients, not the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parents[1]
+TCIA_ENVIRONMENT = ROOT / ".venv-tcia"
+TCIA_PACKAGES = ("tcia_utils", "pyarrow")
+
+OURS = "nbia_pipeline"
+THEIRS = "tcia_utils"
+
+TIME_BAR = 0.5
+MEMORY_BAR_MB = 1000
+SERIES_IN_ALL = 1_044_191
+MIDDLE_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process took.
+
+    Attributes:
+        seconds: wall clock, from its start to its end.
+        cpu: seconds of processor time.
+        peak_mb: most memory that it held, in MB of 10^6 bytes.
+    """
+
+    seconds: float
+    cpu: float
+    peak_mb: float
+
+
+# --- the two sides, each in a process of its own: only what a side needs is imported there
+
+
+def materialise(url: str, api: str, collections: list[str], folder: Path) -> None:
+    """Bring all series to Parquet with nbia_pipeline, through Dagster."""
+    import dagster as dg
+    from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+    from nbia_pipeline.cli import dagster_home
+    from nbia_pipeline.definitions import build_definitions
+    from nbia_pipeline.names import Names
+    from nbia_pipeline.settings import Settings
+
+    os.environ["DAGSTER_HOME"] = str(folder / "dagster_home")
+    dagster_home()
+    names = Names()
+    settings = Settings(archive=url, api=api, lake=str(folder / "lake"), collections=tuple(collections))
+    # The assets alone: their checks are work that tcia_utils does not do.
+    jobs = [
+        dg.define_asset_job(asset, selection=dg.AssetSelection.assets(names.key(asset)).without_checks())
+        for asset in ("collections", "series")
+    ]
+    definitions = dg.Definitions.merge(build_definitions(settings, names), dg.Definitions(jobs=jobs))
+    with dg.DagsterInstance.get() as instance:
+        definitions.resolve_job_def("collections").execute_in_process(instance=instance)
+        partitions = instance.get_dynamic_partitions(str(names.partitions.name))
+        tags = {ASSET_PARTITION_RANGE_START_TAG: partitions[0], ASSET_PARTITION_RANGE_END_TAG: partitions[-1]}
+        definitions.resolve_job_def("series").execute_in_process(instance=instance, tags=tags)
+
+
+def download(url: str, collections: list[str], folder: Path) -> None:
+    """Bring all series to Parquet with tcia_utils."""
+    from tcia_utils import nbia  # type: ignore[import-not-found,unused-ignore]
+
+    logging.disable(logging.INFO)
+    # The one place that names a host; it knows two by name and no others.
+    nbia.setApiUrl = lambda endpoint, api_url="": f"{url}/services/v4/"
+    for listed in nbia.getCollections():
+        name = listed["Collection"]
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in collections):
+            frame = nbia.getSeries(collection=name, format="df")
+            frame.to_parquet(folder / f"{urllib.parse.quote(name, safe='')}.parquet")
+
+
+# --- measuring
+
+
+def run_side(side: str, python: Path, options: argparse.Namespace, url: str, folder: Path) -> Measured:
+    """Run one side in a fresh process and measure it.
+
+    Raises:
+        SystemExit: it failed; its output is shown.
+    """
+    folder.mkdir(parents=True)
+    words = ["--side", side, "--url", url, "--folder", str(folder), "--api", options.api]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NBIA_", "DAGSTER_"))}
+    environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1"
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [python, __file__, *words, "--collections", options.collections],
+            stdout=output,
+            stderr=output,
+            env=environment,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{side} failed:\n{log.read_text(errors='replace')[-4000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
+
+
+@contextlib.contextmanager
+def archive() -> Iterator[str]:
+    """Serve the index of the Imaging Data Commons; give the base URL.
+
+    Raises:
+        SystemExit: it did not start.
+    """
+    words = [sys.executable, "-m", "nbia_pipeline", "archive", "--catalog", "idc", "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url = server.stdout.readline().strip()
+            if not url:
+                raise SystemExit("the embedded archive did not start")
+            yield url
+        finally:
+            server.terminate()
+
+
+def tcia_python() -> Path:
+    """Return the Python of the environment of tcia_utils, which is made at the first call."""
+    python = TCIA_ENVIRONMENT / "bin" / "python"
+    made = TCIA_ENVIRONMENT / ".installed"
+    if not made.exists():
+        print(f"installing {THEIRS} into {TCIA_ENVIRONMENT.name}", flush=True)
+        venv.create(TCIA_ENVIRONMENT, with_pip=True, clear=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *TCIA_PACKAGES], check=True)
+        made.touch()
+    return python
+
+
+# --- comparing what came out
+
+
+def check_same(folders: dict[str, Path], api: str, whole: bool) -> int:
+    """Make sure that both sides wrote the same series, and return how many.
+
+    Raises:
+        SystemExit: they did not.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    ours = ds.dataset(folders[OURS] / "lake" / "tables" / "series", partitioning="hive")
+    files = sorted(folders[THEIRS].glob("*.parquet"))
+    mine = ours.to_table(columns=["SeriesInstanceUID"])["SeriesInstanceUID"]
+    known = [pq.read_table(f, columns=["SeriesInstanceUID"])["SeriesInstanceUID"] for f in files]
+    if sorted(mine.to_pylist()) != sorted(uid for part in known for uid in part.to_pylist()):
+        raise SystemExit(f"the series differ: {len(mine)} and {sum(map(len, known))} rows")
+    if whole and len(mine) != SERIES_IN_ALL:
+        raise SystemExit(f"{len(mine)} series, not {SERIES_IN_ALL}")
+    middle = min(files, key=lambda f: abs(pq.read_metadata(f).num_rows - MIDDLE_ROWS))
+    collection = urllib.parse.unquote(middle.stem)
+    rows = ours.to_table(filter=pc.field("Collection") == collection)
+    compared = check_columns(rows, pq.read_table(middle), api)
+    print(f"same series on both sides; {compared} columns of {collection} ({rows.num_rows} rows) hold the same values")
+    return len(mine)
+
+
+def check_columns(ours: pa.Table, theirs: pa.Table, api: str) -> int:
+    """Compare the columns of one collection that both sides have, and return how many those are.
+
+    Raises:
+        SystemExit: a value differs.
+    """
+    from nbia_pipeline.schema.shapes import SERIES_V2, SERIES_V4
+
+    served = {key.column for key in (SERIES_V2 if api == "v2" else SERIES_V4).keys}
+    both = [k for k in SERIES_V4.keys if k.column in served and k.column and k.name in theirs.column_names]
+    ours, theirs = ours.sort_by("SeriesInstanceUID"), theirs.sort_by("SeriesInstanceUID")
+    for key in both:
+        if _texts(ours[key.column]) != _texts(theirs[key.name]):
+            raise SystemExit(f"the values of {key.column} differ")
+    return len(both)
+
+
+def _texts(values: pa.ChunkedArray) -> list[str | None]:
+    """Return values as texts: days as v4 writes them, whole numbers without decimals.
+
+    v4 sends only the day of a time, and pandas makes numbers with gaps floating.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        values = pc.strftime(values, format="%m-%d-%Y")
+    elif pa.types.is_floating(values.type):
+        values = values.cast(pa.int64())
+    return list(values.cast(pa.string()).to_pylist())
+
+
+# --- the command
+
+
+def main() -> int:
+    options = _options()
+    if options.side:
+        patterns, folder = options.collections.split(","), Path(options.folder)
+        if options.side == OURS:
+            materialise(options.url, options.api, patterns, folder)
+        else:
+            download(options.url, patterns, folder)
+        return 0
+    pythons = {OURS: Path(sys.executable), THEIRS: tcia_python()}
+    whole = options.collections == "*"
+    measured: dict[str, list[Measured]] = {OURS: [], THEIRS: []}
+    with archive() as url, tempfile.TemporaryDirectory(prefix="nbia-bench-") as temporary:
+        for number in range(options.rounds + 1):
+            folders = {side: Path(temporary) / f"{number}-{side}" for side in measured}
+            for side in sorted(measured, reverse=bool(number % 2)):
+                result = run_side(side, pythons[side], options, url, folders[side])
+                label = f"round {number}" if number else "warm-up"
+                print(f"{label:<8} {side:<14} {result.seconds:7.1f} s {result.peak_mb:7.0f} MB", flush=True)
+                if number:
+                    measured[side].append(result)
+            if not number:
+                rows = check_same(folders, options.api, whole)
+    return report(measured, rows, options.api, whole)
+
+
+def report(measured: dict[str, list[Measured]], rows: int, api: str, whole: bool) -> int:
+    """Print the medians and the verdict; return 1 if a bar does not hold."""
+    print(f"\nmedians of {len(measured[OURS])} rounds, archive warmed before; {os.cpu_count()} processors")
+    print(f"{'':<20} {'wall s':>8} {'CPU s':>8} {'peak MB':>8} {'rows':>10}")
+    for side, spoken in ((OURS, api), (THEIRS, "v4")):
+        seconds, cpu = (statistics.median(getattr(m, what) for m in measured[side]) for what in ("seconds", "cpu"))
+        peak = max(m.peak_mb for m in measured[side])
+        print(f"{side + ', ' + spoken:<20} {seconds:8.1f} {cpu:8.1f} {peak:8.0f} {rows:10,}")
+    ratio = statistics.median(m.seconds for m in measured[OURS]) / statistics.median(
+        m.seconds for m in measured[THEIRS]
+    )
+    peak = max(m.peak_mb for m in measured[OURS])
+    fast, small = ratio <= TIME_BAR, peak <= MEMORY_BAR_MB
+    print(f"time    {ratio:.2f} of {THEIRS}, bar {TIME_BAR}: {_verdict(fast)}")
+    print(f"memory  {peak:.0f} MB, bar {MEMORY_BAR_MB} MB: {_verdict(small)}")
+    return 0 if not whole or (fast and small) else 1
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "DOES NOT HOLD"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Tables at real scale, against tcia_utils.")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--api", choices=("v2", "v4"), default="v2", help="what we speak; tcia_utils speaks v4")
+    parser.add_argument("--collections", default="*", help="comma-separated names or globs, for a quick try")
+    for hidden in ("side", "url", "folder"):
+        parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

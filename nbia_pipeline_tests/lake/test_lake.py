@@ -1,0 +1,175 @@
+"""The lake replaces whole, never by nothing, and every reader reads it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from nbia_pipeline.lake import Lake, LakeError, WouldEmpty
+from nbia_pipeline.lake.layout import STAGING, table_path
+from nbia_pipeline.schema.tables import COLLECTIONS, STUDIES
+
+NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
+
+
+@pytest.fixture(params=["disk", "object store"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "a lake") if request.param == "disk" else f"memory://lake-{uuid.uuid4().hex}")
+
+
+def studies(collection: str, count: int) -> pa.Table:
+    rows = [
+        {"StudyInstanceUID": f"1.{n}", "PatientID": f"P{n}", "Collection": collection, "StudyDescription": 'a "b",\nc'}
+        for n in range(count)
+    ]
+    return pa.Table.from_pylist(rows, schema=STUDIES.schema)
+
+
+def test_a_table_comes_back_as_it_was_written(lake: Lake) -> None:
+    for name in NAMES:
+        lake.write_table(STUDIES, studies(name, 3), name)
+    for name in NAMES:
+        assert lake.read_table(STUDIES, name).equals(studies(name, 3))
+        assert lake.count_rows(STUDIES, name) == 3
+    assert lake.collections_of(STUDIES) == sorted(NAMES)
+
+
+def test_some_columns_can_be_read(lake: Lake) -> None:
+    lake.write_table(STUDIES, studies("A", 2), "A")
+    read = lake.read_table(STUDIES, "A", columns=["Collection", "PatientID"])
+    assert read.to_pydict() == {"Collection": ["A", "A"], "PatientID": ["P0", "P1"]}
+
+
+def test_what_was_never_written_has_no_rows(lake: Lake) -> None:
+    assert lake.read_table(STUDIES, "A").equals(STUDIES.schema.empty_table())
+    assert lake.count_rows(STUDIES, "A") == 0
+    assert lake.collections_of(STUDIES) == []
+
+
+def test_a_table_with_rows_is_never_replaced_by_none(lake: Lake) -> None:
+    lake.write_table(STUDIES, studies("A", 2), "A")
+    with pytest.raises(WouldEmpty, match="left as it was"):
+        lake.write_table(STUDIES, STUDIES.schema.empty_table(), "A")
+    assert lake.count_rows(STUDIES, "A") == 2
+
+
+def test_an_unpartitioned_table_keeps_its_collection_column(lake: Lake) -> None:
+    data = pa.Table.from_pylist([{"Collection": "A"}], schema=COLLECTIONS.schema)
+    lake.write_table(COLLECTIONS, data)
+    assert lake.read_table(COLLECTIONS)["Collection"].to_pylist() == ["A"]
+
+
+def test_every_reader_sees_one_data_set_with_the_original_names(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for name in NAMES:
+        lake.write_table(STUDIES, studies(name, 2), name)
+    folder = tmp_path / "tables" / "studies"
+    query = f"SELECT DISTINCT Collection FROM read_parquet('{folder}/*/*.parquet', hive_partitioning = true)"
+    assert {row[0] for row in duckdb.execute(query).fetchall()} == set(NAMES)
+    assert set(pd.read_parquet(folder)["Collection"]) == set(NAMES)
+    assert set(ds.dataset(folder, partitioning="hive").to_table()["Collection"].to_pylist()) == set(NAMES)
+
+
+def test_no_temporary_file_lies_among_the_tables(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.check_writable()
+    lake.write_table(STUDIES, studies("A", 2), "A")
+    files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    assert files == [table_path("studies", "A")]
+
+
+def test_a_reader_sees_the_old_table_or_the_new_one(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.write_table(STUDIES, studies("A", 1), "A")
+    counts: set[int] = set()
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            counts.add(lake.read_table(STUDIES, "A").num_rows)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for count in (5000, 1) * 10:
+        lake.write_table(STUDIES, studies("A", count), "A")
+    stop.set()
+    reader.join()
+    assert counts <= {1, 5000}
+
+
+def test_a_lake_that_cannot_be_written_says_where_why_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    lake = Lake(str(tmp_path / "file" / "lake"))
+    with pytest.raises(
+        LakeError, match=r"cannot write in the lake .*file/lake \(Not a directory\): check that NBIA_LAKE"
+    ):
+        lake.check_writable()
+
+
+def test_an_unknown_kind_of_lake_is_refused() -> None:
+    with pytest.raises(LakeError, match=r"NBIA_LAKE is 'foo://x' .*: set it to"):
+        Lake("foo://x")
+
+
+def test_a_damaged_table_is_an_error_not_an_empty_table(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.put_bytes(table_path("studies", "A"), b"PAR1 but no more")
+    with pytest.raises(LakeError, match="cannot read tables/studies/Collection=A"):
+        lake.read_table(STUDIES, "A")
+
+
+def test_a_folder_of_files_replaces_the_older_one(lake: Lake) -> None:
+    for names in (["a.dcm", "b.dcm"], ["b.dcm", "c.dcm"]):
+        with lake.workspace() as work:
+            (work / "files").mkdir()
+            for name in names:
+                (work / "files" / name).write_text(f"{name} of {names}")
+            lake.publish_folder(work / "files", "images/A/P/1/2")
+    held = lake.read_files("images/A/P/1/2")
+    assert {path.rsplit("/", 1)[-1] for path in held} == {"b.dcm", "c.dcm"}
+    assert held["images/A/P/1/2/b.dcm"] == b"b.dcm of ['b.dcm', 'c.dcm']"
+
+
+def test_a_workspace_is_gone_after_its_block(lake: Lake) -> None:
+    with lake.workspace() as work:
+        (work / "x").write_text("x")
+    assert not work.exists()
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_live_one_uses_is_not(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    dead = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"from nbia_pipeline.lake import Lake\nw = Lake({str(tmp_path)!r}).workspace()\n"
+            "print(w.__enter__(), flush=True)\nimport os\nos._exit(0)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert Path(dead).is_dir()
+    with lake.workspace() as alive:
+        assert lake.sweep(keep=set()) == 1
+        assert alive.is_dir()
+    assert not Path(dead).exists()
+
+
+def test_what_the_journal_names_is_not_swept(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    old = tmp_path / STAGING / "elsewhere.1.abc"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert lake.sweep(keep={old.name}) == 0
+    assert lake.sweep(keep=set()) == 1

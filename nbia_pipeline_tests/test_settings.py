@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import fnmatch
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbia_pipeline.settings import Settings, SettingsError, is_glob, matching, split_names, unmatched
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+def read(**variables: str) -> Settings:
+    return Settings.from_env(variables)
+
+
+# --- defaults
+
+
+def test_without_variables_the_embedded_archive_is_mirrored_whole() -> None:
+    settings = read()
+    assert (settings.archive, settings.api, settings.username, settings.password) == (
+        "embedded",
+        "v2",
+        "nbia_guest",
+        "",
+    )
+    assert (settings.collections, settings.images, settings.ca_bundle) == (("*",), ("*",), None)
+    assert settings.lake == str(Path("lake").absolute())
+
+
+def test_images_of_a_remote_archive_are_not_mirrored_unless_named() -> None:
+    assert read(NBIA_ARCHIVE="tcia").images == ()
+    assert not read(NBIA_ARCHIVE="tcia").wants_images
+
+
+def test_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBIA_ARCHIVE", "nlst")
+    assert Settings.from_env().archive == "nlst"
+
+
+# --- each variable
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("NBIA_ARCHIVE", "embedded", "archive", "embedded"),
+        ("NBIA_ARCHIVE", "tcia", "archive", "tcia"),
+        ("NBIA_ARCHIVE", "nlst", "archive", "nlst"),
+        ("NBIA_ARCHIVE", "http://[::1]:8080/x/nbia-api", "archive", "http://[::1]:8080/x/nbia-api"),
+        ("NBIA_API", "v4", "api", "v4"),
+        ("NBIA_API", "v2", "api", "v2"),
+        ("NBIA_LAKE", "/data/lake", "lake", "/data/lake"),
+        ("NBIA_LAKE", "s3://bucket/lake", "lake", "s3://bucket/lake"),
+        ("NBIA_COLLECTIONS", "RIDER Lung CT, TCGA-*,", "collections", ("RIDER Lung CT", "TCGA-*")),
+        ("NBIA_IMAGES", "LIDC-IDRI ,QIN*", "images", ("LIDC-IDRI", "QIN*")),
+    ],
+)
+def test_a_variable_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
+    assert getattr(read(**{variable: text}), field) == value
+
+
+def test_an_account_is_taken_from_two_variables() -> None:
+    settings = read(NBIA_USERNAME="me", NBIA_PASSWORD=" p@ss ")
+    assert (settings.username, settings.password) == ("me", " p@ss ")
+
+
+def test_a_ca_bundle_is_taken_if_it_is_there(tmp_path: Path) -> None:
+    bundle = tmp_path / "authority.pem"
+    bundle.touch()
+    assert read(NBIA_CA_BUNDLE=str(bundle)).ca_bundle == str(bundle)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["NBIA_ARCHIVE", "NBIA_API", "NBIA_USERNAME", "NBIA_PASSWORD", "NBIA_LAKE", "NBIA_COLLECTIONS", "NBIA_CA_BUNDLE"],
+)
+def test_an_empty_variable_takes_its_default(variable: str) -> None:
+    assert read(**{variable: ""}) == read()
+
+
+def test_empty_images_are_no_images_even_of_the_embedded_archive() -> None:
+    assert read(NBIA_IMAGES="").images == ()
+    assert read().images == ("*",)
+
+
+def test_a_relative_lake_is_made_absolute_and_home_is_expanded() -> None:
+    assert read(NBIA_LAKE="~/x").lake == str(Path.home() / "x")
+    assert read(NBIA_LAKE="x/y").lake == str(Path.cwd() / "x" / "y")
+
+
+def test_the_password_is_not_printed() -> None:
+    settings = read(NBIA_USERNAME="me", NBIA_PASSWORD="hunter-2")
+    assert "hunter-2" not in repr(settings) + str(settings) + f"{settings!r:>5}"
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"NBIA_ARCHIVE": "TCIA"}, "NBIA_ARCHIVE is 'TCIA': set it to embedded, tcia, nlst, or to a base URL"),
+        ({"NBIA_ARCHIVE": "https://x.org"}, "NBIA_ARCHIVE is 'https://x.org'"),
+        ({"NBIA_ARCHIVE": "https://x.org/nbia-api/"}, "a base URL that ends in /nbia-api"),
+        ({"NBIA_ARCHIVE": "https://x.org/nbia-api?a=/nbia-api"}, "a base URL that ends in /nbia-api"),
+        ({"NBIA_ARCHIVE": "https://x.org/nbia-api#/nbia-api"}, "a base URL that ends in /nbia-api"),
+        ({"NBIA_ARCHIVE": "ftp://x.org/nbia-api"}, "NBIA_ARCHIVE is"),
+        ({"NBIA_ARCHIVE": "https:///nbia-api"}, "NBIA_ARCHIVE is"),
+        ({"NBIA_ARCHIVE": "https://x.org:99999/nbia-api"}, "NBIA_ARCHIVE is"),
+        ({"NBIA_ARCHIVE": "https://[::1/nbia-api"}, "NBIA_ARCHIVE is"),
+        ({"NBIA_API": "v3"}, "NBIA_API is 'v3': set it to v2 or v4"),
+        ({"NBIA_PASSWORD": "secret-1"}, "NBIA_PASSWORD is set, but NBIA_USERNAME is the guest"),
+        ({"NBIA_USERNAME": "me"}, "NBIA_USERNAME is 'me', but NBIA_PASSWORD is empty"),
+        ({"NBIA_LAKE": "  "}, "NBIA_LAKE is empty"),
+        ({"NBIA_COLLECTIONS": " , "}, "NBIA_COLLECTIONS is empty"),
+        ({"NBIA_CA_BUNDLE": "/no/such/file"}, "NBIA_CA_BUNDLE is '/no/such/file': there is no such file"),
+        (
+            {"NBIA_COLLECTIONS": "A,B*", "NBIA_IMAGES": "C"},
+            "NBIA_IMAGES names 'C', but NBIA_COLLECTIONS (A, B*) leaves it out",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_name(variables: dict[str, str], text: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(text)):
+        read(**variables)
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        "https://me:hunter-2@x.org/nbia-api",
+        "https://me@x.org/nbia-api",
+        "me:hunter-2@x.org/nbia-api",
+        "https://me:hunter-2@[::1/nbia-api",
+        "https://me:hunter-2@x.org",
+    ],
+)
+def test_an_account_in_the_url_is_refused_and_not_shown(archive: str) -> None:
+    with pytest.raises(SettingsError, match=r"NBIA_ARCHIVE holds an account.*NBIA_USERNAME") as caught:
+        read(NBIA_ARCHIVE=archive)
+    assert "hunter-2" not in str(caught.value)
+
+
+def test_a_refusal_does_not_show_the_password() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(NBIA_PASSWORD="hunter-2")
+    assert "hunter-2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("NBIA_COLLECTION", "NBIA_COLLECTIONS"),
+        ("NBIA_IMAGE", "NBIA_IMAGES"),
+        ("NBIA_PASWORD", "NBIA_PASSWORD"),
+        ("NBIA_USER_NAME", "NBIA_USERNAME"),
+        ("NBIA_CABUNDLE", "NBIA_CA_BUNDLE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_by_name(misspelt: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{misspelt} is not a variable .* did you mean {meant}\?"):
+        read(**{misspelt: "x"})
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    assert read(NBIA_WEATHER="fine", COLLECTIONS="x", HTTPS_PROXY="http://p:1") == read()
+
+
+@pytest.mark.parametrize("images", ["A", "B1", "*", "Z*", ""])
+def test_images_of_kept_collections_and_globs_are_accepted(images: str) -> None:
+    assert read(NBIA_COLLECTIONS="A,B*", NBIA_IMAGES=images).images == split_names(images)
+
+
+def test_the_resource_fields_are_checked_alike() -> None:
+    given: dict[str, Any] = {"archive": "tcia", "api": "v5"}
+    with pytest.raises(SettingsError, match="NBIA_API"):
+        Settings(**given)
+
+
+# --- names and globs
+
+
+@pytest.mark.parametrize(
+    ("images", "collection", "mirrored"),
+    [("A*", "A1", True), ("A*", "a1", False), ("A", "A1", False), ("", "A", False), ("A[1],B", "A[1]", True)],
+)
+def test_images_are_mirrored_by_name_or_glob(images: str, collection: str, mirrored: bool) -> None:
+    assert read(NBIA_IMAGES=images).mirrors_images_of(collection) is mirrored
+
+
+@given(st.lists(NAMES.filter(lambda n: "," not in n and n.strip() == n)), st.sampled_from([",", " , ", ",,", ",\t"]))
+def test_joined_names_are_split_into_the_same_names(names: list[str], comma: str) -> None:
+    assert split_names(comma.join(names)) == tuple(names)
+
+
+@given(st.text())
+def test_split_names_have_no_blanks_around_them_and_no_commas(text: str) -> None:
+    for name in split_names(text):
+        assert name
+        assert name == name.strip()
+        assert "," not in name
+
+
+@given(st.lists(NAMES))
+def test_every_name_matches_itself_and_the_star(names: list[str]) -> None:
+    assert matching(names, names) == names
+    assert matching(["*"], names) == names
+    assert matching([], names) == []
+
+
+@given(st.lists(NAMES, max_size=5), st.lists(NAMES))
+def test_matches_are_a_part_of_the_names_in_their_order(patterns: list[str], names: list[str]) -> None:
+    found = matching(patterns, names)
+    assert found == [n for n in names if any(n == p or fnmatch.fnmatchcase(n, p) for p in patterns)]
+    assert {p for p in patterns if matching([p], names)}.isdisjoint(unmatched(patterns, names))
+
+
+def test_an_unmatched_pattern_comes_with_what_looks_like_it() -> None:
+    known = ["LIDC-IDRI", "RIDER Lung CT", "TCGA-LUAD"]
+    assert unmatched(["lidc-idri", "Rider Lung", "TCGA-*", "TCGA-LUAD", "zzz"], known) == {
+        "lidc-idri": ["LIDC-IDRI"],
+        "Rider Lung": ["RIDER Lung CT"],
+        "zzz": [],
+    }
+
+
+@pytest.mark.parametrize(("name", "glob"), [("A*", True), ("A?", True), ("A[1]", True), ("A b-c.d_(e)", False)])
+def test_a_glob_is_told_from_a_name(name: str, glob: bool) -> None:
+    assert is_glob(name) is glob

@@ -1,0 +1,208 @@
+"""A series is in the lake whole and verified, or not at all; every fault of a download is found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.embedded.catalogue import Catalogue
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.transfer.fetch import fetch_batch, fetch_series
+from nbia_pipeline.transfer.plan import COMPLETE, QUARANTINED, UNAVAILABLE, WantedSeries, wanted_series
+from nbia_pipeline.transfer.verify import series_md5
+from nbia_pipeline_tests.conftest import TestArchive
+from nbia_pipeline_tests.faults import answer, closed_early, cut, html
+from nbia_pipeline_tests.transfer import zips
+
+COLLECTION = "QIN_Breast.v2"
+
+
+@pytest.fixture
+def client(archive: TestArchive) -> Iterator[NbiaClient]:
+    with archive.client() as client:
+        yield client
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+@pytest.fixture
+def wanted(client: NbiaClient) -> WantedSeries:
+    return wanted_series(client.series(COLLECTION))[0]
+
+
+def files_of(lake: Lake, path: str) -> dict[str, bytes]:
+    return {p.rsplit("/", 1)[-1]: content for p, content in lake.read_files(path).items()}
+
+
+def expected_files(demo: Catalogue, uid: str) -> dict[str, bytes]:
+    store = demo.images
+    assert store is not None
+    instances = store.instances(uid)
+    return {f"{i.sop_instance_uid}.dcm": store.read(uid, i.sop_instance_uid) for i in instances}
+
+
+def images_in(lake: Lake) -> list[Path]:
+    assert lake.local is not None
+    return [p for p in lake.local.glob("images/**/*") if p.is_file()]
+
+
+def staged_in(lake: Lake) -> list[str]:
+    assert lake.local is not None
+    return [p.name for p in (lake.local / ".staging").iterdir() if p.name not in ("journal", "locks")]
+
+
+def test_a_series_arrives_byte_for_byte_under_its_instance_uids(
+    client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue
+) -> None:
+    receipt = fetch_series(client, lake, wanted)
+    expected = expected_files(demo, wanted.SeriesInstanceUID)
+    assert files_of(lake, receipt.path) == expected
+    assert receipt.status == COMPLETE and receipt.attempts == 1
+    digests = [hashlib.md5(c).hexdigest() for c in expected.values()]
+    row = receipt.row()
+    assert row["SeriesMD5"] == hashlib.md5("".join(sorted(digests)).encode()).hexdigest() == series_md5(digests)
+    assert row["Bytes"] == wanted.FileSize == sum(map(len, expected.values()))
+    assert row["Proof"] == "md5"
+    assert [r["MD5"] for r in receipt.instance_rows()] == [
+        hashlib.md5(expected[f"{r['SOPInstanceUID']}.dcm"]).hexdigest() for r in receipt.instance_rows()
+    ]
+    assert staged_in(lake) == []
+
+
+DAMAGES = {
+    "short by one file, no list": zips.without_first,
+    "short by one listed file": zips.without_first_but_listed,
+    "short by one, list and zip agree": zips.one_short_and_consistent,
+    "a file cut inside a valid zip": zips.truncated_file,
+    "a flipped byte": zips.flipped_byte,
+    "a wrong digest": zips.wrong_digest,
+    "an empty digest": zips.empty_digest,
+    "an empty zip": zips.nothing_at_all,
+    "a file that is not DICOM": zips.not_dicom,
+    "a name that climbs": zips.climbing_name,
+    "an absolute name": zips.absolute_name,
+    "an instance twice": zips.same_instance_twice,
+    "a zip bomb": zips.bomb,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_download_is_fetched_again(
+    archive: TestArchive,
+    client: NbiaClient,
+    lake: Lake,
+    wanted: WantedSeries,
+    demo: Catalogue,
+    damage: Callable[[zips.Entries], zips.Entries],
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(damage))
+    receipt = fetch_series(client, lake, wanted)
+    assert (receipt.status, receipt.attempts) == (COMPLETE, 2)
+    assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
+    assert len(images_in(lake)) == wanted.ImageCount
+    assert staged_in(lake) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_download_that_stays_damaged_is_quarantined_and_nothing_is_published(
+    archive: TestArchive,
+    client: NbiaClient,
+    lake: Lake,
+    wanted: WantedSeries,
+    damage: Callable[[zips.Entries], zips.Entries],
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(damage), times=9)
+    receipt = fetch_series(client, lake, wanted)
+    assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
+    assert receipt.reason
+    assert images_in(lake) == []
+    assert staged_in(lake) == []
+
+
+def test_the_reason_of_a_quarantine_has_the_figures(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(zips.one_short_and_consistent), times=9)
+    count = wanted.ImageCount
+    assert count is not None
+    assert fetch_series(client, lake, wanted).reason == (
+        f"the zip holds {count - 1} instances, getSOPInstanceUIDs lists {count}: 1 are missing, 0 are not listed"
+    )
+
+
+@pytest.mark.parametrize("fault", [cut(5000), answer(503), answer(401), answer(429, Retry_After="0")])
+def test_a_stream_that_breaks_is_asked_for_again(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue, fault: object
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", fault)  # type: ignore[arg-type]
+    receipt = fetch_series(client, lake, wanted)
+    assert receipt.status == COMPLETE
+    assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
+
+
+@pytest.mark.parametrize("fault", [closed_early(5000), html()], ids=["closed early", "HTML"])
+def test_a_body_that_is_no_zip_is_not_taken(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, fault: object
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", fault, times=3)  # type: ignore[arg-type]
+    receipt = fetch_series(client, lake, wanted)
+    assert receipt.status == QUARANTINED
+    assert "not whole" in (receipt.reason or "")
+    assert images_in(lake) == []
+
+
+def test_a_series_that_the_archive_refuses_is_unavailable(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
+    receipt = fetch_series(client, lake, wanted)
+    assert receipt.status == UNAVAILABLE
+    assert "not been granted" in (receipt.reason or "")
+    assert archive.faults.count("getImageWithMD5Hash") == 1
+
+
+def test_another_count_than_the_table_says_is_not_proven(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
+    other = WantedSeries(**{**wanted.__dict__, "ImageCount": 999})
+    receipt = fetch_series(client, lake, other)
+    assert receipt.status == QUARANTINED
+    assert "the series table says 999" in (receipt.reason or "")
+
+
+def test_a_batch_keeps_what_it_published_when_the_archive_goes_away(
+    archive: TestArchive, client: NbiaClient, lake: Lake
+) -> None:
+    wanted = wanted_series(client.series(COLLECTION))
+    calls = [answer(503)] * 50
+    told: list[str] = []
+
+    def fail_from_now_on(receipt: object) -> None:
+        told.append("done")
+        archive.faults.inject("getImageWithMD5Hash", *calls)
+
+    with pytest.raises(ArchiveError):
+        fetch_batch(client, lake, wanted, streams=1, tell=fail_from_now_on)
+    assert told == ["done"]
+    assert len(images_in(lake)) == wanted[0].ImageCount
+
+
+def test_a_lake_that_cannot_be_written_stops_the_batch(
+    client: NbiaClient, tmp_path: Path, wanted: WantedSeries
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LakeError, match="NBIA_LAKE"):
+        fetch_batch(client, Lake(str(tmp_path / "file")), [wanted])
+
+
+def test_a_series_without_a_patient_has_no_place_and_is_quarantined(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    nobody = WantedSeries(**{**wanted.__dict__, "PatientID": None})
+    assert fetch_series(client, lake, nobody).status == QUARANTINED
+    assert archive.faults.count("getImageWithMD5Hash") == 0
