@@ -13,17 +13,23 @@ from nbia_pipeline.names import Names
 from nbia_pipeline.resources import ArchiveResource, LakeResource
 from nbia_pipeline.settings import Settings
 
+PASSWORD_ENV = "NBIA_PASSWORD"  # noqa: S105 - the name of a variable
 
-def build_definitions(settings: Settings, names: Names | None = None) -> dg.Definitions:
+
+def build_definitions(
+    settings: Settings, names: Names | None = None, password_env: str | None = PASSWORD_ENV
+) -> dg.Definitions:
     """Return assets, checks, jobs and resources of one archive. Touches no network and no disk.
 
     Args:
         settings: where the data come from and where they go.
         names: the names of its assets; those of the first archive by default.
+        password_env: name of the variable that holds the password, if one does.
     """
     names = names or Names()
-    # As an EnvVar the UI shows the variable's name and never its value.
-    password = dg.EnvVar("NBIA_PASSWORD") if os.environ.get("NBIA_PASSWORD") == settings.password else settings.password
+    password: str | dg.EnvVar = settings.password
+    if password_env and os.environ.get(password_env) == settings.password:
+        password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
     archive = ArchiveResource(
         archive=settings.archive,
         api=settings.api,

@@ -175,7 +175,7 @@ def test_rows_of_another_collection_are_refused(archive: TestArchive) -> None:
 
 
 def test_a_listed_collection_that_comes_back_empty_is_not_believed(archive: TestArchive) -> None:
-    archive.faults.inject("getSeries", answer(200))
+    archive.faults.inject("getSeries", answer(200), times=FAST.tries)
     with archive.client(api="v4") as client, pytest.raises(BadAnswer, match="sends nothing of it"):
         client.series("TCGA-DEMO")
 
