@@ -61,6 +61,7 @@ class Tokens:
         self._clock = clock
         self._lock = threading.Lock()
         self._grant: _Grant | None = None
+        self._refusal: LoginRefused | None = None
 
     def current(self) -> str:
         """Return a token that is not about to run out; many threads cause one login.
@@ -70,6 +71,8 @@ class Tokens:
             ArchiveUnreachable: no answer from the token endpoint.
         """
         with self._lock:
+            if self._refusal is not None:
+                raise self._refusal  # asking again with the same password could lock the account
             if self._grant is None or self._clock() >= self._grant.renew_at:
                 self._grant = self._renewed(self._grant)
             return self._grant.access
@@ -100,14 +103,12 @@ class Tokens:
                 if e.status is None:
                     raise
                 log.info("the refresh token was not accepted, logging in again: %s", e)
-        return self._ask(
-            {
-                "grant_type": "password",
-                "username": self._username,
-                "password": self._password,
-                "client_id": CLIENT_ID,
-            }
-        )
+        account = {"username": self._username, "password": self._password}
+        try:
+            return self._ask({"grant_type": "password", "client_id": CLIENT_ID, **account})
+        except LoginRefused as e:
+            self._refusal = e
+            raise
 
     def _ask(self, form: dict[str, str]) -> _Grant:
         asked_at = self._clock()

@@ -197,6 +197,19 @@ def test_a_fresh_token_that_is_refused_is_a_refused_login(archive: TestArchive, 
 # --- what is refused
 
 
+def test_a_hundred_threads_with_a_wrong_password_try_it_once(archive: TestArchive) -> None:
+    tokens = tokens_of(archive, MEMBER, "wrong")
+
+    def take(_: int) -> str:
+        with pytest.raises(LoginRefused) as caught:
+            tokens.current()
+        return str(caught.value)
+
+    with ThreadPoolExecutor(100) as pool:
+        assert len(set(pool.map(take, range(100)))) == 1
+    assert archive.faults.count(GRANT) == 1
+
+
 def test_a_wrong_password_is_refused_by_name_and_not_shown(archive: TestArchive) -> None:
     with pytest.raises(LoginRefused) as caught, archive.client(username=MEMBER, password="hunter-2") as client:
         client.collection_values()
