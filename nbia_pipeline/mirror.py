@@ -14,28 +14,21 @@ from typing import Any
 
 import dagster as dg
 import pyarrow.compute as pc
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.jobs import CATALOGUE
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.names import Names
 from nbia_pipeline.partitions import contiguous_ranges
-from nbia_pipeline.schema.tables import (
-    COLLECTIONS,
-    IMAGE_SERIES,
-    PATIENTS,
-    SERIES,
-    SERIES_METADATA,
-    STUDIES,
-)
+from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, PATIENTS, SERIES, SERIES_METADATA, STUDIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.transfer.plan import COMPLETE
 
 PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+
+# Dagster's tags of a run over a range of partitions.
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -108,7 +101,7 @@ def run_main_job(
     registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
     for first, last in contiguous_ranges(kept, registered):
         label = first if first == last else f"{first} to {last}"
-        tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+        tags = {RANGE_START: first, RANGE_END: last}
         runner.run("tables", label, tags=tags)
     for collection in (c for c in kept if settings.mirrors_images_of(c)):
         if lake.count_rows(SERIES, collection):

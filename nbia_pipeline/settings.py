@@ -107,11 +107,6 @@ class Settings:
             given["images"] = split_names(env["NBIA_IMAGES"])
         return cls(**given)  # type: ignore[arg-type]
 
-    @property
-    def wants_images(self) -> bool:
-        """Whether images of any collection are mirrored."""
-        return bool(self.images)
-
     def mirrors_images_of(self, collection: str) -> bool:
         """Tell whether the images of `collection` are mirrored."""
         return bool(matching(self.images or (), [collection]))

@@ -5,6 +5,7 @@ repeats only the batches that failed, and a new run plans afresh from what the l
 """
 
 import resource
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -165,8 +166,14 @@ def batch_report(receipts: list[Receipt], seconds: float) -> dict[str, Any]:
         "quarantined": status[QUARANTINED],
         "unavailable": status[UNAVAILABLE],
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": _peak_memory(),
     }
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process ever held, in bytes; macOS counts bytes, others kilobytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def images_metadata(

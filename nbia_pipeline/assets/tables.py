@@ -22,8 +22,8 @@ from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
 
 log = logging.getLogger(__name__)
 
-# Collections in flight at a time: one is parsed and written while the next one arrives.
-COLLECTIONS_AT_A_TIME = 3
+# Collections in flight at a time: the largest and, beside it, the others. More gain nothing and cost memory.
+COLLECTIONS_AT_A_TIME = 2
 DESCRIPTIONS_AT_A_TIME = 8
 
 FetchPartition = Callable[[NbiaClient, Lake, str], pa.Table]

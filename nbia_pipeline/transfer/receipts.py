@@ -20,7 +20,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import STAGING, encode, instance_name, series_path
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline.transfer.plan import COMPLETE, PENDING, WantedSeries, make_plan, wanted_series
+from nbia_pipeline.transfer.plan import COMPLETE, PENDING, WantedSeries, wanted_series
 from nbia_pipeline.transfer.verify import ProvenInstance, series_md5
 
 
@@ -201,8 +201,3 @@ def _merged_instances(lake: Lake, collection: str, receipts: list[Receipt]) -> p
 def _write_if_changed(lake: Lake, table: Table, collection: str, data: pa.Table) -> None:
     if not data.equals(lake.read_table(table, collection)) or not data.num_rows:
         lake.write_table(table, data, collection)
-
-
-def count_missing(series: pa.Table, receipts: pa.Table) -> int:
-    """Return how many listed series the lake does not hold whole, as they are listed now."""
-    return len(make_plan(series, receipts).todo)
