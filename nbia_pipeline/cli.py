@@ -11,6 +11,7 @@ from pathlib import Path
 from nbia_pipeline._version import __version__
 
 HOME = "dagster_home"
+STOPPED = 130  # what a shell reports for Ctrl-C
 WORKSPACE = "workspace.yaml"
 WORKSPACE_YAML = """\
 load_from:
@@ -57,6 +58,7 @@ def _run() -> int:
     # Imported here: `--help` and `archive` need no Dagster.
     import dagster as dg
 
+    from nbia_pipeline.lake import LakeError
     from nbia_pipeline.mirror import run_main_job
     from nbia_pipeline.report import summary
     from nbia_pipeline.settings import Settings, SettingsError
@@ -67,8 +69,14 @@ def _run() -> int:
     except (SettingsError, HomeError) as e:
         return _fail(str(e))
     print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
-    with dg.DagsterInstance.get() as instance:
-        outcome = run_main_job(settings, instance, tell=lambda line: print(line, flush=True))
+    try:
+        with dg.DagsterInstance.get() as instance:
+            outcome = run_main_job(settings, instance, tell=lambda line: print(line, flush=True))
+    except LakeError as e:
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        _fail("stopped; what was finished stays, and the next run goes on from there")
+        return STOPPED
     print(summary(outcome, home))
     for problem in outcome.problems:
         print(f"nbia-pipeline: {problem}", file=sys.stderr)

@@ -89,6 +89,10 @@ def run_main_job(
         settings: where the data come from and where they go.
         instance: where Dagster keeps the events and the partitions.
         tell: called with one line per part done.
+
+    Raises:
+        KeyboardInterrupt: the person pressed Ctrl-C; what was finished stays.
+        LakeError: the lake cannot be read.
     """
     names = Names()
     runner = _Runner(build_definitions(settings, names), names, instance, tell)
@@ -151,6 +155,9 @@ class _Runner:
 
     def _take(self, event: dg.DagsterEvent) -> None:
         if event.is_step_failure:
+            error = event.step_failure_data.error
+            if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                raise KeyboardInterrupt  # Dagster ends the run and goes on; a person wants all of it to end
             self._blame(_sentence(event))
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self._take_check(event.asset_check_evaluation_data)

@@ -35,7 +35,6 @@ def test_without_variables_the_embedded_archive_is_mirrored_whole() -> None:
 
 def test_images_of_a_remote_archive_are_not_mirrored_unless_named() -> None:
     assert read(NBIA_ARCHIVE="tcia").images == ()
-    assert read(NBIA_ARCHIVE="tcia").images == ()
 
 
 def test_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
