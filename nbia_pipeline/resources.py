@@ -37,6 +37,11 @@ class ArchiveResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust; None: the system's.")
     tries: int = Field(default=Patience.tries, ge=1, description="Calls at the most for one answer.")
+    in_flight: int = Field(
+        default=Patience.in_flight,
+        ge=1,
+        description="Requests at a time to the archive at the most, per process. Over processes: the asset pool.",
+    )
 
     def settings(self) -> Settings:
         """Return the fields as checked settings: they may come from YAML or run config.
@@ -68,7 +73,7 @@ class ArchiveResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             username=checked.username,
             password=checked.password,
             ca_bundle=checked.ca_bundle,
-            patience=Patience(tries=self.tries),
+            patience=Patience(tries=self.tries, in_flight=self.in_flight),
         ) as client:
             yield client
 

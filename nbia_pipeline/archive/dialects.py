@@ -7,8 +7,9 @@ without one. The client has one method per call and no branch per dialect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nbia_pipeline.archive.errors import NotServed
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Shape
 
@@ -30,6 +31,8 @@ class Endpoint:
         media: ``json`` or ``csv``.
         swallows_refusal: True if a refused token looks like "no rows" here (status 200 or 204).
         at_most: most values of a list parameter in one call, 0 where there is none.
+        refusal_is_500: True if a refused token is a 500 here, as any mishap of the server is.
+        days_earlier: how many days before the day that is meant has to be asked for: the filter is strict.
     """
 
     path: str
@@ -40,6 +43,8 @@ class Endpoint:
     media: str = "json"
     swallows_refusal: bool = True
     at_most: int = 0
+    refusal_is_500: bool = False
+    days_earlier: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,43 @@ class Dialect:
     needs_token: bool
     endpoints: Mapping[str, Endpoint]
 
+    def endpoint(self, name: str) -> Endpoint:
+        """Return the endpoint behind a call.
+
+        Raises:
+            NotServed: this dialect has none.
+        """
+        if name in self.endpoints:
+            return self.endpoints[name]
+        other = next(d for d in DIALECTS.values() if name in d.endpoints)
+        called = other.endpoints[name].path.rsplit("/", 1)[-1]
+        raise NotServed(
+            f"{self.name} of the API has no {called}, {other.name} has it: use NBIA_API={other.name}, or "
+            f"NbiaClient(..., api={other.name!r})"
+        )
+
 
 _COLLECTION = {"collection": "Collection"}
+_MODALITY = {"modality": "Modality"}
+_BODY_PART = {"body_part": "BodyPartExamined"}
 _SERIES_UID = {"series_uid": "SeriesInstanceUID"}
-_SERIES_FILTERS = {
-    "collection": "Collection",
-    "patient_id": "PatientID",
-    "study_uid": "StudyInstanceUID",
-    "series_uid": "SeriesInstanceUID",
-    "modality": "Modality",
-}
+_STUDY_FILTERS = {**_COLLECTION, "patient_id": "PatientID", "study_uid": "StudyInstanceUID"}
+# Body part, manufacturer and model are not here: v2 compares them case-sensitively, so the client filters by them.
+_SERIES_FILTERS = {**_STUDY_FILTERS, **_SERIES_UID, **_MODALITY}
+_NEW = {**_COLLECTION, "since": "Date"}
+_NEW_V4 = {**_COLLECTION, "since": "fromDate"}
 _IMAGE = {**_SERIES_UID, "sop_instance_uid": "SOPInstanceUID"}
+_IMAGE_ZIP = {**_SERIES_UID, "new_file_names": "NewFileNames"}
+_HIERARCHY = {**_STUDY_FILTERS, **_SERIES_UID}
+_DOI = {"doi": "DOI", "per": "CollectionOrSeries"}
+_DESCRIPTION = {"collection": "collectionName"}
 
-
-def _counts(base: str, key: str, swallows: bool, shape: Shape) -> Endpoint:
-    return Endpoint(f"{base}get{key}ValuesAndCounts", shape, swallows_refusal=swallows)
+# What the counts and the lists of values can be narrowed by.
+_NARROWED_BY = {
+    "modality": {**_COLLECTION, **_BODY_PART},
+    "body_part": {**_COLLECTION, **_MODALITY},
+    "manufacturer": {**_COLLECTION, **_MODALITY, **_BODY_PART},
+}
 
 
 def _count_shape(key: str, column: str) -> Shape:
@@ -86,27 +113,69 @@ def _count_shape(key: str, column: str) -> Shape:
     )
 
 
+# Calls that stand below no version in v2 and below v4 in v4, hence with other rules for tokens.
+_COLLECTION_COUNTS = Endpoint("getCollectionValuesAndCounts", shapes.COUNTS, swallows_refusal=False)
+_MODALITY_COUNTS = replace(_COLLECTION_COUNTS, path="getModalityValuesAndCounts", parameters=_NARROWED_BY["modality"])
+_BODY_PART_COUNTS = replace(_COLLECTION_COUNTS, path="getBodyPartValuesAndCounts", parameters=_NARROWED_BY["body_part"])
+_MANUFACTURER_COUNTS = replace(
+    _COLLECTION_COUNTS, path="getManufacturerValuesAndCounts", parameters=_NARROWED_BY["manufacturer"]
+)
+_DESCRIPTIONS = Endpoint("getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, swallows_refusal=False)
+_TAGS = Endpoint(
+    "getDicomTags",
+    shapes.DICOM_TAGS,
+    {"series_uid": "SeriesUID"},
+    swallows_refusal=False,
+    refusal_is_500=True,
+)
+_DOI_CONTENTS = Endpoint("getCollectionOrSeriesForDOI", shapes.DOI_CONTENTS, _DOI, method="POST")
+_MD5_HIERARCHY = Endpoint("getMD5Hierarchy", None, _HIERARCHY, method="POST", swallows_refusal=False)
+# Not checked for a token anywhere, and not below a version in either dialect.
+_LICENCES = Endpoint(UNVERSIONED + "getLicenses", shapes.LICENCES, swallows_refusal=False)
+
+
+def _below(base: str, endpoint: Endpoint, shape: Shape | None = None, swallows: bool | None = None) -> Endpoint:
+    """Return `endpoint` at its place below `base`, where the dialect differs with another shape."""
+    return replace(
+        endpoint,
+        path=base + endpoint.path,
+        shape=shape or endpoint.shape,
+        swallows_refusal=endpoint.swallows_refusal if swallows is None else swallows,
+    )
+
+
 _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
     endpoints={
         "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, swallows_refusal=False),
-        "modality_values": Endpoint(V2 + "getModalityValues", shapes.MODALITY_VALUE, _COLLECTION),
-        "body_part_values": Endpoint(V2 + "getBodyPartValues", shapes.BODY_PART_VALUE, _COLLECTION),
-        "manufacturer_values": Endpoint(V2 + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _COLLECTION),
-        "collection_counts": _counts(UNVERSIONED, "Collection", False, shapes.COUNTS),
-        "modality_counts": _counts(UNVERSIONED, "Modality", False, shapes.COUNTS),
-        "body_part_counts": _counts(UNVERSIONED, "BodyPart", False, shapes.COUNTS),
-        "manufacturer_counts": _counts(UNVERSIONED, "Manufacturer", False, shapes.COUNTS),
-        "collection_descriptions": Endpoint(
-            UNVERSIONED + "getCollectionDescriptions",
-            shapes.DESCRIPTIONS,
-            {"collection": "collectionName"},
-            swallows_refusal=False,
+        "modality_values": Endpoint(V2 + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
+        "body_part_values": Endpoint(V2 + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
+        "manufacturer_values": Endpoint(
+            V2 + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _NARROWED_BY["manufacturer"]
         ),
+        "collection_counts": _below(UNVERSIONED, _COLLECTION_COUNTS),
+        "modality_counts": _below(UNVERSIONED, _MODALITY_COUNTS),
+        "body_part_counts": _below(UNVERSIONED, _BODY_PART_COUNTS),
+        "manufacturer_counts": _below(UNVERSIONED, _MANUFACTURER_COUNTS),
+        "collection_descriptions": _below(UNVERSIONED, _DESCRIPTIONS),
+        "licences": _LICENCES,
+        "collection_or_series_for_doi": _below(UNVERSIONED, _DOI_CONTENTS),
+        "contents_by_name": Endpoint(V2 + "getContentsByName", shapes.SERIES_CART, {"name": "name"}),
         "patients": Endpoint(V2 + "getPatient", shapes.PATIENT, _COLLECTION),
-        "studies": Endpoint(
-            V2 + "getPatientStudy", shapes.STUDY, {"collection": "Collection", "patient_id": "PatientID"}
+        "patients_by_collection_and_modality": Endpoint(
+            V2 + "getPatientByCollectionAndModality", shapes.PATIENT_ID, {**_COLLECTION, **_MODALITY}
+        ),
+        "new_patients": Endpoint(
+            V2 + "NewPatientsInCollection", shapes.PATIENT, _NEW, date_format="%Y/%m/%d", days_earlier=1
+        ),
+        "studies": Endpoint(V2 + "getPatientStudy", shapes.STUDY, _STUDY_FILTERS),
+        "new_studies": Endpoint(
+            V2 + "NewStudiesInPatientCollection",
+            shapes.STUDY,
+            {**_NEW, "patient_id": "PatientID"},
+            date_format="%Y/%m/%d",
+            days_earlier=1,
         ),
         "series": Endpoint(V2 + "getSeries", shapes.SERIES_V2, _SERIES_FILTERS),
         "updated_series": Endpoint(
@@ -122,9 +191,16 @@ _DIALECT_V2 = Dialect(
             swallows_refusal=False,
             at_most=5000,
         ),
+        "series_size": Endpoint(V2 + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
         "sop_instance_uids": Endpoint(V2 + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
+        "dicom_tags": _below(UNVERSIONED, _TAGS),
+        "image": Endpoint(V2 + "getImage", None, _IMAGE_ZIP, swallows_refusal=False),
         "image_with_md5": Endpoint(V2 + "getImageWithMD5Hash", None, _SERIES_UID, swallows_refusal=False),
         "single_image": Endpoint(V2 + "getSingleImage", None, _IMAGE, swallows_refusal=False),
+        "md5_of_image": Endpoint(
+            V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, swallows_refusal=False
+        ),
+        "md5_hierarchy": _below(UNVERSIONED, _MD5_HIERARCHY),
     },
 )
 
@@ -133,21 +209,31 @@ _DIALECT_V4 = Dialect(
     needs_token=False,
     endpoints={
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
-        "modality_values": Endpoint(V4 + "getModalityValues", shapes.MODALITY_VALUE, _COLLECTION),
-        "body_part_values": Endpoint(V4 + "getBodyPartValues", shapes.BODY_PART_VALUE, _COLLECTION),
-        "manufacturer_values": Endpoint(V4 + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _COLLECTION),
-        "collection_counts": _counts(V4, "Collection", True, _count_shape("Collection", "Collection")),
-        "modality_counts": _counts(V4, "Modality", True, _count_shape("Modality", "Modality")),
-        "body_part_counts": _counts(V4, "BodyPart", True, _count_shape("BodyPart", "BodyPartExamined")),
-        "manufacturer_counts": _counts(V4, "Manufacturer", True, _count_shape("Manufacturer", "Manufacturer")),
-        "collection_descriptions": Endpoint(
-            V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, {"collection": "collectionName"}
+        "modality_values": Endpoint(V4 + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
+        "body_part_values": Endpoint(V4 + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
+        "manufacturer_values": Endpoint(
+            V4 + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _NARROWED_BY["manufacturer"]
         ),
+        "collection_counts": _below(V4, _COLLECTION_COUNTS, _count_shape("Collection", "Collection"), True),
+        "modality_counts": _below(V4, _MODALITY_COUNTS, _count_shape("Modality", "Modality"), True),
+        "body_part_counts": _below(V4, _BODY_PART_COUNTS, _count_shape("BodyPart", "BodyPartExamined"), True),
+        "manufacturer_counts": _below(V4, _MANUFACTURER_COUNTS, _count_shape("Manufacturer", "Manufacturer"), True),
+        "collection_descriptions": _below(V4, _DESCRIPTIONS, swallows=True),
+        "licences": _LICENCES,
+        "collection_or_series_for_doi": _below(V4, _DOI_CONTENTS),
         "patients": Endpoint(V4 + "getPatient", shapes.PATIENT_V4, _COLLECTION),
-        "studies": Endpoint(
-            V4 + "getPatientStudy", shapes.STUDY_V4, {"collection": "Collection", "patient_id": "PatientID"}
+        "patients_by_collection_and_modality": Endpoint(
+            V4 + "getPatientByCollectionAndModality", shapes.PATIENT_ID_V4, {**_COLLECTION, **_MODALITY}
         ),
-        "series": Endpoint(V4 + "getSeries", shapes.SERIES_V4, _SERIES_FILTERS),
+        "new_patients": Endpoint(V4 + "NewPatientsInCollection", shapes.PATIENT_V4, _NEW_V4, date_format="%m-%d-%Y"),
+        "studies": Endpoint(V4 + "getPatientStudy", shapes.STUDY_V4, _STUDY_FILTERS),
+        "new_studies": Endpoint(
+            V4 + "NewStudiesInPatientCollection",
+            shapes.STUDY_V4,
+            {**_NEW_V4, "patient_id": "PatientID"},
+            date_format="%m-%d-%Y",
+        ),
+        "series": Endpoint(V4 + "getSeries", shapes.SERIES_V4, _SERIES_FILTERS, refusal_is_500=True),
         "updated_series": Endpoint(
             V4 + "getUpdatedSeries", shapes.SERIES_V4, {"since": "fromDate"}, date_format="%m-%d-%Y"
         ),
@@ -158,9 +244,16 @@ _DIALECT_V4 = Dialect(
             method="POST",
             at_most=5000,
         ),
+        "series_size": Endpoint(V4 + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
         "sop_instance_uids": Endpoint(V4 + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
+        "dicom_tags": _below(V4, _TAGS),
+        "image": Endpoint(V4 + "getImage", None, _IMAGE_ZIP, swallows_refusal=False),
         "image_with_md5": Endpoint(V4 + "getImageWithMD5Hash", None, _SERIES_UID, swallows_refusal=False),
         "single_image": Endpoint(V4 + "getSingleImage", None, _IMAGE, swallows_refusal=False),
+        "md5_of_image": Endpoint(
+            V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, swallows_refusal=False
+        ),
+        "md5_hierarchy": _below(V4, _MD5_HIERARCHY),
     },
 )
 

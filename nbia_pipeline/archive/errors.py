@@ -63,13 +63,19 @@ class ArchiveUnreachable(ArchiveError):
 
     Attributes:
         retry_after: seconds that the archive asks to wait, or None.
+        overloaded: True if the archive has too much to do: it says so, or did not answer in time.
     """
 
     retry_after: float | None = None
+    overloaded: bool = False
 
 
 class LoginRefused(ArchiveError):
     """The token endpoint refuses the account, or a fresh token is refused."""
+
+
+class NotServed(ArchiveError):
+    """The call does not exist in this version of the API; the text names the one that has it."""
 
 
 class NotAvailable(ArchiveError):

@@ -46,11 +46,8 @@ _FAST_FORMS = {
 
 
 def answer_schema(shape: Shape) -> pa.Schema:
-    """Return the Arrow schema of an answer of `shape`: its table's columns, else its own keys as text."""
-    if shape.table is not None:
-        return shape.table.schema
-    numbers = (Form.NUMBER, Form.NUMBER_TEXT)
-    return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in shape.keys if k.column])
+    """Return the Arrow schema of an answer of `shape`: its table's, else its own keys as numbers or text."""
+    return shape.schema
 
 
 def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
@@ -210,7 +207,8 @@ def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     if raw.num_rows != cuts + 1:
         raise pa.ArrowInvalid("objects without a comma between them")
     columns = {k.column: _cast_fast(raw[k.name], schema.field(k.column).type, k.form) for k in shape.keys if k.column}
-    return _in_order(columns, raw.num_rows, schema)
+    arrays = [columns[f.name] if f.name in columns else pa.nulls(raw.num_rows, f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _wire_type(column: str | None, form: Form, schema: pa.Schema) -> pa.DataType:
@@ -239,10 +237,14 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
 
 def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     try:
-        rows = json.loads(b"[" + piece + b"]", parse_float=Decimal)
+        rows = json.loads(b"[" + piece + b"]", parse_float=Decimal, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
         raise BadAnswer(f"the answer is not JSON, or was cut: {e}", may_pass=True) from e
     return _from_rows(rows, shape, schema)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")  # Python reads it nonetheless, even where no column wants it
 
 
 def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
@@ -262,14 +264,10 @@ def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
         if row and not any(normalise(key) in columns_of for key in row):
             raise BadAnswer(f"element {number} of the array has none of the keys of {shape.name}: {sorted(row)[:5]}")
     try:
-        columns = {n: pa.chunked_array([pa.array(v, schema.field(n).type)]) for n, v in values.items()}
+        arrays = [pa.array(values[field.name], field.type) for field in schema]
     except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError) as e:
         raise BadAnswer(f"a value does not fit its column: {e}") from e
-    return _in_order(columns, len(rows), schema)
-
-
-def _in_order(columns: dict[str, pa.ChunkedArray], count: int, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_arrays([columns.get(f.name, pa.nulls(count, f.type)) for f in schema], schema=schema)
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _read(raw: object, reader: Callable[[object], object], key: str) -> object:

@@ -21,6 +21,7 @@ from requests.adapters import HTTPAdapter
 from nbia_pipeline._version import __version__
 from nbia_pipeline.archive.auth import BearerToken, Tokens
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotAvailable
+from nbia_pipeline.archive.politeness import IN_FLIGHT, Limiter, limiter_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ CHUNK_BYTES = 1 << 20
 # again only twice; the others tell of a busy or absent server.
 _MAY_PASS = {408, 429, 500, 502, 503, 504}
 _TRIES_OF_500 = 3
+# These tell of an archive that has too much to do: fewer requests at a time help.
+_OVERLOADED = {408, 429, 503, 504}
 _NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
 T = TypeVar("T")
@@ -46,6 +49,7 @@ class Patience:
         tries: calls at the most, the first included.
         first_wait: seconds before the second try; each further wait doubles, with jitter.
         longest_wait: seconds, the cap of a wait, also of a Retry-After.
+        in_flight: requests at a time to one host at the most, over all threads and clients of the process.
     """
 
     connect: float = 10.0
@@ -53,6 +57,7 @@ class Patience:
     tries: int = 5
     first_wait: float = 0.5
     longest_wait: float = 60.0
+    in_flight: int = IN_FLIGHT
 
 
 class _Http(requests.Session):
@@ -72,8 +77,9 @@ class Session:
         base_url: address that ends in ``/nbia-api``.
         account: user name and password, or None to send no token at all (v4 as guest).
         ca_bundle: file of certificates to trust, or None for the system's.
-        patience: time-outs and retries.
+        patience: time-outs, retries, and how much is asked at a time.
         connections: most connections kept open.
+        limiter: bounds the requests in flight; by default the one of the host.
     """
 
     def __init__(
@@ -84,11 +90,14 @@ class Session:
         ca_bundle: str | None = None,
         patience: Patience | None = None,
         connections: int = 32,
+        limiter: Limiter | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.patience = patience or Patience()
+        self.limiter = limiter or limiter_of(base_url, self.patience.in_flight)
         self._http = _Http()
-        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections, pool_block=False)
+        kept = max(connections, self.limiter.most)
+        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
         self._http.mount("https://", adapter)
         self._http.mount("http://", adapter)
         self._http.headers.update({"User-Agent": USER_AGENT, "Accept": "*/*"})
@@ -141,23 +150,39 @@ class Session:
         renewed = False
         while True:
             tries += 1
-            # Outside the tries: the login makes its own.
+            # Outside the tries and the place among the requests in flight: the login has its own.
             token = self.tokens.current() if self.tokens else None
             try:
-                with self._open(method, endpoint, parameters, token) as answer:
-                    if answer.status_code == 401 and self.tokens and token and not renewed:
-                        # Any call can meet a token that ran out early; a fresh one gets one more chance.
-                        self.tokens.reject(token)
-                        renewed = True
-                        continue
-                    self._expect_success(answer, had_token=bool(token))
-                    return read(answer)
+                with self._place(), self._open(method, endpoint, parameters, token) as answer:
+                    if answer.status_code != 401 or token is None or renewed:
+                        self._expect_success(answer, had_token=token is not None)
+                        return read(answer)
+                # Any call can meet a token that ran out early; a fresh one gets one more chance.
+                self._reject(token)
+                renewed = True
             except ArchiveError as e:
                 secrets = [*self.tokens.secrets(), token or ""] if self.tokens else []
                 e.at(endpoint, parameters).without(secrets)
                 if not e.may_pass or tries >= self._tries_at(e.status):
                     raise e from e.__cause__
                 self._wait(tries, e)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Hold a place among the requests in flight, and tell the limiter how it went."""
+        with self.limiter.slot() as began:
+            try:
+                yield
+            except ArchiveUnreachable as e:
+                if e.overloaded:
+                    asked = None if e.retry_after is None else min(e.retry_after, self.patience.longest_wait)
+                    self.limiter.refused(began, asked)
+                raise
+            self.limiter.answered()
+
+    def _reject(self, token: str) -> None:
+        if self.tokens:
+            self.tokens.reject(token)
 
     @contextmanager
     def _open(
@@ -186,24 +211,29 @@ class Session:
         while True:
             tries += 1
             try:
-                answer = self._http.post(
-                    self.base_url + path,
-                    data=form,
-                    auth=_no_auth,
-                    timeout=(self.patience.connect, self.patience.silence),
-                    verify=self._verify,
-                    allow_redirects=False,  # the form holds the password
-                )
-            except requests.RequestException as e:
-                problem = self._unreachable(e)
-            else:
-                if answer.status_code not in _MAY_PASS or tries >= self._tries_at(answer.status_code):
-                    return answer
-                problem = ArchiveUnreachable("no token", status=answer.status_code, may_pass=True)
-                problem.retry_after = _retry_after(answer)
-            if not problem.may_pass or tries >= self.patience.tries:
-                raise problem.at(path, {})
-            self._wait(tries, problem.at(path, {}))
+                with self._place():
+                    answer = self._post_once(path, form)
+                    if answer.status_code not in _MAY_PASS or tries >= self._tries_at(answer.status_code):
+                        return answer
+                    raise _busy("no token", answer)
+            except ArchiveUnreachable as e:
+                e.at(path, {})
+                if not e.may_pass or tries >= self.patience.tries:
+                    raise e from e.__cause__
+                self._wait(tries, e)
+
+    def _post_once(self, path: str, form: dict[str, str]) -> requests.Response:
+        try:
+            return self._http.post(
+                self.base_url + path,
+                data=form,
+                auth=_no_auth,
+                timeout=(self.patience.connect, self.patience.silence),
+                verify=self._verify,
+                allow_redirects=False,  # the form holds the password
+            )
+        except requests.RequestException as e:
+            raise self._unreachable(e) from e
 
     def _tries_at(self, status: int | None) -> int:
         return min(_TRIES_OF_500, self.patience.tries) if status == 500 else self.patience.tries
@@ -233,11 +263,7 @@ class Session:
                 "the archive has no such endpoint: check NBIA_ARCHIVE and NBIA_API", status=status, body=body
             )
         if status in _MAY_PASS:
-            problem = ArchiveUnreachable(
-                "the archive could not answer: it may be busy, try later", status=status, body=body, may_pass=True
-            )
-            problem.retry_after = _retry_after(answer)
-            raise problem
+            raise _busy("the archive could not answer: it may be busy, try later", answer, body)
         raise BadAnswer("an answer of unknown kind: check NBIA_ARCHIVE", status=status, body=body)
 
     def _unreachable(self, e: Exception) -> ArchiveUnreachable:
@@ -260,7 +286,9 @@ class Session:
                 may_pass=True,
             )
         if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
-            return ArchiveUnreachable(f"{self.base_url} fell silent: it may be overloaded, try later", may_pass=True)
+            silent = ArchiveUnreachable(f"{self.base_url} fell silent: it may be overloaded, try later", may_pass=True)
+            silent.overloaded = True
+            return silent
         return ArchiveUnreachable(
             f"no whole answer from {self.base_url} ({why}): check NBIA_ARCHIVE and your connection",
             may_pass=True,
@@ -278,6 +306,14 @@ class Session:
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Send no credentials; without it requests would take a netrc entry for the host."""
     return request
+
+
+def _busy(what: str, answer: requests.Response, body: str = "") -> ArchiveUnreachable:
+    """Return the error for an archive that may answer later."""
+    problem = ArchiveUnreachable(what, status=answer.status_code, body=body, may_pass=True)
+    problem.retry_after = _retry_after(answer)
+    problem.overloaded = answer.status_code in _OVERLOADED
+    return problem
 
 
 def _excerpt(answer: requests.Response) -> str:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
+
+import pyarrow as pa
 
 from nbia_pipeline.schema.tables import (
     BODY_PARTS,
     COLLECTIONS,
+    COUNT,
     MANUFACTURERS,
     MODALITIES,
     PATIENTS,
     SERIES,
     SERIES_METADATA,
     STUDIES,
+    TEXT,
     Table,
 )
 
@@ -73,8 +78,20 @@ class Shape:
     table: Table | None
     keys: tuple[Key, ...]
 
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of an answer: the table's columns, else the shape's own, which are numbers or text."""
+        if self.table is not None:
+            return self.table.schema
+        numbers = (Form.NUMBER, Form.NUMBER_TEXT)
+        return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in self.keys if k.column])
+
     def columns_by_wire_name(self) -> dict[str, str | None]:
         """Map each spelling, normalised by :func:`normalise`, to its column (None: not wanted)."""
+        return self._columns_by_wire_name
+
+    @cached_property
+    def _columns_by_wire_name(self) -> dict[str, str | None]:
         return {
             normalise(spelling): key.column
             for key in self.keys
@@ -262,12 +279,39 @@ DESCRIPTIONS = Shape(
     ),
 )
 
+# The lake has no table for these: a licence, a DICOM attribute, what a DOI stands for.
+LICENCES = Shape(
+    "LICENCES",
+    None,
+    (
+        Key("longName", "LicenseName"),
+        Key("id", "LicenseID", Form.NUMBER),
+        Key("shortName", "LicenseShortName"),
+        Key("licenseURL", "LicenseURI"),
+        Key("licenseText", "LicenseText"),
+        Key("commercialUse", "CommercialUse"),
+    ),
+)
+DICOM_TAGS = Shape("DICOM_TAGS", None, (Key("element", "Tag"), Key("name", "Name"), Key("data", "Value")))
+# The server misspells its third key; older ones wrote nulls where today's leave keys out.
+DOI_CONTENTS = Shape(
+    "DOI_CONTENTS",
+    None,
+    (
+        Key("collection", "Collection"),
+        Key("seriesInstanceUID", "SeriesInstanceUID"),
+        Key("thirdPartyAnanlysis", "ThirdPartyAnalysis", guide="thirdPartyAnalysis"),
+        Key("authorized", None),
+    ),
+)
+
 # --- v4: dates as MM-dd-yyyy without a time, no birth date, one more column on every row
 PATIENT_V4 = Shape(
     "PATIENT4",
     PATIENTS,
     (*(k for k in PATIENT.keys if k.name != "PatientBirthDate"), _AUTHORIZED),
 )
+PATIENT_ID_V4 = Shape("PATIENT_ID4", None, (_PATIENT_ID, _AUTHORIZED))
 STUDY_V4 = Shape(
     "STUDY4",
     STUDIES,

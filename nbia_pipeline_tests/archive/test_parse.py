@@ -422,9 +422,10 @@ def test_html_is_called_html(body: bytes) -> None:
 
 # --- CSV
 
-CSV_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(
-    ['"', '","', "\n", "\r\n", '"\n"', "a,b"]
-)
+# Without NUL, which the csv module of Python 3.10 refuses.
+CSV_TEXTS = st.text(
+    st.characters(exclude_categories=["Cs"], min_codepoint=1), min_size=1, max_size=8
+) | st.sampled_from(['"', '","', "\n", "\r\n", '"\n"', "a,b"])
 
 
 def as_csv(rows: list[dict[str, str]], header: list[str]) -> str:

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,18 +12,18 @@ from pathlib import Path
 
 import pytest
 import requests
-import uvicorn
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotAvailable
 from nbia_pipeline.archive.errors import BODY_SHOWN
+from nbia_pipeline.archive.politeness import Limiter
 from nbia_pipeline.archive.session import USER_AGENT, Session
 from nbia_pipeline.embedded.tokens import GUEST
+from nbia_pipeline_tests.archive.tls import serving_tls
 from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
 from nbia_pipeline_tests.faults import (
     NO_SUCH_ENDPOINT,
     NULL,
     Fault,
-    Faults,
     always,
     answer,
     closed_early,
@@ -121,6 +119,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were to be waited; nobody waits them."""
     waited: list[float] = []
     monkeypatch.setattr("nbia_pipeline.archive.session.time.sleep", waited.append)
+    # All threads are held back as well; that is shown in test_politeness.
+    monkeypatch.setattr(Limiter, "refused", lambda self, began, seconds=None: None)
     return waited
 
 
@@ -364,43 +364,6 @@ def test_no_proxy_is_used_on_the_way_to_this_machine(
 
 
 # --- certificates
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate that signs itself, for names of this machine, and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl")
-    folder = tmp_path_factory.mktemp("certificate")
-    made, key = folder / "authority.pem", folder / "key.pem"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:127.0.0.2"
-    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=nbia-pipeline test", "-addext", names]
-    command = [openssl, "req", "-x509", *options, "-keyout", str(key), "-out", str(made)]
-    subprocess.run(command, check=True, capture_output=True)
-    return made, key
-
-
-@contextlib.contextmanager
-def serving_tls(certificate: tuple[Path, Path], host: str) -> Iterator[str]:
-    app = Faults(always(answer(200, b"[]")))
-    server = uvicorn.Server(
-        uvicorn.Config(app, ssl_certfile=certificate[0], ssl_keyfile=certificate[1], log_level="critical")
-    )
-    with socket.socket() as listener:
-        try:
-            listener.bind((host, 0))
-        except OSError:
-            pytest.skip(f"this machine has no address {host}")
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.005)
-            yield f"https://{host}:{listener.getsockname()[1]}/nbia-api"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def test_a_certificate_that_does_not_verify_is_refused_at_once(certificate: tuple[Path, Path]) -> None:
