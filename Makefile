@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PEERS = .venv-peers
 
-.PHONY: demo dev test lint types bench-tables clean
+.PHONY: demo dev test lint types bench-tables bench-client clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -11,7 +12,7 @@ demo: $(VENV)/.installed          ## run the main job on the embedded archive
 dev: $(VENV)/.installed           ## start the Dagster UI on http://localhost:3000
 	$(BIN)/python -m nbia_pipeline dev
 
-test: $(VENV)/.installed-dev      ## run the tests
+test: $(VENV)/.installed-dev $(PEERS)/.installed  ## run the tests, other people's clients among them
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev      ## check style
@@ -24,8 +25,11 @@ types: $(VENV)/.installed-dev     ## check types
 bench-tables: $(VENV)/.installed-dev  ## tables at real scale, against tcia_utils
 	$(BIN)/python benchmarks/tables.py
 
+bench-client: $(VENV)/.installed-dev $(PEERS)/.installed  ## many small calls, against nbiatoolkit
+	$(BIN)/python benchmarks/client.py
+
 clean:                            ## remove what the targets above made
-	rm -rf $(VENV) lake dagster_home
+	rm -rf $(VENV) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock lake dagster_home
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,4 +38,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(PEERS)/.installed: nbia_pipeline_tests/peers/requirements.txt $(VENV)/.installed
+	$(BIN)/python benchmarks/peers.py
 	touch $@

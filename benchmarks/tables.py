@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 import urllib.parse
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 TCIA_ENVIRONMENT = ROOT / ".venv-tcia"
-TCIA_PACKAGES = ("tcia_utils", "pyarrow")
+TCIA_PACKAGES = "tcia_utils\npyarrow\n"  # the newest of both: the tests' older ones would be unfair
 
 OURS = "nbia_pipeline"
 THEIRS = "tcia_utils"
@@ -169,19 +168,6 @@ def archive() -> Iterator[str]:
             server.terminate()
 
 
-def tcia_python() -> Path:
-    """Return the Python of the environment of tcia_utils, which is made at the first call."""
-    python = TCIA_ENVIRONMENT / "bin" / "python"
-    made = TCIA_ENVIRONMENT / ".installed"
-    if not made.exists():
-        print(f"installing {THEIRS} into {TCIA_ENVIRONMENT.name}", flush=True)
-        venv.create(TCIA_ENVIRONMENT, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *TCIA_PACKAGES], check=True)
-        made.touch()
-    return python
-
-
 # --- comparing what came out
 
 
@@ -255,7 +241,9 @@ def main() -> int:
         else:
             download(options.url, patterns, folder)
         return 0
-    pythons = {OURS: Path(sys.executable), THEIRS: tcia_python()}
+    from peers import environment
+
+    pythons = {OURS: Path(sys.executable), THEIRS: environment(TCIA_ENVIRONMENT, TCIA_PACKAGES)}
     whole = options.collections == "*"
     measured: dict[str, list[Measured]] = {OURS: [], THEIRS: []}
     with archive() as url, tempfile.TemporaryDirectory(prefix="nbia-bench-") as temporary:
