@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbia_pipeline._version import __version__
+from nbia_pipeline.embedded.options import add_archive_options
 
 HOME = "dagster_home"
 STOPPED = 130  # what a shell reports for Ctrl-C
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     archive.add_argument("--port", type=int, default=8042, help="port to listen on, 0 for any (default: %(default)s)")
     archive.add_argument("--catalog", choices=["demo", "idc"], default="demo", help="what to serve")
     archive.add_argument("--scale", type=int, default=1, help="size of the demo images: 1 is small, 100 is gigabytes")
+    add_archive_options(archive)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "dev":
         return _dev(rest)
@@ -128,14 +130,25 @@ def dagster_home() -> Path:
 def _archive(options: argparse.Namespace) -> int:
     from nbia_pipeline.embedded.__main__ import main as serve
 
-    words = ["--host", options.host, "--port", str(options.port), "--catalog", options.catalog]
     try:
-        serve([*words, "--scale", str(options.scale)])
+        serve(_words(options))
     except OSError as e:
-        return _fail(f"cannot listen on {options.host}:{options.port} ({e.strerror}): take another --port")
+        other = "--port" if options.control_port is None else "--port or --control-port"
+        return _fail(f"cannot listen on {options.host}:{options.port} ({e.strerror}): take another {other}")
     except ImportError as e:
         return _fail(str(e))
     return 0
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """Return the options of `archive` as the words of a command line."""
+    words: list[str] = []
+    for name, value in vars(options).items():
+        switch = "--" + name.replace("_", "-")
+        if name == "command" or value is None or value is False:
+            continue
+        words += [switch] if value is True else [switch, str(value)]
+    return words
 
 
 def _fail(sentence: str) -> int:

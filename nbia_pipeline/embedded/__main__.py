@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nbia_pipeline._version import __version__
 from nbia_pipeline.embedded.catalogue import Catalogue
+from nbia_pipeline.embedded.options import add_archive_options
 from nbia_pipeline.embedded.run import serve
 
 
@@ -23,20 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     catalogue = _catalogue(options.catalog, options.scale)
     record: Path | None = options.record
+    doors: dict[str, str] = {}
     # The server has stopped in good order by the time the interrupt arrives here.
     with contextlib.suppress(KeyboardInterrupt):
         serve(
             catalogue,
             options.host,
             options.port,
-            ready=lambda url: print(url, flush=True),
+            ready=lambda url: _announce(url, doors),
+            control_port=options.control_port,
+            control_ready=lambda url: doors.update(control_url=url),
             lifeline=record is not None,
             linger=options.linger,
-            lifeline_ready=None if record is None else lambda url, port: _write_record(record, url, port),
+            lifeline_ready=None if record is None else lambda url, port: _write_record(record, url, port, doors),
             farewell=None if record is None else lambda: record.unlink(missing_ok=True),
             token_lifetime=options.token_lifetime,
             guide_spellings=options.guide_spellings,
+            latency=options.latency,
+            bandwidth=options.bandwidth,
         )
+
+
+def _announce(url: str, doors: dict[str, str]) -> None:
+    """Print the base URL, and behind it the address of the control interface if there is one."""
+    print(url, flush=True)
+    if "control_url" in doors:
+        print(f"control: {doors['control_url']}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=int, default=1, help="size of the demo catalogue")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0 takes a free one")
-    parser.add_argument("--token-lifetime", type=float, default=7200.0, help="seconds a token lives")
-    parser.add_argument("--guide-spellings", action="store_true", help="spell keys as the guide does")
+    add_archive_options(parser)
     parser.add_argument("--record", type=Path, help="write address and lifeline here; stop when unneeded")
     parser.add_argument("--linger", type=float, default=10.0, help="seconds to outlive the last client")
     return parser
@@ -63,9 +75,9 @@ def _catalogue(name: str, scale: int) -> Catalogue:
     return demo_catalogue(scale)
 
 
-def _write_record(path: Path, url: str, lifeline_port: int) -> None:
+def _write_record(path: Path, url: str, lifeline_port: int, doors: dict[str, str]) -> None:
     """Write the record in one move, so that a reader never sees half of it."""
-    facts = {"url": url, "lifeline_port": lifeline_port, "pid": os.getpid(), "version": __version__}
+    facts = {"url": url, "lifeline_port": lifeline_port, "pid": os.getpid(), "version": __version__, **doors}
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(facts), encoding="utf-8")
     temporary.replace(path)

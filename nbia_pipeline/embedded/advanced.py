@@ -17,9 +17,9 @@ from pydicom.dataset import Dataset
 from nbia_pipeline.embedded.calls import EMPTY, Call, Handler, Reply, Rows
 from nbia_pipeline.embedded.holdings import ANY_VISIBILITY
 from nbia_pipeline.embedded.images import refused
-from nbia_pipeline.embedded.lists import authorised, filtered, series_among
+from nbia_pipeline.embedded.lists import authorised, filtered
 from nbia_pipeline.schema import shapes
-from nbia_pipeline.schema.shapes import Form, Shape
+from nbia_pipeline.schema.shapes import Form, Key, Shape
 
 _AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
 _FILTERS = {"Modality": "Modality", "BodyPartExamined": "BodyPartExamined"}
@@ -29,6 +29,19 @@ _DESCRIPTIONS_V4 = Shape(
     shapes.DESCRIPTIONS.table,
     tuple(k for name in _V4_DESCRIPTION_KEYS for k in shapes.DESCRIPTIONS.keys if k.name == name),
 )
+_PER_IMAGE = ("PixelSpacing(mm)-Row", "SliceThickness(mm)")
+# Where the catalogue holds several values of a series, they are joined by this, as v4 shows them.
+_SEPARATOR = ", "
+_MORE_OF_METADATA3 = (
+    "PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription AdmittingDiagnosesDescription "
+    "StudyID PatientAge LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent Site"
+).split()
+METADATA3 = Shape(
+    "METADATA3",
+    None,
+    (*shapes.METADATA2.keys, *(Key(name, name) for name in (*_MORE_OF_METADATA3, *_PER_IMAGE))),
+)
+"""getSeriesMetadata3: 38 columns. How the 14 that getSeriesMetadata2 has not are spelled is not known."""
 _PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
 
@@ -84,7 +97,20 @@ def descriptions_v4(call: Call) -> Rows:
 def metadata2(call: Call) -> Rows:
     """getSeriesMetadata2: CSV of many series. Server: only the first field ``list`` is read."""
     uids = call.form.get("list", [""])[0].split(",")
-    return Rows(series_among(call, uids), shapes.METADATA2, default_format="CSV-DOWNLOAD")
+    return Rows(call.holdings.among(uids, call.rights), shapes.METADATA2, default_format="CSV-DOWNLOAD")
+
+
+def metadata3(call: Call) -> Rows:
+    """getSeriesMetadata3: CSV of many series.
+
+    Server: it joins the images, so that a series with several pixel spacings or slice thicknesses has
+    several rows.
+    """
+    uids = call.form.get("list", [""])[0].split(",")
+    rows = call.holdings.among(uids, call.rights)
+    for column in _PER_IMAGE:
+        rows = _one_row_per_value(rows, column)
+    return Rows(rows, METADATA3, default_format="CSV-DOWNLOAD")
 
 
 def licences(call: Call) -> Reply:
@@ -113,7 +139,9 @@ def md5_hierarchy(call: Call) -> Reply:
     """
     given = {name: texts[0] for name, texts in call.form.items() if texts}
     if "SeriesInstanceUID" in given:
-        return _digest_reply(_series_hash(call, given["SeriesInstanceUID"]))
+        uid = given["SeriesInstanceUID"]
+        known = call.holdings.one_series(uid, None, ANY_VISIBILITY).num_rows
+        return _digest_reply(_series_hash(call, uid) if known else "")
     if "StudyInstanceUID" in given:
         rows = call.holdings.select(call.rights)
         return _digest_reply(_study_hash(call, _only(rows, "StudyInstanceUID", given["StudyInstanceUID"])))
@@ -142,6 +170,15 @@ def dicom_tags(call: Call) -> Reply:
         return EMPTY
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
     return _json([*_tags(dataset.file_meta), *_tags(dataset)])
+
+
+def _one_row_per_value(rows: pa.Table, column: str) -> pa.Table:
+    """Repeat the rows whose `column` holds several values, one row for each."""
+    texts = rows[column].to_pylist()
+    values = [(n, value) for n, text in enumerate(texts) for value in (text or "").split(_SEPARATOR)]
+    repeated = rows.take(pa.array([n for n, _ in values], pa.int64()))
+    texts = pa.array([value or None for _, value in values], pa.string())
+    return repeated.set_column(rows.schema.get_field_index(column), column, texts)
 
 
 def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -23,13 +23,14 @@ class AnswerCache:
     def __init__(self, shelf: Shelf) -> None:
         """Keep answers on `shelf`."""
         self._shelf = shelf
-        self._heads: dict[str, Reply] = {}
+        self._heads: dict[str, tuple[str | None, Reply]] = {}
 
     def find(self, key: str) -> Reply | None:
         """Return a kept answer, or None if it is not kept."""
-        head = self._heads.get(key)
-        if head is None:
+        known = self._heads.get(key)
+        if known is None:
             return None
+        head = known[1]
         try:
             # Opened here rather than at the first piece, so that a later removal cannot hurt it.
             file = self._shelf.path(key).open("rb")
@@ -37,17 +38,33 @@ class AnswerCache:
             return None
         return replace(head, body=_pieces_of(file))
 
-    def keep(self, key: str, reply: Reply) -> Reply:
-        """Return `reply` unchanged to the eye; it is kept under `key` if it is large and taken to its end."""
+    def keep(self, key: str, reply: Reply, collection: str | None = None) -> Reply:
+        """Return `reply` unchanged to the eye; it is kept under `key` if it is large and taken to its end.
+
+        Args:
+            key: all that the answer depends on.
+            reply: the answer.
+            collection: the collection that it is about; None for an answer about all of them.
+        """
         if isinstance(reply.body, bytes):
             return reply
-        return replace(reply, body=self._kept(key, reply, reply.body))
+        return replace(reply, body=self._kept(key, reply, reply.body, collection))
+
+    def forget(self, collections: Iterable[str]) -> None:
+        """Remove the answers that tell of `collections`."""
+        touched = {name.casefold() for name in collections}
+        for key, (collection, _) in list(self._heads.items()):
+            if collection is None or collection.casefold() in touched:
+                self._heads.pop(key, None)
+                # Who reads it at the moment holds it open; where that hinders removal, it goes with the shelf.
+                with contextlib.suppress(OSError):
+                    self._shelf.path(key).unlink()
 
     def clear(self) -> None:
         """Forget every answer; their files go with the shelf."""
         self._heads.clear()
 
-    def _kept(self, key: str, reply: Reply, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def _kept(self, key: str, reply: Reply, pieces: Iterator[bytes], collection: str | None) -> Iterator[bytes]:
         held: list[bytes] = []
         size = 0
         for piece in pieces:
@@ -56,7 +73,7 @@ class AnswerCache:
             yield piece
             if size > LARGE_BYTES:
                 yield from self._spill(key, held, pieces)
-                self._heads[key] = replace(reply, body=b"")
+                self._heads[key] = collection, replace(reply, body=b"")
 
     def _spill(self, key: str, held: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
         path = self._shelf.path(key)

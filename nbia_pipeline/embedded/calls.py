@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import pyarrow as pa
@@ -38,12 +38,14 @@ class Rows:
         shape: keys in order.
         jackson: True for the endpoints that answer with Jackson's JSON only.
         default_format: format without a ``format`` parameter.
+        nulls: whether Jackson writes nulls or leaves their keys out.
     """
 
     table: pa.Table
     shape: Shape
     jackson: bool = False
     default_format: str = "JSON"
+    nulls: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class Reply:
 
 EMPTY = Reply()
 """Server: how lists say that there are no rows."""
+
+NOTHING = Reply(b"[]", content_type="application/json")
+"""Server: how Jackson says it."""
 
 NO_CONTENT = Reply(status=204)
 """Server: how getSeriesMetaData says the same."""
@@ -116,7 +121,9 @@ class Auth(Enum):
     QUIET = "A': without a good token 204"
     STRICT = "B: without a header 500, with a bad token 401"
     TAGS = "C: without a good token 500 of one line"
+    NOTHING = "D: without a good token 200 and []"
     OPEN = "E: identity is not looked at; the guest's rights"
+    V4_NOTHING = "v4: no header is the guest, a bad token gets 200 and []"
     V4_LIST = "v4: no header is the guest, a bad token gets 200 and nothing"
     V4_FRAGILE = "v4: no header is the guest, a bad token gets 500"
     V4_STRICT = "v4: no header is the guest, a bad token gets 401"
@@ -151,6 +158,10 @@ class Endpoint:
     user_first: bool = False
     method: str = "GET"
     policed: str | None = None
+
+    def at(self, path: str, auth: Auth) -> Endpoint:
+        """Return the same endpoint at another path, with another way to look at identity."""
+        return replace(self, path=path, auth=auth)
 
     def missing(self, call: Call) -> Reply | None:
         """Return the 400 for a missing required parameter, or None if all are there."""

@@ -111,6 +111,7 @@ class Catalogue:
         restricted: names of the collections that only some accounts see.
         accounts: account by user name; the guest ``nbia_guest`` needs no entry.
         descriptions: facts of the collections by name.
+        carts: UIDs of the series of each shared cart by name.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Catalogue:
     restricted: frozenset[str] = frozenset()
     accounts: Mapping[str, Account] = field(default_factory=dict)
     descriptions: Mapping[str, CollectionFacts] = field(default_factory=dict)
+    carts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the facts in pieces that fit in a cache."""

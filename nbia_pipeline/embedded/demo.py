@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from nbia_pipeline.embedded.anatomy import ANATOMIES, Geometry
-from nbia_pipeline.embedded.catalogue import FACTS, Account, Catalogue, CollectionFacts
+from nbia_pipeline.embedded.catalogue import FACTS, VISIBLE, Account, Catalogue, CollectionFacts
 from nbia_pipeline.embedded.demo_tables import (
     BODY_PARTS,
     COLLECTIONS,
@@ -30,6 +30,9 @@ from nbia_pipeline.embedded.phantom import PhantomStore
 
 MEMBER = "demo_member"
 MEMBER_PASSWORD = "demo-member-password"  # noqa: S105 - published on purpose, it opens phantoms only
+
+CART = "Demo cart"
+"""The shared cart: the first series of every collection, and the hidden ones."""
 
 LARGEST_MATRIX = 512
 _EDITED_MS = 1_700_000_000_000
@@ -148,6 +151,13 @@ def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
     }
 
 
+def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
+    """Return the first series of every collection, the restricted one included, and all that are hidden."""
+    first = {plan.facts["Collection"]: plan.uid for plan in reversed(plans)}
+    hidden = [plan.uid for plan in plans if plan.facts["Visibility"] != VISIBLE]
+    return (*(first[collection.name] for collection in COLLECTIONS), *hidden)
+
+
 def demo_catalogue(scale: int = 1) -> Catalogue:
     """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
 
@@ -180,4 +190,5 @@ def demo_catalogue(scale: int = 1) -> Catalogue:
             )
             for number, c in enumerate(COLLECTIONS)
         },
+        carts={CART: _cart(plans)},
     )

@@ -65,6 +65,7 @@ class SeriesPlan:
         frame_of_reference: FrameOfReferenceUID (0020,0052).
         numbered: False if AcquisitionNumber (0020,0012) is missing.
         source: the images that a SEG or RTSTRUCT series describes; None for images themselves.
+        revision: 0 at first; another one makes other contents under the same UIDs, of the same sizes for images.
     """
 
     facts: Mapping[str, object]
@@ -75,6 +76,7 @@ class SeriesPlan:
     frame_of_reference: str
     numbered: bool = True
     source: SeriesPlan | None = None
+    revision: int = 0
 
     @property
     def uid(self) -> str:
@@ -183,6 +185,9 @@ def common(plan: SeriesPlan) -> Dataset:
             "PositionReferenceIndicator": "",
         },
     )
+    if plan.source and plan.revision:
+        # What is drawn has no noise to differ in.
+        put(dataset, "InstanceCreationTime", f"{plan.revision % 240000:06d}")
     # The block in which the archive's own anonymiser (CTP) notes collection and site.
     block = dataset.private_block(0x0013, "CTP", create=True)
     block.add_new(0x10, "LO", facts["Collection"])
@@ -365,7 +370,8 @@ def image_header(plan: SeriesPlan, index: int) -> Dataset:
 def image_pixels(plan: SeriesPlan, index: int) -> bytes:
     """Return PixelData (7FE0,0010) of an image: 16-bit words, little endian."""
     turn, plane = divmod(index, plan.geometry.slices)
-    seed = int.from_bytes(hashlib.sha256(plan.sop_instance(index).encode()).digest()[:8], "big")
+    name = plan.sop_instance(index) + (f"#{plan.revision}" if plan.revision else "")
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     values = render(plan.subject, plan.geometry, plane, plan.contrasts[turn], seed)
     kind, largest = "<u2", 4095
     if plan.modality == "CT":

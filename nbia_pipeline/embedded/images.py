@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from nbia_pipeline.embedded.calls import EMPTY, Call, Reply, ServerFault, complaint
@@ -20,6 +20,9 @@ PIECE_BYTES = 256 * 1024
 Named = tuple[str, StoredInstance]
 """Name of an entry and the instance behind it."""
 
+Refusal = Callable[[str], Reply]
+"""What answers for a series, by its UID, that the caller does not get."""
+
 
 def refused(uid: str) -> Reply:
     """Return the one answer for a series that is unknown, hidden or forbidden."""
@@ -29,25 +32,39 @@ def refused(uid: str) -> Reply:
     )
 
 
-def image_v2(call: Call) -> Reply:
-    """getImage of v2: the licence, then the images."""
-    return _image(call, licence=True, hashes=False, stop_without_digest=False)
+def not_public(uid: str) -> Reply:
+    """Return the same answer as v1 words it, and getDCMImage in every version."""
+    return complaint(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+
+
+def image_v2(call: Call, refusal: Refusal = refused) -> Reply:
+    """getImage of v1 and v2: the licence, then the images.
+
+    Args:
+        call: the request.
+        refusal: what answers for a series that the caller does not get.
+    """
+    return _image(call, hashes=False, stop_without_digest=False, refusal=refusal)
 
 
 def image_v4(call: Call) -> Reply:
     """getImage of v4. Server: stops at an image without a digest even when no digests are asked for."""
     hashes = call.query.get("IncludeMD5", "").casefold() == "yes"
-    return _image(call, licence=True, hashes=hashes, stop_without_digest=True)
+    return _image(call, hashes=hashes, stop_without_digest=True, refusal=refused)
 
 
-def image_with_md5(call: Call) -> Reply:
+def image_with_md5(call: Call, refusal: Refusal = refused) -> Reply:
     """getImageWithMD5Hash: images, then ``md5hashes.csv``; no licence.
 
     Server: an image without a digest ends the answer before the first file.
+
+    Args:
+        call: the request.
+        refusal: what answers for a series that the caller does not get.
     """
     images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
     if not call.holdings.one_series(uid, call.rights).num_rows:
-        return refused(uid)
+        return refusal(uid)
     named = _numbered(call, uid)
     if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
         return _zip_reply(uid, _stream(call, uid, [], hashes=False))
@@ -58,7 +75,7 @@ def dcm_image(call: Call) -> Reply:
     """getDCMImage: images named by acquisition, ``md5hashes.csv`` if asked for; no licence."""
     uid = call.query["SeriesInstanceUID"]
     if not call.holdings.one_series(uid, call.rights).num_rows:
-        return complaint(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+        return not_public(uid)
     hashes = call.query.get("MD5Verification", "").casefold() == "true"
     return _zip_reply(uid, _stream(call, uid, _by_acquisition(_instances(call, uid)), hashes=hashes))
 
@@ -96,11 +113,16 @@ def _md5_of_image(call: Call, sop: str | None) -> Reply:
     return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
 
 
-def _image(call: Call, *, licence: bool, hashes: bool, stop_without_digest: bool) -> Reply:
+def thumbnail(call: Call) -> Reply:
+    """getThumbnail: the embedded archive has none. Server: 500 for an absent one."""
+    raise ServerFault
+
+
+def _image(call: Call, *, hashes: bool, stop_without_digest: bool, refusal: Refusal) -> Reply:
     images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
     row = call.holdings.one_series(uid, call.rights)
     if not row.num_rows:
-        return refused(uid)
+        return refusal(uid)
     facts = row.slice(0, 1).to_pylist()[0]
     text = (
         f"The collection {facts['Collection']} is distributed under {facts['LicenseName']} "
@@ -114,7 +136,7 @@ def _image(call: Call, *, licence: bool, hashes: bool, stop_without_digest: bool
         digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
         if None in digests:
             named, hashes = named[: digests.index(None)], False
-    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, licence=text if licence else None))
+    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, licence=text))
 
 
 def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
@@ -198,7 +220,7 @@ def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, licence: 
 
 def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
     """Return a deflated file: from the shelf if it was sent before, else made and kept there."""
-    key = f"{call.holdings.version} {uid} {sop}"
+    key = f"{call.holdings.content_stamp(uid)} {uid} {sop}"
     stored = call.settings.shelf.load(key)
     if stored is not None:
         return Packed.from_bytes(stored)

@@ -7,6 +7,7 @@ connections stops by itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +33,8 @@ START_SECONDS = 300.0
 
 _ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.02
+_STOP_SECONDS = 10.0
+_OWN_LINGER = 0.5
 _LOG_TAIL_BYTES = 4000
 # What a Python process needs to start as this one did; nothing else is handed on.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV", "TZ")
@@ -87,6 +91,40 @@ def ensure_running(catalogue: str = "demo", **options: Option) -> str:
             held = _join(record) or _start(record, catalogue, options)
         _held[key] = held
         return held.url
+
+
+@contextlib.contextmanager
+def own_archive(catalogue: str = "demo", **options: Option) -> Iterator[tuple[str, str | None]]:
+    """Run an embedded archive that nobody else shares, as a process of its own, until the end of the block.
+
+    It ends with this process too, however that ends.
+
+    Args:
+        catalogue: name of the catalogue, ``demo`` or ``idc``.
+        options: options of ``python -m nbia_pipeline.embedded``, like ``control_port=0``.
+
+    Yields:
+        Its base URL, and the address of its control interface or None.
+
+    Raises:
+        EmbeddedArchiveError: if the server ends while it starts, or takes too long; with the end of its log.
+    """
+    with tempfile.TemporaryDirectory(prefix="nbia-pipeline-") as directory:
+        record = Path(directory) / "archive.json"
+        with _threads:
+            held = _start(record, catalogue, {"linger": _OWN_LINGER, **options})
+            server = _servers.pop()
+        try:
+            facts = json.loads(record.read_text(encoding="utf-8"))
+            yield held.url, facts.get("control_url")
+        finally:
+            held.line.close()
+            server.terminate()
+            try:
+                server.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
 
 def state_directory() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.embedded import dates
-from nbia_pipeline.embedded.calls import EMPTY, NO_CONTENT, Call, Handler, Reply, Rows, ServerFault
+from nbia_pipeline.embedded.calls import NO_CONTENT, Call, Handler, Reply, Rows, ServerFault
 from nbia_pipeline.embedded.holdings import ANY_VISIBILITY, DOWNLOADABLE, ONLY_VISIBLE
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Shape
@@ -152,7 +151,7 @@ def series_metadata_v4(call: Call) -> Rows:
     uids = [uid for text in call.form["list"] for uid in text.split(",") if uid]
     if not uids:
         raise ServerFault
-    rows = series_among(call, uids)
+    rows = call.holdings.among(uids, call.rights)
     return Rows(authorised(rows), shapes.METADATA_V4, default_format="CSV-DOWNLOAD")
 
 
@@ -179,9 +178,16 @@ def sop_instance_uids_v4(call: Call) -> Rows:
     return _sop_instance_uids(call, None)
 
 
-def contents_by_name(call: Call) -> Reply:
-    """getContentsByName: a shared cart; the embedded archive holds none, so every name is unknown."""
-    return EMPTY
+def contents_by_name(call: Call) -> Rows:
+    """getContentsByName: a shared cart, always as JSON.
+
+    Server: the name is compared without regard to case; series that are no longer visible are left out
+    silently; an unknown name has no rows.
+    """
+    wanted = call.query["name"].casefold()
+    carts = call.holdings.catalogue.carts.items()
+    uids = [uid for name, listed in carts if name.casefold() == wanted for uid in listed]
+    return Rows(call.holdings.among(uids, call.rights), shapes.SERIES_CART)
 
 
 def authorised(rows: pa.Table) -> pa.Table:
@@ -211,12 +217,6 @@ def filtered(
         if parameter in call.query:
             rows = _where(rows, column, call.query[parameter], ignore_case=parameter not in exact)
     return rows
-
-
-def series_among(call: Call, uids: Iterable[str]) -> pa.Table:
-    """Return the visible series of the caller among `uids`; unknown and hidden ones are dropped."""
-    rows = call.holdings.select(call.rights)
-    return rows.filter(pc.is_in(rows["SeriesInstanceUID"], pa.array(sorted(set(uids)), pa.string())))
 
 
 _VALUE_FILTERS = {"Modality": "Modality", "BodyPartExamined": "BodyPartExamined"}

@@ -13,6 +13,8 @@ from nbia_pipeline.embedded.dicomfiles import SeriesPlan, image_file, image_size
 
 CACHE_BYTES = 64 * 1024 * 1024
 
+_Key = tuple[str, int]
+
 _WHOLE_SERIES = {"SEG": segmentation, "RTSTRUCT": structure_set}
 
 
@@ -33,11 +35,20 @@ class PhantomStore:
         self._plans = {plan.uid: plan for plan in plans}
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, bytes] = OrderedDict()
+        # All by the revision as well: what was made from an earlier plan is never found again.
+        self._files: OrderedDict[_Key, bytes] = OrderedDict()
         self._held = 0
-        self._instances: dict[str, tuple[StoredInstance, ...]] = {}
-        self._places: dict[str, dict[str, int]] = {}
-        self._digests: dict[tuple[str, str], str] = {}
+        self._instances: dict[_Key, tuple[StoredInstance, ...]] = {}
+        self._places: dict[_Key, dict[str, int]] = {}
+        self._digests: dict[tuple[str, str, int], str] = {}
+
+    def plan(self, series_uid: str) -> SeriesPlan | None:
+        """Return the plan of a series, or None if it is not planned."""
+        return self._plans.get(series_uid)
+
+    def take(self, plan: SeriesPlan) -> None:
+        """Add a series, or replace the one of its UID; the revision must be another one then."""
+        self._plans[plan.uid] = plan
 
     def instances(self, series_uid: str) -> Sequence[StoredInstance]:
         """Return the instances of a series by InstanceNumber; empty for a series that is not planned."""
@@ -45,11 +56,11 @@ class PhantomStore:
         if plan is None:
             return ()
         with self._lock:
-            known = self._instances.get(series_uid)
+            known = self._instances.get((plan.uid, plan.revision))
         if known is None:
             known = self._reckon(plan)
             with self._lock:
-                self._instances[series_uid] = known
+                self._instances[plan.uid, plan.revision] = known
         return known
 
     def read(self, series_uid: str, sop_instance_uid: str) -> bytes:
@@ -57,30 +68,31 @@ class PhantomStore:
         plan = self._plans[series_uid]
         index = self._index(plan, sop_instance_uid)
         with self._lock:
-            held = self._files.get(sop_instance_uid)
+            held = self._files.get((sop_instance_uid, plan.revision))
             if held is not None:
-                self._files.move_to_end(sop_instance_uid)
+                self._files.move_to_end((sop_instance_uid, plan.revision))
                 return held
         # Outside the lock: readers of other files need not wait, and two who render the same get the same.
         content = _render(plan, index)
-        self._keep(sop_instance_uid, content)
+        self._keep((sop_instance_uid, plan.revision), content)
         return content
 
     def md5(self, series_uid: str, sop_instance_uid: str) -> str | None:
         """Return the MD5 of one file as lower-case hex; raises KeyError if there is no such file."""
+        key = series_uid, sop_instance_uid, self._plans[series_uid].revision
         with self._lock:
-            digest = self._digests.get((series_uid, sop_instance_uid))
+            digest = self._digests.get(key)
         if digest is None:
             content = self.read(series_uid, sop_instance_uid)
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
             with self._lock:
-                self._digests[series_uid, sop_instance_uid] = digest
+                self._digests[key] = digest
         return digest
 
     def _reckon(self, plan: SeriesPlan) -> tuple[StoredInstance, ...]:
         if plan.modality in _WHOLE_SERIES:
             content = _render(plan, 0)
-            self._keep(plan.sop_instance(0), content)
+            self._keep((plan.sop_instance(0), plan.revision), content)
             sizes = [len(content)]
         else:
             sizes = image_sizes(plan)
@@ -91,18 +103,18 @@ class PhantomStore:
 
     def _index(self, plan: SeriesPlan, sop_instance_uid: str) -> int:
         with self._lock:
-            places = self._places.get(plan.uid)
+            places = self._places.get((plan.uid, plan.revision))
         if places is None:
             places = {plan.sop_instance(i): i for i in range(plan.count)}
             with self._lock:
-                self._places[plan.uid] = places
+                self._places[plan.uid, plan.revision] = places
         return places[sop_instance_uid]
 
-    def _keep(self, sop_instance_uid: str, content: bytes) -> None:
+    def _keep(self, key: _Key, content: bytes) -> None:
         with self._lock:
-            if sop_instance_uid in self._files or len(content) > self._cache_bytes:
+            if key in self._files or len(content) > self._cache_bytes:
                 return
-            self._files[sop_instance_uid] = content
+            self._files[key] = content
             self._held += len(content)
             while self._held > self._cache_bytes:
                 _, dropped = self._files.popitem(last=False)

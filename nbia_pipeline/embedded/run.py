@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from nbia_pipeline.embedded.catalogue import Catalogue
+from nbia_pipeline.embedded.control_server import Doors, control_app
 from nbia_pipeline.embedded.server import API, create_app
 
 _LOG = logging.getLogger(__name__)
@@ -90,8 +94,9 @@ def serve(
     linger: float = 10.0,
     lifeline_ready: Callable[[str, int], None] | None = None,
     farewell: Callable[[], None] | None = None,
-    token_lifetime: float = 7200.0,
-    guide_spellings: bool = False,
+    control_port: int | None = None,
+    control_ready: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> None:
     """Serve `catalogue` over HTTP; returns when the server has stopped.
 
@@ -104,28 +109,47 @@ def serve(
         linger: seconds without a lifeline after which to stop.
         lifeline_ready: called with the base URL and the lifeline's port, after `ready`.
         farewell: called before a server that nobody needs stops.
-        token_lifetime: seconds that an access token lives.
-        guide_spellings: write the guide's spellings of keys.
+        control_port: TCP port of the control interface on the loopback interface, 0 for a free one; None: there is
+            no control interface.
+        control_ready: called with the address of the control interface, before `ready`.
+        options: of :func:`~nbia_pipeline.embedded.server.create_app`.
 
     Raises:
-        OSError: if the port cannot be had.
+        OSError: if a port cannot be had.
     """
-    app = create_app(catalogue, token_lifetime=token_lifetime, guide_spellings=guide_spellings)
+    app = create_app(catalogue, **options)
     listener = _listen(host, port)
+    control = None if control_port is None else _control_listener(listener, control_port)
     url = f"http://{_address(listener)}{API}"
     line = Lifeline(linger, farewell or _nothing) if lifeline else None
 
     def started() -> None:
+        if control is not None and control_ready is not None:
+            control_ready(f"http://{_address(control)}")
         if ready is not None:
             ready(url)
         if line is not None and lifeline_ready is not None:
             lifeline_ready(url, line.port)
 
-    with listener:
-        asyncio.run(_serve(app, listener, line, started))
+    with contextlib.ExitStack() as open_sockets:
+        listeners = [open_sockets.enter_context(sock) for sock in (listener, control) if sock is not None]
+        asyncio.run(_serve(with_control(app, control), listeners, line, started))
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
+def with_control(app: Starlette, control: socket.socket | None) -> ASGIApp:
+    """Return an application that answers as the control interface where requests come in by a socket.
+
+    Args:
+        app: the application of an archive.
+        control: the socket of the control interface; None: there is none.
+    """
+    if control is None:
+        return app
+    operations = app.state.archive.control
+    return Doors(app, control_app(operations), control.getsockname()[1])
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
     """Return a uvicorn server for `app`, without access log."""
     return uvicorn.Server(
         uvicorn.Config(
@@ -140,11 +164,13 @@ def make_server(app: Starlette) -> uvicorn.Server:
     )
 
 
-async def _serve(app: Starlette, listener: socket.socket, line: Lifeline | None, started: Callable[[], None]) -> None:
+async def _serve(
+    app: ASGIApp, listeners: list[socket.socket], line: Lifeline | None, started: Callable[[], None]
+) -> None:
     server = make_server(app)
     if line is not None:
         await line.open()
-    running = asyncio.create_task(server.serve(sockets=[listener]))
+    running = asyncio.create_task(server.serve(sockets=listeners))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
     if server.started:
@@ -168,6 +194,15 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _control_listener(archive: socket.socket, port: int) -> socket.socket:
+    """Return a socket of the loopback interface; the archive's is closed if it cannot be had."""
+    try:
+        return _listen("127.0.0.1", port)
+    except OSError:
+        archive.close()
+        raise
 
 
 def _address(listener: socket.socket) -> str:

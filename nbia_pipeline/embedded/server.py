@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import parse_qs
 
+import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,11 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from nbia_pipeline.embedded import wire
+from nbia_pipeline.embedded import markup, wire
 from nbia_pipeline.embedded.cache import AnswerCache
 from nbia_pipeline.embedded.calls import (
     EMPTY,
     NO_CONTENT,
+    NOTHING,
     UNABLE,
     Auth,
     Call,
@@ -34,9 +37,12 @@ from nbia_pipeline.embedded.calls import (
     Settings,
 )
 from nbia_pipeline.embedded.catalogue import Catalogue
+from nbia_pipeline.embedded.disturbance import Disturbance
 from nbia_pipeline.embedded.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.holdings import Holdings
+from nbia_pipeline.embedded.operations import Operations
 from nbia_pipeline.embedded.tokens import TokenRequestError, TokenStore
+from nbia_pipeline.embedded.traffic import Traffic
 
 API = "/nbia-api"
 SERVICES = f"{API}/services"
@@ -60,12 +66,19 @@ class Archive:
         tokens: who is logged in.
         settings: how it is set.
         cache: large answers that were rendered before.
+        traffic: how answers flow, and what goes wrong on purpose.
+        control: what can be done to it while it runs.
     """
 
     holdings: Holdings
     tokens: TokenStore
     settings: Settings
     cache: AnswerCache
+    traffic: Traffic = field(default_factory=Traffic)
+    control: Operations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.control = Operations(self)
 
     def answer(self, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
         """Answer one request; runs in a thread.
@@ -98,6 +111,22 @@ class Archive:
         self.holdings.refresh()
         self.close()
 
+    def restore(self, catalogue: Catalogue) -> None:
+        """Return to a catalogue and forget all answers."""
+        self.holdings.refresh(catalogue)
+        self.close()
+
+    def change(self, slices: Mapping[str, pa.Table], contents: Iterable[str] = (), **fields: Any) -> None:
+        """Swap in new facts of some collections and forget the answers about them; all others are kept.
+
+        Args:
+            slices: the facts of each touched collection.
+            contents: UIDs of the series whose files are others now.
+            fields: new values of other fields of the catalogue.
+        """
+        self.holdings.change(slices, contents, **fields)
+        self.cache.forget(slices)
+
     def close(self) -> None:
         """Remove everything that is kept on disk."""
         self.cache.clear()
@@ -105,8 +134,9 @@ class Archive:
 
     def _result(self, endpoint: Endpoint, call: Call) -> Reply:
         """Return a kept answer, or make one and keep it if it is large."""
-        version, guide = self.holdings.version, self.settings.guide_spellings
-        key = repr((version, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
+        about, guide = call.query.get("Collection"), self.settings.guide_spellings
+        stamp = self.holdings.stamp(about)
+        key = repr((stamp, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
         kept = self.cache.find(key) if endpoint.method == "GET" else None
         if kept is not None:
             return kept
@@ -114,7 +144,7 @@ class Archive:
         if isinstance(result, Reply):
             return result
         reply = rendered(result, _format_of(endpoint, call), guide)
-        return self.cache.keep(key, reply) if endpoint.method == "GET" else reply
+        return self.cache.keep(key, reply, about) if endpoint.method == "GET" else reply
 
 
 def create_app(
@@ -124,6 +154,8 @@ def create_app(
     refresh_lifetime: float | None = None,
     guide_spellings: bool = False,
     clock: Callable[[], float] = time.monotonic,
+    latency: float = 0.0,
+    bandwidth: float | None = None,
 ) -> Starlette:
     """Make the web application of an embedded archive.
 
@@ -133,9 +165,11 @@ def create_app(
         refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
         clock: seconds from any start, never going back; what the life of tokens is measured with.
+        latency: seconds before every answer.
+        bandwidth: bytes per second of every answer; None: no bound.
 
     Returns:
-        The application; its ``state.archive`` is the :class:`Archive`.
+        The application; its ``state.archive`` is the :class:`Archive`, whose ``control`` changes it.
     """
     settings = Settings(guide_spellings)
     archive = Archive(
@@ -143,6 +177,7 @@ def create_app(
         TokenStore(catalogue.accounts, token_lifetime, refresh_lifetime, clock),
         settings,
         AnswerCache(settings.shelf),
+        Traffic(latency, bandwidth),
     )
 
     @contextlib.asynccontextmanager
@@ -159,6 +194,8 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.archive = archive
+    # Outside even of Starlette's own layers: faults need the connection itself.
+    app.middleware_stack = Disturbance(app.build_middleware_stack(), API, archive.traffic, archive.control)
     return app
 
 
@@ -192,7 +229,7 @@ def _anonymous(auth: Auth) -> frozenset[str] | Reply:
         raise ServerFault("null")
     if auth is Auth.TAGS:
         raise ServerFault(None)
-    return _NO_RIGHTS
+    return NOTHING if auth is Auth.NOTHING else _NO_RIGHTS
 
 
 def _rejected(auth: Auth) -> Reply:
@@ -202,6 +239,8 @@ def _rejected(auth: Auth) -> Reply:
         return NO_CONTENT
     if auth is Auth.TAGS:
         raise ServerFault(None)
+    if auth in (Auth.NOTHING, Auth.V4_NOTHING):
+        return NOTHING
     if auth is Auth.V4_FRAGILE:
         raise ServerFault("null")
     return _UNAUTHORISED
@@ -219,7 +258,8 @@ def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
         ServerFault: for an unknown format, if there are rows.
     """
     if rows.jackson:
-        return Reply(wire.render_jackson(rows.table, rows.shape, guide), content_type="application/json")
+        answer = wire.render_jackson(rows.table, rows.shape, guide, rows.nulls)
+        return Reply(answer, content_type="application/json")
     if not rows.table.num_rows:
         return EMPTY
     wanted = (rows.default_format if wanted is None else wanted).upper()
@@ -227,6 +267,10 @@ def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
     if wanted == "JSON":
         body = _body(rows, wire.render_json(rows.table, rows.shape, guide))
         return Reply(body, content_type="application/json")
+    if wanted == "XML":
+        return Reply(markup.render_xml(rows.table, rows.shape, guide), content_type="application/xml")
+    if wanted == "HTML":
+        return Reply(markup.render_html(rows.table, rows.shape, guide), content_type="text/html")
     if wanted not in ("CSV", "CSV-DOWNLOAD") and (wanted != "CSVQUOTED" or single):
         raise ServerFault(None)
     native = any(key.name == "Authorized" for key in rows.shape.keys)

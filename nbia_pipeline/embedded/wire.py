@@ -112,19 +112,29 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
         yield _data_of(pc.binary_join_element_wise('"', rows, '"\n', ""))
 
 
-def render_jackson(table: pa.Table, shape: Shape, guide: bool = False) -> bytes:
-    """Return a small `table` as Jackson writes it: nulls present as ``null``, ``[]`` when empty.
+def cells_of(table: pa.Table, shape: Shape) -> Iterator[tuple[str | None, ...]]:
+    """Yield the texts of a small table row by row, neither quoted nor escaped; None for a null."""
+    for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH):
+        yield from zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
+
+
+def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bool = True) -> bytes:
+    """Return a small `table` as Jackson writes it: ``[]`` when empty.
 
     Args:
         table: as for :func:`render_json`.
         shape: keys in order.
         guide: use the guide's spellings.
+        nulls: whether a null is written as ``null`` or its key is left out.
     """
-    columns: dict[str, list[object]] = {}
-    for key in shape.keys:
-        values = [text for batch in table.to_batches() for text in _texts(batch, key).to_pylist()]
-        columns[spelling(key, guide)] = [_jackson_value(text, key) for text in values]
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [
+        {
+            spelling(key, guide): _jackson_value(text, key)
+            for key, text in zip(shape.keys, cells, strict=True)
+            if nulls or text is not None
+        }
+        for cells in cells_of(table, shape)
+    ]
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -10,6 +10,7 @@ import pytest
 import requests
 from starlette.applications import Starlette
 
+from nbia_pipeline.embedded.operations import Operations
 from nbia_pipeline.embedded.server import create_app
 from nbia_pipeline_tests.embedded.tiny import Clock, running, tiny_catalogue
 
@@ -23,6 +24,11 @@ class Site:
     clock: Clock
     session: requests.Session = field(default_factory=requests.Session)
 
+    @property
+    def control(self) -> Operations:
+        operations: Operations = self.app.state.archive.control
+        return operations
+
     def token(self, username: str = "nbia_guest", password: str = "") -> str:
         answer = self.session.post(
             f"{self.url}/oauth/token",
@@ -32,11 +38,11 @@ class Site:
 
     def get(self, path: str, authorization: str | None = "Bearer undefined", **parameters: Any) -> requests.Response:
         headers = {} if authorization is None else {"Authorization": authorization}
-        return self.session.get(f"{self.url}/services/{path}", params=parameters, headers=headers)
+        return self.session.get(f"{self.url}/services/{path}", params=parameters, headers=headers, timeout=30)
 
     def post(self, path: str, data: Any, authorization: str | None = "Bearer undefined") -> requests.Response:
         headers = {} if authorization is None else {"Authorization": authorization}
-        return self.session.post(f"{self.url}/services/{path}", data=data, headers=headers)
+        return self.session.post(f"{self.url}/services/{path}", data=data, headers=headers, timeout=30)
 
     def column(self, path: str, key: str, **parameters: Any) -> list[Any]:
         """Return one key of every row; an empty answer has no rows."""

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import io
 import sys
+import time
+import zipfile
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pydicom
 import pytest
+import requests
 
-from nbia_pipeline.embedded.catalogue import FACTS
+from nbia_pipeline.embedded.catalogue import FACTS, Catalogue
 from nbia_pipeline.embedded.idc import IdcIndexMissingError, idc_catalogue
-from nbia_pipeline_tests.embedded.tiny import running
+from nbia_pipeline.embedded.server import create_app
+from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.embedded.tiny import Clock, running
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,13 +46,71 @@ def test_facts_of_the_index(series: pa.Table) -> None:
 
 
 def test_one_collection_over_http(series: pa.Table) -> None:
-    import requests
-
-    from nbia_pipeline.embedded.catalogue import Catalogue
-    from nbia_pipeline.embedded.server import create_app
-
     wanted = series.filter(pc.equal(series["Collection"], "4d_lung"))
     with running(create_app(Catalogue("idc", series.slice(0, 50_000)))) as url:
         rows = requests.get(f"{url}/services/v4/getSeries", {"Collection": "4d_lung"}, timeout=60).json()
     assert [row["SeriesInstanceUID"] for row in rows] == wanted["SeriesInstanceUID"].to_pylist()
     assert [row["FileSize"] for row in rows] == wanted["FileSize"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def whole_site(series: pa.Table) -> Iterator[Site]:
+    clock = Clock()
+    app = create_app(Catalogue("idc", series), clock=clock)
+    with running(app) as url:
+        yield Site(url, app, clock)
+
+
+def largest(series: pa.Table) -> str:
+    counts = series["Collection"].value_counts().to_pylist()
+    return str(max(counts, key=lambda c: c["counts"])["values"])
+
+
+def test_a_change_of_one_series_among_a_million_is_quick(whole_site: Site, series: pa.Table) -> None:
+    collection = largest(series)
+    rows = series.filter(pc.equal(series["Collection"], collection))
+    uid = rows["SeriesInstanceUID"][rows.num_rows // 2].as_py()
+    seconds = []
+    for change in (whole_site.control.hide, whole_site.control.show, whole_site.control.replace):
+        began = time.perf_counter()
+        change(uid)
+        seconds.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    whole_site.control.edit(uid, LicenseName="Other")
+    seconds.append(time.perf_counter() - began)
+    assert max(seconds) < 2, seconds
+    whole_site.control.show(uid)
+    (row,) = whole_site.get("v4/getSeries", SeriesInstanceUID=uid).json()
+    assert row["LicenseName"] == "Other"
+    whole_site.control.reset()
+
+
+def test_a_new_series_among_a_million_has_small_images(whole_site: Site, series: pa.Table) -> None:
+    slide = series.filter(pc.equal(series["Modality"], "SM"))["SeriesInstanceUID"][0].as_py()
+    for like, modality in ((None, None), (slide, "CT")):
+        began = time.perf_counter()
+        uid = whole_site.control.add_series("4d_lung", like=like)
+        assert time.perf_counter() - began < 2
+        (row,) = whole_site.get("v2/getSeries", SeriesInstanceUID=uid).json()
+        assert modality in (None, row["Modality"])
+        answer = whole_site.get("v2/getImageWithMD5Hash", SeriesInstanceUID=uid)
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            images = [archive.read(n) for n in archive.namelist() if n.endswith(".dcm")]
+        assert len(images) == row["ImageCount"] == 6
+        assert sum(map(len, images)) == row["FileSize"] < 100_000
+        assert pydicom.dcmread(io.BytesIO(images[0])).PatientID == row["PatientID"]
+    whole_site.control.reset()
+
+
+def test_the_largest_collection_comes_in_seconds(whole_site: Site, series: pa.Table) -> None:
+    collection = largest(series)
+    began = time.perf_counter()
+    first = whole_site.get("v4/getSeries", Collection=collection).content
+    slow = time.perf_counter() - began
+    began = time.perf_counter()
+    assert whole_site.get("v4/getSeries", Collection=collection).content == first
+    quick = time.perf_counter() - began
+    count = pc.sum(pc.equal(series["Collection"], collection)).as_py()
+    assert first.count(b'{"SeriesInstanceUID"') == count
+    assert slow < 30
+    assert quick < slow

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import zipfile
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
+from nbia_pipeline.embedded.demo import demo_catalogue
 from nbia_pipeline_tests.embedded.conftest import Site
 from nbia_pipeline_tests.embedded.tiny import dicom
 
@@ -48,6 +52,26 @@ def test_entries_are_deflated_and_streamed(site: Site) -> None:
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_DEFLATED
             assert info.flag_bits & 0x08
+
+
+def test_zips_come_in_chunks_of_8_kb(make_site: Callable[..., Site]) -> None:
+    site = make_site(demo_catalogue())
+    (uid, *_) = site.column("v2/getSeries", "SeriesInstanceUID", Collection="TCGA-DEMO", Modality="CT")
+    parts = urlsplit(site.url)
+    with socket.create_connection(("127.0.0.1", parts.port or 0)) as line:
+        target = f"{parts.path}/services/v1/getImage?SeriesInstanceUID={uid}"
+        line.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        with line.makefile("rb") as answer:
+            while answer.readline() != b"\r\n":
+                pass
+            sizes, body = [], b""
+            while size := int(answer.readline(), 16):
+                sizes.append(size)
+                body += answer.read(size + len("\r\n"))[:size]
+    assert max(sizes) == sizes[0] == 8192
+    assert len(sizes) > 20
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.testzip() is None
 
 
 def test_the_order_changes_from_download_to_download(site: Site) -> None:

@@ -15,13 +15,14 @@ from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
+import uvicorn
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 from starlette.applications import Starlette
 
 from nbia_pipeline.embedded.catalogue import FACTS, Account, Catalogue, CollectionFacts, StoredInstance
-from nbia_pipeline.embedded.run import make_server
+from nbia_pipeline.embedded.run import make_server, with_control
 
 BY_3 = "http://creativecommons.org/licenses/by/3.0/"
 
@@ -175,6 +176,7 @@ def tiny_catalogue() -> Catalogue:
         descriptions={
             "Alpha Set": CollectionFacts("Alpha Set", "<p>One</p>", "https://doi.org/10.7937/tiny", 1_700_000_000_000)
         },
+        carts={"My Cart": ("4.1", "2.2", "1.2", "nope", "3.1")},
     )
 
 
@@ -189,17 +191,33 @@ class Clock:
 
 
 @contextlib.contextmanager
+def running_with_control(app: Starlette) -> Iterator[tuple[str, str]]:
+    """Serve `app` from a thread with its control interface; yields both addresses."""
+    with socket.socket() as archive, socket.socket() as control:
+        for listener in (archive, control):
+            listener.bind(("127.0.0.1", 0))
+        with _serving(make_server(with_control(app, control)), [archive, control]):
+            ports = [listener.getsockname()[1] for listener in (archive, control)]
+            yield f"http://127.0.0.1:{ports[0]}/nbia-api", f"http://127.0.0.1:{ports[1]}"
+
+
+@contextlib.contextmanager
 def running(app: Starlette) -> Iterator[str]:
     """Serve `app` from a thread; yields the base URL."""
-    server = make_server(app)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.005)
+        with _serving(make_server(app), [listener]):
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/nbia-api"
-        finally:
-            server.should_exit = True
-            thread.join()
+
+
+@contextlib.contextmanager
+def _serving(server: uvicorn.Server, sockets: list[socket.socket]) -> Iterator[None]:
+    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()

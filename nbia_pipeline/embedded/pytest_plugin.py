@@ -1,0 +1,59 @@
+"""Fixtures for projects that test their own NBIA client; pytest finds them once the package is installed.
+
+Nothing heavy is imported before a fixture is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from nbia_pipeline.embedded.control import Control
+
+# The demo catalogue's account that sees its restricted collection, as nbia_pipeline.embedded.demo publishes it.
+MEMBER = ("demo_member", "demo-member-password")
+
+
+@dataclass(frozen=True)
+class NbiaArchive:
+    """A running embedded archive.
+
+    Attributes:
+        url: base URL, like ``http://127.0.0.1:40001/nbia-api``.
+        control: changes the archive, lets things go wrong in it, and tells what it was asked.
+        member: user name and password of an account that sees the restricted collection of the demo.
+    """
+
+    url: str
+    control: Control
+    member: tuple[str, str] = MEMBER
+
+
+@pytest.fixture(scope="session")
+def nbia_archive_options() -> Mapping[str, str | int | float | bool]:
+    """Options of the archive, like ``{"token_lifetime": 60.0}``; a project may override this fixture."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def nbia_archive(nbia_archive_options: Mapping[str, str | int | float | bool]) -> Iterator[NbiaArchive]:
+    """The demo archive in a process of its own, for the whole session."""
+    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.launcher import own_archive
+
+    options = dict(nbia_archive_options)
+    catalogue = str(options.pop("catalogue", "demo"))
+    with own_archive(catalogue, **{"control_port": 0, **options}) as (url, control_url):
+        yield NbiaArchive(url, Control(str(control_url)))
+
+
+@pytest.fixture
+def fresh_nbia_archive(nbia_archive: NbiaArchive) -> Iterator[NbiaArchive]:
+    """The same archive as it was at its start; what a test does to it is undone."""
+    nbia_archive.control.reset()
+    yield nbia_archive
+    nbia_archive.control.reset()
