@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
@@ -22,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,25 +79,6 @@ def many_series(count: int) -> Catalogue:
     demo = [r for r in demo_catalogue().series.to_pylist() if r["Collection"] == COLLECTION]
     rows = [{**demo[n % len(demo)], "SeriesInstanceUID": f"1.2.826.{n}"} for n in range(count)]
     return Catalogue("many", pa.Table.from_pylist(rows, schema=FACTS))
-
-
-@contextlib.contextmanager
-def far_archive(calls: int, latency: float) -> Iterator[str]:
-    """Serve from a process of its own; give the base URL.
-
-    Raises:
-        SystemExit: it did not start.
-    """
-    words = [sys.executable, __file__, "--serve", "--calls", str(calls), "--latency", str(latency)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            url = server.stdout.readline().strip()
-            if not url:
-                raise SystemExit("the embedded archive did not start")
-            yield url
-        finally:
-            server.terminate()
 
 
 # --- the sides, each in a process of its own: only what a side needs is imported there
@@ -206,12 +185,13 @@ def answer_side(options: argparse.Namespace) -> dict[str, Any]:
 def compare_small_calls(options: argparse.Namespace) -> bool:
     """Measure both sides and print them; return whether the bar holds."""
     from peers import tested
-    from tables import _verdict
+    from tables import serving, verdict
 
     sides = ((OURS, Path(sys.executable), options.calls), (THEIRS, tested(), min(options.peer_calls, options.calls)))
     rates: dict[str, list[float]] = {OURS: [], THEIRS: []}
     cpus: dict[str, list[float]] = {OURS: [], THEIRS: []}
-    with far_archive(options.calls, options.latency) as url:
+    words = [__file__, "--serve", "--calls", str(options.calls), "--latency", str(options.latency)]
+    with serving(*words) as url:
         for number in range(options.rounds):
             found = []
             for side, python, calls in sides if number % 2 else reversed(sides):
@@ -229,7 +209,7 @@ def compare_small_calls(options: argparse.Namespace) -> bool:
     if sides[1][2] < options.calls:
         print(f"{THEIRS} made {sides[1][2]} of the {options.calls} calls: its time for all of them is scaled")
     ratio = statistics.median(rates[OURS]) / statistics.median(rates[THEIRS])
-    print(f"{ratio:.1f} times {THEIRS}, bar {BAR:.0f}: {_verdict(ratio >= BAR)}")
+    print(f"{ratio:.1f} times {THEIRS}, bar {BAR:.0f}: {verdict(ratio >= BAR)}")
     return ratio >= BAR
 
 
@@ -246,9 +226,9 @@ def check_same(one: dict[str, int], other: dict[str, int]) -> None:
 
 def report_longest(rounds: int) -> None:
     """Measure the longest list and print it."""
-    from tables import archive
+    from tables import IDC, serving
 
-    with archive() as url:
+    with serving(*IDC) as url:
         found = run_side(Path(sys.executable), "longest", url, 0, rounds)
     print(f"\ngetSeries of {found['name']}, the largest collection; medians of {rounds} rounds, archive warmed before")
     print(

@@ -149,15 +149,17 @@ def run_side(side: str, python: Path, options: argparse.Namespace, url: str, fol
     return Measured(work, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
 
 
+IDC = ("-m", "nbia_pipeline", "archive", "--catalog", "idc", "--port", "0")
+
+
 @contextlib.contextmanager
-def archive() -> Iterator[str]:
-    """Serve the index of the Imaging Data Commons; give the base URL.
+def serving(*words: str) -> Iterator[str]:
+    """Run Python on `words`, which serves an archive and prints its base URL; give that.
 
     Raises:
         SystemExit: it did not start.
     """
-    words = [sys.executable, "-m", "nbia_pipeline", "archive", "--catalog", "idc", "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             url = server.stdout.readline().strip()
@@ -246,7 +248,7 @@ def main() -> int:
     pythons = {OURS: Path(sys.executable), THEIRS: environment(TCIA_ENVIRONMENT, TCIA_PACKAGES)}
     whole = options.collections == "*"
     measured: dict[str, list[Measured]] = {OURS: [], THEIRS: []}
-    with archive() as url, tempfile.TemporaryDirectory(prefix="nbia-bench-") as temporary:
+    with serving(*IDC) as url, tempfile.TemporaryDirectory(prefix="nbia-bench-") as temporary:
         for number in range(options.rounds + 1):
             folders = {side: Path(temporary) / f"{number}-{side}" for side in measured}
             for side in sorted(measured, reverse=bool(number % 2)):
@@ -275,8 +277,8 @@ def report(measured: dict[str, list[Measured]], rows: int, api: str, whole: bool
     work, process = (_median(measured[OURS], w) / _median(measured[THEIRS], w) for w in ("work", "seconds"))
     peak = max(m.peak_mb for m in measured[OURS])
     fast, small = work <= TIME_BAR, peak <= MEMORY_BAR_MB
-    print(f"time    {work:.2f} of {THEIRS}, bar {TIME_BAR}: {_verdict(fast)} (whole process: {process:.2f})")
-    print(f"memory  {peak:.0f} MB, bar {MEMORY_BAR_MB} MB: {_verdict(small)}")
+    print(f"time    {work:.2f} of {THEIRS}, bar {TIME_BAR}: {verdict(fast)} (whole process: {process:.2f})")
+    print(f"memory  {peak:.0f} MB, bar {MEMORY_BAR_MB} MB: {verdict(small)}")
     return 0 if not whole or (fast and small) else 1
 
 
@@ -284,7 +286,8 @@ def _median(runs: list[Measured], what: str) -> float:
     return statistics.median(getattr(run, what) for run in runs)
 
 
-def _verdict(holds: bool) -> str:
+def verdict(holds: bool) -> str:
+    """Say whether a bar holds."""
     return "holds" if holds else "DOES NOT HOLD"
 
 
