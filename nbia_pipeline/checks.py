@@ -16,7 +16,8 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.names import Names
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, PATIENTS, SERIES, SERIES_METADATA, STUDIES
-from nbia_pipeline.transfer.plan import PENDING, make_plan
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.transfer.plan import COMPLETE, PENDING, make_plan
 
 SHOWN = 10
 
@@ -55,17 +56,26 @@ def build_checks(names: Names) -> list[dg.AssetChecksDefinition]:
             "complete",
             "Every listed series of a mirrored collection is in the lake, whole, verified and as listed now.",
             incomplete,
+            needs_archive=True,
         ),
     ]
 
 
 def _check(
-    names: Names, asset: str, name: str, description: str, find: Callable[[Lake], Iterator[Finding]]
+    names: Names,
+    asset: str,
+    name: str,
+    description: str,
+    find: Callable[..., Iterator[Finding]],
+    needs_archive: bool = False,
 ) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys={names.lake})
+    needed = {names.lake, names.archive} if needs_archive else {names.lake}
+
+    @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys=needed)
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with as_failure():
-            findings = list(find(names.lake_of(context).open()))
+            lake = names.lake_of(context).open(write=False)
+            findings = list(find(lake, names.archive_of(context).settings()) if needs_archive else find(lake))
         rows = [dg.TableRecord({"collection": c, "finding": what}) for c, what in findings[:SHOWN]]
         metadata: dict[str, Any] = {"findings": len(findings)}
         if rows:
@@ -100,16 +110,17 @@ def not_covered(lake: Lake, table: Table, column: str) -> Iterator[Finding]:
             yield collection, f"{column} {value} is not in {table.name}"
 
 
-def incomplete(lake: Lake) -> Iterator[Finding]:
+def incomplete(lake: Lake, settings: Settings) -> Iterator[Finding]:
     """Yield the listed series without a complete receipt of their present content.
 
-    A collection whose images were never asked for has no receipts and is left out.
+    A collection that is not mirrored, or whose images were never asked for, is left out.
     """
-    for collection in lake.collections_of(IMAGE_SERIES):
+    for collection in filter(settings.mirrors_images_of, lake.collections_of(IMAGE_SERIES)):
         receipts = lake.read_table(IMAGE_SERIES, collection)
         known = {r["SeriesInstanceUID"]: r for r in receipts.to_pylist()}
         for series in make_plan(lake.read_table(SERIES, collection), receipts).todo:
             receipt = known.get(series.SeriesInstanceUID, {})
             status = receipt.get("Status", PENDING)
+            status = "outdated" if status == COMPLETE else status
             why = receipt.get("Reason") or "the archive changed it since it was fetched"
             yield collection, f"series {series.SeriesInstanceUID} is {status}: {why}"

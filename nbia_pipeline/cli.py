@@ -118,6 +118,8 @@ def dagster_home() -> Path:
     """
     home = Path(os.environ.get("DAGSTER_HOME") or HOME).absolute()
     try:
+        if home.exists() and not home.is_dir():
+            raise HomeError(f"DAGSTER_HOME is {str(home)!r}, which is not a directory")
         if not home.exists():
             home.mkdir(parents=True)
             (home / "dagster.yaml").write_text(DAGSTER_YAML, encoding="utf-8")

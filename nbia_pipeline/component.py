@@ -8,7 +8,7 @@ from pydantic import Field
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.names import Names
 from nbia_pipeline.partitions import PREFIX
-from nbia_pipeline.settings import EMBEDDED, GUEST, Settings
+from nbia_pipeline.settings import EMBEDDED, GUEST, Settings, SettingsError
 
 
 class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
@@ -32,6 +32,8 @@ class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the definitions of the archive; a wrong field is a SettingsError that names its variable."""
+        if self.password_env and not os.environ.get(self.password_env):
+            raise SettingsError(f"password_env names {self.password_env}, which is not set: set it to the password")
         settings = Settings(
             archive=self.archive,
             api=self.api,

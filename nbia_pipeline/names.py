@@ -48,7 +48,9 @@ class Names:
         """Pool that limits how many steps call the archive at a time, over all processes."""
         return self.of("api")
 
-    def archive_of(self, context: dg.AssetExecutionContext | dg.OpExecutionContext) -> ArchiveResource:
+    def archive_of(
+        self, context: dg.AssetExecutionContext | dg.OpExecutionContext | dg.AssetCheckExecutionContext
+    ) -> ArchiveResource:
         """Return the archive resource of a running step."""
         resource: ArchiveResource = getattr(context.resources, self.archive)
         return resource

@@ -51,24 +51,32 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 def _sentences(outcome: Outcome, home: Path) -> list[str]:
     moved = outcome.fetched
-    if moved["fetched_series"]:
-        fetched = (
+    if not any(c.wanted for c in outcome.collections):
+        fetched = ["Images    are not mirrored: NBIA_IMAGES names the collections whose images shall be."]
+    elif moved["fetched_series"]:
+        fetched = [
             f"Fetched   {moved['fetched_series']} series, {moved['fetched_files']} files, "
-            f"{size_text(moved['fetched_bytes'])}; {moved['skipped_series']} series were there already."
-        )
+            f"{size_text(moved['fetched_bytes'])}; {moved['skipped_series']} series were there already.",
+            "Verified  when fetched: the MD5 of every file as the archive lists it, that it is DICOM, of its series;",
+            "          of every series its set of SOPInstanceUIDs and its count.",
+        ]
     else:
-        fetched = f"Fetched   no image: {moved['skipped_series']} series were there already."
+        fetched = [f"Fetched   no image: {moved['skipped_series']} series were there already."]
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     passed = sum(found is None for found in outcome.checks.values())
     checks = f"{passed} asset checks passed, {len(outcome.checks) - passed} failed"
     return [
-        fetched,
-        "Verified  when fetched: the MD5 of every file as the archive lists it, that it is DICOM and of its series;",
-        "          of every series its set of SOPInstanceUIDs and its count.",
+        *fetched,
         f"Checked   {checks}.",
         f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
-        f"See it    make dev     (or: DAGSTER_HOME='{home}' dagster dev -w workspace.yaml), then http://localhost:3000",
+        f"See it    {_dev_line(home)}, then http://localhost:3000",
     ]
+
+
+def _dev_line(home: Path) -> str:
+    if Path("Makefile").is_file() and Path("workspace.yaml").is_file():
+        return "make dev"
+    return f"DAGSTER_HOME='{home}' nbia-pipeline dev"
 
 
 def size_text(size: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from nbia_pipeline.archive import NbiaClient, Patience
+from nbia_pipeline.archive import ArchiveUnreachable, NbiaClient, Patience
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.settings import EMBEDDED, GUEST, KNOWN_ARCHIVES, Settings
 
@@ -83,21 +83,25 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     uri: str = Field(description="Directory or URI of the lake, like /data/lake or s3://bucket/lake.")
 
-    def open(self) -> Lake:
-        """Return the lake, after making sure that it can be written.
+    def open(self, write: bool = True) -> Lake:
+        """Return the lake; if it is to be written, after making sure that it can be.
 
         Raises:
             LakeError: it cannot.
         """
         lake = Lake(self.uri)
-        lake.check_writable()
+        if write:
+            lake.check_writable()
         return lake
 
 
 def base_url(archive: str) -> str:
     """Return the base URL of an archive by its name; starts the embedded one if it does not run."""
     if archive == EMBEDDED:
-        from nbia_pipeline.embedded.launcher import ensure_running
+        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
 
-        return ensure_running()
+        try:
+            return ensure_running()
+        except EmbeddedArchiveError as e:
+            raise ArchiveUnreachable(str(e)) from e
     return KNOWN_ARCHIVES.get(archive, archive)

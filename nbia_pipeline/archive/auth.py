@@ -174,6 +174,12 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
         reply = answer.json()
     except ValueError:
         reply = None
+    if answer.text.lstrip().startswith("<"):
+        raise BadAnswer(
+            "the token endpoint answered with HTML or XML: a proxy or a login page may stand between you and the "
+            "archive, or NBIA_ARCHIVE may not be an NBIA base URL",
+            status=answer.status_code,
+        )
     if not isinstance(reply, dict):
         raise BadAnswer(
             "the token endpoint did not answer with a JSON object: NBIA_ARCHIVE may not be an NBIA base URL",

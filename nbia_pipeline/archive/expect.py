@@ -31,6 +31,24 @@ def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
     return table
 
 
+def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
+    """Return `table`, most of whose rows hold `wanted` in `column`, in any case.
+
+    For studies: one that spans collections names any of them (server), but an answer that is mostly of others is
+    that of a server that ignored the filter.
+
+    Raises:
+        BadAnswer: fewer than half of the rows do.
+    """
+    same = sum(v is not None and v.casefold() == wanted.casefold() for v in table[column].to_pylist())
+    if 2 * same < table.num_rows:
+        raise BadAnswer(
+            f"asked for {_spoken(column)} {wanted!r}, the archive sent {table.num_rows - same} rows of others, "
+            f"{same} of it: try later"
+        )
+    return table
+
+
 def only(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
     """Return the rows that hold exactly `wanted` in `column`; all of them for None."""
     return table if wanted is None else table.filter(pc.equal(table[column], wanted))

@@ -10,6 +10,7 @@ from nbia_pipeline.archive.calls import Caller
 from nbia_pipeline.archive.errors import BadAnswer
 from nbia_pipeline.archive.expect import (
     alike,
+    expect_mostly,
     expect_released_after,
     expect_value,
     first_of_each,
@@ -72,7 +73,7 @@ class ListingCalls(Caller):
             study_uid: only the study of this StudyInstanceUID.
         """
         if patient_id is None and study_uid is None:
-            return self._rows_of_collection("studies", collection)
+            return expect_mostly(self._rows_of_collection("studies", collection), "Collection", collection)
         table = self._list("studies", collection=collection, patient_id=patient_id, study_uid=study_uid)
         return _of_patient_and_study(table, patient_id, study_uid)
 

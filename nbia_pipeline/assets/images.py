@@ -105,11 +105,8 @@ def _fetch_op(names: Names) -> dg.OpDefinition:
         started = time.perf_counter()
         with as_failure(), names.archive_of(context).client() as client:
             lake = names.lake_of(context).open()
-            try:
-                receipts = fetch_batch(client, lake, wanted)
-            finally:
-                # What was published counts at once, also if this batch fails or the run is never finished.
-                settle(lake, context.partition_key, listed_series(lake, context.partition_key))
+            # Its receipts are in the journal, which the last step carries over into the tables, or the next plan.
+            receipts = fetch_batch(client, lake, wanted)
         report = batch_report(receipts, time.perf_counter() - started)
         context.log.info(f"{context.get_mapping_key()}: {report}")
         return {**report, "batch": context.get_mapping_key()}

@@ -19,6 +19,7 @@ from nbia_pipeline.partitions import register
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
+from nbia_pipeline.transfer.receipts import staged_by_journal
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def _collections(names: Names) -> dg.AssetsDefinition:
             settings = archive.settings()
             kept = kept_collections(settings, client.collection_values())
             metadata = _write(t.COLLECTIONS, lake, lambda: describe(client, kept))
+            lake.sweep(keep=staged_by_journal(lake))
         new = register(context.instance, names.partitions, kept)
         return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new)})
 

@@ -92,8 +92,9 @@ class Lake:
         with self.told(f"read {path}"):
             if not self._fs.exists(self._full(path)):
                 return schema.empty_table()
-            with self._fs.open(self._full(path), "rb") as file:
-                read = pq.ParquetFile(file).read(columns=[n for n in schema.names if not _by_path(n, collection)])
+            # Whole, so that no thread of Arrow's reads through a Python object: one could outlive the interpreter.
+            file = pq.ParquetFile(pa.BufferReader(self._fs.cat_file(self._full(path))))
+            read = file.read(columns=[n for n in schema.names if not _by_path(n, collection)], use_threads=False)
         if collection is not None and PARTITION in schema.names:
             read = read.append_column(PARTITION, pa.repeat(pa.scalar(collection), read.num_rows))
         return read.select(schema.names).cast(schema)
@@ -213,7 +214,12 @@ class Lake:
             aside = staged.parent / f"{staged.name}.old"
             if target.exists():
                 target.rename(aside)
-            staged.rename(target)
+            try:
+                staged.rename(target)
+            except OSError:
+                if aside.exists():
+                    aside.rename(target)
+                raise
             shutil.rmtree(aside, ignore_errors=True)
 
     def lock(self, name: str) -> AbstractContextManager[object]:

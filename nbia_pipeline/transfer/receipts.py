@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import STAGING, encode, instance_name, series_path
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
@@ -106,8 +106,13 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
             lake.publish_folder(staged, receipt.path)
             _note(lake, receipt, staged=None)
         else:
-            _note(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
-            lake.publish_folder(staged, receipt.path)
+            entry = _note(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
+            try:
+                lake.publish_folder(staged, receipt.path)
+            except LakeError:
+                # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
+                lake.remove(entry)
+                raise
 
 
 def note_failure(lake: Lake, receipt: Receipt) -> None:
@@ -144,18 +149,26 @@ def staged_by_journal(lake: Lake) -> set[str]:
     """Return the names of the staged directories that an unsettled journal still needs."""
     if lake.local is None:
         return set()
-    entries = (lake.local / STAGING / "journal").glob("*/*.json")
-    staged = (json.loads(e.read_bytes()).get("staged") for e in entries)
-    return {s.split("/")[0] for s in staged if s}
+    found = set()
+    for path in (lake.local / STAGING / "journal").glob("*/*.json"):
+        try:
+            staged = json.loads(path.read_bytes()).get("staged")
+        except FileNotFoundError:
+            continue  # another run settled it meanwhile
+        if staged:
+            found.add(staged.split("/")[0])
+    return found
 
 
 def _journal_path(collection: str) -> str:
     return f"{STAGING}/journal/{encode(collection)}"
 
 
-def _note(lake: Lake, receipt: Receipt, staged: str | None) -> None:
+def _note(lake: Lake, receipt: Receipt, staged: str | None) -> str:
     entry = json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode()
-    lake.put_bytes(f"{_journal_path(receipt.wanted.Collection)}/{encode(receipt.wanted.SeriesInstanceUID)}.json", entry)
+    path = f"{_journal_path(receipt.wanted.Collection)}/{encode(receipt.wanted.SeriesInstanceUID)}.json"
+    lake.put_bytes(path, entry)
+    return path
 
 
 def _journal(lake: Lake, collection: str) -> dict[str, dict[str, Any]]:
@@ -177,6 +190,8 @@ def _merged_receipts(lake: Lake, collection: str, receipts: list[Receipt], serie
         # A failed attempt to refresh a series does not undo the whole one that the lake still holds.
         if receipt.status == COMPLETE or rows.get(uid, {}).get("Status") != COMPLETE:
             rows[uid] = receipt.row()
+        else:
+            rows[uid]["Reason"] = f"a newer version could not be fetched: {receipt.reason}"
     for wanted in wanted_series(series):
         if rows.get(wanted.SeriesInstanceUID, {}).get("Status", PENDING) == PENDING:
             rows[wanted.SeriesInstanceUID] = _pending_row(wanted)

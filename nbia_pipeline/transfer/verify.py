@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from nbia_pipeline.lake.layout import instance_name
 from nbia_pipeline.transfer.plan import WantedSeries
@@ -77,7 +76,7 @@ def unpack_and_verify(
             if set(names) != set(digests):
                 raise NotProven(f"{MD5_LIST} lists {len(digests)} files, the zip holds {len(names)}")
             proven = [_unpack_one(zipped, name, digests[name], target, wanted) for name in names]
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as e:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as e:
         raise NotProven(f"the zip is not whole ({type(e).__name__}: {e})") from e
     _expect_all(proven, wanted, sop_instance_uids)
     return sorted(proven, key=lambda i: (i.InstanceNumber or 0, i.SOPInstanceUID))
@@ -143,17 +142,25 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
         values = {tag: header.get(tag) for tag in _TAGS}
-    except (InvalidDicomError, EOFError, ValueError) as e:
-        raise NotProven(f"a file of the zip is not DICOM ({e})") from e
+    except Exception as e:
+        raise NotProven(f"a file of the zip is not DICOM ({type(e).__name__}: {e})") from e
     if not values["SOPInstanceUID"]:
         raise NotProven("a file of the zip has no SOPInstanceUID")
-    number = values["InstanceNumber"]
     return {
         "SOPInstanceUID": str(values["SOPInstanceUID"]),
         "SeriesInstanceUID": str(values["SeriesInstanceUID"]),
         "SOPClassUID": str(values["SOPClassUID"]) if values["SOPClassUID"] else None,
-        "InstanceNumber": int(number) if number not in (None, "") else None,
+        "InstanceNumber": _instance_number(values["InstanceNumber"]),
     }
+
+
+def _instance_number(value: object) -> int | None:
+    """Return an InstanceNumber that a column can hold, else None: it is no identity, and sites write all sorts."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        return None
+    return number if abs(number) < 2**31 else None
 
 
 def _expect_all(proven: list[ProvenInstance], wanted: WantedSeries, sop_instance_uids: Sequence[str]) -> None:

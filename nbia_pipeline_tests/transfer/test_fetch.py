@@ -206,3 +206,12 @@ def test_a_series_without_a_patient_has_no_place_and_is_quarantined(
     nobody = WantedSeries(**{**wanted.__dict__, "PatientID": None})
     assert fetch_series(client, lake, nobody).status == QUARANTINED
     assert archive.faults.count("getImageWithMD5Hash") == 0
+
+
+def test_an_instance_number_that_is_none_is_left_out(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(zips.odd_instance_number))
+    receipt = fetch_series(client, lake, wanted)
+    assert (receipt.status, receipt.attempts) == (COMPLETE, 1)
+    assert [i.InstanceNumber for i in receipt.instances].count(None) == 1

@@ -17,6 +17,10 @@ from nbia_pipeline_tests.transfer.test_plan import series_table, wanted
 ONE = wanted(1)
 
 
+class Crash(BaseException):
+    """The machine stops here: no handler of errors sees it."""
+
+
 @pytest.fixture(params=["disk", "object store"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     return Lake(str(tmp_path) if request.param == "disk" else f"memory://receipts-{tmp_path.name}")
@@ -77,7 +81,9 @@ def test_a_failed_refresh_keeps_the_whole_series_that_is_there(lake: Lake) -> No
     settle(lake, "A", series_table([ONE]))
     note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
     table = settle(lake, "A", series_table([replace(ONE, FileSize=200)]))
-    assert table.select(["Status", "Bytes"]).to_pylist() == [{"Status": "complete", "Bytes": 5}]
+    assert table.select(["Status", "Bytes", "Reason"]).to_pylist() == [
+        {"Status": "complete", "Bytes": 5, "Reason": "a newer version could not be fetched: short"}
+    ]
 
 
 def test_a_failure_is_kept_with_its_reason_until_it_is_mended(lake: Lake) -> None:
@@ -101,11 +107,11 @@ def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path, monkeypatc
     _stage(work, receipt(7))
 
     def crash(self: Lake, staged: Path, path: str) -> None:
-        raise LakeError("the machine stops here")
+        raise Crash
 
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "publish_folder", crash)
-        with pytest.raises(LakeError):
+        with pytest.raises(Crash):
             publish_series(lake, receipt(7), work / "files")
     assert list(held(lake).values()) == [5]
     assert staged_by_journal(lake) == {"host.1.abc"}
@@ -127,12 +133,12 @@ def test_a_crash_between_the_two_renames_is_made_up_for(tmp_path: Path, monkeypa
     def crash_at_the_second(self: Path, target: Path) -> Path:
         steps.append(self)
         if len(steps) == 2:
-            raise OSError("the machine stops here")
+            raise Crash
         return rename(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", crash_at_the_second)
-        with pytest.raises(LakeError):
+        with pytest.raises(Crash):
             publish_series(lake, receipt(7), work / "files")
     assert held(lake) == {}
     assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
@@ -147,3 +153,37 @@ def test_a_receipt_survives_the_journal() -> None:
 def test_an_empty_collection_has_empty_tables(lake: Lake) -> None:
     assert settle(lake, "A", pa.table(series_table([]))).num_rows == 0
     assert lake.collections_of(IMAGE_SERIES) == ["A"]
+
+
+def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    blocked = tmp_path / "images" / "A" / "P"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a directory shall be")
+    with pytest.raises(LakeError):
+        publish(lake, receipt())
+    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
+    blocked.unlink()
+    publish(lake, receipt())
+    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
+
+
+def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake(str(tmp_path))
+    publish(lake, receipt(5))
+    settle(lake, "A", series_table([ONE]))
+    rename = Path.rename
+
+    def refuse_the_new(self: Path, target: Path) -> Path:
+        if self.name == "files":
+            raise OSError("no room")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_new)
+        with pytest.raises(LakeError):
+            publish(lake, receipt(7))
+    assert list(held(lake).values()) == [5]
+    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [5]

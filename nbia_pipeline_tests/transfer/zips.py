@@ -8,6 +8,7 @@ import io
 import zipfile
 from collections.abc import Callable
 
+import pydicom
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline_tests.faults import Fault, true_answer
@@ -113,3 +114,12 @@ def same_instance_twice(entries: Entries) -> Entries:
 def bomb(entries: Entries) -> Entries:
     """A small zip that unpacks to 200 MB."""
     return [("bomb.dcm", bytes(200 << 20)), *entries]
+
+
+def odd_instance_number(entries: Entries) -> Entries:
+    """The first file has an InstanceNumber that is none."""
+    header = pydicom.dcmread(io.BytesIO(entries[0][1]))
+    header["InstanceNumber"]._value = "abc"
+    target = io.BytesIO()
+    header.save_as(target)
+    return with_true_list([(entries[0][0], target.getvalue()), *entries[1:]])
