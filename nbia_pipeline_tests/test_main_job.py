@@ -67,7 +67,7 @@ def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     assert "total                  10       14      27               27  27 of 27    383  11.8 MB" in out
     assert "Fetched   27 series, 383 files, 11.8 MB; 0 series were there already." in out
     assert "asset checks passed, 0 failed" in out
-    assert "make dev" in out
+    assert "nbia-pipeline dev, then http://localhost:3000" in out
 
 
 def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path) -> None:
