@@ -144,6 +144,17 @@ def _below(base: str, endpoint: Endpoint, shape: Shape | None = None, swallows: 
     )
 
 
+def _of_one_series(base: str) -> dict[str, Endpoint]:
+    """Return the calls about one series and its files, which are alike in both dialects."""
+    return {
+        "series_size": Endpoint(base + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
+        "sop_instance_uids": Endpoint(base + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
+        "image": Endpoint(base + "getImage", None, _IMAGE_ZIP, swallows_refusal=False),
+        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID, swallows_refusal=False),
+        "single_image": Endpoint(base + "getSingleImage", None, _IMAGE, swallows_refusal=False),
+    }
+
+
 _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
@@ -191,12 +202,8 @@ _DIALECT_V2 = Dialect(
             swallows_refusal=False,
             at_most=5000,
         ),
-        "series_size": Endpoint(V2 + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
-        "sop_instance_uids": Endpoint(V2 + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
         "dicom_tags": _below(UNVERSIONED, _TAGS),
-        "image": Endpoint(V2 + "getImage", None, _IMAGE_ZIP, swallows_refusal=False),
-        "image_with_md5": Endpoint(V2 + "getImageWithMD5Hash", None, _SERIES_UID, swallows_refusal=False),
-        "single_image": Endpoint(V2 + "getSingleImage", None, _IMAGE, swallows_refusal=False),
+        **_of_one_series(V2),
         "md5_of_image": Endpoint(
             V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, swallows_refusal=False
         ),
@@ -244,12 +251,8 @@ _DIALECT_V4 = Dialect(
             method="POST",
             at_most=5000,
         ),
-        "series_size": Endpoint(V4 + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
-        "sop_instance_uids": Endpoint(V4 + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
         "dicom_tags": _below(V4, _TAGS),
-        "image": Endpoint(V4 + "getImage", None, _IMAGE_ZIP, swallows_refusal=False),
-        "image_with_md5": Endpoint(V4 + "getImageWithMD5Hash", None, _SERIES_UID, swallows_refusal=False),
-        "single_image": Endpoint(V4 + "getSingleImage", None, _IMAGE, swallows_refusal=False),
+        **_of_one_series(V4),
         "md5_of_image": Endpoint(
             V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, swallows_refusal=False
         ),

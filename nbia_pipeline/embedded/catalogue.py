@@ -6,7 +6,7 @@ the Imaging Data Commons are two ways to fill it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -121,7 +121,3 @@ class Catalogue:
     accounts: Mapping[str, Account] = field(default_factory=dict)
     descriptions: Mapping[str, CollectionFacts] = field(default_factory=dict)
     carts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the facts in pieces that fit in a cache."""
-        yield from self.series.to_batches(max_chunksize=20_000)
