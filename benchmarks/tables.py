@@ -70,7 +70,7 @@ def materialise(url: str, api: str, collections: list[str], folder: Path) -> Non
     """Bring all series to Parquet with nbia_pipeline, through Dagster."""
     import dagster as dg
 
-    from nbia_pipeline.cli import dagster_home
+    from nbia_pipeline.commands.home import dagster_home
     from nbia_pipeline.definitions import build_definitions
     from nbia_pipeline.mirror import RANGE_END, RANGE_START
     from nbia_pipeline.names import Names

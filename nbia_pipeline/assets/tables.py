@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nbia_pipeline.archive import ArchiveError, BadAnswer, NbiaClient
 from nbia_pipeline.assets.presentation import definition_metadata, materialisation_metadata
+from nbia_pipeline.clock import utc_now
 from nbia_pipeline.failures import as_failure
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.names import Names
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 # Collections in flight at a time: the largest and, beside it, the others. More gain nothing and cost memory.
 COLLECTIONS_AT_A_TIME = 2
 DESCRIPTIONS_AT_A_TIME = 8
+LISTED_AT = "listed_at"  # fact of every table from the archive: when it was asked (UTC, ISO 8601)
 
 FetchPartition = Callable[[NbiaClient, Lake, str], pa.Table]
 
@@ -144,13 +146,14 @@ def fetch_metadata(client: NbiaClient, lake: Lake, collection: str) -> pa.Table:
 
 def _write(table: Table, lake: Lake, fetch: Callable[[], pa.Table], collection: str | None = None) -> dict[str, Any]:
     started = time.perf_counter()
+    facts = {LISTED_AT: utc_now().isoformat()}  # before the question: what changes meanwhile is of a later listing
     data = fetch()
     if data.num_rows == 0 and collection is not None:
         raise BadAnswer(
             f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
             "restricted to another account. What the lake holds was left as it was"
         )
-    size = lake.write_table(table, data, collection)
+    size = lake.write_table(table, data, collection, facts=facts)
     seconds = time.perf_counter() - started
     return materialisation_metadata(table, lake, data.num_rows, size, seconds, collection)
 

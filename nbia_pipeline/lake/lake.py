@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nbia_pipeline.schema import Table
 ROW_GROUP_ROWS = 100_000
 LEFTOVER_SECONDS = 7 * 24 * 3600
 PARTITION = "Collection"
+FACT = b"nbia_fact:"
 HOST = socket.gethostname()
 
 
@@ -99,7 +100,14 @@ class Lake:
             read = read.append_column(PARTITION, pa.repeat(pa.scalar(collection), read.num_rows))
         return read.select(schema.names).cast(schema)
 
-    def write_table(self, table: Table, data: pa.Table, collection: str | None = None) -> int:
+    def write_table(
+        self,
+        table: Table,
+        data: pa.Table,
+        collection: str | None = None,
+        *,
+        facts: Mapping[str, str] | None = None,
+    ) -> int:
         """Replace a table, or one collection of it, and return the size of the file in bytes.
 
         A partition's file leaves out the Collection column: readers with Hive partitioning take it, decoded,
@@ -109,6 +117,7 @@ class Lake:
             table: which one; `data` must have its columns and types.
             data: the rows.
             collection: the partition, None for an unpartitioned table.
+            facts: what is true of the file as a whole, for :meth:`read_facts`; kept in its Parquet metadata.
 
         Raises:
             WouldEmpty: the table has rows and `data` has none: an empty answer is not believed that far.
@@ -124,10 +133,23 @@ class Lake:
         stored = data.cast(table.schema)
         if collection is not None:
             stored = stored.drop_columns([PARTITION])
+        if facts:
+            stored = stored.replace_schema_metadata({**(stored.schema.metadata or {}), **_as_metadata(facts)})
         pq.write_table(stored, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
         buffer = sink.getvalue()
         self.put_bytes(path, buffer)
         return int(buffer.size)
+
+    def read_facts(self, table: Table, collection: str | None = None) -> dict[str, str]:
+        """Return what :meth:`write_table` was told about the file as a whole; nothing where there is no file."""
+        path = table_path(table.name, collection)
+        with self.told(f"read {path}"):
+            if not self._fs.exists(self._full(path)):
+                return {}
+            with self._fs.open(self._full(path), "rb") as file:
+                metadata = pq.read_schema(file).metadata or {}
+        names = (n for n in metadata if n.startswith(FACT))
+        return {n.removeprefix(FACT).decode(): metadata[n].decode() for n in names}
 
     def count_rows(self, table: Table, collection: str | None = None) -> int:
         """Return the number of rows of a table from the footer of its file; 0 where it was never written."""
@@ -295,6 +317,10 @@ class Lake:
                 f"cannot {what} in the lake {self.uri} ({why}): check that NBIA_LAKE names a place that you may "
                 "write and that has room"
             ) from e
+
+
+def _as_metadata(facts: Mapping[str, str]) -> dict[bytes, bytes]:
+    return {FACT + name.encode(): value.encode() for name, value in facts.items()}
 
 
 def _by_path(column: str, collection: str | None) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline.clock import utc_now
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import STAGING, encode, instance_name, series_path
 from nbia_pipeline.schema import Table
@@ -42,7 +43,7 @@ class Receipt:
     attempts: int
     instances: list[ProvenInstance] = field(default_factory=list)
     reason: str | None = None
-    fetched_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc).replace(tzinfo=None))
+    fetched_at: datetime = field(default_factory=utc_now)
 
     @property
     def path(self) -> str:
