@@ -24,6 +24,9 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline.transfer.plan import COMPLETE, PENDING, WantedSeries, wanted_series
 from nbia_pipeline.transfer.verify import ProvenInstance, series_md5
 
+MD5 = "md5"
+COUNT_AND_SIZE = "count+size"
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -35,6 +38,8 @@ class Receipt:
         attempts: downloads that it took.
         instances: the verified files; none unless complete.
         reason: why it is not complete.
+        healed: instances that were fetched one by one.
+        proof: what proves the files, ``md5`` or ``count+size``.
         fetched_at: when (UTC, without a zone).
     """
 
@@ -43,6 +48,8 @@ class Receipt:
     attempts: int
     instances: list[ProvenInstance] = field(default_factory=list)
     reason: str | None = None
+    healed: int = 0
+    proof: str = MD5
     fetched_at: datetime = field(default_factory=utc_now)
 
     @property
@@ -61,8 +68,8 @@ class Receipt:
             "SeriesMD5": series_md5([i.MD5 for i in self.instances]) if complete else None,
             "FetchedAt": self.fetched_at,
             "Attempts": self.attempts,
-            "Healed": 0,
-            "Proof": "md5" if complete else None,
+            "Healed": self.healed,
+            "Proof": self.proof if complete else None,
             "Reason": self.reason,
         }
 
