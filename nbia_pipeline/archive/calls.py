@@ -13,7 +13,7 @@ from nbia_pipeline.archive.dialects import DIALECTS, Endpoint
 from nbia_pipeline.archive.errors import ArchiveUnreachable, BadAnswer
 from nbia_pipeline.archive.expect import without_gaps
 from nbia_pipeline.archive.parse import read_csv, read_json
-from nbia_pipeline.archive.session import CHUNK_BYTES, Patience, Session
+from nbia_pipeline.archive.session import Patience, Session, pieces
 from nbia_pipeline.settings import GUEST
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Caller:
             endpoint.method,
             endpoint.path,
             on_the_wire(endpoint, arguments),
-            lambda answer: read(answer.iter_content(CHUNK_BYTES)),
+            lambda answer: read(pieces(answer)),
         )
 
     def _text(self, name: str, read: Callable[[str], T], /, **arguments: Argument) -> T:
@@ -95,7 +95,7 @@ class Caller:
         def read(answer: requests.Response) -> pa.Table:
             if endpoint.media == "csv":
                 return read_csv(_utf8(answer.content), shape)
-            return read_json(answer.iter_content(CHUNK_BYTES), shape)
+            return read_json(pieces(answer), shape)
 
         return self._session.call(endpoint.method, endpoint.path, on_the_wire(endpoint, arguments), read)
 

@@ -26,7 +26,7 @@ from nbia_pipeline.archive.politeness import IN_FLIGHT, Limiter, limiter_of
 log = logging.getLogger(__name__)
 
 USER_AGENT = f"nbia-pipeline/{__version__}"
-CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 
 # A 500 also stands for "no such path" and "no such image" (server: one mapper catches all), so it is tried
 # again only twice; the others tell of a busy or absent server.
@@ -314,6 +314,15 @@ def _busy(what: str, answer: requests.Response, body: str = "") -> ArchiveUnreac
     problem.retry_after = _retry_after(answer)
     problem.overloaded = answer.status_code in _OVERLOADED
     return problem
+
+
+def pieces(answer: requests.Response) -> Iterator[bytes]:
+    """Yield a body in pieces of 256 KiB.
+
+    ``iter_content`` would yield each chunk of the server by itself, and those are of 8 KB.
+    """
+    while piece := answer.raw.read(PIECE_BYTES, decode_content=True):
+        yield piece
 
 
 def _excerpt(answer: requests.Response) -> str:

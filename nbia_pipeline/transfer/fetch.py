@@ -1,22 +1,31 @@
-"""Fetch series: download, verify, publish; what cannot be proven is tried again, then quarantined."""
+"""Fetch series: download, verify, mend, publish; what cannot be proven is tried again, then quarantined."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from nbia_pipeline.archive import NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.transfer.plan import COMPLETE, QUARANTINED, UNAVAILABLE, WantedSeries
+from nbia_pipeline.transfer.heal import Proven, expect_same_set, mend, prove_without_digests
+from nbia_pipeline.transfer.plan import COMPLETE, QUARANTINED, UNAVAILABLE, WantedSeries, wanted_series
 from nbia_pipeline.transfer.receipts import Receipt, note_failure, publish_series
-from nbia_pipeline.transfer.verify import NotProven, ProvenInstance, unpack_and_verify
+from nbia_pipeline.transfer.verify import Bounds, NotProven, unpack
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
 STREAMS = 8
+# An empty zip so often in a row is not chance: the archive holds no digest of some instance (server).
+EMPTY_ZIPS = 2
+# Bound of a series whose size the archive does not know.
+UNKNOWN_BYTES = 1 << 36
+
+
+class NoImages(NotProven):
+    """A zip in good order without an image."""
 
 
 def fetch_batch(
@@ -27,7 +36,7 @@ def fetch_batch(
     streams: int = STREAMS,
     tell: Callable[[Receipt], None] = lambda receipt: None,
 ) -> list[Receipt]:
-    """Fetch the series of a batch over a bounded pool of threads.
+    """Fetch the series of a batch over a bounded pool of threads, the largest first.
 
     Each series is published, and noted in the journal, as soon as it is verified.
 
@@ -35,7 +44,7 @@ def fetch_batch(
         client: the archive.
         lake: where to.
         batch: the series.
-        streams: downloads at a time.
+        streams: downloads at a time; the client asks for fewer while the archive is busy.
         tell: called with every outcome, from any thread.
 
     Returns:
@@ -52,14 +61,15 @@ def fetch_batch(
         return receipt
 
     with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
-        futures = [pool.submit(fetch, wanted) for wanted in batch]
-        _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        largest_first = sorted(range(len(batch)), key=lambda n: -(batch[n].FileSize or 0))
+        futures = {n: pool.submit(fetch, batch[n]) for n in largest_first}
+        _, waiting = wait(futures.values(), return_when=FIRST_EXCEPTION)
         for future in waiting:
             future.cancel()
-    for future in futures:
+    for future in futures.values():
         if not future.cancelled() and (problem := future.exception()):
             raise problem
-    return [future.result() for future in futures]
+    return [futures[n].result() for n in range(len(batch))]
 
 
 def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receipt:
@@ -69,46 +79,79 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
         ArchiveError: the archive cannot be reached or refuses the account.
         LakeError: the lake cannot be written.
     """
-    reason = ""
     try:
         _ = Receipt(wanted, COMPLETE, 0).path
     except LakeError as e:
-        receipt = Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}")
-        note_failure(lake, receipt)
-        return receipt
+        return _failed(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
+    reason = ""
+    empty = 0
     for attempt in range(1, TRIES + 1):
         with lake.workspace() as work:
             try:
                 with lake.told(f"unpack series {wanted.SeriesInstanceUID}"):
-                    instances = _download(client, wanted, work)
+                    if attempt > 1:  # the listing may be older than the files
+                        wanted = _as_listed_now(client, wanted)
+                    proven = _attempt(client, wanted, work / "files", digests=empty < EMPTY_ZIPS, last=attempt == TRIES)
+                    if sum(i.Size for i in proven.instances) != wanted.FileSize:
+                        wanted = _as_listed_now(client, wanted)
             except NotProven as e:
                 reason = str(e)
+                empty += isinstance(e, NoImages)
                 log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
                 continue
             except NotAvailable as e:
-                receipt = Receipt(wanted, UNAVAILABLE, attempt, reason=str(e))
-                note_failure(lake, receipt)
-                return receipt
-            receipt = Receipt(wanted, COMPLETE, attempt, instances)
+                return _failed(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
+            receipt = Receipt(wanted, COMPLETE, attempt, proven.instances, healed=proven.healed, proof=proven.proof)
             publish_series(lake, receipt, work / "files")
             return receipt
-    receipt = Receipt(wanted, QUARANTINED, TRIES, reason=reason)
+    return _failed(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
+
+
+def _failed(lake: Lake, receipt: Receipt) -> Receipt:
     note_failure(lake, receipt)
     return receipt
 
 
-def _download(client: NbiaClient, wanted: WantedSeries, work: Path) -> list[ProvenInstance]:
-    zipped = work / "series.zip"
-    files = work / "files"
-    files.mkdir()
-    client.image_with_md5(wanted.SeriesInstanceUID, lambda chunks: _write(zipped, chunks))
-    uids = client.sop_instance_uids(wanted.SeriesInstanceUID)
-    instances = unpack_and_verify(zipped, files, wanted, uids)
-    zipped.unlink()
-    return instances
+def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Proven:
+    """Download a series once, and prove it.
+
+    Args:
+        client: the archive.
+        wanted: the series.
+        files: directory to be made.
+        digests: ask for the zip with digests; else for the one without.
+        last: no other attempt follows, so mend whatever can be mended.
+    """
+    uid = wanted.SeriesInstanceUID
+    bounds = _bounds(client, wanted)
+    download = client.image_with_md5 if digests else client.image
+    unpacked = download(uid, lambda chunks: unpack(chunks, files, uid, bounds))
+    # Asked after the download: an instance that came meanwhile is then missing, and fetched.
+    listed = client.sop_instance_uids(uid)
+    if not unpacked.instances and not unpacked.faults and not (last and listed):
+        raise NoImages(f"the archive sent a zip without images; getSOPInstanceUIDs lists {len(listed)}")
+    expect_same_set(wanted, unpacked, listed)
+    if digests:
+        return mend(client, wanted, unpacked, listed, files, whatever_it_takes=last)
+    return prove_without_digests(client, wanted, unpacked, listed, files)
 
 
-def _write(target: Path, chunks: Iterator[bytes]) -> None:
-    with target.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
+def _bounds(client: NbiaClient, wanted: WantedSeries) -> Bounds:
+    if wanted.FileSize is not None:
+        return Bounds.announced(wanted.FileSize, wanted.ImageCount)
+    size = client.series_size(wanted.SeriesInstanceUID)
+    if size is None:
+        return Bounds.announced(UNKNOWN_BYTES, wanted.ImageCount)
+    return Bounds.announced(size.file_size, size.image_count)
+
+
+def _as_listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries:
+    """Return the series with the fingerprint that the archive lists now; as it was where it lists none or moved it."""
+    for now in wanted_series(client.series(series_uid=wanted.SeriesInstanceUID)):
+        if (now.Collection, now.PatientID, now.StudyInstanceUID) == (
+            wanted.Collection,
+            wanted.PatientID,
+            wanted.StudyInstanceUID,
+        ):
+            return now
+    return wanted

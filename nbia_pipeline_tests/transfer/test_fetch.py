@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,49 +78,57 @@ def test_a_series_arrives_byte_for_byte_under_its_instance_uids(
     assert staged_in(lake) == []
 
 
-DAMAGES = {
-    "short by one file, no list": zips.without_first,
-    "short by one listed file": zips.without_first_but_listed,
-    "short by one, list and zip agree": zips.one_short_and_consistent,
-    "a file cut inside a valid zip": zips.truncated_file,
-    "a flipped byte": zips.flipped_byte,
-    "a wrong digest": zips.wrong_digest,
-    "an empty digest": zips.empty_digest,
-    "an empty zip": zips.nothing_at_all,
-    "a file that is not DICOM": zips.not_dicom,
-    "a name that climbs": zips.climbing_name,
-    "an absolute name": zips.absolute_name,
-    "an instance twice": zips.same_instance_twice,
-    "a zip bomb": zips.bomb,
+# How often the series is downloaded, and how many instances one by one, where the damage happens once.
+DAMAGES: dict[str, tuple[Callable[[zips.Entries], zips.Entries], int, int]] = {
+    "short by one file, no list": (zips.without_first, 2, 0),
+    "short by one listed file": (zips.without_first_but_listed, 1, 1),
+    "short by one, list and zip agree": (zips.one_short_and_consistent, 1, 1),
+    "a file cut inside a valid zip": (zips.truncated_file, 1, 1),
+    "a flipped byte": (zips.flipped_byte, 1, 1),
+    "a wrong digest": (zips.wrong_digest, 1, 0),
+    "an empty digest": (zips.empty_digest, 1, 0),
+    "an empty zip": (zips.nothing_at_all, 2, 0),
+    "a file that is not DICOM": (zips.not_dicom, 1, 1),
+    "a name that climbs": (zips.climbing_name, 2, 0),
+    "an absolute name": (zips.absolute_name, 2, 0),
+    "an instance twice": (zips.same_instance_twice, 2, 0),
+    "a zip bomb": (zips.bomb, 2, 0),
 }
+HOSTILE = ("a name that climbs", "an absolute name", "an instance twice", "a zip bomb")
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_download_is_fetched_again(
-    archive: TestArchive,
-    client: NbiaClient,
-    lake: Lake,
-    wanted: WantedSeries,
-    demo: Catalogue,
-    damage: Callable[[zips.Entries], zips.Entries],
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_download_is_mended_or_made_again(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue, name: str
 ) -> None:
+    damage, downloads, healed = DAMAGES[name]
     archive.faults.inject("getImageWithMD5Hash", zips.altered(damage))
     receipt = fetch_series(client, lake, wanted)
-    assert (receipt.status, receipt.attempts) == (COMPLETE, 2)
+    assert (receipt.status, receipt.attempts, receipt.healed) == (COMPLETE, downloads, healed)
+    assert archive.faults.count("getImageWithMD5Hash") == downloads
+    assert archive.faults.count("getSingleImage") == healed
+    assert receipt.row()["Healed"] == healed and receipt.row()["Proof"] == "md5"
     assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
     assert len(images_in(lake)) == wanted.ImageCount
     assert staged_in(lake) == []
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_download_that_stays_damaged_is_quarantined_and_nothing_is_published(
-    archive: TestArchive,
-    client: NbiaClient,
-    lake: Lake,
-    wanted: WantedSeries,
-    damage: Callable[[zips.Entries], zips.Entries],
+@pytest.mark.parametrize("name", [n for n in DAMAGES if n not in HOSTILE])
+def test_a_download_that_stays_damaged_is_mended_instance_by_instance(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue, name: str
 ) -> None:
-    archive.faults.inject("getImageWithMD5Hash", zips.altered(damage), times=9)
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(DAMAGES[name][0]), times=9)
+    receipt = fetch_series(client, lake, wanted)
+    assert (receipt.status, receipt.proof) == (COMPLETE, "md5")
+    assert archive.faults.count("getImageWithMD5Hash") <= 3
+    assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_download_that_stays_hostile_is_quarantined_and_nothing_is_published(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, name: str
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(DAMAGES[name][0]), times=9)
     receipt = fetch_series(client, lake, wanted)
     assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
     assert receipt.reason
@@ -126,15 +136,38 @@ def test_a_download_that_stays_damaged_is_quarantined_and_nothing_is_published(
     assert staged_in(lake) == []
 
 
-def test_the_reason_of_a_quarantine_has_the_figures(
+def test_an_instance_that_the_archive_cannot_send_at_all_quarantines_its_series(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
     archive.faults.inject("getImageWithMD5Hash", zips.altered(zips.one_short_and_consistent), times=9)
-    count = wanted.ImageCount
-    assert count is not None
-    assert fetch_series(client, lake, wanted).reason == (
-        f"the zip holds {count - 1} instances, getSOPInstanceUIDs lists {count}: 1 are missing, 0 are not listed"
-    )
+    archive.faults.inject("getSingleImage", answer(500, b"Server was not able to process your request"), times=99)
+    receipt = fetch_series(client, lake, wanted)
+    assert receipt.status == QUARANTINED
+    assert "cannot send it by itself" in (receipt.reason or "")
+    assert archive.faults.count("getSingleImage") <= 9
+    assert images_in(lake) == []
+
+
+def test_an_instance_whose_digest_stays_wrong_quarantines_its_series(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(zips.wrong_digest), times=9)
+    archive.faults.inject("getM5HashForImage", answer(200, b"0" * 32), times=9)
+    receipt = fetch_series(client, lake, wanted)
+    assert receipt.status == QUARANTINED
+    assert "the archive holds 00000000000000000000000000000000" in (receipt.reason or "")
+    assert images_in(lake) == []
+
+
+def test_a_zip_that_ends_half_way_each_time_is_completed_one_by_one(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue
+) -> None:
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(lambda entries: entries[: len(entries) // 3]), times=9)
+    receipt = fetch_series(client, lake, wanted)
+    assert wanted.ImageCount is not None
+    assert (receipt.status, receipt.attempts) == (COMPLETE, 3)
+    assert receipt.healed == wanted.ImageCount - (wanted.ImageCount + 1) // 3
+    assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
 
 
 @pytest.mark.parametrize("fault", [cut(5000), answer(503), answer(401), answer(429, Retry_After="0")])
@@ -168,11 +201,29 @@ def test_a_series_that_the_archive_refuses_is_unavailable(
     assert archive.faults.count("getImageWithMD5Hash") == 1
 
 
-def test_another_count_than_the_table_says_is_not_proven(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
-    other = WantedSeries(**{**wanted.__dict__, "ImageCount": 999})
-    receipt = fetch_series(client, lake, other)
-    assert receipt.status == QUARANTINED
-    assert "the series table says 999" in (receipt.reason or "")
+def test_a_listing_older_than_the_files_is_read_again(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    receipt = fetch_series(client, lake, replace(wanted, ImageCount=999))
+    assert (receipt.status, receipt.attempts) == (COMPLETE, 2)
+    assert receipt.wanted == wanted
+    assert archive.faults.calls("getSeries")[-1].query["SeriesInstanceUID"] == wanted.SeriesInstanceUID
+
+
+def test_an_archive_that_contradicts_itself_is_not_believed(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
+) -> None:
+    assert wanted.ImageCount is not None
+    listed = client.sop_instance_uids(wanted.SeriesInstanceUID)
+    body = json.dumps([{"SOPInstanceUID": uid} for uid in [*listed, "1.2.3"]]).encode()
+    archive.faults.inject("getSOPInstanceUIDs", answer(200, body), times=9)
+    receipt = fetch_series(client, lake, wanted)
+    assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
+    assert receipt.reason == (
+        f"the archive contradicts itself: getSeries counts {wanted.ImageCount} instances, getSOPInstanceUIDs lists "
+        f"{wanted.ImageCount + 1}, the zip holds {wanted.ImageCount}, of which 0 are not listed"
+    )
+    assert images_in(lake) == []
 
 
 def test_a_batch_keeps_what_it_published_when_the_archive_goes_away(
