@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbia_pipeline.mirror import PARTITIONED, CollectionSummary, Outcome
+from nbia_pipeline.units import size_text
 
 
 def summary(outcome: Outcome, home: Path) -> str:
@@ -19,7 +20,7 @@ def summary(outcome: Outcome, home: Path) -> str:
         return ""
     header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
     rows = [_cells(c) for c in outcome.collections]
-    return "\n".join(["", *_aligned([header, *rows, _total(outcome.collections)]), "", *_sentences(outcome, home)])
+    return "\n".join(["", *aligned([header, *rows, _total(outcome.collections)]), "", *_sentences(outcome, home)])
 
 
 def _cells(c: CollectionSummary) -> list[str]:
@@ -39,7 +40,8 @@ def _total(collections: Sequence[CollectionSummary]) -> list[str]:
     ]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table: a header, rows, and the total, with rules between them."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -62,9 +64,20 @@ def _sentences(outcome: Outcome, home: Path) -> list[str]:
         ]
     else:
         fetched = [f"Fetched   no image: {moved['skipped_series']} series were there already."]
+    if moved["healed_instances"]:
+        fetched.append(f"Healed    {moved['healed_instances']} images that were missing or damaged, one by one.")
+    if moved["quarantined"] or moved["unavailable"]:
+        fetched.append(
+            f"Missing   {moved['quarantined']} series are quarantined, {moved['unavailable']} unavailable: table "
+            "image_series has the reasons."
+        )
+    if moved["left_series"]:
+        fetched.append(f"Left      {moved['left_series']} series, for a later run.")
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     passed = sum(found is None for found in outcome.checks.values())
-    checks = f"{passed} asset checks passed, {len(outcome.checks) - passed} failed"
+    checks = f"{passed} asset checks passed, {len(outcome.failed_checks)} failed"
+    if passed + len(outcome.failed_checks) < len(outcome.checks):
+        checks += "; that all images are there was not asked for"
     return [
         *fetched,
         f"Checked   {checks}.",
@@ -77,13 +90,3 @@ def _dev_line(home: Path) -> str:
     if Path("Makefile").is_file() and Path("workspace.yaml").is_file():
         return "make dev"
     return f"DAGSTER_HOME='{home}' nbia-pipeline dev"
-
-
-def size_text(size: int) -> str:
-    """Return a size in bytes as a person reads it, in powers of ten."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

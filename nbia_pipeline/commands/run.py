@@ -7,13 +7,15 @@ import sys
 
 from nbia_pipeline._version import __version__
 from nbia_pipeline.commands.home import HomeError, dagster_home, fail
+from nbia_pipeline.commands.selecting import add_selection, images_config
 
 HELP = "materialise tables and images, and show what was done"
 STOPPED = 130  # what a shell reports for Ctrl-C
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command: there are none."""
+    """Add the options of the command."""
+    add_selection(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,17 +27,22 @@ def run(options: argparse.Namespace) -> int:
     from nbia_pipeline.mirror import run_main_job
     from nbia_pipeline.report import summary
     from nbia_pipeline.settings import Settings, SettingsError
+    from nbia_pipeline.transfer.selection import SelectionError, read_manifest
 
     try:
         settings = Settings.from_env()
+        if options.manifest is not None:
+            read_manifest(options.manifest)  # a wrong file is told before anything begins
         home = dagster_home()
-    except (SettingsError, HomeError) as e:
+    except (SettingsError, SelectionError, HomeError) as e:
         return fail(str(e))
     print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
     try:
         with dg.DagsterInstance.get() as instance:
-            outcome = run_main_job(settings, instance, tell=lambda line: print(line, flush=True))
-    except LakeError as e:
+            outcome = run_main_job(
+                settings, instance, tell=lambda line: print(line, flush=True), images=images_config(options)
+            )
+    except (LakeError, SettingsError) as e:
         return fail(str(e))
     except KeyboardInterrupt:
         fail("stopped; what was finished stays, and the next run goes on from there")

@@ -6,32 +6,27 @@ is a rename from the staging area on the same file system; on an object store a 
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
+from nbia_pipeline.lake import parquet
 from nbia_pipeline.lake.errors import LakeError, WouldEmpty
-from nbia_pipeline.lake.layout import STAGING, TABLES, decode, table_path
+from nbia_pipeline.lake.layout import IMAGES, PART, STAGING, TABLES, decode, table_path
+from nbia_pipeline.lake.lock import ExpectHeld, among_threads, file_lock, object_lock
+from nbia_pipeline.lake.owner import abandoned, this_process
 from nbia_pipeline.schema import Table
 
-ROW_GROUP_ROWS = 100_000
-LEFTOVER_SECONDS = 7 * 24 * 3600
 PARTITION = "Collection"
-FACT = b"nbia_fact:"
-HOST = socket.gethostname()
 
 
 class Lake:
@@ -48,7 +43,8 @@ class Lake:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self._fs, root = fsspec.core.url_to_fs(uri)
+            # Others write too: what an object store remembers of its lists would soon be wrong.
+            self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
         except (ValueError, ImportError) as e:
             raise LakeError(
                 f"NBIA_LAKE is {uri!r} ({e}): set it to a directory, or to a URI whose fsspec package is installed"
@@ -71,7 +67,7 @@ class Lake:
             LakeError: it cannot; nothing is left behind.
         """
         with self.told("write"):
-            probe = f"{STAGING}/{_owner()}.{uuid.uuid4().hex}.probe"
+            probe = f"{STAGING}/{this_process()}.{uuid.uuid4().hex}.probe"
             self._put(probe, b"")
             self._fs.rm(self._full(probe))
 
@@ -107,6 +103,7 @@ class Lake:
         collection: str | None = None,
         *,
         facts: Mapping[str, str] | None = None,
+        may_empty: bool = False,
     ) -> int:
         """Replace a table, or one collection of it, and return the size of the file in bytes.
 
@@ -118,27 +115,73 @@ class Lake:
             data: the rows.
             collection: the partition, None for an unpartitioned table.
             facts: what is true of the file as a whole, for :meth:`read_facts`; kept in its Parquet metadata.
+            may_empty: the caller knows that nothing is left, as after a prune; never on the word of an answer.
 
         Raises:
             WouldEmpty: the table has rows and `data` has none: an empty answer is not believed that far.
             LakeError: the lake cannot be written; the old table stands.
         """
         path = table_path(table.name, collection)
-        if data.num_rows == 0 and self.count_rows(table, collection):
-            raise WouldEmpty(
-                f"{path} has rows and would be replaced by none: it was left as it was. If the archive really "
-                "withdrew them all, delete the file yourself"
-            )
+        if data.num_rows == 0 and not may_empty and self.count_rows(table, collection):
+            raise _would_empty(path)
         sink = pa.BufferOutputStream()
         stored = data.cast(table.schema)
         if collection is not None:
             stored = stored.drop_columns([PARTITION])
         if facts:
-            stored = stored.replace_schema_metadata({**(stored.schema.metadata or {}), **_as_metadata(facts)})
-        pq.write_table(stored, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+            stored = parquet.with_facts(stored, facts)
+        pq.write_table(stored, sink, compression=parquet.COMPRESSION, row_group_size=parquet.ROW_GROUP_ROWS)
         buffer = sink.getvalue()
         self.put_bytes(path, buffer)
         return int(buffer.size)
+
+    def has_table(self, table: Table, collection: str | None = None) -> bool:
+        """Tell whether a table, or one collection of it, was ever written."""
+        path = table_path(table.name, collection)
+        with self.told(f"read {path}"):
+            return bool(self._fs.exists(self._full(path)))
+
+    def read_pieces(self, table: Table, collection: str) -> Iterator[pa.Table]:
+        """Yield one collection of a table piece by piece, so that memory does not grow with it.
+
+        Raises:
+            LakeError: the file is there but cannot be read.
+        """
+        path = table_path(table.name, collection)
+        if not self.has_table(table, collection):
+            return
+        with self.told(f"read {path}"), self._fs.open(self._full(path), "rb") as file:
+            for piece in parquet.groups_of(file):
+                piece = piece.append_column(PARTITION, pa.repeat(pa.scalar(collection), piece.num_rows))
+                yield piece.select(table.schema.names).cast(table.schema)
+
+    def write_pieces(self, table: Table, pieces: Iterable[pa.Table], collection: str) -> int:
+        """Replace one collection of a table by what comes piece by piece, and return its number of rows.
+
+        The old table can be read while the new one is written.
+
+        Args:
+            table: which one; the pieces must have its columns and types.
+            pieces: the rows.
+            collection: the partition.
+
+        Raises:
+            WouldEmpty: the table has rows and there are no pieces with any; the old table stands.
+            LakeError: the lake cannot be written; the old table stands.
+        """
+        path = table_path(table.name, collection)
+        schema = table.schema.remove(table.schema.get_field_index(PARTITION))
+        with self.workspace() as work, self.told(f"write {path}"):
+            staged = work / PART
+            rows = parquet.write_groups(staged, schema, (p.drop_columns([PARTITION]).cast(schema) for p in pieces))
+            if not rows and self.count_rows(table, collection):
+                raise _would_empty(path)
+            if self.local is None:
+                self._fs.put_file(str(staged), self._full(path))
+            else:
+                (self.local / path).parent.mkdir(parents=True, exist_ok=True)
+                staged.replace(self.local / path)
+        return rows
 
     def read_facts(self, table: Table, collection: str | None = None) -> dict[str, str]:
         """Return what :meth:`write_table` was told about the file as a whole; nothing where there is no file."""
@@ -147,9 +190,31 @@ class Lake:
             if not self._fs.exists(self._full(path)):
                 return {}
             with self._fs.open(self._full(path), "rb") as file:
-                metadata = pq.read_schema(file).metadata or {}
-        names = (n for n in metadata if n.startswith(FACT))
-        return {n.removeprefix(FACT).decode(): metadata[n].decode() for n in names}
+                return parquet.facts_of(file)
+
+    def read_rows(
+        self, table: Table, collection: str, column: str, values: Collection[str], columns: list[str]
+    ) -> pa.Table:
+        """Return some rows of one collection of a table; parts of its file that cannot hold any are not read.
+
+        Args:
+            table: which one.
+            collection: the partition.
+            column: the rows are those whose value in this column ...
+            values: ... is one of these.
+            columns: names of the columns to return; none of them is Collection, which is in the path.
+
+        Raises:
+            LakeError: the file is there but cannot be read.
+        """
+        path = table_path(table.name, collection)
+        found = [table.schema.empty_table().select(columns)]
+        with self.told(f"read {path}"):
+            if not self._fs.exists(self._full(path)):
+                return found[0]
+            with self._fs.open(self._full(path), "rb") as file:
+                found += [r.cast(found[0].schema) for r in parquet.rows_among(file, column, values, columns)]
+        return pa.concat_tables(found)
 
     def count_rows(self, table: Table, collection: str | None = None) -> int:
         """Return the number of rows of a table from the footer of its file; 0 where it was never written."""
@@ -184,20 +249,58 @@ class Lake:
         with self.told(f"write {path}"):
             self._put(path, data)
 
+    def read_bytes(self, path: str) -> bytes | None:
+        """Return the content of a file of the lake, None where there is none."""
+        with self.told(f"read {path}"):
+            try:
+                content: bytes = self._fs.cat_file(self._full(path))
+            except FileNotFoundError:
+                return None
+            return content
+
+    def names_in(self, folder: str) -> list[str]:
+        """Return the names of what is in a folder of the lake, sorted; none where there is no folder."""
+        full = self._full(folder)
+        with self.told(f"list {folder}"):
+            try:
+                return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(full, detail=False))
+            except FileNotFoundError:
+                return []
+
     def read_files(self, folder: str) -> dict[str, bytes]:
         """Return the contents of the files in a folder of the lake, by path; none where there is no folder."""
-        full = self._full(folder)
-        with self.told(f"read {folder}"):
-            if not self._fs.exists(full):
-                return {}
-            names = [str(entry).rsplit("/", 1)[-1] for entry in self._fs.ls(full, detail=False)]
-            return {f"{folder}/{n}": self._fs.cat_file(f"{full}/{n}") for n in sorted(names)}
+        contents = {path: self.read_bytes(path) for path in (f"{folder}/{n}" for n in self.names_in(folder))}
+        return {path: content for path, content in contents.items() if content is not None}
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file of the lake for reading; it can be read in pieces. The caller closes it.
+
+        Raises:
+            LakeError: there is no such file, or it cannot be read.
+        """
+        with self.told(f"read {path}"):
+            file: BinaryIO = self._fs.open(self._full(path), "rb")
+            return file
 
     def remove(self, path: str) -> None:
         """Remove a file; it may be gone already."""
         with self.told(f"remove {path}"):
             if self._fs.exists(self._full(path)):
                 self._fs.rm(self._full(path))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files below a folder of the lake, by path; none where there is no folder."""
+        full = self._full(folder)
+        with self.told(f"list {folder}"):
+            found = self._fs.find(full, detail=True)
+        return {str(name).removeprefix(f"{self._root}/"): int(about["size"]) for name, about in found.items()}
+
+    def size(self, path: str) -> int | None:
+        """Return the size of a file in bytes, None where there is none."""
+        with self.told(f"read {path}"):
+            if not self._fs.exists(self._full(path)):
+                return None
+            return int(self._fs.info(self._full(path))["size"])
 
     # --- directories of image files
 
@@ -211,7 +314,7 @@ class Lake:
             if self.local is None:
                 folder = Path(tempfile.mkdtemp(prefix="nbia-"))
             else:
-                folder = self.local / STAGING / f"{_owner()}.{uuid.uuid4().hex}"
+                folder = self.local / STAGING / f"{this_process()}.{uuid.uuid4().hex}"
                 folder.mkdir(parents=True)
         try:
             yield folder
@@ -244,14 +347,52 @@ class Lake:
                 raise
             shutil.rmtree(aside, ignore_errors=True)
 
-    def lock(self, name: str) -> AbstractContextManager[object]:
-        """Return a lock that the processes of a machine share; an object store has none."""
-        if self.local is None:
-            return nullcontext()
-        folder = self.local / STAGING / "locks"
-        with self.told("make a lock"):
-            folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{name}.lock")
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder of image files, and the folders above it that it leaves empty; it may be gone already.
+
+        On a disk it steps aside at once and is deleted after, so that no reader finds half of it.
+
+        Raises:
+            LakeError: it cannot be removed.
+        """
+        with self.told(f"remove {path}"):
+            full = self._full(path)
+            if self.local is None:
+                self._fs.invalidate_cache(full)
+                if self._fs.exists(full):
+                    self._fs.rm(full, recursive=True)
+                return
+            folder = Path(full)
+            if folder.is_dir():
+                aside = self.local / STAGING / f"{this_process()}.{uuid.uuid4().hex}.old"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(aside)
+                shutil.rmtree(aside)
+            for above in folder.relative_to(self.local).parents:
+                if above == Path(IMAGES) or not _removed_if_empty(self.local / above):
+                    return
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[ExpectHeld]:
+        """Hold a lock that all who write this lake share; gives what tells whether it is still held.
+
+        On a disk, those are the processes of one machine.
+
+        Args:
+            name: of the lock, as a path segment.
+
+        Raises:
+            LakeError: it cannot be had, or was lost.
+        """
+        path = f"{STAGING}/locks/{name}.lock"
+        with self.told(f"lock {path}"):
+            if self.local is None:
+                with among_threads(self.url(path)), object_lock(self._fs, self._full(path)) as expect_held:
+                    yield expect_held
+            else:
+                (self.local / path).parent.mkdir(parents=True, exist_ok=True)
+                with file_lock(self.local / path) as expect_held:
+                    yield expect_held
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how much that was.
@@ -265,7 +406,7 @@ class Lake:
             return 0
         swept = 0
         for entry in (self.local / STAGING).iterdir():
-            if entry.name.split(".")[0] in ("locks", "journal") or entry.name in keep or not _abandoned(entry):
+            if entry.name.split(".")[0] in ("locks", "journal") or entry.name in keep or not abandoned(entry):
                 continue
             swept += 1
             if entry.is_dir():
@@ -284,7 +425,7 @@ class Lake:
             with self._fs.open(self._full(path), "wb") as file:
                 file.write(data)
             return
-        staged = self.local / STAGING / f"{_owner()}.{uuid.uuid4().hex}"
+        staged = self.local / STAGING / f"{this_process()}.{uuid.uuid4().hex}"
         staged.parent.mkdir(parents=True, exist_ok=True)
         try:
             staged.write_bytes(data)
@@ -319,37 +460,23 @@ class Lake:
             ) from e
 
 
-def _as_metadata(facts: Mapping[str, str]) -> dict[bytes, bytes]:
-    return {FACT + name.encode(): value.encode() for name, value in facts.items()}
+def _removed_if_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:  # it is not empty
+        return False
+    return True
+
+
+def _would_empty(path: str) -> WouldEmpty:
+    return WouldEmpty(
+        f"{path} has rows and would be replaced by none: it was left as it was. If the archive really withdrew them "
+        "all, delete the file yourself"
+    )
 
 
 def _by_path(column: str, collection: str | None) -> bool:
     """Tell whether a column of a partition is in the path, not in the file."""
     return collection is not None and column == PARTITION
-
-
-def _owner() -> str:
-    """Name this process, so that what it leaves in the staging area can be told from a live one's."""
-    return f"{HOST.replace('.', '-')}.{os.getpid()}"
-
-
-def _abandoned(entry: Path) -> bool:
-    try:
-        age = time.time() - entry.stat().st_mtime
-    except FileNotFoundError:
-        return False  # its owner finished meanwhile
-    if age > LEFTOVER_SECONDS:
-        return True
-    host, _, rest = entry.name.partition(".")
-    pid = rest.partition(".")[0]
-    return host == HOST.replace(".", "-") and pid.isdecimal() and not _alive(int(pid))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -14,7 +14,11 @@ from nbia_pipeline.lake.errors import LakeError
 STAGING = ".staging"
 TABLES = "tables"
 IMAGES = "images"
+PREVIEWS = "previews"
 PART = "part-0.parquet"
+
+# A file system takes 255 bytes in a name; the longest licences would have more.
+LICENCE_NAME_CHARACTERS = 200
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
 
@@ -56,6 +60,25 @@ def series_path(collection: str, patient_id: str, study_uid: str, series_uid: st
     return "/".join([collection_path(collection), *(encode(n) for n in (patient_id, study_uid, series_uid))])
 
 
+def contact_sheet_path(collection: str) -> str:
+    """Return the path of the picture that shows what a collection's images look like."""
+    return f"{PREVIEWS}/Collection={encode(collection)}/contact-sheet.png"
+
+
 def instance_name(sop_instance_uid: str) -> str:
     """Return the name of an instance's file."""
     return f"{encode(sop_instance_uid)}.dcm"
+
+
+def licence_path(collection: str, licence: str | None, digest: str = "") -> str:
+    """Return the path of the text of a licence, beside the patients of its collection.
+
+    :func:`encode` never makes a ``~``, so that no PatientID can have this name.
+
+    Args:
+        collection: exact spelling.
+        licence: LicenseName, None or empty where there is none.
+        digest: what tells two licences of one name apart; none for the first.
+    """
+    parts = ["LICENSE", encode(licence or "unnamed")[:LICENCE_NAME_CHARACTERS], *([digest] if digest else [])]
+    return f"{collection_path(collection)}/{'~'.join(parts)}.txt"

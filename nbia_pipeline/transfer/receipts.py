@@ -8,97 +8,50 @@ gone, the move was done.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.clock import utc_now
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.layout import STAGING, encode, instance_name, series_path
-from nbia_pipeline.schema import Table
+from nbia_pipeline.lake.layout import STAGING, encode
+from nbia_pipeline.lake.owner import this_process
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline.transfer.plan import COMPLETE, PENDING, WantedSeries, wanted_series
-from nbia_pipeline.transfer.verify import ProvenInstance, series_md5
+from nbia_pipeline.transfer.merge import as_listed, failed_refreshes, instances_of, with_instances, with_receipts
+from nbia_pipeline.transfer.plan import (
+    COLUMNS,
+    COMPLETE,
+    WantedSeries,
+    has_files,
+    in_order_of,
+    same_content,
+    same_contents,
+)
+from nbia_pipeline.transfer.receipt import COUNT_AND_SIZE, MD5, Receipt
 
-MD5 = "md5"
-COUNT_AND_SIZE = "count+size"
+__all__ = [
+    "COUNT_AND_SIZE",
+    "MD5",
+    "Receipt",
+    "already_there",
+    "current_receipts",
+    "failed_refreshes",
+    "has_failed",
+    "mark_failed",
+    "note_failure",
+    "publish_series",
+    "settle",
+    "staged_by_journal",
+]
 
+# So many rows of instances are settled at a time: some hundred bytes each, whatever the journal holds.
+SLICE_INSTANCES = 250_000
 
-@dataclass(frozen=True)
-class Receipt:
-    """The outcome of one series.
-
-    Attributes:
-        wanted: the series as it was listed when it was fetched.
-        status: ``complete``, ``unavailable`` or ``quarantined``.
-        attempts: downloads that it took.
-        instances: the verified files; none unless complete.
-        reason: why it is not complete.
-        healed: instances that were fetched one by one.
-        proof: what proves the files, ``md5`` or ``count+size``.
-        fetched_at: when (UTC, without a zone).
-    """
-
-    wanted: WantedSeries
-    status: str
-    attempts: int
-    instances: list[ProvenInstance] = field(default_factory=list)
-    reason: str | None = None
-    healed: int = 0
-    proof: str = MD5
-    fetched_at: datetime = field(default_factory=utc_now)
-
-    @property
-    def path(self) -> str:
-        """Directory of the series' files, relative to the lake."""
-        w = self.wanted
-        return series_path(w.Collection, w.PatientID, w.StudyInstanceUID, w.SeriesInstanceUID)
-
-    def row(self) -> dict[str, Any]:
-        """Return the row of ``image_series``."""
-        complete = self.status == COMPLETE
-        return {
-            **asdict(self.wanted),
-            "Status": self.status,
-            "Bytes": sum(i.Size for i in self.instances) if complete else None,
-            "SeriesMD5": series_md5([i.MD5 for i in self.instances]) if complete else None,
-            "FetchedAt": self.fetched_at,
-            "Attempts": self.attempts,
-            "Healed": self.healed,
-            "Proof": self.proof if complete else None,
-            "Reason": self.reason,
-        }
-
-    def instance_rows(self) -> list[dict[str, Any]]:
-        """Return the rows of ``instances``."""
-        series = {"SeriesInstanceUID": self.wanted.SeriesInstanceUID, "Collection": self.wanted.Collection}
-        return [
-            {**series, **asdict(i), "Path": f"{self.path}/{instance_name(i.SOPInstanceUID)}"} for i in self.instances
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, for the journal."""
-        return {
-            **asdict(self),
-            "wanted": self.wanted.to_json(),
-            "fetched_at": self.fetched_at.isoformat(),
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Receipt:
-        """Return what :meth:`to_json` was made of."""
-        return cls(
-            **{
-                **values,
-                "wanted": WantedSeries.from_json(values["wanted"]),
-                "instances": [ProvenInstance(**i) for i in values["instances"]],
-                "fetched_at": datetime.fromisoformat(values["fetched_at"]),
-            }
-        )
+FAILED = "failed"
+_ENTRY = ".json"
 
 
 def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
@@ -109,18 +62,23 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
         receipt: a complete one.
         staged: local directory that holds just the files; it is moved away.
     """
-    with lake.lock(encode(receipt.wanted.Collection)):
-        if lake.local is None:
+    collection = encode(receipt.wanted.Collection)
+    if lake.local is None:
+        # An upload takes its time: it keeps others from this series only, not from the collection.
+        with lake.lock(f"{collection}.{encode(receipt.wanted.SeriesInstanceUID)}") as expect_held:
             lake.publish_folder(staged, receipt.path)
-            _note(lake, receipt, staged=None)
-        else:
-            entry = _note(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
-            try:
-                lake.publish_folder(staged, receipt.path)
-            except LakeError:
-                # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
-                lake.remove(entry)
-                raise
+            expect_held()
+            with lake.lock(collection):
+                _note(lake, receipt, staged=None)
+        return
+    with lake.lock(collection):
+        entry = _note(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
+        try:
+            lake.publish_folder(staged, receipt.path)
+        except LakeError:
+            # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
+            lake.remove(entry)
+            raise
 
 
 def note_failure(lake: Lake, receipt: Receipt) -> None:
@@ -129,28 +87,107 @@ def note_failure(lake: Lake, receipt: Receipt) -> None:
         _note(lake, receipt, staged=None)
 
 
-def settle(lake: Lake, collection: str, series: pa.Table) -> pa.Table:
+def settle(
+    lake: Lake,
+    collection: str,
+    series: pa.Table,
+    *,
+    withdrawn: frozenset[str] = frozenset(),
+    clear_mark: bool = True,
+) -> pa.Table:
     """Carry the journal of a collection over into its tables, and return its receipts.
 
-    Moves that a crash prevented are made first. Listed series without a receipt get the status ``pending``;
-    receipts of an older content, and of series that are no longer listed, stay as they are.
+    Moves that a crash prevented are made first. What the receipts then say of series that are new, gone, or back
+    is told in :func:`~nbia_pipeline.transfer.merge.as_listed`. Without anything new no table is written.
+
+    An entry of the journal is removed after both tables hold it, so that a crash costs none; the index of the files
+    comes first, so that no receipt is there without its files.
 
     Args:
         lake: the lake.
         collection: which partition.
         series: the rows of its ``series`` table.
+        withdrawn: SeriesInstanceUIDs that are believed to be withdrawn.
+        clear_mark: forget that a batch failed; a batch itself must not (see :func:`mark_failed`).
     """
+    with lake.lock(encode(collection)) as expect_held:
+        if clear_mark:
+            lake.remove(_mark_path(collection))
+        before = lake.read_table(IMAGE_SERIES, collection)
+        for entries in _slices(lake, collection):
+            for entry in entries.values():
+                _make_up_for(lake, entry)
+            receipts = _receipts(entries)
+            table = as_listed(with_receipts(before, receipts), series, withdrawn)
+            expect_held()
+            _write_instances(lake, collection, receipts)
+            if not table.equals(before) or not lake.has_table(IMAGE_SERIES, collection):
+                lake.write_table(IMAGE_SERIES, table, collection)
+            for path in entries:
+                lake.remove(path)
+            before = table
+        return before
+
+
+def current_receipts(lake: Lake, collection: str, series: pa.Table) -> pa.Table:
+    """Return the receipts as :func:`settle` would, and change nothing."""
+    table = lake.read_table(IMAGE_SERIES, collection)
+    for entries in _slices(lake, collection):
+        table = with_receipts(table, _receipts(entries))
+    return as_listed(table, series)
+
+
+def already_there(lake: Lake, collection: str, batch: Sequence[WantedSeries]) -> set[str]:
+    """Return the SeriesInstanceUIDs of a batch that need no fetch any more: an earlier try of it got them.
+
+    Args:
+        lake: the lake.
+        collection: which partition.
+        batch: series of it.
+    """
+    schema = pa.schema([IMAGE_SERIES.schema.field(name) for name in COLUMNS])
+    wanted = pa.Table.from_pylist([asdict(w) for w in batch], schema=schema)
+    held = in_order_of(wanted, lake.read_table(IMAGE_SERIES, collection, columns=[*COLUMNS, "Status", "Bytes"]))
+    there = pc.and_(same_contents(wanted, held), has_files(held))
+    found = set(wanted["SeriesInstanceUID"].filter(there).to_pylist())
     with lake.lock(encode(collection)):
-        entries = _journal(lake, collection)
-        for entry in entries.values():
-            _make_up_for(lake, entry)
-        receipts = [Receipt.from_json(e["receipt"]) for e in entries.values()]
-        table = _merged_receipts(lake, collection, receipts, series)
-        _write_if_changed(lake, INSTANCES, collection, _merged_instances(lake, collection, receipts))
-        _write_if_changed(lake, IMAGE_SERIES, collection, table)
-        for path in entries:
-            lake.remove(path)
-        return table
+        # The journal is newer than the tables.
+        noted = set(lake.names_in(_journal_path(collection)))
+        for one in (w for w in batch if _entry_name(w) in noted):
+            entry = json.loads(lake.read_bytes(_entry_path(one)) or b"{}")
+            found.discard(one.SeriesInstanceUID)
+            if entry and _is_of(entry, one):
+                _make_up_for(lake, entry)
+                found.add(one.SeriesInstanceUID)
+    return found
+
+
+def _is_of(entry: dict[str, Any], wanted: WantedSeries) -> bool:
+    receipt = Receipt.from_json(entry["receipt"])
+    return receipt.status == COMPLETE and same_content(wanted, receipt.row())
+
+
+# --- a batch that fails
+
+
+def mark_failed(lake: Lake, collection: str) -> None:
+    """Note that a batch of a collection failed, so that the others see to it that what they fetched is published.
+
+    Nobody finishes a run with a failed batch, so whoever comes last must settle. The failed batch marks, then
+    settles; every other batch notes its receipts, then looks for the mark, and settles if there is one. Take the
+    moment at which the failed batch reads the journal. What another noted before, that settling carries over. What
+    it noted after, it noted after the mark was made: so it finds the mark, and settles itself. Both settle with
+    ``clear_mark=False``; the next plan, or the end of the run, clears it.
+    """
+    lake.put_bytes(_mark_path(collection), this_process().encode())
+
+
+def has_failed(lake: Lake, collection: str) -> bool:
+    """Tell whether a batch of a collection failed since the mark was cleared; see :func:`mark_failed`."""
+    return lake.read_bytes(_mark_path(collection)) is not None
+
+
+# --- the journal
 
 
 def staged_by_journal(lake: Lake) -> set[str]:
@@ -158,7 +195,7 @@ def staged_by_journal(lake: Lake) -> set[str]:
     if lake.local is None:
         return set()
     found = set()
-    for path in (lake.local / STAGING / "journal").glob("*/*.json"):
+    for path in (lake.local / STAGING / "journal").glob(f"*/*{_ENTRY}"):
         try:
             staged = json.loads(path.read_bytes()).get("staged")
         except FileNotFoundError:
@@ -172,15 +209,44 @@ def _journal_path(collection: str) -> str:
     return f"{STAGING}/journal/{encode(collection)}"
 
 
+def _entry_name(wanted: WantedSeries) -> str:
+    return f"{encode(wanted.SeriesInstanceUID)}{_ENTRY}"
+
+
+def _entry_path(wanted: WantedSeries) -> str:
+    return f"{_journal_path(wanted.Collection)}/{_entry_name(wanted)}"
+
+
+def _mark_path(collection: str) -> str:
+    return f"{_journal_path(collection)}/{FAILED}"
+
+
 def _note(lake: Lake, receipt: Receipt, staged: str | None) -> str:
     entry = json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode()
-    path = f"{_journal_path(receipt.wanted.Collection)}/{encode(receipt.wanted.SeriesInstanceUID)}.json"
+    path = _entry_path(receipt.wanted)
     lake.put_bytes(path, entry)
     return path
 
 
-def _journal(lake: Lake, collection: str) -> dict[str, dict[str, Any]]:
-    return {path: json.loads(text) for path, text in lake.read_files(_journal_path(collection)).items()}
+def _slices(lake: Lake, collection: str) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield the entries of a journal by path, some at a time; at least once, without any."""
+    folder = _journal_path(collection)
+    entries: dict[str, dict[str, Any]] = {}
+    size = 0
+    for path in (f"{folder}/{name}" for name in lake.names_in(folder) if name.endswith(_ENTRY)):
+        content = lake.read_bytes(path)
+        if content is None:
+            continue  # who only looks has no lock: it was settled meanwhile
+        entries[path] = json.loads(content)
+        size += len(entries[path]["receipt"]["instances"])
+        if size >= SLICE_INSTANCES:
+            yield entries
+            entries, size = {}, 0
+    yield entries
+
+
+def _receipts(entries: dict[str, dict[str, Any]]) -> list[Receipt]:
+    return [Receipt.from_json(entry["receipt"]) for entry in entries.values()]
 
 
 def _make_up_for(lake: Lake, entry: dict[str, Any]) -> None:
@@ -191,36 +257,12 @@ def _make_up_for(lake: Lake, entry: dict[str, Any]) -> None:
         lake.publish_folder(staged, Receipt.from_json(entry["receipt"]).path)
 
 
-def _merged_receipts(lake: Lake, collection: str, receipts: list[Receipt], series: pa.Table) -> pa.Table:
-    rows = {r["SeriesInstanceUID"]: r for r in lake.read_table(IMAGE_SERIES, collection).to_pylist()}
-    for receipt in receipts:
-        uid = receipt.wanted.SeriesInstanceUID
-        # A failed attempt to refresh a series does not undo the whole one that the lake still holds.
-        if receipt.status == COMPLETE or rows.get(uid, {}).get("Status") != COMPLETE:
-            rows[uid] = receipt.row()
-        else:
-            rows[uid]["Reason"] = f"a newer version could not be fetched: {receipt.reason}"
-    for wanted in wanted_series(series):
-        if rows.get(wanted.SeriesInstanceUID, {}).get("Status", PENDING) == PENDING:
-            rows[wanted.SeriesInstanceUID] = _pending_row(wanted)
-    ordered = [rows[uid] for uid in sorted(rows)]
-    return pa.Table.from_pylist(ordered, schema=IMAGE_SERIES.schema)
-
-
-def _pending_row(wanted: WantedSeries) -> dict[str, Any]:
-    return {**asdict(wanted), "Status": PENDING, "Attempts": 0, "Healed": 0, "Reason": "not fetched yet"}
-
-
-def _merged_instances(lake: Lake, collection: str, receipts: list[Receipt]) -> pa.Table:
-    old = lake.read_table(INSTANCES, collection)
+def _write_instances(lake: Lake, collection: str, receipts: Iterable[Receipt]) -> None:
     fresh = [r for r in receipts if r.status == COMPLETE]
+    if not fresh:
+        if not lake.has_table(INSTANCES, collection):
+            lake.write_table(INSTANCES, INSTANCES.schema.empty_table(), collection)
+        return
     replaced = pa.array([r.wanted.SeriesInstanceUID for r in fresh], pa.string())
-    kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], replaced)))
-    new = pa.Table.from_pylist([row for r in fresh for row in r.instance_rows()], schema=INSTANCES.schema)
-    order = ["SeriesInstanceUID", "InstanceNumber", "SOPInstanceUID"]
-    return pa.concat_tables([kept, new]).sort_by([(name, "ascending") for name in order])
-
-
-def _write_if_changed(lake: Lake, table: Table, collection: str, data: pa.Table) -> None:
-    if not data.equals(lake.read_table(table, collection)) or not data.num_rows:
-        lake.write_table(table, data, collection)
+    pieces = with_instances(lake.read_pieces(INSTANCES, collection), instances_of(fresh), replaced)
+    lake.write_pieces(INSTANCES, pieces, collection)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from nbia_pipeline.lake import Lake, LakeError, WouldEmpty
+from nbia_pipeline.lake import Lake, LakeError, WouldEmpty, parquet
 from nbia_pipeline.lake.layout import STAGING, table_path
 from nbia_pipeline.schema.tables import COLLECTIONS, STUDIES
 
@@ -182,3 +182,16 @@ def test_facts_are_kept_beside_the_rows_and_change_no_schema(lake: Lake) -> None
     assert lake.read_table(STUDIES, "A").equals(data, check_metadata=True)
     lake.write_table(STUDIES, data, "A")
     assert lake.read_facts(STUDIES, "A") == lake.read_facts(STUDIES, "B") == {}
+
+
+def test_row_groups_keep_their_size_however_often_a_table_grows(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    for pieces in ([7, 0, 30, 1], [10] * 4, [95], [3], []):
+        table = studies("A", sum(pieces))
+        starts = [sum(pieces[:n]) for n in range(len(pieces))]
+        cut = (table.slice(start, length) for start, length in zip(starts, pieces, strict=True))
+        assert parquet.write_groups(file, STUDIES.schema, cut, rows=10) == sum(pieces)
+        with file.open("rb") as opened:
+            groups = list(parquet.groups_of(opened))
+        assert [r for g in groups for r in g.to_pylist()] == table.to_pylist()
+        assert all(10 <= g.num_rows <= 20 for g in groups[:-1])

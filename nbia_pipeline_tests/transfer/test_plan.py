@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
-from nbia_pipeline.transfer.plan import WantedSeries, batches, make_plan
+from nbia_pipeline.transfer.plan import (
+    COLUMNS,
+    Figures,
+    Plan,
+    WantedSeries,
+    batches,
+    expect_room,
+    free_bytes,
+    in_order_of,
+    make_plan,
+    refresh_failed,
+    same_content,
+    same_contents,
+)
 from nbia_pipeline.transfer.receipts import Receipt
+from nbia_pipeline.transfer.selection import Selection
+
+Content = tuple[int | None, int | None, datetime | None, datetime | None]
 
 DAY = datetime(2024, 1, 2)  # noqa: DTZ001 - the server states no zone
 
@@ -67,6 +87,127 @@ def test_a_bounded_run_leaves_the_rest() -> None:
     assert make_plan(series_table(rows), nothing, max_series=2).left == rows[2:]
     assert make_plan(series_table(rows), nothing, max_bytes=250).todo == rows[:2]
     assert make_plan(series_table(rows), nothing, max_bytes=1).todo == rows[:1]
+
+
+def test_what_was_never_tried_comes_before_what_was_tried_in_vain() -> None:
+    """Else a bounded run would spend itself on the same quarantined series every time."""
+    rows = [wanted(n) for n in range(6)]
+    receipts = pa.concat_tables(
+        [receipts_table(rows[:1], "quarantined"), receipts_table(rows[2:3], "unavailable"), receipts_table(rows[4:5])]
+    )
+    plan = make_plan(series_table(rows), receipts)
+    assert plan.todo == [rows[1], rows[3], rows[5], rows[0], rows[2]]
+    assert make_plan(series_table(rows), receipts, max_series=2).todo == [rows[1], rows[3]]
+    without = make_plan(series_table(rows), receipts, retry=False)
+    assert (without.todo, without.given_up, without.wanted, without.done) == ([rows[1], rows[3], rows[5]], 2, 6, 1)
+
+
+def test_what_was_tried_in_vain_is_new_when_its_content_changed() -> None:
+    listed = series_table([replace(wanted(0), FileSize=101), wanted(1)])
+    plan = make_plan(listed, receipts_table([wanted(0)], "quarantined"), retry=False)
+    assert [w.SeriesInstanceUID for w in plan.todo] == ["1.0000", "1.0001"]
+
+
+def test_a_refresh_that_failed_is_in_vain_for_that_version_only() -> None:
+    newer, newest = replace(wanted(0), FileSize=200), replace(wanted(0), FileSize=300)
+    row = {**Receipt(wanted(0), "complete", 1).row(), "Reason": f"{refresh_failed(newer)}short by one"}
+    receipts = pa.Table.from_pylist([row], schema=IMAGE_SERIES.schema)
+    assert make_plan(series_table([newer]), receipts, retry=False).given_up == 1
+    assert make_plan(series_table([newer, wanted(1)]), receipts).todo == [wanted(1), newer]
+    assert make_plan(series_table([newest]), receipts, retry=False).todo == [newest]
+    assert make_plan(series_table([wanted(0)]), receipts, retry=False).done == 1
+
+
+def test_a_withdrawn_receipt_counts_as_long_as_its_files_are_there() -> None:
+    row = {**Receipt(wanted(0), "complete", 1).row(), "Status": "withdrawn"}
+    kept, pruned = (pa.Table.from_pylist([{**row, "Bytes": b}], schema=IMAGE_SERIES.schema) for b in (5, None))
+    assert make_plan(series_table([wanted(0)]), kept).done == 1
+    assert make_plan(series_table([wanted(0)]), pruned).todo == [wanted(0)]
+
+
+def test_a_plan_says_how_much_there_is_to_do() -> None:
+    rows = [wanted(n) for n in range(6)]
+    rows[5] = replace(rows[5], FileSize=None)
+    listed = series_table(rows)
+    selection = Selection(series=tuple(w.SeriesInstanceUID for w in rows[1:]))
+    plan = make_plan(listed, receipts_table(rows[:2]), selection=selection, max_series=3)
+    assert plan.unselected == 1
+    assert plan.wanted_figures == Figures(5, 15, 400, 1)
+    assert plan.done_figures == Figures(1, 3, 100)
+    assert (plan.figures, plan.files, plan.bytes) == (Figures(3, 9, 300), 9, 300)
+    assert Figures.of(plan.left) == Figures(1, 3, 0, 1)
+
+
+def test_an_empty_lake_and_an_empty_list_make_a_plan() -> None:
+    nothing = make_plan(series_table([]), receipts_table([]))
+    assert (nothing.todo, nothing.left, nothing.wanted_figures) == ([], [], Figures())
+    assert make_plan(series_table([]), receipts_table([wanted(1)])).done == 0
+
+
+# --- room
+
+
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with 100 MB free."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**8))
+
+
+def plan_of(*sizes: int | None) -> Plan:
+    return make_plan(series_table([wanted(n, size) for n, size in enumerate(sizes)]), receipts_table([]))
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_too_little_room_is_refused_with_figures(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "not" / "yet"))
+    expect_room(lake, plan_of(50_000_000))
+    told = r"too little room: 2 series need 60,000,000 bytes, and 1 of them are announced without a size, tables "
+    with pytest.raises(LakeError, match=told + r"and work in hand 50,000,000 more, and 100,000,000 bytes are free"):
+        expect_room(lake, plan_of(60_000_000, None))
+    with pytest.raises(LakeError, match="2 series need 60,000,000 bytes, tables"):
+        expect_room(lake, plan_of(30_000_000), plan_of(30_000_000))
+    assert not (tmp_path / "not").exists()
+
+
+def test_what_needs_nothing_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    expect_room(Lake(str(tmp_path)), plan_of())
+
+
+def test_the_room_is_that_of_the_disk_and_an_object_store_has_no_bound(tmp_path: Path) -> None:
+    measured = free_bytes(Lake(str(tmp_path / "not" / "yet")))
+    assert measured is not None
+    assert abs(measured - shutil.disk_usage(tmp_path).free) < 10**9
+    assert free_bytes(Lake("memory://room")) is None
+    expect_room(Lake("memory://room"), plan_of(10**18))
+
+
+# --- the comparison of whole tables is that of single rows
+
+MOMENTS = st.sampled_from(
+    [
+        None,
+        datetime(2024, 1, 1),  # noqa: DTZ001
+        datetime(2024, 1, 1, 8, 30),  # noqa: DTZ001
+        datetime(2024, 1, 1, 8, 30, 0, 1),  # noqa: DTZ001
+        datetime(2024, 1, 2),  # noqa: DTZ001
+        datetime(1969, 12, 31, 23, 59),  # noqa: DTZ001
+        datetime(1969, 12, 31),  # noqa: DTZ001
+    ]
+)
+NUMBERS = st.one_of(st.none(), st.integers(0, 2))
+CONTENT = st.tuples(NUMBERS, NUMBERS, MOMENTS, MOMENTS)
+UIDS = st.sampled_from("abcdef")
+
+
+@given(st.lists(st.tuples(UIDS, CONTENT), max_size=8), st.dictionaries(UIDS, CONTENT))
+def test_the_comparison_of_tables_is_that_of_rows(listed: list[tuple[str, Content]], held: dict[str, Content]) -> None:
+    series = [WantedSeries(uid, "1", "P", "A", *content) for uid, content in listed]
+    receipts = {uid: {"SeriesInstanceUID": uid, **dict(zip(COLUMNS[4:], c, strict=True))} for uid, c in held.items()}
+    known = pa.Table.from_pylist(list(receipts.values()), schema=IMAGE_SERIES.schema)
+    table = series_table(series)
+    expected = [same_content(one, receipts.get(one.SeriesInstanceUID)) for one in series]
+    assert same_contents(table, in_order_of(table, known)).to_pylist() == expected
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 1000)), max_size=40), st.integers(1, 2000), st.integers(1, 10))

@@ -1,0 +1,250 @@
+"""Locks exclude, outlive nobody, and are taken over from the dead only."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.lock import Patience, object_lock
+from nbia_pipeline.lake.owner import this_process
+
+QUICK = Patience(beat=0.02, stale=0.3, wait=5, poll=0.005)
+
+
+class Store(MemoryFileSystem):  # type: ignore[misc]
+    """A store that creates as a real one does: of two who create one object, one is refused."""
+
+    cachable = False
+    _one_at_a_time = threading.Lock()
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        with self._one_at_a_time:
+            super().pipe_file(path, value, mode=mode, **kwargs)
+
+
+class Forgetful(Store):
+    """A store that is merely like S3: it ignores the condition of a create."""
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        super().pipe_file(path, value)
+
+
+class Odd(Store):
+    """A store whose refusal is not FileExistsError (s3fs, where a store words its answer otherwise)."""
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        try:
+            super().pipe_file(path, value, mode=mode)
+        except FileExistsError as e:
+            raise OSError(22, "PreconditionFailed") from e
+
+
+@pytest.fixture
+def path() -> str:
+    return f"/lock-{uuid.uuid4().hex}/a.lock"
+
+
+def dead(store: MemoryFileSystem, path: str) -> bytes:
+    """Leave the lock of a process that died."""
+    content = json.dumps({"owner": "elsewhere.7", "since": "2024-01-02T03:04:05", "token": "t", "beats": 3}).encode()
+    store.pipe_file(path, content)
+    return content
+
+
+def all_at_once(count: int, do: Callable[[int], None]) -> None:
+    problems: list[BaseException] = []
+
+    def one(number: int) -> None:
+        try:
+            do(number)
+        except BaseException as e:  # noqa: BLE001 - told by the thread of the test
+            problems.append(e)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+@pytest.mark.parametrize("kind", [Store, Odd])
+def test_of_many_who_want_an_object_one_holds_it_at_a_time(kind: type[Store], path: str) -> None:
+    store = kind()
+    inside: list[int] = []
+    most = 0
+
+    def work(number: int) -> None:
+        nonlocal most
+        for _ in range(3):
+            with object_lock(store, path, QUICK) as expect_held:
+                inside.append(number)
+                most = max(most, len(inside))
+                time.sleep(0.002)
+                expect_held()
+                inside.remove(number)
+
+    all_at_once(6, work)
+    assert most == 1
+    assert not store.exists(path)
+
+
+@pytest.mark.parametrize("place", ["disk", "object store"])
+def test_the_locks_of_a_lake_exclude(place: str, tmp_path: Path) -> None:
+    uri = str(tmp_path) if place == "disk" else f"memory://locks-{uuid.uuid4().hex}"
+    count = {"a": 0}
+
+    def add(number: int) -> None:
+        lake = Lake(uri)
+        for _ in range(5):
+            with lake.lock("a"):
+                before = count["a"]
+                time.sleep(0.001)
+                count["a"] = before + 1
+
+    all_at_once(5, add)
+    assert count["a"] == 25
+
+
+def test_two_locks_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    for lake in (Lake(str(tmp_path)), Lake(f"memory://locks-{uuid.uuid4().hex}")):
+        with lake.lock("a"), lake.lock("b"):
+            pass
+
+
+def test_a_lock_is_released_when_its_block_fails(path: str) -> None:
+    store = Store()
+    with pytest.raises(KeyError), object_lock(store, path, QUICK):
+        raise KeyError
+    assert not store.exists(path)
+
+
+def test_a_lock_names_its_owner_and_since_when(path: str) -> None:
+    store = Store()
+    with object_lock(store, path, QUICK):
+        about = json.loads(store.cat_file(path))
+    assert about["owner"] == this_process()
+    assert about["since"].startswith("20")
+
+
+def test_who_waits_too_long_is_told_who_holds_it(path: str) -> None:
+    store = Store()
+    dead(store, path)
+    with (
+        pytest.raises(
+            LakeError, match=r"held by elsewhere\.7 since 2024-01-02T03:04:05 \(UTC\): wait .* remove /lock-"
+        ),
+        object_lock(store, path, Patience(stale=60, wait=0.05, poll=0.01)),
+    ):
+        pass
+    assert store.exists(path), "another's lock was removed"
+
+
+def test_the_lock_of_a_dead_process_is_taken_over_once(path: str) -> None:
+    store = Store()
+    dead(store, path)
+    inside: list[int] = []
+    most = 0
+
+    def work(number: int) -> None:
+        nonlocal most
+        with object_lock(store, path, QUICK):
+            inside.append(number)
+            most = max(most, len(inside))
+            time.sleep(0.01)
+            inside.remove(number)
+
+    all_at_once(6, work)
+    assert most == 1
+    assert store.find(path.rsplit("/", 1)[0]) == []
+
+
+def test_the_lock_of_a_living_process_is_not_taken_over(path: str) -> None:
+    """It is held for longer than a sign of life may be away."""
+    store = Store()
+    order: list[str] = []
+    holding = threading.Event()
+
+    def hold() -> None:
+        with object_lock(store, path, QUICK):
+            holding.set()
+            time.sleep(3 * QUICK.stale)
+            order.append("first")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait()
+    with object_lock(store, path, QUICK):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_who_lost_a_lock_is_told_and_leaves_the_others_alone(path: str) -> None:
+    store = Store()
+    with object_lock(store, path, Patience(beat=60)) as expect_held:
+        expect_held()
+        theirs = dead(store, path)
+        with pytest.raises(LakeError, match=r"taken over by elsewhere\.7 .* run it again"):
+            expect_held()
+    assert store.cat_file(path) == theirs
+
+
+def test_a_sign_of_life_does_not_overwrite_another_holder(path: str) -> None:
+    store = Store()
+    with object_lock(store, path, QUICK):
+        theirs = dead(store, path)
+        time.sleep(5 * QUICK.beat)
+        assert store.cat_file(path) == theirs
+
+
+def test_where_a_store_ignores_the_condition_the_loser_notices(path: str) -> None:
+    """What was written last counts; who finds another's name in the object did not get it."""
+    store = Forgetful()
+    reading = store.cat_file
+
+    class Overtaken(Forgetful):
+        def cat_file(self, path: str, **kwargs: Any) -> bytes:
+            return dead(store, path) if not order else bytes(reading(path))
+
+    order: list[str] = []
+    waited = Overtaken()
+    with pytest.raises(LakeError, match=r"elsewhere\.7"), object_lock(waited, path, Patience(wait=0.02, poll=0.01)):
+        order.append("held")
+    assert order == []
+
+
+def test_who_comes_second_to_a_dead_lock_leaves_the_lock_of_the_first_alone(path: str) -> None:
+    """Between the decision to take over and the deed, another took over, and is done announcing it."""
+    theirs = json.dumps({"owner": "first.1", "token": "first", "beats": 0}).encode()
+    looks = 0
+
+    class Slow(Store):
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+            if path.endswith(".lock.t"):
+                super().pipe_file(path.removesuffix(".t"), theirs)
+            elif mode == "overwrite" and self.exists(path):
+                assert self.cat_file(path) != theirs, "the lock of the first was overwritten"
+            super().pipe_file(path, value, mode=mode, **kwargs)
+
+        def cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
+            nonlocal looks
+            content = bytes(super().cat_file(path, *args, **kwargs))
+            looks += content == theirs
+            if looks == 5:
+                self.rm(path)  # the first one is done
+            return content
+
+    store = Slow()
+    dead(store, path)
+    with object_lock(store, path, Patience(beat=60, stale=0.1, wait=60, poll=0.01)):
+        assert looks == 5
