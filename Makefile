@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
 
-.PHONY: demo dev test lint types bench-tables bench-client clean
+.PHONY: demo dev test lint types bench-tables bench-client bench-images bench-memory clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -27,6 +27,12 @@ bench-tables: $(VENV)/.installed-dev  ## tables at real scale, against tcia_util
 
 bench-client: $(VENV)/.installed-dev $(PEERS)/.installed  ## many small calls, against nbiatoolkit
 	$(BIN)/python benchmarks/client.py
+
+bench-images: $(VENV)/.installed-dev $(PEERS)/.installed  ## images, against tcia_utils, nbiatoolkit and curl with unzip
+	$(BIN)/python benchmarks/images.py
+
+bench-memory: $(VENV)/.installed-dev  ## memory of the engine while it fetches a series of 2 GB
+	$(BIN)/python benchmarks/memory.py
 
 clean:                            ## remove what the targets above made
 	rm -rf $(VENV) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock lake dagster_home

@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from measuring import IDC, peak_bytes, serving, side_environment, verdict
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -120,8 +122,6 @@ def ask_theirs(url: str, uids: list[str]) -> tuple[float, float, dict[str, int]]
 
 def read_longest(url: str, rounds: int) -> dict[str, Any]:
     """Return what reading the largest collection takes, as medians over `rounds`."""
-    import resource
-
     from nbia_pipeline.archive import NbiaClient
 
     with NbiaClient(url) as client:
@@ -134,9 +134,7 @@ def read_longest(url: str, rounds: int) -> dict[str, Any]:
             client.series(name)
             measured.append((time.perf_counter() - started, time.process_time() - cpu))
     seconds, spent = (statistics.median(m[at] for m in measured) for at in (0, 1))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return {"name": name, "rows": rows, "seconds": seconds, "cpu": spent, "peak_mb": peak}
+    return {"name": name, "rows": rows, "seconds": seconds, "cpu": spent, "peak_mb": peak_bytes() / 1e6}
 
 
 def run_side(python: Path, side: str, url: str, calls: int, rounds: int = 0) -> dict[str, Any]:
@@ -146,9 +144,7 @@ def run_side(python: Path, side: str, url: str, calls: int, rounds: int = 0) -> 
         SystemExit: it failed; its output is shown.
     """
     words = [str(python), __file__, "--side", side, "--url", url, "--calls", str(calls), "--rounds", str(rounds)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("NBIA_")}
-    environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1"
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=side_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{(done.stdout + done.stderr)[-4000:]}")
     printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -185,7 +181,6 @@ def answer_side(options: argparse.Namespace) -> dict[str, Any]:
 def compare_small_calls(options: argparse.Namespace) -> bool:
     """Measure both sides and print them; return whether the bar holds."""
     from peers import tested
-    from tables import serving, verdict
 
     sides = ((OURS, Path(sys.executable), options.calls), (THEIRS, tested(), min(options.peer_calls, options.calls)))
     rates: dict[str, list[float]] = {OURS: [], THEIRS: []}
@@ -226,8 +221,6 @@ def check_same(one: dict[str, int], other: dict[str, int]) -> None:
 
 def report_longest(rounds: int) -> None:
     """Measure the longest list and print it."""
-    from tables import IDC, serving
-
     with serving(*IDC) as url:
         found = run_side(Path(sys.executable), "longest", url, 0, rounds)
     print(f"\ngetSeries of {found['name']}, the largest collection; medians of {rounds} rounds, archive warmed before")

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = ROOT / ".venv-peers"
+NEWEST_TCIA_UTILS = ROOT / ".venv-tcia"
 REQUIREMENTS = ROOT / "nbia_pipeline_tests" / "peers" / "requirements.txt"
 
 STAMP = ".installed"
@@ -57,6 +58,11 @@ def _make(place: Path, python: Path, requirements: str) -> None:
 def tested() -> Path:
     """Return the Python of the environment of the tests, with nbiatoolkit and tcia_utils."""
     return environment(TESTED, REQUIREMENTS.read_text())
+
+
+def newest_tcia_utils() -> Path:
+    """Return the Python of an environment with tcia_utils as it is today: the tests' older one would be unfair."""
+    return environment(NEWEST_TCIA_UTILS, "tcia_utils\npyarrow\n")
 
 
 if __name__ == "__main__":

@@ -14,53 +14,28 @@ rendered answers: what is measured is the clients, not the server.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fnmatch
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from measuring import IDC, Measured, run_measured, serving, timed, verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROOT = Path(__file__).resolve().parents[1]
-TCIA_ENVIRONMENT = ROOT / ".venv-tcia"
-TCIA_PACKAGES = "tcia_utils\npyarrow\n"  # the newest of both: the tests' older ones would be unfair
-
 OURS = "nbia_pipeline"
 THEIRS = "tcia_utils"
 
-WORK = "work-seconds"
 TIME_BAR = 0.5
 MEMORY_BAR_MB = 1000
 SERIES_IN_ALL = 1_044_191
 MIDDLE_ROWS = 10_000
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one process took.
-
-    Attributes:
-        work: wall clock of the work, in seconds.
-        seconds: wall clock of the process, from its start to its end.
-        cpu: seconds of processor time.
-        peak_mb: most memory that it held, in MB of 10^6 bytes.
-    """
-
-    work: float
-    seconds: float
-    cpu: float
-    peak_mb: float
 
 
 # --- the two sides, each in a process of its own: only what a side needs is imported there
@@ -109,14 +84,6 @@ def download(url: str, collections: list[str], folder: Path) -> None:
                 frame.to_parquet(folder / f"{urllib.parse.quote(name, safe='')}.parquet")
 
 
-@contextlib.contextmanager
-def timed(folder: Path) -> Iterator[None]:
-    """Write the seconds of the block to a file, for the process that measures."""
-    started = time.perf_counter()
-    yield
-    (folder / WORK).write_text(str(time.perf_counter() - started))
-
-
 # --- measuring
 
 
@@ -128,46 +95,7 @@ def run_side(side: str, python: Path, options: argparse.Namespace, url: str, fol
     """
     folder.mkdir(parents=True)
     words = ["--side", side, "--url", url, "--folder", str(folder), "--api", options.api]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NBIA_", "DAGSTER_"))}
-    environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1"
-    log = folder / "log.txt"
-    with log.open("wb") as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [python, __file__, *words, "--collections", options.collections],
-            stdout=output,
-            stderr=output,
-            env=environment,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{side} failed:\n{log.read_text(errors='replace')[-4000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    work = float((folder / WORK).read_text())
-    return Measured(work, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
-
-
-IDC = ("-m", "nbia_pipeline", "archive", "--catalog", "idc", "--port", "0")
-
-
-@contextlib.contextmanager
-def serving(*words: str) -> Iterator[str]:
-    """Run Python on `words`, which serves an archive and prints its base URL; give that.
-
-    Raises:
-        SystemExit: it did not start.
-    """
-    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            url = server.stdout.readline().strip()
-            if not url:
-                raise SystemExit("the embedded archive did not start")
-            yield url
-        finally:
-            server.terminate()
+    return run_measured([python, __file__, *words, "--collections", options.collections], folder)
 
 
 # --- comparing what came out
@@ -243,9 +171,9 @@ def main() -> int:
         else:
             download(options.url, patterns, folder)
         return 0
-    from peers import environment
+    from peers import newest_tcia_utils
 
-    pythons = {OURS: Path(sys.executable), THEIRS: environment(TCIA_ENVIRONMENT, TCIA_PACKAGES)}
+    pythons = {OURS: Path(sys.executable), THEIRS: newest_tcia_utils()}
     whole = options.collections == "*"
     measured: dict[str, list[Measured]] = {OURS: [], THEIRS: []}
     with serving(*IDC) as url, tempfile.TemporaryDirectory(prefix="nbia-bench-") as temporary:
@@ -284,11 +212,6 @@ def report(measured: dict[str, list[Measured]], rows: int, api: str, whole: bool
 
 def _median(runs: list[Measured], what: str) -> float:
     return statistics.median(getattr(run, what) for run in runs)
-
-
-def verdict(holds: bool) -> str:
-    """Say whether a bar holds."""
-    return "holds" if holds else "DOES NOT HOLD"
 
 
 def _options() -> argparse.Namespace:
