@@ -177,10 +177,10 @@ def test_partitioned_tables_name_the_collection() -> None:
 
 
 DAYS = {"PatientBirthDate", "StudyDate", "SeriesDate"}
-TIMES = {"TimeStamp", "DateReleased", "DescriptionTimestamp", "FetchedAt"}
+TIMES = {"TimeStamp", "DateReleased", "DescriptionTimestamp", "FetchedAt", "VerifiedAt", "SeenAt", "ListedAt", "MissingSince"}
 COUNTS = {
     *("PatientCount", "SeriesCount", "ImageCount", "FileSize", "SeriesNumber", "AnnotationSize", "InstanceNumber"),
-    *("Bytes", "Size", "Attempts", "Healed"),
+    *("Bytes", "Size", "Attempts", "Healed", "Version"),
 }
 
 
@@ -191,6 +191,7 @@ def test_days_times_and_counts_have_their_types_and_everything_else_is_text(tabl
         **dict.fromkeys(TIMES, TIME),
         **dict.fromkeys(COUNTS, pa.int64()),
         "AnnotationsFlag": pa.bool_(),
+        "Withdrawn": pa.bool_(),
         "LongitudinalTemporalOffsetFromEvent": pa.float64(),
     }
     for field in table.schema:

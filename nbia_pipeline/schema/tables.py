@@ -123,7 +123,7 @@ _COLUMNS = {
         Column("Collection", TEXT, "Collection, in the exact spelling of getCollectionValues."),
         Column("Site", TEXT, "Site that sent the series; served by v4 only."),
         Column("PatientCount", COUNT, "Number of patients.", unit="patients"),
-        Column("SeriesCount", COUNT, "Number of visible series of the study.", unit="series"),
+        Column("SeriesCount", COUNT, "Number of visible series: of the study, or with the licence.", unit="series"),
         Column("ImageCount", COUNT, "Number of instances of the series.", unit="instances"),
         Column("FileSize", COUNT, "Sum of the sizes of the DICOM files, uncompressed.", unit="bytes"),
         Column("AnnotationsFlag", FLAG, "Whether annotations are said to exist; unreliable."),
@@ -158,6 +158,20 @@ _COLUMNS = {
         Column("Path", TEXT, "Path of the file relative to the lake."),
         Column("Size", COUNT, "Size of the file.", unit="bytes"),
         Column("MD5", TEXT, "MD5 of the file, lower-case hex."),
+        # --- what the pipeline adds: the feed of changes
+        Column("Change", TEXT, "added, revised, withdrawn or returned."),
+        Column("ColumnName", TEXT, "Which column of series was revised; null for the other changes."),
+        Column("OldValue", TEXT, "Value before the revision, as text; null is null."),
+        Column("NewValue", TEXT, "Value after the revision, as text; null is null."),
+        Column("SeenAt", TIME, "When the change was noted (UTC)."),
+        Column("ListedAt", TIME, "When the listing was asked that showed the change (UTC)."),
+        Column("RunID", TEXT, "Dagster run that noted the change."),
+        Column("Version", COUNT, "Number of the series' state: 1 when it was added, one more with every change."),
+        Column("MissingSince", TIME, "When the first listing without the series was asked (UTC); null if listed."),
+        Column("Withdrawn", FLAG, "Whether the withdrawal is believed: two listings apart in time agree."),
+        Column("LicenseText", TEXT, "Text of the licence: LICENSE of getImage; null where the archive serves none."),
+        Column("VerifiedAt", TIME, "When the files of the series were last read again (UTC)."),
+        Column("Finding", TEXT, "What was wrong with the files; null if they are as they were fetched."),
     )
 }
 
@@ -240,6 +254,32 @@ INSTANCES = _table(
     "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNumber Path Size MD5",
     key="SOPInstanceUID",
 )
+LICENCES = _table(
+    "licences",
+    "One row per licence that series of the collection name, with its text; SeriesCount is 0 where none does any more.",
+    "Collection LicenseName LicenseURI SeriesCount LicenseText Path",
+    key="Collection LicenseName LicenseURI",
+)
+VERIFICATIONS = _table(
+    "verifications",
+    "One row per series whose files were read again after they were fetched: nbia-pipeline verify, check intact.",
+    "SeriesInstanceUID Collection SeriesMD5 VerifiedAt Finding",
+    key="SeriesInstanceUID",
+)
+
+SERIES_CHANGES = _table(
+    "series_changes",
+    "One row per change of the series table: a series added, withdrawn or returned, a column revised. Append-only.",
+    "SeriesInstanceUID StudyInstanceUID PatientID Collection Change ColumnName OldValue NewValue SeenAt ListedAt "
+    "RunID Version",
+    key="SeriesInstanceUID Version ColumnName",
+)
+SERIES_SEEN = Table(
+    "series_seen",
+    "One row per series that was ever listed, as it was last: what series_changes compares the next listing with.",
+    (*SERIES.columns, *(_COLUMNS[c] for c in ("MissingSince", "Withdrawn", "Version"))),
+    key=("SeriesInstanceUID",),
+)
 
 TABLES = {
     t.name: t
@@ -254,5 +294,9 @@ TABLES = {
         SERIES_METADATA,
         IMAGE_SERIES,
         INSTANCES,
+        LICENCES,
+        VERIFICATIONS,
+        SERIES_CHANGES,
+        SERIES_SEEN,
     )
 }
