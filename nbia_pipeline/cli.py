@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.commands import archive, dev, run
+from nbia_pipeline.commands import archive, dev, news, plan, prune, run, verify
 
 
 class Command(Protocol):
@@ -23,7 +23,14 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: dict[str, Command] = {"run": run, "archive": archive}
+COMMANDS: dict[str, Command] = {
+    "run": run,
+    "plan": plan,
+    "verify": verify,
+    "prune": prune,
+    "news": news,
+    "archive": archive,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,15 @@ from pydantic import Field
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.names import Names
 from nbia_pipeline.partitions import PREFIX
-from nbia_pipeline.settings import EMBEDDED, GUEST, Settings, SettingsError
+from nbia_pipeline.settings import (
+    CATALOGUE_CRON,
+    EMBEDDED,
+    GUEST,
+    POLL_SECONDS,
+    RECONCILE_CRON,
+    Settings,
+    SettingsError,
+)
 
 
 class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
@@ -28,6 +36,9 @@ class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
         default=None, description="Names or globs: the collections whose images are mirrored."
     )
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust; None: the system's.")
+    poll_seconds: int = Field(default=POLL_SECONDS, description="Seconds between two ticks of a sensor.")
+    catalogue_cron: str = Field(default=CATALOGUE_CRON, description="When the catalogue is listed (UTC).")
+    reconcile_cron: str = Field(default=RECONCILE_CRON, description="When every kept collection is listed whole (UTC).")
     prefix: str = Field(default=PREFIX, description="First part of the asset keys; another one for a second archive.")
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
@@ -43,5 +54,8 @@ class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
             collections=tuple(self.collections),
             images=None if self.images is None else tuple(self.images),
             ca_bundle=self.ca_bundle,
+            poll_seconds=self.poll_seconds,
+            catalogue_cron=self.catalogue_cron,
+            reconcile_cron=self.reconcile_cron,
         )
         return build_definitions(settings, Names(self.prefix), self.password_env)

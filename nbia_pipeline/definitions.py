@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import dagster as dg
 
-from nbia_pipeline.assets import build_images_asset, build_table_assets
+from nbia_pipeline.assets import build_cart_asset, build_images_asset, build_news_asset, build_table_assets
+from nbia_pipeline.assets.carts import build_cart_check
 from nbia_pipeline.checks import build_checks
 from nbia_pipeline.jobs import build_jobs
 from nbia_pipeline.names import Names
 from nbia_pipeline.resources import ArchiveResource, LakeResource
+from nbia_pipeline.schedules import build_schedules
+from nbia_pipeline.sensors import build_sensors
 from nbia_pipeline.settings import Settings
 
 PASSWORD_ENV = "NBIA_PASSWORD"  # noqa: S105 - the name of a variable
+
+# The schedules list everything once a day. Images are not here: without news there is nothing to materialise.
+FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_window=timedelta(days=3))
 
 
 def build_definitions(
@@ -25,6 +32,9 @@ def build_definitions(
         settings: where the data come from and where they go.
         names: the names of its assets; those of the first archive by default.
         password_env: name of the variable that holds the password, if one does.
+
+    Raises:
+        SettingsError: a schedule's cron expression is none.
     """
     names = names or Names()
     password: str | dg.EnvVar = settings.password
@@ -39,12 +49,25 @@ def build_definitions(
         images=list(settings.images or ()),
         ca_bundle=settings.ca_bundle,
     )
+    jobs = build_jobs(names)
     return dg.Definitions(
-        assets=[*build_table_assets(names), build_images_asset(names)],
-        asset_checks=build_checks(names),
-        jobs=build_jobs(names),
+        assets=[
+            *(_kept_fresh(a) for a in build_table_assets(names)),
+            build_images_asset(names),
+            build_cart_asset(names),
+            build_news_asset(names),
+        ],
+        asset_checks=[*build_checks(names), build_cart_check(names)],
+        jobs=jobs,
+        sensors=build_sensors(names, settings, jobs),
+        schedules=build_schedules(names, settings, jobs),
         resources={names.archive: archive, names.lake: LakeResource(uri=settings.lake)},
     )
+
+
+def _kept_fresh(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    """Return a table's asset with the policy by which the UI shows what is stale."""
+    return asset.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=FRESH))
 
 
 @dg.definitions

@@ -10,17 +10,21 @@ import dagster as dg
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.lake import LakeError
 from nbia_pipeline.settings import SettingsError
+from nbia_pipeline.transfer.selection import SelectionError
+
+OURS = (ArchiveError, LakeError, SettingsError, SelectionError)
+"""Errors whose text is made for a person: it says what was wrong, where, and what to do."""
 
 
 @contextmanager
 def as_failure() -> Iterator[None]:
-    """Turn an error of the archive, the lake or the settings into a `dagster.Failure`.
+    """Turn an error of the archive, the lake, the settings or a selection into a `dagster.Failure`.
 
     Only what may pass by itself may be retried by a retry policy.
     """
     try:
         yield
-    except (ArchiveError, LakeError, SettingsError) as e:
+    except OURS as e:
         raise failure(e) from e
 
 

@@ -6,8 +6,17 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from nbia_pipeline.partitions import PREFIX, collection_partitions
+from nbia_pipeline.partitions import PREFIX, cart_partitions, collection_partitions
 from nbia_pipeline.resources import ArchiveResource, LakeResource
+
+Context = (
+    dg.AssetExecutionContext
+    | dg.OpExecutionContext
+    | dg.AssetCheckExecutionContext
+    | dg.SensorEvaluationContext
+    | dg.ScheduleEvaluationContext
+)
+"""Of a step or a tick."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +26,16 @@ class Names:
     Attributes:
         prefix: first part of the asset keys, ``nbia`` unless a second archive stands beside the first.
         partitions: the collections of the archive.
+        carts: the shared carts whose images are wanted.
     """
 
     prefix: str = PREFIX
     partitions: dg.DynamicPartitionsDefinition = field(init=False)
+    carts: dg.DynamicPartitionsDefinition = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "partitions", collection_partitions(self.prefix))
+        object.__setattr__(self, "carts", cart_partitions(self.prefix))
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive."""
@@ -48,16 +60,12 @@ class Names:
         """Pool that limits how many steps call the archive at a time, over all processes."""
         return self.of("api")
 
-    def archive_of(
-        self, context: dg.AssetExecutionContext | dg.OpExecutionContext | dg.AssetCheckExecutionContext
-    ) -> ArchiveResource:
-        """Return the archive resource of a running step."""
+    def archive_of(self, context: Context) -> ArchiveResource:
+        """Return the archive resource of a running step or tick."""
         resource: ArchiveResource = getattr(context.resources, self.archive)
         return resource
 
-    def lake_of(
-        self, context: dg.AssetExecutionContext | dg.OpExecutionContext | dg.AssetCheckExecutionContext
-    ) -> LakeResource:
-        """Return the lake resource of a running step."""
+    def lake_of(self, context: Context) -> LakeResource:
+        """Return the lake resource of a running step or tick."""
         resource: LakeResource = getattr(context.resources, self.lake)
         return resource

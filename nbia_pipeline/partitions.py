@@ -12,6 +12,11 @@ def collection_partitions(prefix: str = PREFIX) -> dg.DynamicPartitionsDefinitio
     return dg.DynamicPartitionsDefinition(name=f"{prefix}_collections")
 
 
+def cart_partitions(prefix: str = PREFIX) -> dg.DynamicPartitionsDefinition:
+    """Return the shared carts of an archive whose images a person wants; each is added by hand, by its name."""
+    return dg.DynamicPartitionsDefinition(name=f"{prefix}_carts")
+
+
 def register(
     instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, collections: list[str]
 ) -> list[str]:

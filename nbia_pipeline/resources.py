@@ -60,21 +60,17 @@ class ArchiveResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         )
 
     @contextmanager
-    def client(self) -> Iterator[NbiaClient]:
+    def client(self, patience: Patience | None = None) -> Iterator[NbiaClient]:
         """Give a client; it logs out at the end.
+
+        Args:
+            patience: how long to wait and how often to try; None: as the fields say.
 
         Raises:
             SettingsError: a value is unknown or contradicts another.
         """
-        checked = self.settings()
-        with NbiaClient(
-            base_url(checked.archive),
-            api=checked.api,
-            username=checked.username,
-            password=checked.password,
-            ca_bundle=checked.ca_bundle,
-            patience=Patience(tries=self.tries, in_flight=self.in_flight),
-        ) as client:
+        own = Patience(tries=self.tries, in_flight=self.in_flight)
+        with client_of(self.settings(), patience or own) as client:
             yield client
 
 
@@ -93,6 +89,23 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if write:
             lake.check_writable()
         return lake
+
+
+def client_of(settings: Settings, patience: Patience | None = None) -> NbiaClient:
+    """Return a client of the archive that the settings name; the caller closes it.
+
+    Args:
+        settings: which archive, and the account.
+        patience: how long to wait and how often to try.
+    """
+    return NbiaClient(
+        base_url(settings.archive),
+        api=settings.api,
+        username=settings.username,
+        password=settings.password,
+        ca_bundle=settings.ca_bundle,
+        patience=patience,
+    )
 
 
 def base_url(archive: str) -> str:

@@ -18,6 +18,11 @@ KNOWN_ARCHIVES = {
 }
 EMBEDDED = "embedded"
 
+CATALOGUE_CRON = "0 2 * * *"
+RECONCILE_CRON = "0 3 * * *"
+POLL_SECONDS = 3600
+SOONEST_POLL_SECONDS = 60  # the server keeps its answers that long
+
 VARIABLES = (
     "NBIA_ARCHIVE",
     "NBIA_API",
@@ -27,6 +32,9 @@ VARIABLES = (
     "NBIA_COLLECTIONS",
     "NBIA_IMAGES",
     "NBIA_CA_BUNDLE",
+    "NBIA_POLL_SECONDS",
+    "NBIA_CATALOGUE_CRON",
+    "NBIA_RECONCILE_CRON",
 )
 
 
@@ -48,6 +56,9 @@ class Settings:
         images: names or globs of the collections whose images are mirrored; None takes the default:
             all of the embedded archive, none of another.
         ca_bundle: file of certificates to trust, or None for the system's.
+        poll_seconds: seconds between two ticks of a sensor.
+        catalogue_cron: when the schedule of the catalogue fires (UTC); Dagster checks it when definitions are built.
+        reconcile_cron: when the schedule that lists every kept collection whole fires (UTC); likewise.
 
     Raises:
         SettingsError: a value is unknown or contradicts another.
@@ -61,6 +72,9 @@ class Settings:
     collections: tuple[str, ...] = ("*",)
     images: tuple[str, ...] | None = None
     ca_bundle: str | None = None
+    poll_seconds: int = POLL_SECONDS
+    catalogue_cron: str = CATALOGUE_CRON
+    reconcile_cron: str = RECONCILE_CRON
 
     def __post_init__(self) -> None:
         _check_archive(self.archive)
@@ -73,6 +87,11 @@ class Settings:
             raise SettingsError("NBIA_COLLECTIONS is empty: name collections or globs, or unset it for all")
         if self.ca_bundle is not None and not Path(self.ca_bundle).is_file():
             raise SettingsError(f"NBIA_CA_BUNDLE is {self.ca_bundle!r}: there is no such file")
+        if self.poll_seconds < SOONEST_POLL_SECONDS:
+            raise SettingsError(
+                f"NBIA_POLL_SECONDS is {self.poll_seconds}: set it to {SOONEST_POLL_SECONDS} or more, for the server "
+                "keeps its answers that long"
+            )
         if "://" not in self.lake:
             object.__setattr__(self, "lake", str(Path(self.lake).expanduser().absolute()))
         if self.images is None:
@@ -98,6 +117,8 @@ class Settings:
             "NBIA_PASSWORD",
             "NBIA_LAKE",
             "NBIA_CA_BUNDLE",
+            "NBIA_CATALOGUE_CRON",
+            "NBIA_RECONCILE_CRON",
         ):
             if env.get(variable):
                 given[variable.removeprefix("NBIA_").lower()] = env[variable]
@@ -105,6 +126,8 @@ class Settings:
             given["collections"] = split_names(env["NBIA_COLLECTIONS"])
         if "NBIA_IMAGES" in env:
             given["images"] = split_names(env["NBIA_IMAGES"])
+        if env.get("NBIA_POLL_SECONDS"):
+            given["poll_seconds"] = _whole_number("NBIA_POLL_SECONDS", env["NBIA_POLL_SECONDS"])
         return cls(**given)  # type: ignore[arg-type]
 
     def mirrors_images_of(self, collection: str) -> bool:
@@ -140,6 +163,12 @@ def unmatched(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[s
 def is_glob(pattern: str) -> bool:
     """Tell whether `pattern` holds a wildcard."""
     return any(c in pattern for c in "*?[")
+
+
+def _whole_number(variable: str, text: str) -> int:
+    if not text.strip().isdecimal():
+        raise SettingsError(f"{variable} is {text!r}: set it to a whole number")
+    return int(text)
 
 
 def _check_archive(archive: str) -> None:

@@ -21,6 +21,8 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
         "password_env": "MY_SECRET",
         "lake": str(tmp_path),
         "images": ["NLST"],
+        "poll_seconds": 600,
+        "reconcile_cron": "@weekly",
     }
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(
@@ -33,6 +35,9 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
             assert (archive.archive, archive.username, archive.images) == ("nlst", "me", ["NLST"])
             assert archive.password == "MY_SECRET"
             assert "not to be shown" not in repr(archive)
+            repository = definitions.get_repository_def()
+            assert repository.get_sensor_def("nlst_updated_series").minimum_interval_seconds == 600
+            assert repository.get_schedule_def("nlst_reconcile").cron_schedule == "@weekly"
 
 
 def test_a_wrong_field_is_refused_by_name() -> None:

@@ -58,6 +58,9 @@ def test_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch)
         ("NBIA_LAKE", "s3://bucket/lake", "lake", "s3://bucket/lake"),
         ("NBIA_COLLECTIONS", "RIDER Lung CT, TCGA-*,", "collections", ("RIDER Lung CT", "TCGA-*")),
         ("NBIA_IMAGES", "LIDC-IDRI ,QIN*", "images", ("LIDC-IDRI", "QIN*")),
+        ("NBIA_POLL_SECONDS", " 600", "poll_seconds", 600),
+        ("NBIA_CATALOGUE_CRON", "@weekly", "catalogue_cron", "@weekly"),
+        ("NBIA_RECONCILE_CRON", "30 4 * * SUN", "reconcile_cron", "30 4 * * SUN"),
     ],
 )
 def test_a_variable_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
@@ -77,7 +80,18 @@ def test_a_ca_bundle_is_taken_if_it_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "variable",
-    ["NBIA_ARCHIVE", "NBIA_API", "NBIA_USERNAME", "NBIA_PASSWORD", "NBIA_LAKE", "NBIA_COLLECTIONS", "NBIA_CA_BUNDLE"],
+    [
+        "NBIA_ARCHIVE",
+        "NBIA_API",
+        "NBIA_USERNAME",
+        "NBIA_PASSWORD",
+        "NBIA_LAKE",
+        "NBIA_COLLECTIONS",
+        "NBIA_CA_BUNDLE",
+        "NBIA_POLL_SECONDS",
+        "NBIA_CATALOGUE_CRON",
+        "NBIA_RECONCILE_CRON",
+    ],
 )
 def test_an_empty_variable_takes_its_default(variable: str) -> None:
     assert read(**{variable: ""}) == read()
@@ -118,6 +132,9 @@ def test_the_password_is_not_printed() -> None:
         ({"NBIA_USERNAME": "me"}, "NBIA_USERNAME is 'me', but NBIA_PASSWORD is empty"),
         ({"NBIA_LAKE": "  "}, "NBIA_LAKE is empty"),
         ({"NBIA_COLLECTIONS": " , "}, "NBIA_COLLECTIONS is empty"),
+        ({"NBIA_POLL_SECONDS": "hourly"}, "NBIA_POLL_SECONDS is 'hourly': set it to a whole number"),
+        ({"NBIA_POLL_SECONDS": "-60"}, "NBIA_POLL_SECONDS is '-60': set it to a whole number"),
+        ({"NBIA_POLL_SECONDS": "59"}, "NBIA_POLL_SECONDS is 59: set it to 60 or more"),
         ({"NBIA_CA_BUNDLE": "/no/such/file"}, "NBIA_CA_BUNDLE is '/no/such/file': there is no such file"),
         (
             {"NBIA_COLLECTIONS": "A,B*", "NBIA_IMAGES": "C"},
@@ -160,6 +177,7 @@ def test_a_refusal_does_not_show_the_password() -> None:
         ("NBIA_PASWORD", "NBIA_PASSWORD"),
         ("NBIA_USER_NAME", "NBIA_USERNAME"),
         ("NBIA_CABUNDLE", "NBIA_CA_BUNDLE"),
+        ("NBIA_RECONCILIATION_CRON", "NBIA_RECONCILE_CRON"),
     ],
 )
 def test_a_misspelt_variable_is_refused_by_name(misspelt: str, meant: str) -> None:

@@ -22,8 +22,8 @@ from nbia_pipeline.transfer.receipts import MD5
 from nbia_pipeline.transfer.rehash import Round, read_again, survey
 
 # Each run of images re-reads about so much of the lake, whatever its size; the next one goes on from there.
-INTACT_BYTES = 1_000_000_000
-INTACT_SECONDS = 10
+INTACT_BYTES = 250_000_000
+INTACT_SECONDS = 5
 # Small requests, one for each series.
 ASKED_PER_COLLECTION = 20
 ASKED_AT_MOST = 100
