@@ -29,7 +29,7 @@ def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Return all of a lake but times of fetching: the files byte for byte, the tables row by row."""
+    """Return all of a lake but times and runs: the files byte for byte, the tables row by row."""
     lake = Lake(str(folder / "a lake"))
     root = folder / "a lake"
     found: dict[str, object] = {
@@ -39,7 +39,8 @@ def contents(folder: Path) -> dict[str, object]:
         for collection in lake.collections_of(table) if table.partitioned else [None]:
             rows = lake.read_table(table, collection).to_pylist()
             for row in rows:
-                row.pop("FetchedAt", None)
+                for name in ("FetchedAt", "SeenAt", "ListedAt", "VerifiedAt", "RunID"):
+                    row.pop(name, None)
             found[f"{table.name} of {collection}"] = sorted(rows, key=str)
     return found
 

@@ -72,8 +72,8 @@ def test_a_series_arrives_byte_for_byte_under_its_instance_uids(
     assert row["SeriesMD5"] == hashlib.md5("".join(sorted(digests)).encode()).hexdigest() == series_md5(digests)
     assert row["Bytes"] == wanted.FileSize == sum(map(len, expected.values()))
     assert row["Proof"] == "md5"
-    assert [r["MD5"] for r in receipt.instance_rows()] == [
-        hashlib.md5(expected[f"{r['SOPInstanceUID']}.dcm"]).hexdigest() for r in receipt.instance_rows()
+    assert [i.MD5 for i in receipt.instances] == [
+        hashlib.md5(expected[f"{i.SOPInstanceUID}.dcm"]).hexdigest() for i in receipt.instances
     ]
     assert staged_in(lake) == []
 

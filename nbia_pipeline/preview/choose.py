@@ -1,0 +1,162 @@
+"""Which series stand for a collection: the same ones as long as the lake holds the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.transfer.plan import COMPLETE
+
+MOST = 24
+MOST_LABELLED = 4
+
+# What has no pixels of its own, or none that mean anything without the images it belongs to: a label stands for it.
+LABELLED = {
+    "SEG": "segmentation",
+    "RTSTRUCT": "structure set",
+    "RTDOSE": "dose",
+    "RTPLAN": "treatment plan",
+    "RTRECORD": "treatment record",
+    "SR": "report",
+    "PR": "presentation state",
+    "KO": "key objects",
+    "REG": "registration",
+    "RWV": "real world values",
+    "FID": "fiducials",
+    "ANN": "annotations",
+    "DOC": "document",
+    "PLAN": "plan",
+    "ECG": "waveform",
+    "AU": "audio",
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A series of the contact sheet, with what its label says.
+
+    Attributes:
+        SeriesInstanceUID: DICOM (0020,000E).
+        SeriesMD5: digest of its files.
+        Modality: DICOM (0008,0060), or None.
+        PatientID: DICOM (0010,0020).
+        SeriesDescription: DICOM (0008,103E), or None.
+        ImageCount: number of files.
+        Bytes: their size.
+    """
+
+    SeriesInstanceUID: str
+    SeriesMD5: str
+    Modality: str | None
+    PatientID: str
+    SeriesDescription: str | None
+    ImageCount: int | None
+    Bytes: int
+
+    @property
+    def label_only(self) -> str | None:
+        """What it is, if it is not an image; None for an image."""
+        return LABELLED.get((self.Modality or "").strip().upper())
+
+
+def choose(receipts: pa.Table, series: pa.Table, most: int = MOST) -> list[Chosen]:
+    """Return the series that stand for a collection, by patient, study and number.
+
+    The modalities take turns, and within one the patients do; whose turn it is, chance decides, but the chance
+    is the digest of the UID: the choice is the same every time, and a new series seldom changes it. Of series
+    that are labelled only no more than a few are taken as long as there are images.
+
+    Args:
+        receipts: rows of ``image_series``; only complete series can be shown.
+        series: rows of ``series``, which know the modality.
+        most: series at the most.
+    """
+    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE)).select(
+        ["SeriesInstanceUID", "PatientID", "SeriesMD5", "ImageCount", "Bytes"]
+    )
+    uids = series["SeriesInstanceUID"].to_pylist()
+    modalities = dict(zip(uids, series["Modality"].to_pylist(), strict=True))
+    images: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
+    labelled: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
+    for row, (uid, patient) in enumerate(
+        zip(complete["SeriesInstanceUID"].to_pylist(), complete["PatientID"].to_pylist(), strict=True)
+    ):
+        modality = (modalities.get(uid) or "").strip().upper()
+        kind = labelled if modality in LABELLED else images
+        kind[modality].append((_chance(uid), patient, row))
+    shown = list(islice(_in_turns(images), most))
+    others = list(islice(_in_turns(labelled), max(MOST_LABELLED, most - len(shown))))
+    rows = complete.take(pa.array(shown[: most - len(others)] + others, pa.int64())).to_pylist()
+    known = _series_rows(series, [r["SeriesInstanceUID"] for r in rows])
+    return [_chosen(r, known.get(r["SeriesInstanceUID"], {})) for r in sorted(rows, key=lambda r: _place(r, known))]
+
+
+def digest_of(chosen: Sequence[Chosen], version: str) -> str:
+    """Return a digest that changes with the content of the series, their labels, or the way they are drawn."""
+    text = json.dumps([version, *(asdict(c) for c in chosen)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _chance(uid: str) -> bytes:
+    return hashlib.md5(uid.encode(), usedforsecurity=False).digest()
+
+
+def _in_turns(by_modality: dict[str, list[tuple[bytes, str, int]]]) -> Iterator[int]:
+    """Yield rows: a first series of each modality, then a second, as long as there are any."""
+    queues = [_patients_in_turns(by_modality[modality]) for modality in sorted(by_modality)]
+    while queues:
+        still = []
+        for queue in queues:
+            row = next(queue, None)
+            if row is not None:
+                still.append(queue)
+                yield row
+        queues = still
+
+
+def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> Iterator[int]:
+    """Yield rows by chance, but a second series of a patient after the first of every other."""
+    waiting = sorted(candidates)
+    while waiting:
+        seen: set[str] = set()
+        later = []
+        for candidate in waiting:
+            if candidate[1] in seen:
+                later.append(candidate)
+            else:
+                seen.add(candidate[1])
+                yield candidate[2]
+        waiting = later
+
+
+def _series_rows(series: pa.Table, uids: list[str]) -> dict[str, dict[str, Any]]:
+    columns = ["SeriesInstanceUID", "Modality", "SeriesDescription", "StudyDate", "StudyInstanceUID", "SeriesNumber"]
+    found = series.filter(pc.is_in(series["SeriesInstanceUID"], pa.array(uids, pa.string()))).select(columns)
+    return {r["SeriesInstanceUID"]: r for r in found.to_pylist()}
+
+
+def _place(row: dict[str, Any], known: dict[str, dict[str, Any]]) -> tuple[str, str, str, int, str]:
+    uid = row["SeriesInstanceUID"]
+    facts = known.get(uid, {})
+    day = str(facts.get("StudyDate") or "")
+    return row["PatientID"], day, facts.get("StudyInstanceUID") or "", facts.get("SeriesNumber") or 0, uid
+
+
+def _chosen(row: dict[str, Any], facts: dict[str, Any]) -> Chosen:
+    return Chosen(
+        SeriesInstanceUID=row["SeriesInstanceUID"],
+        SeriesMD5=row["SeriesMD5"],
+        Modality=facts.get("Modality"),
+        PatientID=row["PatientID"],
+        SeriesDescription=facts.get("SeriesDescription"),
+        ImageCount=row["ImageCount"],
+        Bytes=row["Bytes"],
+    )
