@@ -24,6 +24,10 @@ FAST = Patience(connect=2, silence=5, tries=3, first_wait=0.01, longest_wait=0.0
 Serve = Callable[[ASGIApp], str]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--years", type=int, default=1, help="simulated years to test, 10 at the most")
+
+
 @dataclass
 class TestArchive:
     """The demo archive behind a middleware that injects faults.

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
-from nbia_pipeline.archive import NbiaClient, NotAvailable
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.transfer.heal import Proven, expect_same_set, mend, prove_without_digests
-from nbia_pipeline.transfer.plan import COMPLETE, QUARANTINED, UNAVAILABLE, WantedSeries, wanted_series
+from nbia_pipeline.transfer.plan import (
+    COMPLETE,
+    QUARANTINED,
+    UNAVAILABLE,
+    WantedSeries,
+    same_content,
+    wanted_series,
+)
 from nbia_pipeline.transfer.receipts import Receipt, note_failure, publish_series
 from nbia_pipeline.transfer.verify import Bounds, NotProven, unpack
 
@@ -20,6 +28,8 @@ TRIES = 3
 STREAMS = 8
 # An empty zip so often in a row is not chance: the archive holds no digest of some instance (server).
 EMPTY_ZIPS = 2
+# So many series in a row whose calls fail are not chance either: the archive is down.
+IN_A_ROW = 3
 # Bound of a series whose size the archive does not know.
 UNKNOWN_BYTES = 1 << 36
 
@@ -38,7 +48,8 @@ def fetch_batch(
 ) -> list[Receipt]:
     """Fetch the series of a batch over a bounded pool of threads, the largest first.
 
-    Each series is published, and noted in the journal, as soon as it is verified.
+    Each series is published, and noted in the journal, as soon as it is verified. One whose calls fail, a 500 say,
+    may be the only one: the others are fetched all the same, unless several fail in a row.
 
     Args:
         client: the archive.
@@ -51,7 +62,8 @@ def fetch_batch(
         One receipt per series, in the order of the batch.
 
     Raises:
-        ArchiveError: the archive cannot be reached or refuses the account; what was published stays.
+        ArchiveError: the archive cannot be reached or refuses the account, or the calls of a series fail; what was
+            published stays.
         LakeError: the lake cannot be written.
     """
 
@@ -63,13 +75,28 @@ def fetch_batch(
     with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
         largest_first = sorted(range(len(batch)), key=lambda n: -(batch[n].FileSize or 0))
         futures = {n: pool.submit(fetch, batch[n]) for n in largest_first}
-        _, waiting = wait(futures.values(), return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-    for future in futures.values():
-        if not future.cancelled() and (problem := future.exception()):
-            raise problem
+        problem = _wait_for(futures.values())
+    if problem:
+        raise problem
     return [futures[n].result() for n in range(len(batch))]
+
+
+def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
+    """Wait until all is fetched, or goes wrong as a whole, and return what went wrong."""
+    first, in_a_row = None, 0
+    for future in as_completed(futures):
+        if future.cancelled():
+            continue
+        problem = future.exception()
+        in_a_row = in_a_row + 1 if problem else 0
+        first = first or problem
+        of_one_series = isinstance(problem, (ArchiveUnreachable, BadAnswer))
+        if problem and (in_a_row == IN_A_ROW or not of_one_series):
+            for other in futures:
+                other.cancel()
+            if not of_one_series:
+                return problem
+    return first
 
 
 def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receipt:
@@ -92,6 +119,8 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
                     if attempt > 1:  # the listing may be older than the files
                         wanted = _as_listed_now(client, wanted)
                     proven = _attempt(client, wanted, work / "files", digests=empty < EMPTY_ZIPS, last=attempt == TRIES)
+                    if proven.healed:
+                        _expect_not_replaced(client, wanted)
                     if sum(i.Size for i in proven.instances) != wanted.FileSize:
                         wanted = _as_listed_now(client, wanted)
             except NotProven as e:
@@ -147,6 +176,10 @@ def _bounds(client: NbiaClient, wanted: WantedSeries) -> Bounds:
 
 def _as_listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries:
     """Return the series with the fingerprint that the archive lists now; as it was where it lists none or moved it."""
+    return _listed_now(client, wanted) or wanted
+
+
+def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:
     for now in wanted_series(client.series(series_uid=wanted.SeriesInstanceUID)):
         if (now.Collection, now.PatientID, now.StudyInstanceUID) == (
             wanted.Collection,
@@ -154,4 +187,14 @@ def _as_listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries:
             wanted.StudyInstanceUID,
         ):
             return now
-    return wanted
+    return None
+
+
+def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:
+    """Make sure that what was mended is no mixture of an older and a newer content under the same UIDs.
+
+    Server: replacing a series hides it, and getSingleImage answers for hidden ones too.
+    """
+    now = _listed_now(client, wanted)
+    if now is None or not same_content(now, asdict(wanted)):
+        raise NotProven("single instances were fetched, and meanwhile the archive hid or replaced the series")

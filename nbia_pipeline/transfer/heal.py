@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbia_pipeline.archive import ArchiveUnreachable, NbiaClient
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient, NotAvailable
 from nbia_pipeline.transfer.plan import WantedSeries
 from nbia_pipeline.transfer.receipts import COUNT_AND_SIZE, MD5
 from nbia_pipeline.transfer.verify import NotProven, ProvenInstance, Unpacked, series_md5, take_single
+
+log = logging.getLogger(__name__)
 
 # A download short of more than this part of its instances is made again rather than mended.
 WORTH_MENDING = 0.5
@@ -109,10 +112,24 @@ def prove_without_digests(
     missing = [uid for uid in listed if uid not in instances]
     for uid in missing:
         instances[uid] = _single(client, wanted, uid, files)
-    if client.md5_hierarchy(series_uid=wanted.SeriesInstanceUID) == series_md5([i.MD5 for i in instances.values()]):
+    if _digest_of_all(client, wanted.SeriesInstanceUID) == series_md5([i.MD5 for i in instances.values()]):
         return Proven(_in_order(instances.values()), len(missing), MD5)
     _expect_size(wanted, instances.values())
     return Proven(_in_order(instances.values()), len(missing), COUNT_AND_SIZE)
+
+
+def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
+    """Return the digest that getMD5Hierarchy holds of a series, None where it cannot be had.
+
+    Not every server lets everybody ask for it, and it is not needed.
+    """
+    try:
+        return client.md5_hierarchy(series_uid=uid)
+    except (BadAnswer, LoginRefused, NotAvailable, ArchiveUnreachable) as e:
+        if isinstance(e, ArchiveUnreachable) and e.status != 500:
+            raise
+        log.info("series %s: no digest of the whole: %s", uid, e)
+        return None
 
 
 def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> ProvenInstance:

@@ -1,0 +1,283 @@
+"""One new series in an archive of a million: what it costs to notice it, and what the run costs that follows.
+
+The embedded archive runs in a process of its own, first with the demo, then with the index of the Imaging Data Commons
+(``--catalog idc``, 1,044,191 series). Of a collection of each size the lake gets its tables by a first run, and
+receipts as if every image had been fetched: the index has no files. Then, through Dagster as the daemon does it:
+
+- a tick of the sensor that finds nothing,
+- a series is added to the collection and released today; the tick that finds it,
+- the run that this tick requests, with all its checks: tables of the collection, then the images of the one series,
+- a tick after it.
+
+Counted are the requests at the archive, the bytes of its answers (images included), and wall-clock seconds. Logins and
+logouts count as requests. The bars are on requests. A tick costs five at the most, whatever the size of the archive: an
+empty answer is asked for again with a fresh token. The run lists each table of one collection once, asks for the
+metadata of one series, and fetches one series.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from measuring import verdict
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.lake import Lake
+
+COLLECTIONS = {
+    "demo": ["TCGA-DEMO"],
+    "idc": ["lungct_diagnosis", "cptac_pda", "ispy2", "nlst"],
+}
+"""Of the index: one of 61 series, of two thousand, of thirty thousand, and of half a million."""
+
+SENSOR = "nbia_updated_series"
+TICK_REQUESTS = 5
+LISTS = ("getPatient", "getPatientStudy", "getSeries")
+METADATA = ("getSeriesMetadata2", "getSeriesMetaData")
+DOWNLOADS = ("getImageWithMD5Hash",)
+CHECKS = ("getMD5Hierarchy",)
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took.
+
+    Attributes:
+        seconds: wall clock.
+        bytes: of the answers.
+        requests: how often each endpoint was asked.
+    """
+
+    seconds: float
+    bytes: int
+    requests: Counter[str] = field(default_factory=Counter)
+
+    def times(self, endpoints: tuple[str, ...]) -> int:
+        """Return how often some endpoints were asked."""
+        return sum(self.requests[name] for name in endpoints)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured with one collection.
+
+    Attributes:
+        archive: series of the archive.
+        collection: name.
+        series: how many it has.
+        nothing: a tick that finds nothing.
+        found: the tick that finds the new series.
+        run: the run that it requests.
+        after: the tick after it.
+    """
+
+    archive: int
+    collection: str
+    series: int
+    nothing: Cost
+    found: Cost
+    run: Cost
+    after: Cost
+
+    @property
+    def holds(self) -> bool:
+        """Whether all bars hold."""
+        ticks = (self.nothing, self.found, self.after)
+        once = all(self.run.requests[name] <= 1 for name in LISTS)
+        one = self.run.times(METADATA) == 1 and self.run.times(DOWNLOADS) == 1
+        return all(t.requests.total() <= TICK_REQUESTS for t in ticks) and once and one
+
+
+# --- the archive
+
+
+@contextlib.contextmanager
+def archive(catalogue: str) -> Iterator[tuple[str, Control]]:
+    """Run an embedded archive with its control interface; give its address and the control."""
+    from nbia_pipeline.embedded.control import Control
+
+    words = ["-m", "nbia_pipeline", "archive", "--catalog", catalogue, "--port", "0", "--control-port", "0"]
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url, control = (server.stdout.readline().strip() for _ in range(2))
+            if not control:
+                raise SystemExit("the embedded archive did not start")
+            yield url, Control(control.partition(" ")[2])
+        finally:
+            server.terminate()
+
+
+# --- the pipeline
+
+
+class Pipeline:
+    """A code location over one collection, a Dagster instance on disk, and a lake, in a folder."""
+
+    def __init__(self, url: str, control: Control, collection: str, folder: Path) -> None:
+        import dagster as dg
+
+        from nbia_pipeline.definitions import build_definitions
+        from nbia_pipeline.lake import Lake
+        from nbia_pipeline.settings import Settings
+
+        names = (collection,)
+        settings = Settings(archive=url, lake=str(folder / "lake"), collections=names, images=names)
+        self.collection = collection
+        self.lake: Lake = Lake(settings.lake)
+        self.instance: dg.DagsterInstance = dg.DagsterInstance.local_temp(
+            str(folder), overrides={"telemetry": {"enabled": False}}
+        )
+        self._control = control
+        self._cursor: str | None = None
+        self._definitions = build_definitions(settings)
+        self._repository = self._definitions.get_repository_def()
+
+    def tick(self) -> Any:
+        """Evaluate the sensor as the daemon does, and keep its cursor."""
+        import dagster as dg
+
+        with dg.build_sensor_context(
+            instance=self.instance,
+            instance_ref=self.instance.get_ref(),
+            cursor=self._cursor,
+            repository_def=self._repository,
+            resources=dict(self._definitions.resources or {}),
+        ) as context:
+            tick = self._repository.get_sensor_def(SENSOR).evaluate_tick(context)
+        self._cursor = tick.cursor or self._cursor
+        return tick
+
+    def run(self, job: str, **how: Any) -> None:
+        """Run a job in this process.
+
+        Raises:
+            SystemExit: it failed.
+        """
+        config = {**how.pop("run_config", {}), **_QUIET}
+        result = self._definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, run_config=config, raise_on_error=False, **how
+        )
+        if not result.success:
+            raise SystemExit(f"{job} of {self.collection} failed: {[e.message for e in result.all_events][-3:]}")
+
+    def cost_of(self, do: Callable[[], T]) -> tuple[T, Cost]:
+        """Do something, and return what it returns and what it took."""
+        self._control.requests(clear=True)
+        started = time.perf_counter()
+        done = do()
+        seconds = time.perf_counter() - started
+        asked = self._control.requests()
+        return done, Cost(seconds, sum(r["bytes"] for r in asked), Counter(r["endpoint"] for r in asked))
+
+
+def pretend_fetched(lake: Lake, collection: str) -> int:
+    """Write receipts as if every image of the collection had been fetched; return how many series it has."""
+    import pyarrow as pa
+
+    from nbia_pipeline import clock
+    from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+
+    series = lake.read_table(SERIES, collection).sort_by("SeriesInstanceUID")
+    said: dict[str, Any] = {"Status": "complete", "Attempts": 1, "Healed": 0, "Proof": "md5", "SeriesMD5": "0" * 32}
+    said["FetchedAt"] = clock.utc_now()
+    columns = [
+        series["FileSize"]
+        if f.name == "Bytes"
+        else series[f.name]
+        if f.name in series.column_names
+        else pa.repeat(pa.scalar(said.get(f.name), f.type), series.num_rows)
+        for f in IMAGE_SERIES.schema
+    ]
+    lake.write_table(IMAGE_SERIES, pa.table(columns, schema=IMAGE_SERIES.schema), collection)
+    return series.num_rows
+
+
+def measure(url: str, control: Control, collection: str, in_archive: int, folder: Path) -> Measured:
+    """Measure with one collection.
+
+    Raises:
+        SystemExit: the sensor does not ask for just one run.
+    """
+    import datetime as dt
+
+    pipeline = Pipeline(url, control, collection, folder)
+    pipeline.run("nbia_catalogue")
+    pipeline.run("nbia_tables", partition_key=collection)
+    series = pretend_fetched(pipeline.lake, collection)
+    pipeline.tick()
+    _, nothing = pipeline.cost_of(pipeline.tick)
+    control.add_series(collection, patient="NEW-1", released=dt.datetime.now(dt.timezone.utc).date())
+    tick, found = pipeline.cost_of(pipeline.tick)
+    if [r.partition_key for r in tick.run_requests] != [collection]:
+        raise SystemExit(f"the sensor asks for {tick.run_requests}: {tick.skip_message}")
+    (request,) = tick.run_requests
+    how = {"partition_key": collection, "run_config": dict(request.run_config), "tags": dict(request.tags)}
+    _, run = pipeline.cost_of(lambda: pipeline.run(request.job_name, **how))
+    _, after = pipeline.cost_of(pipeline.tick)
+    pipeline.instance.dispose()
+    return Measured(in_archive, collection, series, nothing, found, run, after)
+
+
+# --- what came out
+
+
+def show(rows: list[Measured]) -> None:
+    """Print a table, and what the runs asked."""
+    print("\n| archive | collection | series | what | requests | bytes | seconds |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        named = {"tick, nothing": row.nothing, "tick, one new": row.found, "its run": row.run, "tick after": row.after}
+        for what, cost in named.items():
+            where = f"{row.archive:,} | {row.collection} | {row.series:,}"
+            print(f"| {where} | {what} | {cost.requests.total()} | {cost.bytes:,} | {cost.seconds:.2f} |")
+    print()
+    for row in rows:
+        asked = ", ".join(f"{name} {times}" for name, times in row.run.requests.most_common())
+        print(f"the run of {row.collection} asked: {asked} (getMD5Hierarchy: a check, of twenty series at the most)")
+
+
+def main() -> None:
+    """Measure all, print it, and exit with 1 if a bar does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalogs", default="demo,idc", help="which archives (default: demo,idc)")
+    parser.add_argument("--collections", help="which collections of idc (default: one of each size)")
+    options = parser.parse_args()
+    rows = []
+    for catalogue in options.catalogs.split(","):
+        chosen = COLLECTIONS[catalogue]
+        if options.collections and catalogue == "idc":
+            chosen = options.collections.split(",")
+        with archive(catalogue) as (url, control):
+            in_archive = SERIES_IN[catalogue]
+            for collection in chosen:
+                with tempfile.TemporaryDirectory(prefix="nbia-tick-") as folder:
+                    rows.append(measure(url, control, collection, in_archive, Path(folder)))
+    show(rows)
+    holds = all(row.holds for row in rows)
+    print(f"a tick of {TICK_REQUESTS} requests at the most, a run that fetches one series: {verdict(holds)}")
+    sys.exit(not holds)
+
+
+SERIES_IN = {"demo": 31, "idc": 1_044_191}
+"""How many series the archives have."""
+
+
+if __name__ == "__main__":
+    main()
