@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
 
-.PHONY: demo dev test lint types bench-tables bench-client bench-images bench-memory clean
+.PHONY: demo dev test lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -33,6 +33,12 @@ bench-images: $(VENV)/.installed-dev $(PEERS)/.installed  ## images, against tci
 
 bench-memory: $(VENV)/.installed-dev  ## memory of the engine while it fetches a series of 2 GB
 	$(BIN)/python benchmarks/memory.py
+
+bench-no-op: $(VENV)/.installed-dev  ## materialising 100,000 complete series again
+	$(BIN)/python benchmarks/no_op.py
+
+bench-tick: $(VENV)/.installed-dev  ## one new series in an archive of a million
+	$(BIN)/python benchmarks/tick.py
 
 clean:                            ## remove what the targets above made
 	rm -rf $(VENV) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock lake dagster_home

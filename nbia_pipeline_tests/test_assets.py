@@ -11,13 +11,14 @@ import duckdb
 import pyarrow.compute as pc
 import pytest
 
+from nbia_pipeline.assets.tables import kept_collections
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.embedded.catalogue import VISIBLE, Catalogue
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.names import Names
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
-from nbia_pipeline.settings import Settings
+from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline_tests.conftest import TestArchive
 from nbia_pipeline_tests.faults import NO_SUCH_ENDPOINT, after, answer, html
 from nbia_pipeline_tests.transfer import zips
@@ -282,3 +283,10 @@ def test_two_archives_live_in_one_code_location(tmp_path: Path) -> None:
     both = dg.Definitions.merge(build_definitions(settings), build_definitions(settings, Names("nlst")))
     dg.Definitions.validate_loadable(both)
     assert dg.AssetKey(["nlst", "series"]) in both.resolve_all_asset_keys()
+
+
+def test_a_name_that_the_archive_listed_once_is_no_misspelling() -> None:
+    settings = Settings(collections=("A", "B"), images=("B",))
+    assert kept_collections(settings, ["A"], known=["B"]) == ["A"]
+    with pytest.raises(SettingsError, match="NBIA_COLLECTIONS has 'B', which matches no collection"):
+        kept_collections(settings, ["A"])

@@ -177,7 +177,16 @@ def test_partitioned_tables_name_the_collection() -> None:
 
 
 DAYS = {"PatientBirthDate", "StudyDate", "SeriesDate"}
-TIMES = {"TimeStamp", "DateReleased", "DescriptionTimestamp", "FetchedAt", "VerifiedAt", "SeenAt", "ListedAt", "MissingSince"}
+TIMES = {
+    "TimeStamp",
+    "DateReleased",
+    "DescriptionTimestamp",
+    "FetchedAt",
+    "VerifiedAt",
+    "SeenAt",
+    "ListedAt",
+    "MissingSince",
+}
 COUNTS = {
     *("PatientCount", "SeriesCount", "ImageCount", "FileSize", "SeriesNumber", "AnnotationSize", "InstanceNumber"),
     *("Bytes", "Size", "Attempts", "Healed", "Version"),

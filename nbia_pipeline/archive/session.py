@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
+import io
 import logging
 import random
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -70,6 +73,39 @@ class _Http(requests.Session):
             prepared_request.headers.pop("Authorization", None)
 
 
+class _Response(http.client.HTTPResponse):
+    """Reads from the socket in large pieces: the server sends chunks of 8 KB, and so is the usual buffer."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=PIECE_BYTES))
+
+
+class _Http1(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
+
+class _Https1(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Http1
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Https1
+
+
+class _Adapter(HTTPAdapter):
+    """Pools of connections that read in large pieces."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+
 class Session:
     """Calls to one base URL. Used by many threads at once.
 
@@ -97,7 +133,7 @@ class Session:
         self.limiter = limiter or limiter_of(base_url, self.patience.in_flight)
         self._http = _Http()
         kept = max(connections, self.limiter.most)
-        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
+        adapter = _Adapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
         self._http.mount("https://", adapter)
         self._http.mount("http://", adapter)
         self._http.headers.update({"User-Agent": USER_AGENT, "Accept": "*/*"})
@@ -349,7 +385,7 @@ def _innermost(e: BaseException) -> BaseException:
     for _ in range(20):
         inner = e.__cause__ or e.__context__ or next((a for a in e.args if isinstance(a, BaseException)), None)
         inner = inner or getattr(e, "reason", None)
-        if not isinstance(inner, BaseException) or inner is e:
+        if not isinstance(inner, BaseException) or inner is e or isinstance(e, http.client.IncompleteRead):
             break
         e = inner
     return e

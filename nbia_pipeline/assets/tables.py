@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +94,8 @@ def _collections(names: Names) -> dg.AssetsDefinition:
             lake = names.lake_of(context).open()
             settings = archive.settings()
             source = Source(client, settings.api, lake)
-            metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings))
+            known = lake.collections_of(t.SERIES)
+            metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
             lake.sweep(keep=staged_by_journal(lake))
             vanished = vanished_collections(lake)
             # Nothing else would: what the archive does not list has no listing of series, and no run of its own.
@@ -170,8 +171,14 @@ def _each(
     return dg.MaterializeResult()
 
 
-def kept_collections(settings: Settings, listed: list[str]) -> list[str]:
+def kept_collections(settings: Settings, listed: list[str], known: Sequence[str] = ()) -> list[str]:
     """Return the collections that the settings keep.
+
+    Args:
+        settings: the names and globs.
+        listed: what the archive lists.
+        known: what the lake has tables of. One of these that is not listed any more was withdrawn: no error of the
+            settings.
 
     Raises:
         BadAnswer: the archive lists none at all.
@@ -180,7 +187,7 @@ def kept_collections(settings: Settings, listed: list[str]) -> list[str]:
     if not listed:
         raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try later")
     for variable, patterns in (("NBIA_COLLECTIONS", settings.collections), ("NBIA_IMAGES", settings.images or ())):
-        for pattern, similar in unmatched(patterns, listed).items():
+        for pattern, similar in unmatched(patterns, [*listed, *known]).items():
             hint = f"did you mean {', '.join(similar)}?" if similar else f"there are {_some(listed)}"
             raise SettingsError(
                 f"{variable} has {pattern!r}, which matches no collection that {settings.username!r} may see: {hint} "
@@ -193,9 +200,15 @@ def _some(listed: list[str]) -> str:
     return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
 
-def describe(client: NbiaClient, settings: Settings) -> Fetched:
-    """Return the ``collections`` table: one row per kept collection, with its count and its latest description."""
-    collections = kept_collections(settings, client.collection_values())
+def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) -> Fetched:
+    """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
+
+    Args:
+        client: the archive.
+        settings: which collections are kept.
+        known: the collections that the lake has tables of.
+    """
+    collections = kept_collections(settings, client.collection_values(), known)
     counts = client.collection_counts()
 
     def row(collection: str) -> dict[str, Any]:

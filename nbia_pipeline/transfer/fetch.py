@@ -20,6 +20,7 @@ from nbia_pipeline.transfer.plan import (
     wanted_series,
 )
 from nbia_pipeline.transfer.receipts import Receipt, note_failure, publish_series
+from nbia_pipeline.transfer.streams import Streams
 from nbia_pipeline.transfer.verify import Bounds, NotProven, unpack
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def fetch_batch(
         client: the archive.
         lake: where to.
         batch: the series.
-        streams: downloads at a time; the client asks for fewer while the archive is busy.
+        streams: downloads at a time at the most; fewer while the archive or the processors are busy.
         tell: called with every outcome, from any thread.
 
     Returns:
@@ -67,8 +68,11 @@ def fetch_batch(
         LakeError: the lake cannot be written.
     """
 
+    places = Streams(streams)
+
     def fetch(wanted: WantedSeries) -> Receipt:
-        receipt = fetch_series(client, lake, wanted)
+        with places.place():
+            receipt = fetch_series(client, lake, wanted)
         tell(receipt)
         return receipt
 

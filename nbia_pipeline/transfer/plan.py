@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.transfer.selection import Selection
 
@@ -23,6 +24,7 @@ WITHDRAWN = "withdrawn"
 
 BATCH_BYTES = 2_000_000_000
 BATCH_SERIES = 200
+TRIED_AGAIN_AFTER = timedelta(days=1)
 
 # What a run needs beside its image files: tables and journal, the old version of a series until the new one is
 # whole, an instance that is healed. Two hundredths of the images are ample; of a small run they would be too little.
@@ -175,7 +177,8 @@ def make_plan(
         selection: which of the series are wanted; all by default.
         max_bytes: most bytes to fetch, None for no bound; the first series is always planned.
         max_series: most series to fetch, None for no bound.
-        retry: False leaves out what is quarantined or unavailable with the content that is listed now.
+        retry: False leaves out what is quarantined with the content that is listed now, or was unavailable within
+            the last day: the archive hides a series while it is curated, and a sensor shall find it when it is back.
     """
     selected = selection.apply(series).select(COLUMNS).sort_by("SeriesInstanceUID")
     held = in_order_of(selected, receipts)
@@ -188,7 +191,9 @@ def make_plan(
     if retry:
         missing += wanted_series(selected.filter(vain))
     else:
-        given_up = pc.sum(vain).as_py() or 0
+        again = pc.and_(vain, _unavailable_for_a_day(held))
+        missing += wanted_series(selected.filter(again))
+        given_up = (pc.sum(vain).as_py() or 0) - (pc.sum(again).as_py() or 0)
     todo = _within(missing, max_bytes, max_series)
     return Plan(
         todo,
@@ -334,6 +339,12 @@ def _tried_in_vain(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) 
     failed = [r.startswith(refresh_failed(WantedSeries(**row))) for row, r in zip(rows, reasons, strict=True)]
     refused = pc.and_(refused, same).combine_chunks()
     return pc.replace_with_mask(refused, outdated.combine_chunks(), pa.array(failed, pa.bool_()))
+
+
+def _unavailable_for_a_day(receipts: pa.Table) -> pa.Array:
+    long_ago = pc.less(receipts["FetchedAt"], pa.scalar(clock.utc_now() - TRIED_AGAIN_AFTER, pa.timestamp("us")))
+    unavailable = pc.equal(receipts["Status"], UNAVAILABLE)
+    return pc.fill_null(pc.and_(unavailable, long_ago), False)
 
 
 # --- batches

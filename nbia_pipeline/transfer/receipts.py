@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.layout import STAGING, encode
+from nbia_pipeline.lake.layout import STAGING, encode, series_path
 from nbia_pipeline.lake.owner import this_process
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline.transfer.merge import as_listed, failed_refreshes, instances_of, with_instances, with_receipts
@@ -121,6 +121,8 @@ def settle(
             table = as_listed(with_receipts(before, receipts), series, withdrawn)
             expect_held()
             _write_instances(lake, collection, receipts)
+            for path in _left_behind(before, receipts):
+                lake.remove_folder(path)
             if not table.equals(before) or not lake.has_table(IMAGE_SERIES, collection):
                 lake.write_table(IMAGE_SERIES, table, collection)
             for path in entries:
@@ -185,6 +187,17 @@ def mark_failed(lake: Lake, collection: str) -> None:
 def has_failed(lake: Lake, collection: str) -> bool:
     """Tell whether a batch of a collection failed since the mark was cleared; see :func:`mark_failed`."""
     return lake.read_bytes(_mark_path(collection)) is not None
+
+
+def _left_behind(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]:
+    """Yield where the older files of series lie that came back under another patient or study."""
+    fresh = {r.wanted.SeriesInstanceUID: r.path for r in receipts if r.status == COMPLETE}
+    known = before.filter(pc.is_in(before["SeriesInstanceUID"], value_set=pa.array(list(fresh), pa.string())))
+    for row in known.filter(has_files(known)).to_pylist():
+        uid = row["SeriesInstanceUID"]
+        path = series_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], uid)
+        if path != fresh[uid]:
+            yield path
 
 
 # --- the journal

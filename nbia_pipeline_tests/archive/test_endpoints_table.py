@@ -123,8 +123,9 @@ def test_a_method_calls_its_endpoint(archive: TestArchive, api: str, line: Line)
 
 def test_the_assets_named_use_the_methods_named() -> None:
     package = Path(nbia_pipeline.__file__).parent
-    source = "".join(p.read_text() for name in ("assets", "transfer") for p in sorted((package / name).glob("*.py")))
+    files = [p for name in ("assets", "transfer") for p in sorted((package / name).glob("*.py"))]
+    source = "".join(p.read_text() for p in [*files, package / "sensors.py"])
     used = set(re.findall(r"(?:\bclient|NbiaClient)\.(\w+)", source))
     for line in LINES:
-        assert set(line.assets) <= {*TABLES, "images"}
+        assert set(line.assets) <= {*TABLES, "images", "cart_images", "news", "sensor"}
         assert bool(line.assets) == bool(used.intersection(line.methods)), line

@@ -39,8 +39,8 @@ from nbia_pipeline.embedded.server import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.transfer.fetch import fetch_series
-from nbia_pipeline.transfer.plan import COMPLETE, QUARANTINED, UNAVAILABLE, WantedSeries, make_plan, wanted_series
-from nbia_pipeline.transfer.receipts import Receipt, settle
+from nbia_pipeline.transfer.plan import COMPLETE, UNAVAILABLE, WantedSeries, make_plan, wanted_series
+from nbia_pipeline.transfer.receipts import settle
 from nbia_pipeline.transfer.verify import MD5_LIST
 from nbia_pipeline_tests.archive.expected import RESTRICTED, Row, visible
 from nbia_pipeline_tests.archive.tls import serving_tls
@@ -273,13 +273,13 @@ def test_trap_20_new_content_under_the_same_uid_is_fetched_again(
         assert len(make_plan(changed, receipts).todo) == 1
 
 
-def test_trap_21_a_series_that_changed_since_it_was_listed_is_not_published(
+def test_trap_21_a_series_that_changed_since_it_was_listed_is_listed_again(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: what arrives is compared with what was listed."""
+    """The business of transfer: what arrives is compared with what was listed, and kept as it is listed now."""
     before = replace(wanted, ImageCount=(wanted.ImageCount or 0) - 1)
     receipt = fetch_series(client, lake, before)
-    assert (receipt.status, lake.read_files(Receipt(before, COMPLETE, 1).path)) == (QUARANTINED, {})
+    assert (receipt.status, receipt.attempts, receipt.wanted) == (COMPLETE, 2, wanted)
 
 
 def fetched_after(
@@ -305,8 +305,9 @@ def test_trap_22_a_valid_zip_with_fewer_files_is_not_taken(
 def test_trap_23_a_cut_file_in_a_valid_zip_is_not_taken(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: every file is digested."""
-    assert fetched_after(zips.truncated_file, archive, client, lake, wanted) == (COMPLETE, 2)
+    """The business of transfer: every file is digested, and the one that is cut is fetched by itself."""
+    assert fetched_after(zips.truncated_file, archive, client, lake, wanted) == (COMPLETE, 1)
+    assert archive.faults.count("getSingleImage") == 1
 
 
 def test_trap_24_licence_and_digests_are_not_images(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:

@@ -136,7 +136,6 @@ def test_a_series_replaced_in_the_lake_is_swapped_whatever_goes_wrong(site: Site
     site.expect_true()
 
 
-@pytest.mark.xfail(strict=True, reason="settle leaves the files that lie under the former patient")
 def test_a_series_that_moved_to_another_patient_has_one_place(site: Site) -> None:
     """Its files would else lie under both, as if there were two."""
     site.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.transfer.plan import (
@@ -100,6 +101,16 @@ def test_what_was_never_tried_comes_before_what_was_tried_in_vain() -> None:
     assert make_plan(series_table(rows), receipts, max_series=2).todo == [rows[1], rows[3]]
     without = make_plan(series_table(rows), receipts, retry=False)
     assert (without.todo, without.given_up, without.wanted, without.done) == ([rows[1], rows[3], rows[5]], 2, 6, 1)
+
+
+def test_what_was_unavailable_for_a_day_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [wanted(0), wanted(1)]
+    receipts = pa.concat_tables([receipts_table(rows[:1], "quarantined"), receipts_table(rows[1:], "unavailable")])
+    assert make_plan(series_table(rows), receipts, retry=False).given_up == 2
+    tomorrow = clock.utc_now() + timedelta(days=1, minutes=1)
+    monkeypatch.setattr(clock, "utc_now", lambda: tomorrow)
+    plan = make_plan(series_table(rows), receipts, retry=False)
+    assert (plan.todo, plan.given_up) == ([rows[1]], 1)
 
 
 def test_what_was_tried_in_vain_is_new_when_its_content_changed() -> None:

@@ -227,7 +227,7 @@ def _believe_an_empty_list_of_collections(patch: pytest.MonkeyPatch) -> None:
     def write(lake: Lake, *words: Any, **more: Any) -> int:
         return honest(lake, *words, **{**more, "may_empty": True})
 
-    patch.setattr(tables, "kept_collections", lambda settings, listed: listed)
+    patch.setattr(tables, "kept_collections", lambda settings, listed, known=(): listed)
     patch.setattr(Lake, "write_table", write)
 
 

@@ -1,0 +1,79 @@
+"""How many series are downloaded at a time: as many as the archive and the processors bear.
+
+How much is asked of the archive at a time is bounded by the client, which steps back when the archive is busy. Here
+the own side is looked at: while downloads wait for the network, more of them help; once the processors are busy
+unpacking and hashing, more of them only get into each other's way.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOOK_SECONDS = 0.1
+# Parts of the processors' time that this process takes.
+IDLE = 0.6
+BUSY = 0.85
+
+
+class Streams:
+    """A number of places that grows while the processors are idle, and shrinks while they are busy.
+
+    It begins with one place more than there are processors, doubles at every look that finds them idle, and falls
+    by one at every look that finds them busy.
+
+    Args:
+        most: most places.
+        cores: processors.
+        clock: seconds, monotonic.
+        cpu: seconds of processor time that this process took.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        cores: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._cores = cores or os.cpu_count() or 1
+        self._most = most
+        self._least = self.allowed = min(most, self._cores + 1)
+        self._clock = clock
+        self._cpu = cpu
+        self._looked = (clock(), cpu())
+        self._taken = 0
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Wait for a place, and hold it."""
+        with self._freed:
+            while self._taken >= self.allowed:
+                self._freed.wait(LOOK_SECONDS)
+                self.look()
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= 1
+                self._freed.notify()
+
+    def look(self) -> None:
+        """Set the number of places by what the processors did since the last look, if that is long enough ago."""
+        now, used = self._clock(), self._cpu()
+        seconds = now - self._looked[0]
+        if seconds < LOOK_SECONDS:
+            return
+        busy = (used - self._looked[1]) / seconds / self._cores
+        self._looked = (now, used)
+        if busy < IDLE:
+            self.allowed = min(self._most, self.allowed * 2)
+            self._freed.notify_all()
+        elif busy > BUSY:
+            self.allowed = max(self._least, self.allowed - 1)
