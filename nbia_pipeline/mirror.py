@@ -78,6 +78,7 @@ class Outcome:
         partly: True if only some of the images were asked for.
         seconds: how long each part took.
         checks: by asset and check, how its last evaluation came out: None if it passed, else what it found.
+        warnings: what the other checks found, whose failure is a hint and no problem.
         failures: one sentence for every step that failed.
     """
 
@@ -85,6 +86,7 @@ class Outcome:
     fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[str, float] = field(default_factory=dict)
     checks: dict[str, str | None] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     partly: bool = False
 
@@ -212,7 +214,12 @@ class _Runner:
 
     def _take_check(self, evaluation: Any) -> None:
         name = f"{evaluation.asset_key.path[-1]} {evaluation.check_name}"
-        self.outcome.checks[name] = None if evaluation.passed else str(evaluation.description)
+        for found in (self.outcome.checks, self.outcome.warnings):
+            found.pop(name, None)
+        if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.WARN:
+            self.outcome.warnings[name] = str(evaluation.description)
+        else:
+            self.outcome.checks[name] = None if evaluation.passed else str(evaluation.description)
 
 
 def _sentence(event: dg.DagsterEvent) -> str:

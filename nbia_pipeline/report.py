@@ -76,6 +76,8 @@ def _sentences(outcome: Outcome, home: Path) -> list[str]:
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     passed = sum(found is None for found in outcome.checks.values())
     checks = f"{passed} asset checks passed, {len(outcome.failed_checks)} failed"
+    if outcome.warnings:
+        checks += f", {len(outcome.warnings)} warned"
     if passed + len(outcome.failed_checks) < len(outcome.checks):
         checks += "; that all images are there was not asked for"
     return [

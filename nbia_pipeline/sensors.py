@@ -248,7 +248,8 @@ def _image_backlog(
         required_resource_keys={names.archive, names.lake},
         description=(
             "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
-            "one at a time. It asks the lake only. What is quarantined or unavailable is left to a person."
+            "one at a time. It asks the lake only. What is quarantined is left to a person, what was unavailable is "
+            "tried once a day."
         ),
     )
     def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
@@ -292,7 +293,7 @@ def _look_for_backlog(names: Names, context: dg.SensorEvaluationContext) -> Tick
 
 
 def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
-    """Return the listed series of a collection that are not in the lake and were not tried in vain."""
+    """Return the listed series of a collection that are not in the lake, but for those given up for now."""
     series = present_series(lake, collection)
     return make_plan(series, current_receipts(lake, collection, series), retry=False).todo
 

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import TABLES
+from nbia_pipeline.schema.tables import IMAGE_SERIES
 
 RUN = [sys.executable, "-m", "nbia_pipeline", "run"]
 
@@ -126,3 +128,21 @@ def test_bad_input_is_one_clear_sentence_and_leaves_the_lake_as_it_was(
     assert "not-the-right-one" not in done.stdout + done.stderr
     assert contents(undisturbed) == before
     assert leftovers(undisturbed) == []
+
+
+def test_a_check_that_only_warns_is_told_and_fails_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "warned"
+    folder.mkdir()
+    assert run(folder, NBIA_COLLECTIONS="TCGA-DEMO", NBIA_IMAGES="TCGA-DEMO").returncode == 0
+    lake = Lake(str(folder / "a lake"))
+    receipts = lake.read_table(IMAGE_SERIES, "TCGA-DEMO")
+    wrong = receipts.set_column(
+        receipts.schema.get_field_index("SeriesMD5"),
+        receipts.schema.field("SeriesMD5"),
+        pa.array(["0" * 32] * receipts.num_rows),
+    )
+    lake.write_table(IMAGE_SERIES, wrong, "TCGA-DEMO")
+    done = run(folder, NBIA_COLLECTIONS="TCGA-DEMO", NBIA_IMAGES="TCGA-DEMO")
+    assert "nbia-pipeline: warning: images agrees_with_archive" in done.stderr
+    assert "1 warned" in done.stdout
+    assert done.returncode == 0, done.stderr

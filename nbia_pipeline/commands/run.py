@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
         fail("stopped; what was finished stays, and the next run goes on from there")
         return STOPPED
     print(summary(outcome, home))
+    for name, found in outcome.warnings.items():
+        print(f"nbia-pipeline: warning: {name}: {found}", file=sys.stderr)
     for problem in outcome.problems:
         print(f"nbia-pipeline: {problem}", file=sys.stderr)
     return 1 if outcome.problems else 0
