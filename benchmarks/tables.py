@@ -47,7 +47,7 @@ def materialise(url: str, api: str, collections: list[str], folder: Path) -> Non
 
     from nbia_pipeline.commands.home import dagster_home
     from nbia_pipeline.definitions import build_definitions
-    from nbia_pipeline.mirror import RANGE_END, RANGE_START
+    from nbia_pipeline.jobs import RANGE_END, RANGE_START
     from nbia_pipeline.names import Names
     from nbia_pipeline.settings import Settings
 

@@ -16,7 +16,7 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.jobs import CATALOGUE
+from nbia_pipeline.jobs import CATALOGUE, RANGE_END, RANGE_START
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.names import Names
 from nbia_pipeline.partitions import contiguous_ranges
@@ -25,10 +25,6 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline.transfer.plan import COMPLETE
 
 PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
-
-# Dagster's tags of a run over a range of partitions.
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
 
 # Figures of the metadata of the images asset, and the check that all of them are there.
 FIGURES = (

@@ -57,16 +57,9 @@ def selection_of(options: argparse.Namespace, settings: Settings) -> Selection:
     if options.cart is None:
         return with_lists(selection, manifest=options.manifest)
     # Imported here: without a cart, no archive and no Dagster are needed.
-    from nbia_pipeline.archive import NbiaClient
-    from nbia_pipeline.resources import base_url
+    from nbia_pipeline.resources import client_of
 
-    with NbiaClient(
-        base_url(settings.archive),
-        api=settings.api,
-        username=settings.username,
-        password=settings.password,
-        ca_bundle=settings.ca_bundle,
-    ) as client:
+    with client_of(settings) as client:
         return with_lists(selection, manifest=options.manifest, cart=options.cart, client=client)
 
 

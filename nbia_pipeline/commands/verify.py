@@ -17,7 +17,6 @@ from nbia_pipeline.commands.home import fail
 from nbia_pipeline.units import size_text
 
 if TYPE_CHECKING:
-    from nbia_pipeline.archive import NbiaClient
     from nbia_pipeline.lake import Lake
     from nbia_pipeline.settings import Settings
     from nbia_pipeline.transfer.held import Verdict
@@ -99,7 +98,9 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
     print(
         f"{settings.lake}: {wanted:,} series, {size}, in {len(shares)} collection{plural} to read{sampled}", flush=True
     )
-    with _client(settings) if options.ask_archive else nullcontext() as client:
+    from nbia_pipeline.resources import client_of
+
+    with client_of(settings) if options.ask_archive else nullcontext() as client:
         done = read_again(
             lake,
             shares,
@@ -125,7 +126,9 @@ def _mended(settings: Settings, lake: Lake, damaged: Sequence[Verdict]) -> bool:
     from nbia_pipeline.transfer.rehash import read_again, share_of
 
     lake.check_writable()
-    with _client(settings) as client:
+    from nbia_pipeline.resources import client_of
+
+    with client_of(settings) as client:
         outcome = mend(client, lake, damaged, tell=lambda receipt: print(f"  {_receipt_text(receipt)}", flush=True))
     again = read_again(lake, [share_of(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
     print(f"mended {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
@@ -133,19 +136,6 @@ def _mended(settings: Settings, lake: Lake, damaged: Sequence[Verdict]) -> bool:
     for uid, why in list(outcome.failures.items())[:SHOWN]:
         print(f"nbia-pipeline: series {uid} could not be mended, {why}", file=sys.stderr)
     return not again.damaged and not outcome.failures
-
-
-def _client(settings: Settings) -> NbiaClient:
-    from nbia_pipeline.archive import NbiaClient
-    from nbia_pipeline.resources import base_url
-
-    return NbiaClient(
-        base_url(settings.archive),
-        api=settings.api,
-        username=settings.username,
-        password=settings.password,
-        ca_bundle=settings.ca_bundle,
-    )
 
 
 class _Teller:
