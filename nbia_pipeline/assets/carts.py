@@ -7,17 +7,15 @@ not be named in NBIA_IMAGES, and the check `complete` of `images` does not judge
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
-from nbia_pipeline.assets.batch import build_fetch_op, failed_table
+from nbia_pipeline.assets.batch import build_fetch_op, collections_of, failed_table
 from nbia_pipeline.assets.finish import STATUSES, expect_all, problem_rows, run_metadata
-from nbia_pipeline.assets.images import plan_text, planned_outputs
+from nbia_pipeline.assets.images import RunBounds, plan_text, planned_outputs
 from nbia_pipeline.assets.settling import settled
 from nbia_pipeline.failures import as_failure
 from nbia_pipeline.lake import Lake
@@ -26,9 +24,8 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.transfer.cart import cart_series, whole_listing
 from nbia_pipeline.transfer.licences import keep_licences
 from nbia_pipeline.transfer.plan import (
-    BATCH_SERIES,
-    COLUMNS,
     WantedSeries,
+    as_table,
     expect_room,
     make_plan,
     wanted_series,
@@ -41,19 +38,6 @@ DESCRIPTION = (
     "partition, then materialise it. API v2 only."
 )
 WHOLE = "series_in_lake"
-_RECEIPT = pa.schema([IMAGE_SERIES.schema.field(name) for name in COLUMNS])
-
-
-class CartConfig(dg.Config):
-    """Bounds of one run over a cart."""
-
-    max_bytes: int | None = Field(default=None, ge=1, description="Fetch no more bytes than this; the rest waits.")
-    max_series: int | None = Field(default=None, ge=1, description="Fetch no more series than this; the rest waits.")
-    retry: bool = Field(
-        default=True,
-        description="Try again what is quarantined or unavailable and did not change since. False: only what is new.",
-    )
-    batch_series: int = Field(default=BATCH_SERIES, ge=1, description="Series per batch at the most.")
 
 
 def build_cart_asset(names: Names) -> dg.AssetsDefinition:
@@ -81,7 +65,7 @@ def _plan_op(names: Names) -> dg.OpDefinition:
         out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
         required_resource_keys={names.archive, names.lake},
     )
-    def plan_cart_images(context: dg.OpExecutionContext, config: CartConfig) -> Any:
+    def plan_cart_images(context: dg.OpExecutionContext, config: RunBounds) -> Any:
         cart = context.partition_key
         started = time.time()
         with as_failure(), names.archive_of(context).client() as client:
@@ -95,13 +79,9 @@ def _plan_op(names: Names) -> dg.OpDefinition:
             )
             context.log.info(f"cart {cart}: {plan_text(plan, lake)}")
             expect_room(lake, plan)
-            for collection in collections_of(series):
+            for collection in collections_of(wanted):
                 keep_licences(client, lake, collection, whole_listing(lake, collection, series))
-        for output in planned_outputs(plan, config.batch_series, started):
-            if output.output_name == "summary":
-                yield dg.Output({**output.value, "series": [w.to_json() for w in wanted]}, output_name="summary")
-            else:
-                yield output
+        yield from planned_outputs(plan, config.batch_series, started, series=[w.to_json() for w in wanted])
 
     return plan_cart_images
 
@@ -118,7 +98,7 @@ def _finish_op(names: Names) -> dg.OpDefinition:
         failed = problem_rows(receipts)
         metadata = {
             "series": len(wanted),
-            WHOLE: make_plan(_rows(wanted), receipts).done,
+            WHOLE: make_plan(as_table(wanted), receipts).done,
             **{s: status[s] for s in STATUSES},
             "bytes": pc.sum(receipts["Bytes"]).as_py() or 0,
             "collections": dg.MetadataValue.table(
@@ -133,11 +113,6 @@ def _finish_op(names: Names) -> dg.OpDefinition:
     return finish_cart_images
 
 
-def collections_of(series: pa.Table) -> list[str]:
-    """Return the collections that some series are of, sorted."""
-    return sorted(set(series["Collection"].to_pylist()))
-
-
 def settled_of(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
     """Settle the collections of some series, and return the receipts of these.
 
@@ -146,18 +121,14 @@ def settled_of(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    rows = _rows(wanted)
+    rows = as_table(wanted)
     found = [IMAGE_SERIES.schema.empty_table()]
-    for collection in collections_of(rows):
+    for collection in collections_of(wanted):
         of_it = rows.filter(pc.equal(rows["Collection"], collection))
         receipts = settled(lake, collection, of_it)
         uids = of_it["SeriesInstanceUID"].combine_chunks()
         found.append(receipts.filter(pc.is_in(receipts["SeriesInstanceUID"], value_set=uids)))
     return pa.concat_tables(found)
-
-
-def _rows(wanted: list[WantedSeries]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(w) for w in wanted], schema=_RECEIPT)
 
 
 def settle_fetched(lake: Lake, collection: str) -> None:
@@ -166,7 +137,7 @@ def settle_fetched(lake: Lake, collection: str) -> None:
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    settled(lake, collection, _RECEIPT.empty_table(), clear_mark=False)
+    settled(lake, collection, as_table([]), clear_mark=False)
 
 
 # --- the check

@@ -32,7 +32,24 @@ DESCRIPTION = (
 )
 
 
-class ImagesConfig(dg.Config):
+class RunBounds(dg.Config):
+    """How much one run fetches, and how it is cut. What is left gets the status ``pending``."""
+
+    max_bytes: int | None = Field(default=None, ge=1, description="Fetch no more bytes than this; the rest waits.")
+    max_series: int | None = Field(default=None, ge=1, description="Fetch no more series than this; the rest waits.")
+    retry: bool = Field(
+        default=True,
+        description="Try again what is quarantined or unavailable and did not change since. False: of these only what "
+        "was unavailable a day ago.",
+    )
+    batch_series: int = Field(
+        default=BATCH_SERIES,
+        ge=1,
+        description="Series per batch at the most. A batch is what a process takes, and what re-execution repeats.",
+    )
+
+
+class ImagesConfig(RunBounds):
     """What one run fetches: a selection, and bounds. What is left gets the status ``pending``."""
 
     modalities: list[str] = Field(default=[], description="Only these modalities, like CT; any case. None: all.")
@@ -45,17 +62,6 @@ class ImagesConfig(dg.Config):
     )
     cart: str | None = Field(
         default=None, description="Name of a shared cart: only its series, with those named. API v2 only."
-    )
-    max_bytes: int | None = Field(default=None, ge=1, description="Fetch no more bytes than this; the rest waits.")
-    max_series: int | None = Field(default=None, ge=1, description="Fetch no more series than this; the rest waits.")
-    retry: bool = Field(
-        default=True,
-        description="Try again what is quarantined or unavailable and did not change since. False: only what is new.",
-    )
-    batch_series: int = Field(
-        default=BATCH_SERIES,
-        ge=1,
-        description="Series per batch at the most. A batch is what a process takes, and what re-execution repeats.",
     )
 
     def selection(self, client: NbiaClient) -> Selection:
@@ -124,19 +130,20 @@ def _plan_op(names: Names) -> dg.OpDefinition:
     return plan_images
 
 
-def planned_outputs(plan: Plan, batch_series: int, started: float) -> Any:
+def planned_outputs(plan: Plan, batch_series: int, started: float, **facts: Any) -> Any:
     """Yield the outputs of a plan op: ``found``, one for each batch, and ``summary`` for the finish op.
 
     Args:
         plan: what to fetch.
         batch_series: series per batch at the most.
         started: when the run began, seconds since 1970.
+        facts: what else the finish op shall know, as plain JSON values.
     """
     planned = list(batches(plan.todo, max_series=batch_series))
     keys = [f"b{n:05d}" for n in range(len(planned))]
     for key, batch in zip(keys, planned, strict=True):
         yield dg.DynamicOutput([WantedSeries.to_json(w) for w in batch], mapping_key=key, output_name="found")
-    summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started}
+    summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **facts}
     yield dg.Output(summary, output_name="summary")
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.transfer.selection import Selection
 
 COMPLETE = "complete"
@@ -155,6 +156,12 @@ def wanted_series(series: pa.Table) -> list[WantedSeries]:
     """Return the rows of a ``series`` table as wanted series, in the order of their UIDs."""
     rows = series.select(COLUMNS).to_pylist()
     return sorted((WantedSeries(**row) for row in rows), key=lambda w: w.SeriesInstanceUID)
+
+
+def as_table(wanted: Iterable[WantedSeries]) -> pa.Table:
+    """Return wanted series as rows of a ``series`` table, with the columns that they have."""
+    schema = pa.schema([SERIES.schema.field(name) for name in COLUMNS])
+    return pa.Table.from_pylist([asdict(w) for w in wanted], schema=schema)
 
 
 def make_plan(

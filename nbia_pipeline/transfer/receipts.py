@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from nbia_pipeline.transfer.plan import (
     COLUMNS,
     COMPLETE,
     WantedSeries,
+    as_table,
     has_files,
     in_order_of,
     same_content,
@@ -147,8 +147,7 @@ def already_there(lake: Lake, collection: str, batch: Sequence[WantedSeries]) ->
         collection: which partition.
         batch: series of it.
     """
-    schema = pa.schema([IMAGE_SERIES.schema.field(name) for name in COLUMNS])
-    wanted = pa.Table.from_pylist([asdict(w) for w in batch], schema=schema)
+    wanted = as_table(batch)
     held = in_order_of(wanted, lake.read_table(IMAGE_SERIES, collection, columns=[*COLUMNS, "Status", "Bytes"]))
     there = pc.and_(same_contents(wanted, held), has_files(held))
     found = set(wanted["SeriesInstanceUID"].filter(there).to_pylist())
