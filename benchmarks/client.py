@@ -29,7 +29,7 @@ from measuring import IDC, peak_bytes, serving, side_environment, verdict
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from nbia_pipeline.embedded.catalogue import Catalogue
+    from nbia_pipeline.embedded.catalog.model import Catalogue
 
 OURS = "nbia_pipeline"
 THEIRS = "nbiatoolkit"
@@ -62,8 +62,8 @@ def serve(calls: int, latency: float) -> None:
 
     from starlette.applications import Starlette
 
-    from nbia_pipeline.embedded.run import make_server
-    from nbia_pipeline.embedded.server import API, create_app
+    from nbia_pipeline.embedded.server.app import API, create_app
+    from nbia_pipeline.embedded.server.run import make_server
 
     app = FarAway(create_app(many_series(calls)), latency)
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
@@ -75,8 +75,8 @@ def many_series(count: int) -> Catalogue:
     """Return a catalogue of one collection with `count` series, without images."""
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalogue import FACTS, Catalogue
-    from nbia_pipeline.embedded.demo import demo_catalogue
+    from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+    from nbia_pipeline.embedded.demo.catalog import demo_catalogue
 
     demo = [r for r in demo_catalogue().series.to_pylist() if r["Collection"] == COLLECTION]
     rows = [{**demo[n % len(demo)], "SeriesInstanceUID": f"1.2.826.{n}"} for n in range(count)]

@@ -27,12 +27,12 @@ import pyarrow as pa
 from image_archive import Facts
 from starlette.applications import Starlette
 
-from nbia_pipeline.embedded.catalogue import FACTS, Catalogue, StoredInstance
-from nbia_pipeline.embedded.demo import demo_plans
-from nbia_pipeline.embedded.dicomfiles import SeriesPlan, common, encode, put, uid_of
-from nbia_pipeline.embedded.run import make_server
-from nbia_pipeline.embedded.server import API, create_app
-from nbia_pipeline.embedded.zipstream import Packed, ZipStream, pack
+from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue, StoredInstance
+from nbia_pipeline.embedded.demo.catalog import demo_plans
+from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, common, encode, put, uid_of
+from nbia_pipeline.embedded.server.app import API, create_app
+from nbia_pipeline.embedded.server.run import make_server
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -126,7 +126,7 @@ class _Deflated:
 
 
 class GiantStore:
-    """The files of an archive of giants; implements :class:`~nbia_pipeline.embedded.catalogue.ImageStore`."""
+    """The files of an archive of giants; implements :class:`~nbia_pipeline.embedded.catalog.model.ImageStore`."""
 
     def __init__(self, files: Sequence[GiantFile]) -> None:
         """Take the files, and reckon their digests."""

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbia_pipeline.embedded.catalogue import Catalogue
-    from nbia_pipeline.embedded.dicomfiles import SeriesPlan
-    from nbia_pipeline.embedded.phantom import PhantomStore
+    from nbia_pipeline.embedded.catalog.model import Catalogue
+    from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
+    from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
 LARGE = "Large series"
 SMALL = "Small series"
@@ -47,8 +47,8 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalogue:
     """
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalogue import FACTS, Catalogue
-    from nbia_pipeline.embedded.phantom import PhantomStore
+    from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+    from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
     plans = [
         *_plans(LARGE, large, LARGE_MATRIX, slices),
@@ -61,8 +61,8 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalogue:
 
 def _plans(collection: str, count: int, matrix: int, slices: int) -> list[SeriesPlan]:
     """Return plans of series: the demo's of each modality in turn, every one of another patient."""
-    from nbia_pipeline.embedded.demo import demo_plans
-    from nbia_pipeline.embedded.dicomfiles import uid_of
+    from nbia_pipeline.embedded.demo.catalog import demo_plans
+    from nbia_pipeline.embedded.phantoms.dicom_files import uid_of
 
     kinds = [next(p for p in demo_plans() if p.modality == modality) for modality in _MODALITIES]
     made = []
@@ -146,11 +146,11 @@ def _get(address: str) -> bytes:
 
 def main() -> None:
     """Serve the catalogue of the command line."""
-    from nbia_pipeline.embedded import shelf
-    from nbia_pipeline.embedded.run import serve
+    from nbia_pipeline.embedded.catalog import scratch
+    from nbia_pipeline.embedded.server.run import serve
 
     # All that was deflated is kept, however much it is: what is measured is the clients.
-    shelf.BUDGET_BYTES = _SHELF_BYTES
+    scratch.BUDGET_BYTES = _SHELF_BYTES
     doors: dict[str, Any] = {"pid": os.getpid()}
     serve(
         benchmark_catalogue(**json.loads(sys.argv[1])),

@@ -53,9 +53,9 @@ def engine(job: Job) -> None:
     """Fetch with the engine of nbia_pipeline, without Dagster, into a fresh lake."""
     from nbia_pipeline.archive import NbiaClient
     from nbia_pipeline.lake import Lake
-    from nbia_pipeline.transfer.fetch import fetch_batch
-    from nbia_pipeline.transfer.plan import batches, make_plan
-    from nbia_pipeline.transfer.receipts import settle
+    from nbia_pipeline.mirror.commit import settle
+    from nbia_pipeline.mirror.download import fetch_batch
+    from nbia_pipeline.mirror.plan import batches, make_plan
 
     with NbiaClient(job.url) as client:
         series = client.series(job.collection)
@@ -72,9 +72,9 @@ def dagster(job: Job) -> None:
     """Run the main job as ``nbia-pipeline run`` does; the work is its part ``images``."""
     import dagster as dg
 
-    from nbia_pipeline.commands.home import dagster_home
+    from nbia_pipeline.cli.home import dagster_home
+    from nbia_pipeline.cli.main_job import run_main_job
     from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror import run_main_job
     from nbia_pipeline.schema.tables import IMAGE_SERIES
     from nbia_pipeline.settings import Settings
 

@@ -93,7 +93,7 @@ def run_side(side: str, python: Path, served: Served, facts: Facts, folder: Path
     Raises:
         SystemExit: it failed, or a file is missing, wrong or too much.
     """
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
 
     folder.mkdir(parents=True)
     (folder / "tmp").mkdir()
@@ -284,7 +284,7 @@ def run_large(options: argparse.Namespace, pythons: dict[str, Path], served: Ser
 
 def run_small(options: argparse.Namespace, pythons: dict[str, Path], served: Served, where: Path) -> bool:
     """Measure the small set, with latency; return whether its bar holds."""
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
 
     facts = warm(served, SMALL)
     Control(served.control).latency(options.latency)

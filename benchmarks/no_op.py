@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dagster as dg
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalogue import Catalogue
+    from nbia_pipeline.embedded.catalog.model import Catalogue
     from nbia_pipeline.lake import Lake
 
 COLLECTION = "Whole"
@@ -77,7 +77,7 @@ def catalogue(series: int) -> Catalogue:
 
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalogue import FACTS, VISIBLE, Catalogue
+    from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalogue
 
     same: dict[str, Any] = {
         "Collection": COLLECTION,
@@ -196,8 +196,8 @@ def measure(url: str, folder: Path, instance: dg.DagsterInstance, asked: Asked) 
     import dagster as dg
 
     from nbia_pipeline.definitions import build_definitions
+    from nbia_pipeline.defs.naming import Names
     from nbia_pipeline.lake import Lake
-    from nbia_pipeline.names import Names
     from nbia_pipeline.settings import Settings
 
     settings = Settings(archive=url, lake=str(folder), images=("*",))
@@ -240,7 +240,7 @@ def main() -> int:
     import dagster as dg
     from measuring import serving, verdict
 
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
 
     words = (str(Path(__file__).resolve()), "--serve", "--series", str(options.series))
     with serving(*words) as line, tempfile.TemporaryDirectory(prefix="nbia-bench-") as temporary:
@@ -263,7 +263,7 @@ def main() -> int:
 
 
 def _serve(series: int) -> None:
-    from nbia_pipeline.embedded.run import serve
+    from nbia_pipeline.embedded.server.run import serve
 
     doors: dict[str, Any] = {}
     serve(

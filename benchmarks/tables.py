@@ -45,10 +45,10 @@ def materialise(url: str, api: str, collections: list[str], folder: Path) -> Non
     """Bring all series to Parquet with nbia_pipeline, through Dagster."""
     import dagster as dg
 
-    from nbia_pipeline.commands.home import dagster_home
+    from nbia_pipeline.cli.home import dagster_home
     from nbia_pipeline.definitions import build_definitions
-    from nbia_pipeline.jobs import RANGE_END, RANGE_START
-    from nbia_pipeline.names import Names
+    from nbia_pipeline.defs.jobs import RANGE_END, RANGE_START
+    from nbia_pipeline.defs.naming import Names
     from nbia_pipeline.settings import Settings
 
     os.environ["DAGSTER_HOME"] = str(folder / "dagster_home")

@@ -34,7 +34,7 @@ from measuring import verdict
 if TYPE_CHECKING:
     import dagster as dg
 
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
     from nbia_pipeline.lake import Lake
 
 COLLECTIONS = {
@@ -111,7 +111,7 @@ class Measured:
 @contextlib.contextmanager
 def archive(catalogue: str) -> Iterator[tuple[str, Control]]:
     """Run an embedded archive with its control interface; give its address and the control."""
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
 
     words = ["-m", "nbia_pipeline", "archive", "--catalog", catalogue, "--port", "0", "--control-port", "0"]
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:

@@ -6,8 +6,8 @@ import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.names import Names
-from nbia_pipeline.partitions import PREFIX
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.partitions import PREFIX
 from nbia_pipeline.settings import (
     CATALOGUE_CRON,
     EMBEDDED,

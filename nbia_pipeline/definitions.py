@@ -7,14 +7,14 @@ from datetime import timedelta
 
 import dagster as dg
 
-from nbia_pipeline.assets import build_cart_asset, build_images_asset, build_news_asset, build_table_assets
-from nbia_pipeline.assets.carts import build_cart_check
-from nbia_pipeline.checks import build_checks
-from nbia_pipeline.jobs import build_jobs
-from nbia_pipeline.names import Names
-from nbia_pipeline.resources import ArchiveResource, LakeResource
-from nbia_pipeline.schedules import build_schedules
-from nbia_pipeline.sensors import build_sensors
+from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, build_news_asset, build_table_assets
+from nbia_pipeline.defs.assets.carts import build_cart_check
+from nbia_pipeline.defs.checks import build_checks
+from nbia_pipeline.defs.jobs import build_jobs
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.resources import ArchiveResource, LakeResource
+from nbia_pipeline.defs.schedules import build_schedules
+from nbia_pipeline.defs.sensors import build_sensors
 from nbia_pipeline.settings import Settings
 
 PASSWORD_ENV = "NBIA_PASSWORD"  # noqa: S105 - the name of a variable

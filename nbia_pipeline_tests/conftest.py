@@ -12,12 +12,12 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from nbia_pipeline.archive import NbiaClient, Patience
-from nbia_pipeline.embedded.catalogue import Catalogue
-from nbia_pipeline.embedded.demo import demo_catalogue
-from nbia_pipeline.embedded.server import create_app
-from nbia_pipeline.embedded.tokens import TokenStore
-from nbia_pipeline_tests.embedded.tiny import Clock, running
-from nbia_pipeline_tests.faults import Faults
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.demo.catalog import demo_catalogue
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.tokens import TokenStore
+from nbia_pipeline_tests.helpers.faults import Faults
+from nbia_pipeline_tests.helpers.tiny import Clock, running
 
 FAST = Patience(connect=2, silence=5, tries=3, first_wait=0.01, longest_wait=0.05)
 

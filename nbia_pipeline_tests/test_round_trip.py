@@ -26,16 +26,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nbia_pipeline.archive import NbiaClient, parse
+from nbia_pipeline.archive import NbiaClient, answers
 from nbia_pipeline.archive.errors import ArchiveError
-from nbia_pipeline.embedded import wire
-from nbia_pipeline.embedded.catalogue import FACTS, Catalogue
-from nbia_pipeline.embedded.server import Archive, create_app
+from nbia_pipeline.embedded.api import render
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+from nbia_pipeline.embedded.server.app import Archive, create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Shape, Table, shapes, tables
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
-from nbia_pipeline_tests.archive import expected
 from nbia_pipeline_tests.conftest import FAST, serving
+from nbia_pipeline_tests.helpers import expected
 
 Row = dict[str, Any]
 
@@ -282,7 +282,7 @@ _HELD[0] |= {name: f"1.{name}" for name in (*KEYS, "Collection", "Modality")} | 
 
 
 def _body(rows: list[Row], shape: Shape) -> bytes:
-    return b"".join(wire.render_json(pa.Table.from_pylist(rows, schema=FACTS), shape))
+    return b"".join(render.render_json(pa.Table.from_pylist(rows, schema=FACTS), shape))
 
 
 # Long ones for accidents inside of values, short ones for those between objects.
@@ -353,17 +353,17 @@ def test_an_answer_of_another_type_is_an_error_or_what_it_says(data: st.DataObje
 def test_what_python_alone_takes_for_json_is_an_error(constant: str, key: str) -> None:
     body = f'[{{"SeriesInstanceUID":"1","{key}":{constant}}}]'.encode()
     with pytest.raises(ArchiveError):  # also where no column wants the value, as that of PatientName
-        parse.read_json([body], shapes.METADATA_V4)
+        answers.read_json([body], shapes.METADATA_V4)
 
 
 def _is_an_error_or_what_it_says(body: bytes, shape: Shape, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parse, "PIECE_BYTES", piece)
+        patch.setattr(answers, "PIECE_BYTES", piece)
         try:
-            table = parse.read_json([body[i : i + 64] for i in range(0, len(body), 64)], shape)
+            table = answers.read_json([body[i : i + 64] for i in range(0, len(body), 64)], shape)
         except ArchiveError:
             return
-    assert table.schema.equals(parse.answer_schema(shape))
+    assert table.schema.equals(answers.answer_schema(shape))
     if not body.strip(b" \t\r\n"):
         assert table.num_rows == 0  # server: that is how it says "none"
         return
@@ -434,7 +434,7 @@ def _milliseconds(raw: Any) -> timedelta:
 
 
 CSV_ROWS = [{**r, "SeriesInstanceUID": str(n)} for n in (1, 2) for r in _HELD[1:]]
-CSV_BODY = b"".join(wire.render_csv(pa.Table.from_pylist(CSV_ROWS, schema=FACTS), shapes.METADATA2)).decode()
+CSV_BODY = b"".join(render.render_csv(pa.Table.from_pylist(CSV_ROWS, schema=FACTS), shapes.METADATA2)).decode()
 
 
 @settings(max_examples=300, deadline=None)
@@ -442,7 +442,7 @@ CSV_BODY = b"".join(wire.render_csv(pa.Table.from_pylist(CSV_ROWS, schema=FACTS)
 def test_damaged_metadata_in_csv_are_an_error_or_what_they_say(data: st.DataObject) -> None:
     body = data.draw(damaged(CSV_BODY.encode())).decode("utf-8", "replace")
     try:
-        table = parse.read_csv(body, shapes.METADATA2)
+        table = answers.read_csv(body, shapes.METADATA2)
     except ArchiveError:
         return
     if not body.strip():

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.archive.dialects import DIALECTS
-from nbia_pipeline.archive.parse import answer_schema
+from nbia_pipeline.archive.answers import answer_schema
+from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.schema import TABLES, Form, Shape, Table, normalise, shapes
 
 SHAPES = [s for s in vars(shapes).values() if isinstance(s, Shape)]

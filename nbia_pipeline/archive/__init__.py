@@ -10,8 +10,8 @@ from nbia_pipeline.archive.errors import (
     NotAvailable,
     NotServed,
 )
-from nbia_pipeline.archive.politeness import Limiter
-from nbia_pipeline.archive.session import Patience
+from nbia_pipeline.archive.rate_limit import Limiter
+from nbia_pipeline.archive.transport import Patience
 
 __all__ = [
     "ArchiveError",

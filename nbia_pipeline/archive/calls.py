@@ -9,11 +9,11 @@ from typing import TypeVar
 import pyarrow as pa
 import requests
 
-from nbia_pipeline.archive.dialects import DIALECTS, Endpoint
+from nbia_pipeline.archive.answers import read_csv, read_json
+from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
 from nbia_pipeline.archive.errors import ArchiveUnreachable, BadAnswer
 from nbia_pipeline.archive.expect import without_gaps
-from nbia_pipeline.archive.parse import read_csv, read_json
-from nbia_pipeline.archive.session import Patience, Session, pieces
+from nbia_pipeline.archive.transport import Patience, Session, pieces
 from nbia_pipeline.settings import GUEST
 
 T = TypeVar("T")

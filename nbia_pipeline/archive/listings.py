@@ -8,15 +8,8 @@ import pyarrow as pa
 
 from nbia_pipeline.archive.calls import Caller
 from nbia_pipeline.archive.errors import BadAnswer
-from nbia_pipeline.archive.expect import (
-    alike,
-    expect_mostly,
-    expect_released_after,
-    expect_value,
-    first_of_each,
-    only,
-    without_gaps,
-)
+from nbia_pipeline.archive.expect import alike, expect_mostly, expect_released_after, expect_value, only, without_gaps
+from nbia_pipeline.schema.arrow import first_of_each
 
 
 class ListingCalls(Caller):

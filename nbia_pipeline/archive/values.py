@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from nbia_pipeline.archive.calls import Argument, Caller
-from nbia_pipeline.archive.expect import first_of_each
+from nbia_pipeline.schema.arrow import first_of_each
 
 # Server: what the counts call a value that is not set.
 _NULL_NAMES = {"modality_counts": "", "body_part_counts": "NOT SPECIFIED", "manufacturer_counts": ""}

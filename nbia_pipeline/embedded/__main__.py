@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.embedded.catalogue import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalogue
 from nbia_pipeline.embedded.options import add_archive_options
-from nbia_pipeline.embedded.run import serve
+from nbia_pipeline.embedded.server.run import serve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 def _catalogue(name: str, scale: int) -> Catalogue:
     """Return a catalogue by name; what the others need is not imported."""
     if name == "idc":
-        from nbia_pipeline.embedded.idc import idc_catalogue
+        from nbia_pipeline.embedded.demo.idc import idc_catalogue
 
         return idc_catalogue()
-    from nbia_pipeline.embedded.demo import demo_catalogue
+    from nbia_pipeline.embedded.demo.catalog import demo_catalogue
 
     return demo_catalogue(scale)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
 
-# The demo catalogue's account that sees its restricted collection, as nbia_pipeline.embedded.demo publishes it.
+# The demo catalogue's account that sees its restricted collection, as nbia_pipeline.embedded.demo.catalog publishes it.
 MEMBER = ("demo_member", "demo-member-password")
 
 
@@ -42,7 +42,7 @@ def nbia_archive_options() -> Mapping[str, str | int | float | bool]:
 @pytest.fixture(scope="session")
 def nbia_archive(nbia_archive_options: Mapping[str, str | int | float | bool]) -> Iterator[NbiaArchive]:
     """The demo archive in a process of its own, for the whole session."""
-    from nbia_pipeline.embedded.control import Control
+    from nbia_pipeline.embedded.control.client import Control
     from nbia_pipeline.embedded.launcher import own_archive
 
     options = dict(nbia_archive_options)

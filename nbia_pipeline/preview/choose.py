@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.transfer.plan import COMPLETE
+from nbia_pipeline.schema.status import COMPLETE
 
 MOST = 24
 MOST_LABELLED = 4

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nbia_pipeline.preview.choose import Chosen
-from nbia_pipeline.units import size_text
+from nbia_pipeline.text import size_text
 
 COLUMNS = 6
 EDGE = 168

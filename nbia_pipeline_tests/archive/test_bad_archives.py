@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient
-from nbia_pipeline.embedded.catalogue import Catalogue
-from nbia_pipeline.embedded.server import create_app
-from nbia_pipeline.embedded.tokens import TokenStore
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.tokens import TokenStore
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.archive.expected import assert_same, first_of_each, sanitised, sent, studies, visible
 from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
-from nbia_pipeline_tests.faults import (
+from nbia_pipeline_tests.helpers.expected import assert_same, first_of_each, sanitised, sent, studies, visible
+from nbia_pipeline_tests.helpers.faults import (
     NO_SUCH_ENDPOINT,
     Fault,
     Faults,

@@ -12,11 +12,12 @@ import pydicom
 import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
-from nbia_pipeline.archive.dialects import DIALECTS, Endpoint
-from nbia_pipeline.embedded.catalogue import Catalogue
-from nbia_pipeline.embedded.demo import MEMBER, MEMBER_PASSWORD
+from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.archive.expected import (
+from nbia_pipeline_tests.conftest import FAST, TestArchive
+from nbia_pipeline_tests.helpers.expected import (
     PUBLIC,
     RESTRICTED,
     assert_same,
@@ -27,8 +28,7 @@ from nbia_pipeline_tests.archive.expected import (
     studies,
     visible,
 )
-from nbia_pipeline_tests.conftest import FAST, TestArchive
-from nbia_pipeline_tests.faults import NO_SUCH_ENDPOINT, Fault, answer, closed_early, cut, without_query
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, closed_early, cut, without_query
 
 every_collection = pytest.mark.parametrize("collection", [*PUBLIC, RESTRICTED])
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the times of the tables have no zone

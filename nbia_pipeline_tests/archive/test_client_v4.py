@@ -9,10 +9,11 @@ from datetime import date, datetime, timedelta
 import pytest
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable
-from nbia_pipeline.embedded.catalogue import Catalogue
-from nbia_pipeline.embedded.demo import MEMBER, MEMBER_PASSWORD
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.archive.expected import (
+from nbia_pipeline_tests.conftest import FAST, TestArchive
+from nbia_pipeline_tests.helpers.expected import (
     PUBLIC,
     RESTRICTED,
     assert_same,
@@ -22,8 +23,7 @@ from nbia_pipeline_tests.archive.expected import (
     studies,
     visible,
 )
-from nbia_pipeline_tests.conftest import FAST, TestArchive
-from nbia_pipeline_tests.faults import NULL, answer, without_query
+from nbia_pipeline_tests.helpers.faults import NULL, answer, without_query
 
 every_collection = pytest.mark.parametrize("collection", [*PUBLIC, RESTRICTED])
 

@@ -21,32 +21,27 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.archive import (
-    ArchiveUnreachable,
-    BadAnswer,
-    LoginRefused,
-    NbiaClient,
-    NotAvailable,
-    SeriesSize,
-)
-from nbia_pipeline.archive import session as session_module
-from nbia_pipeline.archive.dialects import DIALECTS
-from nbia_pipeline.archive.parse import PIECE_BYTES, read_json
-from nbia_pipeline.archive.session import Session
-from nbia_pipeline.embedded.catalogue import Catalogue
-from nbia_pipeline.embedded.demo import MEMBER, MEMBER_PASSWORD
-from nbia_pipeline.embedded.server import create_app
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient, NotAvailable, SeriesSize
+from nbia_pipeline.archive import transport as session_module
+from nbia_pipeline.archive.answers import PIECE_BYTES, read_json
+from nbia_pipeline.archive.endpoints import DIALECTS
+from nbia_pipeline.archive.transport import Session
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
+from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.download import fetch_series
+from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.series import WantedSeries, wanted_series
+from nbia_pipeline.mirror.unpack import MD5_LIST
 from nbia_pipeline.schema import shapes
-from nbia_pipeline.transfer.fetch import fetch_series
-from nbia_pipeline.transfer.plan import COMPLETE, UNAVAILABLE, WantedSeries, make_plan, wanted_series
-from nbia_pipeline.transfer.receipts import settle
-from nbia_pipeline.transfer.verify import MD5_LIST
-from nbia_pipeline_tests.archive.expected import RESTRICTED, Row, visible
-from nbia_pipeline_tests.archive.tls import serving_tls
+from nbia_pipeline.schema.status import COMPLETE, UNAVAILABLE
 from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
-from nbia_pipeline_tests.faults import NO_SUCH_ENDPOINT, Faults, answer, cut, silence, without_query
-from nbia_pipeline_tests.transfer import zips
+from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.expected import RESTRICTED, Row, visible
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Faults, answer, cut, silence, without_query
+from nbia_pipeline_tests.helpers.tls import serving_tls
 
 COLLECTION = "TCGA-DEMO"
 SMALL = "QIN_Breast.v2"

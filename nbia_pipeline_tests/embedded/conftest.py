@@ -10,9 +10,9 @@ import pytest
 import requests
 from starlette.applications import Starlette
 
-from nbia_pipeline.embedded.operations import Operations
-from nbia_pipeline.embedded.server import create_app
-from nbia_pipeline_tests.embedded.tiny import Clock, running, tiny_catalogue
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalogue
 
 
 @dataclass

@@ -17,14 +17,14 @@ import pytest
 import requests
 
 from nbia_pipeline.embedded import launcher
-from nbia_pipeline.embedded.control import Control, ControlError, Fault
-from nbia_pipeline.embedded.control_server import OPERATIONS
-from nbia_pipeline.embedded.demo import MEMBER, MEMBER_PASSWORD
+from nbia_pipeline.embedded.control.client import Control, ControlError, Fault
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.server import OPERATIONS
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.launcher import own_archive
-from nbia_pipeline.embedded.operations import Operations
 from nbia_pipeline.embedded.pytest_plugin import MEMBER as PLUGIN_MEMBER
-from nbia_pipeline.embedded.server import create_app
-from nbia_pipeline_tests.embedded.tiny import running_with_control, tiny_catalogue
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline_tests.helpers.tiny import running_with_control, tiny_catalogue
 
 ROOT = Path(launcher.__file__).resolve().parents[2]
 
@@ -260,7 +260,7 @@ def test_the_plugin_is_registered_and_light() -> None:
 
 def test_the_control_class_needs_requests_only() -> None:
     code = (
-        "import sys, nbia_pipeline.embedded.control; "
+        "import sys, nbia_pipeline.embedded.control.client; "
         "print([m for m in ('starlette', 'pandas', 'pyarrow', 'numpy', 'uvicorn', 'dagster') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbia_pipeline.embedded.dates import day_first, month_first, year_first
+from nbia_pipeline.embedded.api.dates import day_first, month_first, year_first
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalogue import FACTS, Catalogue, ImageStore
-from nbia_pipeline.embedded.demo import MEMBER, MEMBER_PASSWORD, demo_catalogue, scaled_geometry
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue, ImageStore
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD, demo_catalogue, scaled_geometry
 
 COLLECTIONS = {"Lung Phantom CT", "TCGA-DEMO", "HeadNeckMix", "QIN_Breast.v2", "Thorax-Trial (limited)"}
 DEPENDS_ON_SCALE = {"ImageCount", "FileSize", "PixelSpacing(mm)-Row", "SliceThickness(mm)"}

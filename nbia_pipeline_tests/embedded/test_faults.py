@@ -14,10 +14,10 @@ import pytest
 import requests
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from nbia_pipeline.embedded.disturbance import _FAULTS
-from nbia_pipeline.embedded.fault import KINDS, Fault, FaultError
+from nbia_pipeline.embedded.control.fault import KINDS, Fault, FaultError
+from nbia_pipeline.embedded.server.fault_injection import _FAULTS
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.embedded.tiny import dicom
+from nbia_pipeline_tests.helpers.tiny import dicom
 
 IMAGES = "v2/getImageWithMD5Hash"
 GUEST = {"Authorization": "Bearer undefined"}
@@ -25,8 +25,8 @@ GUEST = {"Authorization": "Bearer undefined"}
 
 @pytest.fixture(scope="module")
 def _one_site() -> Any:
-    from nbia_pipeline.embedded.server import create_app
-    from nbia_pipeline_tests.embedded.tiny import Clock, running, tiny_catalogue
+    from nbia_pipeline.embedded.server.app import create_app
+    from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalogue
 
     clock = Clock()
     app = create_app(tiny_catalogue(), clock=clock)

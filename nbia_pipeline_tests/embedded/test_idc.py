@@ -11,11 +11,11 @@ import pydicom
 import pytest
 import requests
 
-from nbia_pipeline.embedded.catalogue import FACTS, Catalogue
-from nbia_pipeline.embedded.idc import IdcIndexMissingError, idc_catalogue
-from nbia_pipeline.embedded.server import create_app
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+from nbia_pipeline.embedded.demo.idc import IdcIndexMissingError, idc_catalogue
+from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.embedded.tiny import Clock, running
+from nbia_pipeline_tests.helpers.tiny import Clock, running
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

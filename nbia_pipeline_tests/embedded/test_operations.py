@@ -16,11 +16,11 @@ import pyarrow as pa
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalogue import FACTS, Catalogue
-from nbia_pipeline.embedded.demo import demo_catalogue
-from nbia_pipeline.embedded.values import OperationError
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.demo.catalog import demo_catalogue
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.embedded.tiny import tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import tiny_catalogue
 
 NOW = dt.datetime.fromisoformat("2024-03-05T10:20:30")
 

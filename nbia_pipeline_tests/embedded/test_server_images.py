@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from nbia_pipeline.embedded.demo import demo_catalogue
+from nbia_pipeline.embedded.demo.catalog import demo_catalogue
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.embedded.tiny import dicom
+from nbia_pipeline_tests.helpers.tiny import dicom
 
 REFUSED = (
     "The user has not been granted the access to image with given SeriesInstanceUID,{}. "

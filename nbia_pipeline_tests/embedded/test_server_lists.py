@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 import requests
 
-from nbia_pipeline.embedded.server import create_app
+from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.embedded.tiny import BY_3, running, tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import BY_3, running, tiny_catalogue
 
 VISIBLE = ["1.1", "1.2", "2.1", "3.1"]
 

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.embedded.catalogue import FACTS
-from nbia_pipeline.embedded.demo import CART, demo_catalogue
-from nbia_pipeline.embedded.endpoints import ENDPOINTS
-from nbia_pipeline.embedded.wire import spelling
+from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
+from nbia_pipeline.embedded.api.render import spelling
+from nbia_pipeline.embedded.catalog.model import FACTS
+from nbia_pipeline.embedded.demo.catalog import CART, demo_catalogue
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.embedded.tiny import tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import tiny_catalogue
 
 NOT_PUBLIC = "Image with given SeriesInstanceUID,{}, is not in public domain."
 UNABLE = "Server was not able to process your request"

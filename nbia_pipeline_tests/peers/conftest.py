@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks import peers
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.embedded.catalogue import Catalogue
-from nbia_pipeline.embedded.server import create_app
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.conftest import FAST, serving
-from nbia_pipeline_tests.faults import Faults, Request
+from nbia_pipeline_tests.helpers.faults import Faults, Request
 
 HERE = Path(__file__).parent
 SINCE = date(2016, 3, 21)

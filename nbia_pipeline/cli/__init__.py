@@ -1,0 +1,1 @@
+"""The ``nbia-pipeline`` command: one module per subcommand."""

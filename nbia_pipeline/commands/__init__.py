@@ -1,1 +1,0 @@
-"""One module per command of ``nbia-pipeline``: `HELP`, `add_options` and `run`."""

@@ -1,0 +1,190 @@
+"""One batch of series: fetched in one step, reported, and told in full where it fails.
+
+A batch is what a process or a machine takes at a time, and what re-execution from failure repeats.
+"""
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from nbia_pipeline.defs.assets.settling import settle_batch
+from nbia_pipeline.defs.failures import OURS, as_failure, failure
+from nbia_pipeline.defs.histogram import size_classes
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.commit import Receipt, already_there, has_failed, mark_failed
+from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.progress import Progress
+from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
+
+RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+Settle = Callable[[Lake, str], None]
+SHOWN = 100
+"""Rows of a table in the UI: each event keeps its own."""
+
+
+def build_fetch_op(names: Names, what: str = "images", settle: Settle = settle_batch) -> dg.OpDefinition:
+    """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
+
+    Args:
+        names: of the archive.
+        what: name of the asset that the op is a part of.
+        settle: carries the journal of a collection over into its tables where a batch failed.
+    """
+
+    @dg.op(
+        name=names.of(f"fetch_{what}"),
+        pool=names.pool,
+        retry_policy=RETRY,
+        required_resource_keys={names.archive, names.lake},
+    )
+    def fetch(context: dg.OpExecutionContext, batch: list[Any]) -> dict[str, Any]:
+        key = str(context.get_mapping_key())
+        wanted = [WantedSeries.from_json(w) for w in batch]
+        started = time.perf_counter()
+        with as_failure():
+            lake = names.lake_of(context).open()
+            # A retry, or another run, may have fetched some meanwhile.
+            there = _there(lake, wanted)
+        missing = [w for w in wanted if w.SeriesInstanceUID not in there]
+        progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
+        with _told_in_full(context, names.key(what), lake, missing, progress, settle):
+            if missing:
+                with names.archive_of(context).client() as client:
+                    fetch_batch(client, lake, missing, tell=progress.tell)
+            # Another batch failed: nothing follows that would carry the receipts of this one over.
+            for collection in collections_of(wanted):
+                if has_failed(lake, collection):
+                    settle(lake, collection)
+        report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
+        context.log.info(f"{key}: {progress.line()}; {summary_of(report)}")
+        return {**report, "batch": key}
+
+    return fetch
+
+
+@contextmanager
+def _told_in_full(
+    context: dg.OpExecutionContext,
+    asset: dg.AssetKey,
+    lake: Lake,
+    missing: Sequence[WantedSeries],
+    progress: Progress,
+    settle: Settle,
+) -> Iterator[None]:
+    """Where a batch fails: publish what it and others have fetched, record what failed, and fail the step."""
+    try:
+        yield
+    except Exception as e:
+        base = failure(e)
+        if base.allow_retries and context.retry_number < RETRY.max_retries:
+            raise base from e
+        _publish_the_rest(context, lake, missing, settle)
+        problem = str(e) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
+        rows = failed_rows(missing, progress.receipts, problem)
+        table = failed_table(rows)
+        key = context.get_mapping_key()
+        context.log_event(
+            dg.AssetObservation(asset, partition=context.partition_key, metadata={"batch": str(key), "failed": table})
+        )
+        raise dg.Failure(
+            f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}",
+            metadata={**base.metadata, "failed": table},
+            allow_retries=False,
+        ) from e
+
+
+def _publish_the_rest(
+    context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries], settle: Settle
+) -> None:
+    for collection in collections_of(wanted):
+        try:
+            mark_failed(lake, collection)
+            settle(lake, collection)
+        except LakeError as e:  # the first error is the one to be told; the next plan makes up for this
+            context.log.warning(f"what was fetched of {collection} is not in the tables yet, but in the journal: {e}")
+
+
+def _there(lake: Lake, wanted: Sequence[WantedSeries]) -> set[str]:
+    found: set[str] = set()
+    for collection in collections_of(wanted):
+        found |= already_there(lake, collection, [w for w in wanted if w.Collection == collection])
+    return found
+
+
+def collections_of(wanted: Sequence[WantedSeries]) -> list[str]:
+    """Return the collections of some series, sorted."""
+    return sorted({w.Collection for w in wanted})
+
+
+def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:
+    """Return what was not fetched and why: what the archive refused, then what the problem stopped."""
+    told = {r.wanted.SeriesInstanceUID for r in receipts}
+    refused = [
+        {"series": r.wanted.SeriesInstanceUID, "what": f"{r.status}: {r.reason}"}
+        for r in receipts
+        if r.status != COMPLETE
+    ]
+    stopped = [w for w in wanted if w.SeriesInstanceUID not in told]
+    return [*refused, *({"series": w.SeriesInstanceUID, "what": f"not fetched: {problem}"} for w in stopped)]
+
+
+def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
+    """Return the first hundred rows as a table for the UI."""
+    columns = [dg.TableColumn("series", "string"), dg.TableColumn("what", "string")]
+    return dg.MetadataValue.table([dg.TableRecord(dict(r)) for r in rows[:SHOWN]], dg.TableSchema(columns))
+
+
+def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dict[str, Any]:
+    """Return what a batch did, as plain JSON values.
+
+    Args:
+        receipts: of the series that it asked for.
+        there: how many were in the lake already.
+        seconds: how long it took.
+    """
+    fetched = [r for r in receipts if r.status == COMPLETE]
+    sizes = [sum(i.Size for i in r.instances) for r in fetched]
+    status = Counter(r.status for r in receipts)
+    return {
+        "fetched": len(fetched),
+        "files": sum(len(r.instances) for r in fetched),
+        "bytes": sum(sizes),
+        "healed": sum(r.healed for r in fetched),
+        "quarantined": status[QUARANTINED],
+        "unavailable": status[UNAVAILABLE],
+        "already_there": there,
+        "sizes": size_classes(sizes),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def summary_of(report: dict[str, Any]) -> str:
+    """Return what was out of the ordinary in a batch, in words."""
+    told = {
+        "healed": "instances healed",
+        "quarantined": "series quarantined",
+        "unavailable": "series unavailable",
+        "already_there": "series there already",
+    }
+    odd = [f"{report[name]} {words}" for name, words in told.items() if report[name]]
+    return ", ".join(odd) or "nothing amiss"
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process ever held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: what getrusage says there began as the peak of the process that started this one
+        held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(held.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,136 @@
+"""What the assets of tables share: the decorator, and how the partitions of one run are worked off."""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import dagster as dg
+
+from nbia_pipeline.archive import ArchiveError
+from nbia_pipeline.defs.metadata import definition_metadata
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.tables import COLLECTIONS
+
+log = logging.getLogger(__name__)
+
+# Collections in flight at a time: the largest and, beside it, the others. More gain nothing and cost memory.
+COLLECTIONS_AT_A_TIME = 2
+
+Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
+
+
+def table_asset(names: Names, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
+    """Return the asset decorator with what all tables share.
+
+    Args:
+        names: of the archive.
+        table: which one.
+        calls_archive: whether it needs the archive, and a place in the pool of those who call it.
+        more: arguments of :func:`dagster.asset`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests notice if it changes
+        decorator: Decorator = dg.asset(
+            key=names.key(table.name),
+            description=table.description,
+            kinds={"parquet"},
+            metadata=definition_metadata(table),
+            required_resource_keys={names.archive, names.lake} if calls_archive else {names.lake},
+            pool=names.pool if calls_archive else None,
+            **more,
+        )
+    return decorator
+
+
+def partitioned_asset(
+    names: Names, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
+) -> Decorator:
+    """Return the asset decorator of a table with one partition per collection; a backfill of it is one run.
+
+    Args:
+        names: of the archive.
+        table: which one.
+        after: the tables that it is made from.
+        calls_archive: whether it needs the archive.
+    """
+    return table_asset(
+        names,
+        table,
+        calls_archive=calls_archive,
+        group_name="tables",
+        partitions_def=names.partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[names.key(t.name) for t in after],
+    )
+
+
+def each_partition(
+    names: Names,
+    table: Table,
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    make: Callable[[str], dict[str, Any]],
+    salvage: Callable[[list[str]], None] = lambda made: None,
+) -> None:
+    """Make the partitions of a run, each by itself, so that one that fails costs only itself.
+
+    Args:
+        names: of the archive.
+        table: whose partitions they are.
+        context: of the step.
+        lake: the lake.
+        make: makes the partition of a collection and returns its metadata; called from several threads.
+        salvage: called with the collections that were made if others failed: Dagster skips the steps that follow.
+
+    Raises:
+        dagster.Failure: some could not be made.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    failed: dict[str, Exception] = {}
+    with ThreadPoolExecutor(COLLECTIONS_AT_A_TIME, thread_name_prefix=f"nbia-{table.name}") as pool:
+        collections = {pool.submit(make, c): c for c in largest_first(lake, list(context.partition_keys))}
+        for future in as_completed(collections):
+            collection = collections[future]
+            try:
+                made[collection] = future.result()
+            except (ArchiveError, LakeError) as e:
+                log.warning("%s of %s: %s", table.name, collection, e)
+                failed[collection] = e
+            else:
+                # Here rather than at the end: Dagster takes its time for it, and meanwhile the others go on.
+                context.add_asset_metadata(made[collection], partition_key=collection)
+    if failed:
+        record(context, names.key(table.name), made)
+        salvage(list(made))
+        raise _failure_of(failed, done=len(made))
+
+
+def largest_first(lake: Lake, collections: list[str]) -> list[str]:
+    """Return the collections by falling number of patients, so that none of the large ones runs alone at the end.
+
+    Those whose number is not known come last, in the order given.
+    """
+    known = lake.read_table(COLLECTIONS, columns=["Collection", "PatientCount"])
+    patients = dict(zip(known["Collection"].to_pylist(), known["PatientCount"].to_pylist(), strict=True))
+    return sorted(collections, key=lambda c: -(patients.get(c) or 0))
+
+
+def record(context: dg.AssetExecutionContext, key: dg.AssetKey, made: dict[str, dict[str, Any]]) -> None:
+    """Tell Dagster of partitions that were made although the step fails, or is another asset's."""
+    for collection, metadata in made.items():
+        context.log_event(dg.AssetMaterialization(asset_key=key, partition=collection, metadata=metadata))
+
+
+def _failure_of(failed: dict[str, Exception], done: int) -> dg.Failure:
+    first = next(iter(failed.values()))
+    if len(failed) == 1 and not done:
+        return dg.Failure(str(first), metadata={"collection": next(iter(failed))})
+    rows = [dg.TableRecord({"collection": c, "reason": str(e)}) for c, e in failed.items()]
+    return dg.Failure(
+        f"{len(failed)} collections failed, {done} were written. {next(iter(failed))}: {first}",
+        metadata={"failed": dg.MetadataValue.table(rows)},
+    )

@@ -1,0 +1,84 @@
+"""What is new in a collection, as a report: nothing is written to the lake, the figures stand in the UI."""
+
+from datetime import date, datetime, timezone
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from nbia_pipeline import clock
+from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_news
+from nbia_pipeline.defs.failures import as_failure
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.schema.tables import COLLECTIONS
+from nbia_pipeline.settings import SettingsError
+
+NAME = "news"
+SHOWN = 50
+
+
+class NewsConfig(dg.Config):
+    """Since when."""
+
+    since: str | None = Field(
+        default=None,
+        description="A day like 2024-01-01. None: the day of the last report of the collection, else 30 days ago.",
+    )
+
+
+def build_news_asset(names: Names) -> dg.AssetsDefinition:
+    """Return the ``news`` asset of one archive."""
+
+    @dg.asset(
+        key=names.key(NAME),
+        description="Report: the patients and the studies of the collection with a series released since a day.",
+        group_name="reports",
+        kinds={"report"},
+        partitions_def=names.partitions,
+        deps=[names.key(COLLECTIONS.name)],
+        required_resource_keys={names.archive},
+        pool=names.pool,
+    )
+    def news(context: dg.AssetExecutionContext, config: NewsConfig) -> dg.MaterializeResult[Any]:
+        collection = context.partition_key
+        with as_failure():
+            since = _day(config.since) if config.since else _since(context.instance, names.key(NAME), collection)
+            with names.archive_of(context).client() as client:
+                found = ask_news(client, collection, since)
+        return dg.MaterializeResult(
+            metadata={
+                "since": since.isoformat(),
+                "patients": found.patients.num_rows,
+                "studies": found.studies.num_rows,
+                "first_patients": _shown(found.patients, PATIENT_COLUMNS),
+                "first_studies": _shown(found.studies, STUDY_COLUMNS),
+            }
+        )
+
+    return news
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as e:
+        raise SettingsError(f"since is {text!r}: give a day like 2024-01-01") from e
+
+
+def _since(instance: dg.DagsterInstance, key: dg.AssetKey, collection: str) -> date:
+    """Return the day of the last report: that day is asked about again, for more may have been released on it."""
+    last = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[collection]), limit=1
+    ).records
+    if last:
+        return datetime.fromtimestamp(last[0].timestamp, timezone.utc).date()
+    return clock.utc_now().date() - LOOK_BACK
+
+
+def _shown(table: pa.Table, columns: tuple[str, ...]) -> dg.TableMetadataValue:
+    """Return the first rows of a table for the UI."""
+    rows = table.slice(0, SHOWN).select(list(columns)).to_pylist()
+    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    schema = dg.TableSchema(columns=[dg.TableColumn(name, "string") for name in columns])
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in texts], schema)

@@ -1,0 +1,237 @@
+"""The tables, one asset each: some of the whole archive, the others partitioned by collection."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from nbia_pipeline import clock
+from nbia_pipeline.archive import BadAnswer, NbiaClient
+from nbia_pipeline.changes.feed import returned_collections, vanished_collections
+from nbia_pipeline.changes.metadata import metadata_of
+from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, note_collections
+from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
+from nbia_pipeline.defs.failures import as_failure
+from nbia_pipeline.defs.metadata import materialisation_metadata
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.partitions import register
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.commit import staged_by_journal
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema import tables as t
+from nbia_pipeline.schema.status import API, KEPT, LISTED_AT
+from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
+
+DESCRIPTIONS_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched for a table.
+
+    Attributes:
+        rows: the rows.
+        facts: what is true of them as a whole, beside when and in which dialect they were asked.
+        figures: what there is to say of the fetch, for the UI.
+    """
+
+    rows: pa.Table
+    facts: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a table comes from.
+
+    Attributes:
+        client: the archive.
+        api: the dialect that it is asked in.
+        lake: the lake that it goes to.
+    """
+
+    client: NbiaClient
+    api: str
+    lake: Lake
+
+
+class MetadataConfig(dg.Config):
+    """What a run of ``series_metadata`` asks."""
+
+    full: bool = Field(
+        default=False,
+        description="Ask about all series, not only about new and revised ones: for what the series table cannot "
+        "show, such as the SOP class.",
+    )
+
+
+def build_table_assets(names: Names) -> list[dg.AssetsDefinition]:
+    """Return the table assets of one archive, in the order of the design's table."""
+    return [
+        _collections(names),
+        _values(names, t.MODALITIES, NbiaClient.modality_values),
+        _values(names, t.BODY_PARTS, NbiaClient.body_part_values),
+        _values(names, t.MANUFACTURERS, NbiaClient.manufacturer_values),
+        _listing(names, t.PATIENTS, lambda client, c: client.patients(c)),
+        _listing(names, t.STUDIES, lambda client, c: client.studies(c)),
+        _series(names),
+        build_changes_asset(names),
+        _series_metadata(names),
+    ]
+
+
+def _collections(names: Names) -> dg.AssetsDefinition:
+    @table_asset(names, t.COLLECTIONS, group_name="catalogue")
+    def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
+        archive = names.archive_of(context)
+        with as_failure(), archive.client() as client:
+            lake = names.lake_of(context).open()
+            settings = archive.settings()
+            source = Source(client, settings.api, lake)
+            known = lake.collections_of(t.SERIES)
+            metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
+            lake.sweep(keep=staged_by_journal(lake))
+            vanished = vanished_collections(lake)
+            # Nothing else would: what the archive does not list has no listing of series, and no run of its own.
+            note_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
+        kept = lake.read_table(t.COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
+        new = register(context.instance, names.partitions, kept)
+        return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new), "vanished": len(vanished)})
+
+    return collections
+
+
+def _values(names: Names, table: Table, fetch: Callable[[NbiaClient], pa.Table]) -> dg.AssetsDefinition:
+    @table_asset(names, table, group_name="catalogue")
+    def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        archive = names.archive_of(context)
+        with as_failure(), archive.client() as client:
+            source = Source(client, archive.api, names.lake_of(context).open())
+            return dg.MaterializeResult(metadata=_write(table, source, lambda: Fetched(fetch(client))))
+
+    return values
+
+
+def _listing(names: Names, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]) -> dg.AssetsDefinition:
+    """Return a table whose partitions are each one listing of the archive."""
+
+    @partitioned_asset(names, table, after=[t.COLLECTIONS])
+    def listing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        return _each(names, table, context, lambda source, c: Fetched(fetch(source.client, c)))
+
+    return listing
+
+
+def _series(names: Names) -> dg.AssetsDefinition:
+    @partitioned_asset(names, t.SERIES, after=[t.COLLECTIONS])
+    def series(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        def salvage(listed: list[str]) -> None:
+            # One collection that fails for days must not keep the changes of all others from the feed.
+            note_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
+
+        return _each(names, t.SERIES, context, lambda source, c: Fetched(source.client.series(c)), salvage)
+
+    return series
+
+
+def _series_metadata(names: Names) -> dg.AssetsDefinition:
+    @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
+    def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
+        def fetch(source: Source, collection: str) -> Fetched:
+            found = metadata_of(source.client, source.lake, collection, source.api, full=config.full)
+            return Fetched(found.table, found.facts, {"asked": found.asked, "kept": found.kept})
+
+        return _each(names, t.SERIES_METADATA, context, fetch)
+
+    return series_metadata
+
+
+def _each(
+    names: Names,
+    table: Table,
+    context: dg.AssetExecutionContext,
+    fetch: Callable[[Source, str], Fetched],
+    salvage: Callable[[list[str]], None] = lambda made: None,
+) -> dg.MaterializeResult[Any]:
+    """Write the partitions of a run, each from its own fetch."""
+    archive = names.archive_of(context)
+    with as_failure(), archive.client() as client:
+        source = Source(client, archive.api, names.lake_of(context).open())
+
+        def make(collection: str) -> dict[str, Any]:
+            return _write(table, source, lambda: fetch(source, collection), collection)
+
+        each_partition(names, table, context, source.lake, make, salvage)
+    return dg.MaterializeResult()
+
+
+def kept_collections(settings: Settings, listed: list[str], known: Sequence[str] = ()) -> list[str]:
+    """Return the collections that the settings keep.
+
+    Args:
+        settings: the names and globs.
+        listed: what the archive lists.
+        known: what the lake has tables of. One of these that is not listed any more was withdrawn: no error of the
+            settings.
+
+    Raises:
+        BadAnswer: the archive lists none at all.
+        SettingsError: a name or glob of NBIA_COLLECTIONS or NBIA_IMAGES matches nothing.
+    """
+    if not listed:
+        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try later")
+    for variable, patterns in (("NBIA_COLLECTIONS", settings.collections), ("NBIA_IMAGES", settings.images or ())):
+        for pattern, similar in unmatched(patterns, [*listed, *known]).items():
+            hint = f"did you mean {', '.join(similar)}?" if similar else f"there are {_some(listed)}"
+            raise SettingsError(
+                f"{variable} has {pattern!r}, which matches no collection that {settings.username!r} may see: {hint} "
+                "(names are case-sensitive)"
+            )
+    return matching(settings.collections, listed)
+
+
+def _some(listed: list[str]) -> str:
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+
+
+def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) -> Fetched:
+    """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
+
+    Args:
+        client: the archive.
+        settings: which collections are kept.
+        known: the collections that the lake has tables of.
+    """
+    collections = kept_collections(settings, client.collection_values(), known)
+    counts = client.collection_counts()
+
+    def row(collection: str) -> dict[str, Any]:
+        found = client.collection_description(collection).to_pylist()
+        latest = max(found, key=lambda d: str(d["DescriptionTimestamp"])) if found else {}
+        return {**latest, "Collection": collection, "PatientCount": counts.get(collection)}
+
+    with ThreadPoolExecutor(DESCRIPTIONS_AT_A_TIME, thread_name_prefix="nbia-descriptions") as pool:
+        rows = pa.Table.from_pylist(list(pool.map(row, collections)), schema=t.COLLECTIONS.schema)
+    return Fetched(rows, {KEPT: json.dumps(settings.collections)})
+
+
+def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
+    started = time.perf_counter()
+    # Before the question: what changes meanwhile is of a later listing.
+    facts = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
+    fetched = fetch()
+    if fetched.rows.num_rows == 0 and collection is not None:
+        raise BadAnswer(
+            f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
+            "restricted to another account. What the lake holds was left as it was"
+        )
+    size = source.lake.write_table(table, fetched.rows, collection, facts={**facts, **fetched.facts})
+    seconds = time.perf_counter() - started
+    figures = materialisation_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
+    return {**figures, **fetched.figures}

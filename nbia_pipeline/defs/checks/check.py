@@ -1,0 +1,120 @@
+"""How a check is made of a function that finds what is wrong."""
+
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import dagster as dg
+
+from nbia_pipeline.defs.failures import as_failure
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline.lake import Lake
+
+SHOWN = 10
+# Of the command in the sentence; the whole one is in the metadata.
+MEND_CHARACTERS = 120
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        collection: where.
+        what: what is wrong, in one sentence.
+        series: SeriesInstanceUID, None where it is not about one series.
+    """
+
+    collection: str
+    what: str
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a check looks at.
+
+    Attributes:
+        lake: the lake, not to be written but for notes.
+        archive: the archive resource; not made for a check that does not say it needs it.
+        partition: the collection of the run, None where it has none.
+    """
+
+    lake: Lake
+    archive: ArchiveResource | None = None
+    partition: str | None = None
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        findings: what is wrong; only the first ten are kept.
+        facts: what was looked at, as metadata.
+        mend: returns the command that mends the first findings.
+    """
+
+    findings: Iterable[Finding]
+    facts: dict[str, Any] = field(default_factory=dict)
+    mend: Callable[[list[Finding]], str | None] = lambda first: None
+
+
+def build_check(
+    names: Names,
+    asset: str,
+    name: str,
+    description: str,
+    look: Callable[[Subject], Report],
+    *,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    needs_archive: bool = False,
+) -> dg.AssetChecksDefinition:
+    """Return a check that passes where nothing is found.
+
+    Args:
+        names: of the archive.
+        asset: which asset it is about.
+        name: of the check.
+        description: what is so if it passes, in one sentence.
+        look: finds what is wrong.
+        severity: of a finding.
+        needs_archive: True if it looks at the archive or its settings too.
+    """
+    needed = {names.lake, names.archive} if needs_archive else {names.lake}
+
+    @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys=needed)
+    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        step = context.op_execution_context
+        with as_failure():
+            subject = Subject(
+                names.lake_of(context).open(write=False),
+                names.archive_of(context) if needs_archive else None,
+                step.partition_key if step.has_partition_key else None,
+            )
+            report = look(subject)
+            findings = iter(report.findings)
+            first = list(islice(findings, SHOWN))
+            count = len(first) + sum(1 for _ in findings)
+        return _result(description, severity, report, first, count)
+
+    return check
+
+
+def _result(
+    description: str, severity: dg.AssetCheckSeverity, report: Report, first: list[Finding], count: int
+) -> dg.AssetCheckResult:
+    metadata: dict[str, Any] = {"findings": count, **report.facts}
+    text = description
+    if first:
+        rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
+        metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+        text += f" Not so: {count} findings, the first: {first[0].what}"
+        mend = report.mend(first)
+        if mend:
+            metadata["mend"] = dg.MetadataValue.md(f"`{mend}`")
+            text += f". To mend it: {textwrap.shorten(mend, MEND_CHARACTERS, placeholder=' ...')}"
+    return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)

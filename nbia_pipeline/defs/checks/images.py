@@ -1,0 +1,219 @@
+"""The checks of the images: all there, as they were fetched, as the archive has them, and with their terms."""
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline import clock
+from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.commit import MD5
+from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.series import has_files
+from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENCES
+from nbia_pipeline.verify import refetch
+from nbia_pipeline.verify.rehash import Round, read_again, survey
+
+# Each run of images re-reads about so much of the lake, whatever its size; the next one goes on from there.
+INTACT_BYTES = 250_000_000
+INTACT_SECONDS = 5
+# Small requests, one for each series.
+ASKED_PER_COLLECTION = 20
+ASKED_AT_MOST = 100
+
+_UID = "SeriesInstanceUID"
+
+
+def build_checks(names: Names) -> list[dg.AssetChecksDefinition]:
+    """Return the checks of the images of one archive."""
+    return [
+        build_check(
+            names,
+            "images",
+            "complete",
+            "Every listed series of a mirrored collection is in the lake, whole, verified and as listed now.",
+            complete,
+            needs_archive=True,
+        ),
+        build_check(
+            names,
+            "images",
+            "intact",
+            "The files that were read again are as they were when they were fetched; each run reads others.",
+            intact,
+        ),
+        build_check(
+            names,
+            "images",
+            "agrees_with_archive",
+            "The archive's own digests of a sample of series are those of the files in the lake.",
+            agrees_with_archive,
+            severity=dg.AssetCheckSeverity.WARN,
+            needs_archive=True,
+        ),
+        build_check(
+            names,
+            "images",
+            "licensed",
+            "Every complete series names its licence, and the text of the licence is in the lake.",
+            licensed,
+            severity=dg.AssetCheckSeverity.WARN,
+        ),
+    ]
+
+
+# --- complete
+
+
+def complete(subject: Subject) -> Report:
+    """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
+    return Report(incomplete(subject.lake, _mirrored(subject)), mend=_run_them)
+
+
+def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
+    """Yield the listed series without a complete receipt of their present content."""
+    for collection in collections:
+        receipts = lake.read_table(IMAGE_SERIES, collection)
+        todo = make_plan(present_series(lake, collection), receipts).todo
+        uids = pa.array([series.SeriesInstanceUID for series in todo], pa.string())
+        known = receipts.filter(pc.is_in(receipts[_UID], value_set=uids)).select([_UID, "Status", "Reason"])
+        held = {row[_UID]: row for row in known.to_pylist()}
+        for series in todo:
+            receipt = held.get(series.SeriesInstanceUID, {})
+            status = receipt.get("Status", PENDING)
+            why = receipt.get("Reason") or "not fetched yet"
+            if status == COMPLETE:
+                status, why = "outdated", receipt.get("Reason") or "the archive changed it since it was fetched"
+            uid = series.SeriesInstanceUID
+            yield Finding(collection, f"series {uid} is {status}: {why}", uid)
+
+
+def _run_them(first: list[Finding]) -> str:
+    return " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)])
+
+
+# --- intact
+
+
+def intact(subject: Subject) -> Report:
+    """Read a part of the lake again, what is known to be damaged first, then what was not read for longest."""
+    lake = subject.lake
+    until = clock.utc_now() + timedelta(seconds=INTACT_SECONDS)
+
+    def enough(done: Round) -> bool:
+        return done.bytes >= INTACT_BYTES or clock.utc_now() >= until
+
+    done = read_again(lake, survey(lake, lake.collections_of(IMAGE_SERIES)), enough=enough)
+    facts = {
+        "read_series": done.checked,
+        "held_series": done.wanted,
+        "read_files": done.files,
+        "read_bytes": done.bytes,
+        "bytes_per_second": round(done.rate),
+    }
+    findings = (
+        Finding(v.held.collection, f"series {v.held.uid} is damaged, {v.finding}", v.held.uid) for v in done.damaged
+    )
+    return Report(findings, facts, mend=lambda first: refetch.COMMAND)
+
+
+# --- agrees_with_archive
+
+
+def agrees_with_archive(subject: Subject) -> Report:
+    """Ask the archive for its digests of some series of the run's collection, or of all mirrored ones.
+
+    It is a hint: the archive may have replaced a series without a sign that the tables show.
+    """
+    chosen = _chosen(subject)
+    counts = {"asked": 0, "not_held": 0}
+    assert subject.archive is not None  # noqa: S101 - build_check gives what was said to be needed
+    with subject.archive.client() as client:
+        findings = list(_disagreements(client, chosen, counts))
+    return Report(findings, dict(counts), mend=lambda first: refetch.COMMAND_OUTDATED)
+
+
+def _chosen(subject: Subject) -> list[dict[str, Any]]:
+    """Choose complete series by chance, others each day; whose digests the archive held when they were fetched."""
+    collections = _mirrored(subject)
+    if subject.partition in collections:
+        collections = [subject.partition]
+    day = clock.utc_now().date()
+    chosen: list[dict[str, Any]] = []
+    for collection in collections:
+        receipts = subject.lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "SeriesMD5", "Proof"])
+        proven = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.equal(receipts["Proof"], MD5)))
+        rows = range(proven.num_rows)
+        chance = random.Random(f"{day} {collection}")  # noqa: S311 - no secret
+        picked = sorted(chance.sample(rows, min(ASKED_PER_COLLECTION, len(rows))))
+        chosen += [{**row, "Collection": collection} for row in proven.take(pa.array(picked, pa.int64())).to_pylist()]
+    return random.Random(str(day)).sample(chosen, min(ASKED_AT_MOST, len(chosen)))  # noqa: S311 - no secret
+
+
+def _disagreements(client: NbiaClient, chosen: list[dict[str, Any]], counts: dict[str, int]) -> Iterator[Finding]:
+    for row in chosen:
+        uid = row[_UID]
+        try:
+            digest = client.md5_hierarchy(series_uid=uid)
+        except ArchiveError as e:
+            yield Finding(row["Collection"], f"the archive cannot be asked for its digests: {e}")
+            return
+        counts["asked"] += 1
+        if digest is None:  # it holds none now, which says nothing about the files
+            counts["not_held"] += 1
+        elif digest != row["SeriesMD5"]:
+            what = f"the archive has other files: its digest is {digest}, that of the lake {row['SeriesMD5']}"
+            yield Finding(row["Collection"], f"series {uid} is outdated: {what}", uid)
+
+
+# --- licensed
+
+
+def licensed(subject: Subject) -> Report:
+    """Look for the licence of every complete series, and for its text."""
+    return Report(unlicensed(subject.lake), mend=lambda first: "nbia-pipeline run")
+
+
+def unlicensed(lake: Lake) -> Iterator[Finding]:
+    """Yield, by licence, the complete series that name none, or whose licence has no text in the lake."""
+    for collection in lake.collections_of(IMAGE_SERIES):
+        receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
+        complete = receipts.filter(has_files(receipts))[_UID]
+        listed = present_series(lake, collection).select([_UID, "LicenseName", "LicenseURI"])
+        texts = lake.read_table(LICENCES, collection, columns=["LicenseName", "LicenseURI", "LicenseText"])
+        known = {_licence(row) for row in texts.to_pylist() if row["LicenseText"] is not None}
+        named: dict[tuple[str, str], list[str]] = {}
+        for row in listed.filter(pc.is_in(listed[_UID], value_set=pc.unique(complete))).to_pylist():
+            named.setdefault(_licence(row), []).append(row[_UID])
+        for licence, uids in sorted(named.items()):
+            yield from _licence_findings(collection, licence, uids, has_text=licence in known)
+
+
+def _licence_findings(collection: str, licence: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
+    shown = ", ".join(uids[:SHOWN]) + (f" and {len(uids) - SHOWN} more" if len(uids) > SHOWN else "")
+    if not any(licence):
+        yield Finding(collection, f"{len(uids)} series name no licence: {shown}", uids[0])
+    elif not has_text:
+        name = licence[0] or licence[1]
+        what = f"the text of {name!r} is not in the lake: the archive served none, or was not asked yet"
+        yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
+
+
+def _licence(row: dict[str, Any]) -> tuple[str, str]:
+    return row["LicenseName"] or "", row["LicenseURI"] or ""
+
+
+def _mirrored(subject: Subject) -> list[str]:
+    """Return the mirrored collections that have receipts: of others nothing was asked for yet."""
+    assert subject.archive is not None  # noqa: S101 - build_check gives what was said to be needed
+    settings = subject.archive.settings()
+    return [name for name in subject.lake.collections_of(IMAGE_SERIES) if settings.mirrors_images_of(name)]

@@ -1,0 +1,111 @@
+"""The schedules: the catalogue, and the listing of every kept collection whole.
+
+What the feed of updated series cannot tell (withdrawals, revisions without a new date, other licences, releases dated
+back by more than a week) is found by listing everything. They are off until a person turns them on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import dagster as dg
+
+from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOGUE_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.partitions import contiguous_ranges
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.schema.tables import COLLECTIONS
+from nbia_pipeline.settings import Settings, SettingsError, matching
+
+# A collection that fails keeps the others of its run from their last steps; so a run has only so many.
+COLLECTIONS_PER_RUN = 25
+
+Requests = Iterator[dg.RunRequest | dg.SkipReason]
+
+
+def build_schedules(
+    names: Names, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
+) -> list[dg.ScheduleDefinition]:
+    """Return the schedules of one archive; their times are UTC.
+
+    Args:
+        names: of the archive.
+        settings: when they fire.
+        jobs: what they run; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
+
+    Raises:
+        SettingsError: a cron expression that Dagster does not take.
+    """
+    known = {job.name: job for job in jobs or build_jobs(names)}
+    return [
+        _checked("NBIA_CATALOGUE_CRON", settings.catalogue_cron, lambda: _catalogue(names, settings, known)),
+        _checked("NBIA_RECONCILE_CRON", settings.reconcile_cron, lambda: _reconcile(names, settings, known)),
+    ]
+
+
+def _checked(variable: str, cron: str, build: Callable[[], dg.ScheduleDefinition]) -> dg.ScheduleDefinition:
+    try:
+        return build()
+    except dg.DagsterInvalidDefinitionError as e:
+        raise SettingsError(
+            f"{variable} is {cron!r}: set it to a cron expression of five fields, such as '0 3 * * *' for three in the "
+            "morning (UTC)"
+        ) from e
+
+
+def _catalogue(
+    names: Names, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
+) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(
+        name=names.of("catalogue"),
+        job=jobs[names.of(CATALOGUE_JOB)],
+        cron_schedule=settings.catalogue_cron,
+        execution_timezone="UTC",
+        tags={ARCHIVE_TAG: names.prefix},
+        description="The collections and the value lists; registers new collections as partitions.",
+    )
+
+
+def _reconcile(
+    names: Names, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
+) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=names.of("reconcile"),
+        job=jobs[names.of(TABLES_JOB)],
+        cron_schedule=settings.reconcile_cron,
+        execution_timezone="UTC",
+        required_resource_keys={names.archive, names.lake},
+        description=(
+            "Lists every kept collection whole, and notes what was added, revised, withdrawn or came back. Let the "
+            "catalogue be listed before: it says which collections there are."
+        ),
+    )
+    def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:
+        try:
+            lake = names.lake_of(context).open(write=False)
+            patterns = names.archive_of(context).settings().collections
+            yield from _requests(names, lake, patterns, context.instance)
+        except (LakeError, SettingsError) as e:
+            yield dg.SkipReason(f"Nothing was requested: {e}")
+
+    return reconcile
+
+
+def _requests(names: Names, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
+    """Yield runs over stretches of listed collections.
+
+    One that is not listed any more cannot be listed whole; materialising `collections` notes that it is gone.
+    """
+    listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
+    registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
+    kept = [c for c in matching(patterns, registered) if c in listed]
+    if not listed:
+        yield dg.SkipReason("The table of collections is empty: materialise collections first")
+        return
+    for i in range(0, len(kept), COLLECTIONS_PER_RUN):
+        for first, last in contiguous_ranges(kept[i : i + COLLECTIONS_PER_RUN], registered):
+            yield dg.RunRequest(
+                run_key=f"{first} to {last}",
+                job_name=names.of(TABLES_JOB),
+                tags={RANGE_START: first, RANGE_END: last, ARCHIVE_TAG: names.prefix},
+            )

@@ -1,0 +1,335 @@
+"""The sensors: what was released since the last look, and what of the images is still to be fetched.
+
+They decide nothing about content. A run that they ask for lists the collection anew and works out the difference to
+the lake by itself, so a tick that is lost, or that asks once too often, costs time and nothing else. They are off
+until a person turns them on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from datetime import date
+from typing import TypeVar
+
+import dagster as dg
+
+from nbia_pipeline import clock
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, Patience
+from nbia_pipeline.changes.cursor import (
+    Bucket,
+    CursorError,
+    buckets_of,
+    first_cursor,
+    news_of,
+    next_cursor,
+    read_cursor,
+)
+from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.defs.jobs import (
+    ARCHIVE_TAG,
+    CATALOGUE_JOB,
+    IMAGES_JOB,
+    PARTITION,
+    TABLES_JOB,
+    UPDATE_JOB,
+    build_jobs,
+    images_config,
+)
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.commit import current_receipts
+from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.schema.tables import SERIES
+from nbia_pipeline.settings import Settings, SettingsError, matching
+
+# Dagster ends a tick after 60 s, but lets its function go on; so it ends by itself, with room to spare.
+TICK_SECONDS = 45.0
+TICK_PATIENCE = Patience(connect=5, silence=20, tries=2, longest_wait=5)
+
+# A run of a sensor is bounded, so that one large collection does not keep the others from theirs for days.
+RUN_BYTES = 50_000_000_000
+
+SHOWN = 5
+
+IN_PROGRESS = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+Tick = dg.SensorResult | dg.SkipReason
+T = TypeVar("T")
+
+
+def build_sensors(
+    names: Names, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
+) -> list[dg.SensorDefinition]:
+    """Return the sensors of one archive.
+
+    Args:
+        names: of the archive.
+        settings: how often they look.
+        jobs: what they ask for; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
+    """
+    known = {job.name: job for job in jobs or build_jobs(names)}
+    return [_updated_series(names, known, settings.poll_seconds), _image_backlog(names, known, settings.poll_seconds)]
+
+
+# --- what was released
+
+
+def _updated_series(
+    names: Names, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=names.of("updated_series"),
+        jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOGUE_JOB)],
+        minimum_interval_seconds=seconds,
+        required_resource_keys={names.archive},
+        description=(
+            "Asks the archive what was released since the last look, and a week before, and requests one run for each "
+            "collection with something new. The first tick only notes what is there. To start from a day, set the "
+            "cursor to it, like 2026-01-01."
+        ),
+    )
+    def updated_series(context: dg.SensorEvaluationContext) -> Tick:
+        try:
+            return _look_for_news(names, context)
+        except (ArchiveError, SettingsError, CursorError) as e:
+            return dg.SkipReason(f"Nothing was changed: {e}")
+
+    return updated_series
+
+
+def _look_for_news(names: Names, context: dg.SensorEvaluationContext) -> Tick:
+    archive = names.archive_of(context)
+    now = clock.utc_now()
+    today = now.date()
+    before = read_cursor(context.cursor, now)
+    since = (before or first_cursor(today, now)).since(today)
+
+    def ask() -> dict[Bucket, str]:
+        with archive.client(TICK_PATIENCE) as client:
+            return buckets_of(client.updated_series(since), since)
+
+    found = within(TICK_SECONDS, ask)
+    if before is None:
+        started = next_cursor(first_cursor(today, now), found, today, news=False)
+        return dg.SensorResult(skip_reason=_started(found, since), cursor=started.encode())
+    if not found:
+        return dg.SkipReason(_empty(since, suspicious=before.sees(since)))
+    news = news_of(before, found)
+    cursor = next_cursor(before, found, today, news=bool(news)).encode()
+    return _requests(names, context, archive.settings(), news, cursor) or dg.SensorResult(
+        skip_reason=_nothing_new(news, found, since), cursor=cursor
+    )
+
+
+def _requests(
+    names: Names, context: dg.SensorEvaluationContext, settings: Settings, news: Mapping[str, str], cursor: str
+) -> dg.SensorResult | None:
+    """Return one run for each kept collection with news, and the partitions of those that are new."""
+    registered = context.instance.get_dynamic_partitions(str(names.partitions.name))
+    by_partition: dict[str, list[str]] = defaultdict(list)
+    for collection, name in news.items():
+        by_partition[spelled(collection, registered)].append(name)
+    kept = sorted(matching(settings.collections, by_partition))
+    if not kept:
+        return None
+    added = [c for c in kept if c not in set(registered)]
+    runs = [_run(names, settings, c, _short(*by_partition[c])) for c in kept]
+    if added:
+        # The table of collections shall have them too: until then they would count as not listed.
+        key = f"collections:{_short(added, cursor)}"
+        runs.append(dg.RunRequest(run_key=key, job_name=names.of(CATALOGUE_JOB), tags={ARCHIVE_TAG: names.prefix}))
+    return dg.SensorResult(
+        run_requests=runs,
+        dynamic_partitions_requests=[names.partitions.build_add_request(added)] if added else [],
+        cursor=cursor,
+    )
+
+
+def _run(names: Names, settings: Settings, collection: str, news: str) -> dg.RunRequest:
+    mirrored = settings.mirrors_images_of(collection)
+    return dg.RunRequest(
+        run_key=f"{collection}:{news}",
+        job_name=names.of(UPDATE_JOB if mirrored else TABLES_JOB),
+        partition_key=collection,
+        run_config=images_config(names, retry=False, max_bytes=RUN_BYTES) if mirrored else None,
+        tags={ARCHIVE_TAG: names.prefix},
+    )
+
+
+def spelled(collection: str, registered: Iterable[str]) -> str:
+    """Return a collection as its partition spells it: the feed may use another case (the server compares without)."""
+    known = set(registered)
+    if collection in known:
+        return collection
+    alike = [name for name in known if name.casefold() == collection.casefold()]
+    return alike[0] if len(alike) == 1 else collection
+
+
+def _started(found: Mapping[Bucket, str], since: date) -> str:
+    known = f"what {_collections(c for c, _ in found)} released after {since} counts as known"
+    return (
+        f"Started: {known if found else f'nothing was released after {since}'}; what comes from now on is news. If the "
+        "lake does not have the tables yet, materialise them once by hand. To start from an earlier day, set the "
+        "cursor to it, like 2026-01-01"
+    )
+
+
+def _empty(since: date, suspicious: bool) -> str:
+    if suspicious:
+        return (
+            f"Suspicious: the archive says that nothing was released after {since}, but it told of some before. "
+            "Nothing was changed, the next tick asks again"
+        )
+    return f"Nothing was released after {since}"
+
+
+def _nothing_new(news: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
+    others = sorted(news)
+    if others:
+        return f"News only of collections that NBIA_COLLECTIONS leaves out: {_some(others)}"
+    return f"Nothing new: {_collections(c for c, _ in found)} released after {since} what is known already"
+
+
+def _collections(names: Iterable[str]) -> str:
+    count = len(set(names))
+    return "1 collection" if count == 1 else f"{count or 'no'} collections"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """Return what `ask` returns, if it does so in time.
+
+    One that does not is left to its time-outs: a call that waits for the network cannot be broken off.
+
+    Args:
+        seconds: how long to wait.
+        ask: calls the archive.
+
+    Raises:
+        ArchiveUnreachable: it takes longer.
+    """
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as e:  # noqa: BLE001 - raised again where the answer is waited for
+            answer.set_exception(e)
+
+    # Not a pool: the interpreter would wait for its threads at the end.
+    threading.Thread(target=work, name="nbia-tick", daemon=True).start()
+    try:
+        return answer.result(timeout=seconds)
+    except futures.TimeoutError:
+        raise ArchiveUnreachable(
+            f"the archive did not answer whole within {seconds:.0f} s: it may be busy, the next tick asks again. If "
+            "the cursor is set to a day long past, take a later one: the reconcile schedule finds the rest"
+        ) from None
+
+
+# --- what is still to be fetched
+
+
+def _image_backlog(
+    names: Names, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=names.of("image_backlog"),
+        job=jobs[names.of(IMAGES_JOB)],
+        minimum_interval_seconds=seconds,
+        required_resource_keys={names.archive, names.lake},
+        description=(
+            "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
+            "one at a time. It asks the lake only. What is quarantined is left to a person, what was unavailable is "
+            "tried once a day."
+        ),
+    )
+    def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
+        try:
+            return _look_for_backlog(names, context)
+        except (LakeError, SettingsError) as e:
+            return dg.SkipReason(f"Nothing was requested: {e}")
+
+    return image_backlog
+
+
+def _look_for_backlog(names: Names, context: dg.SensorEvaluationContext) -> Tick:
+    settings = names.archive_of(context).settings()
+    lake = names.lake_of(context).open(write=False)
+    registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
+    mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
+    busy = collections_in_progress(names, context.instance)
+    today = clock.utc_now().date()
+    deadline = time.monotonic() + TICK_SECONDS
+    runs, last = [], None
+    for collection in _from(mirrored, after=context.cursor):
+        if time.monotonic() > deadline:
+            break
+        last = collection
+        todo = [] if collection in busy else backlog(lake, collection)
+        if todo:
+            # The day, so that a run that got nowhere, because the archive was down, is not the last one for ever.
+            key = f"{collection}:{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
+            runs.append(
+                dg.RunRequest(
+                    run_key=key,
+                    job_name=names.of(IMAGES_JOB),
+                    partition_key=collection,
+                    run_config=images_config(names, retry=False, max_bytes=RUN_BYTES),
+                    tags={ARCHIVE_TAG: names.prefix},
+                )
+            )
+    if runs:
+        return dg.SensorResult(run_requests=runs, cursor=last)
+    return dg.SensorResult(skip_reason=_no_backlog(mirrored, sorted(busy & set(mirrored))), cursor=last)
+
+
+def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
+    """Return the listed series of a collection that are not in the lake, but for those given up for now."""
+    series = present_series(lake, collection)
+    return make_plan(series, current_receipts(lake, collection, series), retry=False).todo
+
+
+def collections_in_progress(names: Names, instance: dg.DagsterInstance) -> set[str]:
+    """Return the collections for which a run with images waits or goes on, whoever asked for it."""
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
+    with_images = (names.of(IMAGES_JOB), names.of(UPDATE_JOB))
+    return {
+        run.tags[PARTITION]
+        for run in runs
+        if PARTITION in run.tags and (run.job_name in with_images or names.key("images") in (run.asset_selection or ()))
+    }
+
+
+def _from(collections: Sequence[str], after: str | None) -> list[str]:
+    """Return the collections in a circle, beginning with the one after `after`, where the last tick ended."""
+    return sorted(collections, key=lambda c: (c <= (after or ""), c))
+
+
+def _no_backlog(mirrored: Sequence[str], busy: Sequence[str]) -> str:
+    if busy:
+        return f"Runs go on for {_some(busy)}; nothing else is to be fetched"
+    if not mirrored:
+        return "There is no series table of a collection whose images are mirrored (NBIA_IMAGES)"
+    return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or were tried in vain"
+
+
+def _short(*texts: object) -> str:
+    return hashlib.sha256("\x1f".join(map(str, texts)).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The endpoints: what each call answers, and how answers are rendered."""

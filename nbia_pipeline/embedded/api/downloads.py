@@ -1,0 +1,235 @@
+"""The endpoints that send files: zips written as a stream, single files, digests."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, complaint
+from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
+from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
+from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
+
+_LOG = logging.getLogger(__name__)
+
+PIECE_BYTES = 256 * 1024
+"""Bytes collected before a piece of a zip is sent."""
+
+Named = tuple[str, StoredInstance]
+"""Name of an entry and the instance behind it."""
+
+Refusal = Callable[[str], Reply]
+"""What answers for a series, by its UID, that the caller does not get."""
+
+
+def refused(uid: str) -> Reply:
+    """Return the one answer for a series that is unknown, hidden or forbidden."""
+    return complaint(
+        f"The user has not been granted the access to image with given SeriesInstanceUID,{uid}. "
+        "Please contact System Admin to resolve this issue."
+    )
+
+
+def not_public(uid: str) -> Reply:
+    """Return the same answer as v1 words it, and getDCMImage in every version."""
+    return complaint(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+
+
+def image_v2(call: Call, refusal: Refusal = refused) -> Reply:
+    """getImage of v1 and v2: the licence, then the images.
+
+    Args:
+        call: the request.
+        refusal: what answers for a series that the caller does not get.
+    """
+    return _image(call, hashes=False, stop_without_digest=False, refusal=refusal)
+
+
+def image_v4(call: Call) -> Reply:
+    """getImage of v4. Server: stops at an image without a digest even when no digests are asked for."""
+    hashes = call.query.get("IncludeMD5", "").casefold() == "yes"
+    return _image(call, hashes=hashes, stop_without_digest=True, refusal=refused)
+
+
+def image_with_md5(call: Call, refusal: Refusal = refused) -> Reply:
+    """getImageWithMD5Hash: images, then ``md5hashes.csv``; no licence.
+
+    Server: an image without a digest ends the answer before the first file.
+
+    Args:
+        call: the request.
+        refusal: what answers for a series that the caller does not get.
+    """
+    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    if not call.holdings.one_series(uid, call.rights).num_rows:
+        return refusal(uid)
+    named = _numbered(call, uid)
+    if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
+        return _zip_reply(uid, _stream(call, uid, [], hashes=False))
+    return _zip_reply(uid, _stream(call, uid, named, hashes=True))
+
+
+def dcm_image(call: Call) -> Reply:
+    """getDCMImage: images named by acquisition, ``md5hashes.csv`` if asked for; no licence."""
+    uid = call.query["SeriesInstanceUID"]
+    if not call.holdings.one_series(uid, call.rights).num_rows:
+        return not_public(uid)
+    hashes = call.query.get("MD5Verification", "").casefold() == "true"
+    return _zip_reply(uid, _stream(call, uid, _by_acquisition(_instances(call, uid)), hashes=hashes))
+
+
+def single_image(call: Call) -> Reply:
+    """getSingleImage: one file. Server: rights are checked, visibility is not; 500 for what is not there."""
+    images, uid, sop = call.holdings.catalogue.images, call.query["SeriesInstanceUID"], call.query["SOPInstanceUID"]
+    if images is None or not call.holdings.one_series(uid, call.rights, ANY_VISIBILITY).num_rows:
+        raise ServerFault
+    try:
+        data = images.read(uid, sop)
+    except (KeyError, OSError) as error:
+        raise ServerFault from error
+    return Reply(data, content_type="application/dicom", disposition=f"attachment; filename={sop}.dcm")
+
+
+def md5_of_image_v2(call: Call) -> Reply:
+    """getM5HashForImage (sic) of v2, whose parameter is spelled ``SOPInstanceUid``."""
+    return _md5_of_image(call, call.query.get("SOPInstanceUid"))
+
+
+def md5_of_image_v4(call: Call) -> Reply:
+    """getMD5HashForImage of v4, whose parameter is spelled ``SOPInstanceUID``."""
+    return _md5_of_image(call, call.query.get("SOPInstanceUID"))
+
+
+def _md5_of_image(call: Call, sop: str | None) -> Reply:
+    """Return the bare digest. Server: 200 and nothing where there is none to show."""
+    images, series = call.holdings.catalogue.images, call.holdings.series_of_instance(sop or "")
+    if images is None or sop is None or series is None:
+        return EMPTY
+    if not call.holdings.one_series(series, call.rights).num_rows:
+        return EMPTY
+    digest = images.md5(series, sop)
+    return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
+
+
+def thumbnail(call: Call) -> Reply:
+    """getThumbnail: the embedded archive has none. Server: 500 for an absent one."""
+    raise ServerFault
+
+
+def _image(call: Call, *, hashes: bool, stop_without_digest: bool, refusal: Refusal) -> Reply:
+    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    row = call.holdings.one_series(uid, call.rights)
+    if not row.num_rows:
+        return refusal(uid)
+    facts = row.slice(0, 1).to_pylist()[0]
+    text = (
+        f"The collection {facts['Collection']} is distributed under {facts['LicenseName']} "
+        f"({facts['LicenseURI']}).\n"
+        "Cite the collection, whose address is given in the archive's listing, when you use these data.\n"
+    )
+    named = _numbered(call, uid)
+    if call.query.get("NewFileNames", "").casefold() == "yes":
+        named = _by_acquisition(_instances(call, uid))
+    if stop_without_digest and images is not None:
+        digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
+        if None in digests:
+            named, hashes = named[: digests.index(None)], False
+    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, licence=text))
+
+
+def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
+    images = call.holdings.catalogue.images
+    return () if images is None else images.instances(uid)
+
+
+def _numbered(call: Call, uid: str) -> list[Named]:
+    """Name the images by a counter over an order that differs between downloads.
+
+    Server: the query has no order, so that the same image may get another number tomorrow. Here the order
+    follows from the series and from how many downloads of it came before.
+    """
+    call.settings.downloads[uid] += 1
+    shuffled = list(_instances(call, uid))
+    random.Random(f"{uid}#{call.settings.downloads[uid]}").shuffle(shuffled)  # noqa: S311 - not a secret
+    return [(f"{number:08d}.dcm", instance) for number, instance in enumerate(shuffled, 1)]
+
+
+def _by_acquisition(instances: Sequence[StoredInstance]) -> list[Named]:
+    """Name the images ``A-B.dcm``.
+
+    Server: sorted by InstanceNumber; A rises each time the AcquisitionNumber differs from the previous
+    one, B restarts with each A. A is padded to the digits of the number of changes of the acquisition
+    number, B to those of the instance number.
+    """
+    ordered = sorted(instances, key=lambda i: i.instance_number)
+    changes_a = sum(x.acquisition_number != y.acquisition_number for x, y in pairwise(ordered))
+    changes_b = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
+    named, a, b = [], 1, 0
+    for position, instance in enumerate(ordered):
+        b += 1
+        if position and instance.acquisition_number != ordered[position - 1].acquisition_number:
+            a, b = a + 1, 1
+        named.append((f"{a:0{len(str(changes_a))}d}-{b:0{len(str(changes_b))}d}.dcm", instance))
+    return named
+
+
+def _zip_reply(uid: str, pieces: Iterator[bytes]) -> Reply:
+    return Reply(pieces, content_type="application/octet-stream", disposition=f'attachment; filename="{uid}.zip"')
+
+
+def _stream(
+    call: Call,
+    uid: str,
+    named: Sequence[Named],
+    *,
+    hashes: bool,
+    licence: str | None = None,
+) -> Iterator[bytes]:
+    """Yield a zip in pieces of a size that is worth sending."""
+    held: list[bytes] = []
+    for part in _parts(call, uid, named, hashes, licence):
+        held.append(part)
+        if sum(map(len, held)) >= PIECE_BYTES:
+            yield b"".join(held)
+            held.clear()
+    yield b"".join(held)
+
+
+def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, licence: str | None) -> Iterator[bytes]:
+    """Yield a zip entry by entry.
+
+    Server: every error inside the loop is caught and the zip is closed, so that what arrives is a valid
+    archive that ends early; ``md5hashes.csv`` is written only after the last image.
+    """
+    archive, images = ZipStream(), call.holdings.catalogue.images
+    if licence is not None:
+        yield from archive.entry("LICENSE", pack(licence.encode()))
+    if images is not None:
+        try:
+            for name, instance in named:
+                yield from archive.entry(name, _packed(call, images, uid, instance.sop_instance_uid))
+        except (KeyError, OSError) as error:
+            _LOG.warning("series %s: the download ends early: %r", uid, error)
+            hashes = False
+        if hashes:
+            yield from archive.entry("md5hashes.csv", pack(_digests(images, uid, named)))
+    yield archive.close()
+
+
+def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
+    """Return a deflated file: from the shelf if it was sent before, else made and kept there."""
+    key = f"{call.holdings.content_stamp(uid)} {uid} {sop}"
+    stored = call.settings.shelf.load(key)
+    if stored is not None:
+        return Packed.from_bytes(stored)
+    packed = pack(images.read(uid, sop))
+    call.settings.shelf.store(key, packed.to_bytes())
+    return packed
+
+
+def _digests(images: ImageStore, uid: str, named: Sequence[Named]) -> bytes:
+    rows = [f"{name},{images.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
+    random.Random(uid).shuffle(rows)  # noqa: S311 - server: the rows come in arbitrary order
+    return ("\n".join(["Filename,MD5Hash", *rows]) + "\n").encode()

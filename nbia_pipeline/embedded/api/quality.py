@@ -1,0 +1,130 @@
+"""Endpoints that tell what became of a series: quality control, denied series, series of a DOI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.embedded.api.endpoint import NO_CONTENT, Call, Reply, Rows
+from nbia_pipeline.embedded.api.lists import authorised
+from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DOWNLOADABLE
+from nbia_pipeline.embedded.catalog.model import VISIBLE
+from nbia_pipeline.schema import shapes
+from nbia_pipeline.schema.shapes import Form, Key, Shape
+
+VISIBILITIES = {
+    0: "Not Yet Reviewed",
+    1: "Visible",
+    2: "Not Visible",
+    3: "To Be Deleted",
+    4: "Delete",
+    **{code: f"Stage {code - 4}" for code in range(5, 12)},
+    12: "Downloadable",
+}
+"""Text of a visibility code; the stages' wording is ours."""
+
+_TEXT = "VisibilityText"
+QC_V2 = Shape(
+    "QC",
+    None,
+    (
+        Key("SeriesInstanceUID", "SeriesInstanceUID"),
+        Key("Visibility", _TEXT),
+        Key("ReleaseStatus", "ReleasedStatus"),
+        Key("ReleaseDate", "DateReleased", Form.DATETIME),
+        Key("ImageCount", "ImageCount", Form.NUMBER),
+        Key("Doi", "CollectionURI"),
+        Key("LicenseName", "LicenseName"),
+        Key("Site", "Site"),
+        Key("Project", "Collection"),
+        Key("PatientID", "PatientID"),
+        Key("Modality", "Modality"),
+        Key("StudyDescription", "StudyDescription"),
+        Key("SeriesDescription", "SeriesDescription"),
+    ),
+)
+"""getSeriesQCInfo of v2."""
+
+
+def _with_visibility(keys: tuple[Key, ...]) -> tuple[Key, ...]:
+    """Insert the visibility before the released status, as v4 does."""
+    position = next(n for n, key in enumerate(keys) if key.name == "ReleasedStatus")
+    return (*keys[:position], Key("Visibility", _TEXT), *keys[position:])
+
+
+QC_V4 = replace(shapes.METADATA_V4, name="QC4", keys=_with_visibility(shapes.METADATA_V4.keys))
+"""getSeriesQCInfo of v4."""
+
+DENIED = Shape("DENIED", None, (Key("SeriesInstanceUID", "SeriesInstanceUID"),))
+"""getDeniedSeries."""
+
+_DOI_COLLECTION = (Key("collection", "Collection"), Key("thirdPartyAnanlysis", "ThirdPartyAnalysis"))
+_DOI_AUTHORIZED = Key("authorized", "Authorized", Form.NUMBER)
+DOI_COLLECTIONS = Shape("DOI_COLLECTIONS", None, (*_DOI_COLLECTION, _DOI_AUTHORIZED))
+"""getCollectionOrSeriesForDOI per collection; the spelling of its second key is the server's."""
+DOI_SERIES = Shape(
+    "DOI_SERIES",
+    None,
+    (
+        _DOI_COLLECTION[0],
+        Key("seriesInstanceUID", "SeriesInstanceUID"),
+        _DOI_COLLECTION[1],
+        _DOI_AUTHORIZED,
+    ),
+)
+"""getCollectionOrSeriesForDOI per series."""
+
+
+def qc_info_v2(call: Call) -> Rows:
+    """getSeriesQCInfo: series of any visibility, hence hidden can be told from gone."""
+    return Rows(_qc_rows(call), QC_V2)
+
+
+def qc_info_v4(call: Call) -> Rows:
+    """getSeriesQCInfo of v4: the columns of getSeriesMetadata and the visibility."""
+    return Rows(authorised(_qc_rows(call)), QC_V4)
+
+
+def denied_series(call: Call) -> Rows | Reply:
+    """getDeniedSeries: which of the series asked for are not available.
+
+    Server: 204 if none is denied, and also if the caller has no rights at all.
+    """
+    asked = [uid for uid in call.query.get("seriesList", "").split(",") if uid]
+    rights = call.rights
+    if "userName" in call.query:
+        account = call.holdings.catalogue.accounts.get(call.query["userName"])
+        if account is None:
+            return NO_CONTENT
+        rights = account.collections
+    rows = call.holdings.among(asked, rights, frozenset({VISIBLE, DOWNLOADABLE}))
+    available = set(rows["SeriesInstanceUID"].to_pylist())
+    denied = [uid for uid in dict.fromkeys(asked) if uid not in available]
+    if not denied:
+        return NO_CONTENT
+    return Rows(pa.table({"SeriesInstanceUID": pa.array(denied, pa.string())}), DENIED)
+
+
+def series_for_doi(call: Call) -> Rows:
+    """getCollectionOrSeriesForDOI. Server: compares the stored address; hidden series are included."""
+    rows = call.holdings.select(call.rights, visibility=ANY_VISIBILITY)
+    doi = call.form.get("DOI", [None])[0]
+    if doi is not None:
+        rows = rows.filter(pc.equal(rows["CollectionURI"], doi))
+    if call.form.get("CollectionOrSeries", [""])[0].casefold() == "series":
+        return Rows(authorised(rows), DOI_SERIES, jackson=True, nulls=False)
+    distinct = rows.group_by(["Collection", "ThirdPartyAnalysis"], use_threads=False).aggregate([])
+    return Rows(authorised(distinct), DOI_COLLECTIONS, jackson=True, nulls=False)
+
+
+def status(call: Call) -> Reply:
+    """Liveness of v1: a small paragraph."""
+    return Reply(b"<p>NBIA API is up</p>", content_type="text/html")
+
+
+def _qc_rows(call: Call) -> pa.Table:
+    rows = call.holdings.among(call.form["seriesId"], call.rights, ANY_VISIBILITY)
+    texts = [VISIBILITIES.get(code, str(code)) for code in rows["Visibility"].to_pylist()]
+    return rows.append_column(_TEXT, pa.array(texts, pa.string()))

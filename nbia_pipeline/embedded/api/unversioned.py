@@ -1,0 +1,280 @@
+"""The unversioned endpoints: counts, descriptions, bulk metadata, licences, hashes and DICOM tags."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pydicom
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
+from nbia_pipeline.embedded.api.downloads import refused
+from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Handler, Reply, Rows
+from nbia_pipeline.embedded.api.lists import authorised, filtered
+from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
+from nbia_pipeline.schema import shapes
+from nbia_pipeline.schema.shapes import Form, Key, Shape
+
+_AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
+_FILTERS = {"Modality": "Modality", "BodyPartExamined": "BodyPartExamined"}
+_V4_DESCRIPTION_KEYS = ("id", "description", "collectionName", "descriptionURI")
+_DESCRIPTIONS_V4 = Shape(
+    "DESCRIPTIONS4",
+    shapes.DESCRIPTIONS.table,
+    tuple(k for name in _V4_DESCRIPTION_KEYS for k in shapes.DESCRIPTIONS.keys if k.name == name),
+)
+_PER_IMAGE = ("PixelSpacing(mm)-Row", "SliceThickness(mm)")
+# Where the catalogue holds several values of a series, they are joined by this, as v4 shows them.
+_SEPARATOR = ", "
+_MORE_OF_METADATA3 = (
+    "PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription AdmittingDiagnosesDescription "
+    "StudyID PatientAge LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent Site"
+).split()
+METADATA3 = Shape(
+    "METADATA3",
+    None,
+    (*shapes.METADATA2.keys, *(Key(name, name) for name in (*_MORE_OF_METADATA3, *_PER_IMAGE))),
+)
+"""getSeriesMetadata3: 38 columns. How the 14 that getSeriesMetadata2 has not are spelled is not known."""
+_PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+
+
+def counts(column: str, null_as: str | None, upper: bool = False) -> Handler:
+    """Make one of the unversioned getXValuesAndCounts: distinct patients per value, counts as text.
+
+    Args:
+        column: the column whose values are counted.
+        null_as: what a null is written as.
+        upper: whether the values are written in upper case.
+    """
+
+    def handler(call: Call) -> Rows:
+        rows = filtered(call, _FILTERS, exact_collection=True)
+        return Rows(_counted(rows, column, null_as, upper), shapes.COUNTS, jackson=True)
+
+    return handler
+
+
+def counts_v4(column: str, wire_name: str, null_as: str | None, upper: bool = False) -> Handler:
+    """Make one of v4's getXValuesAndCounts: the value under its own name, the count as a number.
+
+    Args:
+        column: the column whose values are counted.
+        wire_name: key of the value.
+        null_as: what a null is written as.
+        upper: whether the values are written in upper case.
+    """
+    value, count = shapes.COUNTS.keys
+    keys = (
+        replace(value, name=wire_name, column="criteria"),
+        replace(count, name="Count", form=Form.NUMBER),
+        _AUTHORIZED,
+    )
+    shape = Shape("COUNTS4", None, keys)
+
+    def handler(call: Call) -> Rows:
+        return Rows(authorised(_counted(filtered(call, _FILTERS), column, null_as, upper)), shape)
+
+    return handler
+
+
+def descriptions(call: Call) -> Rows:
+    """getCollectionDescriptions: the name is compared exactly; unknown gives ``[]``."""
+    return Rows(_descriptions(call), shapes.DESCRIPTIONS, jackson=True)
+
+
+def descriptions_v4(call: Call) -> Rows:
+    """getCollectionDescriptions of v4: without time, user and licence."""
+    return Rows(_descriptions(call), _DESCRIPTIONS_V4, jackson=True)
+
+
+def metadata2(call: Call) -> Rows:
+    """getSeriesMetadata2: CSV of many series. Server: only the first field ``list`` is read."""
+    uids = call.form.get("list", [""])[0].split(",")
+    return Rows(call.holdings.among(uids, call.rights), shapes.METADATA2, default_format="CSV-DOWNLOAD")
+
+
+def metadata3(call: Call) -> Rows:
+    """getSeriesMetadata3: CSV of many series.
+
+    Server: it joins the images, so that a series with several pixel spacings or slice thicknesses has
+    several rows.
+    """
+    uids = call.form.get("list", [""])[0].split(",")
+    rows = call.holdings.among(uids, call.rights)
+    for column in _PER_IMAGE:
+        rows = _one_row_per_value(rows, column)
+    return Rows(rows, METADATA3, default_format="CSV-DOWNLOAD")
+
+
+def licences(call: Call) -> Reply:
+    """getLicenses: the licences that series of the archive name."""
+    rows = call.holdings.select(None, visibility=ANY_VISIBILITY).select(["LicenseName", "LicenseURI"])
+    pairs = rows.group_by(["LicenseName", "LicenseURI"]).aggregate([]).sort_by("LicenseName").to_pylist()
+    answer = [
+        {
+            "longName": pair["LicenseName"],
+            "id": number,
+            "shortName": _short_name(pair["LicenseName"], pair["LicenseURI"]),
+            "licenseURL": pair["LicenseURI"],
+            "licenseText": None,
+            "commercialUse": "NO" if "noncommercial" in pair["LicenseName"].casefold() else "YES",
+        }
+        for number, pair in enumerate((p for p in pairs if p["LicenseName"] is not None), 1)
+    ]
+    return _json(answer)
+
+
+def md5_hierarchy(call: Call) -> Reply:
+    """getMD5Hierarchy: MD5 of the sorted hashes of the level below, without separators.
+
+    Server: the level of the series has neither visibility nor rights filter; a collection is what the guest
+    sees; nothing found is an empty body.
+    """
+    given = {name: texts[0] for name, texts in call.form.items() if texts}
+    if "SeriesInstanceUID" in given:
+        uid = given["SeriesInstanceUID"]
+        known = call.holdings.one_series(uid, None, ANY_VISIBILITY).num_rows
+        return _digest_reply(_series_hash(call, uid) if known else "")
+    if "StudyInstanceUID" in given:
+        rows = call.holdings.select(call.rights)
+        return _digest_reply(_study_hash(call, _only(rows, "StudyInstanceUID", given["StudyInstanceUID"])))
+    if "Collection" not in given:
+        return EMPTY
+    if "PatientID" in given:
+        rows = call.holdings.select(call.rights, given["Collection"])
+        return _digest_reply(_patient_hash(call, _only(rows, "PatientID", given["PatientID"])))
+    rows = call.holdings.select(frozenset(), given["Collection"])
+    return _digest_reply(
+        _combined(_patient_hash(call, _only(rows, "PatientID", p)) for p in _values(rows, "PatientID"))
+    )
+
+
+def dicom_tags(call: Call) -> Reply:
+    """getDicomTags: the header of one image of the series, file meta first, without pixel data."""
+    uid, images = call.query.get("SeriesUID", ""), call.holdings.catalogue.images
+    if not call.holdings.one_series(uid, call.rights).num_rows:
+        return refused(uid)
+    instances = images.instances(uid) if images is not None else ()
+    if images is None or not instances:
+        return EMPTY
+    try:
+        data = images.read(uid, instances[0].sop_instance_uid)
+    except (KeyError, OSError):
+        return EMPTY
+    dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+    return _json([*_tags(dataset.file_meta), *_tags(dataset)])
+
+
+def _one_row_per_value(rows: pa.Table, column: str) -> pa.Table:
+    """Repeat the rows whose `column` holds several values, one row for each."""
+    texts = rows[column].to_pylist()
+    values = [(n, value) for n, text in enumerate(texts) for value in (text or "").split(_SEPARATOR)]
+    repeated = rows.take(pa.array([n for n, _ in values], pa.int64()))
+    texts = pa.array([value or None for _, value in values], pa.string())
+    return repeated.set_column(rows.schema.get_field_index(column), column, texts)
+
+
+def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> pa.Table:
+    values = rows[column]
+    if upper:
+        values = pc.utf8_upper(values)
+    if null_as is not None:
+        values = pc.fill_null(values, null_as)
+    # Patients are counted within their collection, as the server keys them.
+    pairs = pa.table({"criteria": values, "Collection": rows["Collection"], "PatientID": rows["PatientID"]})
+    patients = pairs.group_by(["criteria", "Collection", "PatientID"]).aggregate([])
+    counted = patients.group_by("criteria").aggregate([("PatientID", "count")]).sort_by("criteria")
+    return counted.rename_columns({"criteria": "criteria", "PatientID_count": "count"})
+
+
+def _descriptions(call: Call) -> pa.Table:
+    known = sorted(call.holdings.catalogue.descriptions.values(), key=lambda d: d.name)
+    wanted = call.query.get("collectionName")
+    rows = [(n, d) for n, d in enumerate(known, 1) if wanted is None or d.name == wanted]
+    return pa.table(
+        {
+            "Description": pa.array([d.description for _, d in rows], pa.string()),
+            "id": pa.array([n for n, _ in rows], pa.int64()),
+            "DescriptionTimestamp": pa.array([d.edited_ms for _, d in rows], pa.int64()),
+            "Collection": pa.array([d.name for _, d in rows], pa.string()),
+            "userName": pa.array(["curator"] * len(rows), pa.string()),
+            "DescriptionURI": pa.array([d.uri for _, d in rows], pa.string()),
+        }
+    )
+
+
+def _short_name(long_name: str, uri: str | None) -> str:
+    """Return ``CC BY 4.0`` from ``.../licenses/by/4.0/``; the long name for other licences."""
+    parts = (uri or "").rstrip("/").split("/")
+    if "licenses" in parts[:-2]:
+        return f"CC {parts[-2].upper()} {parts[-1]}"
+    return long_name
+
+
+def _only(rows: pa.Table, column: str, value: str) -> pa.Table:
+    return rows.filter(pc.equal(rows[column], value))
+
+
+def _values(rows: pa.Table, column: str) -> list[str]:
+    return list(pc.unique(rows[column].drop_null()).to_pylist())
+
+
+def _combined(hashes: Iterable[str]) -> str:
+    """Return the MD5 of sorted hashes end to end; an empty text if there are none."""
+    known = sorted(h for h in hashes if h)
+    return hashlib.md5("".join(known).encode(), usedforsecurity=False).hexdigest() if known else ""
+
+
+def _series_hash(call: Call, uid: str) -> str:
+    images = call.holdings.catalogue.images
+    if images is None:
+        return ""
+    return _combined(images.md5(uid, i.sop_instance_uid) or "" for i in images.instances(uid))
+
+
+def _study_hash(call: Call, rows: pa.Table) -> str:
+    return _combined(_series_hash(call, uid) for uid in _values(rows, "SeriesInstanceUID"))
+
+
+def _patient_hash(call: Call, rows: pa.Table) -> str:
+    studies = _values(rows, "StudyInstanceUID")
+    return _combined(_study_hash(call, _only(rows, "StudyInstanceUID", uid)) for uid in studies)
+
+
+def _digest_reply(digest: str) -> Reply:
+    return Reply(digest.encode(), content_type="text/plain")
+
+
+def _json(answer: object) -> Reply:
+    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return Reply(body, content_type="application/json")
+
+
+def _tags(dataset: Dataset, depth: str = "") -> Iterator[dict[str, str | None]]:
+    for element in dataset:
+        if element.tag in _PIXEL_DATA:
+            continue
+        yield {"element": f"{depth}{_tag(element)}", "name": element.name, "data": _data(element)}
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _tags(item, depth + ">")
+            yield {"element": f"{depth}{_tag(element)}", "name": f"End {element.name}", "data": None}
+
+
+def _tag(element: DataElement) -> str:
+    return f"({element.tag.group:04X},{element.tag.element:04X})"
+
+
+def _data(element: DataElement) -> str | None:
+    if element.VR == "SQ" or element.value is None or isinstance(element.value, bytes):
+        return None
+    if element.VM > 1:
+        return "\\".join(str(value) for value in element.value)
+    return str(element.value)

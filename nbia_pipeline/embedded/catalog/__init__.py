@@ -1,0 +1,1 @@
+"""What an archive holds: rows of series and their files."""

@@ -1,0 +1,241 @@
+"""The facts of a catalogue, arranged for questions: a slice per collection, rights and visibility applied."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalogue
+
+DOWNLOADABLE = 12
+"""Visibility code that some endpoints accept besides :data:`VISIBLE`."""
+
+ANY_VISIBILITY: frozenset[int] = frozenset()
+"""Stands for no filter on the visibility."""
+
+ONLY_VISIBLE = frozenset({VISIBLE})
+"""The visibility that nearly every endpoint sees."""
+
+MOST_PIECES = 32
+"""Pieces of a collection's facts above which a change joins them."""
+
+# Server: what an unset column reads as.
+_DEFAULTS = {"Phantom": "NO", "SpeciesCode": "337915000", "SpeciesDescription": "Homo sapiens"}
+
+
+@dataclass(frozen=True)
+class _State:
+    """One version of what is held.
+
+    Attributes:
+        catalogue: the plain data.
+        slices: the facts of each collection by its name, sorted.
+        serial: rises with every change.
+        epoch: serial of the last :meth:`Holdings.refresh`.
+        changed: serial of the last change of a collection since then.
+        contents: serial of the last replacement of a series' files since then.
+    """
+
+    catalogue: Catalogue
+    slices: dict[str, pa.Table]
+    serial: int
+    epoch: int
+    changed: Mapping[str, int]
+    contents: Mapping[str, int]
+
+
+class Holdings:
+    """What the archive holds, by collection."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        """Arrange the facts of `catalogue`."""
+        self._lock = threading.Lock()
+        self._state = _arranged(catalogue, serial=1)
+        self._series_of_instance: tuple[int, dict[str, str]] | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The plain data of the present state."""
+        return self._state.catalogue
+
+    @catalogue.setter
+    def catalogue(self, catalogue: Catalogue) -> None:
+        """Take another catalogue; :meth:`refresh` makes it seen."""
+        with self._lock:
+            self._state = replace(self._state, catalogue=catalogue)
+
+    @property
+    def version(self) -> int:
+        """Number of the present state; rises with every change."""
+        return self._state.serial
+
+    def stamp(self, collection: str | None) -> object:
+        """Return what differs whenever answers about a collection may differ; None: about any of them."""
+        state = self._state
+        if collection is None:
+            return state.serial
+        return state.epoch, [state.changed.get(n) for n in _named(state.slices, collection, ignore_case=True)]
+
+    def content_stamp(self, uid: str) -> str:
+        """Return what differs whenever the files of a series do."""
+        state = self._state
+        return f"{state.epoch}.{state.contents.get(uid, 0)}"
+
+    def refresh(self, catalogue: Catalogue | None = None) -> None:
+        """Take in changes of the catalogue, or another one; what was made from earlier states is void."""
+        with self._lock:
+            self._state = _arranged(catalogue or self._state.catalogue, self._state.serial + 1)
+
+    def change(
+        self,
+        slices: Mapping[str, pa.Table],
+        contents: Iterable[str] = (),
+        **fields: Any,
+    ) -> None:
+        """Swap in new facts of some collections; all others stay as they are.
+
+        Args:
+            slices: the facts of each touched collection; it is gone if there are none.
+            contents: UIDs of the series whose files are others now.
+            fields: new values of other fields of the catalogue.
+        """
+        with self._lock:
+            old, serial = self._state, self._state.serial + 1
+            merged = {**old.slices, **{name: _compact(table) for name, table in slices.items()}}
+            kept = {name: merged[name] for name in sorted(merged) if merged[name].num_rows}
+            series = pa.concat_tables(kept.values()) if kept else old.catalogue.series.slice(0, 0)
+            self._state = _State(
+                replace(old.catalogue, series=series, **fields),
+                kept,
+                serial,
+                old.epoch,
+                {**old.changed, **dict.fromkeys(slices, serial)},
+                {**old.contents, **dict.fromkeys(contents, serial)},
+            )
+
+    def collections(self) -> list[str]:
+        """Return the names of all collections, sorted."""
+        return list(self._state.slices)
+
+    def facts_of(self, collection: str) -> pa.Table:
+        """Return all series of the collection of exactly that name; no rows if there is none."""
+        state = self._state
+        return state.slices.get(collection, state.catalogue.series.slice(0, 0))
+
+    def select(
+        self,
+        rights: Collection[str] | None,
+        collection: str | None = None,
+        *,
+        ignore_case: bool = True,
+        visibility: frozenset[int] = ONLY_VISIBLE,
+    ) -> pa.Table:
+        """Return the series that a caller may see.
+
+        Args:
+            rights: restricted collections that the caller holds; None: rights are not checked.
+            collection: name to keep, or None for all.
+            ignore_case: compare the name without regard to case.
+            visibility: codes to keep; empty for all.
+
+        Returns:
+            Rows of schema FACTS, without copying where nothing is hidden.
+        """
+        state = self._state
+        parts = [
+            _with_visibility(state.slices[name], visibility)
+            for name in _named(state.slices, collection, ignore_case)
+            if _permitted(state, name, rights)
+        ]
+        return pa.concat_tables(parts) if parts else state.catalogue.series.slice(0, 0)
+
+    def one_series(
+        self,
+        uid: str,
+        rights: Collection[str] | None,
+        visibility: frozenset[int] = ONLY_VISIBLE,
+    ) -> pa.Table:
+        """Return the row of one series, or no row if it is unknown, hidden or not permitted."""
+        return self.among([uid], rights, visibility)
+
+    def among(
+        self,
+        uids: Iterable[str],
+        rights: Collection[str] | None,
+        visibility: frozenset[int] = ONLY_VISIBLE,
+    ) -> pa.Table:
+        """Return the rows of some series, as :meth:`select` orders them; those not to be seen are dropped."""
+        rows = self.select(rights, visibility=ANY_VISIBILITY)
+        wanted = rows.filter(pc.is_in(rows["SeriesInstanceUID"], pa.array(sorted(set(uids)), pa.string())))
+        return _with_visibility(wanted, visibility)
+
+    def series_of_instance(self, sop_uid: str) -> str | None:
+        """Return the series that holds an instance, or None; the first call reads every series' list."""
+        with self._lock:
+            if self._series_of_instance is None or self._series_of_instance[0] != self.version:
+                self._series_of_instance = self.version, dict(self._instance_pairs())
+            return self._series_of_instance[1].get(sop_uid)
+
+    def _instance_pairs(self) -> Iterator[tuple[str, str]]:
+        images = self.catalogue.images
+        if images is not None:
+            for series_uid in self.catalogue.series["SeriesInstanceUID"].to_pylist():
+                for instance in images.instances(series_uid):
+                    yield instance.sop_instance_uid, series_uid
+
+
+def _arranged(catalogue: Catalogue, serial: int) -> _State:
+    filled = filled_in(catalogue.series)
+    names = pc.unique(filled["Collection"].drop_null()).to_pylist()
+    slices = {name: _slice_of(filled, name) for name in sorted(names)}
+    return _State(catalogue, slices, serial, serial, {}, {})
+
+
+def filled_in(series: pa.Table) -> pa.Table:
+    """Return the facts with what the server answers where nothing is stored."""
+    for name, default in _DEFAULTS.items():
+        if series[name].null_count:
+            position = series.schema.get_field_index(name)
+            series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
+    return series
+
+
+def _permitted(state: _State, collection: str, rights: Collection[str] | None) -> bool:
+    return rights is None or collection not in state.catalogue.restricted or collection in rights
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """Return a table of few pieces, since each has its cost in every question."""
+    pieces = table["SeriesInstanceUID"].num_chunks
+    return table.combine_chunks() if pieces > MOST_PIECES else table
+
+
+def _slice_of(table: pa.Table, name: str) -> pa.Table:
+    """Return the rows of one collection: a view where they lie together, else a copy."""
+    mask = pc.equal(table["Collection"], name)
+    first, rows = pc.index(mask, True).as_py(), pc.sum(mask).as_py()
+    together = table.slice(first, rows)
+    if pc.all(pc.equal(together["Collection"], name)).as_py():
+        return together
+    # Rows from all over the table would stay in as many small pieces, each with its cost in every question.
+    return table.filter(mask).combine_chunks()
+
+
+def _named(slices: dict[str, pa.Table], wanted: str | None, ignore_case: bool) -> list[str]:
+    if wanted is None:
+        return list(slices)
+    if ignore_case:
+        return [name for name in slices if name.casefold() == wanted.casefold()]
+    return [name for name in slices if name == wanted]
+
+
+def _with_visibility(rows: pa.Table, codes: frozenset[int]) -> pa.Table:
+    if not codes:
+        return rows
+    mask = pc.is_in(rows["Visibility"], pa.array(sorted(codes), pa.int64()))
+    return rows if pc.all(mask, min_count=0).as_py() else rows.filter(mask)

@@ -1,0 +1,182 @@
+"""The control interface from outside: change a running archive, and let things go wrong in it.
+
+It needs nothing but requests::
+
+    from nbia_pipeline.embedded.control import Control, Fault
+
+    control = Control("http://127.0.0.1:8043")
+    uid = control.add_series("TCGA-DEMO", patient="NEW-1")
+    control.hide(uid)
+    control.faults(Fault("cut", endpoint="getImage", fraction=0.5, times=1))
+
+The operations are those of :class:`nbia_pipeline.embedded.control.operations.Operations`, where each is described.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any
+
+import requests
+
+from nbia_pipeline.embedded.control.fault import KINDS, Fault, FaultError
+
+__all__ = ["KINDS", "Control", "ControlError", "Day", "Fault", "FaultError", "Uids"]
+
+PATH = "/control"
+TIMEOUT_SECONDS = 60.0
+
+Day = dt.date | dt.datetime | str
+"""A day or a moment; a text is ISO 8601. A day stands for its midnight."""
+
+Uids = str | Iterable[str]
+"""UID of a series, or UIDs of several."""
+
+
+class ControlError(RuntimeError):
+    """The archive refused an operation; the sentence says why."""
+
+
+class Control:
+    """The control interface of an embedded archive that runs with ``--control-port``."""
+
+    def __init__(self, url: str) -> None:
+        """Take the address.
+
+        Args:
+            url: address of the control port, like ``http://127.0.0.1:8043``.
+        """
+        self.url = url.rstrip("/")
+        self._session = requests.Session()
+        # It is a port of this machine: a proxy of the environment has no business with it.
+        self._session.trust_env = False
+
+    def release(self, series: Uids, day: Day | None = None) -> None:
+        """Make series visible and released; None: today."""
+        self._do("release", series=_listed(series), day=_text(day))
+
+    def back_date(self, series: Uids, day: Day) -> None:
+        """Change the day of release, and nothing else."""
+        self._do("back_date", series=_listed(series), day=_text(day))
+
+    def hide(self, series: Uids, code: int = 2) -> None:
+        """Hide series."""
+        self._do("hide", series=_listed(series), code=code)
+
+    def show(self, series: Uids) -> None:
+        """Let series return, or appear."""
+        self._do("show", series=_listed(series))
+
+    def replace(self, series: Uids, hidden: bool = True, slices: int | None = None) -> None:
+        """Give series new contents under the same UIDs."""
+        self._do("replace", series=_listed(series), hidden=hidden, slices=slices)
+
+    def delete(self, series: Uids) -> None:
+        """Delete series physically."""
+        self._do("delete", series=_listed(series))
+
+    def edit(self, series: Uids, **columns: Any) -> None:
+        """Change facts of series, like ``LicenseName="..."``."""
+        self._do("edit", series=_listed(series), **_texts(columns))
+
+    def add_series(
+        self,
+        collection: str,
+        like: str | None = None,
+        patient: str | None = None,
+        study: str | None = None,
+        released: Day | None = None,
+        visible: bool = True,
+        slices: int | None = None,
+        **columns: Any,
+    ) -> str:
+        """Add a series with files of its own, made like another one; return its UID."""
+        return str(
+            self._do(
+                "add_series",
+                collection=collection,
+                like=like,
+                patient=patient,
+                study=study,
+                released=_text(released),
+                visible=visible,
+                slices=slices,
+                **_texts(columns),
+            )
+        )
+
+    def series(self, collection: str | None = None) -> list[dict[str, Any]]:
+        """Return the facts of all series, of any visibility; times as ISO 8601."""
+        rows: list[dict[str, Any]] = self._do("series", collection=collection)
+        return rows
+
+    def add_collection(self, name: str, description: str = "", uri: str = "", restricted: bool = False) -> None:
+        """Add a collection or change what is told about it."""
+        self._do("add_collection", name=name, description=description, uri=uri, restricted=restricted)
+
+    def cart(self, name: str, series: Uids) -> None:
+        """Share a cart of series under a name."""
+        self._do("cart", name=name, series=_listed(series))
+
+    def expire_tokens(self) -> None:
+        """Let every token run out now."""
+        self._do("expire_tokens")
+
+    def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
+        """Set how long tokens live that are issued from now on."""
+        self._do("token_lifetime", seconds=seconds, refresh=refresh)
+
+    def now(self, moment: Day | None = None) -> str:
+        """Set the server's clock, or let it go with the real one; return its time."""
+        return str(self._do("now", moment=_text(moment)))
+
+    def latency(self, seconds: float) -> None:
+        """Let every answer begin so much later."""
+        self._do("latency", seconds=seconds)
+
+    def bandwidth(self, bytes_per_second: float | None = None) -> None:
+        """Let every answer flow no faster than that; None: as fast as it can."""
+        self._do("bandwidth", bytes_per_second=bytes_per_second)
+
+    def faults(self, *faults: Fault, seed: int = 0) -> None:
+        """Set what goes wrong from now on; without any, nothing does."""
+        self._do("faults", faults=[dataclasses.asdict(fault) for fault in faults], seed=seed)
+
+    def guide_spellings(self, on: bool) -> None:
+        """Write the guide's spellings of keys, or the server's."""
+        self._do("guide_spellings", on=on)
+
+    def requests(self, clear: bool = False) -> list[dict[str, Any]]:
+        """Return the requests so far: method, path, endpoint, query, status, bytes, seconds, fault."""
+        records: list[dict[str, Any]] = self._do("requests", clear=clear)
+        return records
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the changes so far, in order: time, action, series, columns."""
+        events: list[dict[str, Any]] = self._do("events")
+        return events
+
+    def reset(self) -> None:
+        """Undo everything."""
+        self._do("reset")
+
+    def _do(self, operation: str, **arguments: Any) -> Any:
+        answer = self._session.post(f"{self.url}{PATH}/{operation}", json=arguments, timeout=TIMEOUT_SECONDS)
+        told = answer.json()
+        if answer.status_code != 200:
+            raise ControlError(told["error"])
+        return told["result"]
+
+
+def _listed(series: Uids) -> list[str]:
+    return [series] if isinstance(series, str) else list(series)
+
+
+def _text(day: Day | None) -> str | None:
+    return day.isoformat() if isinstance(day, dt.date) else day
+
+
+def _texts(columns: dict[str, Any]) -> dict[str, Any]:
+    return {name: _text(value) if isinstance(value, dt.date) else value for name, value in columns.items()}

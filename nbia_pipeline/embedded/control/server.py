@@ -1,0 +1,105 @@
+"""The control interface as a web application: one POST per operation, arguments and results as JSON.
+
+It listens on a port of its own, on the loopback interface only, so that the archive's port has nothing
+that the real server has not.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nbia_pipeline.embedded.control.client import PATH
+from nbia_pipeline.embedded.control.fault import Fault, FaultError
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.values import OperationError
+
+OPERATIONS = (
+    "release back_date hide show replace delete edit add_series series add_collection cart expire_tokens "
+    "token_lifetime now latency bandwidth faults guide_spellings requests events reset"
+).split()
+"""Names of the operations."""
+
+
+class Doors:
+    """ASGI application with two doors: the control interface on its port, the archive on every other."""
+
+    def __init__(self, archive: ASGIApp, control: ASGIApp, control_port: int) -> None:
+        """Put the two behind their doors.
+
+        Args:
+            archive: answers on every port but one.
+            control: answers on that one.
+            control_port: that one.
+        """
+        self._archive = archive
+        self._control = control
+        self._port = control_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on by the port that it came in by."""
+        inside = scope["type"] == "http" and scope["server"][1] == self._port
+        await (self._control if inside else self._archive)(scope, receive, send)
+
+
+def control_app(operations: Operations) -> Starlette:
+    """Return the web application of the control interface.
+
+    Args:
+        operations: what it offers.
+    """
+    return Starlette(
+        routes=[
+            Route(PATH, _list, methods=["GET"]),
+            *(Route(f"{PATH}/{name}", _responder(getattr(operations, name)), methods=["POST"]) for name in OPERATIONS),
+        ]
+    )
+
+
+async def _list(request: Request) -> Response:
+    return _json({"operations": OPERATIONS})
+
+
+def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
+    async def respond(request: Request) -> Response:
+        # Every page in a browser says where it comes from; it has no business here.
+        if "origin" in request.headers:
+            return _json({"error": "the control interface is not for web pages"}, 403)
+        try:
+            positional, named = _arguments(await request.body())
+            result = await run_in_threadpool(operation, *positional, **named)
+        # TypeError: wrong names of arguments.
+        except (OperationError, FaultError, TypeError, ValueError) as error:
+            return _json({"error": f"{operation.__name__}: {error}"}, 400)
+        return _json({"result": result})
+
+    return respond
+
+
+def _arguments(body: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """Return what an operation is called with; faults come as objects."""
+    given = json.loads(body or b"{}")
+    if not isinstance(given, Mapping):
+        raise OperationError("the arguments must be an object of JSON")
+    named = dict(given)
+    return [Fault(**fault) for fault in named.pop("faults", ())], named
+
+
+def _json(content: object, status: int = 200) -> Response:
+    body = json.dumps(content, default=_plain, ensure_ascii=False).encode()
+    return Response(body, status, media_type="application/json")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

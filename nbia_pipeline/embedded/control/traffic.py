@@ -1,0 +1,153 @@
+"""What passes through an archive: the record of requests, and when which fault strikes."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbia_pipeline.embedded.control.fault import Fault
+
+MOST_RECORDS = 1_000_000
+"""Requests that are remembered; earlier ones are forgotten."""
+
+
+@dataclass
+class Exchange:
+    """One request and what became of it.
+
+    Attributes:
+        method: GET or POST.
+        path: path below the base URL, like ``/services/v2/getSeries``.
+        query: first value of each parameter.
+        form: first value of each field of a form; read only while faults are planned.
+        status: status of the answer; None if there was none.
+        sent: bytes of the body that were sent.
+        fault: kind of the fault that struck; None without one.
+        began: when the request came, by the process's clock.
+        seconds: how long the answer took.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    form: Mapping[str, str] = field(default_factory=dict)
+    status: int | None = None
+    sent: int = 0
+    fault: str | None = None
+    began: float = field(default_factory=time.monotonic)
+    seconds: float | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def names(self, uid: str) -> bool:
+        """Return whether a parameter or a field is `uid`, or a list with it."""
+        return any(uid in value.split(",") for value in (*self.query.values(), *self.form.values()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return {
+            "method": self.method,
+            "path": self.path,
+            "endpoint": self.endpoint,
+            "query": dict(self.query),
+            "status": self.status,
+            "bytes": self.sent,
+            "seconds": self.seconds,
+            "fault": self.fault,
+        }
+
+
+@dataclass
+class _Planned:
+    """A fault with what became of it so far."""
+
+    fault: Fault
+    seen: int = 0
+    struck: int = 0
+
+
+class Traffic:
+    """How answers flow. All methods may be called from several threads.
+
+    Attributes:
+        latency: seconds before every answer.
+        bandwidth: bytes per second of every answer; None: no bound.
+    """
+
+    def __init__(self, latency: float = 0.0, bandwidth: float | None = None) -> None:
+        """Begin with a latency and a bandwidth, to which :meth:`reset` returns."""
+        self.latency = latency
+        self.bandwidth = bandwidth
+        self._first = latency, bandwidth
+        self._lock = threading.Lock()
+        self._planned: list[_Planned] = []
+        self._chance = random.Random(0)  # noqa: S311 - tests want it repeatable
+        self._records: deque[Exchange] = deque(maxlen=MOST_RECORDS)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no fault is planned."""
+        return not self._planned
+
+    def plan(self, faults: Iterable[Fault], seed: int) -> None:
+        """Set what goes wrong from now on.
+
+        Args:
+            faults: the faults; the first that strikes wins.
+            seed: what chance follows from.
+        """
+        with self._lock:
+            self._planned = [_Planned(fault) for fault in faults]
+            self._chance = random.Random(seed)  # noqa: S311 - tests want it repeatable
+
+    def strike(self, exchange: Exchange) -> Fault | None:
+        """Return the fault that strikes a request, or None."""
+        with self._lock:
+            for planned in self._planned:
+                if _matches(planned.fault, exchange) and self._strikes(planned):
+                    exchange.fault = planned.fault.kind
+                    return planned.fault
+        return None
+
+    def record(self, exchange: Exchange) -> None:
+        """Remember a request."""
+        self._records.append(exchange)
+
+    def requests(self, clear: bool = False) -> list[dict[str, Any]]:
+        """Return the requests so far, and forget them if `clear`."""
+        with self._lock:
+            records = list(self._records)
+            if clear:
+                self._records.clear()
+        return [record.as_dict() for record in records]
+
+    def reset(self) -> None:
+        """Return to the start: nothing planned, nothing remembered."""
+        self.latency, self.bandwidth = self._first
+        self.plan((), 0)
+        self._records.clear()
+
+    def _strikes(self, planned: _Planned) -> bool:
+        """Decide about a fault that matches; the caller holds the lock."""
+        fault = planned.fault
+        planned.seen += 1
+        if planned.seen <= fault.skip or (fault.times is not None and planned.struck >= fault.times):
+            return False
+        if fault.probability < 1 and self._chance.random() >= fault.probability:
+            return False
+        planned.struck += 1
+        return True
+
+
+def _matches(fault: Fault, exchange: Exchange) -> bool:
+    if fault.endpoint is not None and not f"{exchange.path}/".endswith(f"/{fault.endpoint.strip('/')}/"):
+        return False
+    return fault.series is None or exchange.names(fault.series)

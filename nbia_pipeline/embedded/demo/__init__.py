@@ -1,0 +1,1 @@
+"""The catalogs that are shipped: the demo, and the index of the Imaging Data Commons."""

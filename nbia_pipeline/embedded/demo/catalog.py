@@ -1,0 +1,194 @@
+"""The demo catalogue: five collections of phantoms, with every oddity that real collections have.
+
+What is in it stands in :mod:`nbia_pipeline.embedded.demo.tables`. The DOIs carry the prefix that DataCite
+keeps for tests (10.5072).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Any
+
+import pyarrow as pa
+
+from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Account, Catalogue, CollectionFacts
+from nbia_pipeline.embedded.demo.tables import (
+    BODY_PARTS,
+    COLLECTIONS,
+    DEFAULTS,
+    MODELS,
+    PROTOCOLS,
+    RESTRICTED,
+    CollectionSpec,
+    PatientSpec,
+    StudySpec,
+)
+from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry
+from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, decimal, uid_of
+from nbia_pipeline.embedded.phantoms.store import PhantomStore
+
+MEMBER = "demo_member"
+MEMBER_PASSWORD = "demo-member-password"  # noqa: S105 - published on purpose, it opens phantoms only
+
+CART = "Demo cart"
+"""The shared cart: the first series of every collection, and the hidden ones."""
+
+LARGEST_MATRIX = 512
+_EDITED_MS = 1_700_000_000_000
+_DAY_MS = 86_400_000
+
+
+def scaled_geometry(scale: int, matrix: int, slices: int, field_of_view: float, extent: float, plane: str) -> Geometry:
+    """Return a stack at a scale: the matrix grows up to 512, and what is left of the scale multiplies the slices.
+
+    Args:
+        scale: 1 or more.
+        matrix: rows and columns at scale 1.
+        slices: number of slices at scale 1.
+        field_of_view: edge of an image in mm; the same at all scales.
+        extent: length of the stack in mm; the same at all scales.
+        plane: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.PLANES`.
+    """
+    wanted = matrix * scale
+    return Geometry(
+        min(wanted, LARGEST_MATRIX), slices * max(1, wanted // LARGEST_MATRIX), field_of_view, extent, plane
+    )
+
+
+def _doi(collection: CollectionSpec) -> str:
+    return f"https://doi.org/10.5072/{re.sub('[^a-z0-9.]+', '-', collection.name.lower()).strip('-')}"
+
+
+def _facts(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, number: int) -> dict[str, Any]:
+    """Return the row of series `number` (from 1) of a study, but for counts, sizes and spacings."""
+    series = study.series[number - 1]
+    key = (collection.name, patient.patient_id, study.day)
+    released = dt.datetime.fromisoformat(study.released)
+    drawn = not series.contrasts
+    doi = _doi(collection)
+    return {
+        **DEFAULTS,
+        "SeriesInstanceUID": uid_of(*key, number),
+        "StudyInstanceUID": uid_of(*key),
+        "PatientID": patient.patient_id,
+        "PatientName": patient.patient_id,
+        "Collection": collection.name,
+        "StudyDate": dt.date.fromisoformat(study.day),
+        "StudyDescription": study.description,
+        "StudyID": study.day.replace("-", "")[2:],
+        "SeriesDate": dt.date.fromisoformat(study.day),
+        "SeriesDescription": series.description,
+        "SeriesNumber": number,
+        "Modality": series.modality,
+        "ProtocolName": PROTOCOLS.get(series.modality),
+        "BodyPartExamined": BODY_PARTS[collection.anatomy],
+        "ManufacturerModelName": MODELS[series.modality],
+        "TimeStamp": released - dt.timedelta(days=9) + dt.timedelta(hours=14, minutes=7 * number, seconds=23),
+        "DateReleased": released,
+        "LicenseName": collection.licence[0],
+        "LicenseURI": collection.licence[1],
+        "CollectionURI": f"{doi}.derived" if drawn else doi,
+        **collection.facts,
+        **patient.facts,
+        **study.facts,
+        **series.facts,
+    }
+
+
+def _study_plans(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, scale: int) -> list[SeriesPlan]:
+    frame = uid_of(collection.name, patient.patient_id, study.day, "frame of reference")
+    plans: list[SeriesPlan] = []
+    for number, series in enumerate(study.series, 1):
+        anatomy = series.anatomy or collection.anatomy
+        kind = ANATOMIES[anatomy]
+        # Other planes than the axial one cut the whole width of the body.
+        extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
+        facts = _facts(collection, patient, study, number)
+        source = None if series.contrasts else plans[0]
+        geometry = (
+            source.geometry
+            if source
+            else scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
+        )
+        plans.append(
+            SeriesPlan(facts, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source)
+        )
+    return plans
+
+
+def demo_plans(scale: int = 1) -> list[SeriesPlan]:
+    """Return the plans of all series of the demo, in the order of the catalogue.
+
+    Args:
+        scale: see :func:`demo_catalogue`.
+
+    Raises:
+        ValueError: the scale is below 1.
+    """
+    if scale < 1:
+        raise ValueError(f"the scale must be 1 or more, not {scale}")
+    return [
+        plan
+        for collection in COLLECTIONS
+        for patient in collection.patients
+        for study in patient.studies
+        for plan in _study_plans(collection, patient, study, scale)
+    ]
+
+
+def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
+    instances = store.instances(plan.uid)
+    # A structure set has no pixels, hence no spacing.
+    sliced = plan.modality != "RTSTRUCT"
+    return {
+        **plan.facts,
+        "ImageCount": len(instances),
+        "FileSize": sum(instance.size for instance in instances),
+        "SOPClassUID": plan.sop_class,
+        "PixelSpacing(mm)-Row": decimal(plan.geometry.spacing) if sliced else None,
+        "SliceThickness(mm)": decimal(plan.geometry.thickness) if sliced else None,
+    }
+
+
+def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
+    """Return the first series of every collection, the restricted one included, and all that are hidden."""
+    first = {plan.facts["Collection"]: plan.uid for plan in reversed(plans)}
+    hidden = [plan.uid for plan in plans if plan.facts["Visibility"] != VISIBLE]
+    return (*(first[collection.name] for collection in COLLECTIONS), *hidden)
+
+
+def demo_catalogue(scale: int = 1) -> Catalogue:
+    """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
+
+    Scale n multiplies rows and columns of every image by n, up to 512; what is left of n multiplies the
+    number of slices: an image of 128 pixels becomes 256 at scale 2 and 512 at scale 4, and at scale 100 its
+    series has 100 * 128 // 512 = 25 times as many slices (see :func:`scaled_geometry`). The stack covers the
+    same part of the body at every scale. UIDs and rows are the same at all scales, but for counts, sizes,
+    spacings and the additional instances. SEG and RTSTRUCT series stay single files, with more frames.
+
+    Args:
+        scale: 1 or more; 4 makes 205 MB, 100 makes 5.3 GB. Files are made when they are read.
+
+    Raises:
+        ValueError: the scale is below 1.
+    """
+    plans = demo_plans(scale)
+    store = PhantomStore(plans)
+    return Catalogue(
+        name="demo",
+        series=pa.Table.from_pylist([_row(plan, store) for plan in plans], schema=FACTS),
+        images=store,
+        restricted=frozenset({RESTRICTED}),
+        accounts={MEMBER: Account(MEMBER_PASSWORD, frozenset({RESTRICTED}))},
+        descriptions={
+            c.name: CollectionFacts(
+                c.name,
+                f"<p><strong>{c.title}.</strong> Synthetic images made for demonstrations &amp; tests.</p>",
+                _doi(c),
+                _EDITED_MS + _DAY_MS * number,
+            )
+            for number, c in enumerate(COLLECTIONS)
+        },
+        carts={CART: _cart(plans)},
+    )

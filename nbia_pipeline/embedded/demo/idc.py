@@ -1,0 +1,137 @@
+"""The index of the Imaging Data Commons as a catalogue: a million real series, tables only.
+
+It is what the benchmarks measure tables with. The package ``idc-index-data`` holds the index.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalogue
+
+_COLUMNS = (
+    "collection_id PatientID SeriesInstanceUID StudyInstanceUID source_DOI PatientAge PatientSex StudyDate "
+    "StudyDescription BodyPartExamined Modality SOPClassUID Manufacturer ManufacturerModelName SeriesDate "
+    "SeriesDescription SeriesNumber instanceCount license_short_name series_init_idc_version "
+    "series_revised_idc_version series_size_MB"
+).split()
+_LICENCES = {
+    "CC BY 3.0": (
+        "Creative Commons Attribution 3.0 Unported License",
+        "http://creativecommons.org/licenses/by/3.0/",
+    ),
+    "CC BY 4.0": (
+        "Creative Commons Attribution 4.0 International License",
+        "https://creativecommons.org/licenses/by/4.0/",
+    ),
+    "CC BY-NC 3.0": (
+        "Creative Commons Attribution-NonCommercial 3.0 Unported License",
+        "https://creativecommons.org/licenses/by-nc/3.0/",
+    ),
+    "CC BY-NC 4.0": (
+        "Creative Commons Attribution-NonCommercial 4.0 International License",
+        "https://creativecommons.org/licenses/by-nc/4.0/",
+    ),
+}
+_OTHER_LICENCE_URI = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
+_START_YEAR = 2020
+# A submission carries a time of day, a release is a day at midnight, as on the server.
+_SUBMISSION_HOUR = 8
+
+
+class IdcIndexMissingError(ImportError):
+    """The package with the index of the Imaging Data Commons is not installed."""
+
+
+def idc_catalogue() -> Catalogue:
+    """Return the catalogue of every series in the Imaging Data Commons.
+
+    Release and submission days are made from the index's version numbers, one month a version from January
+    2020, so that every start gives the same catalogue.
+
+    Raises:
+        IdcIndexMissingError: without the package ``idc-index-data``.
+    """
+    try:
+        package = importlib.import_module("idc_index_data")
+    except ImportError as error:
+        raise IdcIndexMissingError(
+            "the catalogue idc needs the package idc-index-data: pip install 'nbia-pipeline[idc]'"
+        ) from error
+    index = pq.read_table(package.IDC_INDEX_PARQUET_FILEPATH, columns=_COLUMNS)
+    # Reading through a data set of batches keeps the pieces small enough for 32-bit text offsets.
+    batches = [_facts(batch) for batch in index.to_batches(max_chunksize=100_000)]
+    return Catalogue(name="idc", series=pa.Table.from_batches(batches, FACTS))
+
+
+def _facts(index: pa.RecordBatch) -> pa.RecordBatch:
+    """Map rows of the index to the facts of a catalogue."""
+    rows = index.num_rows
+    versions = index.column("series_revised_idc_version"), index.column("series_init_idc_version")
+    licence = index.column("license_short_name")
+    known: dict[str, pa.Array] = {
+        "Collection": index.column("collection_id"),
+        "Site": _constant("IDC", rows),
+        "PatientName": index.column("PatientID"),
+        "StudyDate": _day(index.column("StudyDate")),
+        "SeriesDate": _day(index.column("SeriesDate")),
+        "SeriesNumber": _whole_number(index.column("SeriesNumber")),
+        "ImageCount": index.column("instanceCount"),
+        "FileSize": pc.round(pc.multiply(index.column("series_size_MB"), 1e6)).cast(pa.int64()),
+        "TimeStamp": _by_unique(versions[0], lambda v: _month(v, _SUBMISSION_HOUR), pa.timestamp("us")),
+        "DateReleased": _by_unique(versions[1], lambda v: _month(v, 0), pa.timestamp("us")),
+        "ReleasedStatus": _constant("Yes", rows),
+        "LicenseName": _by_unique(licence, lambda name: _licence(name)[0], pa.string()),
+        "LicenseURI": _by_unique(licence, lambda name: _licence(name)[1], pa.string()),
+        "CollectionURI": _by_unique(index.column("source_DOI"), lambda doi: f"https://doi.org/{doi}", pa.string()),
+        # Server: the defaults of unset species and phantom.
+        "SpeciesCode": _constant("337915000", rows),
+        "SpeciesDescription": _constant("Homo sapiens", rows),
+        "Phantom": _constant("NO", rows),
+        "AnnotationSize": pa.array([0], pa.int64()).take(pa.array([0] * rows)),
+        "Visibility": pa.array([VISIBLE], pa.int64()).take(pa.array([0] * rows)),
+    }
+    return pa.RecordBatch.from_arrays([_column(index, known, f) for f in FACTS], schema=FACTS)
+
+
+def _column(index: pa.RecordBatch, known: dict[str, pa.Array], field: pa.Field) -> pa.Array:
+    if field.name in known:
+        return known[field.name].cast(field.type)
+    if field.name in index.schema.names:
+        return index.column(field.name).cast(field.type)
+    return pa.nulls(index.num_rows, field.type)
+
+
+def _constant(text: str, rows: int) -> pa.Array:
+    return pa.array([text]).take(pa.array([0] * rows, pa.int32()))
+
+
+def _by_unique(values: pa.Array, derive: Callable[[object], object], kind: pa.DataType) -> pa.Array:
+    encoded = values.dictionary_encode()
+    derived = [derive(value) for value in encoded.dictionary.to_pylist()]
+    return pa.array(derived, kind).take(encoded.indices)
+
+
+def _licence(short_name: object) -> tuple[str, str]:
+    return _LICENCES.get(str(short_name), (str(short_name), _OTHER_LICENCE_URI))
+
+
+def _month(version: object, hour: int) -> datetime:
+    months = int(str(version))
+    return datetime(_START_YEAR + months // 12, months % 12 + 1, 1, hour)  # noqa: DTZ001 - the server's times are naive
+
+
+def _day(texts: pa.Array) -> pa.Array:
+    return texts.cast(pa.string()).cast(pa.date32())
+
+
+def _whole_number(texts: pa.Array) -> pa.Array:
+    """Return the numbers among `texts`; null where the text is not a whole number."""
+    whole = pc.match_substring_regex(texts, r"^-?[0-9]{1,18}$")
+    return pc.if_else(whole, texts, pa.scalar(None, texts.type)).cast(pa.int64())

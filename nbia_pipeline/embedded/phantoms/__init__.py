@@ -1,0 +1,1 @@
+"""DICOM files made on the fly: anatomy, pixels, annotations."""

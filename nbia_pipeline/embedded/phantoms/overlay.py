@@ -1,0 +1,90 @@
+"""Images that were added or replaced while the archive runs, in front of those it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
+from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry
+from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, uid_of
+from nbia_pipeline.embedded.phantoms.store import PhantomStore
+
+DRAWABLE = {"CT": ("ct",), "MR": ("t1",), "PT": ("pet",)}
+"""Contrasts by the modalities that a phantom can be made of without a plan to start from."""
+
+_MATRIX = 64
+_SLICES = 6
+_ANATOMY = "torso"
+
+
+class OverlayStore:
+    """The files of newer plans, and behind them a store that stays as it is.
+
+    It belongs to one archive; the store behind may serve several. All methods may be called from several
+    threads.
+    """
+
+    def __init__(self, base: ImageStore | None) -> None:
+        """Begin without any newer plan.
+
+        Args:
+            base: the store behind; None for a catalogue of tables only.
+        """
+        self._base = base
+        self._newer = PhantomStore(())
+
+    def instances(self, series_uid: str) -> Sequence[StoredInstance]:
+        """Return the instances of a series by InstanceNumber; empty for a series without files."""
+        store = self._store(series_uid)
+        return () if store is None else store.instances(series_uid)
+
+    def read(self, series_uid: str, sop_instance_uid: str) -> bytes:
+        """Return the bytes of one DICOM file; raises KeyError if there is no such file."""
+        return self._known(series_uid).read(series_uid, sop_instance_uid)
+
+    def md5(self, series_uid: str, sop_instance_uid: str) -> str | None:
+        """Return the digest of one file; raises KeyError if there is no such file."""
+        return self._known(series_uid).md5(series_uid, sop_instance_uid)
+
+    def plan(self, series_uid: str) -> SeriesPlan | None:
+        """Return what the files of a series follow from; None where they are not phantoms."""
+        store = self._store(series_uid)
+        return store.plan(series_uid) if isinstance(store, PhantomStore) else None
+
+    def take(self, plan: SeriesPlan) -> None:
+        """Add or replace a series."""
+        self._newer.take(plan)
+
+    def _store(self, series_uid: str) -> ImageStore | None:
+        return self._base if self._newer.plan(series_uid) is None else self._newer
+
+    def _known(self, series_uid: str) -> ImageStore:
+        store = self._store(series_uid)
+        if store is None:
+            raise KeyError(series_uid)
+        return store
+
+
+def revised(plan: SeriesPlan, slices: int | None) -> SeriesPlan:
+    """Return a plan with other contents under the same UIDs, and with another number of slices if given."""
+    geometry = plan.geometry if slices is None else replace(plan.geometry, slices=slices)
+    return replace(plan, revision=plan.revision + 1, geometry=geometry)
+
+
+def cloned(plan: SeriesPlan | None, facts: Mapping[str, Any], slices: int | None) -> SeriesPlan:
+    """Return the plan of a new series.
+
+    Args:
+        plan: what to begin with; None: a small stack of a trunk.
+        facts: the row of the new series.
+        slices: number of slices; None: as many as the plan has.
+    """
+    frame = uid_of(facts["StudyInstanceUID"], "frame of reference")
+    if plan is None or (plan.source is None and facts["Modality"] not in DRAWABLE):
+        kind = ANATOMIES[_ANATOMY]
+        geometry = Geometry(_MATRIX, slices or _SLICES, kind.field_of_view, kind.extent)
+        return SeriesPlan(facts, _ANATOMY, 1.0, geometry, DRAWABLE[facts["Modality"]], frame)
+    geometry = plan.geometry if slices is None else replace(plan.geometry, slices=slices)
+    return replace(plan, facts=facts, geometry=geometry, frame_of_reference=frame, revision=0)

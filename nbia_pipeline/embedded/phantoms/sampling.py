@@ -1,0 +1,178 @@
+"""Sampling of the bodies of :mod:`nbia_pipeline.embedded.phantoms.anatomy`: images, masks and outlines."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbia_pipeline.embedded.phantoms.anatomy import (
+    CONTRASTS,
+    PLANES,
+    Body,
+    Contrast,
+    Ellipsoid,
+    Geometry,
+    Image,
+    Vector,
+    circle,
+)
+
+# Sum of four random bytes: mean, and the standard deviation sqrt(4 * (256**2 - 1) / 12).
+_NOISE_MEAN = 510
+_NOISE_DEVIATION = 147.8
+
+
+def _coordinates(geometry: Geometry, rows: bool) -> NDArray[np.float32]:
+    """Return the patient coordinates in mm of the rows, or of the columns, along their own axis."""
+    plane = PLANES[geometry.plane]
+    _, sign = plane.rows if rows else plane.columns
+    steps = np.arange(geometry.matrix, dtype=np.float64) + 0.5
+    return (sign * (steps * geometry.spacing - geometry.field_of_view / 2)).astype(np.float32)
+
+
+def _squares(shape: Ellipsoid, axis: int, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
+    relative = (coordinates - np.float32(shape.centre[axis])) / np.float32(shape.radii[axis])
+    squares: NDArray[np.float32] = relative * relative
+    return squares
+
+
+def _section(
+    shape: Ellipsoid, geometry: Geometry, index: int
+) -> tuple[tuple[slice, slice], NDArray[np.float32]] | None:
+    """Return the box of pixels that a shape touches and, in it, its quadratic form (1 on the surface).
+
+    Only the box is computed: most tissues are small, and a slice is rendered in a fraction of the time.
+    """
+    plane = PLANES[geometry.plane]
+    depth = shape.half_width(plane.slices[0], geometry.location(index))
+    if depth == 0:
+        return None
+    down = _squares(shape, plane.rows[0], _coordinates(geometry, rows=True))
+    across = _squares(shape, plane.columns[0], _coordinates(geometry, rows=False))
+    inside_down, inside_across = np.flatnonzero(down < 1), np.flatnonzero(across < 1)
+    if not len(inside_down) or not len(inside_across):
+        return None
+    box = (
+        slice(int(inside_down[0]), int(inside_down[-1]) + 1),
+        slice(int(inside_across[0]), int(inside_across[-1]) + 1),
+    )
+    offset = np.float32(1 - depth * depth)
+    return box, down[box[0], None] + (across[None, box[1]] + offset)
+
+
+def _noise(shape: tuple[int, int], seed: int) -> Image:
+    """Return noise of standard deviation 1 that is alike on every machine and numpy version.
+
+    The raw stream of a bit generator is guaranteed by numpy; the distributions of a Generator are not.
+    """
+    count = shape[0] * shape[1]
+    raw = np.random.PCG64(seed).random_raw((count + 1) // 2).astype("<u8")
+    parts = raw.view(np.uint8).reshape(-1, 4)
+    total = parts[:, 0].astype(np.int16)
+    for column in (1, 2, 3):
+        total += parts[:, column]
+    centred = total[:count].reshape(shape) - np.int16(_NOISE_MEAN)
+    noise: Image = centred.astype(np.float32) * np.float32(1 / _NOISE_DEVIATION)
+    return noise
+
+
+def _shade(image: Image, geometry: Geometry, contrast: Contrast) -> None:
+    edge = np.float32(2 / geometry.field_of_view)
+    down = _coordinates(geometry, rows=True) * edge
+    across = _coordinates(geometry, rows=False) * edge
+    image *= 1 - np.float32(contrast.shading) * (down * down)[:, None]
+    image *= 1 - np.float32(contrast.shading) * (across * across)[None, :]
+
+
+def render(subject: Body, geometry: Geometry, index: int, contrast: str, seed: int) -> Image:
+    """Return one slice of a body.
+
+    Args:
+        subject: who is scanned.
+        geometry: the stack of planes.
+        index: which of its slices, from 0.
+        contrast: key of :data:`~nbia_pipeline.embedded.phantoms.anatomy.CONTRASTS`.
+        seed: of the noise.
+
+    Returns:
+        Values in the unit of the contrast (CT: Hounsfield units; PET: standardised uptake value).
+
+    Raises:
+        KeyError: there is no such contrast.
+    """
+    look = CONTRASTS[contrast]
+    image = np.full((geometry.matrix, geometry.matrix), look.values["air"], dtype=np.float32)
+    for shape in (*subject.shapes, subject.lesion):
+        section = _section(shape, geometry, index)
+        if section is None:
+            continue
+        box, form = section
+        weight = np.minimum(np.maximum((1 - form) * np.float32(shape.sharpness / look.blur), 0), 1)
+        image[box] += weight * (np.float32(look.values[shape.tissue]) - image[box])
+    if look.shading:
+        _shade(image, geometry, look)
+    image += _noise((geometry.matrix, geometry.matrix), seed) * np.float32(look.noise)
+    return image
+
+
+def peak(subject: Body, geometry: Geometry, index: int, contrast: str) -> float:
+    """Return a bound of the values of a slice that is known without rendering it.
+
+    Args:
+        subject: who is scanned.
+        geometry: the stack of planes.
+        index: which of its slices, from 0.
+        contrast: key of :data:`~nbia_pipeline.embedded.phantoms.anatomy.CONTRASTS`.
+    """
+    look = CONTRASTS[contrast]
+    axis, location = PLANES[geometry.plane].slices[0], geometry.location(index)
+    met = [s for s in (*subject.shapes, subject.lesion) if s.half_width(axis, location)]
+    return max((look.values[s.tissue] for s in met), default=0.0) + 4 * look.noise
+
+
+def lesion_slices(subject: Body, geometry: Geometry) -> list[int]:
+    """Return the slices (from 0) whose section of the lesion is wide enough to hold a pixel centre."""
+    plane = PLANES[geometry.plane]
+    lesion = subject.lesion
+    narrowest = min(lesion.radii[plane.rows[0]], lesion.radii[plane.columns[0]])
+    return [
+        i
+        for i in range(geometry.slices)
+        if narrowest * lesion.half_width(plane.slices[0], geometry.location(i)) >= geometry.spacing
+    ]
+
+
+def lesion_mask(subject: Body, geometry: Geometry, index: int) -> NDArray[np.bool_]:
+    """Return which pixels of slice `index` (from 0) have their centre within the lesion."""
+    mask = np.zeros((geometry.matrix, geometry.matrix), dtype=np.bool_)
+    section = _section(subject.lesion, geometry, index)
+    if section is not None:
+        box, form = section
+        mask[box] = form < 1
+    return mask
+
+
+def outline(shape: Ellipsoid, geometry: Geometry, index: int, quarter: int = 6) -> list[Vector]:
+    """Return the section of a shape with an axial slice as a polygon.
+
+    Args:
+        shape: what is outlined.
+        geometry: an axial stack.
+        index: which of its slices, from 0.
+        quarter: points per quarter of the turn.
+
+    Returns:
+        Points x, y, z in mm in order, for ContourData (3006,0050); none where the section is narrower
+        than two pixels.
+
+    Raises:
+        ValueError: the stack is not axial.
+    """
+    if geometry.plane != "axial":
+        raise ValueError(f"outlines are made on axial slices, not on {geometry.plane} ones")
+    z = geometry.location(index)
+    width = shape.half_width(2, z)
+    if width * min(shape.radii[0], shape.radii[1]) < geometry.spacing:
+        return []
+    (cx, cy, _), (rx, ry, _) = shape.centre, shape.radii
+    return [(cx + width * rx * c, cy + width * ry * s, z) for c, s in circle(quarter)]

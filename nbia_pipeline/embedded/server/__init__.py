@@ -1,0 +1,1 @@
+"""The running archive: its HTTP application, tokens, caches, and the faults that it injects."""

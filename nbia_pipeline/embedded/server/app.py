@@ -1,0 +1,371 @@
+"""The embedded archive as a web application: routes, identity, formats, errors.
+
+It answers as the real NBIA server does, oddities included; what each endpoint does is in
+:mod:`nbia_pipeline.embedded.api.endpoints`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import parse_qs
+
+import pyarrow as pa
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from nbia_pipeline.embedded.api import markup, render
+from nbia_pipeline.embedded.api.endpoint import (
+    EMPTY,
+    NO_CONTENT,
+    NOTHING,
+    UNABLE,
+    Auth,
+    Call,
+    Endpoint,
+    Reply,
+    Rows,
+    ServerFault,
+    Settings,
+)
+from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
+from nbia_pipeline.embedded.catalog.holdings import Holdings
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.traffic import Traffic
+from nbia_pipeline.embedded.server.cache import AnswerCache
+from nbia_pipeline.embedded.server.fault_injection import Disturbance
+from nbia_pipeline.embedded.server.tokens import TokenRequestError, TokenStore
+
+API = "/nbia-api"
+SERVICES = f"{API}/services"
+
+_UNAUTHORISED = Reply(status=401)
+_GUEST_HEADER = "bearer undefined"
+# Server: it drops this many characters of the header, whatever the scheme says.
+_SCHEME_LENGTH = len("Bearer ")
+_NO_RIGHTS: frozenset[str] = frozenset()
+
+Fields = Mapping[str, list[str]]
+"""All values of every field of a query or a form."""
+
+
+@dataclass
+class Archive:
+    """A running embedded archive.
+
+    Attributes:
+        holdings: what it holds.
+        tokens: who is logged in.
+        settings: how it is set.
+        cache: large answers that were rendered before.
+        traffic: how answers flow, and what goes wrong on purpose.
+        control: what can be done to it while it runs.
+    """
+
+    holdings: Holdings
+    tokens: TokenStore
+    settings: Settings
+    cache: AnswerCache
+    traffic: Traffic = field(default_factory=Traffic)
+    control: Operations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.control = Operations(self)
+
+    def answer(self, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
+        """Answer one request; runs in a thread.
+
+        Args:
+            endpoint: what is asked.
+            query: fields of the query, in order.
+            form: fields of the body, in order.
+            authorization: the header, or None without one.
+
+        Raises:
+            ServerFault: where the real server ends in a 500.
+        """
+        call = Call(self.holdings, self.settings, {name: values[0] for name, values in query.items()}, form, _NO_RIGHTS)
+        refusal = endpoint.stranger(call)
+        if refusal is None and not endpoint.user_first:
+            refusal = endpoint.missing(call)
+        if refusal is not None:
+            return refusal
+        rights = identify(endpoint.auth, authorization, self.tokens)
+        if isinstance(rights, Reply):
+            return rights
+        # Server: unknown query parameters are ignored.
+        known = {name: value for name, value in call.query.items() if name in endpoint.allowed}
+        call = replace(call, query=known, rights=rights)
+        return endpoint.missing(call) or self._result(endpoint, call)
+
+    def refresh(self) -> None:
+        """Take in changes of the catalogue and forget the answers made from its earlier state."""
+        self.holdings.refresh()
+        self.close()
+
+    def restore(self, catalogue: Catalogue) -> None:
+        """Return to a catalogue and forget all answers."""
+        self.holdings.refresh(catalogue)
+        self.close()
+
+    def change(self, slices: Mapping[str, pa.Table], contents: Iterable[str] = (), **fields: Any) -> None:
+        """Swap in new facts of some collections and forget the answers about them; all others are kept.
+
+        Args:
+            slices: the facts of each touched collection.
+            contents: UIDs of the series whose files are others now.
+            fields: new values of other fields of the catalogue.
+        """
+        self.holdings.change(slices, contents, **fields)
+        self.cache.forget(slices)
+
+    def close(self) -> None:
+        """Remove everything that is kept on disk."""
+        self.cache.clear()
+        self.settings.shelf.clear()
+
+    def _result(self, endpoint: Endpoint, call: Call) -> Reply:
+        """Return a kept answer, or make one and keep it if it is large."""
+        about, guide = call.query.get("Collection"), self.settings.guide_spellings
+        stamp = self.holdings.stamp(about)
+        key = repr((stamp, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
+        kept = self.cache.find(key) if endpoint.method == "GET" else None
+        if kept is not None:
+            return kept
+        result = endpoint.handler(call)
+        if isinstance(result, Reply):
+            return result
+        reply = rendered(result, _format_of(endpoint, call), guide)
+        return self.cache.keep(key, reply, about) if endpoint.method == "GET" else reply
+
+
+def create_app(
+    catalogue: Catalogue,
+    *,
+    token_lifetime: float = 7200.0,
+    refresh_lifetime: float | None = None,
+    guide_spellings: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    latency: float = 0.0,
+    bandwidth: float | None = None,
+) -> Starlette:
+    """Make the web application of an embedded archive.
+
+    Args:
+        catalogue: what it serves.
+        token_lifetime: seconds that an access token lives (guide: 7200).
+        refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
+        guide_spellings: write the guide's spellings of keys where they differ from the server's.
+        clock: seconds from any start, never going back; what the life of tokens is measured with.
+        latency: seconds before every answer.
+        bandwidth: bytes per second of every answer; None: no bound.
+
+    Returns:
+        The application; its ``state.archive`` is the :class:`Archive`, whose ``control`` changes it.
+    """
+    settings = Settings(guide_spellings)
+    archive = Archive(
+        Holdings(catalogue),
+        TokenStore(catalogue.accounts, token_lifetime, refresh_lifetime, clock),
+        settings,
+        AnswerCache(settings.shelf),
+        Traffic(latency, bandwidth),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            archive.close()
+
+    app = Starlette(
+        routes=[*_session_routes(archive.tokens), *(_route(archive, e) for e in ENDPOINTS)],
+        exception_handlers={HTTPException: _routing_error, ServerFault: _server_fault, Exception: _bug},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.archive = archive
+    # Outside even of Starlette's own layers: faults need the connection itself.
+    app.middleware_stack = Disturbance(app.build_middleware_stack(), API, archive.traffic, archive.control)
+    return app
+
+
+def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[str] | Reply:
+    """Return the restricted collections that the caller may see, or the answer that a bad identity gets.
+
+    Args:
+        auth: what the endpoint does about identity.
+        header: the Authorization header, or None without one.
+        tokens: who is logged in.
+
+    Raises:
+        ServerFault: where the real server ends in a 500.
+    """
+    if auth is Auth.OPEN:
+        return _NO_RIGHTS
+    if header is None:
+        return _anonymous(auth)
+    if header.casefold() == _GUEST_HEADER:
+        return _NO_RIGHTS
+    user = tokens.user_of(header[_SCHEME_LENGTH:])
+    return _rejected(auth) if user is None else tokens.collections_of(user)
+
+
+def _anonymous(auth: Auth) -> frozenset[str] | Reply:
+    if auth is Auth.LIST:
+        return EMPTY
+    if auth is Auth.QUIET:
+        return NO_CONTENT
+    if auth is Auth.STRICT:
+        raise ServerFault("null")
+    if auth is Auth.TAGS:
+        raise ServerFault(None)
+    return NOTHING if auth is Auth.NOTHING else _NO_RIGHTS
+
+
+def _rejected(auth: Auth) -> Reply:
+    if auth in (Auth.LIST, Auth.V4_LIST):
+        return EMPTY
+    if auth is Auth.QUIET:
+        return NO_CONTENT
+    if auth is Auth.TAGS:
+        raise ServerFault(None)
+    if auth in (Auth.NOTHING, Auth.V4_NOTHING):
+        return NOTHING
+    if auth is Auth.V4_FRAGILE:
+        raise ServerFault("null")
+    return _UNAUTHORISED
+
+
+def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
+    """Render rows in the format that the caller asks for.
+
+    Args:
+        rows: the answer.
+        wanted: value of ``format``, in any case, or None for the endpoint's default.
+        guide: use the guide's spellings.
+
+    Raises:
+        ServerFault: for an unknown format, if there are rows.
+    """
+    if rows.jackson:
+        answer = render.render_jackson(rows.table, rows.shape, guide, rows.nulls)
+        return Reply(answer, content_type="application/json")
+    if not rows.table.num_rows:
+        return EMPTY
+    wanted = (rows.default_format if wanted is None else wanted).upper()
+    single = len(rows.shape.keys) == 1
+    if wanted == "JSON":
+        body = _body(rows, render.render_json(rows.table, rows.shape, guide))
+        return Reply(body, content_type="application/json")
+    if wanted == "XML":
+        return Reply(markup.render_xml(rows.table, rows.shape, guide), content_type="application/xml")
+    if wanted == "HTML":
+        return Reply(markup.render_html(rows.table, rows.shape, guide), content_type="text/html")
+    if wanted not in ("CSV", "CSV-DOWNLOAD") and (wanted != "CSVQUOTED" or single):
+        raise ServerFault(None)
+    native = any(key.name == "Authorized" for key in rows.shape.keys)
+    shape = render.with_native_decimals(rows.shape) if native else rows.shape
+    download = wanted == "CSV-DOWNLOAD"
+    return Reply(
+        _body(rows, render.render_csv(rows.table, shape, guide)),
+        content_type="application/force-download" if download and single else "text/csv",
+        disposition='attachment; filename="SeriesMetaData.csv"' if download else None,
+    )
+
+
+def _body(rows: Rows, pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
+    """Join the pieces of a small answer, which saves it the way of a stream."""
+    return pieces if rows.table.num_rows > render.ROWS_PER_BATCH // 4 else b"".join(pieces)
+
+
+def _format_of(endpoint: Endpoint, call: Call) -> str | None:
+    """Return the value of ``format``, or None where it is not given or not read."""
+    if "format" not in endpoint.allowed:
+        return None
+    if endpoint.method == "GET":
+        return call.query.get("format")
+    return call.form.get("format", [None])[0]
+
+
+def _route(archive: Archive, endpoint: Endpoint) -> Route:
+    async def respond(request: Request) -> Response:
+        query = parse_qs(request.url.query, keep_blank_values=True)
+        form = await _form(request) if endpoint.method == "POST" else {}
+        header = request.headers.get("authorization")
+        return _response(await run_in_threadpool(archive.answer, endpoint, query, form, header))
+
+    return Route(f"{SERVICES}/{endpoint.path}", respond, methods=[endpoint.method])
+
+
+def _session_routes(tokens: TokenStore) -> Iterator[Route]:
+    """Yield the routes of token, logout and liveness; the application sits at two places."""
+
+    async def token(request: Request) -> Response:
+        form = await _form(request)
+        try:
+            status, body = tokens.grant({name: values[0] for name, values in form.items()})
+        except TokenRequestError as error:
+            raise ServerFault(str(error)) from error
+        return JSONResponse(body, status)
+
+    async def logout(request: Request) -> Response:
+        header = request.headers.get("authorization")
+        if header is None or header.casefold() == _GUEST_HEADER:
+            # Server: it tries to answer with status 0, which its framework refuses.
+            raise ServerFault("Illegal status value: 0")
+        tokens.log_out(header[_SCHEME_LENGTH:])
+        return Response(status_code=204)
+
+    async def up(request: Request) -> Response:
+        return _response(Reply(b"up", content_type="text/plain"))
+
+    for base in (API, SERVICES):
+        yield Route(f"{base}/oauth/token", token, methods=["POST"])
+        yield Route(f"{base}/logout", logout, methods=["POST"])
+    yield Route(f"{SERVICES}/up", up)
+
+
+async def _form(request: Request) -> dict[str, list[str]]:
+    return parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
+
+
+def _response(reply: Reply) -> Response:
+    headers = {}
+    if reply.content_type is not None:
+        # Set as a header, because Starlette would add a charset that the real server does not send.
+        headers["content-type"] = reply.content_type
+    if reply.disposition is not None:
+        headers["content-disposition"] = reply.disposition
+    if isinstance(reply.body, bytes):
+        return Response(reply.body, reply.status, headers)
+    return StreamingResponse(reply.body, reply.status, headers)
+
+
+def _unable(message: str | None) -> Response:
+    text = UNABLE if message is None else f"{UNABLE}\n{message}"
+    return _response(Reply(text.encode(), 500, "text/plain"))
+
+
+async def _routing_error(request: Request, error: Exception) -> Response:
+    """Answer unknown paths and wrong methods. Server: its catch-all mapper turns both into a 500."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class only
+    return _unable(f"HTTP {error.status_code} {error.detail}")
+
+
+async def _server_fault(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServerFault)  # noqa: S101 - registered for this class only
+    return _unable(error.message)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return _unable(str(error))

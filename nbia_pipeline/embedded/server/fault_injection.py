@@ -1,0 +1,308 @@
+"""The outermost layer of an embedded archive: it keeps the record, slows answers down, and injects faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nbia_pipeline.embedded.api.endpoint import UNABLE
+from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.traffic import Exchange, Traffic
+from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.server.bad_zips import ZIP_FAULTS, wrong_zip
+
+HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
+GARBAGE = b'[{"SeriesInstanceUID":"1.2.3",,'
+
+CHUNK_BYTES = 8192
+"""Bytes of a chunk of a streamed answer. Server: the size of its container's buffer."""
+
+_SLICES_PER_SECOND = 20
+
+
+class Disturbance:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, base: str, traffic: Traffic, control: Operations) -> None:
+        """Wrap an application.
+
+        Args:
+            app: what answers truly.
+            base: path of the base URL, which the record leaves out.
+            traffic: how answers flow.
+            control: what faults do to the archive.
+        """
+        self._app = app
+        self._base = base
+        self._traffic = traffic
+        self._control = control
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or do what is planned instead."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope["method"], scope["path"].removeprefix(self._base), _first(scope["query_string"]))
+        if not self._traffic.quiet:
+            receive, form = await _replayed(receive)
+            exchange.form = _first(form)
+        fault = self._traffic.strike(exchange)
+        self._traffic.record(exchange)
+        if self._traffic.latency:
+            await asyncio.sleep(self._traffic.latency)
+        outlet = _Outlet(send, exchange, self._traffic.bandwidth)
+        try:
+            if fault is None:
+                await self._app(scope, receive, outlet)
+            else:
+                await _FAULTS[fault.kind](_Turn(self._app, scope, receive, outlet, fault, exchange, self._control))
+        finally:
+            exchange.seconds = time.monotonic() - exchange.began
+
+
+class _Outlet:
+    """Sends an answer, counts its bytes and keeps to the bandwidth."""
+
+    def __init__(self, send: Send, exchange: Exchange, bandwidth: float | None) -> None:
+        self._send = send
+        self._exchange = exchange
+        self._bandwidth = bandwidth
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._exchange.status = message["status"]
+            await self._send(message)
+            return
+        body = message.get("body", b"")
+        if self._bandwidth and body:
+            size = max(1, int(self._bandwidth / _SLICES_PER_SECOND))
+            for start in range(0, len(body), size):
+                piece = body[start : start + size]
+                await asyncio.sleep(len(piece) / self._bandwidth)
+                await self._pass({**message, "body": piece, "more_body": True})
+            message = {**message, "body": b""}
+        await self._pass(message)
+
+    async def _pass(self, message: Message) -> None:
+        body = message.get("body", b"")
+        self._exchange.sent += len(body)
+        if len(body) <= CHUNK_BYTES or not message.get("more_body"):
+            await self._send(message)
+            return
+        # Server: streamed answers come in chunks of this size.
+        for start in range(0, len(body), CHUNK_BYTES):
+            await self._send({**message, "body": body[start : start + CHUNK_BYTES]})
+
+    def hang_up(self, *, at_once: bool) -> bool:
+        """End the connection: with a reset, or after all that was sent; return whether it could be got at."""
+        # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is None:
+            return False
+        if at_once:
+            _reset_on_close(transport.get_extra_info("socket"))
+            transport.abort()
+        else:
+            transport.close()
+        return True
+
+
+def _reset_on_close(line: Any) -> None:
+    """Let a connection end with a reset; only by a second handle, because event loops hide the first one."""
+    with socket.socket(fileno=os.dup(line.fileno())) as handle:
+        # Closing with a linger of 0 seconds sends it.
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A request that a fault strikes."""
+
+    app: ASGIApp
+    scope: Scope
+    receive: Receive
+    send: _Outlet
+    fault: Fault
+    exchange: Exchange
+    control: Operations
+
+    async def true_answer(self) -> tuple[Message, bytes]:
+        """Return the start and the whole body of what the archive would answer."""
+        sent: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            sent.append(message)
+
+        await self.app(self.scope, self.receive, keep)
+        return sent[0], b"".join(message.get("body", b"") for message in sent[1:])
+
+    async def answer(self, start: Message, body: bytes, more: bool = False) -> None:
+        """Send a start and a body; a stated length is made to fit."""
+        headers = [(n, v) for n, v in start["headers"] if n != b"content-length"]
+        stated = len(headers) < len(start["headers"])
+        if stated and not more:
+            headers.append((b"content-length", str(len(body)).encode()))
+        await self.send({**start, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def say(self, status: int, body: bytes, kind: str | None = None, **headers: str) -> None:
+        """Answer with something that the archive would not say."""
+        named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        if kind is not None:
+            named.append((b"content-type", kind.encode()))
+        named.append((b"content-length", str(len(body)).encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": named})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def hang_up(self, *, at_once: bool) -> None:
+        """End the connection; where it cannot be got at, the server does so when the application returns."""
+        if self.send.hang_up(at_once=at_once):
+            await self.gone()
+
+    async def gone(self) -> None:
+        """Wait until the client has gone."""
+        while (await self.receive())["type"] != "http.disconnect":
+            await asyncio.sleep(0)
+
+    def part(self, body: bytes) -> int:
+        """Return where in a body the fault strikes."""
+        return min(int(len(body) * self.fault.fraction), max(len(body) - 1, 0))
+
+
+async def _status(turn: _Turn) -> None:
+    status, more = turn.fault.status, {}
+    if turn.fault.retry_after is not None:
+        more["retry_after"] = turn.fault.retry_after
+    if status == HTTPStatus.UNAUTHORIZED:
+        await turn.say(status, b"", **more)
+    elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        await turn.say(status, f"{UNABLE}\nnull".encode(), "text/plain", **more)
+    else:
+        # What stands before the server says these: a proxy, in HTML.
+        page = f"<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>"
+        await turn.say(status, page.encode(), "text/html", **more)
+
+
+async def _html(turn: _Turn) -> None:
+    await turn.say(200, HTML, "text/html")
+
+
+async def _empty(turn: _Turn) -> None:
+    await turn.say(200, b"")
+
+
+async def _garbage(turn: _Turn) -> None:
+    await turn.say(200, GARBAGE, "application/json")
+
+
+async def _drop(turn: _Turn) -> None:
+    await turn.hang_up(at_once=True)
+
+
+async def _cut(turn: _Turn) -> None:
+    start, body = await turn.true_answer()
+    await turn.answer(start, body[: turn.part(body)], more=True)
+    await turn.hang_up(at_once=False)
+
+
+async def _stall(turn: _Turn) -> None:
+    start, body = await turn.true_answer()
+    part = turn.part(body)
+    await turn.answer(start, body[:part], more=True)
+    if turn.fault.seconds is None:
+        await turn.gone()
+        return
+    await asyncio.sleep(turn.fault.seconds)
+    await turn.send({"type": "http.response.body", "body": body[part:]})
+
+
+def _changed(change: Callable[[_Turn, bytes], bytes]) -> Callable[[_Turn], Awaitable[None]]:
+    """Make a fault that answers truly but for a changed body; the change runs in a thread."""
+
+    async def fault(turn: _Turn) -> None:
+        start, body = await turn.true_answer()
+        await turn.answer(start, await run_in_threadpool(change, turn, body))
+
+    return fault
+
+
+def _flipped(turn: _Turn, body: bytes) -> bytes:
+    if not body:
+        return body
+    part = turn.part(body)
+    return body[:part] + bytes([body[part] ^ 1]) + body[part + 1 :]
+
+
+def _ended_early(turn: _Turn, body: bytes) -> bytes:
+    return body[: turn.part(body)]
+
+
+def _before(deed: Callable[[_Turn], Any]) -> Callable[[_Turn], Awaitable[None]]:
+    """Make a fault that does something to the archive and then answers truly."""
+
+    async def fault(turn: _Turn) -> None:
+        # What is asked for by a wrong UID cannot be hidden; the answer says so itself.
+        with contextlib.suppress(OperationError):
+            await run_in_threadpool(deed, turn)
+        await turn.app(turn.scope, turn.receive, turn.send)
+
+    return fault
+
+
+def _series(turn: _Turn) -> str:
+    asked = turn.exchange.query
+    return turn.fault.series or asked.get("SeriesInstanceUID") or asked.get("SeriesUID") or ""
+
+
+_FAULTS: dict[str, Callable[[_Turn], Awaitable[None]]] = {
+    "status": _status,
+    "html": _html,
+    "empty": _empty,
+    "garbage": _garbage,
+    "drop": _drop,
+    "cut": _cut,
+    "stall": _stall,
+    "flip": _changed(_flipped),
+    "end_early": _changed(_ended_early),
+    **dict.fromkeys(ZIP_FAULTS, _changed(lambda turn, body: wrong_zip(body, turn.fault))),
+    "expire_tokens": _before(lambda turn: turn.control.expire_tokens()),
+    "hide": _before(lambda turn: turn.control.hide(_series(turn))),
+    "replace": _before(lambda turn: turn.control.replace(_series(turn), hidden=False)),
+}
+
+
+def _first(fields: bytes) -> dict[str, str]:
+    parsed = parse_qs(fields.decode("utf-8", "replace"), keep_blank_values=True)
+    return {name: values[0] for name, values in parsed.items()}
+
+
+async def _replayed(receive: Receive) -> tuple[Receive, bytes]:
+    """Read the body of a request; return it, and a `receive` that gives it once more."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again, body

@@ -1,0 +1,159 @@
+"""The token store of the embedded archive: log in, refresh, log out, expire.
+
+Server: NBIA delegates to Keycloak and passes its status and body through; field names and errors are
+Keycloak's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from nbia_pipeline.embedded.catalog.model import Account
+
+GUEST = "nbia_guest"
+"""User name of the guest; the server ignores the password sent with it."""
+
+CLIENT_ID = "nbia"
+"""Keycloak client. Server: substituted on the password grant, forwarded unchanged on a refresh."""
+
+TokenReply = tuple[int, dict[str, str | int]]
+"""Status and JSON body of the token endpoint."""
+
+
+class TokenRequestError(ValueError):
+    """A request that breaks the server itself instead of getting an answer from Keycloak."""
+
+
+@dataclass(frozen=True)
+class _Token:
+    user: str
+    session: str
+    expires: float
+
+
+class TokenStore:
+    """Tokens that are alive, and the accounts behind them.
+
+    Attributes:
+        lifetime: seconds that a new access token lives; may be changed at any time.
+        refresh_lifetime: seconds that a new refresh token lives; may be changed at any time.
+    """
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        lifetime: float = 7200.0,
+        refresh_lifetime: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make an empty store.
+
+        Args:
+            accounts: account by user name; the guest needs none.
+            lifetime: seconds that an access token lives (guide: 7200).
+            refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
+            clock: seconds from any start, never going back.
+        """
+        self.lifetime = lifetime
+        self.refresh_lifetime = lifetime if refresh_lifetime is None else refresh_lifetime
+        self._accounts = accounts
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._access: dict[str, _Token] = {}
+        self._refresh: dict[str, _Token] = {}
+
+    def grant(self, form: Mapping[str, str]) -> TokenReply:
+        """Answer a request for a token.
+
+        Args:
+            form: fields of the request, the first value of each.
+
+        Returns:
+            Status and JSON body.
+
+        Raises:
+            TokenRequestError: without ``grant_type`` or with an unknown one (server: a 500).
+        """
+        kind = form.get("grant_type")
+        if kind is None:
+            raise TokenRequestError("null")
+        if kind.casefold() == "password":
+            return self._grant_password(form)
+        if kind.casefold() == "refresh_token":
+            return self._grant_refresh(form)
+        # Server: it tries to answer with status 0, which its framework refuses.
+        raise TokenRequestError("Illegal status value: 0")
+
+    def user_of(self, token: str) -> str | None:
+        """Return the user behind an access token, or None if it is unknown, expired or logged out."""
+        with self._lock:
+            known = self._access.get(token)
+        return known.user if known is not None and known.expires > self._clock() else None
+
+    def log_out(self, token: str) -> None:
+        """End the session behind an access token, with its refresh tokens; unknown tokens are ignored."""
+        with self._lock:
+            known = self._access.get(token)
+            if known is not None:
+                self._access = {t: k for t, k in self._access.items() if k.session != known.session}
+                self._refresh = {t: k for t, k in self._refresh.items() if k.session != known.session}
+
+    def expire_all(self) -> None:
+        """Let every token run out now, as if its time had passed."""
+        with self._lock:
+            self._access.clear()
+            self._refresh.clear()
+
+    def collections_of(self, user: str) -> frozenset[str]:
+        """Return the restricted collections that `user` may see; none for the guest."""
+        account = self._accounts.get(user)
+        return frozenset() if account is None or user == GUEST else account.collections
+
+    def _grant_password(self, form: Mapping[str, str]) -> TokenReply:
+        user = form.get("username")
+        if user is None:
+            return 400, _error("invalid_request", "Missing parameter: username")
+        account = self._accounts.get(user)
+        if user != GUEST and (account is None or account.password != form.get("password", "")):
+            return 401, _error("invalid_grant", "Invalid user credentials")
+        return 200, self._issue(user, str(uuid.uuid4()))
+
+    def _grant_refresh(self, form: Mapping[str, str]) -> TokenReply:
+        if form.get("client_id") != CLIENT_ID:
+            return 401, _error("invalid_client", "Invalid client or Invalid client credentials")
+        token = form.get("refresh_token")
+        if token is None:
+            return 400, _error("invalid_request", "No refresh token")
+        with self._lock:
+            known = self._refresh.get(token)
+        if known is None:
+            return 400, _error("invalid_grant", "Invalid refresh token")
+        if known.expires <= self._clock():
+            return 400, _error("invalid_grant", "Token is not active")
+        return 200, self._issue(known.user, known.session)
+
+    def _issue(self, user: str, session: str) -> dict[str, str | int]:
+        access, refresh, now = secrets.token_urlsafe(48), secrets.token_urlsafe(48), self._clock()
+        with self._lock:
+            self._access[access] = _Token(user, session, now + self.lifetime)
+            self._refresh[refresh] = _Token(user, session, now + self.refresh_lifetime)
+        return {
+            "access_token": access,
+            "expires_in": int(self.lifetime),
+            "refresh_expires_in": int(self.refresh_lifetime),
+            "refresh_token": refresh,
+            "token_type": "Bearer",
+            "id_token": secrets.token_urlsafe(48),
+            "not-before-policy": 0,
+            "session_state": session,
+            "scope": "openid profile email",
+        }
+
+
+def _error(kind: str, description: str) -> dict[str, str | int]:
+    return {"error": kind, "error_description": description}

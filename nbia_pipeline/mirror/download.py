@@ -1,0 +1,198 @@
+"""Fetch series: download, verify, mend, publish; what cannot be proven is tried again, then quarantined."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.commit import Receipt, note_failure, publish_series
+from nbia_pipeline.mirror.repair import Proven, expect_same_set, mend, prove_without_digests
+from nbia_pipeline.mirror.series import WantedSeries, same_content, wanted_series
+from nbia_pipeline.mirror.streams import Streams
+from nbia_pipeline.mirror.unpack import Bounds, NotProven, unpack
+from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+STREAMS = 8
+# An empty zip so often in a row is not chance: the archive holds no digest of some instance (server).
+EMPTY_ZIPS = 2
+# So many series in a row whose calls fail are not chance either: the archive is down.
+IN_A_ROW = 3
+# Bound of a series whose size the archive does not know.
+UNKNOWN_BYTES = 1 << 36
+
+
+class NoImages(NotProven):
+    """A zip in good order without an image."""
+
+
+def fetch_batch(
+    client: NbiaClient,
+    lake: Lake,
+    batch: Sequence[WantedSeries],
+    *,
+    streams: int = STREAMS,
+    tell: Callable[[Receipt], None] = lambda receipt: None,
+) -> list[Receipt]:
+    """Fetch the series of a batch over a bounded pool of threads, the largest first.
+
+    Each series is published, and noted in the journal, as soon as it is verified. One whose calls fail, a 500 say,
+    may be the only one: the others are fetched all the same, unless several fail in a row.
+
+    Args:
+        client: the archive.
+        lake: where to.
+        batch: the series.
+        streams: downloads at a time at the most; fewer while the archive or the processors are busy.
+        tell: called with every outcome, from any thread.
+
+    Returns:
+        One receipt per series, in the order of the batch.
+
+    Raises:
+        ArchiveError: the archive cannot be reached or refuses the account, or the calls of a series fail; what was
+            published stays.
+        LakeError: the lake cannot be written.
+    """
+
+    places = Streams(streams)
+
+    def fetch(wanted: WantedSeries) -> Receipt:
+        with places.place():
+            receipt = fetch_series(client, lake, wanted)
+        tell(receipt)
+        return receipt
+
+    with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
+        largest_first = sorted(range(len(batch)), key=lambda n: -(batch[n].FileSize or 0))
+        futures = {n: pool.submit(fetch, batch[n]) for n in largest_first}
+        problem = _wait_for(futures.values())
+    if problem:
+        raise problem
+    return [futures[n].result() for n in range(len(batch))]
+
+
+def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
+    """Wait until all is fetched, or goes wrong as a whole, and return what went wrong."""
+    first, in_a_row = None, 0
+    for future in as_completed(futures):
+        if future.cancelled():
+            continue
+        problem = future.exception()
+        in_a_row = in_a_row + 1 if problem else 0
+        first = first or problem
+        of_one_series = isinstance(problem, (ArchiveUnreachable, BadAnswer))
+        if problem and (in_a_row == IN_A_ROW or not of_one_series):
+            for other in futures:
+                other.cancel()
+            if not of_one_series:
+                return problem
+    return first
+
+
+def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receipt:
+    """Fetch one series: whole, verified and published, or not at all.
+
+    Raises:
+        ArchiveError: the archive cannot be reached or refuses the account.
+        LakeError: the lake cannot be written.
+    """
+    try:
+        _ = Receipt(wanted, COMPLETE, 0).path
+    except LakeError as e:
+        return _failed(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
+    reason = ""
+    empty = 0
+    for attempt in range(1, TRIES + 1):
+        with lake.workspace() as work:
+            try:
+                with lake.told(f"unpack series {wanted.SeriesInstanceUID}"):
+                    if attempt > 1:  # the listing may be older than the files
+                        wanted = _as_listed_now(client, wanted)
+                    proven = _attempt(client, wanted, work / "files", digests=empty < EMPTY_ZIPS, last=attempt == TRIES)
+                    if proven.healed:
+                        _expect_not_replaced(client, wanted)
+                    if sum(i.Size for i in proven.instances) != wanted.FileSize:
+                        wanted = _as_listed_now(client, wanted)
+            except NotProven as e:
+                reason = str(e)
+                empty += isinstance(e, NoImages)
+                log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
+                continue
+            except NotAvailable as e:
+                return _failed(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
+            receipt = Receipt(wanted, COMPLETE, attempt, proven.instances, healed=proven.healed, proof=proven.proof)
+            publish_series(lake, receipt, work / "files")
+            return receipt
+    return _failed(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
+
+
+def _failed(lake: Lake, receipt: Receipt) -> Receipt:
+    note_failure(lake, receipt)
+    return receipt
+
+
+def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Proven:
+    """Download a series once, and prove it.
+
+    Args:
+        client: the archive.
+        wanted: the series.
+        files: directory to be made.
+        digests: ask for the zip with digests; else for the one without.
+        last: no other attempt follows, so mend whatever can be mended.
+    """
+    uid = wanted.SeriesInstanceUID
+    bounds = _bounds(client, wanted)
+    download = client.image_with_md5 if digests else client.image
+    unpacked = download(uid, lambda chunks: unpack(chunks, files, uid, bounds))
+    # Asked after the download: an instance that came meanwhile is then missing, and fetched.
+    listed = client.sop_instance_uids(uid)
+    if not unpacked.instances and not unpacked.faults and not (last and listed):
+        raise NoImages(f"the archive sent a zip without images; getSOPInstanceUIDs lists {len(listed)}")
+    expect_same_set(wanted, unpacked, listed)
+    if digests:
+        return mend(client, wanted, unpacked, listed, files, whatever_it_takes=last)
+    return prove_without_digests(client, wanted, unpacked, listed, files)
+
+
+def _bounds(client: NbiaClient, wanted: WantedSeries) -> Bounds:
+    if wanted.FileSize is not None:
+        return Bounds.announced(wanted.FileSize, wanted.ImageCount)
+    size = client.series_size(wanted.SeriesInstanceUID)
+    if size is None:
+        return Bounds.announced(UNKNOWN_BYTES, wanted.ImageCount)
+    return Bounds.announced(size.file_size, size.image_count)
+
+
+def _as_listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries:
+    """Return the series with the fingerprint that the archive lists now; as it was where it lists none or moved it."""
+    return _listed_now(client, wanted) or wanted
+
+
+def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:
+    for now in wanted_series(client.series(series_uid=wanted.SeriesInstanceUID)):
+        if (now.Collection, now.PatientID, now.StudyInstanceUID) == (
+            wanted.Collection,
+            wanted.PatientID,
+            wanted.StudyInstanceUID,
+        ):
+            return now
+    return None
+
+
+def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:
+    """Make sure that what was mended is no mixture of an older and a newer content under the same UIDs.
+
+    Server: replacing a series hides it, and getSingleImage answers for hidden ones too.
+    """
+    now = _listed_now(client, wanted)
+    if now is None or not same_content(now, asdict(wanted)):
+        raise NotProven("single instances were fetched, and meanwhile the archive hid or replaced the series")

@@ -1,0 +1,59 @@
+"""How far a batch is, told at a pace at which a person reads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.text import duration_text, size_text
+
+FIRST_SECONDS = 10.0
+NEXT_SECONDS = 30.0
+
+
+class Progress:
+    """Counts the series of a batch that are done, and now and then says how far it is.
+
+    A line after ten seconds, then one every half a minute: in Dagster each is a row of a database.
+
+    Args:
+        batch: the series to fetch.
+        say: takes a line; called from any thread, one at a time.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, batch: Sequence[WantedSeries], say: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say = say
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._series = len(batch)
+        self._announced = sum(w.FileSize or 0 for w in batch)
+        self._started = clock()
+        self._due = self._started + FIRST_SECONDS
+        self._passed = 0
+        self.receipts: list[Receipt] = []
+
+    def tell(self, receipt: Receipt) -> None:
+        """Take the outcome of a series; for ``fetch_batch``, from any thread."""
+        with self._lock:
+            self.receipts.append(receipt)
+            self._passed += receipt.wanted.FileSize or 0
+            if self._clock() >= self._due:
+                self._say(self.line())
+                self._due = self._clock() + NEXT_SECONDS
+
+    def line(self) -> str:
+        """Return how far the batch is: series, bytes, rate, and the time left if it goes on like this."""
+        seconds = max(self._clock() - self._started, 1e-3)
+        fetched = sum(i.Size for r in self.receipts for i in r.instances)
+        done, todo = len(self.receipts), self._series - len(self.receipts)
+        # By bytes, for series differ in size; by series where the archive announces no sizes.
+        share = self._passed / self._announced if self._announced else done / max(self._series, 1)
+        left = f", {duration_text(seconds / share - seconds)} left" if todo and share else ""
+        rate = f"{size_text(fetched / seconds)}/s"
+        return f"{done} of {self._series} series, {size_text(fetched)}, {rate}, {duration_text(seconds)}{left}"

@@ -1,0 +1,82 @@
+"""The receipt: the outcome of one series, as a row of the tables and as an entry of the journal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from nbia_pipeline import clock
+from nbia_pipeline.lake.layout import series_path
+from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.mirror.unpack import ProvenInstance, series_md5
+from nbia_pipeline.schema.status import COMPLETE
+
+MD5 = "md5"
+COUNT_AND_SIZE = "count+size"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The outcome of one series.
+
+    Attributes:
+        wanted: the series as it was listed when it was fetched.
+        status: ``complete``, ``unavailable`` or ``quarantined``.
+        attempts: downloads that it took.
+        instances: the verified files; none unless complete.
+        reason: why it is not complete.
+        healed: instances that were fetched one by one.
+        proof: what proves the files, ``md5`` or ``count+size``.
+        fetched_at: when (UTC, without a zone).
+    """
+
+    wanted: WantedSeries
+    status: str
+    attempts: int
+    instances: list[ProvenInstance] = field(default_factory=list)
+    reason: str | None = None
+    healed: int = 0
+    proof: str = MD5
+    fetched_at: datetime = field(default_factory=lambda: clock.utc_now())
+
+    @property
+    def path(self) -> str:
+        """Directory of the series' files, relative to the lake."""
+        w = self.wanted
+        return series_path(w.Collection, w.PatientID, w.StudyInstanceUID, w.SeriesInstanceUID)
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of ``image_series``."""
+        complete = self.status == COMPLETE
+        return {
+            **asdict(self.wanted),
+            "Status": self.status,
+            "Bytes": sum(i.Size for i in self.instances) if complete else None,
+            "SeriesMD5": series_md5([i.MD5 for i in self.instances]) if complete else None,
+            "FetchedAt": self.fetched_at,
+            "Attempts": self.attempts,
+            "Healed": self.healed,
+            "Proof": self.proof if complete else None,
+            "Reason": self.reason,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, for the journal."""
+        return {
+            **asdict(self),
+            "wanted": self.wanted.to_json(),
+            "fetched_at": self.fetched_at.isoformat(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Receipt:
+        """Return what :meth:`to_json` was made of."""
+        return cls(
+            **{
+                **values,
+                "wanted": WantedSeries.from_json(values["wanted"]),
+                "instances": [ProvenInstance(**i) for i in values["instances"]],
+                "fetched_at": datetime.fromisoformat(values["fetched_at"]),
+            }
+        )

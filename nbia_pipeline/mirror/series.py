@@ -1,0 +1,127 @@
+"""A series as the archive lists it, and whether a receipt is of the content that is listed now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.schema.status import COMPLETE, WITHDRAWN
+from nbia_pipeline.schema.tables import SERIES
+
+
+@dataclass(frozen=True)
+class WantedSeries:
+    """A series as the archive lists it: who it is, and the fingerprint of its content.
+
+    Attributes:
+        SeriesInstanceUID: DICOM (0020,000E).
+        StudyInstanceUID: DICOM (0020,000D).
+        PatientID: DICOM (0010,0020).
+        Collection: exact spelling.
+        ImageCount: number of instances.
+        FileSize: sum of the sizes of the files in bytes.
+        TimeStamp: last submission of any image.
+        DateReleased: release.
+    """
+
+    SeriesInstanceUID: str
+    StudyInstanceUID: str
+    PatientID: str
+    Collection: str
+    ImageCount: int | None
+    FileSize: int | None
+    TimeStamp: datetime | None
+    DateReleased: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, for a step of another process."""
+        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> WantedSeries:
+        """Return what :meth:`to_json` was made of."""
+        times = {k: datetime.fromisoformat(values[k]) for k in ("TimeStamp", "DateReleased") if values[k]}
+        return cls(**{**values, **times})
+
+
+COLUMNS = [f.name for f in fields(WantedSeries)]
+
+
+def wanted_series(series: pa.Table) -> list[WantedSeries]:
+    """Return the rows of a ``series`` table as wanted series, in the order of their UIDs."""
+    rows = series.select(COLUMNS).to_pylist()
+    return sorted((WantedSeries(**row) for row in rows), key=lambda w: w.SeriesInstanceUID)
+
+
+def as_table(wanted: Iterable[WantedSeries]) -> pa.Table:
+    """Return wanted series as rows of a ``series`` table, with the columns that they have."""
+    schema = pa.schema([SERIES.schema.field(name) for name in COLUMNS])
+    return pa.Table.from_pylist([asdict(w) for w in wanted], schema=schema)
+
+
+# --- is it there?
+
+
+def in_order_of(series: pa.Table, receipts: pa.Table) -> pa.Table:
+    """Return, for every row of `series`, the row of `receipts` of the same series; all null where there is none."""
+    # In one piece: Arrow takes from many pieces much more slowly.
+    known = receipts.combine_chunks()
+    return known.take(pc.index_in(series["SeriesInstanceUID"], value_set=known["SeriesInstanceUID"]))
+
+
+def has_files(receipts: pa.Table) -> pa.ChunkedArray:
+    """Tell of every receipt whether the lake holds the files of its series; those of a withdrawn one stay."""
+    withdrawn = pc.and_(pc.equal(receipts["Status"], WITHDRAWN), pc.is_valid(receipts["Bytes"]))
+    return pc.fill_null(pc.or_kleene(pc.equal(receipts["Status"], COMPLETE), withdrawn), False)
+
+
+def same_contents(series: pa.Table, receipts: pa.Table) -> pa.ChunkedArray:
+    """Tell of every series whether the receipt in its row is of the content that the archive lists now.
+
+    This is :func:`same_content` for whole tables.
+
+    Args:
+        series: rows of a ``series`` table.
+        receipts: their receipts, as :func:`in_order_of` returns them.
+    """
+    same = pc.is_valid(receipts["SeriesInstanceUID"])
+    for name in ("ImageCount", "FileSize"):
+        same = pc.and_(same, _equal(series[name], receipts[name]))
+    for name in ("TimeStamp", "DateReleased"):
+        same = pc.and_(same, _same_times(series[name], receipts[name]))
+    return same
+
+
+def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Compare values; null equals null, and nothing else."""
+    return pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b)))
+
+
+def _same_times(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
+    day_a, day_b = (pc.floor_temporal(x, unit="day") for x in (a, b))
+    bare = pc.and_(pc.equal(day_a, day_b), pc.or_(pc.equal(a, day_a), pc.equal(b, day_b)))
+    return pc.or_(_equal(a, b), pc.fill_null(bare, False))
+
+
+def same_content(wanted: WantedSeries, receipt: dict[str, Any] | None) -> bool:
+    """Tell whether a receipt is of the content that the archive lists now."""
+    if receipt is None:
+        return False
+    same_numbers = (wanted.ImageCount, wanted.FileSize) == (receipt["ImageCount"], receipt["FileSize"])
+    return (
+        same_numbers
+        and _same_time(wanted.TimeStamp, receipt["TimeStamp"])
+        and _same_time(wanted.DateReleased, receipt["DateReleased"])
+    )
+
+
+def _same_time(a: datetime | None, b: datetime | None) -> bool:
+    """Compare two times; one that is a bare day (v4 keeps no more) equals any time of that day."""
+    if a is None or b is None or a == b:
+        return a == b
+    return a.date() == b.date() and time(0) in (a.time(), b.time())

@@ -1,0 +1,266 @@
+"""Unpack what arrives, and tell what of it is proven. Nothing here decides what to do about the rest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nbia_pipeline.lake.layout import instance_name
+from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
+from nbia_pipeline.mirror.zip_stream import Entry, NotWhole, stream_entries
+
+MD5_LIST = "md5hashes.csv"
+LICENSE = "LICENSE"
+# Files up to this size are written once and under their name; larger ones pass through a temporary one.
+IN_MEMORY_BYTES = 4 << 20
+# A zip may hold so much more than was announced: no more than is refused before it touches the disk.
+SPARE_BYTES = IN_MEMORY_BYTES
+SPARE_FILES = 1000
+LIST_BYTES = 64 << 20
+
+_UNPACKING = "unpacking"
+
+
+class NotProven(Exception):
+    """The download is not the whole series; the text says what is wrong with it."""
+
+
+class Hostile(NotProven):
+    """The zip tries what no archive would: a name that is a path, more than was announced."""
+
+
+@dataclass(frozen=True)
+class ProvenInstance:
+    """One verified file of a series.
+
+    Attributes:
+        SOPInstanceUID: DICOM (0008,0018).
+        SOPClassUID: DICOM (0008,0016).
+        InstanceNumber: DICOM (0020,0013), or None.
+        Size: bytes.
+        MD5: lower-case hex.
+    """
+
+    SOPInstanceUID: str
+    SOPClassUID: str | None
+    InstanceNumber: int | None
+    Size: int
+    MD5: str
+
+
+@dataclass
+class Unpacked:
+    """What came in one zip, and lies in a directory under the names that it shall have.
+
+    Attributes:
+        instances: the files of the series by SOPInstanceUID.
+        names: the zip's name of each of them.
+        digests: the MD5s that the zip lists, by the zip's names; None where it has no such list.
+        faults: what was thrown away, one sentence each.
+    """
+
+    instances: dict[str, ProvenInstance] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] | None = None
+    faults: list[str] = field(default_factory=list)
+
+    def proven(self) -> dict[str, ProvenInstance]:
+        """Return the files whose MD5 is the one that the zip lists."""
+        digests = self.digests or {}
+        return {uid: i for uid, i in self.instances.items() if digests.get(self.names[uid]) == i.MD5}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a zip may unpack to at most.
+
+    Attributes:
+        bytes: sum of its files.
+        files: their number.
+    """
+
+    bytes: int
+    files: int
+
+    @classmethod
+    def announced(cls, size: int, count: int | None) -> Bounds:
+        """Return the bounds of a series for which the archive announced `size` bytes in `count` files."""
+        return cls(size + SPARE_BYTES, 2 * (count or 0) + SPARE_FILES)
+
+
+def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: Bounds) -> Unpacked:
+    """Unpack a zip while it arrives, hashing what is written.
+
+    A file that is damaged, no DICOM, or of another series is thrown away and noted; the others stay. Files are
+    named by SOPInstanceUID: the zip's names are counters that change (server).
+
+    Args:
+        chunks: the zip.
+        target: directory for the files; emptied first, for a stream that broke is read again from its start.
+        series_uid: SeriesInstanceUID that every file must carry.
+        bounds: what it may unpack to.
+
+    Raises:
+        NotProven: the stream is no whole zip, or its list of digests is unreadable.
+        Hostile: a name is a path or stands twice, or there is more than `bounds` allow.
+        OSError: the disk cannot be written.
+    """
+    _empty(target)
+    found = Unpacked()
+    seen: set[str] = set()
+    left = bounds.bytes
+    try:
+        for entry in stream_entries(chunks):
+            _expect_plain_name(entry.name, seen)
+            seen.add(entry.name)
+            if len(seen) > bounds.files:
+                raise Hostile(f"the zip holds more than {bounds.files} files, far more than the archive announced")
+            if entry.name == MD5_LIST:
+                found.digests = _listed_digests(_all_of(entry, LIST_BYTES))
+            elif entry.name == LICENSE:
+                _all_of(entry, LIST_BYTES)
+            else:
+                left -= _take(entry, target, series_uid, left, found)
+    except NotWhole as e:
+        raise NotProven(f"the zip is not whole: {e}") from e
+    return found
+
+
+def take_single(chunks: Iterable[bytes], target: Path, series_uid: str, sop_uid: str, most: int) -> ProvenInstance:
+    """Write one file as getSingleImage sends it; a file of that name is replaced.
+
+    Args:
+        chunks: its bytes.
+        target: directory for the file.
+        series_uid: SeriesInstanceUID that it must carry.
+        sop_uid: SOPInstanceUID that it must carry.
+        most: bytes that it may have.
+
+    Raises:
+        NotProven: it is not that instance.
+        Hostile: it is longer than `most`.
+    """
+    instance = _store(_bounded(chunks, most), target, series_uid)
+    if instance.SOPInstanceUID != sop_uid:
+        (target / instance_name(instance.SOPInstanceUID)).unlink()
+        raise NotProven(f"asked for instance {sop_uid}, the archive sent {instance.SOPInstanceUID}")
+    return instance
+
+
+def series_md5(digests: Sequence[str]) -> str:
+    """Return the digest of a series: MD5 of its files' MD5s, sorted and joined (server: getMD5Hierarchy)."""
+    return hashlib.md5("".join(sorted(digests)).encode(), usedforsecurity=False).hexdigest()
+
+
+def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> int:
+    """Store one image of the zip, and return its size; a bad one is noted instead."""
+    size = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size
+        for piece in _bounded(entry, left):
+            size += len(piece)
+            yield piece
+
+    try:
+        instance = _store(counted(), target, series_uid, taken=found.instances)
+    except Hostile:
+        raise
+    except NotProven as e:
+        for _ in counted():  # so that a thrown away file counts as well
+            pass
+        found.faults.append(f"{entry.name}: {e}")
+        return size
+    if not entry.intact:
+        (target / instance_name(instance.SOPInstanceUID)).unlink()
+        found.faults.append(f"{entry.name}: its size or checksum is not the one that the zip states")
+        return size
+    found.instances[instance.SOPInstanceUID] = instance
+    found.names[instance.SOPInstanceUID] = entry.name
+    return size
+
+
+def _store(
+    pieces: Iterable[bytes], target: Path, series_uid: str, taken: dict[str, ProvenInstance] | None = None
+) -> ProvenInstance:
+    """Write a file under its SOPInstanceUID while hashing it; nothing of it stays if it is refused."""
+    digest = hashlib.md5(usedforsecurity=False)
+    held: list[bytes] = []
+    size = 0
+    rest = iter(pieces)
+    for piece in rest:
+        digest.update(piece)
+        held.append(piece)
+        size += len(piece)
+        if size > IN_MEMORY_BYTES:
+            break
+    large = target / _UNPACKING
+    try:
+        if size > IN_MEMORY_BYTES:
+            size += _spill(held, rest, large, digest)
+        whole = large if size > IN_MEMORY_BYTES else b"".join(held)
+        header = read_header(whole)
+        if header.SeriesInstanceUID != series_uid:
+            raise NotProven(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
+        if taken and header.SOPInstanceUID in taken:
+            raise Hostile(f"instance {header.SOPInstanceUID} is in the zip twice")
+        place = target / instance_name(header.SOPInstanceUID)
+        if isinstance(whole, bytes):
+            place.write_bytes(whole)
+        else:
+            large.replace(place)
+    except NotDicom as e:
+        raise NotProven(str(e)) from e
+    finally:
+        large.unlink(missing_ok=True)
+    return ProvenInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest.hexdigest())
+
+
+def _spill(held: list[bytes], rest: Iterator[bytes], large: Path, digest: hashlib._Hash) -> int:
+    """Write what was held and all the rest to a file; return the size of the rest."""
+    more = 0
+    with large.open("wb") as file:
+        file.writelines(held)
+        held.clear()
+        for piece in rest:
+            digest.update(piece)
+            more += file.write(piece)
+    return more
+
+
+def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > most:
+            raise Hostile("there is more in the download than the archive announced")
+        yield piece
+
+
+def _all_of(entry: Entry, most: int) -> bytes:
+    return b"".join(_bounded(entry, most))
+
+
+def _expect_plain_name(name: str, seen: set[str]) -> None:
+    if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
+        raise Hostile(f"the zip holds a name that is a path: {name[:100]!r}")
+    if name in seen:
+        raise Hostile(f"the zip holds the name {name[:100]!r} twice")
+
+
+def _listed_digests(text: bytes) -> dict[str, str]:
+    rows = list(csv.reader(io.StringIO(text.decode("utf-8", "replace"))))
+    if not rows or rows[0] != ["Filename", "MD5Hash"] or any(len(r) != 2 for r in rows):
+        raise NotProven(f"{MD5_LIST} is not a list of names and digests")
+    return {name: digest.strip().lower() for name, digest in rows[1:]}
+
+
+def _empty(target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir()

@@ -1,1 +1,0 @@
-"""From the archive to the lake: plan, fetch, verify, publish."""

@@ -1,0 +1,1 @@
+"""Check what the lake holds: read files again, compare, and fetch damaged series again."""

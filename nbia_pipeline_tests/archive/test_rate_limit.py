@@ -1,0 +1,341 @@
+"""No host is asked more than it can bear: how many requests are in flight, over all threads of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, Limiter, NbiaClient, Patience, rate_limit
+from nbia_pipeline.archive.rate_limit import IN_FLIGHT, limiter_of
+from nbia_pipeline.archive.transport import Session
+from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
+from nbia_pipeline_tests.helpers.faults import Fault, Faults, answer, cut, silence
+
+
+@dataclass
+class Time:
+    """A clock that only sleep moves."""
+
+    now: float = 100.0
+    slept: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def limiter(self, most: int, grow_after: int = 3) -> Limiter:
+        return Limiter(most, grow_after=grow_after, clock=lambda: self.now, sleep=self.sleep)
+
+
+@dataclass
+class Crowd:
+    """An archive that counts how many requests it holds at a time; each takes a while."""
+
+    seconds: float = 0.02
+    now: int = 0
+    most: int = 0
+    begun: list[float] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.begun.append(time.monotonic())
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"[", "more_body": True})
+        await asyncio.sleep(self.seconds)  # while the body is on its way
+        self.now -= 1
+        await send({"type": "http.response.body", "body": b"]"})
+
+
+def ask_often(url: str, calls: int = 40, threads: int = 20, in_flight: int = 8, clients: int = 1) -> None:
+    """Ask from many threads, by one client or by several."""
+    made = [NbiaClient(url, api="v4", patience=replace(FAST, in_flight=in_flight)) for _ in range(clients)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda n: made[n % clients].collection_values(), range(calls)))
+
+
+# --- what the server sees
+
+
+@pytest.mark.parametrize(("in_flight", "clients"), [(1, 1), (3, 1), (8, 1), (4, 5)])
+def test_no_more_requests_are_in_flight_than_allowed(serve: Serve, in_flight: int, clients: int) -> None:
+    crowd = Crowd(seconds=0.03)
+    ask_often(serve(crowd), in_flight=in_flight, clients=clients)
+    assert max(1, in_flight - 1) <= crowd.most <= in_flight
+    assert len(crowd.begun) == 40
+
+
+def test_eight_is_the_default() -> None:
+    assert (Patience().in_flight, IN_FLIGHT) == (8, 8)
+    assert ArchiveResource().in_flight == 8
+
+
+def test_the_resource_passes_its_maximum_on(archive: TestArchive) -> None:
+    with ArchiveResource(archive=archive.url, in_flight=5).client() as client:
+        assert client._session.limiter.most == 5
+
+
+def test_a_login_counts_as_well(serve: Serve) -> None:
+    url = serve(Faults(Crowd()))
+    with pytest.raises(ArchiveError), NbiaClient(url, patience=replace(FAST, in_flight=1)) as client:
+        client.collection_values()
+    assert client._session.limiter.in_flight == 0
+
+
+def _limit_of(url: str) -> int:
+    return limiter_of(url, 8).limit
+
+
+@pytest.mark.parametrize("fault", [answer(429), answer(503), answer(504), silence()], ids=["429", "503", "504", "mute"])
+def test_an_archive_that_has_too_much_to_do_is_asked_half_as_much(serve: Serve, fault: Fault) -> None:
+    crowd = Crowd()
+    faults = Faults(crowd)
+    url = serve(faults)
+    faults.inject("getCollectionValues", fault, times=3)
+    patience = replace(FAST, tries=9, silence=0.3)
+    with NbiaClient(url, api="v4", patience=patience) as client:
+        client.collection_values()
+    assert _limit_of(url) == 1
+    ask_often(url, calls=12)
+    assert crowd.most == 1
+
+
+@pytest.mark.parametrize("fault", [answer(500), answer(502), answer(400), answer(404), cut(1)])
+def test_other_mishaps_change_nothing(serve: Serve, fault: Fault) -> None:
+    faults = Faults(Crowd())
+    url = serve(faults)
+    faults.inject("getCollectionValues", fault, times=2)
+    with NbiaClient(url, api="v4", patience=FAST) as client:
+        for _ in range(2):
+            try:
+                client.collection_values()
+            except ArchiveError:
+                continue
+    assert _limit_of(url) == 8
+
+
+def test_a_busy_token_endpoint_counts_too(serve: Serve, archive: TestArchive) -> None:
+    faults = Faults(archive.faults)
+    url = serve(faults)
+    faults.inject("token", answer(503))
+    with NbiaClient(url, patience=FAST) as client:
+        assert client.collection_values() != []
+    assert _limit_of(url) == 4
+
+
+def test_the_limit_grows_back_one_by_one(serve: Serve) -> None:
+    faults = Faults(Crowd(seconds=0))
+    url = serve(faults)
+    faults.inject("getCollectionValues", answer(503))
+    with NbiaClient(url, api="v4", patience=FAST) as client:
+        client.collection_values()
+        limits = [4]
+        for _ in range(110):
+            client.collection_values()
+            if _limit_of(url) != limits[-1]:
+                limits.append(_limit_of(url))
+    assert limits == [4, 5, 6, 7, 8]
+
+
+def test_retry_after_holds_back_every_thread(serve: Serve) -> None:
+    crowd = Crowd(seconds=0)
+    faults = Faults(crowd)
+    url = serve(faults)
+    faults.inject("getCollectionValues", answer(429, retry_after="1"))
+    patience = replace(FAST, longest_wait=5, in_flight=4)
+    one, other = (NbiaClient(url, api="v4", patience=patience) for _ in range(2))
+    first = threading.Thread(target=one.collection_values)
+    first.start()
+    while first.is_alive() and limiter_of(url, 4).limit == 4:
+        time.sleep(0.005)
+    began = time.monotonic()
+    other.collection_values()
+    first.join()
+    assert min(crowd.begun) - began > 0.5
+
+
+def test_retry_after_beyond_the_longest_wait_is_cut(serve: Serve) -> None:
+    faults = Faults(Crowd(seconds=0))
+    url = serve(faults)
+    faults.inject("getCollectionValues", answer(503, retry_after="100000"))
+    with NbiaClient(url, api="v4", patience=FAST) as client:
+        assert client.collection_values() == []
+
+
+def test_a_broken_download_gives_its_place_back(archive: TestArchive) -> None:
+    archive.faults.inject("getSOPInstanceUIDs", cut(5), times=9)
+    with archive.client() as client:
+        with pytest.raises(ArchiveUnreachable):
+            uid = client.series("TCGA-DEMO")["SeriesInstanceUID"][0].as_py()
+            client.sop_instance_uids(uid)
+        assert client._session.limiter.in_flight == 0
+
+
+def test_a_reader_that_calls_the_client_does_not_wait_for_itself(archive: TestArchive) -> None:
+    with archive.client(patience=replace(FAST, in_flight=1)) as client:
+        uid = client.series("TCGA-DEMO")["SeriesInstanceUID"][0].as_py()
+        uids = client.image_with_md5(uid, lambda chunks: client.sop_instance_uids(uid))
+        assert len(uids) == 18
+        assert client._session.limiter.in_flight == 0
+
+
+def test_metadata_one_by_one_uses_what_is_allowed(serve: Serve) -> None:
+    class Metadata(Crowd):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["path"].endswith("getSeriesMetadata2"):
+                await answer(500, b"HTTP 404 Not Found")(self, scope, receive, send)
+            elif scope["type"] == "http" and scope["path"].endswith("token"):
+                await answer(200, b'{"access_token":"a","expires_in":900}')(self, scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+
+    crowd = Metadata()
+    with NbiaClient(serve(crowd), patience=replace(FAST, in_flight=11)) as client:
+        client.series_metadata([f"1.{n}" for n in range(60)])
+    assert 8 < crowd.most <= 11
+
+
+# --- the limiter by itself
+
+
+def test_hosts_are_limited_apart() -> None:
+    one, other = limiter_of("https://a.example/nbia-api", 3), limiter_of("https://b.example/nbia-api", 3)
+    assert one is not other
+    assert limiter_of("https://user:secret@A.example/other", 3) is one
+    assert limiter_of("https://a.example:8443/", 3) is not one
+
+
+def test_the_child_of_a_fork_starts_afresh() -> None:
+    parent = limiter_of("https://e.example/", 2)
+    with parent.slot():
+        rate_limit._forget_inherited()
+        assert limiter_of("https://e.example/", 2).in_flight == 0
+
+
+def test_the_last_client_sets_the_maximum() -> None:
+    limiter = limiter_of("https://c.example/", 8)
+    assert limiter_of("https://c.example/", 2).limit == 2
+    assert limiter_of("https://c.example/", 6).limit == 6
+    limiter.refused(0)
+    assert limiter_of("https://c.example/", 20).limit == 3
+    assert limiter_of("https://c.example/", 2).limit == 2
+    assert limiter.most == 2
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_maximum_of_nothing_is_refused(most: int) -> None:
+    with pytest.raises(ValueError, match="at least one is needed"):
+        Limiter(most)
+    with pytest.raises(ValueError, match="at least one is needed"):
+        Session("http://d.example/nbia-api", None, patience=Patience(in_flight=most))
+
+
+def test_requests_that_were_refused_together_halve_the_limit_once() -> None:
+    limiter = Time().limiter(8)
+    for _ in range(8):
+        limiter.refused(0)
+    assert limiter.limit == 4
+    limiter.refused(1)
+    assert limiter.limit == 2
+
+
+def test_a_refusal_begins_the_count_of_good_answers_anew() -> None:
+    limiter = Time().limiter(4, grow_after=3)
+    limiter.refused(0)
+    limiter.answered()
+    limiter.answered()
+    limiter.refused(1)
+    limiter.answered()
+    limiter.answered()
+    assert limiter.limit == 1
+    limiter.answered()
+    assert limiter.limit == 2
+
+
+def test_nothing_begins_before_the_time_that_the_host_names() -> None:
+    clock = Time()
+    limiter = clock.limiter(2)
+    limiter.refused(0, 30)
+    limiter.refused(0, 7)  # the later time counts
+    with limiter.slot():
+        assert clock.now == 130
+    assert clock.slept == [30]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("answered"), st.just(0.0)),
+        st.tuples(st.just("refused now"), st.floats(0, 50)),
+        st.tuples(st.just("refused late"), st.floats(0, 50)),
+        st.tuples(st.just("call"), st.just(0.0)),
+        st.tuples(st.just("allow"), st.floats(1, 20)),
+    ),
+    max_size=60,
+)
+
+
+@given(most=st.integers(1, 20), grow_after=st.integers(1, 5), steps=steps)
+def test_the_limit_stays_between_one_and_the_maximum(
+    most: int, grow_after: int, steps: list[tuple[str, float]]
+) -> None:
+    clock = Time()
+    limiter = clock.limiter(most, grow_after)
+    refusals, quiet_until = 0, clock.now
+    for step, number in steps:
+        before = limiter.limit
+        if step == "answered":
+            limiter.answered()
+            assert before <= limiter.limit <= before + 1
+        elif step == "refused now":
+            limiter.refused(refusals, number)
+            refusals += 1
+            quiet_until = max(quiet_until, clock.now + number)
+            assert limiter.limit == max(1, before // 2)
+        elif step == "refused late":
+            limiter.refused(refusals - 1, None)
+            assert limiter.limit == before
+        elif step == "allow":
+            limiter.allow(int(number))
+        else:
+            with limiter.slot() as began:
+                assert began == refusals
+                assert limiter.in_flight == 1
+                assert clock.now >= quiet_until
+        assert 1 <= limiter.limit <= limiter.most
+        assert limiter.in_flight == 0
+    for _ in range(limiter.most * grow_after):
+        limiter.answered()
+    assert limiter.limit == limiter.most
+
+
+@settings(max_examples=20, deadline=None)
+@given(most=st.integers(1, 6), refused=st.sets(st.integers(0, 59)))
+def test_threads_never_hold_more_places_than_the_limit_at_their_start(most: int, refused: set[int]) -> None:
+    limiter = Limiter(most, grow_after=2)
+    seen: list[tuple[int, int]] = []
+
+    def call(number: int) -> None:
+        with limiter.slot() as began:
+            seen.append((limiter.in_flight, limiter.most))
+            if number in refused:
+                limiter.refused(began)
+            else:
+                limiter.answered()
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(call, range(60)))
+    assert len(seen) == 60
+    assert all(1 <= held <= allowed for held, allowed in seen)
+    assert limiter.in_flight == 0

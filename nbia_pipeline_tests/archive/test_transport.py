@@ -1,0 +1,498 @@
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotAvailable
+from nbia_pipeline.archive.errors import BODY_SHOWN
+from nbia_pipeline.archive.rate_limit import Limiter
+from nbia_pipeline.archive.transport import USER_AGENT, Session
+from nbia_pipeline.embedded.server.tokens import GUEST
+from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
+from nbia_pipeline_tests.helpers.faults import (
+    NO_SUCH_ENDPOINT,
+    NULL,
+    Fault,
+    always,
+    answer,
+    closed_early,
+    cut,
+    echo_headers,
+    html,
+    silence,
+)
+from nbia_pipeline_tests.helpers.tls import serving_tls
+
+PATH = "/services/v2/getSeries"
+PARAMETERS = {"Collection": "TCGA-DEMO"}
+QUIET = replace(FAST, silence=0.2, tries=2)
+
+
+def whole(answered: requests.Response) -> bytes:
+    return answered.content
+
+
+@pytest.fixture
+def session(archive: TestArchive) -> Iterator[Session]:
+    made = Session(archive.url, (GUEST, ""), patience=FAST)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def body(archive: TestArchive, session: Session) -> bytes:
+    """The true answer; getting it leaves no trace."""
+    found = session.call("GET", PATH, PARAMETERS, whole)
+    archive.faults.reset()
+    assert found.count(b"SeriesInstanceUID") == 9
+    return found
+
+
+def get(session: Session) -> bytes:
+    return session.call("GET", PATH, PARAMETERS, whole)
+
+
+# --- what may pass is tried again
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_busy_archive_is_asked_again(archive: TestArchive, session: Session, body: bytes, status: int) -> None:
+    archive.faults.inject("getSeries", answer(status, b"busy"), times=2)
+    assert get(session) == body
+    assert archive.faults.count("getSeries") == 3
+
+
+def test_an_archive_that_stays_busy_is_given_up(archive: TestArchive, session: Session, body: bytes) -> None:
+    archive.faults.inject("getSeries", answer(503, b"closed for\n repair"), times=9)
+    with pytest.raises(ArchiveUnreachable) as caught:
+        get(session)
+    assert archive.faults.count("getSeries") == FAST.tries
+    assert str(caught.value) == (
+        "the archive could not answer: it may be busy, try later "
+        "[/services/v2/getSeries Collection=TCGA-DEMO, status 503, answer 'closed for repair']"
+    )
+    assert (caught.value.status, caught.value.may_pass) == (503, True)
+
+
+@pytest.mark.parametrize(("tries", "calls"), [(9, 3), (3, 3), (2, 2), (1, 1)])
+def test_a_500_is_tried_three_times_at_most(archive: TestArchive, tries: int, calls: int) -> None:
+    archive.faults.inject("getSeries", answer(500, b"Server was not able\nto"), times=20)
+    session = Session(archive.url, (GUEST, ""), patience=replace(FAST, tries=tries))
+    with pytest.raises(ArchiveUnreachable, match="status 500"):
+        get(session)
+    assert archive.faults.count("getSeries") == calls
+    session.close()
+
+
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("tries", [1, 3])
+def test_a_token_endpoint_that_stays_busy_is_given_up(archive: TestArchive, status: int, tries: int) -> None:
+    archive.faults.inject("token", answer(status, b"busy"), times=20)
+    session = Session(archive.url, (GUEST, ""), patience=replace(FAST, tries=tries))
+    with pytest.raises(ArchiveUnreachable, match="gives no token: try later") as caught:
+        get(session)
+    assert archive.faults.count("token") == tries
+    assert (caught.value.endpoint, caught.value.status) == ("/oauth/token", status)
+
+
+def test_a_token_endpoint_that_is_busy_for_a_moment_is_asked_again(archive: TestArchive, session: Session) -> None:
+    archive.faults.inject("token", answer(503), answer(502))
+    assert b"SeriesInstanceUID" in get(session)
+    assert archive.faults.count("token") == 3
+
+
+# --- waits
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were to be waited; nobody waits them."""
+    waited: list[float] = []
+    monkeypatch.setattr("nbia_pipeline.archive.transport.time.sleep", waited.append)
+    # All threads are held back as well; that is shown in test_politeness.
+    monkeypatch.setattr(Limiter, "refused", lambda self, began, seconds=None: None)
+    return waited
+
+
+def test_waits_double_up_to_the_longest(archive: TestArchive, waits: list[float]) -> None:
+    archive.faults.inject("getSeries", answer(503), times=9)
+    session = Session(archive.url, (GUEST, ""), patience=replace(FAST, tries=6, first_wait=10, longest_wait=50))
+    with pytest.raises(ArchiveUnreachable):
+        get(session)
+    assert len(waits) == 5
+    for waited, full in zip(waits, [10, 20, 40, 50, 50], strict=True):
+        assert full / 2 <= waited <= full
+
+
+@pytest.mark.parametrize("endpoint", ["getSeries", "token"])
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [("7", 7), ("0", 0), ("100000", 30), ("soon", 0), ("-5", 0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+)
+def test_retry_after_is_honoured_within_the_longest_wait(
+    archive: TestArchive, waits: list[float], endpoint: str, retry_after: str, seconds: float
+) -> None:
+    archive.faults.inject(endpoint, answer(503, retry_after=retry_after))
+    session = Session(archive.url, (GUEST, ""), patience=replace(FAST, longest_wait=30))
+    get(session)
+    assert waits == [pytest.approx(seconds, abs=0.01)]
+
+
+def test_retry_after_may_be_a_date(archive: TestArchive, waits: list[float]) -> None:
+    later = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    archive.faults.inject("getSeries", answer(429, retry_after=later))
+    session = Session(archive.url, (GUEST, ""), patience=replace(FAST, longest_wait=1e9))
+    get(session)
+    assert 3500 < waits[0] <= 3600
+
+
+# --- what cannot pass is not
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "text"),
+    [
+        (
+            answer(400, b"A parameter, x, is required for this API call.", content_type="application/json"),
+            NotAvailable,
+            "unknown, hidden or not permitted",
+        ),
+        (answer(403, b"no"), LoginRefused, "check NBIA_USERNAME and NBIA_PASSWORD, and what it may see"),
+        (answer(500, NO_SUCH_ENDPOINT), BadAnswer, "no such endpoint: check NBIA_ARCHIVE and NBIA_API"),
+        (answer(500, NO_SUCH_ENDPOINT.replace(b"404", b"405")), BadAnswer, "no such endpoint"),
+        (answer(404, b"<html>nothing"), BadAnswer, "check NBIA_ARCHIVE"),
+        (answer(301), BadAnswer, "check NBIA_ARCHIVE"),
+    ],
+)
+def test_what_cannot_pass_is_asked_once(
+    archive: TestArchive, session: Session, fault: Fault, error: type[ArchiveError], text: str
+) -> None:
+    archive.faults.inject("getSeries", fault, times=3)
+    with pytest.raises(error, match=text) as caught:
+        get(session)
+    assert archive.faults.count("getSeries") == 1
+    assert (caught.value.endpoint, caught.value.parameters) == (PATH, PARAMETERS)
+    assert not caught.value.may_pass
+
+
+def test_the_words_of_a_400_are_kept(archive: TestArchive, session: Session) -> None:
+    with pytest.raises(NotAvailable) as caught:
+        session.call("GET", "/services/v2/getImageWithMD5Hash", {"SeriesInstanceUID": "9.9"}, whole)
+    assert "has not been granted the access to image with given SeriesInstanceUID,9.9." in caught.value.body
+    assert caught.value.status == 400
+    assert str(caught.value).startswith("the archive refuses the call: ")
+
+
+def test_a_500_for_want_of_a_token_is_a_refused_login(archive: TestArchive) -> None:
+    session = Session(archive.url, None, patience=FAST)
+    with pytest.raises(LoginRefused, match="wants a token: use NBIA_API=v2, or set an account"):
+        session.call("GET", "/services/v2/getCollectionValues", {}, whole)
+    assert archive.faults.count("getCollectionValues") == 1
+
+
+def test_a_500_that_says_null_to_a_token_may_pass(archive: TestArchive, session: Session, body: bytes) -> None:
+    archive.faults.inject("getSeries", answer(500, NULL), times=2)
+    assert get(session) == body
+
+
+def test_only_the_beginning_of_an_answer_is_shown(archive: TestArchive, session: Session) -> None:
+    archive.faults.inject("getSeries", answer(418, b"tea \n" * 10_000))
+    with pytest.raises(BadAnswer) as caught:
+        get(session)
+    assert caught.value.body == ("tea " * 10_000)[:BODY_SHOWN]
+
+
+def test_long_parameters_are_shortened_in_the_text(archive: TestArchive, session: Session) -> None:
+    uids = ",".join(f"1.2.{n}" for n in range(1000))
+    archive.faults.inject("getSeriesMetadata2", answer(418))
+    with pytest.raises(BadAnswer) as caught:
+        session.call("POST", "/services/getSeriesMetadata2", {"list": uids}, whole)
+    assert len(str(caught.value)) < 300
+    assert caught.value.parameters == {"list": uids}
+
+
+# --- a body that is cut, silence, a dropped connection
+
+
+def test_a_cut_answer_is_asked_for_again_and_read_afresh(archive: TestArchive, session: Session, body: bytes) -> None:
+    archive.faults.inject("getSeries", cut(100), cut(1000))
+    read: list[bytes] = []
+
+    def piece_by_piece(answered: requests.Response) -> bytes:
+        read.clear()
+        for piece in answered.iter_content(64):
+            read.append(piece)
+        return b"".join(read)
+
+    assert session.call("GET", PATH, PARAMETERS, piece_by_piece) == body
+    assert archive.faults.count("getSeries") == 3
+
+
+def test_an_answer_that_is_always_cut_is_never_taken_for_whole(archive: TestArchive, session: Session) -> None:
+    archive.faults.inject("getSeries", cut(500), times=9)
+    with pytest.raises(ArchiveUnreachable, match=r"no whole answer from .*: check NBIA_ARCHIVE and your connection"):
+        get(session)
+    assert archive.faults.count("getSeries") == FAST.tries
+
+
+def test_a_reader_may_ask_for_another_try(archive: TestArchive, session: Session) -> None:
+    calls: list[int] = []
+
+    def read(answered: requests.Response) -> int:
+        calls.append(len(answered.content))
+        if len(calls) < 3:
+            raise BadAnswer("not yet", may_pass=True)
+        return len(calls)
+
+    assert session.call("GET", PATH, PARAMETERS, read) == 3
+
+
+def test_an_error_of_the_reader_itself_is_not_hidden(archive: TestArchive, session: Session) -> None:
+    def read(answered: requests.Response) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        session.call("GET", PATH, PARAMETERS, read)
+    assert archive.faults.count("getSeries") == 1
+
+
+@pytest.mark.parametrize("first", [None, b'[{"Series'], ids=["before", "within"])
+def test_silence_is_given_up(archive: TestArchive, first: bytes | None) -> None:
+    archive.faults.inject("getSeries", silence(first), times=2)
+    session = Session(archive.url, (GUEST, ""), patience=QUIET)
+    began = time.monotonic()
+    with pytest.raises(ArchiveUnreachable, match="fell silent: it may be overloaded, try later") as caught:
+        get(session)
+    assert time.monotonic() - began < 4, "the patience asked for was 0.2 seconds"
+    assert archive.faults.count("getSeries") == 2
+    assert (caught.value.endpoint, caught.value.parameters, caught.value.status) == (PATH, PARAMETERS, None)
+
+
+def test_a_short_silence_is_waited_out(archive: TestArchive, body: bytes) -> None:
+    archive.faults.inject("getSeries", silence())
+    assert get(Session(archive.url, (GUEST, ""), patience=QUIET)) == body
+
+
+@contextlib.contextmanager
+def answering_with(deed: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Accept connections and do something to each; yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def accept() -> None:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    if stop.is_set():
+                        return
+                    deed(connection)
+
+        stop = threading.Event()
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield port
+        finally:
+            stop.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join()
+
+
+def test_a_dropped_connection_is_given_up_after_all_tries() -> None:
+    dropped: list[bytes] = []
+    with answering_with(lambda c: dropped.append(c.recv(4096))) as port:
+        session = Session(f"http://127.0.0.1:{port}/nbia-api", None, patience=FAST)
+        with pytest.raises(ArchiveUnreachable, match=r"no whole answer from .*: check NBIA_ARCHIVE") as caught:
+            get(session)
+    assert len(dropped) == FAST.tries
+    assert caught.value.endpoint == PATH
+    assert caught.value.parameters == PARAMETERS
+    assert "0x" not in str(caught.value)
+
+
+def test_what_does_not_speak_http_is_given_up() -> None:
+    with answering_with(lambda c: c.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")) as port:
+        session = Session(f"http://127.0.0.1:{port}/nbia-api", None, patience=FAST)
+        with pytest.raises(ArchiveUnreachable, match="check NBIA_ARCHIVE"):
+            get(session)
+
+
+@pytest.mark.parametrize("account", [None, (GUEST, "")], ids=["list", "login"])
+def test_a_refused_connection_is_named(account: tuple[str, str] | None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    session = Session(f"http://127.0.0.1:{port}/nbia-api", account, patience=FAST)
+    with pytest.raises(ArchiveUnreachable, match=rf"127\.0\.0\.1:{port}/nbia-api \(ConnectionRefused.*NBIA_ARCHIVE"):
+        get(session)
+
+
+def test_a_host_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    session = Session("http://archive.invalid/nbia-api", None, patience=replace(FAST, tries=1))
+    with pytest.raises(ArchiveUnreachable, match=r"http://archive\.invalid/nbia-api .*check NBIA_ARCHIVE"):
+        get(session)
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    session = Session("http://archive.invalid/nbia-api", None, patience=replace(FAST, tries=1))
+    with pytest.raises(ArchiveUnreachable, match=r"the proxy on the way to .*: check HTTPS_PROXY and NO_PROXY"):
+        get(session)
+
+
+def test_no_proxy_is_used_on_the_way_to_this_machine(
+    archive: TestArchive, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert get(Session(archive.url, (GUEST, ""), patience=FAST)) == body
+
+
+# --- certificates
+
+
+def test_a_certificate_that_does_not_verify_is_refused_at_once(certificate: tuple[Path, Path]) -> None:
+    with serving_tls(certificate, "127.0.0.1") as url:
+        session = Session(url, (GUEST, "hunter-2"), patience=replace(FAST, tries=1000))
+        with pytest.raises(ArchiveUnreachable) as caught:
+            get(session)
+    assert f"the certificate of {url} does not verify (SSLCertVerificationError" in str(caught.value)
+    assert "set NBIA_CA_BUNDLE to its certificates" in str(caught.value)
+    assert not caught.value.may_pass
+
+
+def test_a_ca_bundle_makes_a_certificate_verify(certificate: tuple[Path, Path]) -> None:
+    with serving_tls(certificate, "127.0.0.1") as url:
+        assert get(Session(url, None, ca_bundle=str(certificate[0]), patience=FAST)) == b"[]"
+
+
+def test_a_ca_bundle_is_not_overruled_by_the_environment(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.utils.DEFAULT_CA_BUNDLE_PATH)
+    monkeypatch.setenv("no_proxy", "*")
+    with serving_tls(certificate, "127.0.0.2") as url:
+        assert get(Session(url, None, ca_bundle=str(certificate[0]), patience=FAST)) == b"[]"
+
+
+def test_verification_cannot_be_switched_off_by_an_empty_bundle(certificate: tuple[Path, Path]) -> None:
+    with serving_tls(certificate, "127.0.0.1") as url, pytest.raises(ArchiveUnreachable, match="does not verify"):
+        get(Session(url, None, ca_bundle="", patience=FAST))
+
+
+def test_a_bundle_without_certificates_is_named(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.write_text("nothing")
+    with (
+        serving_tls(certificate, "127.0.0.1") as url,
+        pytest.raises(ArchiveUnreachable, match=r"check .*NBIA_CA_BUNDLE"),
+    ):
+        get(Session(url, None, ca_bundle=str(empty), patience=FAST))
+
+
+def test_a_secure_connection_that_drops_is_tried_again() -> None:
+    hellos: list[bytes] = []
+    with answering_with(lambda c: hellos.append(c.recv(4096))) as port:
+        session = Session(f"https://127.0.0.1:{port}/nbia-api", None, patience=FAST)
+        with pytest.raises(ArchiveUnreachable, match="check NBIA_ARCHIVE") as caught:
+            get(session)
+    assert len(hellos) == FAST.tries
+    assert "does not verify" not in str(caught.value)
+
+
+def test_plain_http_where_tls_is_due_is_named(archive: TestArchive) -> None:
+    session = Session(archive.url.replace("http:", "https:"), None, patience=FAST)
+    with pytest.raises(ArchiveUnreachable, match=r"no secure connection to https://.*: check NBIA_ARCHIVE"):
+        get(session)
+    assert issubclass(ssl.SSLCertVerificationError, ssl.SSLError)  # why the order of the questions matters
+
+
+# --- the texts of errors
+
+FAILURES: list[Fault] = [
+    answer(400, b"no"),
+    answer(403, b"no"),
+    answer(404),
+    answer(500, NO_SUCH_ENDPOINT),
+    answer(500, NULL),
+    answer(503),
+    cut(10),
+    closed_early(10),
+    html(),
+    silence(),
+    echo_headers(),
+    echo_headers("x" * 150, 400),
+]
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+def test_an_error_is_one_sentence_with_a_remedy_and_without_secrets(archive: TestArchive, fault: Fault) -> None:
+    archive.faults.inject("getSeries", fault, times=9)
+    client = archive.client(username="demo_member", password="demo-member-password", patience=QUIET)
+    with pytest.raises(ArchiveError) as caught:
+        client.series("TCGA-DEMO")
+    text = str(caught.value)
+    tokens = client._session.tokens
+    assert tokens is not None
+    secrets = tokens.secrets()
+    assert len(secrets) == 3
+    assert not [s for s in secrets if s[:8] in text + repr(caught.value) + str(vars(caught.value))]
+    assert "\n" not in text
+    assert not caught.value.what.endswith(".")
+    assert any(remedy in text for remedy in ("check", "try later", "not permitted", "set NBIA_", "may not be an NBIA"))
+    assert f"[{PATH} Collection=TCGA-DEMO" in text
+    client.close()
+
+
+def test_a_secret_is_taken_out_wherever_it_stands_even_if_it_was_cut() -> None:
+    error = BadAnswer("first secret-token, then secret-tok", body="secret-token" * 2).without(["", "secret-token"])
+    assert (str(error), error.body, error.args) == ("first ***, then ***", "******", ("first ***, then ***",))
+
+
+# --- what is sent
+
+
+def test_requests_tell_who_asks_and_take_anything(archive: TestArchive, session: Session) -> None:
+    get(session)
+    headers = archive.faults.calls("getSeries")[0].headers
+    assert headers["user-agent"] == USER_AGENT
+    assert headers["accept"] == "*/*"
+
+
+@pytest.mark.parametrize("name", ["RIDER Lung CT", "a&b=c+d%20/é?#", "Thorax-Trial (limited)"])
+def test_names_arrive_as_they_are(archive: TestArchive, session: Session, name: str) -> None:
+    session.call("GET", PATH, {"Collection": name}, whole)
+    assert archive.faults.calls("getSeries")[0].query == {"Collection": name}
+
+
+def test_a_slash_at_the_end_of_the_base_url_does_no_harm(archive: TestArchive, body: bytes) -> None:
+    assert get(Session(archive.url + "/", (GUEST, ""), patience=FAST)) == body
+
+
+def test_connections_are_used_again(archive: TestArchive, serve: Serve) -> None:
+    ports: list[int] = []
+
+    async def remember(app: object, scope: dict[str, tuple[str, int]], receive: object, send: object) -> None:
+        ports.append(scope["client"][1])
+        await answer(200, b"[]")(app, scope, receive, send)  # type: ignore[arg-type]
+
+    session = Session(serve(always(remember)), None, patience=FAST)  # type: ignore[arg-type]
+    for _ in range(5):
+        get(session)
+    assert len(ports) == 5
+    assert len(set(ports)) == 1

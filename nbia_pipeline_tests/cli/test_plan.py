@@ -1,0 +1,200 @@
+"""``nbia-pipeline plan`` says what a run would fetch, and ``run`` with the same options fetches just that."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+
+from nbia_pipeline.cli.main import main
+from nbia_pipeline.cli.main_job import run_main_job
+from nbia_pipeline.cli.options import add_selection, images_config, size
+from nbia_pipeline.defs.assets.images import ImagesConfig
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
+from nbia_pipeline.settings import Settings
+from nbia_pipeline_tests.mirror.test_selection import HEAD
+
+MIRRORED = ("TCGA-DEMO", "Lung Phantom CT")
+
+
+@pytest.fixture(scope="module")
+def filled(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A lake with the tables of four collections; of two, CT images bounded to two series each."""
+    folder = tmp_path_factory.mktemp("plan")
+    settings = Settings(archive=demo_archive, lake=str(folder / "lake"), images=MIRRORED)
+    with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        outcome = run_main_job(settings, instance, images={"modalities": ["ct"], "max_series": 2})
+    assert outcome.problems == [], "images that were not asked for are no problem"
+    assert (outcome.fetched["fetched_series"], outcome.fetched["left_series"]) == (4, 4)
+    return settings
+
+
+@pytest.fixture
+def environment(filled: Settings, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("NBIA_ARCHIVE", filled.archive)
+    monkeypatch.setenv("NBIA_LAKE", filled.lake)
+    monkeypatch.setenv("NBIA_IMAGES", ",".join(MIRRORED))
+    return monkeypatch
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, list[str]], str]:
+    """Return the cells of the printed table by collection, and what follows it."""
+    assert main(["plan", *words]) == 0
+    out = capsys.readouterr().out
+    table, _, rest = out.partition("\nFree ")
+    rows = [line for line in table.splitlines()[1:] if line and not line.startswith("-")]
+    return {row[:16].strip(): row[16:].split("  ") for row in rows}, f"Free {rest}"
+
+
+def counts(row: list[str]) -> list[int]:
+    """Return wanted, there, to fetch and left, as pairs of series and files."""
+    cells = [c.strip() for c in row if c.strip()]
+    return [int(c.replace(",", "")) for n, c in enumerate(cells) if n % 3 != 2]
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_plan_has_the_figures_of_every_mirrored_collection(capsys: pytest.CaptureFixture[str]) -> None:
+    rows, rest = planned(capsys)
+    assert {name: counts(row) for name, row in rows.items()} == {
+        "Lung Phantom CT": [4, 62, 2, 26, 2, 36, 0, 0],
+        "TCGA-DEMO": [9, 124, 2, 36, 7, 88, 0, 0],
+        "total": [13, 186, 4, 62, 9, 124, 0, 0],
+    }
+    assert rest.startswith("Free      ")
+    assert "Note" not in rest
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_plan_selects_and_bounds_as_a_run_would(capsys: pytest.CaptureFixture[str]) -> None:
+    rows, rest = planned(capsys, "--modality", "ct", "--max-series", "1", "TCGA*")
+    assert counts(rows["TCGA-DEMO"]) == counts(rows["total"]) == [4, 72, 2, 36, 1, 18, 1, 18]
+    assert "5 series are not selected, and not counted above" in rest
+    rows, _ = planned(capsys, "--max-bytes", "1kB")
+    assert counts(rows["total"])[4] == 2, "of each collection the first"
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_plan_takes_series_from_a_manifest_and_a_cart(
+    filled: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = Lake(filled.lake).read_table(SERIES, "TCGA-DEMO")["SeriesInstanceUID"].to_pylist()
+    file = tmp_path / "mine.tcia"
+    file.write_text(HEAD + "\n".join(listed[3:6]) + "\n")
+    rows, _ = planned(capsys, "--manifest", str(file), "--series", listed[0])
+    assert counts(rows["total"])[0] == 4
+    rows, _ = planned(capsys, "--cart", "demo CART")
+    assert counts(rows["total"])[0] == 2
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_plan_says_what_is_not_mirrored_and_what_was_not_listed(
+    filled: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = Lake(filled.lake)
+    known = lake.read_table(COLLECTIONS)
+    rows = [*known.to_pylist(), {"Collection": "Brand New"}]
+    lake.write_table(COLLECTIONS, type(known).from_pylist(rows, schema=COLLECTIONS.schema))
+    try:
+        table, rest = planned(capsys, "Brand New", "QIN*")
+    finally:
+        lake.write_table(COLLECTIONS, known)
+    assert set(table) == {"QIN_Breast.v2", "total"}
+    assert "QIN_Breast.v2: its images are not mirrored: a run fetches them once NBIA_IMAGES names it" in rest
+    assert "Brand New: its series are not listed yet: materialise `series` first" in rest
+
+
+def test_a_plan_refuses_too_little_room_with_figures(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=51_000_000))
+    assert main(["plan"]) == 1
+    told = capsys.readouterr()
+    assert "total" in told.out
+    assert "has too little room: 9 series need " in told.err
+    assert "and 51,000,000 bytes are free" in told.err
+    assert main(["plan", "--max-series", "1"]) == 0
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["TCGA-demo"], "the lake knows no collection 'TCGA-demo': did you mean TCGA-DEMO?"),
+        (["--manifest", "none.tcia"], "cannot read the manifest none.tcia (No such file or directory)"),
+        (["--cart", "nobodys"], "the archive knows no series in a shared cart 'nobodys'"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_clear_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith(f"nbia-pipeline: {sentence}")
+    assert told.err.count("\n") == 1
+
+
+def test_an_empty_lake_has_nothing_to_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBIA_LAKE", str(tmp_path / "none"))
+    assert main(["plan"]) == 1
+    assert "knows no collections yet: run `nbia-pipeline run`" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.usefixtures("environment")
+def test_planning_changes_nothing(filled: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    def state() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in Path(filled.lake).rglob("*")}
+
+    before = state()
+    planned(capsys, "--modality", "MR")
+    assert state() == before
+
+
+def test_what_was_not_selected_stays_pending(filled: Settings) -> None:
+    receipts = Lake(filled.lake).read_table(IMAGE_SERIES, "TCGA-DEMO")
+    assert sorted(receipts["Status"].to_pylist()) == ["complete"] * 2 + ["pending"] * 7
+
+
+# --- the options
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_selection(parser)
+    return parser.parse_args(words)
+
+
+def test_the_options_are_the_run_config_of_the_plan_op() -> None:
+    words = "--modality CT --modality MR --body-part B --patient P --series 1.2 --manifest m.tcia --cart C".split()
+    config = images_config(options(*words, "--max-bytes", "1.5 TB", "--max-series", "7"))
+    assert config == {
+        "modalities": ["CT", "MR"],
+        "body_parts": ["B"],
+        "patients": ["P"],
+        "series": ["1.2"],
+        "manifest": str(Path("m.tcia").absolute()),
+        "cart": "C",
+        "max_bytes": 1_500_000_000_000,
+        "max_series": 7,
+    }
+    assert set(config) <= set(ImagesConfig.model_fields)
+    assert images_config(options()) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("10GB", 10**10), ("500mb", 5 * 10**8), ("1.5 TB", 15 * 10**11), ("2k", 2000), ("7", 7)]
+)
+def test_a_size_is_read_in_powers_of_ten(text: str, value: int) -> None:
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "10 GiB", "1e9", "0.0001kB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no size: write it like 10GB"):
+        size(text)

@@ -1,0 +1,273 @@
+"""``nbia-pipeline prune``: only what is withdrawn goes, only when told to, and a crash half-way is made good."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from nbia_pipeline import clock
+from nbia_pipeline.cli.main import main
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.prune import prunable, prune
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline_tests.defs.test_series_changes import QIN, World
+from nbia_pipeline_tests.helpers.tiny import running
+
+
+@dataclass
+class Prepared:
+    """A lake that holds the files of five series, two of which are withdrawn, and its archive.
+
+    Attributes:
+        lake: to be copied.
+        url: of the archive.
+        control: of the archive.
+        gone: the UIDs of the two.
+        time: when the last listing was.
+    """
+
+    lake: Path
+    url: str
+    control: Operations
+    gone: list[str]
+    time: datetime
+
+
+@pytest.fixture(scope="module")
+def prepared(demo: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+    folder = tmp_path_factory.mktemp("prepared")
+    app = create_app(demo)
+    with running(app) as url, dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        world = World(url, app.state.archive.control, folder / "lake", instance, "v2")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(clock, "utc_now", lambda: world.time)
+            world.materialise("collections", collection=None)
+            gone = sorted(world.uids())[:2]
+            world.look()
+            world.materialise("images")
+            world.control.hide(gone)
+            world.look()
+            world.look(6)
+        yield Prepared(folder / "lake", url, world.control, gone, world.time)
+
+
+@pytest.fixture
+def world(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """That lake and that archive for one test."""
+    shutil.copytree(prepared.lake, tmp_path / "lake")
+    prepared.control.reset()
+    prepared.control.hide(prepared.gone)
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
+        world = World(prepared.url, prepared.control, tmp_path / "lake", instance, "v2")
+        instance.add_dynamic_partitions("nbia_collections", [QIN])
+        world.time = prepared.time
+        world.later(0)
+        monkeypatch.setattr(clock, "utc_now", lambda: world.time)
+        monkeypatch.setenv("NBIA_LAKE", world.settings.lake)
+        yield world
+
+
+@pytest.fixture
+def withdrawn(prepared: Prepared) -> list[str]:
+    """The two series that are withdrawn."""
+    return prepared.gone
+
+
+def files(world: World) -> dict[str, int]:
+    root = Path(world.settings.lake)
+    return {p.relative_to(root).as_posix(): p.stat().st_size for p in root.glob("images/**/*.dcm")}
+
+
+def of_series(found: dict[str, int], uids: list[str]) -> dict[str, int]:
+    return {path: size for path, size in found.items() if path.split("/")[-2] in uids}
+
+
+def statuses(world: World) -> dict[str, int]:
+    return dict(world.sql("image_series", "SELECT Status, count(*) FROM t GROUP BY 1"))
+
+
+def test_it_deletes_what_is_withdrawn_and_nothing_else(
+    world: World, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(world)
+    gone = of_series(before, withdrawn)
+    assert main(["prune", "--yes"]) == 0
+    said = capsys.readouterr().out
+    size = f"{sum(gone.values()) / 1e6:.1f} MB" if sum(gone.values()) >= 1e6 else f"{sum(gone.values()) / 1e3:.1f} kB"
+    assert f"  {QIN}: 2 series, {len(gone)} files, {size}, missing since 2026-03-01\n" in said
+    assert f"Deleted 2 series, {len(gone)} files, {size}." in said
+    after = files(world)
+    assert after == {path: size for path, size in before.items() if path not in gone}
+    assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == after
+    rows = world.sql(
+        "image_series", "SELECT SeriesInstanceUID, Bytes, Reason FROM t WHERE Status = 'withdrawn' ORDER BY 1"
+    )
+    assert rows == [(uid, None, "pruned on 2026-03-01: the archive withdrew it") for uid in withdrawn]
+    assert statuses(world) == {"complete": 3, "withdrawn": 2}
+    assert [p for p in Path(world.settings.lake, "images").rglob("*") if p.is_dir() and not any(p.iterdir())] == []
+    assert main(["prune", "--yes"]) == 0
+    assert "Nothing to delete" in capsys.readouterr().out
+
+
+def test_a_pruned_series_that_returns_is_fetched_again(world: World, withdrawn: list[str]) -> None:
+    before = files(world)
+    assert main(["prune", QIN, "--yes"]) == 0
+    world.control.show(withdrawn[0])
+    world.look()
+    world.materialise("images")
+    assert world.asked()["getImageWithMD5Hash"] == 1
+    assert statuses(world) == {"complete": 4, "withdrawn": 1}
+    assert of_series(files(world), withdrawn) == of_series(before, withdrawn[:1])
+    assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
+
+
+def test_a_series_that_returned_meanwhile_is_spared(world: World, withdrawn: list[str]) -> None:
+    before = files(world)
+    shown = prunable(world.lake, QIN)
+    assert shown is not None
+    world.control.show(withdrawn[0])
+    world.later(1)
+    world.materialise("series")  # the feed does not know yet
+    deleted = prune(world.lake, shown)
+    assert deleted is not None
+    assert deleted.series == {withdrawn[1]}
+    assert of_series(files(world), withdrawn) == of_series(before, withdrawn[:1])
+
+
+def test_what_is_missing_but_not_withdrawn_stays(world: World, withdrawn: list[str]) -> None:
+    missing = next(uid for uid in world.uids() if uid not in withdrawn)
+    world.control.hide(missing)
+    world.look()
+    assert main(["prune", "--yes"]) == 0
+    assert of_series(files(world), [missing])
+
+
+def test_a_whole_collection_can_go(world: World, withdrawn: list[str]) -> None:
+    world.control.hide(world.uids())
+    for hours in (1, 6):
+        world.later(hours)
+        world.materialise("collections", collection=None)
+    assert main(["prune", "--yes"]) == 0
+    assert files(world) == {}
+    assert world.lake.count_rows(INSTANCES, QIN) == 0
+    left = [p.name for p in Path(world.settings.lake, "images", QIN).iterdir()]
+    assert all(name.startswith("LICENSE~") for name in left), "the texts of licences stay, as their table does"
+    assert statuses(world) == {"withdrawn": 5}
+
+
+def test_without_a_terminal_nothing_goes_unless_told(
+    world: World, withdrawn: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(world)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))
+    assert main(["prune"]) == 1
+    said = capsys.readouterr()
+    assert f"  {QIN}: 2 series" in said.out
+    assert said.err == "nbia-pipeline: nothing was deleted: add --yes, for there is no terminal to ask on\n"
+    assert files(world) == before
+    assert statuses(world) == {"complete": 3, "withdrawn": 2}
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes", 0), ("y", 1), ("", 1)])
+def test_on_a_terminal_it_asks(world: World, withdrawn: list[str], answer: str, code: int) -> None:
+    before = files(world)
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "nbia_pipeline", "prune"]
+    with subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        said, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == code, said
+    assert "Delete these files for good? Type yes: " in said
+    assert (files(world) == before) == (code == 1)
+
+
+def test_a_collection_without_images_is_named(
+    world: World, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", "qin_breast.v2", "--yes"]) == 1
+    assert f"holds no images of 'qin_breast.v2': there are those of {QIN}\n" in capsys.readouterr().err
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class CrashingLake(Lake):
+    """A lake whose process dies after so many of its changes."""
+
+    def __init__(self, uri: str, changes: int) -> None:
+        super().__init__(uri)
+        self.left = changes
+
+    def put_bytes(self, path: str, data: object) -> None:
+        self._change()
+        super().put_bytes(path, data)
+
+    def remove_folder(self, path: str) -> None:
+        self._change()
+        super().remove_folder(path)
+
+    def _change(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Crash
+
+
+@pytest.mark.parametrize("changes", range(4))
+def test_a_crash_at_any_change_leaves_no_receipt_without_files_and_is_made_good(
+    world: World, withdrawn: list[str], changes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The changes: the receipts, the folders of two series, the index of the files."""
+    before = files(world)
+    shown = prunable(world.lake, QIN)
+    assert shown is not None
+    with pytest.raises(Crash):
+        prune(CrashingLake(world.settings.lake, changes), shown)
+    receipts = world.lake.read_table(IMAGE_SERIES, QIN).to_pylist()
+    stated = [r["SeriesInstanceUID"] for r in receipts if r["Bytes"] is not None]
+    assert of_series(files(world), stated) == of_series(before, stated)
+    assert main(["prune", "--yes"]) == 0
+    assert "Deleted 2 series" in capsys.readouterr().out
+    assert of_series(files(world), withdrawn) == {}
+    assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
+
+
+def test_a_series_that_returns_after_a_crash_is_fetched_whatever_was_deleted(
+    world: World, withdrawn: list[str]
+) -> None:
+    before = files(world)
+    shown = prunable(world.lake, QIN)
+    assert shown is not None
+    with pytest.raises(Crash):
+        prune(CrashingLake(world.settings.lake, 2), shown)  # the folder of the first is gone
+    world.control.show(withdrawn)
+    world.look()
+    world.materialise("images")
+    assert world.asked()["getImageWithMD5Hash"] == 2
+    assert files(world) == before
+    assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == before
+    assert statuses(world) == {"complete": 5}
+
+
+def test_the_day_of_pruning_is_that_of_the_clock(world: World, withdrawn: list[str]) -> None:
+    world.time = datetime(2027, 1, 2)  # noqa: DTZ001 - the tables state no zone
+    assert main(["prune", "--yes"]) == 0
+    assert {r for (r,) in world.sql("image_series", "SELECT Reason FROM t WHERE Status = 'withdrawn'")} == {
+        "pruned on 2027-01-02: the archive withdrew it"
+    }

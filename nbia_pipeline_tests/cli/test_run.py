@@ -1,0 +1,157 @@
+"""The main job from the command line, as a person starts it: in a process of its own, with its own archive."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.unpack import series_md5
+from nbia_pipeline.schema import TABLES
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+
+RUN = [sys.executable, "-m", "nbia_pipeline", "run"]
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("NBIA_") and k != "DAGSTER_HOME"}
+    return {**inherited, "DAGSTER_HOME": str(folder / "home"), "NBIA_LAKE": str(folder / "a lake"), **variables}
+
+
+def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        RUN, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=240
+    )
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return all of a lake but times and runs: the files byte for byte, the tables row by row."""
+    lake = Lake(str(folder / "a lake"))
+    root = folder / "a lake"
+    found: dict[str, object] = {
+        p.relative_to(root).as_posix(): p.read_bytes() for p in (root / "images").rglob("*") if p.is_file()
+    }
+    for table in TABLES.values():
+        for collection in lake.collections_of(table) if table.partitioned else [None]:
+            rows = lake.read_table(table, collection).to_pylist()
+            for row in rows:
+                for name in ("FetchedAt", "SeenAt", "ListedAt", "VerifiedAt", "RunID"):
+                    row.pop(name, None)
+            found[f"{table.name} of {collection}"] = sorted(rows, key=str)
+    return found
+
+
+def leftovers(folder: Path) -> list[str]:
+    staging = folder / "a lake" / ".staging"
+    known = ("locks", "journal")
+    return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] != "locks"] + [
+        p.name for p in staging.iterdir() if p.name not in known
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake that one run filled without trouble."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "out").write_text(done.stdout)
+    return folder
+
+
+def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
+    out = (undisturbed / "out").read_text()
+    assert "total                  10       14      27               27  27 of 27    383  11.8 MB" in out
+    assert "Fetched   27 series, 383 files, 11.8 MB; 0 series were there already." in out
+    assert "asset checks passed, 0 failed" in out
+    assert "nbia-pipeline dev, then http://localhost:3000" in out
+
+
+def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path) -> None:
+    before = contents(undisturbed)
+    done = run(undisturbed)
+    assert done.returncode == 0, done.stderr
+    assert "Fetched   no image: 27 series were there already." in done.stdout
+    assert contents(undisturbed) == before
+    assert leftovers(undisturbed) == []
+
+
+@pytest.mark.parametrize("files", [1, 150, 300])
+def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
+    undisturbed: Path, tmp_path: Path, files: int
+) -> None:
+    images = tmp_path / "a lake" / "images"
+    with subprocess.Popen(
+        RUN, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and len(list(images.rglob("*.dcm"))) < files:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    killed_with = len(list(images.rglob("*.dcm")))
+    again = run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert contents(tmp_path) == contents(undisturbed)
+    assert leftovers(tmp_path) == []
+    assert killed_with >= files, "the run ended before it could be killed"
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"NBIA_USERNAME": "demo_member", "NBIA_PASSWORD": "not-the-right-one"},
+            "refuses the account 'demo_member' (invalid_grant: Invalid user credentials): check NBIA_USERNAME",
+        ),
+        ({"NBIA_ARCHIVE": "http://127.0.0.1:9/nbia-api"}, "Connection refused): check NBIA_ARCHIVE"),
+        ({"NBIA_LAKE": "/dev/null/lake"}, "cannot write in the lake /dev/null/lake (Not a directory): check that NBIA"),
+        ({"NBIA_COLLECTIONS": "tcga-demo"}, "'tcga-demo', which matches no collection that 'nbia_guest' may see: did"),
+        ({"NBIA_IMAGES": "LIDC*"}, "NBIA_IMAGES has 'LIDC*', which matches no collection"),
+        ({"NBIA_API": "v3"}, "NBIA_API is 'v3': set it to v2 or v4"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence_and_leaves_the_lake_as_it_was(
+    undisturbed: Path, tmp_path: Path, variables: dict[str, str], sentence: str
+) -> None:
+    before = contents(undisturbed)
+    given = {"NBIA_LAKE": str(undisturbed / "a lake"), **variables}
+    done = run(tmp_path, **given)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "not-the-right-one" not in done.stdout + done.stderr
+    assert contents(undisturbed) == before
+    assert leftovers(undisturbed) == []
+
+
+def replace_unseen(lake: Path) -> None:
+    """Make one series of the lake another one that is whole, as if the archive had replaced it without a sign."""
+    opened = Lake(str(lake))
+    files = opened.read_table(INSTANCES, "TCGA-DEMO").to_pylist()
+    path = lake / files[0]["Path"]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    files[0]["MD5"] = hashlib.md5(path.read_bytes()).hexdigest()
+    opened.write_table(INSTANCES, pa.Table.from_pylist(files, schema=INSTANCES.schema), "TCGA-DEMO")
+    uid = files[0]["SeriesInstanceUID"]
+    receipts = opened.read_table(IMAGE_SERIES, "TCGA-DEMO").to_pylist()
+    (receipt,) = (r for r in receipts if r["SeriesInstanceUID"] == uid)
+    receipt["SeriesMD5"] = series_md5([f["MD5"] for f in files if f["SeriesInstanceUID"] == uid])
+    opened.write_table(IMAGE_SERIES, pa.Table.from_pylist(receipts, schema=IMAGE_SERIES.schema), "TCGA-DEMO")
+
+
+def test_a_check_that_only_warns_is_told_and_fails_nothing(tmp_path: Path) -> None:
+    only = {"NBIA_COLLECTIONS": "TCGA-DEMO", "NBIA_IMAGES": "TCGA-DEMO"}
+    assert run(tmp_path, **only).returncode == 0
+    replace_unseen(tmp_path / "a lake")
+    done = run(tmp_path, **only)
+    assert "nbia-pipeline: warning: images agrees_with_archive" in done.stderr
+    assert "7 asset checks passed, 0 failed, 1 warned" in done.stdout
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,319 @@
+"""The checks of the images: what each finds, what it says, and what it asks for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.defs.checks import images
+from nbia_pipeline.defs.checks.check import Finding, Report, Subject
+from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.licenses import keep_licences
+from nbia_pipeline.mirror.series import wanted_series
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENCES, SERIES, VERIFICATIONS
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.verify.inventory import held_series
+from nbia_pipeline_tests.conftest import FAST, TestArchive
+from nbia_pipeline_tests.helpers.faults import answer
+
+CT, MIXED = "Lung Phantom CT", "HeadNeckMix"
+COUNTS = {CT: 4, MIXED: 9}
+IMAGE_CALLS = {"getImage", "getImageWithMD5Hash", "getSingleImage", "getDCMImage"}
+
+
+@pytest.fixture(scope="module")
+def mirrored(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake with the images of two collections, as runs leave it."""
+    lake = Lake(str(tmp_path_factory.mktemp("mirrored")))
+    with NbiaClient(demo_archive, patience=FAST) as client:
+        for name in COUNTS:
+            series = client.series(name)
+            lake.write_table(SERIES, series, name)
+            keep_licences(client, lake, name, series)
+            fetch_batch(client, lake, wanted_series(series))
+            settle(lake, name, series)
+    assert lake.local is not None
+    return lake.local
+
+
+@pytest.fixture
+def lake(mirrored: Path, tmp_path: Path) -> Lake:
+    """A copy of that lake, to be damaged."""
+    return Lake(str(shutil.copytree(mirrored, tmp_path / "lake")))
+
+
+@pytest.fixture
+def subject(archive: TestArchive, lake: Lake) -> Subject:
+    return Subject(lake, ArchiveResource(archive=archive.url, images=["*"], tries=1))
+
+
+def found(report: Report) -> list[Finding]:
+    return list(report.findings)
+
+
+def change(lake: Lake, table: Table, collection: str, to: Callable[[dict[str, Any]], object]) -> list[dict[str, Any]]:
+    """Change the rows of a table in the order of their UIDs, each by a function."""
+    rows = sorted(lake.read_table(table, collection).to_pylist(), key=lambda r: str(r.get("SeriesInstanceUID")))
+    for row in rows:
+        to(row)
+    lake.write_table(table, pa.Table.from_pylist(rows, schema=table.schema), collection)
+    return rows
+
+
+# --- through Dagster
+
+
+CHECKS = ["agrees_with_archive", "complete", "intact", "licensed"]
+
+
+@pytest.fixture
+def evaluate(
+    archive: TestArchive, lake: Lake, tmp_path: Path
+) -> Iterator[Callable[[], dict[str, dg.AssetCheckEvaluation]]]:
+    """Evaluate the checks of the images as Dagster does, without materialising anything."""
+    selection = dg.AssetSelection.checks_for_assets(Names().key("images"))
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
+
+        def run() -> dict[str, dg.AssetCheckEvaluation]:
+            definitions = dg.Definitions.merge(
+                build_definitions(Settings(archive=archive.url, lake=lake.uri, images=("*",))),
+                dg.Definitions(jobs=[dg.define_asset_job("only_checks", selection=selection)]),
+            )
+            result = definitions.resolve_job_def("only_checks").execute_in_process(instance=instance)
+            assert result.success
+            return {c.check_name: c for c in result.get_asset_check_evaluations()}
+
+        yield run
+
+
+def test_a_good_lake_passes_without_a_request_for_an_image(
+    archive: TestArchive, evaluate: Callable[[], dict[str, dg.AssetCheckEvaluation]]
+) -> None:
+    checks = evaluate()
+    assert {name: c.passed for name, c in checks.items()} == dict.fromkeys(CHECKS, True)
+    facts = {name: value.value for c in checks.values() for name, value in c.metadata.items()}
+    assert (facts["read_series"], facts["held_series"]) == (13, 13)
+    assert (facts["asked"], facts["not_held"], facts["findings"]) == (13, 0, 0)
+    assert not IMAGE_CALLS & {r.endpoint for r in archive.faults.seen}
+    assert archive.faults.count("getMD5Hierarchy") == 13
+
+
+def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
+    archive: TestArchive, lake: Lake, evaluate: Callable[[], dict[str, dg.AssetCheckEvaluation]]
+) -> None:
+    why = {"Status": "quarantined", "Reason": "short by one", "Bytes": None}
+    rows = [
+        *change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(why)),
+        *change(lake, IMAGE_SERIES, CT, lambda r: r.update(why)),
+    ]
+    change(lake, LICENCES, MIXED, lambda r: r.update(LicenseText=None))
+    checks = evaluate()
+    complete = checks["complete"]
+    assert not complete.passed and complete.severity == dg.AssetCheckSeverity.ERROR
+    assert complete.metadata["findings"].value == 13
+    table = complete.metadata["first_findings"]
+    assert isinstance(table, dg.TableMetadataValue)
+    assert [r.data["series"] for r in table.records] == [r["SeriesInstanceUID"] for r in rows[:10]]
+    uid = rows[0]["SeriesInstanceUID"]
+    assert table.records[0].data["finding"] == f"series {uid} is quarantined: short by one"
+    command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:10])
+    assert complete.metadata["mend"].value == f"`{command}`"
+    assert complete.description is not None
+    assert f"13 findings, the first: series {uid} is quarantined: short by one" in complete.description
+    assert "To mend it: nbia-pipeline run --series" in complete.description
+    # Nothing is held, so that nothing lacks a licence or can be damaged.
+    assert [name for name in CHECKS if not checks[name].passed] == ["complete"]
+
+
+def test_a_hint_is_a_warning(archive: TestArchive, evaluate: Callable[[], dict[str, dg.AssetCheckEvaluation]]) -> None:
+    archive.faults.inject("getMD5Hierarchy", answer(200, b"0" * 32))
+    check = evaluate()["agrees_with_archive"]
+    assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
+    assert check.metadata["findings"].value == 1
+
+
+# --- complete
+
+
+def test_complete_tells_what_is_wrong_with_each_series(lake: Lake, subject: Subject) -> None:
+    states: Iterator[dict[str, Any]] = iter(
+        [
+            {"Status": "pending", "Bytes": None, "Reason": "not fetched yet"},
+            {"Status": "unavailable", "Bytes": None, "Reason": "the archive refuses the call"},
+            {"FileSize": 1},
+            {"FileSize": 1, "Reason": "the newer version could not be fetched: short"},
+            {"Status": "withdrawn"},
+        ]
+    )
+    rows = change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(next(states, {})))
+    texts = {f.series: f.what.partition(" is ")[2] for f in found(images.complete(subject))}
+    assert texts == {
+        rows[0]["SeriesInstanceUID"]: "pending: not fetched yet",
+        rows[1]["SeriesInstanceUID"]: "unavailable: the archive refuses the call",
+        rows[2]["SeriesInstanceUID"]: "outdated: the archive changed it since it was fetched",
+        rows[3]["SeriesInstanceUID"]: "outdated: the newer version could not be fetched: short",
+    }
+
+
+def test_a_withdrawn_series_is_not_missing(lake: Lake, subject: Subject) -> None:
+    gone = change(lake, IMAGE_SERIES, CT, lambda r: r.update(Status="withdrawn", Bytes=None))[0]["SeriesInstanceUID"]
+    listed = lake.read_table(SERIES, CT)
+    lake.write_table(SERIES, listed.filter(pc.equal(listed["SeriesInstanceUID"], gone)), CT)
+    # Pruned and listed again: it wants to be fetched. The others are not listed, and do not.
+    assert [f.series for f in found(images.complete(subject))] == [gone]
+
+
+def test_only_mirrored_collections_with_receipts_are_to_be_complete(
+    archive: TestArchive, lake: Lake, subject: Subject
+) -> None:
+    change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(Status="pending", Bytes=None))
+    lake.write_table(SERIES, lake.read_table(SERIES, CT), "TCGA-DEMO")
+    assert len(found(images.complete(subject))) == 9
+    other = Subject(lake, ArchiveResource(archive=archive.url, images=[CT, "TCGA-DEMO"]))
+    assert found(images.complete(other)) == []
+
+
+# --- intact
+
+
+def lose_a_file(lake: Lake, collection: str) -> str:
+    held = held_series(lake, collection)[-1]
+    lake.remove(min(lake.sizes(held.path)))
+    return held.uid
+
+
+def test_damage_is_told_until_it_is_mended(
+    lake: Lake, subject: Subject, monkeypatch: pytest.MonkeyPatch, archive: TestArchive
+) -> None:
+    uid = lose_a_file(lake, CT)
+    report = images.intact(subject)
+    (finding,) = found(report)
+    assert (finding.collection, finding.series) == (CT, uid)
+    assert finding.what.startswith(f"series {uid} is damaged, of ") and ": missing " in finding.what
+    assert report.mend([finding]) == "nbia-pipeline verify --damaged --mend"
+    # However little is read, what is known to be damaged is read first.
+    monkeypatch.setattr(images, "INTACT_BYTES", 1)
+    for _ in range(3):
+        assert [f.series for f in found(images.intact(subject))] == [uid]
+    assert archive.faults.seen == []
+
+
+def verified(lake: Lake) -> int:
+    return sum(lake.count_rows(VERIFICATIONS, name) for name in COUNTS)
+
+
+def test_repeated_checks_cover_the_lake(lake: Lake, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "INTACT_BYTES", 1)
+    seen = [0]
+    while seen[-1] < 13:
+        report = images.intact(subject)
+        assert found(report) == []
+        assert 0 < report.facts["read_series"] < 13
+        seen.append(verified(lake))
+        assert seen[-1] > seen[-2]
+    assert len(seen) > 2
+
+
+def test_a_check_ends_in_time(lake: Lake, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "INTACT_SECONDS", 0)
+    assert images.intact(subject).facts["read_series"] == 0
+
+
+# --- agrees_with_archive
+
+
+def test_another_digest_means_outdated(archive: TestArchive, lake: Lake, subject: Subject) -> None:
+    archive.faults.inject("getMD5Hierarchy", answer(200, b"0" * 32), answer(200, b""))
+    report = images.agrees_with_archive(subject)
+    (finding,) = found(report)
+    receipts = {r["SeriesInstanceUID"]: r for r in lake.read_table(IMAGE_SERIES, finding.collection).to_pylist()}
+    assert finding.what == (
+        f"series {finding.series} is outdated: the archive has other files: its digest is {'0' * 32}, that of the lake "
+        f"{receipts[str(finding.series)]['SeriesMD5']}"
+    )
+    assert report.facts == {"asked": 13, "not_held": 1}
+
+
+def test_an_archive_that_cannot_be_asked_is_said_and_left_alone(archive: TestArchive, subject: Subject) -> None:
+    archive.faults.inject("getMD5Hierarchy", answer(503), times=50)
+    (finding,) = found(images.agrees_with_archive(subject))
+    assert "the archive cannot be asked for its digests" in finding.what and "503" in finding.what
+    assert archive.faults.count("getMD5Hierarchy") == 1
+
+
+def asked(archive: TestArchive, subject: Subject) -> set[str]:
+    """Return the series whose digests were asked for."""
+    chosen = images._chosen(subject)
+    archive.faults.reset()
+    images.agrees_with_archive(subject)
+    assert archive.faults.count("getMD5Hierarchy") == len(chosen)
+    return {row["SeriesInstanceUID"] for row in chosen}
+
+
+def test_a_few_series_are_asked_for_and_others_each_day(
+    archive: TestArchive, lake: Lake, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "ASKED_PER_COLLECTION", 2)
+    today = asked(archive, subject)
+    assert len(today) == 4
+    of_the_run = Subject(lake, subject.archive, partition=CT)
+    uids = set(lake.read_table(IMAGE_SERIES, CT)["SeriesInstanceUID"].to_pylist())
+    assert asked(archive, of_the_run) == today & uids
+    days = []
+    for day in range(1, 29):
+        moment = datetime(2031, 2, day)  # noqa: DTZ001 - the tables state no zone
+        monkeypatch.setattr("nbia_pipeline.clock.utc_now", lambda moment=moment: moment)
+        days.append(frozenset(r["SeriesInstanceUID"] for r in images._chosen(of_the_run)))
+        assert len(days[-1]) == 2
+    assert frozenset().union(*days) == uids
+    monkeypatch.setattr(images, "ASKED_AT_MOST", 3)
+    assert len(images._chosen(subject)) == 3
+
+
+def test_what_the_archive_has_no_digest_of_is_not_compared(lake: Lake, subject: Subject) -> None:
+    change(lake, IMAGE_SERIES, CT, lambda r: r.update(Proof="count+size"))
+    change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(Status="withdrawn"))
+    assert images._chosen(subject) == []
+
+
+# --- licensed
+
+
+def test_a_licence_without_text_is_found_once_for_all_its_series(lake: Lake, subject: Subject) -> None:
+    (licence,) = change(lake, LICENCES, MIXED, lambda r: r.update(LicenseText=None, Path=None))
+    (finding,) = found(images.licensed(subject))
+    assert finding.collection == MIXED
+    assert finding.what.startswith(f"the text of {licence['LicenseName']!r} is not in the lake")
+    assert "; 9 series have it: " in finding.what
+
+
+def test_series_without_a_licence_are_found(lake: Lake, subject: Subject) -> None:
+    states: Iterator[dict[str, Any]] = iter(
+        [{"LicenseName": None, "LicenseURI": None}, {"LicenseName": "", "LicenseURI": None}]
+    )
+    rows = change(lake, SERIES, CT, lambda r: r.update(next(states, {})))
+    (finding,) = found(images.licensed(subject))
+    assert finding.what == "2 series name no licence: " + ", ".join(r["SeriesInstanceUID"] for r in rows[:2])
+
+
+def test_what_is_not_in_the_lake_needs_no_licence(lake: Lake, subject: Subject) -> None:
+    unnamed: Iterator[dict[str, Any]] = iter([{"LicenseName": None, "LicenseURI": None}])
+    change(lake, SERIES, CT, lambda r: r.update(next(unnamed, {})))
+    refused: Iterator[dict[str, Any]] = iter([{"Status": "unavailable", "Bytes": None}])
+    change(lake, IMAGE_SERIES, CT, lambda r: r.update(next(refused, {})))
+    assert found(images.licensed(subject)) == []

@@ -1,0 +1,111 @@
+"""Mirror an archive once with the engine alone: the steps of the images asset, in their order, without Dagster.
+
+As a process of its own, for tests that kill it::
+
+    python -m nbia_pipeline_tests.helpers.mirror_once URL LAKE [DIE_AT]
+
+It ends with 0 when all that is listed is in the lake, with 2 when some series could not be had, with 3 when the
+archive or the lake cannot be used. With DIE_AT it kills itself, as hard as the system can, just before its
+DIE_AT-th change of the disk; with ``record:DIE_AT`` only changes of tables and journal count. DIE_AT of 0 prints how
+many changes there were, how many of tables and journal, and what was opened for writing outside the staging area.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from nbia_pipeline.archive import ArchiveError, NbiaClient, Patience
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.layout import STAGING
+from nbia_pipeline.mirror.commit import Receipt, settle, staged_by_journal
+from nbia_pipeline.mirror.download import STREAMS, fetch_batch
+from nbia_pipeline.mirror.plan import batches, make_plan
+from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.schema.tables import SERIES
+
+DONE, NOT_ALL, UNUSABLE = 0, 2, 3
+
+# Small ones, so that there are several in every collection of the demo.
+BATCH_SERIES = 5
+
+SHORT = Patience(connect=2, silence=10, tries=3, first_wait=0.01, longest_wait=0.05)
+
+_WRITES = os.O_WRONLY | os.O_RDWR
+_CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
+
+
+def mirror(
+    client: NbiaClient, lake: Lake, collections: Sequence[str] | None = None, streams: int = STREAMS
+) -> list[Receipt]:
+    """Mirror some collections, or all, and return what became of the series that were fetched."""
+    receipts = []
+    for collection in client.collection_values() if collections is None else collections:
+        series = client.series(collection)
+        lake.write_table(SERIES, series, collection)
+        held = settle(lake, collection, series)
+        lake.sweep(keep=staged_by_journal(lake))
+        for batch in batches(make_plan(series, held).todo, max_series=BATCH_SERIES):
+            receipts += fetch_batch(client, lake, batch, streams=streams)
+        settle(lake, collection, series)
+    return receipts
+
+
+def watch_changes(at: Callable[[str, str], None]) -> None:
+    """Call `at` just before every change of the disk by this process.
+
+    The writing of images is left out: those are most changes, and all alike.
+
+    Args:
+        at: takes the kind of the change (``open`` for writing, ``os.rename``, ...) and the paths that it is about.
+    """
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            if not isinstance(arguments[2], int) or not arguments[2] & _WRITES:
+                return
+            arguments = arguments[:1]
+            if str(arguments[0]).endswith(".dcm") and STAGING in str(arguments[0]):
+                return
+        elif event not in _CHANGES:
+            return
+        at(event, " ".join(str(argument) for argument in arguments))
+
+    sys.addaudithook(hook)
+
+
+def main(url: str, lake: str, die_at: str | None = None) -> int:
+    """Mirror once; return how the process shall end."""
+    opened: list[str] = []
+    changes, records = itertools.count(1), itertools.count(1)
+    numbers = [0, 0]
+
+    def at(event: str, paths: str) -> None:
+        numbers[0] = next(changes)
+        record = "/tables/" in paths or "/journal/" in paths
+        if record:
+            numbers[1] = next(records)
+        if die_at == (f"record:{numbers[1]}" if record else None) or die_at == str(numbers[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "open":
+            opened.append(paths)
+
+    if die_at is not None:
+        watch_changes(at)
+    try:
+        with NbiaClient(url, patience=SHORT) as client:
+            receipts = mirror(client, Lake(lake))
+    except (ArchiveError, LakeError) as e:
+        sys.stderr.write(f"{type(e).__name__}: {e}\n")
+        return UNUSABLE
+    if die_at == "0":
+        in_place = [p for p in opened if p.startswith(lake) and not p.startswith(f"{lake}/{STAGING}/")]
+        sys.stdout.write("\n".join([*map(str, numbers), *in_place]))
+    return DONE if all(r.status == COMPLETE for r in receipts) else NOT_ALL
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

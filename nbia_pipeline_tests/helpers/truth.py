@@ -1,0 +1,188 @@
+"""What a lake must hold, by the archive's own facts; and what it does hold, read as any user would.
+
+Nothing of the engine is used here: files are hashed again, tables are read by DuckDB, paths are spelled anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+
+from nbia_pipeline.embedded.server.app import Archive
+
+Rows = dict[str, dict[str, Any]]
+
+_RECEIPT = (
+    "SeriesInstanceUID StudyInstanceUID PatientID Collection Status ImageCount Bytes SeriesMD5 TimeStamp FileSize "
+    "DateReleased Proof Reason"
+).split()
+_INSTANCE = "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNumber Path Size MD5".split()
+_FINGERPRINT = ("ImageCount", "FileSize", "TimeStamp", "DateReleased")
+_VISIBLE = 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a lake holds, or must hold.
+
+    Attributes:
+        files: MD5 of every image file by its path.
+        receipts: rows of ``image_series`` by SeriesInstanceUID, without what differs from run to run.
+        instances: rows of ``instances`` by SOPInstanceUID.
+    """
+
+    files: dict[str, str]
+    receipts: Rows
+    instances: Rows
+
+    def without(self, *series: str) -> Contents:
+        """Return the same without some series."""
+        receipts = {uid: row for uid, row in self.receipts.items() if uid not in series}
+        instances = {uid: row for uid, row in self.instances.items() if row["SeriesInstanceUID"] not in series}
+        paths = {row["Path"] for row in instances.values()}
+        return Contents({path: md5 for path, md5 in self.files.items() if path in paths}, receipts, instances)
+
+
+@functools.lru_cache(maxsize=256)
+def _digests(store: Any, stamp: str, uid: str) -> dict[str, str]:
+    return {
+        i.sop_instance_uid: hashlib.md5(store.read(uid, i.sop_instance_uid)).hexdigest() for i in store.instances(uid)
+    }
+
+
+def facts_of(archive: Archive, collections: Iterable[str]) -> Rows:
+    """Return the facts of the visible series of some collections, by SeriesInstanceUID."""
+    rows = [row for name in collections for row in archive.holdings.facts_of(name).to_pylist()]
+    return {row["SeriesInstanceUID"]: row for row in rows if row["Visibility"] == _VISIBLE}
+
+
+def truth(archive: Archive, collections: Iterable[str], proofs: dict[str, str] | None = None) -> Contents:
+    """Return what the lake must hold of some collections.
+
+    Args:
+        archive: the embedded archive.
+        collections: their names.
+        proofs: ``Proof`` of the series where it is not ``md5``.
+    """
+    store: Any = archive.holdings.catalogue.images
+    files: dict[str, str] = {}
+    receipts: Rows = {}
+    instances: Rows = {}
+    for uid, facts in facts_of(archive, collections).items():
+        digests = _digests(store, archive.holdings.content_stamp(uid), uid)
+        names = (facts["Collection"], facts["PatientID"], facts["StudyInstanceUID"], uid)
+        folder = "/".join(["images", *(quote(name, safe="") for name in names)])
+        for i in store.instances(uid):
+            path = f"{folder}/{i.sop_instance_uid}.dcm"
+            digest = files[path] = digests[i.sop_instance_uid]
+            known = (i.sop_instance_uid, uid, facts["Collection"], i.sop_class_uid, i.instance_number, path, i.size)
+            instances[i.sop_instance_uid] = dict(zip(_INSTANCE, (*known, digest), strict=True))
+        told = {
+            "Status": "complete",
+            "Bytes": sum(i.size for i in store.instances(uid)),
+            "SeriesMD5": hashlib.md5("".join(sorted(digests.values())).encode()).hexdigest(),
+            "Proof": (proofs or {}).get(uid, "md5"),
+            "Reason": None,
+        }
+        receipts[uid] = {name: told.get(name, facts.get(name)) for name in _RECEIPT}
+    return Contents(files, receipts, instances)
+
+
+def contents(lake: Path) -> Contents:
+    """Return what a lake holds."""
+    found = (path for path in (lake / "images").rglob("*") if not path.is_dir())
+    files = {path.relative_to(lake).as_posix(): hashlib.md5(path.read_bytes()).hexdigest() for path in found}
+    return Contents(files, _receipts(lake), {row["SOPInstanceUID"]: row for row in _rows(lake, "instances", _INSTANCE)})
+
+
+@functools.cache
+def _duckdb() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"threads": 1})
+
+
+def _rows(lake: Path, table: str, columns: list[str]) -> list[dict[str, Any]]:
+    if not (lake / "tables" / table).is_dir():
+        return []
+    found = (
+        _duckdb()
+        .cursor()
+        .sql(
+            f"SELECT {', '.join(columns)} FROM read_parquet('{lake}/tables/{table}/*/*.parquet', "
+            "hive_partitioning = true, hive_types_autocast = false)"
+        )
+    )
+    rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
+    key = columns[0]
+    assert len({row[key] for row in rows}) == len(rows), f"{table} has a row twice"
+    return rows
+
+
+def column(lake: Path, name: str) -> dict[str, Any]:
+    """Return a column of ``image_series`` by SeriesInstanceUID."""
+    return {row["SeriesInstanceUID"]: row[name] for row in _rows(lake, "image_series", ["SeriesInstanceUID", name])}
+
+
+def leftovers(lake: Path) -> list[str]:
+    """Return everything in a lake that should not be there between two runs."""
+    strange = [p.name for p in lake.glob("*") if p.name not in ("images", "tables", ".staging")]
+    staging = lake / ".staging"
+    for path in staging.rglob("*") if staging.is_dir() else ():
+        top, *rest = path.relative_to(staging).parts
+        if top == "locks" or (top == "journal" and path.is_dir() and len(rest) < 2):
+            continue
+        strange.append(path.relative_to(lake).as_posix())
+    # A directory without files would be a series that is half there, or was.
+    for path in (lake / "images").rglob("*"):
+        if path.is_dir() and not any(path.iterdir()):
+            strange.append(path.relative_to(lake).as_posix())
+    tables = (p for p in (lake / "tables").rglob("*") if p.is_file() and p.name != "part-0.parquet")
+    return [*strange, *(p.relative_to(lake).as_posix() for p in tables)]
+
+
+def receipted(lake: Path) -> Rows:
+    """Return the receipts of the series that are complete by the tables, or by the journal, which is newer."""
+    done = {uid: row for uid, row in _receipts(lake).items() if row["Status"] == "complete"}
+    for entry in (lake / ".staging" / "journal").glob("*/*.json"):
+        receipt = json.loads(entry.read_bytes())["receipt"]
+        uid = receipt["wanted"]["SeriesInstanceUID"]
+        done.pop(uid, None)
+        if receipt["status"] == "complete":
+            done[uid] = receipt["wanted"]
+    return done
+
+
+def finished(lake: Path, archive: Archive, collections: Iterable[str]) -> set[str]:
+    """Return the series that are complete with what the archive lists now."""
+    listed = facts_of(archive, collections)
+    return {uid for uid, receipt in receipted(lake).items() if uid in listed and _same(listed[uid], receipt)}
+
+
+def _receipts(lake: Path) -> Rows:
+    return {row["SeriesInstanceUID"]: row for row in _rows(lake, "image_series", _RECEIPT)}
+
+
+def _same(facts: dict[str, Any], receipt: dict[str, Any]) -> bool:
+    pairs = ((facts[name], receipt[name]) for name in _FINGERPRINT)
+    return all(str(a).replace("T", " ") == str(b).replace("T", " ") for a, b in pairs)
+
+
+def expect_whole_or_absent(lake: Path, expected: Contents) -> None:
+    """Make sure that what lies in a lake is right, series by series, though some may be missing.
+
+    This must hold at any moment, and of a lake that a run left in the middle. No files lie there without a receipt.
+    """
+    files = contents(lake).files
+    assert {path.split("/")[-2] for path in files} <= receipted(lake).keys()
+    assert files.items() <= expected.files.items()
+    for folder in {path.rpartition("/")[0] for path in files}:
+        assert {p for p in files if p.startswith(f"{folder}/")} == {
+            p for p in expected.files if p.startswith(f"{folder}/")
+        }, f"{folder} is not whole"

@@ -1,0 +1,353 @@
+"""A crash at any point leaves the old state or the new one, and costs no finished series."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.commit import (
+    Receipt,
+    already_there,
+    current_receipts,
+    failed_refreshes,
+    has_failed,
+    mark_failed,
+    note_failure,
+    publish_series,
+    settle,
+    staged_by_journal,
+)
+from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
+
+ONE = wanted(1)
+
+
+class Crash(BaseException):
+    """The machine stops here: no handler of errors sees it."""
+
+
+@pytest.fixture(params=["disk", "object store"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path) if request.param == "disk" else f"memory://receipts-{tmp_path.name}")
+
+
+def receipt(size: int = 5, n: int = 1) -> Receipt:
+    return Receipt(wanted(n), "complete", 1, [ProvenInstance(f"9.{n}", "1.2.840", 1, size, f"{size:032x}")])
+
+
+def publish(lake: Lake, one: Receipt) -> None:
+    with lake.workspace() as work:
+        _stage(work, one)
+        publish_series(lake, one, work / "files")
+
+
+def _stage(work: Path, one: Receipt) -> None:
+    (work / "files").mkdir()
+    for i in one.instances:
+        (work / "files" / f"{i.SOPInstanceUID}.dcm").write_bytes(b"x" * i.Size)
+
+
+def held(lake: Lake) -> dict[str, int]:
+    return {path: len(content) for path, content in lake.read_files(receipt().path).items()}
+
+
+def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
+    publish(lake, receipt())
+    table = settle(lake, "A", series_table([ONE, wanted(2)]))
+    assert table.select(["SeriesInstanceUID", "Status", "Bytes"]).to_pylist() == [
+        {"SeriesInstanceUID": "1.0001", "Status": "complete", "Bytes": 5},
+        {"SeriesInstanceUID": "1.0002", "Status": "pending", "Bytes": None},
+    ]
+    assert lake.read_table(IMAGE_SERIES, "A").equals(table)
+    (instance,) = lake.read_table(INSTANCES, "A").to_pylist()
+    assert instance["Path"] == "images/A/P/1/1.0001/9.1.dcm"
+    assert held(lake) == {instance["Path"]: instance["Size"]}
+
+
+def test_settling_twice_changes_nothing(lake: Lake) -> None:
+    publish(lake, receipt())
+    first = settle(lake, "A", series_table([ONE]))
+    assert settle(lake, "A", series_table([ONE])).equals(first)
+    assert lake.read_table(INSTANCES, "A").num_rows == 1
+
+
+def test_a_newer_version_takes_the_place_of_the_older_one(lake: Lake) -> None:
+    publish(lake, receipt(5))
+    settle(lake, "A", series_table([ONE]))
+    publish(lake, receipt(7))
+    table = settle(lake, "A", series_table([ONE]))
+    assert table["Bytes"].to_pylist() == [7]
+    assert lake.read_table(INSTANCES, "A")["Size"].to_pylist() == [7]
+    assert list(held(lake).values()) == [7]
+
+
+def test_a_failed_refresh_keeps_the_whole_series_that_is_there(lake: Lake) -> None:
+    publish(lake, receipt(5))
+    settle(lake, "A", series_table([ONE]))
+    note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
+    table = settle(lake, "A", series_table([replace(ONE, FileSize=200)]))
+    assert table.select(["Status", "Bytes", "Reason"]).to_pylist() == [
+        {
+            "Status": "complete",
+            "Bytes": 5,
+            "Reason": "the newer version (3 images, 200 bytes, submitted 2024-01-01 08:30:00, released 2024-01-02 "
+            "00:00:00) could not be fetched: short",
+        }
+    ]
+    assert failed_refreshes(table) == ["1.0001"]
+
+
+def test_a_failed_refresh_is_forgotten_when_the_archive_takes_the_newer_version_back(lake: Lake) -> None:
+    publish(lake, receipt(5))
+    settle(lake, "A", series_table([ONE]))
+    note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
+    settle(lake, "A", series_table([replace(ONE, FileSize=200)]))
+    table = settle(lake, "A", series_table([ONE]))
+    assert table.select(["Status", "Reason"]).to_pylist() == [{"Status": "complete", "Reason": None}]
+    assert failed_refreshes(table) == []
+
+
+def test_a_failure_is_kept_with_its_reason_until_it_is_mended(lake: Lake) -> None:
+    note_failure(lake, Receipt(ONE, "quarantined", 3, reason="short by one"))
+    assert settle(lake, "A", series_table([ONE]))["Reason"].to_pylist() == ["short by one"]
+    publish(lake, receipt())
+    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
+
+
+def test_a_series_that_is_no_longer_listed_keeps_its_receipt(lake: Lake) -> None:
+    publish(lake, receipt())
+    settle(lake, "A", series_table([ONE]))
+    assert settle(lake, "A", series_table([wanted(2)]))["Status"].to_pylist() == ["complete", "pending"]
+
+
+def crash_before_the_move(lake: Lake, one: Receipt) -> None:
+    """Leave what a process leaves that dies between the entry of the journal and the move."""
+
+    def crash(self: Lake, staged: Path, path: str) -> None:
+        raise Crash
+
+    assert lake.local is not None
+    work = lake.local / ".staging" / "host.1.abc"
+    work.mkdir(parents=True)
+    _stage(work, one)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lake, "publish_folder", crash)
+        with pytest.raises(Crash):
+            publish_series(lake, one, work / "files")
+
+
+def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    publish(lake, receipt(5))
+    crash_before_the_move(lake, receipt(7))
+    assert list(held(lake).values()) == [5]
+    assert staged_by_journal(lake) == {"host.1.abc"}
+    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
+    assert list(held(lake).values()) == [7]
+    assert staged_by_journal(lake) == set()
+
+
+def test_a_crash_between_the_two_renames_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(str(tmp_path))
+    publish(lake, receipt(5))
+    settle(lake, "A", series_table([ONE]))
+    work = tmp_path / ".staging" / "host.1.abc"
+    work.mkdir(parents=True)
+    _stage(work, receipt(7))
+    rename = Path.rename
+    steps: list[Path] = []
+
+    def crash_at_the_second(self: Path, target: Path) -> Path:
+        steps.append(self)
+        if len(steps) == 2:
+            raise Crash
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash_at_the_second)
+        with pytest.raises(Crash):
+            publish_series(lake, receipt(7), work / "files")
+    assert held(lake) == {}
+    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
+    assert list(held(lake).values()) == [7]
+
+
+def test_a_receipt_survives_the_journal() -> None:
+    one = Receipt(ONE, "complete", 2, [ProvenInstance("9.1", None, None, 1, "0" * 32)], reason=None)
+    assert Receipt.from_json(one.to_json()) == one
+
+
+def test_an_empty_collection_has_empty_tables(lake: Lake) -> None:
+    assert settle(lake, "A", pa.table(series_table([]))).num_rows == 0
+    assert lake.collections_of(IMAGE_SERIES) == ["A"]
+
+
+def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    blocked = tmp_path / "images" / "A" / "P"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a directory shall be")
+    with pytest.raises(LakeError):
+        publish(lake, receipt())
+    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
+    blocked.unlink()
+    publish(lake, receipt())
+    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
+
+
+def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake(str(tmp_path))
+    publish(lake, receipt(5))
+    settle(lake, "A", series_table([ONE]))
+    rename = Path.rename
+
+    def refuse_the_new(self: Path, target: Path) -> Path:
+        if self.name == "files":
+            raise OSError("no room")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_new)
+        with pytest.raises(LakeError):
+            publish(lake, receipt(7))
+    assert list(held(lake).values()) == [5]
+    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [5]
+
+
+def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(lake, receipt())
+    first = settle(lake, "A", series_table([ONE, wanted(2)]))
+    touched: list[str] = []
+    for name in ("read_table", "read_pieces", "write_table", "write_pieces"):
+        was = getattr(Lake, name)
+
+        def noted(self: Lake, table: Table, *args: Any, _was: Any = was, _name: str = name, **more: Any) -> Any:
+            touched.append(f"{_name} {table.name}")
+            return _was(self, table, *args, **more)
+
+        monkeypatch.setattr(Lake, name, noted)
+    assert settle(lake, "A", series_table([wanted(2), ONE])).equals(first)
+    assert touched == ["read_table image_series"]
+
+
+def test_what_would_be_settled_can_be_seen_without_settling(lake: Lake) -> None:
+    publish(lake, receipt())
+    seen = current_receipts(lake, "A", series_table([ONE, wanted(2)]))
+    assert lake.collections_of(IMAGE_SERIES) == []
+    assert settle(lake, "A", series_table([ONE, wanted(2)])).equals(seen)
+
+
+# --- withdrawn
+
+
+def statuses(table: pa.Table) -> dict[str, str]:
+    return dict(zip(table["SeriesInstanceUID"].to_pylist(), table["Status"].to_pylist(), strict=True))
+
+
+def test_a_withdrawn_series_keeps_all_but_its_status(lake: Lake) -> None:
+    publish(lake, receipt())
+    before = settle(lake, "A", series_table([ONE, wanted(2)])).to_pylist()
+    table = settle(lake, "A", series_table([wanted(2)]), withdrawn=frozenset({"1.0001", "7.7"}))
+    assert table.to_pylist() == [{**before[0], "Status": "withdrawn"}, before[1]]
+    assert len(held(lake)) == lake.read_table(INSTANCES, "A").num_rows == 1
+    assert settle(lake, "A", series_table([wanted(2)])).equals(table), "it came back by itself"
+
+
+def test_a_withdrawn_series_that_returns_as_it_was_is_complete_without_a_fetch(lake: Lake) -> None:
+    publish(lake, receipt())
+    before = settle(lake, "A", series_table([ONE]))
+    gone = settle(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    assert statuses(gone) == {"1.0001": "withdrawn"}
+    assert make_plan(series_table([ONE]), gone).todo == []
+    # Believed to be withdrawn, and listed all the same: what is listed is there.
+    assert settle(lake, "A", series_table([ONE]), withdrawn=frozenset({"1.0001"})).equals(before)
+
+
+def test_a_withdrawn_series_that_returns_with_another_content_is_fetched(lake: Lake) -> None:
+    publish(lake, receipt())
+    settle(lake, "A", series_table([ONE]))
+    settle(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    revised = series_table([replace(ONE, FileSize=200)])
+    assert len(make_plan(revised, settle(lake, "A", revised)).todo) == 1
+    assert len(held(lake)) == 1
+
+
+def test_a_pruned_series_that_returns_is_fetched(lake: Lake) -> None:
+    note_failure(lake, Receipt(ONE, "quarantined", 3, reason="short"))
+    settle(lake, "A", series_table([ONE]))
+    gone = settle(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    assert gone.select(["Status", "Bytes"]).to_pylist() == [{"Status": "withdrawn", "Bytes": None}]
+    assert len(make_plan(series_table([ONE]), gone).todo) == 1
+    assert statuses(settle(lake, "A", series_table([ONE]))) == {"1.0001": "pending"}
+
+
+# --- a batch that is tried again, and one that fails
+
+
+def test_a_batch_that_is_tried_again_skips_what_it_got(lake: Lake) -> None:
+    publish(lake, receipt(n=1))
+    settle(lake, "A", series_table([ONE]))
+    publish(lake, receipt(n=2))
+    note_failure(lake, Receipt(wanted(3), "quarantined", 3, reason="short"))
+    assert already_there(lake, "A", [wanted(n) for n in (1, 2, 3, 4)]) == {"1.0001", "1.0002"}
+    assert already_there(lake, "A", [replace(wanted(n), FileSize=7) for n in (1, 2)]) == set()
+
+
+def test_a_batch_that_is_tried_again_makes_up_for_the_move_that_it_counts_on(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    crash_before_the_move(lake, receipt())
+    assert held(lake) == {}
+    assert already_there(lake, "A", [ONE]) == {"1.0001"}
+    assert list(held(lake).values()) == [5]
+
+
+def test_the_journal_is_newer_than_the_tables(lake: Lake) -> None:
+    publish(lake, receipt())
+    settle(lake, "A", series_table([ONE]))
+    publish(lake, replace(receipt(7), wanted=replace(ONE, FileSize=200)))
+    assert already_there(lake, "A", [ONE]) == set()
+    assert already_there(lake, "A", [replace(ONE, FileSize=200)]) == {"1.0001"}
+
+
+def test_a_failed_batch_leaves_a_mark_until_the_next_plan(lake: Lake) -> None:
+    assert not has_failed(lake, "A")
+    mark_failed(lake, "A")
+    publish(lake, receipt())
+    settle(lake, "A", series_table([ONE]), clear_mark=False)
+    assert has_failed(lake, "A")
+    assert not has_failed(lake, "B")
+    settle(lake, "A", series_table([ONE]))
+    assert not has_failed(lake, "A")
+
+
+@pytest.mark.parametrize("failed_settles_first", [True, False])
+def test_whatever_the_order_all_that_was_fetched_is_in_the_tables(lake: Lake, failed_settles_first: bool) -> None:
+    """Two batches, one of which fails: the protocol of `mark_failed`, in both orders."""
+    listed = series_table([ONE, wanted(2)])
+
+    def fail() -> None:
+        mark_failed(lake, "A")
+        settle(lake, "A", listed, clear_mark=False)
+
+    def finish() -> None:
+        publish(lake, receipt(n=2))
+        if has_failed(lake, "A"):
+            settle(lake, "A", listed, clear_mark=False)
+
+    publish(lake, receipt(n=1))
+    for step in (fail, finish) if failed_settles_first else (finish, fail):
+        step()
+    assert statuses(lake.read_table(IMAGE_SERIES, "A")) == {"1.0001": "complete", "1.0002": "complete"}

@@ -1,0 +1,214 @@
+"""Two who settle and publish at once harm each other in nothing; large journals and tables are settled in pieces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import STAGING
+from nbia_pipeline.mirror import commit as receipts_module
+from nbia_pipeline.mirror.commit import Receipt, note_failure, settle, staged_by_journal
+from nbia_pipeline.mirror.merge import instances_of, with_instances
+from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline_tests.mirror.test_commit import crash_before_the_move, publish, receipt
+from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
+
+EACH = 25
+LISTED = [wanted(n) for n in range(2 * EACH)]
+
+PROCESS = """
+import sys
+from nbia_pipeline_tests.transfer.test_settle_together import work
+from nbia_pipeline.lake import Lake
+print("ready", flush=True)
+sys.stdin.readline()
+work(Lake(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+def work(lake: Lake, first: int) -> None:
+    """Publish every other series, and settle after each few, as batches of a run in which one failed do."""
+    for number in range(first, 2 * EACH, 2):
+        publish(lake, receipt(size=number + 1, n=number))
+        if number % 3 == 0:
+            settle(lake, "A", series_table(LISTED), clear_mark=False)
+    settle(lake, "A", series_table(LISTED), clear_mark=False)
+
+
+def expect_all_there(lake: Lake) -> None:
+    table = lake.read_table(IMAGE_SERIES, "A")
+    assert table["Status"].to_pylist() == ["complete"] * 2 * EACH
+    assert table["Bytes"].to_pylist() == [n + 1 for n in range(2 * EACH)]
+    rows = lake.read_table(INSTANCES, "A").to_pylist()
+    assert [(r["SeriesInstanceUID"], r["Size"]) for r in rows] == [(f"1.{n:04d}", n + 1) for n in range(2 * EACH)]
+    for row in rows:
+        assert len(lake.read_bytes(row["Path"]) or b"") == row["Size"]
+    assert lake.names_in(f"{STAGING}/journal/A") == []
+
+
+def test_two_processes_on_one_collection_lose_no_receipt(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    both = [
+        subprocess.Popen(
+            [*words, str(n)], cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for n in (0, 1)
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.communicate("go\n", timeout=60)
+        assert process.returncode == 0
+    lake = Lake(str(tmp_path))
+    expect_all_there(lake)
+    assert lake.sweep(keep=set()) == 0
+
+
+def test_two_threads_on_one_collection_of_an_object_store_lose_no_receipt() -> None:
+    uri = f"memory://together-{uuid.uuid4().hex}"
+    problems: list[BaseException] = []
+
+    def one(first: int) -> None:
+        try:
+            work(Lake(uri), first)
+        except BaseException as e:  # noqa: BLE001 - told by the thread of the test
+            problems.append(e)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    lake = Lake(uri)
+    expect_all_there(lake)
+    assert lake.names_in(f"{STAGING}/locks") == []
+
+
+def test_two_who_fetched_the_same_series_leave_one_of_them_whole(tmp_path: Path) -> None:
+    """The archive replaced it between the two: whoever publishes last counts, with files and receipt."""
+    for uri in (str(tmp_path), f"memory://same-{uuid.uuid4().hex}"):
+        lake = Lake(uri)
+        versions = {n: replace(receipt(), instances=_instances(n)) for n in (3, 4)}
+        threads = [threading.Thread(target=publish, args=(lake, versions[n])) for n in (3, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        settle(lake, "A", series_table([wanted(1)]))
+        rows = lake.read_table(INSTANCES, "A").to_pylist()
+        assert len(rows) in versions
+        held = {path: len(content) for path, content in lake.read_files(receipt().path).items()}
+        assert held == {r["Path"]: r["Size"] for r in rows}
+
+
+def _instances(count: int) -> list[ProvenInstance]:
+    return [ProvenInstance(f"9.{count}.{n}", None, n, count, f"{n:032x}") for n in range(count)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    lake = Lake(str(tmp_path))
+    for number in range(2 * EACH):
+        publish(lake, receipt(size=number + 1, n=number))
+    monkeypatch.setattr(receipts_module, "SLICE_INSTANCES", size)
+    settle(lake, "A", series_table(LISTED))
+    expect_all_there(lake)
+    assert settle(lake, "A", series_table(LISTED)).equals(lake.read_table(IMAGE_SERIES, "A"))
+
+
+def test_a_crash_between_the_tables_costs_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(str(tmp_path))
+    publish(lake, receipt(n=1))
+    note_failure(lake, Receipt(wanted(2), "quarantined", 3, reason="short"))
+    for step in ("write_pieces", "write_table", "remove"):
+        with monkeypatch.context() as patch:
+            was = getattr(Lake, step)
+
+            def crash(self: Lake, *args: object, _was: object = was, _step: str = step) -> None:
+                if _step == "remove" and str(args[0]).endswith("failed"):
+                    return  # the mark, before anything else
+                raise KeyboardInterrupt
+
+            patch.setattr(Lake, step, crash)
+            with pytest.raises(KeyboardInterrupt):
+                settle(lake, "A", series_table([wanted(1), wanted(2)]))
+        assert len(lake.names_in(f"{STAGING}/journal/A")) == 2
+    table = settle(lake, "A", series_table([wanted(1), wanted(2)]))
+    assert table["Status"].to_pylist() == ["complete", "quarantined"]
+    assert lake.read_table(INSTANCES, "A").num_rows == 1
+
+
+def test_leftovers_of_dead_processes_vanish_and_what_the_journal_needs_does_not(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    crash_before_the_move(lake, receipt())
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; from nbia_pipeline.lake.owner import this_process; print(this_process())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    staging = tmp_path / STAGING
+    (staging / f"{dead}.1").mkdir()
+    (staging / f"{dead}.1" / "half.dcm").write_text("half")
+    (staging / f"{dead}.2").write_text("half a table")
+    os.utime(staging / "host.1.abc", (0, 0))
+    assert lake.sweep(keep=staged_by_journal(lake)) == 2
+    assert sorted(p.name for p in staging.iterdir()) == ["host.1.abc", "journal", "locks"]
+    settle(lake, "A", series_table([wanted(1)]))
+    os.utime(staging / "host.1.abc", (0, 0))
+    assert lake.sweep(keep=staged_by_journal(lake)) == 1
+    assert sorted(p.name for p in staging.iterdir()) == ["journal", "locks"]
+
+
+SERIES = st.sampled_from("abcdef")
+ROWS = st.lists(st.tuples(SERIES, st.one_of(st.none(), st.integers(0, 3)), st.uuids().map(str)), max_size=12)
+
+
+def index(rows: list[tuple[str, int | None, str]], size: int) -> pa.Table:
+    made = [
+        {"SeriesInstanceUID": uid, "InstanceNumber": n, "SOPInstanceUID": sop, "Collection": "A", "Size": size}
+        for uid, n, sop in rows
+    ]
+    table = pa.Table.from_pylist(made, schema=INSTANCES.schema)
+    return table.sort_by([(c, "ascending") for c in ("SeriesInstanceUID", "InstanceNumber", "SOPInstanceUID")])
+
+
+@given(ROWS, ROWS, st.integers(1, 4))
+def test_the_index_is_merged_as_one_would_merge_it_whole(
+    old: list[tuple[str, int | None, str]], new: list[tuple[str, int | None, str]], cut: int
+) -> None:
+    table, fresh = index(old, 1), index(new, 2)
+    replaced = sorted({uid for uid, _, _ in new})
+    pieces = (table.slice(start, cut) for start in range(0, table.num_rows, cut))
+    merged = pa.concat_tables(with_instances(pieces, fresh, pa.array(replaced, pa.string())))
+    kept = [row for row in table.to_pylist() if row["SeriesInstanceUID"] not in replaced]
+    whole = pa.Table.from_pylist([*kept, *fresh.to_pylist()], schema=INSTANCES.schema)
+    order = [(c, "ascending") for c in ("SeriesInstanceUID", "InstanceNumber", "SOPInstanceUID")]
+    assert merged.to_pylist() == whole.sort_by(order).to_pylist()
+
+
+def test_what_is_written_in_pieces_is_read_by_another_reader(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    many = [replace(receipt(n=n), instances=_instances(3)) for n in range(50)]
+    pieces = [instances_of([one]) for one in many]
+    assert lake.write_pieces(INSTANCES, pieces, "A") == 150
+    query = f"SELECT count(*), sum(Size), min(Collection) FROM '{tmp_path}/tables/instances/*/*.parquet'"
+    assert duckdb.execute(query).fetchall() == [(150, 450, "A")]
+    assert pa.concat_tables(lake.read_pieces(INSTANCES, "A")).equals(pa.concat_tables(pieces))

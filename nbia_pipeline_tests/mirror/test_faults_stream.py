@@ -1,0 +1,244 @@
+"""Tokens that run out, refusals, broken and silent connections, an archive that is down: the lake comes out whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.run import make_server
+from nbia_pipeline_tests.conftest import FAST
+from nbia_pipeline_tests.helpers import faults, truth
+from nbia_pipeline_tests.helpers.faults import Faults, true_answer
+from nbia_pipeline_tests.mirror.conftest import Site
+
+HASHED = "getImageWithMD5Hash"
+LISTED = "getSOPInstanceUIDs"
+SLICES = 14
+
+# Long enough for an answer on a busy machine.
+IMPATIENT = replace(FAST, silence=1.0)
+
+
+@pytest.mark.parametrize("endpoint", [HASHED, LISTED])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=401, times=1),
+        Fault("status", status=429, retry_after="1", times=2),
+        Fault("status", status=500, times=2),
+        Fault("status", status=502, times=2),
+        Fault("status", status=503, times=2),
+        Fault("drop", times=2),
+        Fault("cut", fraction=0.0, times=2),
+        Fault("cut", fraction=0.5, times=2),
+        Fault("cut", fraction=0.99, times=2),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.status if fault.kind == 'status' else fault.fraction}",
+)
+def test_what_passes_is_waited_for(site: Site, fault: Fault, endpoint: str) -> None:
+    uid = site.uid(SLICES)
+    site.wrong(replace(fault, endpoint=endpoint, series=uid))
+    site.run()
+    assert fault.times is not None
+    assert site.asked(endpoint, uid) == 1 + fault.times
+    # It is the connection, not the series: none of its attempts is used up.
+    assert truth.column(site.folder, "Attempts")[uid] == 1
+    site.expect_true()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
+def test_a_reset_within_the_body_is_no_end(site: Site, fraction: float) -> None:
+    site.around.inject(HASHED, _reset(fraction), times=2)
+    site.run()
+    assert site.asked(HASHED) == 5 + 2
+    site.expect_true()
+
+
+def _reset(fraction: float) -> faults.Fault:
+    """Send a part of the true answer, then reset the connection."""
+
+    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        start, body = await true_answer(app, scope, receive)
+        await send({**start, "headers": [(n, v) for n, v in start["headers"] if n != b"content-length"]})
+        await send({"type": "http.response.body", "body": body[: int(len(body) * fraction)], "more_body": True})
+        await asyncio.sleep(0.05)  # for what was sent to be on its way
+        transport = send.__self__.transport  # type: ignore[attr-defined]  # uvicorn's
+        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+    return fault
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
+def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
+    site.patience = IMPATIENT
+    site.wrong(Fault("stall", HASHED, fraction=fraction, times=1), Fault("stall", LISTED, fraction=fraction, times=1))
+    site.run()
+    assert site.asked(HASHED) == 5 + 1
+    site.expect_true()
+
+
+def test_slowness_is_no_silence(site: Site) -> None:
+    """A pause shorter than the patience costs nothing, however long the whole takes."""
+    site.patience = IMPATIENT
+    site.wrong(Fault("stall", HASHED, fraction=0.5, seconds=0.2))
+    site.run()
+    assert site.asked(HASHED) == 5
+    site.expect_true()
+
+
+# --- tokens
+
+
+async def _straight(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)
+
+
+@pytest.mark.parametrize(("endpoint", "calls"), [(HASHED, 5), (LISTED, 5), ("getSeries", 1)])
+def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) -> None:
+    # A list swallows the refusal, a download does not: either is asked for again, with another token.
+    site.around.inject(endpoint, faults.after(site.archive.tokens.expire_all), _straight, times=calls)
+    site.run(streams=1)
+    assert site.asked(endpoint) == 2 * calls
+    assert len(site.around.calls("token")) == 1 + calls
+    site.expect_true()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["the stream ends well", "the stream breaks"])
+def test_tokens_run_out_within_a_stream(site: Site, whole: bool) -> None:
+    tokens = site.archive.tokens
+
+    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        start, body = await true_answer(app, scope, receive)
+        await send(start)
+        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+        tokens.expire_all()
+        if whole:
+            await send({"type": "http.response.body", "body": body[len(body) // 2 :]})
+
+    # A stream that broke is asked for again, with the dead token first.
+    site.around.inject(HASHED, *([fault] if whole else [fault, _straight, _straight]), times=5)
+    site.run(streams=1)
+    assert site.asked(HASHED) == (5 if whole else 15)
+    assert len(site.around.calls("token")) == 1 + 5
+    site.expect_true()
+
+
+# --- the archive is down
+
+
+@contextlib.contextmanager
+def _served(app: ASGIApp, port: int = 0) -> Iterator[int]:
+    """Serve `app` at a port; until then, and afterwards, connections to it are refused."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        server = make_server(app)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.005)
+            yield int(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _site_at(port: int, around: Faults, folder: Path) -> Site:
+    return Site(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
+
+
+def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalogue, tmp_path: Path) -> None:
+    around = Faults(create_app(demo))
+    with _served(around) as port:
+        site = _site_at(port, around, tmp_path / "lake")
+        site.wrong(Fault("drop", skip=8))
+        with pytest.raises(ArchiveUnreachable):
+            site.run(streams=1)
+    done = truth.finished(site.folder, site.archive, site.collections)
+    assert 0 < len(done) < 5
+    with pytest.raises(ArchiveUnreachable, match="refused"):
+        site.run()
+    assert truth.finished(site.folder, site.archive, site.collections) == done
+    site.wrong()
+    with _served(around, port):
+        assert len(site.run()) == 5 - len(done)
+        site.expect_true()
+
+
+def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalogue, tmp_path: Path) -> None:
+    around = Faults(create_app(demo))
+    runs: list[object] = []
+    with _served(around) as port:
+        site = _site_at(port, around, tmp_path / "lake")
+    site.patience = replace(FAST, tries=200, first_wait=0.02)
+    thread = threading.Thread(target=lambda: runs.append(site.run()))
+    thread.start()
+    time.sleep(0.2)
+    assert thread.is_alive() and not around.seen
+    with _served(around, port):
+        thread.join(30)
+        assert runs
+        site.expect_true()
+
+
+# --- answers of another kind, for good
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault("html", LISTED), BadAnswer),
+        (Fault("garbage", LISTED), BadAnswer),
+        (Fault("status", status=503), ArchiveUnreachable),
+        (Fault("cut", HASHED, fraction=0.5), ArchiveUnreachable),
+    ],
+    ids=["html", "garbage", "503", "cut"],
+)
+def test_an_archive_that_is_out_of_its_mind_ends_the_run(site: Site, fault: Fault, error: type[Exception]) -> None:
+    site.wrong(fault)
+    with pytest.raises(error):
+        site.run()
+    site.expect_nothing_wrong()
+    assert truth.contents(site.folder).files == {}
+    site.wrong()
+    site.run()
+    site.expect_true()
+
+
+@pytest.mark.parametrize("kind", ["html", "empty", "garbage", "end_early"])
+@pytest.mark.parametrize("endpoint", ["getSeries", LISTED])
+def test_a_list_that_is_none_is_not_believed(site: Site, endpoint: str, kind: str) -> None:
+    site.wrong(Fault(kind, endpoint, times=1))
+    site.run_until_whole((ArchiveError,), most=2)
+    site.expect_true()
+
+
+# --- all together
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm(site: Site, seed: int) -> None:
+    site.collections = ("HeadNeckMix", "QIN_Breast.v2")
+    kinds = "drop cut flip end_early missing_file cut_file short_file lost_file no_hashes wrong_hash".split()
+    storm = [Fault(kind, probability=0.05) for kind in [*kinds, "expire_tokens", "html", "garbage"]]
+    site.wrong(*storm, *(Fault("status", status=s, probability=0.03) for s in (401, 429, 500, 502, 503)), seed=seed)
+    site.run_until_whole((ArchiveError,), most=40)
+    site.expect_true()

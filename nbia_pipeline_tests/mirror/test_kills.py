@@ -1,0 +1,168 @@
+"""A run that is killed at any moment, fifty times, and begun again: nothing is lost, nothing is fetched twice.
+
+Half of the kills come from outside, when the archive has seen so many requests and a moment more; half come just
+before a change of the disk: a directory made or moved, an entry of the journal written or removed, a lock, a table.
+The moments follow from a seed; which thread is where at that moment does not.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline_tests.helpers import truth
+from nbia_pipeline_tests.mirror.conftest import DOWNLOADS, Site, site_of
+
+ROOT = Path(__file__).parents[1]
+MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
+KILLED = -signal.SIGKILL
+SERIES = 27
+
+ROUNDS = 5
+KILLS = 10  # of each round
+KILLS_OF_REPLACING = 8
+
+
+@dataclass
+class Runs:
+    """Runs over the demo archive, each in a process of its own.
+
+    Attributes:
+        site: the archive and the lake.
+        requests: of an undisturbed run.
+        changes: of the disk by an undisturbed run.
+        records: those of them that are of tables or journal.
+    """
+
+    site: Site
+    requests: int = 0
+    changes: int = 0
+    records: int = 0
+
+    def finished(self) -> set[str]:
+        """Return the series that need no fetch any more."""
+        return truth.finished(self.site.folder, self.site.archive, self.site.collections)
+
+    def until(self, requests: int, seconds: float) -> bool:
+        """Run until the archive saw so many requests and some time passed; tell whether it was killed then."""
+        before, seen = self.finished(), len(self.site.around.seen)
+        run = self._start()
+        while run.poll() is None and len(self.site.around.seen) < seen + requests:
+            time.sleep(0.0005)
+        time.sleep(seconds)
+        run.kill()
+        return self._was_killed(run, before, seen)
+
+    def up_to_change(self, number: int) -> bool:
+        """Run until just before a change of the disk; tell whether it was killed then."""
+        return self._died(str(number))
+
+    def up_to_record(self, number: int) -> bool:
+        """Run until just before a change of tables or journal; tell whether it was killed then."""
+        return self._died(f"record:{number}")
+
+    def _died(self, at: str) -> bool:
+        before, seen = self.finished(), len(self.site.around.seen)
+        return self._was_killed(self._start(at), before, seen)
+
+    def counted(self) -> tuple[int, int, int]:
+        """Run to the end, and return how many requests there were, changes of the disk, and of tables or journal.
+
+        Tables and images are moved into place, never written there: a kill within a write would be seen.
+        """
+        seen = len(self.site.around.seen)
+        run = self._start("0")
+        said, complaint = run.communicate(timeout=60)
+        assert run.returncode == 0, complaint
+        changes, records, *in_place = said.splitlines()
+        assert in_place == []
+        return len(self.site.around.seen) - seen, int(changes), int(records)
+
+    def _start(self, *words: str) -> subprocess.Popen[str]:
+        command = [*MIRROR, self.site.url, str(self.site.folder), *words]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def _was_killed(self, run: subprocess.Popen[str], before: set[str], seen: int) -> bool:
+        complaint = run.communicate(timeout=60)[1]
+        assert run.returncode in (0, KILLED), complaint
+        asked = {r.query["SeriesInstanceUID"] for r in self.site.around.seen[seen:] if r.endpoint in DOWNLOADS}
+        assert not asked & before, "what was complete is fetched again"
+        assert before <= self.finished(), "what was complete is lost"
+        return run.returncode == KILLED
+
+
+@pytest.fixture(scope="module")
+def measured(demo: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The archive, and how much an undisturbed run over all of it asks and writes."""
+    with site_of(demo, tmp_path_factory.mktemp("kills") / "undisturbed") as site:
+        public = {row["Collection"] for row in site.control.series()} - demo.restricted
+        site.collections = tuple(sorted(public))
+        counted = Runs(site).counted()
+        assert truth.contents(site.folder) == site.expected()
+        assert len(site.expected().receipts) == SERIES
+        yield Runs(site, *counted)
+
+
+@pytest.fixture
+def runs(measured: Runs, tmp_path: Path) -> Iterator[Runs]:
+    measured.site.around.reset()
+    measured.site.folder = tmp_path / "lake-0"
+    yield measured
+    measured.site.control.reset()
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_run_killed_again_and_again_comes_out_as_if_nothing_had_happened(runs: Runs, seed: int) -> None:
+    chance = random.Random(seed)
+    folder, kills = runs.site.folder, 0
+    while kills < KILLS:
+        sort = kills % 4
+        if sort == 0:
+            killed = runs.up_to_change(chance.randint(1, runs.changes // 2))
+        elif sort == 2:
+            killed = runs.up_to_record(chance.randint(1, runs.records // 2))
+        else:
+            # At the last request tables are still to be written; hence the time.
+            seconds = chance.choice([0.0, chance.uniform(0, 0.05)])
+            killed = runs.until(chance.randint(1, runs.requests // 2), seconds)
+        kills += killed
+        truth.expect_whole_or_absent(runs.site.folder, runs.site.expected())
+        if not killed:
+            runs.site.expect_true()
+            runs.site.folder = folder.with_name(f"{folder.name}-after-{kills}")
+    runs.site.run()
+    runs.site.expect_true()
+
+
+def test_a_run_killed_while_it_replaces_a_series_leaves_the_old_or_the_new_one(runs: Runs) -> None:
+    site, chance = replace(runs.site, collections=("QIN_Breast.v2",)), random.Random(7)
+    runs, uid = replace(runs, site=site), site.uid(14)
+    others = [row for row in site.control.series() if row["Collection"] not in site.collections]
+    site.control.hide([row["SeriesInstanceUID"] for row in others])
+    site.run()
+    _, idle, _ = runs.counted()
+    site.control.replace(uid, hidden=False)
+    _, changes, _ = runs.counted()
+    for number in range(KILLS_OF_REPLACING):
+        old = site.expected()
+        site.control.replace(uid, hidden=False, slices=14 - number % 2)
+        new = site.expected()
+        # Around the end of the download, where directories move.
+        assert runs.up_to_change(chance.randint(idle // 2, changes))
+        held = _of(truth.contents(site.folder).files, uid)
+        assert held in (_of(old.files, uid), _of(new.files, uid), {})
+        site.run()
+        site.expect_true()
+
+
+def _of(files: dict[str, str], uid: str) -> dict[str, str]:
+    return {path: digest for path, digest in files.items() if f"/{uid}/" in path}

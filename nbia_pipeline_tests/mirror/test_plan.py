@@ -1,0 +1,226 @@
+"""What is wanted minus what is there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbia_pipeline import clock
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.mirror.plan import Figures, Plan, batches, expect_room, free_bytes, make_plan, refresh_failed
+from nbia_pipeline.mirror.selection import Selection
+from nbia_pipeline.mirror.series import COLUMNS, WantedSeries, in_order_of, same_content, same_contents
+from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+
+Content = tuple[int | None, int | None, datetime | None, datetime | None]
+
+DAY = datetime(2024, 1, 2)  # noqa: DTZ001 - the server states no zone
+
+
+def wanted(n: int, size: int | None = 100) -> WantedSeries:
+    return WantedSeries(f"1.{n:04d}", "1", "P", "A", 3, size, datetime(2024, 1, 1, 8, 30), DAY)  # noqa: DTZ001
+
+
+def series_table(rows: list[WantedSeries]) -> pa.Table:
+    return pa.Table.from_pylist([w.__dict__ for w in rows], schema=SERIES.schema)
+
+
+def receipts_table(rows: list[WantedSeries], status: str = "complete") -> pa.Table:
+    return pa.Table.from_pylist([Receipt(w, status, 1).row() for w in rows], schema=IMAGE_SERIES.schema)
+
+
+def test_what_is_there_is_not_fetched_again() -> None:
+    rows = [wanted(n) for n in range(5)]
+    plan = make_plan(series_table(rows), receipts_table(rows[:3]))
+    assert plan.todo == rows[3:]
+    assert plan.done == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ImageCount": 4},
+        {"FileSize": 101},
+        {"TimeStamp": datetime(2024, 1, 1, 8, 31)},  # noqa: DTZ001
+        {"TimeStamp": None},
+        {"DateReleased": datetime(2024, 1, 3)},  # noqa: DTZ001
+    ],
+)
+def test_a_changed_fingerprint_is_fetched_again(change: dict[str, object]) -> None:
+    plan = make_plan(series_table([replace(wanted(1), **change)]), receipts_table([wanted(1)]))  # type: ignore[arg-type]
+    assert len(plan.todo) == 1
+
+
+def test_a_bare_day_is_the_same_as_a_time_of_that_day() -> None:
+    as_v4 = replace(wanted(1), TimeStamp=datetime(2024, 1, 1))  # noqa: DTZ001
+    assert make_plan(series_table([as_v4]), receipts_table([wanted(1)])).done == 1
+
+
+@pytest.mark.parametrize("status", ["pending", "unavailable", "quarantined"])
+def test_what_is_not_complete_is_tried_again(status: str) -> None:
+    assert make_plan(series_table([wanted(1)]), receipts_table([wanted(1)], status)).todo == [wanted(1)]
+
+
+def test_a_bounded_run_leaves_the_rest() -> None:
+    rows = [wanted(n) for n in range(5)]
+    nothing = IMAGE_SERIES.schema.empty_table()
+    assert make_plan(series_table(rows), nothing, max_series=2).left == rows[2:]
+    assert make_plan(series_table(rows), nothing, max_bytes=250).todo == rows[:2]
+    assert make_plan(series_table(rows), nothing, max_bytes=1).todo == rows[:1]
+
+
+def test_what_was_never_tried_comes_before_what_was_tried_in_vain() -> None:
+    """Else a bounded run would spend itself on the same quarantined series every time."""
+    rows = [wanted(n) for n in range(6)]
+    receipts = pa.concat_tables(
+        [receipts_table(rows[:1], "quarantined"), receipts_table(rows[2:3], "unavailable"), receipts_table(rows[4:5])]
+    )
+    plan = make_plan(series_table(rows), receipts)
+    assert plan.todo == [rows[1], rows[3], rows[5], rows[0], rows[2]]
+    assert make_plan(series_table(rows), receipts, max_series=2).todo == [rows[1], rows[3]]
+    without = make_plan(series_table(rows), receipts, retry=False)
+    assert (without.todo, without.given_up, without.wanted, without.done) == ([rows[1], rows[3], rows[5]], 2, 6, 1)
+
+
+def test_what_was_unavailable_for_a_day_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [wanted(0), wanted(1)]
+    receipts = pa.concat_tables([receipts_table(rows[:1], "quarantined"), receipts_table(rows[1:], "unavailable")])
+    assert make_plan(series_table(rows), receipts, retry=False).given_up == 2
+    tomorrow = clock.utc_now() + timedelta(days=1, minutes=1)
+    monkeypatch.setattr(clock, "utc_now", lambda: tomorrow)
+    plan = make_plan(series_table(rows), receipts, retry=False)
+    assert (plan.todo, plan.given_up) == ([rows[1]], 1)
+
+
+def test_what_was_tried_in_vain_is_new_when_its_content_changed() -> None:
+    listed = series_table([replace(wanted(0), FileSize=101), wanted(1)])
+    plan = make_plan(listed, receipts_table([wanted(0)], "quarantined"), retry=False)
+    assert [w.SeriesInstanceUID for w in plan.todo] == ["1.0000", "1.0001"]
+
+
+def test_a_refresh_that_failed_is_in_vain_for_that_version_only() -> None:
+    newer, newest = replace(wanted(0), FileSize=200), replace(wanted(0), FileSize=300)
+    row = {**Receipt(wanted(0), "complete", 1).row(), "Reason": f"{refresh_failed(newer)}short by one"}
+    receipts = pa.Table.from_pylist([row], schema=IMAGE_SERIES.schema)
+    assert make_plan(series_table([newer]), receipts, retry=False).given_up == 1
+    assert make_plan(series_table([newer, wanted(1)]), receipts).todo == [wanted(1), newer]
+    assert make_plan(series_table([newest]), receipts, retry=False).todo == [newest]
+    assert make_plan(series_table([wanted(0)]), receipts, retry=False).done == 1
+
+
+def test_a_withdrawn_receipt_counts_as_long_as_its_files_are_there() -> None:
+    row = {**Receipt(wanted(0), "complete", 1).row(), "Status": "withdrawn"}
+    kept, pruned = (pa.Table.from_pylist([{**row, "Bytes": b}], schema=IMAGE_SERIES.schema) for b in (5, None))
+    assert make_plan(series_table([wanted(0)]), kept).done == 1
+    assert make_plan(series_table([wanted(0)]), pruned).todo == [wanted(0)]
+
+
+def test_a_plan_says_how_much_there_is_to_do() -> None:
+    rows = [wanted(n) for n in range(6)]
+    rows[5] = replace(rows[5], FileSize=None)
+    listed = series_table(rows)
+    selection = Selection(series=tuple(w.SeriesInstanceUID for w in rows[1:]))
+    plan = make_plan(listed, receipts_table(rows[:2]), selection=selection, max_series=3)
+    assert plan.unselected == 1
+    assert plan.wanted_figures == Figures(5, 15, 400, 1)
+    assert plan.done_figures == Figures(1, 3, 100)
+    assert (plan.figures, plan.files, plan.bytes) == (Figures(3, 9, 300), 9, 300)
+    assert Figures.of(plan.left) == Figures(1, 3, 0, 1)
+
+
+def test_an_empty_lake_and_an_empty_list_make_a_plan() -> None:
+    nothing = make_plan(series_table([]), receipts_table([]))
+    assert (nothing.todo, nothing.left, nothing.wanted_figures) == ([], [], Figures())
+    assert make_plan(series_table([]), receipts_table([wanted(1)])).done == 0
+
+
+# --- room
+
+
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with 100 MB free."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**8))
+
+
+def plan_of(*sizes: int | None) -> Plan:
+    return make_plan(series_table([wanted(n, size) for n, size in enumerate(sizes)]), receipts_table([]))
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_too_little_room_is_refused_with_figures(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "not" / "yet"))
+    expect_room(lake, plan_of(50_000_000))
+    told = r"too little room: 2 series need 60,000,000 bytes, and 1 of them are announced without a size, tables "
+    with pytest.raises(LakeError, match=told + r"and work in hand 50,000,000 more, and 100,000,000 bytes are free"):
+        expect_room(lake, plan_of(60_000_000, None))
+    with pytest.raises(LakeError, match="2 series need 60,000,000 bytes, tables"):
+        expect_room(lake, plan_of(30_000_000), plan_of(30_000_000))
+    assert not (tmp_path / "not").exists()
+
+
+def test_what_needs_nothing_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    expect_room(Lake(str(tmp_path)), plan_of())
+
+
+def test_the_room_is_that_of_the_disk_and_an_object_store_has_no_bound(tmp_path: Path) -> None:
+    measured = free_bytes(Lake(str(tmp_path / "not" / "yet")))
+    assert measured is not None
+    assert abs(measured - shutil.disk_usage(tmp_path).free) < 10**9
+    assert free_bytes(Lake("memory://room")) is None
+    expect_room(Lake("memory://room"), plan_of(10**18))
+
+
+# --- the comparison of whole tables is that of single rows
+
+MOMENTS = st.sampled_from(
+    [
+        None,
+        datetime(2024, 1, 1),  # noqa: DTZ001
+        datetime(2024, 1, 1, 8, 30),  # noqa: DTZ001
+        datetime(2024, 1, 1, 8, 30, 0, 1),  # noqa: DTZ001
+        datetime(2024, 1, 2),  # noqa: DTZ001
+        datetime(1969, 12, 31, 23, 59),  # noqa: DTZ001
+        datetime(1969, 12, 31),  # noqa: DTZ001
+    ]
+)
+NUMBERS = st.one_of(st.none(), st.integers(0, 2))
+CONTENT = st.tuples(NUMBERS, NUMBERS, MOMENTS, MOMENTS)
+UIDS = st.sampled_from("abcdef")
+
+
+@given(st.lists(st.tuples(UIDS, CONTENT), max_size=8), st.dictionaries(UIDS, CONTENT))
+def test_the_comparison_of_tables_is_that_of_rows(listed: list[tuple[str, Content]], held: dict[str, Content]) -> None:
+    series = [WantedSeries(uid, "1", "P", "A", *content) for uid, content in listed]
+    receipts = {uid: {"SeriesInstanceUID": uid, **dict(zip(COLUMNS[4:], c, strict=True))} for uid, c in held.items()}
+    known = pa.Table.from_pylist(list(receipts.values()), schema=IMAGE_SERIES.schema)
+    table = series_table(series)
+    expected = [same_content(one, receipts.get(one.SeriesInstanceUID)) for one in series]
+    assert same_contents(table, in_order_of(table, known)).to_pylist() == expected
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 1000)), max_size=40), st.integers(1, 2000), st.integers(1, 10))
+def test_batches_hold_every_series_once_in_order_and_keep_their_bounds(
+    sizes: list[int | None], max_bytes: int, max_series: int
+) -> None:
+    rows = [wanted(n, size) for n, size in enumerate(sizes)]
+    cut = list(batches(rows, max_bytes, max_series))
+    assert [w for batch in cut for w in batch] == rows
+    for batch in cut:
+        assert 1 <= len(batch) <= max_series
+        assert len(batch) == 1 or sum(w.FileSize or 0 for w in batch) <= max_bytes
+
+
+@given(st.integers(0, 9999), st.one_of(st.none(), st.integers(0, 10**13)))
+def test_a_series_survives_the_way_to_another_process(n: int, size: int | None) -> None:
+    assert WantedSeries.from_json(wanted(n, size).to_json()) == wanted(n, size)

@@ -1,0 +1,354 @@
+"""What the lake holds is read again, in rounds; what is damaged is found, named and fetched anew."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.commit import Receipt, publish_series, settle
+from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.series import wanted_series
+from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, VERIFICATIONS
+from nbia_pipeline.verify.inventory import held_series
+from nbia_pipeline.verify.refetch import NOT_LISTED, mend
+from nbia_pipeline.verify.rehash import Round, read_again, survey
+from nbia_pipeline_tests.conftest import TestArchive
+from nbia_pipeline_tests.helpers.faults import answer
+from nbia_pipeline_tests.mirror.test_download import expected_files, files_of
+from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
+
+SERIES_COUNT = 5
+FILES = 3
+FILE_BYTES = 1000
+
+
+@pytest.fixture(params=["disk", "object store"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    """A lake with five series of three files in collection A."""
+    return filled(Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://rehash-{tmp_path.name}"))
+
+
+def filled(lake: Lake) -> Lake:
+    for n in range(SERIES_COUNT):
+        publish(lake, n, "first")
+    settle(lake, "A", listing())
+    return lake
+
+
+def listing() -> pa.Table:
+    return series_table([wanted(n) for n in range(SERIES_COUNT)])
+
+
+def content(n: int, instance: int, version: str) -> bytes:
+    return f"{version} {n} {instance} ".encode() * (FILE_BYTES // 10)
+
+
+def publish(lake: Lake, n: int, version: str) -> None:
+    """Publish a series as a run does; the tables follow when somebody settles."""
+    instances = []
+    with lake.workspace() as work:
+        (work / "files").mkdir()
+        for i in range(FILES):
+            data = content(n, i, version)
+            (work / "files" / f"9.{n}.{i}.dcm").write_bytes(data)
+            digest = hashlib.md5(data).hexdigest()
+            instances.append(ProvenInstance(f"9.{n}.{i}", None, i, len(data), digest))
+        publish_series(lake, Receipt(wanted(n), "complete", 1, instances), work / "files")
+
+
+def uid(n: int) -> str:
+    return wanted(n).SeriesInstanceUID
+
+
+def path(n: int, i: int) -> str:
+    return f"images/A/P/1/{uid(n)}/9.{n}.{i}.dcm"
+
+
+def read_all(lake: Lake, **how: Any) -> Round:
+    return read_again(lake, survey(lake, ["A"]), **how)
+
+
+def order(lake: Lake) -> list[str]:
+    return [h.uid for h in held_series(lake, "A")]
+
+
+def findings(lake: Lake) -> dict[str, str | None]:
+    rows = lake.read_table(VERIFICATIONS, "A").to_pylist()
+    return {r["SeriesInstanceUID"]: r["Finding"] for r in rows}
+
+
+def after(series: int) -> Callable[[Round], bool]:
+    """End a round once so many series were begun."""
+    begun = itertools.count()
+    return lambda done: next(begun) >= series
+
+
+def test_a_whole_lake_is_read_and_noted(lake: Lake) -> None:
+    done = read_all(lake)
+    size = sum(len(content(n, i, "first")) for n in range(SERIES_COUNT) for i in range(FILES))
+    assert (done.wanted, done.wanted_bytes) == (SERIES_COUNT, size)
+    assert (done.checked, done.files, done.bytes) == (SERIES_COUNT, SERIES_COUNT * FILES, size)
+    assert done.damaged == [] and not done.stopped
+    assert findings(lake) == {uid(n): None for n in range(SERIES_COUNT)}
+    receipts = lake.read_table(IMAGE_SERIES, "A")
+    assert lake.read_table(VERIFICATIONS, "A")["SeriesMD5"].equals(receipts["SeriesMD5"])
+
+
+def lose_row(lake: Lake) -> None:
+    rows = lake.read_table(INSTANCES, "A")
+    lake.write_table(INSTANCES, rows.filter(pc.not_equal(rows["SOPInstanceUID"], "9.2.1")), "A")
+
+
+def lose(lake: Lake, *instances: int) -> None:
+    for i in instances:
+        lake.remove(path(2, i))
+
+
+def write(lake: Lake, data: bytes, *instances: int) -> None:
+    for i in instances:
+        lake.put_bytes(path(2, i), data)
+
+
+def lose_one_and_add_five(lake: Lake) -> None:
+    lose(lake, 0)
+    write(lake, b"", 3, 4, 5, 6, 7)
+
+
+WHOLE = content(2, 1, "first")
+DAMAGES: dict[str, tuple[Callable[[Lake], None], str]] = {
+    "missing": (lambda lake: lose(lake, 1), "missing 9.2.1.dcm"),
+    "all missing": (lambda lake: lose(lake, 0, 1, 2), "missing 9.2.0.dcm, 9.2.1.dcm, 9.2.2.dcm"),
+    "truncated": (lambda lake: write(lake, WHOLE[:-1], 1), "truncated 9.2.1.dcm"),
+    "empty": (lambda lake: write(lake, b"", 1), "truncated 9.2.1.dcm"),
+    "longer": (lambda lake: write(lake, WHOLE + b"x", 1), "longer than it was 9.2.1.dcm"),
+    "changed": (lambda lake: write(lake, b"F" + WHOLE[1:], 1), "changed 9.2.1.dcm"),
+    "extra": (lambda lake: write(lake, b"", 7), "extra 9.2.7.dcm"),
+    "extra below": (lambda lake: lake.put_bytes(path(2, 1) + "~/old/x", b"x"), "extra 9.2.1.dcm~/old/x"),
+    "a lost row": (
+        lose_row,
+        "extra 9.2.1.dcm; other files than the receipt: the rows of table instances, 2 of them",
+    ),
+    "several": (
+        lose_one_and_add_five,
+        "missing 9.2.0.dcm; extra 9.2.3.dcm, 9.2.4.dcm, 9.2.5.dcm and 2 more",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "finding"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_is_found_and_named(lake: Lake, damage: Callable[[Lake], None], finding: str) -> None:
+    damage(lake)
+    finding = f"of {2 if damage is lose_row else 3} files: {finding}"
+    done = read_all(lake)
+    assert [(v.held.uid, v.finding) for v in done.damaged] == [(uid(2), finding)]
+    assert done.checked == SERIES_COUNT
+    assert findings(lake) == {uid(n): finding if n == 2 else None for n in range(SERIES_COUNT)}
+
+
+def test_a_round_goes_on_where_the_last_one_stopped(lake: Lake) -> None:
+    first, rest = order(lake)[:2], order(lake)[2:]
+    done = read_all(lake, enough=after(2))
+    assert done.stopped and done.checked == 2
+    assert set(findings(lake)) == set(first)
+    assert order(lake)[:3] == rest
+    assert read_all(lake, enough=after(3)).checked == 3
+    assert set(findings(lake)) == {uid(n) for n in range(SERIES_COUNT)}
+    assert order(lake)[:2] == first
+    assert not read_all(lake, enough=after(SERIES_COUNT)).stopped
+
+
+def test_what_was_found_damaged_comes_first_until_it_is_fetched_anew(lake: Lake) -> None:
+    lake.remove(path(4, 0))
+    read_all(lake)
+    for _ in range(2):
+        assert order(lake)[0] == uid(4)
+        assert [s.series for s in survey(lake, ["A"], damaged_only=True)] == [1]
+        assert read_all(lake, enough=after(1)).damaged
+    publish(lake, 4, "first")
+    settle(lake, "A", listing())
+    assert survey(lake, ["A"], damaged_only=True) == []
+    assert order(lake)[-1] == uid(4)
+    assert read_all(lake).damaged == []
+
+
+def test_collections_with_damage_then_the_least_recent_ones_come_first(lake: Lake) -> None:
+    tables = {t: lake.read_table(t, "A") for t in (IMAGE_SERIES, INSTANCES)}
+    for name in ("B", "C"):
+        for table, rows in tables.items():
+            lake.write_table(table, rows, name)
+    names = ["A", "B", "C"]
+    read_again(lake, survey(lake, ["A"]))
+    assert [s.collection for s in survey(lake, names)] == ["B", "C", "A"]
+    done = read_again(lake, survey(lake, ["C"]))  # its rows lead to the files of A, not to its own
+    assert len(done.damaged) == SERIES_COUNT
+    assert [s.collection for s in survey(lake, names)] == ["C", "B", "A"]
+
+
+def test_a_sample_is_random_and_repeatable(lake: Lake) -> None:
+    def chosen(seed: int, size: int = 2) -> frozenset[str]:
+        (share,) = survey(lake, ["A"], sample=size, seed=seed)
+        assert share.only is not None and share.series == len(share.only)
+        return share.only
+
+    assert chosen(7) == chosen(7) and len(chosen(7)) == 2
+    assert frozenset().union(*(chosen(seed) for seed in range(40))) == {uid(n) for n in range(SERIES_COUNT)}
+    assert len(chosen(1, size=99)) == SERIES_COUNT
+    done = read_again(lake, survey(lake, ["A"], sample=2, seed=7))
+    assert (done.wanted, done.checked) == (2, 2)
+    assert set(findings(lake)) == chosen(7)
+
+
+def test_a_series_that_a_run_replaced_is_not_damaged(lake: Lake) -> None:
+    shares = survey(lake, ["A"])
+    publish(lake, 2, "second")
+    done = read_again(lake, shares)
+    assert done.damaged == [] and done.checked == SERIES_COUNT
+    assert findings(lake)[uid(2)] is None
+    assert lake.read_table(INSTANCES, "A").num_rows == SERIES_COUNT * FILES
+
+
+def test_only_what_the_lake_says_it_holds_is_read(lake: Lake) -> None:
+    rows = lake.read_table(IMAGE_SERIES, "A").to_pylist()
+    rows[1].update(Status="withdrawn")
+    rows[2].update(Status="withdrawn", Bytes=None)
+    rows[3].update(Status="quarantined", Bytes=None)
+    lake.write_table(IMAGE_SERIES, pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema), "A")
+    assert sorted(order(lake)) == [uid(0), uid(1), uid(4)]
+
+
+def test_a_lake_that_cannot_be_noted_in_is_read_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lake = filled(Lake(str(tmp_path / "lake")))
+    lake.put_bytes("tables/verifications/Collection=A", b"in the way")
+    lake.remove(path(2, 1))
+    with caplog.at_level(logging.WARNING):
+        done = read_all(lake)
+    assert done.checked == SERIES_COUNT
+    assert [v.held.uid for v in done.damaged] == [uid(2)]
+    assert "cannot note which series were verified" in caplog.text
+
+
+def test_what_was_read_is_noted_when_the_round_is_broken_off(lake: Lake) -> None:
+    def stop(done: Round) -> None:
+        if done.checked == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_all(lake, tell=stop, threads=1)
+    assert len(findings(lake)) == 3
+
+
+def test_many_series_are_read_in_chunks(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbia_pipeline.verify.rehash.CHUNK_SERIES", 2)
+    lake.remove(path(0, 0))
+    lake.remove(path(4, 0))
+    done = read_all(lake)
+    assert done.checked == SERIES_COUNT and len(done.damaged) == 2
+    assert read_all(lake, enough=after(3)).checked == 3
+
+
+COLLECTION = "QIN_Breast.v2"
+
+
+@pytest.fixture
+def client(archive: TestArchive) -> Iterator[NbiaClient]:
+    with archive.client() as client:
+        yield client
+
+
+@pytest.fixture
+def mirrored(client: NbiaClient, tmp_path: Path) -> Lake:
+    """A lake with a collection as the engine fetches it."""
+    lake = Lake(str(tmp_path / "mirrored"))
+    series = client.series(COLLECTION)
+    lake.write_table(SERIES, series, COLLECTION)
+    fetch_batch(client, lake, wanted_series(series))
+    settle(lake, COLLECTION, series)
+    return lake
+
+
+def damage(lake: Lake, count: int) -> dict[str, str]:
+    """Change a byte of one file of each of the first series; returns the directories of these series by UID."""
+    damaged = {}
+    for held in sorted(held_series(lake, COLLECTION), key=lambda h: h.uid)[:count]:
+        place, size = sorted(lake.sizes(held.path).items())[0]
+        lake.put_bytes(place, bytes(size))
+        damaged[held.uid] = held.path
+    return damaged
+
+
+def statuses(lake: Lake) -> dict[str, str]:
+    return {r["SeriesInstanceUID"]: r["Status"] for r in lake.read_table(IMAGE_SERIES, COLLECTION).to_pylist()}
+
+
+def todo(lake: Lake, *, retry: bool = True) -> list[str]:
+    plan = make_plan(lake.read_table(SERIES, COLLECTION), lake.read_table(IMAGE_SERIES, COLLECTION), retry=retry)
+    return [w.SeriesInstanceUID for w in plan.todo]
+
+
+def test_damaged_series_are_fetched_anew_and_only_these(
+    archive: TestArchive, client: NbiaClient, mirrored: Lake, demo: Catalogue
+) -> None:
+    damaged = damage(mirrored, 2)
+    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    assert {v.held.uid for v in done.damaged} == set(damaged)
+    archive.faults.reset()
+    told: list[str] = []
+    outcome = mend(client, mirrored, done.damaged, tell=lambda r: told.append(r.status))
+    assert outcome.failures == {} and sorted(outcome.uids[COLLECTION]) == sorted(damaged)
+    assert told == ["complete", "complete"]
+    assert {r.query["SeriesInstanceUID"] for r in archive.faults.calls("getImageWithMD5Hash")} == set(damaged)
+    for series, place in damaged.items():
+        assert files_of(mirrored, place) == expected_files(demo, series)
+    assert set(statuses(mirrored).values()) == {"complete"}
+    again = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    assert again.damaged == [] and again.checked == 5
+
+
+def test_what_cannot_be_mended_is_complete_no_more(archive: TestArchive, client: NbiaClient, mirrored: Lake) -> None:
+    (series,) = damage(mirrored, 1)
+    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
+    outcome = mend(client, mirrored, done.damaged)
+    assert outcome.uids == {}
+    assert "unavailable" in outcome.failures[series] and "not been granted" in outcome.failures[series]
+    assert statuses(mirrored)[series] == "unavailable"
+    assert todo(mirrored) == [series]
+    assert series not in [h.uid for h in held_series(mirrored, COLLECTION)]
+
+
+def test_a_series_is_not_complete_while_it_is_mended(archive: TestArchive, client: NbiaClient, mirrored: Lake) -> None:
+    (series,) = damage(mirrored, 1)
+    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    archive.faults.inject("getImageWithMD5Hash", answer(503), times=50)
+    with pytest.raises(ArchiveError):
+        mend(client, mirrored, done.damaged)
+    (row,) = [r for r in mirrored.read_table(IMAGE_SERIES, COLLECTION).to_pylist() if r["SeriesInstanceUID"] == series]
+    assert (row["Status"], row["Bytes"], row["SeriesMD5"]) == ("pending", None, None)
+    assert todo(mirrored, retry=False) == [series]
+
+
+def test_a_series_that_is_listed_no_more_keeps_what_is_left(
+    archive: TestArchive, client: NbiaClient, mirrored: Lake
+) -> None:
+    (series,) = damage(mirrored, 1)
+    listed = mirrored.read_table(SERIES, COLLECTION)
+    mirrored.write_table(SERIES, listed.filter(pc.not_equal(listed["SeriesInstanceUID"], series)), COLLECTION)
+    before = mirrored.read_table(IMAGE_SERIES, COLLECTION)
+    archive.faults.reset()
+    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    assert mend(client, mirrored, done.damaged).failures == {series: NOT_LISTED}
+    assert mirrored.read_table(IMAGE_SERIES, COLLECTION).equals(before)
+    assert archive.faults.seen == []
