@@ -29,7 +29,7 @@ from measuring import IDC, peak_bytes, serving, side_environment, verdict
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from nbia_pipeline.embedded.catalog.model import Catalogue
+    from nbia_pipeline.embedded.catalog.model import Catalog
 
 OURS = "nbia_pipeline"
 THEIRS = "nbiatoolkit"
@@ -71,16 +71,16 @@ def serve(calls: int, latency: float) -> None:
         make_server(cast(Starlette, app)).run(sockets=[listener])
 
 
-def many_series(count: int) -> Catalogue:
+def many_series(count: int) -> Catalog:
     """Return a catalogue of one collection with `count` series, without images."""
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
-    from nbia_pipeline.embedded.demo.catalog import demo_catalogue
+    from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+    from nbia_pipeline.embedded.demo.catalog import demo_catalog
 
-    demo = [r for r in demo_catalogue().series.to_pylist() if r["Collection"] == COLLECTION]
+    demo = [r for r in demo_catalog().series.to_pylist() if r["Collection"] == COLLECTION]
     rows = [{**demo[n % len(demo)], "SeriesInstanceUID": f"1.2.826.{n}"} for n in range(count)]
-    return Catalogue("many", pa.Table.from_pylist(rows, schema=FACTS))
+    return Catalog("many", pa.Table.from_pylist(rows, schema=FACTS))
 
 
 # --- the sides, each in a process of its own: only what a side needs is imported there

@@ -28,7 +28,7 @@ from image_archive import Facts
 from starlette.applications import Starlette
 
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue, StoredInstance
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalog, StoredInstance
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, common, encode, put, uid_of
 from nbia_pipeline.embedded.server.app import API, create_app
@@ -203,8 +203,8 @@ def giant_app(files: Sequence[GiantFile]) -> tuple[Starlette, GiantStore]:
     for plan in {file.series.uid: file.series for file in files}.values():
         sizes = [instance.size for instance in store.instances(plan.uid)]
         rows.append({**plan.facts, "ImageCount": len(sizes), "FileSize": sum(sizes), "SOPClassUID": plan.sop_class})
-    catalogue = Catalogue("giants", pa.Table.from_pylist(rows, schema=FACTS), store)
-    return cast(Starlette, Giants(create_app(catalogue), store)), store
+    catalog = Catalog("giants", pa.Table.from_pylist(rows, schema=FACTS), store)
+    return cast(Starlette, Giants(create_app(catalog), store)), store
 
 
 def main() -> None:

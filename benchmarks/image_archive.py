@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbia_pipeline.embedded.catalog.model import Catalogue
+    from nbia_pipeline.embedded.catalog.model import Catalog
     from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
     from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
@@ -37,7 +37,7 @@ _SHELF_BYTES = 100_000_000_000
 _MODALITIES = ("CT", "MR", "PT")
 
 
-def benchmark_catalogue(large: int, slices: int, small: int) -> Catalogue:
+def benchmark_catalogue(large: int, slices: int, small: int) -> Catalog:
     """Return a catalogue of two collections.
 
     Args:
@@ -47,7 +47,7 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalogue:
     """
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+    from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
     from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
     plans = [
@@ -56,7 +56,7 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalogue:
     ]
     store = PhantomStore(plans)
     rows = [_row(plan, store) for plan in plans]
-    return Catalogue("benchmark", pa.Table.from_pylist(rows, schema=FACTS), store)
+    return Catalog("benchmark", pa.Table.from_pylist(rows, schema=FACTS), store)
 
 
 def _plans(collection: str, count: int, matrix: int, slices: int) -> list[SeriesPlan]:

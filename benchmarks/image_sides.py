@@ -53,7 +53,7 @@ def engine(job: Job) -> None:
     """Fetch with the engine of nbia_pipeline, without Dagster, into a fresh lake."""
     from nbia_pipeline.archive import NbiaClient
     from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.commit import settle
+    from nbia_pipeline.mirror.commit import commit
     from nbia_pipeline.mirror.download import fetch_batch
     from nbia_pipeline.mirror.plan import batches, make_plan
 
@@ -61,10 +61,10 @@ def engine(job: Job) -> None:
         series = client.series(job.collection)
         with timed(Path(job.folder)):
             lake = Lake(str(job.files))
-            plan = make_plan(series, settle(lake, job.collection, series))
+            plan = make_plan(series, commit(lake, job.collection, series))
             for batch in batches(plan.todo):
                 fetch_batch(client, lake, batch)
-            receipts = settle(lake, job.collection, series)
+            receipts = commit(lake, job.collection, series)
     _expect_proven(receipts["Status"].to_pylist(), receipts["Proof"].to_pylist(), len(job.uids))
 
 

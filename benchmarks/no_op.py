@@ -1,4 +1,4 @@
-"""Nothing new: what it costs to materialise a collection of 100,000 whole series again, through Dagster.
+"""Nothing new: what it costs to materialize a collection of 100,000 whole series again, through Dagster.
 
 An archive of its own lists one collection; a first run fills its tables. Receipts, and an index of files, are then
 written as if every image had been fetched, without the files: nothing of this needs them. What is measured is the
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dagster as dg
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import Catalogue
+    from nbia_pipeline.embedded.catalog.model import Catalog
     from nbia_pipeline.lake import Lake
 
 COLLECTION = "Whole"
@@ -71,13 +71,13 @@ class Cost:
 # --- the archive and the lake
 
 
-def catalogue(series: int) -> Catalogue:
+def catalog(series: int) -> Catalog:
     """Return a catalogue of one collection: tables only."""
     from datetime import date, datetime
 
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalogue
+    from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalog
 
     same: dict[str, Any] = {
         "Collection": COLLECTION,
@@ -104,7 +104,7 @@ def catalogue(series: int) -> Catalogue:
         pa.array(own[f.name], f.type) if f.name in own else pa.repeat(pa.scalar(same.get(f.name), f.type), series)
         for f in FACTS
     ]
-    return Catalogue("no_op", pa.table(columns, schema=FACTS))
+    return Catalog("no_op", pa.table(columns, schema=FACTS))
 
 
 def pretend_whole(lake: Lake) -> None:
@@ -112,8 +112,8 @@ def pretend_whole(lake: Lake) -> None:
     import pyarrow as pa
 
     from nbia_pipeline import clock
-    from nbia_pipeline.lake.layout import licence_path
-    from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENCES, SERIES
+    from nbia_pipeline.lake.layout import license_path
+    from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES, SERIES
 
     series = lake.read_table(SERIES, COLLECTION).sort_by("SeriesInstanceUID")
     said = {
@@ -131,7 +131,7 @@ def pretend_whole(lake: Lake) -> None:
     ]
     lake.write_table(IMAGE_SERIES, pa.table(columns, schema=IMAGE_SERIES.schema), COLLECTION)
     lake.write_pieces(INSTANCES, _instances(series), COLLECTION)
-    path = licence_path(COLLECTION, LICENCE[0])
+    path = license_path(COLLECTION, LICENCE[0])
     row = {
         "Collection": COLLECTION,
         "LicenseName": LICENCE[0],
@@ -140,7 +140,7 @@ def pretend_whole(lake: Lake) -> None:
         "LicenseText": "text",
         "Path": path,
     }
-    lake.write_table(LICENCES, pa.Table.from_pylist([row], schema=LICENCES.schema), COLLECTION)
+    lake.write_table(LICENSES, pa.Table.from_pylist([row], schema=LICENSES.schema), COLLECTION)
     lake.put_bytes(path, b"text")
 
 
@@ -196,12 +196,12 @@ def measure(url: str, folder: Path, instance: dg.DagsterInstance, asked: Asked) 
     import dagster as dg
 
     from nbia_pipeline.definitions import build_definitions
-    from nbia_pipeline.defs.naming import Names
+    from nbia_pipeline.defs.naming import Naming
     from nbia_pipeline.lake import Lake
     from nbia_pipeline.settings import Settings
 
     settings = Settings(archive=url, lake=str(folder), images=("*",))
-    names = Names()
+    names = Naming()
     images = names.key("images")
     intact = dg.AssetSelection.checks(dg.AssetCheckKey(images, "intact"))
     job = dg.define_asset_job(IMAGES_AGAIN, selection=dg.AssetSelection.assets(images) - intact)
@@ -230,7 +230,7 @@ def measure(url: str, folder: Path, instance: dg.DagsterInstance, asked: Asked) 
 
 def main() -> int:
     """Measure, print, and return 1 if a bar does not hold."""
-    parser = argparse.ArgumentParser(description="What materialising 100,000 whole series again costs.")
+    parser = argparse.ArgumentParser(description="What materializing 100,000 whole series again costs.")
     parser.add_argument("--series", type=int, default=SERIES_IN_ALL, help="how many (default: %(default)s)")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -267,7 +267,7 @@ def _serve(series: int) -> None:
 
     doors: dict[str, Any] = {}
     serve(
-        catalogue(series),
+        catalog(series),
         control_port=0,
         control_ready=lambda address: doors.update(control=address),
         ready=lambda url: print(json.dumps({**doors, "url": url}), flush=True),

@@ -41,19 +41,19 @@ MIDDLE_ROWS = 10_000
 # --- the two sides, each in a process of its own: only what a side needs is imported there
 
 
-def materialise(url: str, api: str, collections: list[str], folder: Path) -> None:
+def materialize(url: str, api: str, collections: list[str], folder: Path) -> None:
     """Bring all series to Parquet with nbia_pipeline, through Dagster."""
     import dagster as dg
 
     from nbia_pipeline.cli.home import dagster_home
     from nbia_pipeline.definitions import build_definitions
     from nbia_pipeline.defs.jobs import RANGE_END, RANGE_START
-    from nbia_pipeline.defs.naming import Names
+    from nbia_pipeline.defs.naming import Naming
     from nbia_pipeline.settings import Settings
 
     os.environ["DAGSTER_HOME"] = str(folder / "dagster_home")
     dagster_home()
-    names = Names()
+    names = Naming()
     settings = Settings(archive=url, api=api, lake=str(folder / "lake"), collections=tuple(collections))
     # The assets alone: their checks are work that tcia_utils does not do.
     jobs = [
@@ -167,7 +167,7 @@ def main() -> int:
     if options.side:
         patterns, folder = options.collections.split(","), Path(options.folder)
         if options.side == OURS:
-            materialise(options.url, options.api, patterns, folder)
+            materialize(options.url, options.api, patterns, folder)
         else:
             download(options.url, patterns, folder)
         return 0

@@ -109,11 +109,11 @@ class Measured:
 
 
 @contextlib.contextmanager
-def archive(catalogue: str) -> Iterator[tuple[str, Control]]:
+def archive(catalog: str) -> Iterator[tuple[str, Control]]:
     """Run an embedded archive with its control interface; give its address and the control."""
     from nbia_pipeline.embedded.control.client import Control
 
-    words = ["-m", "nbia_pipeline", "archive", "--catalog", catalogue, "--port", "0", "--control-port", "0"]
+    words = ["-m", "nbia_pipeline", "archive", "--catalog", catalog, "--port", "0", "--control-port", "0"]
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -260,12 +260,12 @@ def main() -> None:
     parser.add_argument("--collections", help="which collections of idc (default: one of each size)")
     options = parser.parse_args()
     rows = []
-    for catalogue in options.catalogs.split(","):
-        chosen = COLLECTIONS[catalogue]
-        if options.collections and catalogue == "idc":
+    for catalog in options.catalogs.split(","):
+        chosen = COLLECTIONS[catalog]
+        if options.collections and catalog == "idc":
             chosen = options.collections.split(",")
-        with archive(catalogue) as (url, control):
-            in_archive = SERIES_IN[catalogue]
+        with archive(catalog) as (url, control):
+            in_archive = SERIES_IN[catalog]
             for collection in chosen:
                 with tempfile.TemporaryDirectory(prefix="nbia-tick-") as folder:
                     rows.append(measure(url, control, collection, in_archive, Path(folder)))

@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.partitions import PREFIX
 from nbia_pipeline.settings import (
     CATALOGUE_CRON,
@@ -19,7 +19,7 @@ from nbia_pipeline.settings import (
 )
 
 
-class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
+class NbiaComponent(dg.Component, dg.Model, dg.Resolvable):
     """Mirrors an NBIA archive (The Cancer Imaging Archive) into a data lake.
 
     The fields are those of the NBIA_* variables. The password is given by the name of the environment variable
@@ -58,4 +58,4 @@ class NbiaArchiveComponent(dg.Component, dg.Model, dg.Resolvable):
             catalogue_cron=self.catalogue_cron,
             reconcile_cron=self.reconcile_cron,
         )
-        return build_definitions(settings, Names(self.prefix), self.password_env)
+        return build_definitions(settings, Naming(self.prefix), self.password_env)

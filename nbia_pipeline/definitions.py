@@ -11,20 +11,20 @@ from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, buil
 from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.jobs import build_jobs
-from nbia_pipeline.defs.naming import Names
-from nbia_pipeline.defs.resources import ArchiveResource, LakeResource
+from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.resources import LakeResource, NbiaResource
 from nbia_pipeline.defs.schedules import build_schedules
 from nbia_pipeline.defs.sensors import build_sensors
 from nbia_pipeline.settings import Settings
 
 PASSWORD_ENV = "NBIA_PASSWORD"  # noqa: S105 - the name of a variable
 
-# The schedules list everything once a day. Images are not here: without news there is nothing to materialise.
+# The schedules list everything once a day. Images are not here: without news there is nothing to materialize.
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_window=timedelta(days=3))
 
 
 def build_definitions(
-    settings: Settings, names: Names | None = None, password_env: str | None = PASSWORD_ENV
+    settings: Settings, names: Naming | None = None, password_env: str | None = PASSWORD_ENV
 ) -> dg.Definitions:
     """Return assets, checks, jobs and resources of one archive. Touches no network and no disk.
 
@@ -36,11 +36,11 @@ def build_definitions(
     Raises:
         SettingsError: a schedule's cron expression is none.
     """
-    names = names or Names()
+    names = names or Naming()
     password: str | dg.EnvVar = settings.password
     if password_env and os.environ.get(password_env) == settings.password:
         password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
-    archive = ArchiveResource(
+    archive = NbiaResource(
         archive=settings.archive,
         api=settings.api,
         username=settings.username,

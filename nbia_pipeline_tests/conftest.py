@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from nbia_pipeline.archive import NbiaClient, Patience
-from nbia_pipeline.embedded.catalog.model import Catalogue
-from nbia_pipeline.embedded.demo.catalog import demo_catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
+from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.embedded.server.tokens import TokenStore
 from nbia_pipeline_tests.helpers.faults import Faults
@@ -59,13 +59,13 @@ def serving(app: ASGIApp) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def demo() -> Catalogue:
+def demo() -> Catalog:
     """What the demo archive holds."""
-    return demo_catalogue()
+    return demo_catalog()
 
 
 @pytest.fixture(scope="session")
-def demo_archive(demo: Catalogue) -> Iterator[str]:
+def demo_archive(demo: Catalog) -> Iterator[str]:
     """Base URL of a demo archive that all tests share."""
     with serving(create_app(demo)) as url:
         yield url
@@ -79,7 +79,7 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="session")
-def _shared_archive(demo: Catalogue) -> Iterator[TestArchive]:
+def _shared_archive(demo: Catalog) -> Iterator[TestArchive]:
     clock = Clock()
     app = create_app(demo, clock=clock)
     faults = Faults(app)

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nbia_pipeline.archive import NbiaClient, answers
 from nbia_pipeline.archive.errors import ArchiveError
 from nbia_pipeline.embedded.api import render
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
 from nbia_pipeline.embedded.server.app import Archive, create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Shape, Table, shapes, tables
@@ -98,7 +98,7 @@ class World:
     def hold(self, rows: list[Row]) -> str:
         """Let the archive hold `rows` and nothing else; return their collection."""
         table = pa.Table.from_pylist(rows, schema=FACTS)
-        self.archive.holdings.catalogue.series = table
+        self.archive.holdings.catalog.series = table
         self.archive.refresh()
         return str(rows[0]["Collection"])
 
@@ -130,7 +130,7 @@ class WithoutBulk:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    app = create_app(Catalogue("property", FACTS.empty_table()))
+    app = create_app(Catalog("property", FACTS.empty_table()))
     with (
         serving(app) as url,
         serving(WithoutBulk(app)) as other,

@@ -87,16 +87,16 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
         # Strict, because a lenient reader takes a cell that is cut for a whole one.
         rows = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as e:
-        raise BadAnswer(f"the answer is not a CSV table: {e}", may_pass=True) from e
+        raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     header = rows[0]
     if not {normalise(h) for h in header} & set(shape.columns_by_wire_name()):
         raise BadAnswer(_not_what_was_due(text, "a CSV table"))
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
-        raise BadAnswer("the CSV table ends early: the answer was cut, try later", may_pass=True)
+        raise BadAnswer("the CSV table ends early: the answer was cut, try later", retryable=True)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise BadAnswer(
-                f"row {number} of the CSV table has {len(row)} cells, its header {len(header)}", may_pass=True
+                f"row {number} of the CSV table has {len(row)} cells, its header {len(header)}", retryable=True
             )
     cells = [{h: c or None for h, c in zip(header, row, strict=True)} for row in rows[1:]]
     table = _from_rows(cells, shape, schema)
@@ -151,7 +151,7 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
             raise BadAnswer(_not_what_was_due(rest.decode("utf-8", "replace"), "a JSON array"))
         return
     if not rest.endswith(b"]"):
-        raise BadAnswer("the JSON array ends early: the answer was cut, try later", may_pass=True)
+        raise BadAnswer("the JSON array ends early: the answer was cut, try later", retryable=True)
     if rest := rest[:-1].strip(_BLANKS):
         yield rest
 
@@ -239,7 +239,7 @@ def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     try:
         rows = json.loads(b"[" + piece + b"]", parse_float=Decimal, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise BadAnswer(f"the answer is not JSON, or was cut: {e}", may_pass=True) from e
+        raise BadAnswer(f"the answer is not JSON, or was cut: {e}", retryable=True) from e
     return _from_rows(rows, shape, schema)
 
 

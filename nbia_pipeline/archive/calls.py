@@ -67,7 +67,7 @@ class Caller:
         with_token = self._session.tokens is not None
         try:
             table = self._rows(endpoint, arguments)
-            if table.num_rows or not (with_token and endpoint.swallows_refusal):
+            if table.num_rows or not (with_token and endpoint.empty_if_unauthorized):
                 return table
         except ArchiveUnreachable as e:
             if e.status != 500 or not (with_token and endpoint.refusal_is_500):
@@ -81,7 +81,7 @@ class Caller:
         v2: getCollectionValues answers 401 where the lists answer "no rows", and the session then logs in
         anew. v4 swallows it there too, so the token is replaced.
         """
-        if self._dialect.endpoint("collection_values").swallows_refusal:
+        if self._dialect.endpoint("collection_values").empty_if_unauthorized:
             tokens = self._session.tokens
             if tokens:
                 tokens.reject(tokens.current())

@@ -29,7 +29,7 @@ class Endpoint:
         method: GET, or POST with a form.
         date_format: how a day is written into a parameter, for strftime.
         media: ``json`` or ``csv``.
-        swallows_refusal: True if a refused token looks like "no rows" here (status 200 or 204).
+        empty_if_unauthorized: True if a refused token looks like "no rows" here (status 200 or 204).
         at_most: most values of a list parameter in one call, 0 where there is none.
         refusal_is_500: True if a refused token is a 500 here, as any mishap of the server is.
         days_earlier: how many days before the day that is meant has to be asked for: the filter is strict.
@@ -41,7 +41,7 @@ class Endpoint:
     method: str = "GET"
     date_format: str = ""
     media: str = "json"
-    swallows_refusal: bool = True
+    empty_if_unauthorized: bool = True
     at_most: int = 0
     refusal_is_500: bool = False
     days_earlier: int = 0
@@ -114,24 +114,24 @@ def _count_shape(key: str, column: str) -> Shape:
 
 
 # Calls that stand below no version in v2 and below v4 in v4, hence with other rules for tokens.
-_COLLECTION_COUNTS = Endpoint("getCollectionValuesAndCounts", shapes.COUNTS, swallows_refusal=False)
+_COLLECTION_COUNTS = Endpoint("getCollectionValuesAndCounts", shapes.COUNTS, empty_if_unauthorized=False)
 _MODALITY_COUNTS = replace(_COLLECTION_COUNTS, path="getModalityValuesAndCounts", parameters=_NARROWED_BY["modality"])
 _BODY_PART_COUNTS = replace(_COLLECTION_COUNTS, path="getBodyPartValuesAndCounts", parameters=_NARROWED_BY["body_part"])
 _MANUFACTURER_COUNTS = replace(
     _COLLECTION_COUNTS, path="getManufacturerValuesAndCounts", parameters=_NARROWED_BY["manufacturer"]
 )
-_DESCRIPTIONS = Endpoint("getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, swallows_refusal=False)
+_DESCRIPTIONS = Endpoint("getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False)
 _TAGS = Endpoint(
     "getDicomTags",
     shapes.DICOM_TAGS,
     {"series_uid": "SeriesUID"},
-    swallows_refusal=False,
+    empty_if_unauthorized=False,
     refusal_is_500=True,
 )
 _DOI_CONTENTS = Endpoint("getCollectionOrSeriesForDOI", shapes.DOI_CONTENTS, _DOI, method="POST")
-_MD5_HIERARCHY = Endpoint("getMD5Hierarchy", None, _HIERARCHY, method="POST", swallows_refusal=False)
+_MD5_HIERARCHY = Endpoint("getMD5Hierarchy", None, _HIERARCHY, method="POST", empty_if_unauthorized=False)
 # Not checked for a token anywhere, and not below a version in either dialect.
-_LICENCES = Endpoint(UNVERSIONED + "getLicenses", shapes.LICENCES, swallows_refusal=False)
+_LICENCES = Endpoint(UNVERSIONED + "getLicenses", shapes.LICENSES, empty_if_unauthorized=False)
 
 
 def _below(base: str, endpoint: Endpoint, shape: Shape | None = None, swallows: bool | None = None) -> Endpoint:
@@ -140,7 +140,7 @@ def _below(base: str, endpoint: Endpoint, shape: Shape | None = None, swallows: 
         endpoint,
         path=base + endpoint.path,
         shape=shape or endpoint.shape,
-        swallows_refusal=endpoint.swallows_refusal if swallows is None else swallows,
+        empty_if_unauthorized=endpoint.empty_if_unauthorized if swallows is None else swallows,
     )
 
 
@@ -149,9 +149,9 @@ def _of_one_series(base: str) -> dict[str, Endpoint]:
     return {
         "series_size": Endpoint(base + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
         "sop_instance_uids": Endpoint(base + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
-        "image": Endpoint(base + "getImage", None, _IMAGE_ZIP, swallows_refusal=False),
-        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID, swallows_refusal=False),
-        "single_image": Endpoint(base + "getSingleImage", None, _IMAGE, swallows_refusal=False),
+        "image": Endpoint(base + "getImage", None, _IMAGE_ZIP, empty_if_unauthorized=False),
+        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID, empty_if_unauthorized=False),
+        "single_image": Endpoint(base + "getSingleImage", None, _IMAGE, empty_if_unauthorized=False),
     }
 
 
@@ -159,7 +159,7 @@ _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
     endpoints={
-        "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, swallows_refusal=False),
+        "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
         "modality_values": Endpoint(V2 + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
         "body_part_values": Endpoint(V2 + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
         "manufacturer_values": Endpoint(
@@ -199,13 +199,13 @@ _DIALECT_V2 = Dialect(
             {"series_uids": "list"},
             method="POST",
             media="csv",
-            swallows_refusal=False,
+            empty_if_unauthorized=False,
             at_most=5000,
         ),
         "dicom_tags": _below(UNVERSIONED, _TAGS),
         **_of_one_series(V2),
         "md5_of_image": Endpoint(
-            V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, swallows_refusal=False
+            V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, empty_if_unauthorized=False
         ),
         "md5_hierarchy": _below(UNVERSIONED, _MD5_HIERARCHY),
     },
@@ -254,7 +254,7 @@ _DIALECT_V4 = Dialect(
         "dicom_tags": _below(V4, _TAGS),
         **_of_one_series(V4),
         "md5_of_image": Endpoint(
-            V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, swallows_refusal=False
+            V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, empty_if_unauthorized=False
         ),
         "md5_hierarchy": _below(V4, _MD5_HIERARCHY),
     },

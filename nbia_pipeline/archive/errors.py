@@ -24,17 +24,17 @@ class ArchiveError(Exception):
         parameters: names and values as they went over the wire.
         body: the beginning of the answer.
         status: HTTP status, or None where there was no answer.
-        may_pass: True if the same call may succeed later (a lost connection, a 503).
+        retryable: True if the same call may succeed later (a lost connection, a 503).
     """
 
-    def __init__(self, what: str, *, status: int | None = None, body: str = "", may_pass: bool = False) -> None:
+    def __init__(self, what: str, *, status: int | None = None, body: str = "", retryable: bool = False) -> None:
         super().__init__(what)
         self.what = what
         self.endpoint = ""
         self.parameters: Mapping[str, str] = {}
         self.status = status
         self.body = body
-        self.may_pass = may_pass
+        self.retryable = retryable
 
     def at(self, endpoint: str, parameters: Mapping[str, str]) -> Self:
         """Name the call that failed, unless it is named already, and return the error."""

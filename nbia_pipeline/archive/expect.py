@@ -54,7 +54,7 @@ def only(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
     return table if wanted is None else table.filter(pc.equal(table[column], wanted))
 
 
-def alike(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
     """Return the rows that hold `wanted` in `column`, whatever the case and the blanks around it.
 
     Args:

@@ -8,7 +8,14 @@ import pyarrow as pa
 
 from nbia_pipeline.archive.calls import Caller
 from nbia_pipeline.archive.errors import BadAnswer
-from nbia_pipeline.archive.expect import alike, expect_mostly, expect_released_after, expect_value, only, without_gaps
+from nbia_pipeline.archive.expect import (
+    equals_ignoring_case,
+    expect_mostly,
+    expect_released_after,
+    expect_value,
+    only,
+    without_gaps,
+)
 from nbia_pipeline.schema.arrow import first_of_each
 
 
@@ -129,7 +136,7 @@ class ListingCalls(Caller):
         table = _of_patient_and_study(table, patient_id, study_uid)
         wanted = {"BodyPartExamined": body_part, "Manufacturer": manufacturer, "ManufacturerModelName": model}
         for column, value in wanted.items():
-            table = alike(table, column, value)
+            table = equals_ignoring_case(table, column, value)
         return table
 
     def updated_series(self, since: date) -> pa.Table:
@@ -172,7 +179,7 @@ class ListingCalls(Caller):
                 return table
         raise BadAnswer(
             f"the archive lists collection {collection!r}, but sends nothing of it: nothing is changed, try later",
-            may_pass=True,
+            retryable=True,
         )
 
 

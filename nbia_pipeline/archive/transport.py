@@ -199,7 +199,7 @@ class Session:
             except ArchiveError as e:
                 secrets = [*self.tokens.secrets(), token or ""] if self.tokens else []
                 e.at(endpoint, parameters).without(secrets)
-                if not e.may_pass or tries >= self._tries_at(e.status):
+                if not e.retryable or tries >= self._tries_at(e.status):
                     raise e from e.__cause__
                 self._wait(tries, e)
 
@@ -254,7 +254,7 @@ class Session:
                     raise _busy("no token", answer)
             except ArchiveUnreachable as e:
                 e.at(path, {})
-                if not e.may_pass or tries >= self.patience.tries:
+                if not e.retryable or tries >= self.patience.tries:
                     raise e from e.__cause__
                 self._wait(tries, e)
 
@@ -314,20 +314,20 @@ class Session:
         if isinstance(e, requests.exceptions.SSLError):
             return ArchiveUnreachable(
                 f"no secure connection to {self.base_url} ({why}): check NBIA_ARCHIVE and NBIA_CA_BUNDLE",
-                may_pass=True,
+                retryable=True,
             )
         if isinstance(e, requests.exceptions.ProxyError):
             return ArchiveUnreachable(
                 f"the proxy on the way to {self.base_url} does not answer ({why}): check HTTPS_PROXY and NO_PROXY",
-                may_pass=True,
+                retryable=True,
             )
         if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
-            silent = ArchiveUnreachable(f"{self.base_url} fell silent: it may be overloaded, try later", may_pass=True)
+            silent = ArchiveUnreachable(f"{self.base_url} fell silent: it may be overloaded, try later", retryable=True)
             silent.overloaded = True
             return silent
         return ArchiveUnreachable(
             f"no whole answer from {self.base_url} ({why}): check NBIA_ARCHIVE and your connection",
-            may_pass=True,
+            retryable=True,
         )
 
     def _wait(self, tries: int, problem: ArchiveError) -> None:
@@ -346,7 +346,7 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 def _busy(what: str, answer: requests.Response, body: str = "") -> ArchiveUnreachable:
     """Return the error for an archive that may answer later."""
-    problem = ArchiveUnreachable(what, status=answer.status_code, body=body, may_pass=True)
+    problem = ArchiveUnreachable(what, status=answer.status_code, body=body, retryable=True)
     problem.retry_after = _retry_after(answer)
     problem.overloaded = answer.status_code in _OVERLOADED
     return problem

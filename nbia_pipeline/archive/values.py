@@ -89,7 +89,7 @@ class ValueCalls(Caller):
         """Return the description of one collection, in its exact spelling: no row, or one, or several."""
         return self._list("collection_descriptions", collection=collection)
 
-    def licences(self) -> pa.Table:
+    def licenses(self) -> pa.Table:
         """Return the licences that the archive knows: getLicenses, which asks nobody for a token (server).
 
         Columns: ``LicenseName`` (long), ``LicenseID``, ``LicenseShortName``, ``LicenseURI``, ``LicenseText``,

@@ -30,7 +30,7 @@ _IDENTITY = [UID, "StudyInstanceUID", "PatientID", "Collection"]
 
 
 @dataclass(frozen=True)
-class Seeing:
+class Observation:
     """How a listing was come by.
 
     Attributes:
@@ -49,7 +49,7 @@ class Seeing:
     exact: bool = True
 
 
-def diff(seen: pa.Table, listed: pa.Table, seeing: Seeing) -> tuple[pa.Table, pa.Table]:
+def diff(seen: pa.Table, listed: pa.Table, seeing: Observation) -> tuple[pa.Table, pa.Table]:
     """Compare a listing with the state, and return the changes and the next state.
 
     Every series with a change gets one version more. A series that returns with other values has a row
@@ -85,7 +85,7 @@ def _chosen(table: pa.Table, mask: Any) -> pa.Table:
     return table if pc.all(mask).as_py() else table.filter(mask)
 
 
-def _present(seen: pa.Table, at: Any, listed: pa.Table, seeing: Seeing) -> tuple[pa.Table, Any, list[Any]]:
+def _present(seen: pa.Table, at: Any, listed: pa.Table, seeing: Observation) -> tuple[pa.Table, Any, list[Any]]:
     """Compare the series that are listed and known, column by column: a copy of a whole listing is large.
 
     Args:
@@ -111,7 +111,7 @@ def _present(seen: pa.Table, at: Any, listed: pa.Table, seeing: Seeing) -> tuple
     return _as_seen(listed, version), returned, revisions
 
 
-def _absent(gone: pa.Table, seeing: Seeing) -> tuple[pa.Table, Any]:
+def _absent(gone: pa.Table, seeing: Observation) -> tuple[pa.Table, Any]:
     """Return the next state of the series that are not listed, and which of them count as withdrawn from now on."""
     since = pc.coalesce(gone["MissingSince"], pa.scalar(seeing.listed_at, TIME))
     long_ago = pc.less_equal(since, pa.scalar(seeing.listed_at - seeing.wait, TIME))
@@ -148,7 +148,7 @@ def _all(value: Any, count: int, kind: pa.DataType) -> pa.Array:
 
 
 def _rows(
-    series: pa.Table, change: str, seeing: Seeing, column: str | None = None, old: Any = None, new: Any = None
+    series: pa.Table, change: str, seeing: Observation, column: str | None = None, old: Any = None, new: Any = None
 ) -> pa.Table:
     """Return rows of ``series_changes`` for rows of ``series_seen``."""
     text, count = pa.string(), series.num_rows

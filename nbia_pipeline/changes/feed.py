@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.changes.diff import UID, Seeing, diff, replay
+from nbia_pipeline.changes.diff import UID, Observation, diff, replay
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import encode
 from nbia_pipeline.schema import Table
@@ -30,7 +30,7 @@ _READS = 5
 
 
 @dataclass(frozen=True)
-class Noted:
+class ChangeSummary:
     """What a look at the listings of a collection brought.
 
     Attributes:
@@ -47,7 +47,7 @@ class Noted:
 
 
 @dataclass(frozen=True)
-class _Census:
+class _CollectionListing:
     """What the ``collections`` table tells of the presence of collections."""
 
     names: frozenset[str]
@@ -65,19 +65,19 @@ class _Census:
 @dataclass
 class _State:
     seen: pa.Table
-    facts: dict[str, str]
+    properties: dict[str, str]
 
 
 @dataclass(frozen=True)
 class _Listing:
     rows: pa.Table
     listed_at: datetime
-    facts: dict[str, str]  # of the state that knows it
+    properties: dict[str, str]  # of the state that knows it
 
 
-def acknowledge(
+def record_changes(
     lake: Lake, collection: str, *, run_id: str = "", wait: timedelta = timedelta(hours=WITHDRAWAL_HOURS)
-) -> Noted:
+) -> ChangeSummary:
     """Take the listings of a collection into account that were not yet; without any, nothing is written.
 
     A listing is the ``series`` table, or the absence of the collection from a later ``collections`` table that
@@ -102,15 +102,15 @@ def acknowledge(
         noted = [_unaccounted(lake, collection, state)]
         state.seen = replay(state.seen, noted[0], series)
         for listing in _news(collection, series, told, census, state):
-            exact = listing.facts.get(API) is not None and listing.facts.get(API) == state.facts.get(API)
-            seeing = Seeing(listing.listed_at, clock.utc_now(), run_id, wait, exact)
+            exact = listing.properties.get(API) is not None and listing.properties.get(API) == state.properties.get(API)
+            seeing = Observation(listing.listed_at, clock.utc_now(), run_id, wait, exact)
             changes, state.seen = diff(state.seen, listing.rows, seeing)
-            state.facts = listing.facts
+            state.properties = listing.properties
             expect_held()
             _append(lake, collection, changes)
             _keep(lake, collection, state)
             noted.append(changes)
-        if _forgive(collection, census, state) or (noted[0].num_rows and len(noted) == 1):
+        if _clear_absence(collection, census, state) or (noted[0].num_rows and len(noted) == 1):
             expect_held()
             _keep(lake, collection, state)
         del series, state
@@ -124,7 +124,7 @@ def withdrawn_series(lake: Lake, collection: str) -> frozenset[str]:
     """
     seen = lake.read_table(SERIES_SEEN, collection, columns=[UID, "Withdrawn"])
     withdrawn = frozenset(seen.filter(seen["Withdrawn"])[UID].to_pylist())
-    if withdrawn and not is_acknowledged(lake, collection):
+    if withdrawn and not is_recorded(lake, collection):
         return withdrawn.difference(lake.read_table(SERIES, collection, columns=[UID])[UID].to_pylist())
     return withdrawn
 
@@ -153,13 +153,13 @@ def returned_collections(lake: Lake) -> list[str]:
     To acknowledge them forgets the absence. Else a later one would count as its confirmation.
     """
     census = _census(lake)
-    return [c for c in lake.collections_of(SERIES_SEEN) if _is_back(c, census, lake.read_facts(SERIES_SEEN, c))]
+    return [c for c in lake.collections_of(SERIES_SEEN) if _is_back(c, census, lake.read_properties(SERIES_SEEN, c))]
 
 
-def is_acknowledged(lake: Lake, collection: str) -> bool:
+def is_recorded(lake: Lake, collection: str) -> bool:
     """Tell whether the feed took the present ``series`` table into account."""
-    listed_at = lake.read_facts(SERIES, collection).get(LISTED_AT)
-    return listed_at is not None and listed_at == lake.read_facts(SERIES_SEEN, collection).get(LISTED_AT)
+    listed_at = lake.read_properties(SERIES, collection).get(LISTED_AT)
+    return listed_at is not None and listed_at == lake.read_properties(SERIES_SEEN, collection).get(LISTED_AT)
 
 
 def read_listing(lake: Lake, table: Table, collection: str | None = None) -> tuple[pa.Table, dict[str, str]]:
@@ -169,10 +169,10 @@ def read_listing(lake: Lake, table: Table, collection: str | None = None) -> tup
         LakeError: it is replaced all the time.
     """
     for _ in range(_READS):
-        facts = lake.read_facts(table, collection)
+        properties = lake.read_properties(table, collection)
         rows = lake.read_table(table, collection)
-        if lake.read_facts(table, collection) == facts:
-            return rows, facts
+        if lake.read_properties(table, collection) == properties:
+            return rows, properties
     raise LakeError(f"table {table.name} of {collection or 'the archive'!r} changes while it is read: try later")
 
 
@@ -180,23 +180,23 @@ def _moment(text: str | None) -> datetime:
     return datetime.fromisoformat(text or "0001-01-01")
 
 
-def _census(lake: Lake) -> _Census:
+def _census(lake: Lake) -> _CollectionListing:
     """Return the last list of collections. The client vouches for it: never empty, never that of a refused token."""
     rows, told = read_listing(lake, COLLECTIONS)
     listed_at = _moment(told[LISTED_AT]) if LISTED_AT in told else None
-    return _Census(frozenset(rows["Collection"].to_pylist()), json.loads(told.get(KEPT, "[]")), listed_at)
+    return _CollectionListing(frozenset(rows["Collection"].to_pylist()), json.loads(told.get(KEPT, "[]")), listed_at)
 
 
-def _is_up_to_date(lake: Lake, collection: str, census: _Census) -> bool:
+def _is_up_to_date(lake: Lake, collection: str, census: _CollectionListing) -> bool:
     """Tell by facts alone, without reading a row, that there is nothing to do.
 
     Raises:
         LakeError: the collection was never listed.
     """
-    listed_at = lake.read_facts(SERIES, collection).get(LISTED_AT)
-    known = lake.read_facts(SERIES_SEEN, collection)
+    listed_at = lake.read_properties(SERIES, collection).get(LISTED_AT)
+    known = lake.read_properties(SERIES_SEEN, collection)
     if listed_at is None and not known:
-        raise LakeError(f"the series table of {collection!r} was never listed: materialise series first")
+        raise LakeError(f"the series table of {collection!r} was never listed: materialize series first")
     return (
         listed_at in (None, known.get(LISTED_AT))
         and lake.count_rows(SERIES_CHANGES, collection) <= int(known.get(CHANGES, 0))
@@ -205,13 +205,13 @@ def _is_up_to_date(lake: Lake, collection: str, census: _Census) -> bool:
     )
 
 
-def _is_absent(collection: str, census: _Census, listed_at: str | None, known: dict[str, str]) -> bool:
+def _is_absent(collection: str, census: _CollectionListing, listed_at: str | None, known: dict[str, str]) -> bool:
     """Tell whether the list of collections lacks this one, and is later than anything known of it."""
     latest = max(_moment(listed_at), _moment(known.get(ABSENT_AT)))
     return census.lacks(collection) and census.listed_at is not None and census.listed_at > latest
 
 
-def _is_back(collection: str, census: _Census, known: dict[str, str]) -> bool:
+def _is_back(collection: str, census: _CollectionListing, known: dict[str, str]) -> bool:
     """Tell whether the list of collections names this one again, after an absence that was taken into account."""
     if ABSENT_AT not in known or collection not in census.names:
         return False
@@ -220,36 +220,38 @@ def _is_back(collection: str, census: _Census, known: dict[str, str]) -> bool:
 
 def _unaccounted(lake: Lake, collection: str, state: _State) -> pa.Table:
     """Return the rows of the feed that the state lacks: a run crashed after it had written them."""
-    known = int(state.facts.get(CHANGES, 0))
+    known = int(state.properties.get(CHANGES, 0))
     if lake.count_rows(SERIES_CHANGES, collection) <= known:
         return SERIES_CHANGES.schema.empty_table()
     return lake.read_table(SERIES_CHANGES, collection).slice(known)
 
 
 def _news(
-    collection: str, series: pa.Table, told: dict[str, str], census: _Census, state: _State
+    collection: str, series: pa.Table, told: dict[str, str], census: _CollectionListing, state: _State
 ) -> Iterator[_Listing]:
     """Yield the listings that the state does not know, in the order of time."""
     listed_at = told.get(LISTED_AT)
     # Other, not later: the file is the newest listing there is, whatever the clock did meanwhile.
-    if series.num_rows and listed_at and listed_at != state.facts.get(LISTED_AT):
+    if series.num_rows and listed_at and listed_at != state.properties.get(LISTED_AT):
         known = {name: told[name] for name in (LISTED_AT, API) if name in told}
         yield _Listing(series, _moment(listed_at), known)
-    if census.listed_at and _is_absent(collection, census, listed_at, state.facts):
-        yield _Listing(series.slice(0, 0), census.listed_at, {**state.facts, ABSENT_AT: census.listed_at.isoformat()})
+    if census.listed_at and _is_absent(collection, census, listed_at, state.properties):
+        yield _Listing(
+            series.slice(0, 0), census.listed_at, {**state.properties, ABSENT_AT: census.listed_at.isoformat()}
+        )
 
 
-def _forgive(collection: str, census: _Census, state: _State) -> bool:
+def _clear_absence(collection: str, census: _CollectionListing, state: _State) -> bool:
     """Forget an absence that a later list of the collections contradicts; return whether there was one."""
-    if not _is_back(collection, census, state.facts):
+    if not _is_back(collection, census, state.properties):
         return False
     # What is missing from a later moment on than the last listing of series is missing by that absence alone.
-    forgiven = pc.greater(state.seen["MissingSince"], pa.scalar(_moment(state.facts[LISTED_AT]), TIME))
+    forgiven = pc.greater(state.seen["MissingSince"], pa.scalar(_moment(state.properties[LISTED_AT]), TIME))
     forgiven = pc.fill_null(pc.and_(forgiven, pc.invert(state.seen["Withdrawn"])), False)
     since = pc.if_else(forgiven, pa.scalar(None, TIME), state.seen["MissingSince"])
     at = state.seen.schema.get_field_index("MissingSince")
     state.seen = state.seen.set_column(at, state.seen.schema.field(at), since)
-    state.facts = {name: value for name, value in state.facts.items() if name != ABSENT_AT}
+    state.properties = {name: value for name, value in state.properties.items() if name != ABSENT_AT}
     return True
 
 
@@ -260,14 +262,14 @@ def _append(lake: Lake, collection: str, changes: pa.Table) -> None:
 
 
 def _keep(lake: Lake, collection: str, state: _State) -> None:
-    state.facts = {**state.facts, CHANGES: str(lake.count_rows(SERIES_CHANGES, collection))}
-    lake.write_table(SERIES_SEEN, state.seen, collection, facts=state.facts)
+    state.properties = {**state.properties, CHANGES: str(lake.count_rows(SERIES_CHANGES, collection))}
+    lake.write_table(SERIES_SEEN, state.seen, collection, properties=state.properties)
 
 
-def _noted(lake: Lake, collection: str, changes: pa.Table) -> Noted:
+def _noted(lake: Lake, collection: str, changes: pa.Table) -> ChangeSummary:
     seen = lake.read_table(SERIES_SEEN, collection, columns=["MissingSince", "Withdrawn"])
     missing = pc.and_(pc.is_valid(seen["MissingSince"]), pc.invert(seen["Withdrawn"]))
-    return Noted(
+    return ChangeSummary(
         changes,
         rows=lake.count_rows(SERIES_CHANGES, collection),
         listed=seen["MissingSince"].null_count,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
-from nbia_pipeline.changes.feed import is_acknowledged
+from nbia_pipeline.changes.feed import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
@@ -32,7 +32,7 @@ class Metadata:
     """
 
     table: pa.Table
-    facts: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
     asked: int = 0
     kept: int = 0
 
@@ -52,25 +52,25 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, fu
         full: ask about every series.
 
     Raises:
-        LakeError: the ``series`` table was not materialised yet.
+        LakeError: the ``series`` table was not materialized yet.
     """
     listed = pc.unique(lake.read_table(SERIES, collection, columns=[UID])[UID])
     if not len(listed):
-        raise LakeError(f"the series table has no rows for {collection!r}: materialise series first")
-    facts = {LISTED_AT: clock.utc_now().isoformat(), API: api}
-    known = lake.read_facts(SERIES_METADATA, collection)
+        raise LakeError(f"the series table has no rows for {collection!r}: materialize series first")
+    properties = {LISTED_AT: clock.utc_now().isoformat(), API: api}
+    known = lake.read_properties(SERIES_METADATA, collection)
     feed = lake.read_table(SERIES_CHANGES, collection)
-    current = is_acknowledged(lake, collection)
+    current = is_recorded(lake, collection)
     if current:
-        facts[CHANGES] = str(feed.num_rows)
+        properties[CHANGES] = str(feed.num_rows)
     if full or not current or CHANGES not in known or known.get(API) != api:
-        return Metadata(client.series_metadata(listed.to_pylist()), facts, asked=len(listed))
+        return Metadata(client.series_metadata(listed.to_pylist()), properties, asked=len(listed))
     stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
     rows = lake.read_table(SERIES_METADATA, collection)
     rows = rows.filter(pc.is_in(rows[UID], value_set=listed))
     rows = rows.filter(pc.invert(pc.is_in(rows[UID], value_set=pa.array(sorted(stale), pa.string()))))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
     if not wanted:
-        return Metadata(rows, {**facts, LISTED_AT: known[LISTED_AT]}, kept=len(listed))
+        return Metadata(rows, {**properties, LISTED_AT: known[LISTED_AT]}, kept=len(listed))
     fetched = client.series_metadata(wanted)
-    return Metadata(pa.concat_tables([rows, fetched]), facts, asked=len(wanted), kept=len(listed) - len(wanted))
+    return Metadata(pa.concat_tables([rows, fetched]), properties, asked=len(wanted), kept=len(listed) - len(wanted))

@@ -16,8 +16,8 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.jobs import CATALOGUE, RANGE_END, RANGE_START
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.jobs import CATALOG, RANGE_END, RANGE_START
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.partitions import contiguous_ranges
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.status import COMPLETE
@@ -109,7 +109,7 @@ def run_main_job(
     tell: Callable[[str], None] = lambda line: None,
     images: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Materialise everything that the settings ask for.
+    """Materialize everything that the settings ask for.
 
     A collection that fails costs only itself; the outcome names it.
 
@@ -123,12 +123,12 @@ def run_main_job(
         KeyboardInterrupt: the person pressed Ctrl-C; what was finished stays.
         LakeError: the lake cannot be read.
     """
-    names = Names()
+    names = Naming()
     runner = _Runner(build_definitions(settings, names), names, instance, tell)
     # First alone: where the archive or the lake cannot be used at all, it says so once, and soon.
     if not runner.run("catalogue", "collections", asset_selection=[names.key(COLLECTIONS.name)]):
         return runner.outcome
-    runner.run("catalogue", "values", asset_selection=[names.key(a) for a in CATALOGUE if a != COLLECTIONS.name])
+    runner.run("catalogue", "values", asset_selection=[names.key(a) for a in CATALOG if a != COLLECTIONS.name])
     lake = Lake(settings.lake)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
@@ -144,7 +144,7 @@ def run_main_job(
     return runner.outcome
 
 
-def plan_config(names: Names, fields: Mapping[str, Any]) -> dict[str, Any]:
+def plan_config(names: Naming, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return run config that gives `fields` to the step that plans images."""
     if not fields:
         return {}
@@ -169,7 +169,7 @@ def summarise(lake: Lake, collection: str, settings: Settings) -> CollectionSumm
 
 class _Runner:
     def __init__(
-        self, definitions: dg.Definitions, names: Names, instance: dg.DagsterInstance, tell: Callable[[str], None]
+        self, definitions: dg.Definitions, names: Naming, instance: dg.DagsterInstance, tell: Callable[[str], None]
     ) -> None:
         self._definitions = definitions
         self._names = names

@@ -74,7 +74,7 @@ def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[st
     kept: list[str] = sorted(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     if not kept:
         raise SettingsError(
-            f"the lake {settings.lake} knows no collections yet: run `nbia-pipeline run`, or materialise `collections` "
+            f"the lake {settings.lake} knows no collections yet: run `nbia-pipeline run`, or materialize `collections` "
             "and `series`"
         )
     for pattern, similar in unmatched(patterns, kept).items():
@@ -99,7 +99,7 @@ def _plans(
     notes: list[str] = []
     for collection in collections:
         if not lake.has_table(SERIES, collection):
-            notes.append(f"{collection}: its series are not listed yet: materialise `series` first")
+            notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
         series = present_series(lake, collection)
         plan = plans[collection] = make_plan(

@@ -9,7 +9,7 @@ from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.home import HomeError, dagster_home, fail
 from nbia_pipeline.cli.options import add_selection, images_config
 
-HELP = "materialise tables and images, and show what was done"
+HELP = "materialize tables and images, and show what was done"
 STOPPED = 130  # what a shell reports for Ctrl-C
 
 

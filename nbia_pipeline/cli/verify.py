@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from nbia_pipeline.lake import Lake
     from nbia_pipeline.mirror.commit import Receipt
     from nbia_pipeline.settings import Settings
-    from nbia_pipeline.verify.inventory import Verdict
-    from nbia_pipeline.verify.rehash import Round
+    from nbia_pipeline.verify.inventory import VerifyResult
+    from nbia_pipeline.verify.rehash import VerifyRun
 
 HELP = "read the image files in the lake again and compare them with their receipts"
 DESCRIPTION = (
@@ -76,7 +76,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
     from nbia_pipeline.schema.tables import IMAGE_SERIES
     from nbia_pipeline.settings import matching, unmatched
     from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED
-    from nbia_pipeline.verify.rehash import archive_opinion, read_again, survey
+    from nbia_pipeline.verify.rehash import digest_check, plan_verification, read_again
 
     lake = Lake(settings.lake)
     held = lake.collections_of(IMAGE_SERIES)
@@ -84,7 +84,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
         hint = f"did you mean {' or '.join(close)}?" if close else f"it holds {', '.join(held) or 'none'}"
         return _wrong_call(f"the lake holds no images of {name!r}: {hint}")
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    shares = survey(
+    shares = plan_verification(
         lake,
         matching(options.collections, held) if options.collections else held,
         sample=options.sample,
@@ -105,7 +105,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
             lake,
             shares,
             threads=options.threads,
-            opinion=archive_opinion(client) if client else None,
+            opinion=digest_check(client) if client else None,
             enough=_enough(options.seconds),
             tell=_Teller(),
         )
@@ -120,7 +120,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
     return 1
 
 
-def _mended(settings: Settings, lake: Lake, damaged: Sequence[Verdict]) -> bool:
+def _mended(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:
     """Fetch damaged series anew and read them again; False if any of them is not whole now."""
     from nbia_pipeline.verify.refetch import mend
     from nbia_pipeline.verify.rehash import read_again, share_of
@@ -144,7 +144,7 @@ class _Teller:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def __call__(self, done: Round) -> None:
+    def __call__(self, done: VerifyRun) -> None:
         if time.monotonic() - self._last < TELL_SECONDS:
             return
         self._last = time.monotonic()
@@ -157,14 +157,14 @@ class _Teller:
         )
 
 
-def _enough(seconds: int | None) -> Callable[[Round], bool]:
+def _enough(seconds: int | None) -> Callable[[VerifyRun], bool]:
     if seconds is None:
         return lambda done: False
     until = clock.utc_now() + timedelta(seconds=seconds)
     return lambda done: clock.utc_now() >= until
 
 
-def _summary(done: Round) -> str:
+def _summary(done: VerifyRun) -> str:
     stopped = "the time is up: " if done.stopped else ""
     return (
         f"{stopped}read {done.checked:,} of {done.wanted:,} series, {done.files:,} files, {size_text(done.bytes)} in "
@@ -172,7 +172,7 @@ def _summary(done: Round) -> str:
     )
 
 
-def _print_damage(damaged: Sequence[Verdict]) -> None:
+def _print_damage(damaged: Sequence[VerifyResult]) -> None:
     for verdict in damaged[:SHOWN]:
         print(f"nbia-pipeline: {verdict}", file=sys.stderr)
     if len(damaged) > SHOWN:

@@ -36,4 +36,4 @@ def failure(e: Exception) -> dg.Failure:
             metadata["endpoint"] = e.endpoint
         if e.status is not None:
             metadata["status"] = e.status
-    return dg.Failure(str(e), metadata=metadata, allow_retries=isinstance(e, ArchiveError) and e.may_pass)
+    return dg.Failure(str(e), metadata=metadata, allow_retries=isinstance(e, ArchiveError) and e.retryable)

@@ -8,13 +8,13 @@ from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 
-CATALOGUE = ("collections", "modalities", "body_parts", "manufacturers")
+CATALOG = ("collections", "modalities", "body_parts", "manufacturers")
 TABLES = ("patients", "studies", "series", "series_changes", "series_metadata")
 IMAGES = ("images",)
 
-CATALOGUE_JOB = "catalogue"
+CATALOG_JOB = "catalogue"
 TABLES_JOB = "tables"
 IMAGES_JOB = "images"
 UPDATE_JOB = "update"
@@ -27,7 +27,7 @@ RANGE_END = "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 
 
-def build_jobs(names: Names) -> list[dg.UnresolvedAssetJobDefinition]:
+def build_jobs(names: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
     """Return the jobs of one archive; each runs the checks of its assets too."""
 
     def job(what: str, assets: Collection[str], description: str) -> dg.UnresolvedAssetJobDefinition:
@@ -42,14 +42,14 @@ def build_jobs(names: Names) -> list[dg.UnresolvedAssetJobDefinition]:
     # Dagster says so at every load, when it resolves the job.
     warnings.filterwarnings("ignore", message=f"Asset job {names.of(UPDATE_JOB)} materializes assets with varying")
     return [
-        job(CATALOGUE_JOB, CATALOGUE, "The tables of the whole archive; registers new collections as partitions."),
+        job(CATALOG_JOB, CATALOG, "The tables of the whole archive; registers new collections as partitions."),
         job(TABLES_JOB, TABLES, "Patients, studies, series, their changes and metadata, of collections."),
         job(IMAGES_JOB, IMAGES, "The image files of a collection, verified."),
         job(UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files."),
     ]
 
 
-def images_config(names: Names, **bounds: Any) -> dict[str, Any]:
+def images_config(names: Naming, **bounds: Any) -> dict[str, Any]:
     """Return the run config of a job with images.
 
     Args:

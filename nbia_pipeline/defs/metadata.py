@@ -1,4 +1,4 @@
-"""How tables look in the Dagster UI: the columns of the definition, the figures of a materialisation."""
+"""How tables look in the Dagster UI: the columns of the definition, the figures of a materialization."""
 
 from __future__ import annotations
 

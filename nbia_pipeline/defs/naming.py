@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from nbia_pipeline.defs.partitions import PREFIX, cart_partitions, collection_partitions
-from nbia_pipeline.defs.resources import ArchiveResource, LakeResource
+from nbia_pipeline.defs.resources import LakeResource, NbiaResource
 
 Context = (
     dg.AssetExecutionContext
@@ -20,7 +20,7 @@ Context = (
 
 
 @dataclass(frozen=True)
-class Names:
+class Naming:
     """Names derived from the prefix of an archive.
 
     Attributes:
@@ -60,9 +60,9 @@ class Names:
         """Pool that limits how many steps call the archive at a time, over all processes."""
         return self.of("api")
 
-    def archive_of(self, context: Context) -> ArchiveResource:
+    def archive_of(self, context: Context) -> NbiaResource:
         """Return the archive resource of a running step or tick."""
-        resource: ArchiveResource = getattr(context.resources, self.archive)
+        resource: NbiaResource = getattr(context.resources, self.archive)
         return resource
 
     def lake_of(self, context: Context) -> LakeResource:

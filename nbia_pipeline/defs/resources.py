@@ -16,7 +16,7 @@ from nbia_pipeline.settings import EMBEDDED, GUEST, KNOWN_ARCHIVES, Settings
 _SECRET: dict[str, Any] = {"dagster__is_secret": True}
 
 
-class ArchiveResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+class NbiaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The archive that is mirrored.
 
     Every process logs in for itself, when it makes its first call. The embedded archive is started where no

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
-from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOGUE_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.partitions import contiguous_ranges
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import COLLECTIONS
@@ -24,7 +24,7 @@ Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
 
 def build_schedules(
-    names: Names, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
+    names: Naming, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
 ) -> list[dg.ScheduleDefinition]:
     """Return the schedules of one archive; their times are UTC.
 
@@ -54,11 +54,11 @@ def _checked(variable: str, cron: str, build: Callable[[], dg.ScheduleDefinition
 
 
 def _catalogue(
-    names: Names, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
+    names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
         name=names.of("catalogue"),
-        job=jobs[names.of(CATALOGUE_JOB)],
+        job=jobs[names.of(CATALOG_JOB)],
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
         tags={ARCHIVE_TAG: names.prefix},
@@ -67,7 +67,7 @@ def _catalogue(
 
 
 def _reconcile(
-    names: Names, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
+    names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=names.of("reconcile"),
@@ -91,16 +91,16 @@ def _reconcile(
     return reconcile
 
 
-def _requests(names: Names, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
+def _requests(names: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
     """Yield runs over stretches of listed collections.
 
-    One that is not listed any more cannot be listed whole; materialising `collections` notes that it is gone.
+    One that is not listed any more cannot be listed whole; materializing `collections` notes that it is gone.
     """
     listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
     kept = [c for c in matching(patterns, registered) if c in listed]
     if not listed:
-        yield dg.SkipReason("The table of collections is empty: materialise collections first")
+        yield dg.SkipReason("The table of collections is empty: materialize collections first")
         return
     for i in range(0, len(kept), COLLECTIONS_PER_RUN):
         for first, last in contiguous_ranges(kept[i : i + COLLECTIONS_PER_RUN], registered):

@@ -34,7 +34,7 @@ from nbia_pipeline.changes.cursor import (
 from nbia_pipeline.changes.feed import present_series
 from nbia_pipeline.defs.jobs import (
     ARCHIVE_TAG,
-    CATALOGUE_JOB,
+    CATALOG_JOB,
     IMAGES_JOB,
     PARTITION,
     TABLES_JOB,
@@ -42,7 +42,7 @@ from nbia_pipeline.defs.jobs import (
     build_jobs,
     images_config,
 )
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import current_receipts
 from nbia_pipeline.mirror.plan import make_plan
@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 
 def build_sensors(
-    names: Names, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
+    names: Naming, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
 ) -> list[dg.SensorDefinition]:
     """Return the sensors of one archive.
 
@@ -89,11 +89,11 @@ def build_sensors(
 
 
 def _updated_series(
-    names: Names, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("updated_series"),
-        jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOGUE_JOB)],
+        jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOG_JOB)],
         minimum_interval_seconds=seconds,
         required_resource_keys={names.archive},
         description=(
@@ -111,7 +111,7 @@ def _updated_series(
     return updated_series
 
 
-def _look_for_news(names: Names, context: dg.SensorEvaluationContext) -> Tick:
+def _look_for_news(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
     archive = names.archive_of(context)
     now = clock.utc_now()
     today = now.date()
@@ -136,7 +136,7 @@ def _look_for_news(names: Names, context: dg.SensorEvaluationContext) -> Tick:
 
 
 def _requests(
-    names: Names, context: dg.SensorEvaluationContext, settings: Settings, news: Mapping[str, str], cursor: str
+    names: Naming, context: dg.SensorEvaluationContext, settings: Settings, news: Mapping[str, str], cursor: str
 ) -> dg.SensorResult | None:
     """Return one run for each kept collection with news, and the partitions of those that are new."""
     registered = context.instance.get_dynamic_partitions(str(names.partitions.name))
@@ -151,7 +151,7 @@ def _requests(
     if added:
         # The table of collections shall have them too: until then they would count as not listed.
         key = f"collections:{_short(added, cursor)}"
-        runs.append(dg.RunRequest(run_key=key, job_name=names.of(CATALOGUE_JOB), tags={ARCHIVE_TAG: names.prefix}))
+        runs.append(dg.RunRequest(run_key=key, job_name=names.of(CATALOG_JOB), tags={ARCHIVE_TAG: names.prefix}))
     return dg.SensorResult(
         run_requests=runs,
         dynamic_partitions_requests=[names.partitions.build_add_request(added)] if added else [],
@@ -159,7 +159,7 @@ def _requests(
     )
 
 
-def _run(names: Names, settings: Settings, collection: str, news: str) -> dg.RunRequest:
+def _run(names: Naming, settings: Settings, collection: str, news: str) -> dg.RunRequest:
     mirrored = settings.mirrors_images_of(collection)
     return dg.RunRequest(
         run_key=f"{collection}:{news}",
@@ -183,7 +183,7 @@ def _started(found: Mapping[Bucket, str], since: date) -> str:
     known = f"what {_collections(c for c, _ in found)} released after {since} counts as known"
     return (
         f"Started: {known if found else f'nothing was released after {since}'}; what comes from now on is news. If the "
-        "lake does not have the tables yet, materialise them once by hand. To start from an earlier day, set the "
+        "lake does not have the tables yet, materialize them once by hand. To start from an earlier day, set the "
         "cursor to it, like 2026-01-01"
     )
 
@@ -248,7 +248,7 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 def _image_backlog(
-    names: Names, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("image_backlog"),
@@ -270,7 +270,7 @@ def _image_backlog(
     return image_backlog
 
 
-def _look_for_backlog(names: Names, context: dg.SensorEvaluationContext) -> Tick:
+def _look_for_backlog(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
     settings = names.archive_of(context).settings()
     lake = names.lake_of(context).open(write=False)
     registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
@@ -307,7 +307,7 @@ def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
     return make_plan(series, current_receipts(lake, collection, series), retry=False).todo
 
 
-def collections_in_progress(names: Names, instance: dg.DagsterInstance) -> set[str]:
+def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[str]:
     """Return the collections for which a run with images waits or goes on, whoever asked for it."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
     with_images = (names.of(IMAGES_JOB), names.of(UPDATE_JOB))

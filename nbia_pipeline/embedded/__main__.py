@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.options import add_archive_options
 from nbia_pipeline.embedded.server.run import serve
 
@@ -22,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words of the command line; None takes the process's own.
     """
     options = _parser().parse_args(arguments)
-    catalogue = _catalogue(options.catalog, options.scale)
+    catalog = _catalogue(options.catalog, options.scale)
     record: Path | None = options.record
     doors: dict[str, str] = {}
     # The server has stopped in good order by the time the interrupt arrives here.
     with contextlib.suppress(KeyboardInterrupt):
         serve(
-            catalogue,
+            catalog,
             options.host,
             options.port,
             ready=lambda url: _announce(url, doors),
@@ -64,15 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _catalogue(name: str, scale: int) -> Catalogue:
+def _catalogue(name: str, scale: int) -> Catalog:
     """Return a catalogue by name; what the others need is not imported."""
     if name == "idc":
-        from nbia_pipeline.embedded.demo.idc import idc_catalogue
+        from nbia_pipeline.embedded.demo.idc import idc_catalog
 
-        return idc_catalogue()
-    from nbia_pipeline.embedded.demo.catalog import demo_catalogue
+        return idc_catalog()
+    from nbia_pipeline.embedded.demo.catalog import demo_catalog
 
-    return demo_catalogue(scale)
+    return demo_catalog(scale)
 
 
 def _write_record(path: Path, url: str, lifeline_port: int, doors: dict[str, str]) -> None:

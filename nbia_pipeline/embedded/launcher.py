@@ -61,7 +61,7 @@ _servers: list[subprocess.Popen[bytes]] = []
 _threads = threading.Lock()
 
 
-def ensure_running(catalogue: str = "demo", **options: Option) -> str:
+def ensure_running(catalog: str = "demo", **options: Option) -> str:
     """Return the base URL of the embedded archive that all processes of this user share.
 
     Starts it if it does not run. It stays up for as long as this process, or any other that called this,
@@ -77,7 +77,7 @@ def ensure_running(catalogue: str = "demo", **options: Option) -> str:
     Raises:
         EmbeddedArchiveError: if the server ends while it starts, or takes too long; with the end of its log.
     """
-    key = _key(catalogue, options)
+    key = _key(catalog, options)
     with _threads:
         held = _held.get(key)
         if held is not None and held.pid == os.getpid() and _alive(held.line):
@@ -88,13 +88,13 @@ def ensure_running(catalogue: str = "demo", **options: Option) -> str:
         directory = state_directory()
         with filelock.FileLock(directory / f"{key}.lock"):
             record = directory / f"{key}.json"
-            held = _join(record) or _start(record, catalogue, options)
+            held = _join(record) or _start(record, catalog, options)
         _held[key] = held
         return held.url
 
 
 @contextlib.contextmanager
-def own_archive(catalogue: str = "demo", **options: Option) -> Iterator[tuple[str, str | None]]:
+def own_archive(catalog: str = "demo", **options: Option) -> Iterator[tuple[str, str | None]]:
     """Run an embedded archive that nobody else shares, as a process of its own, until the end of the block.
 
     It ends with this process too, however that ends.
@@ -112,7 +112,7 @@ def own_archive(catalogue: str = "demo", **options: Option) -> Iterator[tuple[st
     with tempfile.TemporaryDirectory(prefix="nbia-pipeline-") as directory:
         record = Path(directory) / "archive.json"
         with _threads:
-            held = _start(record, catalogue, {"linger": _OWN_LINGER, **options})
+            held = _start(record, catalog, {"linger": _OWN_LINGER, **options})
             server = _servers.pop()
         try:
             facts = json.loads(record.read_text(encoding="utf-8"))
@@ -145,8 +145,8 @@ def state_directory() -> Path:
     return directory
 
 
-def _key(catalogue: str, options: dict[str, Option]) -> str:
-    text = json.dumps([__version__, catalogue, sorted(options.items())])
+def _key(catalog: str, options: dict[str, Option]) -> str:
+    text = json.dumps([__version__, catalog, sorted(options.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -197,7 +197,7 @@ def _answers(url: str) -> bool:
         connection.close()
 
 
-def _start(record: Path, catalogue: str, options: dict[str, Option]) -> _Held:
+def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Held:
     """Start a server and take hold of it; the caller holds the lock."""
     _servers[:] = [server for server in _servers if server.poll() is None]
     record.unlink(missing_ok=True)
@@ -206,7 +206,7 @@ def _start(record: Path, catalogue: str, options: dict[str, Option]) -> _Held:
         server = subprocess.Popen(  # noqa: S603 - our own module, arguments are not a shell's
             [
                 *(sys.executable, "-m", "nbia_pipeline.embedded"),
-                *("--catalog", catalogue, "--record", str(record)),
+                *("--catalog", catalog, "--record", str(record)),
                 *_words(options),
             ],
             stdin=subprocess.DEVNULL,

@@ -46,8 +46,8 @@ def nbia_archive(nbia_archive_options: Mapping[str, str | int | float | bool]) -
     from nbia_pipeline.embedded.launcher import own_archive
 
     options = dict(nbia_archive_options)
-    catalogue = str(options.pop("catalogue", "demo"))
-    with own_archive(catalogue, **{"control_port": 0, **options}) as (url, control_url):
+    catalog = str(options.pop("catalogue", "demo"))
+    with own_archive(catalog, **{"control_port": 0, **options}) as (url, control_url):
         yield NbiaArchive(url, Control(str(control_url)))
 
 

@@ -102,7 +102,7 @@ class Lake:
         data: pa.Table,
         collection: str | None = None,
         *,
-        facts: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
         may_empty: bool = False,
     ) -> int:
         """Replace a table, or one collection of it, and return the size of the file in bytes.
@@ -114,7 +114,7 @@ class Lake:
             table: which one; `data` must have its columns and types.
             data: the rows.
             collection: the partition, None for an unpartitioned table.
-            facts: what is true of the file as a whole, for :meth:`read_facts`; kept in its Parquet metadata.
+            facts: what is true of the file as a whole, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never on the word of an answer.
 
         Raises:
@@ -128,8 +128,8 @@ class Lake:
         stored = data.cast(table.schema)
         if collection is not None:
             stored = stored.drop_columns([PARTITION])
-        if facts:
-            stored = parquet.with_facts(stored, facts)
+        if properties:
+            stored = parquet.with_properties(stored, properties)
         pq.write_table(stored, sink, compression=parquet.COMPRESSION, row_group_size=parquet.ROW_GROUP_ROWS)
         buffer = sink.getvalue()
         self.put_bytes(path, buffer)
@@ -183,14 +183,14 @@ class Lake:
                 staged.replace(self.local / path)
         return rows
 
-    def read_facts(self, table: Table, collection: str | None = None) -> dict[str, str]:
+    def read_properties(self, table: Table, collection: str | None = None) -> dict[str, str]:
         """Return what :meth:`write_table` was told about the file as a whole; nothing where there is no file."""
         path = table_path(table.name, collection)
         with self.told(f"read {path}"):
             if not self._fs.exists(self._full(path)):
                 return {}
             with self._fs.open(self._full(path), "rb") as file:
-                return parquet.facts_of(file)
+                return parquet.properties_of(file)
 
     def read_rows(
         self, table: Table, collection: str, column: str, values: Collection[str], columns: list[str]

@@ -70,7 +70,7 @@ def instance_name(sop_instance_uid: str) -> str:
     return f"{encode(sop_instance_uid)}.dcm"
 
 
-def licence_path(collection: str, licence: str | None, digest: str = "") -> str:
+def license_path(collection: str, license: str | None, digest: str = "") -> str:
     """Return the path of the text of a licence, beside the patients of its collection.
 
     :func:`encode` never makes a ``~``, so that no PatientID can have this name.
@@ -80,5 +80,5 @@ def licence_path(collection: str, licence: str | None, digest: str = "") -> str:
         licence: LicenseName, None or empty where there is none.
         digest: what tells two licences of one name apart; none for the first.
     """
-    parts = ["LICENSE", encode(licence or "unnamed")[:LICENCE_NAME_CHARACTERS], *([digest] if digest else [])]
+    parts = ["LICENSE", encode(license or "unnamed")[:LICENCE_NAME_CHARACTERS], *([digest] if digest else [])]
     return f"{collection_path(collection)}/{'~'.join(parts)}.txt"

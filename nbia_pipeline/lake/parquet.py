@@ -74,13 +74,13 @@ def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(gathered)
 
 
-def with_facts(table: pa.Table, facts: Mapping[str, str]) -> pa.Table:
+def with_properties(table: pa.Table, properties: Mapping[str, str]) -> pa.Table:
     """Return a table whose file will hold `facts`; its rows and columns are the same."""
-    added = {_FACT + name.encode(): value.encode() for name, value in facts.items()}
+    added = {_FACT + name.encode(): value.encode() for name, value in properties.items()}
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **added})
 
 
-def facts_of(file: Any) -> dict[str, str]:
+def properties_of(file: Any) -> dict[str, str]:
     """Return the facts that an open file holds."""
     metadata = pq.read_schema(file).metadata or {}
     return {n.removeprefix(_FACT).decode(): v.decode() for n, v in metadata.items() if n.startswith(_FACT)}

@@ -37,13 +37,13 @@ __all__ = [
     "MD5",
     "Receipt",
     "already_there",
+    "commit",
     "current_receipts",
     "failed_refreshes",
     "has_failed",
     "mark_failed",
     "note_failure",
     "publish_series",
-    "settle",
     "staged_by_journal",
 ]
 
@@ -87,7 +87,7 @@ def note_failure(lake: Lake, receipt: Receipt) -> None:
         _note(lake, receipt, staged=None)
 
 
-def settle(
+def commit(
     lake: Lake,
     collection: str,
     series: pa.Table,
@@ -132,7 +132,7 @@ def settle(
 
 
 def current_receipts(lake: Lake, collection: str, series: pa.Table) -> pa.Table:
-    """Return the receipts as :func:`settle` would, and change nothing."""
+    """Return the receipts as :func:`commit` would, and change nothing."""
     table = lake.read_table(IMAGE_SERIES, collection)
     for entries in _slices(lake, collection):
         table = with_receipts(table, _receipts(entries))

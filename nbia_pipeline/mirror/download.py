@@ -11,10 +11,10 @@ from pathlib import Path
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import Receipt, note_failure, publish_series
-from nbia_pipeline.mirror.repair import Proven, expect_same_set, mend, prove_without_digests
+from nbia_pipeline.mirror.repair import Verified, expect_same_set, mend, prove_without_digests
 from nbia_pipeline.mirror.series import WantedSeries, same_content, wanted_series
 from nbia_pipeline.mirror.streams import Streams
-from nbia_pipeline.mirror.unpack import Bounds, NotProven, unpack
+from nbia_pipeline.mirror.unpack import Bounds, NotVerified, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ IN_A_ROW = 3
 UNKNOWN_BYTES = 1 << 36
 
 
-class NoImages(NotProven):
+class NoImages(NotVerified):
     """A zip in good order without an image."""
 
 
@@ -121,7 +121,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
                         _expect_not_replaced(client, wanted)
                     if sum(i.Size for i in proven.instances) != wanted.FileSize:
                         wanted = _as_listed_now(client, wanted)
-            except NotProven as e:
+            except NotVerified as e:
                 reason = str(e)
                 empty += isinstance(e, NoImages)
                 log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
@@ -139,7 +139,7 @@ def _failed(lake: Lake, receipt: Receipt) -> Receipt:
     return receipt
 
 
-def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Proven:
+def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Verified:
     """Download a series once, and prove it.
 
     Args:
@@ -195,4 +195,4 @@ def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:
     """
     now = _listed_now(client, wanted)
     if now is None or not same_content(now, asdict(wanted)):
-        raise NotProven("single instances were fetched, and meanwhile the archive hid or replaced the series")
+        raise NotVerified("single instances were fetched, and meanwhile the archive hid or replaced the series")

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from nbia_pipeline.archive import ArchiveError, BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import licence_path
-from nbia_pipeline.mirror.zip_stream import NotWhole, stream_entries
-from nbia_pipeline.schema.tables import LICENCES
+from nbia_pipeline.lake.layout import license_path
+from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
+from nbia_pipeline.schema.tables import LICENSES
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _FACTS = ["SeriesInstanceUID", "FileSize", "ImageCount"]
 
 
 @dataclass(frozen=True, order=True)
-class Licence:
+class License:
     """A licence as series name it; empty where they name none, which sorts where None would not."""
 
     name: str
@@ -41,7 +41,7 @@ class Licence:
         return " ".join(part for part in (self.name, f"<{self.uri}>" if self.uri else "") if part) or "no licence"
 
 
-def keep_licences(client: NbiaClient, lake: Lake, collection: str, series: pa.Table) -> pa.Table:
+def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Table) -> pa.Table:
     """Make sure that the text of every licence of a collection is in the lake, and return its table of licences.
 
     A text that is there is not asked for again. One that the archive does not serve is null in the table, is told
@@ -57,21 +57,21 @@ def keep_licences(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
         ArchiveError: the archive cannot be reached or refuses the account.
         LakeError: the lake cannot be written.
     """
-    before = lake.read_table(LICENCES, collection)
+    before = lake.read_table(LICENSES, collection)
     rows = {_licence_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
-    for licence, listed in _series_by_licence(series).items():
-        row = rows.setdefault(licence, _row(collection, listed[0]))
+    for license, listed in _series_by_licence(series).items():
+        row = rows.setdefault(license, _row(collection, listed[0]))
         row["SeriesCount"] = len(listed)
         if row["LicenseText"] is None:
-            row["LicenseText"] = _ask(client, collection, licence, listed)
+            row["LicenseText"] = _ask(client, collection, license, listed)
     _write_files(lake, collection, rows)
-    table = pa.Table.from_pylist([rows[licence] for licence in sorted(rows)], schema=LICENCES.schema)
+    table = pa.Table.from_pylist([rows[license] for license in sorted(rows)], schema=LICENSES.schema)
     if not table.equals(before):
-        lake.write_table(LICENCES, table, collection)
+        lake.write_table(LICENSES, table, collection)
     return table
 
 
-def read_licence(chunks: Iterator[bytes]) -> str | None:
+def read_license(chunks: Iterator[bytes]) -> str | None:
     """Return the text of the licence that begins a zip of getImage; nothing after it is read.
 
     Args:
@@ -92,14 +92,14 @@ def read_licence(chunks: Iterator[bytes]) -> str | None:
             text += piece
             if len(text) > MOST_BYTES:
                 raise BadAnswer(f"the LICENSE is longer than {MOST_BYTES:,} bytes")
-    except NotWhole as e:
+    except InvalidZip as e:
         raise BadAnswer(f"no LICENSE can be read: {e}") from e
     return _decoded(bytes(text)).strip() or None
 
 
-def _series_by_licence(series: pa.Table) -> dict[Licence, list[dict[str, Any]]]:
+def _series_by_licence(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
     """Return the rows of the series by licence, the smallest with images first."""
-    found: dict[Licence, list[dict[str, Any]]] = {}
+    found: dict[License, list[dict[str, Any]]] = {}
     for row in series.select([*_FACTS, "LicenseName", "LicenseURI"]).to_pylist():
         found.setdefault(_licence_of(row), []).append(row)
     for rows in found.values():
@@ -111,8 +111,8 @@ def _size(row: dict[str, Any]) -> tuple[bool, bool, int, str]:
     return row["ImageCount"] == 0, row["FileSize"] is None, row["FileSize"] or 0, row["SeriesInstanceUID"]
 
 
-def _licence_of(row: dict[str, Any]) -> Licence:
-    return Licence(row["LicenseName"] or "", row["LicenseURI"] or "")
+def _licence_of(row: dict[str, Any]) -> License:
+    return License(row["LicenseName"] or "", row["LicenseURI"] or "")
 
 
 def _row(collection: str, named: dict[str, Any]) -> dict[str, Any]:
@@ -120,12 +120,12 @@ def _row(collection: str, named: dict[str, Any]) -> dict[str, Any]:
     return {"Collection": collection, **known, "LicenseText": None, "Path": None}
 
 
-def _ask(client: NbiaClient, collection: str, licence: Licence, listed: list[dict[str, Any]]) -> str | None:
+def _ask(client: NbiaClient, collection: str, license: License, listed: list[dict[str, Any]]) -> str | None:
     """Ask for the text of a licence; what the archive answers instead is told in the log."""
     why = ""
     for row in listed[:SERIES_ASKED]:
         try:
-            text = client.image(row["SeriesInstanceUID"], read_licence)
+            text = client.image(row["SeriesInstanceUID"], read_license)
         except (NotAvailable, BadAnswer) as e:
             why = str(e)
             continue
@@ -138,32 +138,32 @@ def _ask(client: NbiaClient, collection: str, licence: Licence, listed: list[dic
             return text
         why = "its LICENSE is empty"
         break  # server: no text is configured, for any series
-    log.warning("%s: the archive serves no text of %s (%s); the next run asks again", collection, licence, why)
+    log.warning("%s: the archive serves no text of %s (%s); the next run asks again", collection, license, why)
     return None
 
 
-def _write_files(lake: Lake, collection: str, rows: dict[Licence, dict[str, Any]]) -> None:
+def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]]) -> None:
     """Put each text where its row says; a file that was removed is written again."""
     taken = {row["Path"] for row in rows.values() if row["Path"]}
-    for licence in sorted(rows):
-        row = rows[licence]
+    for license in sorted(rows):
+        row = rows[license]
         if row["LicenseText"] is None:
             continue
         if row["Path"] is None:
-            row["Path"] = _free_path(collection, licence, taken)
+            row["Path"] = _free_path(collection, license, taken)
             taken.add(row["Path"])
         text = row["LicenseText"].encode()
         if lake.size(row["Path"]) != len(text):
             lake.put_bytes(row["Path"], text)
 
 
-def _free_path(collection: str, licence: Licence, taken: set[str]) -> str:
+def _free_path(collection: str, license: License, taken: set[str]) -> str:
     """Return the path of a licence; where two share a name, their addresses tell them apart."""
-    path = licence_path(collection, licence.name)
+    path = license_path(collection, license.name)
     if path not in taken:
         return path
-    digest = hashlib.md5(f"{licence.name}\n{licence.uri}".encode(), usedforsecurity=False).hexdigest()
-    return licence_path(collection, licence.name, digest[:8])
+    digest = hashlib.md5(f"{license.name}\n{license.uri}".encode(), usedforsecurity=False).hexdigest()
+    return license_path(collection, license.name, digest[:8])
 
 
 def _decoded(text: bytes) -> str:

@@ -20,7 +20,7 @@ from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.changes.feed import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import encode
-from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
 
@@ -53,7 +53,7 @@ def mark_withdrawn(lake: Lake, collection: str) -> None:
     held = set(receipts[UID].to_pylist())
     marked = set(receipts.filter(pc.equal(receipts["Status"], WITHDRAWN))[UID].to_pylist())
     if held & withdrawn != marked:
-        settle(lake, collection, present_series(lake, collection), withdrawn=withdrawn, clear_mark=False)
+        commit(lake, collection, present_series(lake, collection), withdrawn=withdrawn, clear_mark=False)
 
 
 def prunable(lake: Lake, collection: str) -> Prunable | None:

@@ -9,7 +9,7 @@ from typing import Any
 from nbia_pipeline import clock
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.mirror.series import WantedSeries
-from nbia_pipeline.mirror.unpack import ProvenInstance, series_md5
+from nbia_pipeline.mirror.unpack import VerifiedInstance, series_md5
 from nbia_pipeline.schema.status import COMPLETE
 
 MD5 = "md5"
@@ -34,7 +34,7 @@ class Receipt:
     wanted: WantedSeries
     status: str
     attempts: int
-    instances: list[ProvenInstance] = field(default_factory=list)
+    instances: list[VerifiedInstance] = field(default_factory=list)
     reason: str | None = None
     healed: int = 0
     proof: str = MD5
@@ -76,7 +76,7 @@ class Receipt:
             **{
                 **values,
                 "wanted": WantedSeries.from_json(values["wanted"]),
-                "instances": [ProvenInstance(**i) for i in values["instances"]],
+                "instances": [VerifiedInstance(**i) for i in values["instances"]],
                 "fetched_at": datetime.fromisoformat(values["fetched_at"]),
             }
         )

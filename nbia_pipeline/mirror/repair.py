@@ -10,7 +10,7 @@ from pathlib import Path
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient, NotAvailable
 from nbia_pipeline.mirror.commit import COUNT_AND_SIZE, MD5
 from nbia_pipeline.mirror.series import WantedSeries
-from nbia_pipeline.mirror.unpack import NotProven, ProvenInstance, Unpacked, series_md5, take_single
+from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, VerifiedInstance, series_md5, take_single
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ WORTH_MENDING = 0.5
 
 
 @dataclass(frozen=True)
-class Proven:
+class Verified:
     """A series whose every instance is proven.
 
     Attributes:
@@ -28,7 +28,7 @@ class Proven:
         proof: ``md5``, or ``count+size`` where the archive holds no digest of some instance.
     """
 
-    instances: list[ProvenInstance]
+    instances: list[VerifiedInstance]
     healed: int
     proof: str
 
@@ -37,12 +37,12 @@ def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[s
     """Make sure that zip, list and table speak of the same instances; what the zip lacks can be mended.
 
     Raises:
-        NotProven: the zip holds an instance that getSOPInstanceUIDs does not list, or the list and the table have
+        NotVerified: the zip holds an instance that getSOPInstanceUIDs does not list, or the list and the table have
             different counts.
     """
     strange = set(unpacked.instances) - set(listed)
     if strange or (wanted.ImageCount is not None and len(set(listed)) != wanted.ImageCount):
-        raise NotProven(
+        raise NotVerified(
             f"the archive contradicts itself: getSeries counts {wanted.ImageCount} instances, getSOPInstanceUIDs lists "
             f"{len(set(listed))}, the zip holds {len(unpacked.instances)}, of which {len(strange)} are not listed"
             f"{_faults(unpacked)}"
@@ -57,7 +57,7 @@ def mend(
     files: Path,
     *,
     whatever_it_takes: bool,
-) -> Proven:
+) -> Verified:
     """Prove every listed instance: by the zip's list of digests, else one by one.
 
     An instance that the zip lacks, or whose digest is wrong, is fetched with getSingleImage and compared with
@@ -72,13 +72,13 @@ def mend(
         whatever_it_takes: mend also what another download would mend with fewer calls.
 
     Raises:
-        NotProven: an instance cannot be had or proven, or too much is missing.
+        NotVerified: an instance cannot be had or proven, or too much is missing.
         NotAvailable: the archive refuses the series meanwhile.
     """
     proven = unpacked.proven()
     open_ones = [uid for uid in listed if uid not in proven]
     if len(open_ones) > WORTH_MENDING * len(listed) and not whatever_it_takes:
-        raise NotProven(f"{_shortage(unpacked, listed)}{_faults(unpacked)}")
+        raise NotVerified(f"{_shortage(unpacked, listed)}{_faults(unpacked)}")
     healed, undigested = 0, 0
     # What is missing comes first: if the archive cannot send it, the rest need not be asked for.
     for uid in sorted(open_ones, key=lambda uid: uid in unpacked.instances):
@@ -90,22 +90,22 @@ def mend(
         if expected is None:
             undigested += 1
         elif expected != instance.MD5:
-            raise NotProven(f"instance {uid} has MD5 {instance.MD5} also by itself, the archive holds {expected}")
+            raise NotVerified(f"instance {uid} has MD5 {instance.MD5} also by itself, the archive holds {expected}")
         proven[uid] = instance
     if undigested:
         _expect_size(wanted, proven.values())
-    return Proven(_in_order(proven.values()), healed, COUNT_AND_SIZE if undigested else MD5)
+    return Verified(_in_order(proven.values()), healed, COUNT_AND_SIZE if undigested else MD5)
 
 
 def prove_without_digests(
     client: NbiaClient, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], files: Path
-) -> Proven:
+) -> Verified:
     """Prove what getImage sent, which has no list of digests: by the set of instances and their total size.
 
     The digest that getMD5Hierarchy holds of the series is a better proof, where it is the same.
 
     Raises:
-        NotProven: an instance cannot be had, or the total is not FileSize.
+        NotVerified: an instance cannot be had, or the total is not FileSize.
         NotAvailable: the archive refuses the series meanwhile.
     """
     instances = dict(unpacked.instances)
@@ -113,9 +113,9 @@ def prove_without_digests(
     for uid in missing:
         instances[uid] = _single(client, wanted, uid, files)
     if _digest_of_all(client, wanted.SeriesInstanceUID) == series_md5([i.MD5 for i in instances.values()]):
-        return Proven(_in_order(instances.values()), len(missing), MD5)
+        return Verified(_in_order(instances.values()), len(missing), MD5)
     _expect_size(wanted, instances.values())
-    return Proven(_in_order(instances.values()), len(missing), COUNT_AND_SIZE)
+    return Verified(_in_order(instances.values()), len(missing), COUNT_AND_SIZE)
 
 
 def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
@@ -132,7 +132,7 @@ def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
         return None
 
 
-def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> ProvenInstance:
+def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> VerifiedInstance:
     series = wanted.SeriesInstanceUID
     most = wanted.FileSize if wanted.FileSize is not None else 1 << 36
     try:
@@ -141,19 +141,19 @@ def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> 
         if e.status != 500:
             raise
         # Server: how it says that the file is not on its disk.
-        raise NotProven(f"instance {uid} is not in the zip, and the archive cannot send it by itself: {e}") from e
+        raise NotVerified(f"instance {uid} is not in the zip, and the archive cannot send it by itself: {e}") from e
 
 
-def _expect_size(wanted: WantedSeries, instances: Iterable[ProvenInstance]) -> None:
+def _expect_size(wanted: WantedSeries, instances: Iterable[VerifiedInstance]) -> None:
     size = sum(i.Size for i in instances)
     if size != wanted.FileSize:
-        raise NotProven(
+        raise NotVerified(
             f"the archive holds no digest of some instances, and the files have {size} bytes where getSeries says "
             f"{wanted.FileSize}"
         )
 
 
-def _in_order(instances: Iterable[ProvenInstance]) -> list[ProvenInstance]:
+def _in_order(instances: Iterable[VerifiedInstance]) -> list[VerifiedInstance]:
     return sorted(instances, key=lambda i: (i.InstanceNumber or 0, i.SOPInstanceUID))
 
 

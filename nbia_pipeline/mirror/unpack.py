@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nbia_pipeline.lake.layout import instance_name
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
-from nbia_pipeline.mirror.zip_stream import Entry, NotWhole, stream_entries
+from nbia_pipeline.mirror.zip_stream import Entry, InvalidZip, stream_entries
 
 MD5_LIST = "md5hashes.csv"
 LICENSE = "LICENSE"
@@ -26,16 +26,16 @@ LIST_BYTES = 64 << 20
 _UNPACKING = "unpacking"
 
 
-class NotProven(Exception):
+class NotVerified(Exception):
     """The download is not the whole series; the text says what is wrong with it."""
 
 
-class Hostile(NotProven):
+class UnsafeZip(NotVerified):
     """The zip tries what no archive would: a name that is a path, more than was announced."""
 
 
 @dataclass(frozen=True)
-class ProvenInstance:
+class VerifiedInstance:
     """One verified file of a series.
 
     Attributes:
@@ -64,12 +64,12 @@ class Unpacked:
         faults: what was thrown away, one sentence each.
     """
 
-    instances: dict[str, ProvenInstance] = field(default_factory=dict)
+    instances: dict[str, VerifiedInstance] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] | None = None
     faults: list[str] = field(default_factory=list)
 
-    def proven(self) -> dict[str, ProvenInstance]:
+    def proven(self) -> dict[str, VerifiedInstance]:
         """Return the files whose MD5 is the one that the zip lists."""
         digests = self.digests or {}
         return {uid: i for uid, i in self.instances.items() if digests.get(self.names[uid]) == i.MD5}
@@ -106,7 +106,7 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: Bound
         bounds: what it may unpack to.
 
     Raises:
-        NotProven: the stream is no whole zip, or its list of digests is unreadable.
+        NotVerified: the stream is no whole zip, or its list of digests is unreadable.
         Hostile: a name is a path or stands twice, or there is more than `bounds` allow.
         OSError: the disk cannot be written.
     """
@@ -119,19 +119,19 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: Bound
             _expect_plain_name(entry.name, seen)
             seen.add(entry.name)
             if len(seen) > bounds.files:
-                raise Hostile(f"the zip holds more than {bounds.files} files, far more than the archive announced")
+                raise UnsafeZip(f"the zip holds more than {bounds.files} files, far more than the archive announced")
             if entry.name == MD5_LIST:
                 found.digests = _listed_digests(_all_of(entry, LIST_BYTES))
             elif entry.name == LICENSE:
                 _all_of(entry, LIST_BYTES)
             else:
                 left -= _take(entry, target, series_uid, left, found)
-    except NotWhole as e:
-        raise NotProven(f"the zip is not whole: {e}") from e
+    except InvalidZip as e:
+        raise NotVerified(f"the zip is not whole: {e}") from e
     return found
 
 
-def take_single(chunks: Iterable[bytes], target: Path, series_uid: str, sop_uid: str, most: int) -> ProvenInstance:
+def take_single(chunks: Iterable[bytes], target: Path, series_uid: str, sop_uid: str, most: int) -> VerifiedInstance:
     """Write one file as getSingleImage sends it; a file of that name is replaced.
 
     Args:
@@ -142,13 +142,13 @@ def take_single(chunks: Iterable[bytes], target: Path, series_uid: str, sop_uid:
         most: bytes that it may have.
 
     Raises:
-        NotProven: it is not that instance.
+        NotVerified: it is not that instance.
         Hostile: it is longer than `most`.
     """
     instance = _store(_bounded(chunks, most), target, series_uid)
     if instance.SOPInstanceUID != sop_uid:
         (target / instance_name(instance.SOPInstanceUID)).unlink()
-        raise NotProven(f"asked for instance {sop_uid}, the archive sent {instance.SOPInstanceUID}")
+        raise NotVerified(f"asked for instance {sop_uid}, the archive sent {instance.SOPInstanceUID}")
     return instance
 
 
@@ -169,9 +169,9 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
 
     try:
         instance = _store(counted(), target, series_uid, taken=found.instances)
-    except Hostile:
+    except UnsafeZip:
         raise
-    except NotProven as e:
+    except NotVerified as e:
         for _ in counted():  # so that a thrown away file counts as well
             pass
         found.faults.append(f"{entry.name}: {e}")
@@ -186,8 +186,8 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
 
 
 def _store(
-    pieces: Iterable[bytes], target: Path, series_uid: str, taken: dict[str, ProvenInstance] | None = None
-) -> ProvenInstance:
+    pieces: Iterable[bytes], target: Path, series_uid: str, taken: dict[str, VerifiedInstance] | None = None
+) -> VerifiedInstance:
     """Write a file under its SOPInstanceUID while hashing it; nothing of it stays if it is refused."""
     digest = hashlib.md5(usedforsecurity=False)
     held: list[bytes] = []
@@ -206,19 +206,19 @@ def _store(
         whole = large if size > IN_MEMORY_BYTES else b"".join(held)
         header = read_header(whole)
         if header.SeriesInstanceUID != series_uid:
-            raise NotProven(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
+            raise NotVerified(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
         if taken and header.SOPInstanceUID in taken:
-            raise Hostile(f"instance {header.SOPInstanceUID} is in the zip twice")
+            raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
         place = target / instance_name(header.SOPInstanceUID)
         if isinstance(whole, bytes):
             place.write_bytes(whole)
         else:
             large.replace(place)
     except NotDicom as e:
-        raise NotProven(str(e)) from e
+        raise NotVerified(str(e)) from e
     finally:
         large.unlink(missing_ok=True)
-    return ProvenInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest.hexdigest())
+    return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest.hexdigest())
 
 
 def _spill(held: list[bytes], rest: Iterator[bytes], large: Path, digest: hashlib._Hash) -> int:
@@ -238,7 +238,7 @@ def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:
     for piece in pieces:
         size += len(piece)
         if size > most:
-            raise Hostile("there is more in the download than the archive announced")
+            raise UnsafeZip("there is more in the download than the archive announced")
         yield piece
 
 
@@ -248,15 +248,15 @@ def _all_of(entry: Entry, most: int) -> bytes:
 
 def _expect_plain_name(name: str, seen: set[str]) -> None:
     if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
-        raise Hostile(f"the zip holds a name that is a path: {name[:100]!r}")
+        raise UnsafeZip(f"the zip holds a name that is a path: {name[:100]!r}")
     if name in seen:
-        raise Hostile(f"the zip holds the name {name[:100]!r} twice")
+        raise UnsafeZip(f"the zip holds the name {name[:100]!r} twice")
 
 
 def _listed_digests(text: bytes) -> dict[str, str]:
     rows = list(csv.reader(io.StringIO(text.decode("utf-8", "replace"))))
     if not rows or rows[0] != ["Filename", "MD5Hash"] or any(len(r) != 2 for r in rows):
-        raise NotProven(f"{MD5_LIST} is not a list of names and digests")
+        raise NotVerified(f"{MD5_LIST} is not a list of names and digests")
     return {name: digest.strip().lower() for name, digest in rows[1:]}
 
 

@@ -34,7 +34,7 @@ _FULL = 0xFFFFFFFF
 _WIDE_SIZES = 1  # id of the extra field with 64-bit sizes
 
 
-class NotWhole(Exception):
+class InvalidZip(Exception):
     """The stream is no zip, or not all of one; the text says what is wrong."""
 
 
@@ -63,7 +63,7 @@ def stream_entries(chunks: Iterable[bytes]) -> Iterator[Entry]:
         chunks: the bytes of the zip, cut anywhere.
 
     Raises:
-        NotWhole: the bytes are no zip, or end before its directory does, or the directory tells of other
+        InvalidZip: the bytes are no zip, or end before its directory does, or the directory tells of other
             entries than came.
     """
     source = _Source(chunks)
@@ -108,7 +108,7 @@ class _Source:
         while len(parts) < count:
             more = self.some(count - len(parts))
             if not more:
-                raise NotWhole("the zip is cut: the stream ended within it")
+                raise InvalidZip("the zip is cut: the stream ended within it")
             parts += more
         return bytes(parts)
 
@@ -120,9 +120,9 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
     name = raw.decode("utf-8" if flags & _UTF8 else "cp437", "replace")
     follow = bool(flags & _SIZES_FOLLOW)
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
-        raise NotWhole(f"the zip holds {name[:100]!r} in a way that the archive never uses (method {method})")
+        raise InvalidZip(f"the zip holds {name[:100]!r} in a way that the archive never uses (method {method})")
     if method == _STORED and follow:
-        raise NotWhole(f"the zip does not say how long {name[:100]!r} is")
+        raise InvalidZip(f"the zip does not say how long {name[:100]!r} is")
     if not follow and _FULL in (packed, size):
         size, packed = _wide_sizes(extra)
     entry = Entry(name, iter(()))
@@ -160,12 +160,12 @@ def _inflated(source: _Source, count: _Count) -> Iterator[bytes]:
         if not pending:
             pending = source.some()
             if not pending:
-                raise NotWhole("the zip is cut: the stream ended within a file")
+                raise InvalidZip("the zip is cut: the stream ended within a file")
         try:
             # Bounded, so that a small piece that unpacks to gigabytes takes no memory.
             piece = inflate.decompress(pending, PIECE_BYTES)
         except DeflateError as e:
-            raise NotWhole(f"the zip is damaged ({e})") from e
+            raise InvalidZip(f"the zip is damaged ({e})") from e
         rest = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
         count.packed += len(pending) - len(rest)
         pending = rest
@@ -178,7 +178,7 @@ def _copied(source: _Source, length: int, count: _Count) -> Iterator[bytes]:
     while count.packed < length:
         piece = bytes(source.some(min(PIECE_BYTES, length - count.packed)))
         if not piece:
-            raise NotWhole("the zip is cut: the stream ended within a file")
+            raise InvalidZip("the zip is cut: the stream ended within a file")
         count.packed += len(piece)
         yield piece
 
@@ -202,7 +202,7 @@ def _wide_sizes(extra: bytes) -> tuple[int, int]:
             size, packed = struct.unpack_from("<QQ", extra, at + 4)
             return size, packed
         at += 4 + length
-    raise NotWhole("the zip states no size for a file beyond 4 GiB")
+    raise InvalidZip("the zip states no size for a file beyond 4 GiB")
 
 
 def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> None:
@@ -221,10 +221,10 @@ def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> 
         source.take(16)
         signature = source.take(4)
     if signature != _END:
-        raise NotWhole(f"this is no zip: {signature!r} where an entry or the end was due")
+        raise InvalidZip(f"this is no zip: {signature!r} where an entry or the end was due")
     fixed = source.take(18)
     source.take(struct.unpack_from("<H", fixed, 16)[0])
     if source.some(1):
-        raise NotWhole("bytes follow the end of the zip")
+        raise InvalidZip("bytes follow the end of the zip")
     if listed != names:
-        raise NotWhole(f"the zip's directory lists {len(listed)} files, {len(names)} came")
+        raise InvalidZip(f"the zip's directory lists {len(listed)} files, {len(names)} came")

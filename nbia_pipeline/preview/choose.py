@@ -145,18 +145,18 @@ def _series_rows(series: pa.Table, uids: list[str]) -> dict[str, dict[str, Any]]
 
 def _place(row: dict[str, Any], known: dict[str, dict[str, Any]]) -> tuple[str, str, str, int, str]:
     uid = row["SeriesInstanceUID"]
-    facts = known.get(uid, {})
-    day = str(facts.get("StudyDate") or "")
-    return row["PatientID"], day, facts.get("StudyInstanceUID") or "", facts.get("SeriesNumber") or 0, uid
+    properties = known.get(uid, {})
+    day = str(properties.get("StudyDate") or "")
+    return row["PatientID"], day, properties.get("StudyInstanceUID") or "", properties.get("SeriesNumber") or 0, uid
 
 
-def _chosen(row: dict[str, Any], facts: dict[str, Any]) -> Chosen:
+def _chosen(row: dict[str, Any], properties: dict[str, Any]) -> Chosen:
     return Chosen(
         SeriesInstanceUID=row["SeriesInstanceUID"],
         SeriesMD5=row["SeriesMD5"],
-        Modality=facts.get("Modality"),
+        Modality=properties.get("Modality"),
         PatientID=row["PatientID"],
-        SeriesDescription=facts.get("SeriesDescription"),
+        SeriesDescription=properties.get("SeriesDescription"),
         ImageCount=row["ImageCount"],
         Bytes=row["Bytes"],
     )

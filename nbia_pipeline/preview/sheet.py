@@ -132,10 +132,10 @@ def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def as_png(sheet: Image.Image, digest: str) -> bytes:
     """Return the picture as a PNG file that carries the digest of what it shows."""
-    facts = PngImagePlugin.PngInfo()
-    facts.add_text(DIGEST, digest)
+    properties = PngImagePlugin.PngInfo()
+    properties.add_text(DIGEST, digest)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True, pnginfo=facts)
+    sheet.save(buffer, "PNG", optimize=True, pnginfo=properties)
     return buffer.getvalue()
 
 

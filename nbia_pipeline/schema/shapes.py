@@ -280,7 +280,7 @@ DESCRIPTIONS = Shape(
 )
 
 # The lake has no table for these: a licence, a DICOM attribute, what a DOI stands for.
-LICENCES = Shape(
+LICENSES = Shape(
     "LICENCES",
     None,
     (

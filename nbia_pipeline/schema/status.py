@@ -8,7 +8,7 @@ UNAVAILABLE = "unavailable"
 QUARANTINED = "quarantined"
 WITHDRAWN = "withdrawn"
 
-# Properties of a table's file, kept beside its rows (:meth:`nbia_pipeline.lake.Lake.read_facts`). Every table from the
+# Properties of a table's file, kept beside its rows (:meth:`Lake.read_properties`). Every table from the
 # archive has the first two.
 
 LISTED_AT = "listed_at"

@@ -254,7 +254,7 @@ INSTANCES = _table(
     "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNumber Path Size MD5",
     key="SOPInstanceUID",
 )
-LICENCES = _table(
+LICENSES = _table(
     "licences",
     "One row per licence that series of the collection name, with its text; SeriesCount is 0 where none does any more.",
     "Collection LicenseName LicenseURI SeriesCount LicenseText Path",
@@ -294,7 +294,7 @@ TABLES = {
         SERIES_METADATA,
         IMAGE_SERIES,
         INSTANCES,
-        LICENCES,
+        LICENSES,
         VERIFICATIONS,
         SERIES_CHANGES,
         SERIES_SEEN,

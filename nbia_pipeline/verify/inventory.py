@@ -24,7 +24,7 @@ _NOTED = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredSeries:
     """A series whose files shall be in the lake: its receipt says so.
 
     Attributes:
@@ -49,7 +49,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifyResult:
     """What the files of a series are now.
 
     Attributes:
@@ -60,7 +60,7 @@ class Verdict:
         outdated: True if they are, but the archive has others now.
     """
 
-    held: Held
+    held: StoredSeries
     files: int
     bytes: int
     finding: str | None
@@ -70,7 +70,7 @@ class Verdict:
         return f"{self.held.collection}: series {self.held.uid}, {self.finding or 'as it was fetched'}"
 
 
-def held_series(lake: Lake, collection: str) -> list[Held]:
+def stored_series(lake: Lake, collection: str) -> list[StoredSeries]:
     """Return the series that the lake holds of a collection, in the order in which they want to be read again.
 
     These are the complete ones and those withdrawn ones whose files are there: receipts that state a size.
@@ -87,7 +87,7 @@ def held_series(lake: Lake, collection: str) -> list[Held]:
     return sorted(found, key=lambda h: (h.finding is None, h.seen, h.uid))
 
 
-def note(lake: Lake, verdicts: Iterable[Verdict]) -> None:
+def note(lake: Lake, verdicts: Iterable[VerifyResult]) -> None:
     """Keep what was found, for the order of the next round and for the asset check.
 
     Raises:
@@ -110,7 +110,7 @@ def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
-def _held(collection: str, row: tuple[Any, ...], noted: list[Any] | None) -> Held:
+def _held(collection: str, row: tuple[Any, ...], noted: list[Any] | None) -> StoredSeries:
     uid, study, patient, size, digest, fetched, proof = row
     path = series_path(collection, patient, study, uid)
     seen = fetched or datetime.min  # noqa: DTZ901 - the tables state no zone
@@ -118,10 +118,10 @@ def _held(collection: str, row: tuple[Any, ...], noted: list[Any] | None) -> Hel
     # A note about files that were fetched anew since says nothing about those that are there.
     if noted is not None and noted[0] == digest and noted[1] >= seen:
         seen, finding = noted[1:]
-    return Held(collection, uid, path, size, digest, seen, finding, proof)
+    return StoredSeries(collection, uid, path, size, digest, seen, finding, proof)
 
 
-def _noted(verdict: Verdict) -> dict[str, Any]:
+def _noted(verdict: VerifyResult) -> dict[str, Any]:
     held = verdict.held
     return {
         "SeriesInstanceUID": held.uid,

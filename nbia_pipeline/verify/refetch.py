@@ -12,13 +12,13 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.feed import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import encode
-from nbia_pipeline.mirror.commit import Receipt, settle
+from nbia_pipeline.mirror.commit import Receipt, commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.plan import batches
 from nbia_pipeline.mirror.series import WantedSeries, wanted_series
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES
-from nbia_pipeline.verify.inventory import Verdict
+from nbia_pipeline.verify.inventory import VerifyResult
 
 COMMAND = "nbia-pipeline verify --damaged --mend"
 COMMAND_OUTDATED = "nbia-pipeline verify --ask-archive --mend"
@@ -41,7 +41,7 @@ class Mended:
 def mend(
     client: NbiaClient,
     lake: Lake,
-    damaged: Sequence[Verdict],
+    damaged: Sequence[VerifyResult],
     *,
     tell: Callable[[Receipt], None] = lambda receipt: None,
 ) -> Mended:
@@ -88,7 +88,7 @@ def _fetch(
     try:
         receipts = fetch_batch(client, lake, batch, tell=tell)
     finally:
-        settle(lake, collection, series, withdrawn=withdrawn_series(lake, collection), clear_mark=False)
+        commit(lake, collection, series, withdrawn=withdrawn_series(lake, collection), clear_mark=False)
     for receipt in receipts:
         uid = receipt.wanted.SeriesInstanceUID
         if receipt.status == COMPLETE:

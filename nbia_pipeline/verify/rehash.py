@@ -18,10 +18,10 @@ from typing import Any
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.feed import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import MD5, settle
+from nbia_pipeline.mirror.commit import MD5, commit
 from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.schema.tables import INSTANCES
-from nbia_pipeline.verify.inventory import Held, Verdict, held_series, note
+from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, note, stored_series
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ NOTE_SECONDS = 60.0
 LOOKS = 3
 SHOWN = 3
 
-Opinion = Callable[[Held], str | None]
+ExtraCheck = Callable[[StoredSeries], str | None]
 """Says what else is wrong with a series whose files are as they were fetched, None if nothing is."""
 
 _ROW = ["SeriesInstanceUID", "Path", "Size", "MD5"]
@@ -60,7 +60,7 @@ class Share:
 
 
 @dataclass
-class Round:
+class VerifyRun:
     """What was read again, and what came of it.
 
     Attributes:
@@ -81,7 +81,7 @@ class Round:
     bytes: int = 0
     seconds: float = 0.0
     stopped: bool = False
-    damaged: list[Verdict] = field(default_factory=list)
+    damaged: list[VerifyResult] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -89,7 +89,7 @@ class Round:
         return self.bytes / self.seconds if self.seconds else 0.0
 
 
-def survey(
+def plan_verification(
     lake: Lake, collections: Sequence[str], *, sample: int | None = None, seed: int = 0, damaged_only: bool = False
 ) -> list[Share]:
     """Return what is to be read, in the order in which the collections want to be.
@@ -105,10 +105,10 @@ def survey(
         chosen = _sample(lake, sorted(collections), sample, seed)
         shares = [share_of(lake, name, only) for name, only in chosen.items()]
     elif damaged_only:
-        damaged = {name: [h for h in held_series(lake, name) if h.finding] for name in collections}
+        damaged = {name: [h for h in stored_series(lake, name) if h.finding] for name in collections}
         shares = [_share(name, held, frozenset(h.uid for h in held)) for name, held in damaged.items() if held]
     else:
-        shares = [_share(name, held) for name in collections if (held := held_series(lake, name))]
+        shares = [_share(name, held) for name in collections if (held := stored_series(lake, name))]
     return sorted(shares, key=lambda s: (s.urgency, s.collection))
 
 
@@ -128,10 +128,10 @@ def read_again(
     shares: Sequence[Share],
     *,
     threads: int = THREADS,
-    opinion: Opinion | None = None,
-    enough: Callable[[Round], bool] = lambda done: False,
-    tell: Callable[[Round], None] = lambda done: None,
-) -> Round:
+    opinion: ExtraCheck | None = None,
+    enough: Callable[[VerifyRun], bool] = lambda done: False,
+    tell: Callable[[VerifyRun], None] = lambda done: None,
+) -> VerifyRun:
     """Read the files of series again, and note in the lake what was found.
 
     Sizes are compared first, then MD5s. What looks damaged is looked at once more with fresh tables, for a run may
@@ -139,7 +139,7 @@ def read_again(
 
     Args:
         lake: the lake.
-        shares: what to read, in order: see :func:`survey`.
+        shares: what to read, in order: see :func:`plan_verification`.
         threads: series read at a time.
         opinion: asked about every series whose files are as they were fetched, from any thread.
         enough: asked before each series; no other is begun once it says True.
@@ -148,7 +148,7 @@ def read_again(
     Raises:
         LakeError: the tables of the lake cannot be read.
     """
-    done = Round(sum(s.series for s in shares), sum(s.bytes for s in shares))
+    done = VerifyRun(sum(s.series for s in shares), sum(s.bytes for s in shares))
     started = time.monotonic()
 
     def over() -> bool:
@@ -169,13 +169,13 @@ def read_again(
     return done
 
 
-def archive_opinion(client: NbiaClient) -> Opinion:
+def digest_check(client: NbiaClient) -> ExtraCheck:
     """Return what asks the archive for its own digest of a series: it may have replaced it without a sign.
 
     A series that the archive had no digest of when it was fetched, or has none now, is let pass.
     """
 
-    def opinion(held: Held) -> str | None:
+    def opinion(held: StoredSeries) -> str | None:
         digest = client.md5_hierarchy(series_uid=held.uid) if held.proof == MD5 else None
         if digest is None or digest == held.digest:
             return None
@@ -184,7 +184,7 @@ def archive_opinion(client: NbiaClient) -> Opinion:
     return opinion
 
 
-def check_series(lake: Lake, held: Held, rows: Sequence[dict[str, Any]], stop: threading.Event) -> Verdict:
+def check_series(lake: Lake, held: StoredSeries, rows: Sequence[dict[str, Any]], stop: threading.Event) -> VerifyResult:
     """Compare the files of a series with its rows of table ``instances``.
 
     Args:
@@ -215,7 +215,7 @@ def check_series(lake: Lake, held: Held, rows: Sequence[dict[str, Any]], stop: t
         wrong["extra"] = [path.removeprefix(f"{held.path}/") for path in sorted(sizes)]
     if series_md5([row["MD5"] for row in rows]) != held.digest:
         wrong["other files than the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
-    return Verdict(held, len(rows), read, _finding(wrong, len(rows)))
+    return VerifyResult(held, len(rows), read, _finding(wrong, len(rows)))
 
 
 class _Stopped(Exception):
@@ -225,17 +225,17 @@ class _Stopped(Exception):
 class _Reader:
     """Threads that read series, and a place for what they found until it is noted."""
 
-    def __init__(self, lake: Lake, threads: int, over: Callable[[], bool], opinion: Opinion | None) -> None:
+    def __init__(self, lake: Lake, threads: int, over: Callable[[], bool], opinion: ExtraCheck | None) -> None:
         self._lake = lake
         self._opinion = opinion
         self._over = over
         self._ahead = 2 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="nbia-verify")
         self._stop = threading.Event()
-        self._found: list[Verdict] = []
+        self._found: list[VerifyResult] = []
         self._noted = time.monotonic()
 
-    def verdicts(self, series: Sequence[Held]) -> Iterator[Verdict]:
+    def verdicts(self, series: Sequence[StoredSeries]) -> Iterator[VerifyResult]:
         """Yield the verdicts on series of one collection until it is over; what looks damaged is looked at again."""
         waiting = iter(series)
         while chunk := list(islice(waiting, CHUNK_SERIES)):
@@ -254,9 +254,9 @@ class _Reader:
         self._pool.shutdown(cancel_futures=True)
         self._note()
 
-    def _look(self, series: Sequence[Held], over: Callable[[], bool]) -> Iterator[Verdict]:
+    def _look(self, series: Sequence[StoredSeries], over: Callable[[], bool]) -> Iterator[VerifyResult]:
         rows = _rows(self._lake, series)
-        begun: deque[Future[Verdict]] = deque()
+        begun: deque[Future[VerifyResult]] = deque()
         for held in series:
             if over():
                 break
@@ -266,14 +266,14 @@ class _Reader:
         while begun:
             yield begun.popleft().result()
 
-    def _check(self, held: Held, rows: Sequence[dict[str, Any]]) -> Verdict:
+    def _check(self, held: StoredSeries, rows: Sequence[dict[str, Any]]) -> VerifyResult:
         verdict = check_series(self._lake, held, rows, self._stop)
         if verdict.finding is not None or self._opinion is None:
             return verdict
         finding = self._opinion(held)
         return replace(verdict, finding=finding, outdated=finding is not None)
 
-    def _look_again(self, suspects: list[Verdict]) -> Iterator[Verdict]:
+    def _look_again(self, suspects: list[VerifyResult]) -> Iterator[VerifyResult]:
         for _ in range(LOOKS):
             if not suspects:
                 return
@@ -287,16 +287,16 @@ class _Reader:
                     suspects.append(verdict)
         yield from suspects
 
-    def _as_held_now(self, collection: str, uids: dict[str, Held]) -> list[Held]:
+    def _as_held_now(self, collection: str, uids: dict[str, StoredSeries]) -> list[StoredSeries]:
         """Return series as the tables hold them once they are up to what runs published; pruned ones are not there."""
         try:
             listed, withdrawn = present_series(self._lake, collection), withdrawn_series(self._lake, collection)
-            settle(self._lake, collection, listed, withdrawn=withdrawn, clear_mark=False)
+            commit(self._lake, collection, listed, withdrawn=withdrawn, clear_mark=False)
         except LakeError as e:
             log.warning("%s: cannot take over what runs may have published meanwhile: %s", collection, e)
-        return [h for h in held_series(self._lake, collection) if h.uid in uids]
+        return [h for h in stored_series(self._lake, collection) if h.uid in uids]
 
-    def _keep(self, verdict: Verdict) -> Verdict:
+    def _keep(self, verdict: VerifyResult) -> VerifyResult:
         self._found.append(verdict)
         if time.monotonic() - self._noted > NOTE_SECONDS:
             self._note()
@@ -310,18 +310,18 @@ class _Reader:
             log.warning("cannot note which series were verified, the next round begins with them again: %s", e)
 
 
-def _share(collection: str, held: Sequence[Held], only: frozenset[str] | None = None) -> Share:
+def _share(collection: str, held: Sequence[StoredSeries], only: frozenset[str] | None = None) -> Share:
     urgency = min(((h.finding is None, h.seen) for h in held), default=(True, datetime.max))  # noqa: DTZ901
     return Share(collection, len(held), sum(h.bytes for h in held), urgency, only)
 
 
-def _chosen(lake: Lake, collection: str, only: frozenset[str] | None) -> list[Held]:
-    return [h for h in held_series(lake, collection) if only is None or h.uid in only]
+def _chosen(lake: Lake, collection: str, only: frozenset[str] | None) -> list[StoredSeries]:
+    return [h for h in stored_series(lake, collection) if only is None or h.uid in only]
 
 
 def _sample(lake: Lake, collections: Sequence[str], size: int, seed: int) -> dict[str, frozenset[str]]:
     """Choose series by their positions, so that not all UIDs of the lake are in memory at once."""
-    counts = {name: len(held_series(lake, name)) for name in collections}
+    counts = {name: len(stored_series(lake, name)) for name in collections}
     total = sum(counts.values())
     positions = sorted(random.Random(seed).sample(range(total), min(size, total)))  # noqa: S311 - no secret
     chosen: dict[str, frozenset[str]] = {}
@@ -330,12 +330,12 @@ def _sample(lake: Lake, collections: Sequence[str], size: int, seed: int) -> dic
         here = [p - first for p in positions if first <= p < first + count]
         first += count
         if here:
-            uids = sorted(h.uid for h in held_series(lake, name))
+            uids = sorted(h.uid for h in stored_series(lake, name))
             chosen[name] = frozenset(uids[p] for p in here)
     return chosen
 
 
-def _rows(lake: Lake, series: Sequence[Held]) -> dict[str, list[dict[str, Any]]]:
+def _rows(lake: Lake, series: Sequence[StoredSeries]) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of table ``instances`` of series of one collection, by their UID."""
     found: dict[str, list[dict[str, Any]]] = {}
     if series:
@@ -346,7 +346,7 @@ def _rows(lake: Lake, series: Sequence[Held]) -> dict[str, list[dict[str, Any]]]
     return found
 
 
-def _count(done: Round, verdict: Verdict) -> None:
+def _count(done: VerifyRun, verdict: VerifyResult) -> None:
     done.checked += 1
     done.files += verdict.files
     done.bytes += verdict.bytes
@@ -354,7 +354,7 @@ def _count(done: Round, verdict: Verdict) -> None:
         done.damaged.append(verdict)
 
 
-def _same_receipt(one: Held, other: Held) -> bool:
+def _same_receipt(one: StoredSeries, other: StoredSeries) -> bool:
     """Tell whether two looks were at the same files by their receipts, whatever was noted in between."""
     return replace(one, seen=other.seen, finding=other.finding) == other
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.embedded.server.tokens import TokenStore
 from nbia_pipeline.schema import shapes
@@ -114,7 +114,7 @@ def test_a_list_that_always_ends_early_is_never_a_shorter_table(
     assert archive.faults.count(endpoint) == FAST.tries
 
 
-def test_the_spellings_of_the_guide_are_read(serve: Serve, demo: Catalogue) -> None:
+def test_the_spellings_of_the_guide_are_read(serve: Serve, demo: Catalog) -> None:
     rows = visible(demo, COLLECTION)
     with NbiaClient(serve(create_app(demo, guide_spellings=True)), patience=FAST) as client:
         assert_same(client.patients(COLLECTION), sent(first_of_each(rows, "PatientID"), shapes.PATIENT), "patients")
@@ -122,7 +122,7 @@ def test_the_spellings_of_the_guide_are_read(serve: Serve, demo: Catalogue) -> N
         assert_same(client.series(COLLECTION), sent(rows, shapes.SERIES_V2), "series")
 
 
-def test_the_spellings_of_the_guide_are_read_in_single_metadata(serve: Serve, demo: Catalogue) -> None:
+def test_the_spellings_of_the_guide_are_read_in_single_metadata(serve: Serve, demo: Catalog) -> None:
     faults = Faults(create_app(demo, guide_spellings=True))
     faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT))
     rows = visible(demo, COLLECTION)
@@ -144,7 +144,7 @@ def test_an_archive_that_takes_no_token_at_all_is_a_refused_login(archive: TestA
         client.series(COLLECTION)
 
 
-def test_tokens_that_live_for_a_second_still_bring_every_list(demo: Catalogue, serve: Serve) -> None:
+def test_tokens_that_live_for_a_second_still_bring_every_list(demo: Catalog, serve: Serve) -> None:
     app = create_app(demo)
     tokens: TokenStore = app.state.archive.tokens
     faults = Faults(app)

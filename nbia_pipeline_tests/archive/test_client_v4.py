@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 import pytest
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.conftest import FAST, TestArchive
@@ -50,7 +50,7 @@ def test_a_member_sees_the_restricted_collection(member: NbiaClient) -> None:
 
 @every_collection
 def test_series_are_those_of_the_catalogue_without_times_of_day(
-    member: NbiaClient, demo: Catalogue, collection: str
+    member: NbiaClient, demo: Catalog, collection: str
 ) -> None:
     rows = sent(visible(demo, collection), shapes.SERIES_V4)
     assert_same(member.series(collection), rows, "series")
@@ -58,13 +58,13 @@ def test_series_are_those_of_the_catalogue_without_times_of_day(
 
 
 @every_collection
-def test_patients_are_those_of_the_catalogue(member: NbiaClient, demo: Catalogue, collection: str) -> None:
+def test_patients_are_those_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
     rows = first_of_each(visible(demo, collection), "PatientID")
     assert_same(member.patients(collection), sent(rows, shapes.PATIENT_V4), "patients")
 
 
 @every_collection
-def test_studies_are_those_of_the_catalogue(member: NbiaClient, demo: Catalogue, collection: str) -> None:
+def test_studies_are_those_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
     assert_same(member.studies(collection), sent(studies(visible(demo, collection)), shapes.STUDY_V4), "studies")
 
 
@@ -74,15 +74,15 @@ def test_what_v4_does_not_serve_is_null(client: NbiaClient) -> None:
     assert table["DescriptionTimestamp"].to_pylist() == [None]
 
 
-def test_modalities_come_with_their_patients(client: NbiaClient, demo: Catalogue) -> None:
+def test_modalities_come_with_their_patients(client: NbiaClient, demo: Catalog) -> None:
     assert_same(client.modality_values(), patients_by(visible(demo), "Modality", str.upper), "modalities")
 
 
-def test_body_parts_come_with_their_patients(client: NbiaClient, demo: Catalogue) -> None:
+def test_body_parts_come_with_their_patients(client: NbiaClient, demo: Catalog) -> None:
     assert_same(client.body_part_values(), patients_by(visible(demo), "BodyPartExamined", str.upper), "body_parts")
 
 
-def test_a_manufacturer_of_several_spellings_has_no_count(client: NbiaClient, demo: Catalogue) -> None:
+def test_a_manufacturer_of_several_spellings_has_no_count(client: NbiaClient, demo: Catalog) -> None:
     by_spelling = patients_by(visible(demo), "Manufacturer")
     spellings = Counter(r["Manufacturer"].upper() for r in by_spelling)
     rows = [
@@ -95,20 +95,20 @@ def test_a_manufacturer_of_several_spellings_has_no_count(client: NbiaClient, de
     assert_same(client.manufacturer_values(), first_of_each(rows, "Manufacturer"), "manufacturers")
 
 
-def test_patients_are_counted_by_collection(client: NbiaClient, demo: Catalogue) -> None:
+def test_patients_are_counted_by_collection(client: NbiaClient, demo: Catalog) -> None:
     rows = patients_by(visible(demo), "Collection")
     assert client.collection_counts() == {r["Collection"]: r["PatientCount"] for r in rows}
 
 
 @every_collection
-def test_a_description_is_that_of_the_catalogue(member: NbiaClient, demo: Catalogue, collection: str) -> None:
+def test_a_description_is_that_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
     facts = demo.descriptions[collection]
     row = {"Collection": collection, "Description": facts.description, "DescriptionURI": facts.uri}
     assert_same(member.collection_description(collection), [row], "collections")
 
 
 @pytest.mark.parametrize("since", [date(1900, 1, 1), date(2016, 3, 21), date(2030, 1, 1)])
-def test_updated_series_were_released_after_the_day(client: NbiaClient, demo: Catalogue, since: date) -> None:
+def test_updated_series_were_released_after_the_day(client: NbiaClient, demo: Catalog, since: date) -> None:
     midnight = datetime(since.year, since.month, since.day)  # noqa: DTZ001 - the server's times have no zone
     rows = [r for r in visible(demo) if r["DateReleased"] is not None and r["DateReleased"] > midnight]
     assert_same(client.updated_series(since), sent(rows, shapes.SERIES_V4), "series")
@@ -120,7 +120,7 @@ def test_the_day_of_an_update_is_sent_month_first(archive: TestArchive) -> None:
     assert archive.faults.calls("getUpdatedSeries")[0].query == {"fromDate": "03-07-2016"}
 
 
-def test_metadata_is_that_of_the_catalogue(archive: TestArchive, demo: Catalogue) -> None:
+def test_metadata_is_that_of_the_catalogue(archive: TestArchive, demo: Catalog) -> None:
     rows = visible(demo)
     with archive.client(api="v4") as client:
         table = client.series_metadata([r["SeriesInstanceUID"] for r in rows])
@@ -135,13 +135,13 @@ def test_v4_has_no_other_way_to_metadata(archive: TestArchive) -> None:
     assert len(archive.faults.seen) == 1
 
 
-def test_instances_are_those_of_the_catalogue(client: NbiaClient, demo: Catalogue) -> None:
+def test_instances_are_those_of_the_catalogue(client: NbiaClient, demo: Catalog) -> None:
     assert demo.images is not None
     uid = visible(demo)[0]["SeriesInstanceUID"]
     assert sorted(client.sop_instance_uids(uid)) == sorted(i.sop_instance_uid for i in demo.images.instances(uid))
 
 
-def test_images_come_as_in_v2(client: NbiaClient, demo: Catalogue) -> None:
+def test_images_come_as_in_v2(client: NbiaClient, demo: Catalog) -> None:
     assert demo.images is not None
     row = visible(demo, "Lung Phantom CT")[1]
     uid, sop = row["SeriesInstanceUID"], demo.images.instances(row["SeriesInstanceUID"])[0].sop_instance_uid
@@ -151,7 +151,7 @@ def test_images_come_as_in_v2(client: NbiaClient, demo: Catalogue) -> None:
     assert client.single_image(uid, sop, b"".join) == demo.images.read(uid, sop)
 
 
-def test_a_guest_gets_nothing_of_a_restricted_collection(client: NbiaClient, demo: Catalogue) -> None:
+def test_a_guest_gets_nothing_of_a_restricted_collection(client: NbiaClient, demo: Catalog) -> None:
     assert client.series(RESTRICTED).num_rows == 0
     with pytest.raises(NotAvailable, match="unknown, hidden or not permitted"):
         client.image_with_md5(visible(demo, RESTRICTED)[0]["SeriesInstanceUID"], b"".join)

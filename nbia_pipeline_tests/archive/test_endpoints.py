@@ -24,7 +24,7 @@ from nbia_pipeline.archive import (
 )
 from nbia_pipeline.archive.answers import answer_schema
 from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.conftest import FAST, TestArchive
@@ -72,7 +72,7 @@ def cased(client: NbiaClient, values: set[str | None]) -> set[str | None]:
 # --- values and counts, per filter
 
 
-def test_values_can_be_narrowed(client: NbiaClient, demo: Catalogue) -> None:
+def test_values_can_be_narrowed(client: NbiaClient, demo: Catalog) -> None:
     for collection in PUBLIC:
         rows = visible(demo, collection)
         assert set(client.modalities(collection)) == {r["Modality"] for r in rows}
@@ -92,7 +92,7 @@ def test_the_values_of_the_whole_archive_hold_a_null(client: NbiaClient) -> None
     assert None in client.body_parts("HeadNeckMix", modality="MR")
 
 
-def test_counts_can_be_narrowed(client: NbiaClient, demo: Catalogue) -> None:
+def test_counts_can_be_narrowed(client: NbiaClient, demo: Catalog) -> None:
     rows = visible(demo, "HeadNeckMix")
 
     def counts(column: str, of: list[Row], change: Callable[[str], str] = str) -> dict[Any, Any]:
@@ -108,9 +108,9 @@ def test_counts_can_be_narrowed(client: NbiaClient, demo: Catalogue) -> None:
     assert client.modality_counts() == counts("Modality", visible(demo))
 
 
-def test_licences_are_a_table(client: NbiaClient, demo: Catalogue) -> None:
-    table = client.licences()
-    assert table.schema.equals(answer_schema(shapes.LICENCES))
+def test_licences_are_a_table(client: NbiaClient, demo: Catalog) -> None:
+    table = client.licenses()
+    assert table.schema.equals(answer_schema(shapes.LICENSES))
     assert set(table["LicenseName"].to_pylist()) >= {r["LicenseName"] for r in visible(demo)}
     assert set(table["CommercialUse"].to_pylist()) <= {"YES", "NO"}
     assert table["LicenseText"].null_count == table.num_rows
@@ -135,7 +135,7 @@ def test_a_doi_stands_for_collections_or_series(archive: TestArchive, api: str, 
     assert archive.faults.calls("getCollectionOrSeriesForDOI")[0].method == "POST"
 
 
-def test_the_doi_of_a_collection_stands_for_it_and_its_series(client: NbiaClient, demo: Catalogue) -> None:
+def test_the_doi_of_a_collection_stands_for_it_and_its_series(client: NbiaClient, demo: Catalog) -> None:
     doi = visible(demo, COLLECTION)[0]["CollectionURI"]
     rows = [r for r in demo.series.to_pylist() if r["CollectionURI"] == doi]
     table = client.collection_or_series_for_doi(doi)
@@ -155,7 +155,7 @@ def test_one_patient_is_found_whatever_the_case_of_its_id(client: NbiaClient) ->
     assert client.patients("Lung Phantom CT", patient_id="LPC-002A").num_rows == 0
 
 
-def test_patients_with_a_modality_come_once(client: NbiaClient, demo: Catalogue) -> None:
+def test_patients_with_a_modality_come_once(client: NbiaClient, demo: Catalog) -> None:
     rows = [r for r in visible(demo, COLLECTION) if r["Modality"] == "CT"]
     found = client.patients_by_collection_and_modality(COLLECTION, "CT")
     assert sorted(found) == sorted({r["PatientID"] for r in rows})
@@ -164,7 +164,7 @@ def test_patients_with_a_modality_come_once(client: NbiaClient, demo: Catalogue)
 
 
 @pytest.mark.parametrize("since", [date(1900, 1, 1), date(2016, 3, 21), date(2016, 3, 22), date(2019, 8, 12)])
-def test_new_patients_have_a_release_on_the_day_or_later(client: NbiaClient, demo: Catalogue, since: date) -> None:
+def test_new_patients_have_a_release_on_the_day_or_later(client: NbiaClient, demo: Catalog, since: date) -> None:
     rows = released_from(visible(demo, COLLECTION), since)
     expected = sent(first_of_each(rows, "PatientID"), shape_of(client, "new_patients"))
     table = client.new_patients(COLLECTION, since)
@@ -175,7 +175,7 @@ def test_new_patients_have_a_release_on_the_day_or_later(client: NbiaClient, dem
 
 
 @pytest.mark.parametrize("since", [date(1900, 1, 1), date(2016, 3, 21), date(2019, 8, 12), date(2030, 1, 1)])
-def test_new_studies_have_a_release_on_the_day_or_later(client: NbiaClient, demo: Catalogue, since: date) -> None:
+def test_new_studies_have_a_release_on_the_day_or_later(client: NbiaClient, demo: Catalog, since: date) -> None:
     rows = released_from(visible(demo, COLLECTION), since)
     assert_same(client.new_studies(COLLECTION, since), sent(studies(rows), shape_of(client, "new_studies")), "studies")
     one = [r for r in rows if r["PatientID"] == "TCGA-DM-A001"]
@@ -200,7 +200,7 @@ def test_new_days_are_sent_as_the_dialect_wants_them(archive: TestArchive, api: 
     assert asked == [{"Collection": COLLECTION, **day} for day in days]
 
 
-def test_studies_of_a_patient_and_one_study(client: NbiaClient, demo: Catalogue) -> None:
+def test_studies_of_a_patient_and_one_study(client: NbiaClient, demo: Catalog) -> None:
     rows = [r for r in visible(demo, COLLECTION) if r["PatientID"] == "TCGA-DM-A001"]
     found = client.studies(COLLECTION, patient_id="TCGA-DM-A001")
     assert_same(found, sent(studies(rows), shape_of(client, "studies")), "studies")
@@ -223,7 +223,7 @@ def test_studies_of_a_patient_and_one_study(client: NbiaClient, demo: Catalogue)
         ({"model": "phantom ct 64"}, "ManufacturerModelName"),
     ],
 )
-def test_series_can_be_narrowed(client: NbiaClient, demo: Catalogue, filters: dict[str, Any], column: str) -> None:
+def test_series_can_be_narrowed(client: NbiaClient, demo: Catalog, filters: dict[str, Any], column: str) -> None:
     wanted = next(iter(filters.values())).strip().casefold()
     rows = [r for r in visible(demo, COLLECTION) if (r[column] or "").strip().casefold() == wanted]
     assert rows
@@ -236,7 +236,7 @@ def test_filters_of_series_hold_together(client: NbiaClient) -> None:
     assert client.series(COLLECTION, modality="CT", manufacturer="Canon").num_rows == 0
 
 
-def test_a_series_and_a_study_are_found_without_their_collection(client: NbiaClient, demo: Catalogue) -> None:
+def test_a_series_and_a_study_are_found_without_their_collection(client: NbiaClient, demo: Catalog) -> None:
     row = visible(demo)[5]
     uid, study = row["SeriesInstanceUID"], row["StudyInstanceUID"]
     assert client.series(series_uid=uid)["SeriesInstanceUID"].to_pylist() == [uid]
@@ -305,7 +305,7 @@ def test_updated_series_without_a_release_or_at_the_midnight_itself_are_refused(
         client.updated_series(date(2020, 1, 1))
 
 
-def test_the_shared_cart_holds_its_visible_series(archive: TestArchive, demo: Catalogue) -> None:
+def test_the_shared_cart_holds_its_visible_series(archive: TestArchive, demo: Catalog) -> None:
     with archive.client() as client:
         for name, uids in demo.carts.items():
             rows = [r for r in visible(demo) if r["SeriesInstanceUID"] in uids]
@@ -315,7 +315,7 @@ def test_the_shared_cart_holds_its_visible_series(archive: TestArchive, demo: Ca
     assert demo.carts
 
 
-def test_a_cart_holds_series(archive: TestArchive, demo: Catalogue) -> None:
+def test_a_cart_holds_series(archive: TestArchive, demo: Catalog) -> None:
     row = visible(demo)[0]
     body = json.dumps([{"SeriesInstanceUID": row["SeriesInstanceUID"], "Date Released": "2012-06-01 00:00:00.0"}])
     archive.faults.inject("getContentsByName", answer(200, body.encode(), **JSON))
@@ -330,7 +330,7 @@ def test_a_cart_holds_series(archive: TestArchive, demo: Catalogue) -> None:
 # --- one series
 
 
-def test_the_size_of_a_series(client: NbiaClient, demo: Catalogue) -> None:
+def test_the_size_of_a_series(client: NbiaClient, demo: Catalog) -> None:
     row = visible(demo)[3]
     assert client.series_size(row["SeriesInstanceUID"]) == SeriesSize(row["FileSize"], row["ImageCount"])
     assert client.series_size("9.9.9") is None
@@ -342,7 +342,7 @@ def test_two_sizes_of_one_series_are_refused(archive: TestArchive) -> None:
         client.series_size("1.2")
 
 
-def test_the_header_of_an_image(client: NbiaClient, demo: Catalogue) -> None:
+def test_the_header_of_an_image(client: NbiaClient, demo: Catalog) -> None:
     row = visible(demo, COLLECTION)[1]
     table = client.dicom_tags(row["SeriesInstanceUID"])
     assert table.schema.names == ["Tag", "Name", "Value"]
@@ -356,7 +356,7 @@ def test_the_header_of_an_image(client: NbiaClient, demo: Catalogue) -> None:
 
 @pytest.mark.parametrize("call", [lambda c, uid: c.dicom_tags(uid), lambda c, uid: c.md5_hierarchy(series_uid=uid)])
 def test_a_forgotten_token_does_not_fail_the_calls_below_no_version(
-    archive: TestArchive, demo: Catalogue, api: str, call: Callable[[NbiaClient, str], Any]
+    archive: TestArchive, demo: Catalog, api: str, call: Callable[[NbiaClient, str], Any]
 ) -> None:
     uid = visible(demo)[0]["SeriesInstanceUID"]
     with archive.client(api=api, username=MEMBER, password=MEMBER_PASSWORD) as client:
@@ -374,7 +374,7 @@ def failing(archive: TestArchive, series: int) -> None:
 
 
 def test_series_at_which_the_archive_fails_have_no_metadata(
-    archive: TestArchive, demo: Catalogue, caplog: pytest.LogCaptureFixture
+    archive: TestArchive, demo: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = visible(demo, COLLECTION)
     failing(archive, series=1)
@@ -384,14 +384,14 @@ def test_series_at_which_the_archive_fails_have_no_metadata(
     assert f"no metadata of series {rows[0]['SeriesInstanceUID']}, the archive fails at it" in caplog.text
 
 
-def test_an_archive_that_fails_at_most_series_is_an_error(archive: TestArchive, demo: Catalogue) -> None:
+def test_an_archive_that_fails_at_most_series_is_an_error(archive: TestArchive, demo: Catalog) -> None:
     uids = [r["SeriesInstanceUID"] for r in visible(demo, COLLECTION)]
     failing(archive, series=len(uids))
     with archive.client() as client, pytest.raises(ArchiveUnreachable, match="status 500"):
         client.series_metadata(uids)
 
 
-def test_an_archive_that_is_busy_with_one_series_loses_no_row(archive: TestArchive, demo: Catalogue) -> None:
+def test_an_archive_that_is_busy_with_one_series_loses_no_row(archive: TestArchive, demo: Catalog) -> None:
     uids = [r["SeriesInstanceUID"] for r in visible(demo, COLLECTION)]
     archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT))
     archive.faults.inject("getSeriesMetaData", answer(503), times=3)
@@ -401,7 +401,7 @@ def test_an_archive_that_is_busy_with_one_series_loses_no_row(archive: TestArchi
 
 
 def test_what_has_no_metadata_is_named_in_the_log(
-    archive: TestArchive, demo: Catalogue, caplog: pytest.LogCaptureFixture, api: str
+    archive: TestArchive, demo: Catalog, caplog: pytest.LogCaptureFixture, api: str
 ) -> None:
     with archive.client(api=api) as client:
         client.series_metadata([visible(demo)[0]["SeriesInstanceUID"], "9.9.9"])
@@ -411,7 +411,7 @@ def test_what_has_no_metadata_is_named_in_the_log(
 # --- files and digests
 
 
-def test_a_series_comes_with_its_licence(client: NbiaClient, demo: Catalogue) -> None:
+def test_a_series_comes_with_its_licence(client: NbiaClient, demo: Catalog) -> None:
     row = visible(demo, "Lung Phantom CT")[1]
     for new_names in (False, True):
         body = client.image(row["SeriesInstanceUID"], b"".join, new_file_names=new_names)
@@ -428,7 +428,7 @@ def test_an_unknown_series_cannot_be_downloaded(client: NbiaClient) -> None:
         client.image("9.9.9", b"".join)
 
 
-def test_digests_are_those_of_the_files(client: NbiaClient, demo: Catalogue) -> None:
+def test_digests_are_those_of_the_files(client: NbiaClient, demo: Catalog) -> None:
     assert demo.images is not None
     row = visible(demo)[0]
     uid = row["SeriesInstanceUID"]
@@ -443,7 +443,7 @@ def test_digests_are_those_of_the_files(client: NbiaClient, demo: Catalogue) -> 
     assert client.md5_hierarchy(series_uid="9.9.9") is None
 
 
-def test_digests_of_higher_levels(client: NbiaClient, demo: Catalogue) -> None:
+def test_digests_of_higher_levels(client: NbiaClient, demo: Catalog) -> None:
     row = visible(demo, COLLECTION)[0]
     of_series = [
         client.md5_hierarchy(series_uid=r["SeriesInstanceUID"]) or ""
@@ -569,7 +569,7 @@ def test_a_time_is_taken_for_its_day(archive: TestArchive) -> None:
     assert archive.faults.calls("getUpdatedSeries")[0].query == {"fromDate": "07/03/2016"}
 
 
-def test_a_member_gets_details_of_restricted_series(archive: TestArchive, demo: Catalogue) -> None:
+def test_a_member_gets_details_of_restricted_series(archive: TestArchive, demo: Catalog) -> None:
     uid = visible(demo, RESTRICTED)[0]["SeriesInstanceUID"]
     with archive.client() as guest, pytest.raises(NotAvailable):
         guest.dicom_tags(uid)

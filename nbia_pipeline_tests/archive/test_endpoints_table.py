@@ -36,7 +36,7 @@ CALLS: dict[str, Callable[[NbiaClient], Any]] = {
     "body_part_counts": lambda c: c.body_part_counts(C),
     "manufacturer_counts": lambda c: c.manufacturer_counts(C),
     "collection_description": lambda c: c.collection_description(C),
-    "licences": lambda c: c.licences(),
+    "licences": lambda c: c.licenses(),
     "collection_or_series_for_doi": lambda c: c.collection_or_series_for_doi("https://doi.org/10.5072/x"),
     "contents_by_name": lambda c: c.contents_by_name("cart"),
     "patients": lambda c: c.patients(C),

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, Limiter, NbiaClient, Patience, rate_limit
 from nbia_pipeline.archive.rate_limit import IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.transport import Session
-from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, Faults, answer, cut, silence
 
@@ -79,11 +79,11 @@ def test_no_more_requests_are_in_flight_than_allowed(serve: Serve, in_flight: in
 
 def test_eight_is_the_default() -> None:
     assert (Patience().in_flight, IN_FLIGHT) == (8, 8)
-    assert ArchiveResource().in_flight == 8
+    assert NbiaResource().in_flight == 8
 
 
 def test_the_resource_passes_its_maximum_on(archive: TestArchive) -> None:
-    with ArchiveResource(archive=archive.url, in_flight=5).client() as client:
+    with NbiaResource(archive=archive.url, in_flight=5).client() as client:
         assert client._session.limiter.most == 5
 
 

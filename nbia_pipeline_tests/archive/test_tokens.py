@@ -13,7 +13,7 @@ import requests
 from nbia_pipeline.archive import BadAnswer, LoginRefused
 from nbia_pipeline.archive.tokens import Tokens
 from nbia_pipeline.archive.transport import Session
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.server.tokens import GUEST
 from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
@@ -169,7 +169,7 @@ def test_a_forgotten_token_does_not_empty_a_list(archive: TestArchive, username:
     assert archive.faults.count(GRANT) == 3
 
 
-def test_a_forgotten_token_does_not_lose_single_metadata(archive: TestArchive, demo: Catalogue) -> None:
+def test_a_forgotten_token_does_not_lose_single_metadata(archive: TestArchive, demo: Catalog) -> None:
     uid = demo.series["SeriesInstanceUID"][0].as_py()
     with archive.client() as client:
         client.collection_values()

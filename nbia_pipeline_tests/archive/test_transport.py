@@ -81,7 +81,7 @@ def test_an_archive_that_stays_busy_is_given_up(archive: TestArchive, session: S
         "the archive could not answer: it may be busy, try later "
         "[/services/v2/getSeries Collection=TCGA-DEMO, status 503, answer 'closed for repair']"
     )
-    assert (caught.value.status, caught.value.may_pass) == (503, True)
+    assert (caught.value.status, caught.value.retryable) == (503, True)
 
 
 @pytest.mark.parametrize(("tries", "calls"), [(9, 3), (3, 3), (2, 2), (1, 1)])
@@ -182,7 +182,7 @@ def test_what_cannot_pass_is_asked_once(
         get(session)
     assert archive.faults.count("getSeries") == 1
     assert (caught.value.endpoint, caught.value.parameters) == (PATH, PARAMETERS)
-    assert not caught.value.may_pass
+    assert not caught.value.retryable
 
 
 def test_the_words_of_a_400_are_kept(archive: TestArchive, session: Session) -> None:
@@ -251,7 +251,7 @@ def test_a_reader_may_ask_for_another_try(archive: TestArchive, session: Session
     def read(answered: requests.Response) -> int:
         calls.append(len(answered.content))
         if len(calls) < 3:
-            raise BadAnswer("not yet", may_pass=True)
+            raise BadAnswer("not yet", retryable=True)
         return len(calls)
 
     assert session.call("GET", PATH, PARAMETERS, read) == 3
@@ -373,7 +373,7 @@ def test_a_certificate_that_does_not_verify_is_refused_at_once(certificate: tupl
             get(session)
     assert f"the certificate of {url} does not verify (SSLCertVerificationError" in str(caught.value)
     assert "set NBIA_CA_BUNDLE to its certificates" in str(caught.value)
-    assert not caught.value.may_pass
+    assert not caught.value.retryable
 
 
 def test_a_ca_bundle_makes_a_certificate_verify(certificate: tuple[Path, Path]) -> None:

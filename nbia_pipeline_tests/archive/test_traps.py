@@ -26,11 +26,11 @@ from nbia_pipeline.archive import transport as session_module
 from nbia_pipeline.archive.answers import PIECE_BYTES, read_json
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.archive.transport import Session
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_series
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.series import WantedSeries, wanted_series
@@ -69,13 +69,13 @@ def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(SMALL))[0]
 
 
-def uid_of(demo: Catalogue, **facts: Any) -> str:
+def uid_of(demo: Catalog, **facts: Any) -> str:
     """Return the first series of the catalogue with these facts."""
     rows = (r for r in demo.series.to_pylist() if all(r[k] == v for k, v in facts.items()))
     return str(next(rows)["SeriesInstanceUID"])
 
 
-def hidden(demo: Catalogue) -> str:
+def hidden(demo: Catalog) -> str:
     return uid_of(demo, Visibility=0)
 
 
@@ -113,7 +113,7 @@ def test_trap_03_a_500_for_want_of_a_token_is_asked_once(archive: TestArchive) -
 
 
 def test_trap_04_a_204_is_believed_only_with_a_good_token(
-    archive: TestArchive, client: NbiaClient, demo: Catalogue
+    archive: TestArchive, client: NbiaClient, demo: Catalog
 ) -> None:
     known, unknown = uid_of(demo, Collection=COLLECTION), hidden(demo)
     client.collection_values()
@@ -131,13 +131,13 @@ def test_trap_05_a_400_is_text_whatever_its_label(archive: TestArchive, client: 
     assert caught.value.body.startswith("The user has not been granted the access to image")
 
 
-def test_trap_06_unknown_hidden_and_forbidden_are_not_told_apart(client: NbiaClient, demo: Catalogue) -> None:
+def test_trap_06_unknown_hidden_and_forbidden_are_not_told_apart(client: NbiaClient, demo: Catalog) -> None:
     for uid in ("9.9.9", hidden(demo), uid_of(demo, Collection=RESTRICTED)):
         with pytest.raises(NotAvailable, match="unknown, hidden or not permitted"):
             client.image_with_md5(uid, b"".join)
 
 
-def test_trap_07_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalogue) -> None:
+def test_trap_07_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalog) -> None:
     with archive.client(patience=replace(FAST, tries=50)) as client:
         with pytest.raises(ArchiveUnreachable, match="status 500"):
             client.single_image(uid_of(demo, Collection=COLLECTION), "9.9.9", b"".join)
@@ -233,7 +233,7 @@ def test_trap_17_new_means_the_same_in_both_dialects(client: NbiaClient, v4: Nbi
         assert one.new_patients(COLLECTION, date(2019, 8, 12))["PatientID"].to_pylist() == ["TCGA-DM-A003"]
 
 
-def test_trap_18_a_series_without_a_release_is_in_the_full_list(client: NbiaClient, demo: Catalogue) -> None:
+def test_trap_18_a_series_without_a_release_is_in_the_full_list(client: NbiaClient, demo: Catalog) -> None:
     """The full list is what the tables are made of; getUpdatedSeries is a hint."""
     uid = uid_of(demo, DateReleased=None, Visibility=1)
     assert uid not in client.updated_series(date(1900, 1, 1))["SeriesInstanceUID"].to_pylist()
@@ -247,7 +247,7 @@ def test_trap_19_a_series_that_is_no_longer_listed_keeps_its_files(
     listed = client.series(SMALL)
     path = fetch_series(client, lake, wanted).path
     without = listed.filter(pa.compute.not_equal(listed["SeriesInstanceUID"], wanted.SeriesInstanceUID))
-    receipts = settle(lake, SMALL, without)
+    receipts = commit(lake, SMALL, without)
     kept = next(r for r in receipts.to_pylist() if r["SeriesInstanceUID"] == wanted.SeriesInstanceUID)
     assert kept["Status"] == COMPLETE
     assert wanted.SeriesInstanceUID not in [w.SeriesInstanceUID for w in make_plan(without, receipts).todo]
@@ -260,7 +260,7 @@ def test_trap_20_new_content_under_the_same_uid_is_fetched_again(
     """The business of transfer: any part of the fingerprint counts."""
     fetch_series(client, lake, wanted)
     listed = client.series(SMALL).filter(pa.compute.field("SeriesInstanceUID") == wanted.SeriesInstanceUID)
-    receipts = settle(lake, SMALL, listed)
+    receipts = commit(lake, SMALL, listed)
     assert make_plan(listed, receipts).todo == []
     for column, value in (("FileSize", 1), ("ImageCount", 1), ("TimeStamp", datetime(2030, 1, 1, 1))):
         at = listed.schema.get_field_index(column)
@@ -388,7 +388,7 @@ def test_trap_31_any_key_may_be_missing(archive: TestArchive, client: NbiaClient
 
 
 def test_trap_32_descriptions_are_those_of_the_series_not_the_sanitised_ones(
-    archive: TestArchive, client: NbiaClient, demo: Catalogue
+    archive: TestArchive, client: NbiaClient, demo: Catalog
 ) -> None:
     stored = {r["SeriesInstanceUID"]: r["SeriesDescription"] for r in visible(demo, COLLECTION)}
     listed = client.series(COLLECTION)
@@ -401,7 +401,7 @@ def test_trap_32_descriptions_are_those_of_the_series_not_the_sanitised_ones(
 
 
 def test_trap_33_misnamed_keys_fill_the_columns_that_they_mean(
-    archive: TestArchive, client: NbiaClient, demo: Catalogue
+    archive: TestArchive, client: NbiaClient, demo: Catalog
 ) -> None:
     row = visible(demo, COLLECTION)[0]
     singly(archive)
@@ -445,7 +445,7 @@ def test_trap_38_repeated_rows_come_once(archive: TestArchive, client: NbiaClien
 
 
 def test_trap_39_a_list_of_instances_is_no_promise_of_a_download(
-    client: NbiaClient, lake: Lake, demo: Catalogue, wanted: WantedSeries
+    client: NbiaClient, lake: Lake, demo: Catalog, wanted: WantedSeries
 ) -> None:
     """The business of transfer: what is refused is unavailable, whatever is listed."""
     uid = hidden(demo)
@@ -461,7 +461,7 @@ def test_trap_40_an_unknown_series_has_no_size(client: NbiaClient, v4: NbiaClien
 
 
 def test_trap_41_what_bulk_metadata_leave_out_is_named(
-    client: NbiaClient, demo: Catalogue, wanted: WantedSeries, caplog: pytest.LogCaptureFixture
+    client: NbiaClient, demo: Catalog, wanted: WantedSeries, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         table = client.series_metadata([wanted.SeriesInstanceUID, hidden(demo)])
@@ -469,7 +469,7 @@ def test_trap_41_what_bulk_metadata_leave_out_is_named(
     assert f"no metadata of 1 of 2 series, such as {hidden(demo)}" in caplog.text
 
 
-def test_trap_42_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: Catalogue) -> None:
+def test_trap_42_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: Catalog) -> None:
     other = Faults(create_app(demo))
     with archive.client() as one, NbiaClient(serve(other), patience=FAST) as two:
         assert one.collection_values() == two.collection_values()

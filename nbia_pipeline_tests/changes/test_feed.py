@@ -24,15 +24,15 @@ from nbia_pipeline.changes.diff import (
     REVISED,
     UID,
     WITHDRAWN,
-    Seeing,
+    Observation,
     diff,
     kinds_of,
     replay,
     value_of,
 )
 from nbia_pipeline.changes.feed import (
-    acknowledge,
     present_series,
+    record_changes,
     returned_collections,
     vanished_collections,
     withdrawn_series,
@@ -60,8 +60,8 @@ def hour(hours: float) -> datetime:
     return START + timedelta(hours=hours)
 
 
-def seeing(hours: float, exact: bool = True) -> Seeing:
-    return Seeing(hour(hours), hour(hours), "run", WAIT, exact)
+def seeing(hours: float, exact: bool = True) -> Observation:
+    return Observation(hour(hours), hour(hours), "run", WAIT, exact)
 
 
 NOTHING_SEEN = SERIES_SEEN.schema.empty_table()
@@ -253,12 +253,12 @@ def list_series(lake: Lake, rows: Rows, hours: float, collection: str = "C", api
     at = table.schema.get_field_index("Collection")
     table = table.set_column(at, table.schema.field(at), pa.repeat(pa.scalar(collection), table.num_rows))
     facts = {LISTED_AT: hour(hours).isoformat(), API: api}
-    lake.write_table(SERIES, table, collection, facts=facts)
+    lake.write_table(SERIES, table, collection, properties=facts)
 
 
 def list_collections(lake: Lake, names: list[str], hours: float, kept: str = '["*"]') -> None:
     rows = pa.Table.from_pylist([{"Collection": n} for n in names], schema=COLLECTIONS.schema)
-    lake.write_table(COLLECTIONS, rows, facts={LISTED_AT: hour(hours).isoformat(), KEPT: kept})
+    lake.write_table(COLLECTIONS, rows, properties={LISTED_AT: hour(hours).isoformat(), KEPT: kept})
 
 
 CRASHES = st.one_of(st.none(), st.tuples(st.sampled_from([0, 1]), st.booleans()))
@@ -275,12 +275,12 @@ def test_a_crash_at_any_write_changes_nothing_once_it_ran_again(history: list[tu
             lake.die_at = crash
             died = False
             try:
-                acknowledge(lake, "C", wait=WAIT)
+                record_changes(lake, "C", wait=WAIT)
             except Crash:
                 died = True
             lake.die_at = None
             known = said_by(lake.read_table(SERIES_CHANGES, "C"))
-            acknowledge(lake, "C", wait=WAIT)
+            record_changes(lake, "C", wait=WAIT)
             model.look(rows, hour(now))
             told = said_by(lake.read_table(SERIES_CHANGES, "C"))
             assert told == model.said
@@ -300,7 +300,7 @@ def test_a_crash_and_another_listing_leave_a_feed_without_gap_or_repetition(
             list_series(lake, rows, now)
             lake.die_at = crash if n < len(history) - 1 else None
             with suppress(Crash):
-                acknowledge(lake, "C", wait=WAIT)
+                record_changes(lake, "C", wait=WAIT)
             lake.die_at = None
         feed = lake.read_table(SERIES_CHANGES, "C")
         seen = lake.read_table(SERIES_SEEN, "C")
@@ -335,9 +335,9 @@ def expect_continuous(feed: list[dict[str, Any]], state: dict[str, dict[str, Any
 def test_the_same_listing_is_taken_into_account_once(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     list_series(lake, {"a": A, "b": A}, 0)
-    assert kinds(acknowledge(lake, "C", run_id="r-1").changes) == {ADDED: 2}
+    assert kinds(record_changes(lake, "C", run_id="r-1").changes) == {ADDED: 2}
     written = (tmp_path / "tables/series_seen/Collection=C/part-0.parquet").stat().st_mtime_ns
-    noted = acknowledge(lake, "C", run_id="r-2")
+    noted = record_changes(lake, "C", run_id="r-2")
     assert (noted.changes.num_rows, noted.rows, noted.listed, noted.missing) == (0, 2, 2, 0)
     assert (tmp_path / "tables/series_seen/Collection=C/part-0.parquet").stat().st_mtime_ns == written
     assert set(lake.read_table(SERIES_CHANGES, "C")["RunID"].to_pylist()) == {"r-1"}
@@ -347,10 +347,10 @@ def test_a_lost_state_is_made_again_from_the_feed(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     for n, rows in enumerate(({"a": A, "b": A}, {"a": {**A, "FileSize": 8}}, {"a": {**A, "FileSize": 8}})):
         list_series(lake, rows, 6 * n)
-        acknowledge(lake, "C")
+        record_changes(lake, "C")
     before = lasting(lake.read_table(SERIES_SEEN, "C"))
     lake.remove("tables/series_seen/Collection=C/part-0.parquet")
-    acknowledge(lake, "C")
+    record_changes(lake, "C")
     after = lasting(lake.read_table(SERIES_SEEN, "C"))
     assert after["a"] == before["a"]
     assert after["b"][:2] == before["b"][:2] == (2, True)
@@ -358,8 +358,8 @@ def test_a_lost_state_is_made_again_from_the_feed(tmp_path: Path) -> None:
 
 
 def test_a_collection_that_was_never_listed_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(LakeError, match="'C' was never listed: materialise series first"):
-        acknowledge(Lake(str(tmp_path)), "C")
+    with pytest.raises(LakeError, match="'C' was never listed: materialize series first"):
+        record_changes(Lake(str(tmp_path)), "C")
 
 
 # --- collections that vanish
@@ -373,7 +373,7 @@ def lake(tmp_path: Path) -> Lake:
     list_series(lake, {"a": A, "b": A}, 0.1)
     list_series(lake, {"z": A}, 0.1, "B")
     for collection in ("B", "C"):
-        acknowledge(lake, collection)
+        record_changes(lake, collection)
     return lake
 
 
@@ -381,9 +381,9 @@ def test_a_collection_is_withdrawn_when_two_lists_apart_in_time_lack_it(lake: La
     for at, gone in ((3, 0), (8, 0), (9, 2)):
         list_collections(lake, ["B"], at)
         assert vanished_collections(lake) == ["C"]
-        noted = acknowledge(lake, "C")
+        noted = record_changes(lake, "C")
         assert (kinds(noted.changes).get(WITHDRAWN, 0), noted.missing) == (gone, 2 - gone)
-        acknowledge(lake, "C")  # the same list again is no second one
+        record_changes(lake, "C")  # the same list again is no second one
     assert withdrawn_series(lake, "C") == {"a", "b"}
     assert lake.count_rows(SERIES, "C") == 2
     assert present_series(lake, "C").num_rows == 0
@@ -394,50 +394,50 @@ def test_a_collection_that_is_left_out_by_choice_is_not_withdrawn(lake: Lake) ->
     for at in (3, 12):
         list_collections(lake, ["B"], at, kept='["B*"]')
         assert vanished_collections(lake) == []
-        assert acknowledge(lake, "C").missing == 0
+        assert record_changes(lake, "C").missing == 0
 
 
 def test_a_list_of_collections_that_is_older_than_the_series_says_nothing(lake: Lake) -> None:
     list_collections(lake, ["B"], 3)
     list_series(lake, {"a": A, "b": A}, 4)
-    assert acknowledge(lake, "C").missing == 0
+    assert record_changes(lake, "C").missing == 0
 
 
 def test_a_list_that_names_the_collection_again_starts_the_wait_anew(lake: Lake) -> None:
     for at, names, missing in ((3, ["B"], 2), (5, ["B", "C"], 0), (10, ["B"], 2)):
         list_collections(lake, names, at)
-        noted = acknowledge(lake, "C")
+        noted = record_changes(lake, "C")
         assert (noted.missing, noted.changes.num_rows) == (missing, 0)
     list_collections(lake, ["B"], 16)
-    assert kinds(acknowledge(lake, "C").changes) == {WITHDRAWN: 2}
+    assert kinds(record_changes(lake, "C").changes) == {WITHDRAWN: 2}
 
 
 def test_a_list_that_names_the_collection_again_is_to_be_acknowledged(lake: Lake) -> None:
     for at, names, back in ((3, ["B"], []), (5, ["B", "C"], ["C"])):
         list_collections(lake, names, at)
         assert returned_collections(lake) == back
-        acknowledge(lake, "C")
+        record_changes(lake, "C")
         assert returned_collections(lake) == []
 
 
 def test_a_list_that_names_the_collection_does_not_excuse_a_series_that_its_listing_lacks(lake: Lake) -> None:
     list_series(lake, {"a": A}, 2)
-    acknowledge(lake, "C")
+    record_changes(lake, "C")
     for at, names in ((3, ["B"]), (5, ["B", "C"])):
         list_collections(lake, names, at)
-        acknowledge(lake, "C")
+        record_changes(lake, "C")
     list_series(lake, {"a": A}, 8)
-    assert kinds(acknowledge(lake, "C").changes) == {WITHDRAWN: 1}
+    assert kinds(record_changes(lake, "C").changes) == {WITHDRAWN: 1}
 
 
 def test_what_a_newer_listing_names_is_not_withdrawn_even_before_the_feed_knows(lake: Lake) -> None:
     for at in (3, 12):
         list_collections(lake, ["B"], at)
-        acknowledge(lake, "C")
+        record_changes(lake, "C")
     list_series(lake, {"b": {**A, "FileSize": 9}}, 13)
     assert withdrawn_series(lake, "C") == {"a"}
     assert present_series(lake, "C")[UID].to_pylist() == ["b"]
-    rows = {(r[UID], r["Change"], r["Version"]) for r in acknowledge(lake, "C").changes.to_pylist()}
+    rows = {(r[UID], r["Change"], r["Version"]) for r in record_changes(lake, "C").changes.to_pylist()}
     assert rows == {("b", RETURNED, 3), ("b", REVISED, 3)}
 
 
@@ -445,8 +445,8 @@ def test_the_dialect_is_remembered_with_the_listing(lake: Lake) -> None:
     list_series(
         lake, {"a": {**A, "Site": "N", "TimeStamp": datetime(2024, 3, 5)}, "b": {**A, "Site": "N"}}, 2, api="v4"
     )
-    assert acknowledge(lake, "C").changes.num_rows == 0
+    assert record_changes(lake, "C").changes.num_rows == 0
     list_series(
         lake, {"a": {**A, "Site": "S", "TimeStamp": datetime(2024, 3, 5)}, "b": {**A, "Site": "N"}}, 3, api="v4"
     )
-    assert [(r["ColumnName"], r["NewValue"]) for r in acknowledge(lake, "C").changes.to_pylist()] == [("Site", "S")]
+    assert [(r["ColumnName"], r["NewValue"]) for r in record_changes(lake, "C").changes.to_pylist()] == [("Site", "S")]

@@ -104,7 +104,7 @@ def test_a_plan_says_what_is_not_mirrored_and_what_was_not_listed(
         lake.write_table(COLLECTIONS, known)
     assert set(table) == {"QIN_Breast.v2", "total"}
     assert "QIN_Breast.v2: its images are not mirrored: a run fetches them once NBIA_IMAGES names it" in rest
-    assert "Brand New: its series are not listed yet: materialise `series` first" in rest
+    assert "Brand New: its series are not listed yet: materialize `series` first" in rest
 
 
 def test_a_plan_refuses_too_little_room_with_figures(

@@ -18,7 +18,7 @@ import pytest
 
 from nbia_pipeline import clock
 from nbia_pipeline.cli.main import main
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
@@ -48,17 +48,17 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(demo: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+def prepared(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     folder = tmp_path_factory.mktemp("prepared")
     app = create_app(demo)
     with running(app) as url, dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
         world = World(url, app.state.archive.control, folder / "lake", instance, "v2")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(clock, "utc_now", lambda: world.time)
-            world.materialise("collections", collection=None)
+            world.materialize("collections", collection=None)
             gone = sorted(world.uids())[:2]
             world.look()
-            world.materialise("images")
+            world.materialize("images")
             world.control.hide(gone)
             world.look()
             world.look(6)
@@ -128,7 +128,7 @@ def test_a_pruned_series_that_returns_is_fetched_again(world: World, withdrawn: 
     assert main(["prune", QIN, "--yes"]) == 0
     world.control.show(withdrawn[0])
     world.look()
-    world.materialise("images")
+    world.materialize("images")
     assert world.asked()["getImageWithMD5Hash"] == 1
     assert statuses(world) == {"complete": 4, "withdrawn": 1}
     assert of_series(files(world), withdrawn) == of_series(before, withdrawn[:1])
@@ -141,7 +141,7 @@ def test_a_series_that_returned_meanwhile_is_spared(world: World, withdrawn: lis
     assert shown is not None
     world.control.show(withdrawn[0])
     world.later(1)
-    world.materialise("series")  # the feed does not know yet
+    world.materialize("series")  # the feed does not know yet
     deleted = prune(world.lake, shown)
     assert deleted is not None
     assert deleted.series == {withdrawn[1]}
@@ -160,7 +160,7 @@ def test_a_whole_collection_can_go(world: World, withdrawn: list[str]) -> None:
     world.control.hide(world.uids())
     for hours in (1, 6):
         world.later(hours)
-        world.materialise("collections", collection=None)
+        world.materialize("collections", collection=None)
     assert main(["prune", "--yes"]) == 0
     assert files(world) == {}
     assert world.lake.count_rows(INSTANCES, QIN) == 0
@@ -258,7 +258,7 @@ def test_a_series_that_returns_after_a_crash_is_fetched_whatever_was_deleted(
         prune(CrashingLake(world.settings.lake, 2), shown)  # the folder of the first is gone
     world.control.show(withdrawn)
     world.look()
-    world.materialise("images")
+    world.materialize("images")
     assert world.asked()["getImageWithMD5Hash"] == 2
     assert files(world) == before
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == before

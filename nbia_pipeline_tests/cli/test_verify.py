@@ -17,11 +17,11 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.cli import main
 from nbia_pipeline.embedded.pytest_plugin import NbiaArchive
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
-from nbia_pipeline.verify.inventory import Verdict, held_series
+from nbia_pipeline.verify.inventory import VerifyResult, stored_series
 from nbia_pipeline.verify.refetch import mend
 from nbia_pipeline_tests.conftest import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
@@ -47,7 +47,7 @@ def mirror(client: NbiaClient, lake: Lake, collection: str) -> None:
     series = client.series(collection)
     lake.write_table(SERIES, series, collection)
     fetch_batch(client, lake, wanted_series(series))
-    settle(lake, collection, series)
+    commit(lake, collection, series)
 
 
 def verify(*words: str) -> int:
@@ -56,7 +56,7 @@ def verify(*words: str) -> int:
 
 def damage(lake: Lake, collection: str = COLLECTIONS[0]) -> str:
     """Lose a file of a series; returns the UID of the series."""
-    held = min(held_series(lake, collection), key=lambda h: h.uid)
+    held = min(stored_series(lake, collection), key=lambda h: h.uid)
     lake.remove(min(lake.sizes(held.path)))
     return held.uid
 
@@ -132,7 +132,7 @@ def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
         mirror(client, lake, COLLECTIONS[0])
     monkeypatch.setenv("NBIA_LAKE", lake.uri)
     monkeypatch.setenv("NBIA_ARCHIVE", fresh_nbia_archive.url)
-    held = min(held_series(lake, COLLECTIONS[0]), key=lambda h: h.uid)
+    held = min(stored_series(lake, COLLECTIONS[0]), key=lambda h: h.uid)
     assert verify("--ask-archive") == 0
     fresh_nbia_archive.control.replace(held.uid, hidden=False)
     assert verify() == 0
@@ -148,8 +148,8 @@ def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
 
 
 def test_what_is_outdated_stays_complete_if_it_cannot_be_fetched(archive: TestArchive, lake: Lake) -> None:
-    held = max(held_series(lake, COLLECTIONS[0]), key=lambda h: h.uid)
-    outdated = Verdict(held, 1, 1, "outdated", outdated=True)
+    held = max(stored_series(lake, COLLECTIONS[0]), key=lambda h: h.uid)
+    outdated = VerifyResult(held, 1, 1, "outdated", outdated=True)
     archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
     with archive.client() as client:
         assert list(mend(client, lake, [outdated]).failures) == [held.uid]

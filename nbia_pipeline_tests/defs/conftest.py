@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 
 from nbia_pipeline.archive import Patience
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.settings import Settings
@@ -22,7 +22,7 @@ QUICK = Patience(connect=2, silence=1, tries=2, first_wait=0.01, longest_wait=0.
 
 
 @pytest.fixture(scope="package")
-def app(demo: Catalogue) -> Starlette:
+def app(demo: Catalog) -> Starlette:
     return create_app(demo)
 
 

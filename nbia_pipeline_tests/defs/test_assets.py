@@ -13,8 +13,8 @@ import pytest
 
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets.tables import kept_collections
-from nbia_pipeline.defs.naming import Names
-from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalogue
+from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
@@ -69,7 +69,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterIns
 
 @pytest.fixture(scope="module")
 def full(demo_archive: str, tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInstance) -> Pipeline:
-    """Everything materialised once, with the images of two collections."""
+    """Everything materialized once, with the images of two collections."""
     lake = str(tmp_path_factory.mktemp("a lake"))
     pipeline = Pipeline(Settings(archive=demo_archive, lake=lake, images=("TCGA*", "Lung Phantom CT")), instance)
     assert pipeline.run("catalogue").success
@@ -86,7 +86,7 @@ def pipeline(archive: TestArchive, tmp_path: Path) -> Iterator[Pipeline]:
         yield Pipeline(Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",)), instance)
 
 
-def served(demo: Catalogue) -> list[dict[str, Any]]:
+def served(demo: Catalog) -> list[dict[str, Any]]:
     """Return the facts of the series that the guest may see."""
     public = pc.invert(pc.is_in(demo.series["Collection"], pc.cast(list(demo.restricted), "string")))
     visible = pc.equal(demo.series["Visibility"], VISIBLE)
@@ -98,7 +98,7 @@ def test_the_collections_become_partitions_in_their_exact_spelling(full: Pipelin
     assert [c for (c,) in full.sql("collections", "SELECT Collection FROM t ORDER BY 1")] == COLLECTIONS
 
 
-def test_the_row_counts_are_those_that_the_archive_serves(full: Pipeline, demo: Catalogue) -> None:
+def test_the_row_counts_are_those_that_the_archive_serves(full: Pipeline, demo: Catalog) -> None:
     rows = served(demo)
     expected = {
         "series": len(rows),
@@ -109,7 +109,7 @@ def test_the_row_counts_are_those_that_the_archive_serves(full: Pipeline, demo: 
     assert {t: full.sql(t, "SELECT count(*) FROM t")[0][0] for t in expected} == expected
 
 
-def test_every_value_of_the_series_table_is_the_archives(full: Pipeline, demo: Catalogue) -> None:
+def test_every_value_of_the_series_table_is_the_archives(full: Pipeline, demo: Catalog) -> None:
     not_in_v2 = {"Site", "PatientSex", "PatientAge", "AdmittingDiagnosesDescription", "ReleasedStatus"}
     for row in served(demo):
         names = ", ".join(c.name for c in SERIES.columns)
@@ -126,7 +126,7 @@ def test_the_files_have_exactly_the_columns_of_the_schema(full: Pipeline, table:
     assert dict(described) == expected
 
 
-def test_every_image_of_the_mirrored_collections_is_there_and_no_other(full: Pipeline, demo: Catalogue) -> None:
+def test_every_image_of_the_mirrored_collections_is_there_and_no_other(full: Pipeline, demo: Catalog) -> None:
     wanted = [r for r in served(demo) if r["Collection"] in ("TCGA-DEMO", "Lung Phantom CT")]
     files = {
         p.relative_to(full.settings.lake).as_posix(): p.stat().st_size
@@ -245,7 +245,7 @@ def test_images_of_a_collection_that_is_not_mirrored_are_refused(full: Pipeline,
 
 def test_images_before_the_series_table_say_what_to_do_first(pipeline: Pipeline) -> None:
     assert pipeline.run("catalogue").success
-    assert "materialise series first" in pipeline.sentence(pipeline.run("images", partition_key="TCGA-DEMO"))
+    assert "materialize series first" in pipeline.sentence(pipeline.run("images", partition_key="TCGA-DEMO"))
 
 
 def test_an_account_sees_the_restricted_collection(archive: TestArchive, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_v4_fills_the_same_tables(archive: TestArchive, tmp_path: Path) -> None:
 def test_the_definitions_load_and_carry_what_the_ui_shows(full: Pipeline) -> None:
     dg.Definitions.validate_loadable(full.definitions)
     for name in ("collections", "patients", "studies", "series", "series_metadata", "images"):
-        spec = full.definitions.resolve_assets_def(Names().key(name)).specs_by_key[Names().key(name)]
+        spec = full.definitions.resolve_assets_def(Naming().key(name)).specs_by_key[Naming().key(name)]
         assert spec.description
         assert spec.group_name in ("catalogue", "tables", "images")
         assert spec.kinds
@@ -280,7 +280,7 @@ def test_the_definitions_load_and_carry_what_the_ui_shows(full: Pipeline) -> Non
 
 def test_two_archives_live_in_one_code_location(tmp_path: Path) -> None:
     settings = Settings(lake=str(tmp_path))
-    both = dg.Definitions.merge(build_definitions(settings), build_definitions(settings, Names("nlst")))
+    both = dg.Definitions.merge(build_definitions(settings), build_definitions(settings, Naming("nlst")))
     dg.Definitions.validate_loadable(both)
     assert dg.AssetKey(["nlst", "series"]) in both.resolve_all_asset_keys()
 

@@ -13,13 +13,13 @@ from starlette.applications import Starlette
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalogue
+from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror import cart
-from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENCES, SERIES
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.conftest import serving
 
@@ -28,7 +28,7 @@ NAME = "A colleague's cart"
 
 
 @pytest.fixture(scope="module")
-def app(demo: Catalogue) -> Starlette:
+def app(demo: Catalog) -> Starlette:
     return create_app(demo)
 
 
@@ -108,7 +108,7 @@ def test_a_cart_lands_where_its_series_belong(mirror: Mirror, wanted: dict[str, 
     assert (found["series"], found["complete"], found["fetched_series"], found["pending"]) == (2, 2, 2, 0)
     for collection, uid in wanted.items():
         assert mirror.statuses(collection) == {uid: "complete"}, "nobody asked for the rest"
-        assert mirror.lake.count_rows(LICENCES, collection) == 1
+        assert mirror.lake.count_rows(LICENSES, collection) == 1
         files = mirror.lake.read_table(INSTANCES, collection).to_pylist()
         assert files
         for row in files:

@@ -17,17 +17,17 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.checks import images
 from nbia_pipeline.defs.checks.check import Finding, Report, Subject
-from nbia_pipeline.defs.naming import Names
-from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
-from nbia_pipeline.mirror.licenses import keep_licences
+from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENCES, SERIES, VERIFICATIONS
+from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES, SERIES, VERIFICATIONS
 from nbia_pipeline.settings import Settings
-from nbia_pipeline.verify.inventory import held_series
+from nbia_pipeline.verify.inventory import stored_series
 from nbia_pipeline_tests.conftest import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 
@@ -44,9 +44,9 @@ def mirrored(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
         for name in COUNTS:
             series = client.series(name)
             lake.write_table(SERIES, series, name)
-            keep_licences(client, lake, name, series)
+            keep_licenses(client, lake, name, series)
             fetch_batch(client, lake, wanted_series(series))
-            settle(lake, name, series)
+            commit(lake, name, series)
     assert lake.local is not None
     return lake.local
 
@@ -59,7 +59,7 @@ def lake(mirrored: Path, tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def subject(archive: TestArchive, lake: Lake) -> Subject:
-    return Subject(lake, ArchiveResource(archive=archive.url, images=["*"], tries=1))
+    return Subject(lake, NbiaResource(archive=archive.url, images=["*"], tries=1))
 
 
 def found(report: Report) -> list[Finding]:
@@ -85,8 +85,8 @@ CHECKS = ["agrees_with_archive", "complete", "intact", "licensed"]
 def evaluate(
     archive: TestArchive, lake: Lake, tmp_path: Path
 ) -> Iterator[Callable[[], dict[str, dg.AssetCheckEvaluation]]]:
-    """Evaluate the checks of the images as Dagster does, without materialising anything."""
-    selection = dg.AssetSelection.checks_for_assets(Names().key("images"))
+    """Evaluate the checks of the images as Dagster does, without materializing anything."""
+    selection = dg.AssetSelection.checks_for_assets(Naming().key("images"))
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
 
         def run() -> dict[str, dg.AssetCheckEvaluation]:
@@ -107,7 +107,7 @@ def test_a_good_lake_passes_without_a_request_for_an_image(
     checks = evaluate()
     assert {name: c.passed for name, c in checks.items()} == dict.fromkeys(CHECKS, True)
     facts = {name: value.value for c in checks.values() for name, value in c.metadata.items()}
-    assert (facts["read_series"], facts["held_series"]) == (13, 13)
+    assert (facts["read_series"], facts["stored_series"]) == (13, 13)
     assert (facts["asked"], facts["not_held"], facts["findings"]) == (13, 0, 0)
     assert not IMAGE_CALLS & {r.endpoint for r in archive.faults.seen}
     assert archive.faults.count("getMD5Hierarchy") == 13
@@ -121,7 +121,7 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
         *change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(why)),
         *change(lake, IMAGE_SERIES, CT, lambda r: r.update(why)),
     ]
-    change(lake, LICENCES, MIXED, lambda r: r.update(LicenseText=None))
+    change(lake, LICENSES, MIXED, lambda r: r.update(LicenseText=None))
     checks = evaluate()
     complete = checks["complete"]
     assert not complete.passed and complete.severity == dg.AssetCheckSeverity.ERROR
@@ -184,7 +184,7 @@ def test_only_mirrored_collections_with_receipts_are_to_be_complete(
     change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(Status="pending", Bytes=None))
     lake.write_table(SERIES, lake.read_table(SERIES, CT), "TCGA-DEMO")
     assert len(found(images.complete(subject))) == 9
-    other = Subject(lake, ArchiveResource(archive=archive.url, images=[CT, "TCGA-DEMO"]))
+    other = Subject(lake, NbiaResource(archive=archive.url, images=[CT, "TCGA-DEMO"]))
     assert found(images.complete(other)) == []
 
 
@@ -192,7 +192,7 @@ def test_only_mirrored_collections_with_receipts_are_to_be_complete(
 
 
 def lose_a_file(lake: Lake, collection: str) -> str:
-    held = held_series(lake, collection)[-1]
+    held = stored_series(lake, collection)[-1]
     lake.remove(min(lake.sizes(held.path)))
     return held.uid
 
@@ -223,7 +223,7 @@ def test_repeated_checks_cover_the_lake(lake: Lake, subject: Subject, monkeypatc
     while seen[-1] < 13:
         report = images.intact(subject)
         assert found(report) == []
-        assert 0 < report.facts["read_series"] < 13
+        assert 0 < report.properties["read_series"] < 13
         seen.append(verified(lake))
         assert seen[-1] > seen[-2]
     assert len(seen) > 2
@@ -231,7 +231,7 @@ def test_repeated_checks_cover_the_lake(lake: Lake, subject: Subject, monkeypatc
 
 def test_a_check_ends_in_time(lake: Lake, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "INTACT_SECONDS", 0)
-    assert images.intact(subject).facts["read_series"] == 0
+    assert images.intact(subject).properties["read_series"] == 0
 
 
 # --- agrees_with_archive
@@ -246,7 +246,7 @@ def test_another_digest_means_outdated(archive: TestArchive, lake: Lake, subject
         f"series {finding.series} is outdated: the archive has other files: its digest is {'0' * 32}, that of the lake "
         f"{receipts[str(finding.series)]['SeriesMD5']}"
     )
-    assert report.facts == {"asked": 13, "not_held": 1}
+    assert report.properties == {"asked": 13, "not_held": 1}
 
 
 def test_an_archive_that_cannot_be_asked_is_said_and_left_alone(archive: TestArchive, subject: Subject) -> None:
@@ -295,10 +295,10 @@ def test_what_the_archive_has_no_digest_of_is_not_compared(lake: Lake, subject: 
 
 
 def test_a_licence_without_text_is_found_once_for_all_its_series(lake: Lake, subject: Subject) -> None:
-    (licence,) = change(lake, LICENCES, MIXED, lambda r: r.update(LicenseText=None, Path=None))
+    (license,) = change(lake, LICENSES, MIXED, lambda r: r.update(LicenseText=None, Path=None))
     (finding,) = found(images.licensed(subject))
     assert finding.collection == MIXED
-    assert finding.what.startswith(f"the text of {licence['LicenseName']!r} is not in the lake")
+    assert finding.what.startswith(f"the text of {license['LicenseName']!r} is not in the lake")
     assert "; 9 series have it: " in finding.what
 
 

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from dagster.components.testing.utils import component_defs, create_defs_folder_sandbox
 
-from nbia_pipeline.component import NbiaArchiveComponent
+from nbia_pipeline.component import NbiaComponent
 from nbia_pipeline.settings import SettingsError
 
 
@@ -26,8 +26,8 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
     }
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(
-            component_cls=NbiaArchiveComponent,
-            defs_yaml_contents={"type": "nbia_pipeline.component.NbiaArchiveComponent", "attributes": attributes},
+            component_cls=NbiaComponent,
+            defs_yaml_contents={"type": "nbia_pipeline.component.NbiaComponent", "attributes": attributes},
         )
         with sandbox.load_component_and_build_defs(defs_path=folder) as (_, definitions):
             assert dg.AssetKey(["nlst", "series"]) in definitions.resolve_all_asset_keys()
@@ -41,6 +41,6 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_wrong_field_is_refused_by_name() -> None:
-    component = NbiaArchiveComponent(api="v3")
+    component = NbiaComponent(api="v3")
     with pytest.raises(SettingsError, match="NBIA_API is 'v3'"):
         component_defs(component=component)

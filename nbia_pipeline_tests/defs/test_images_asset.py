@@ -144,7 +144,7 @@ def kept(mirror: Mirror, tmp_path: Path) -> Iterator[Mirror]:
 
 
 def metadata(result: dg.ExecuteJobResult) -> dict[str, Any]:
-    """Return the metadata of the materialisation."""
+    """Return the metadata of the materialization."""
     (event,) = [e for e in result.all_events if e.is_step_materialization]
     assert event.asset_key == IMAGES
     assert event.partition == BREAST

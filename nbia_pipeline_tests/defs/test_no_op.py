@@ -34,7 +34,7 @@ def no_op() -> ModuleType:
 def test_whole_series_cost_no_image_request_and_one_list_for_each_table(
     no_op: ModuleType, serve: Serve, tmp_path: Path
 ) -> None:
-    faults = Faults(create_app(no_op.catalogue(SERIES)))
+    faults = Faults(create_app(no_op.catalog(SERIES)))
     url = serve(faults)
 
     def asked() -> list[str]:

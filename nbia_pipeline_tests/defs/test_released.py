@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from nbia_pipeline.cli.main import main
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets.released import SHOWN
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
@@ -27,7 +27,7 @@ NOW = datetime(2026, 3, 9, 8)  # noqa: DTZ001 - our times have no zone
 
 
 @pytest.fixture(scope="module")
-def app(demo: Catalogue) -> Starlette:
+def app(demo: Catalog) -> Starlette:
     return create_app(demo)
 
 

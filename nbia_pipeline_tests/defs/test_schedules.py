@@ -76,7 +76,7 @@ def test_without_a_table_of_collections_it_says_what_to_do(ticker: Ticker) -> No
     ticker.register("A1")
     tick = ticker.scheduled("nbia_reconcile", NIGHT)
     assert tick.run_requests == []
-    assert tick.skip_message == "The table of collections is empty: materialise collections first"
+    assert tick.skip_message == "The table of collections is empty: materialize collections first"
 
 
 def test_a_lake_that_cannot_be_read_is_a_sentence(ticker: Ticker) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from nbia_pipeline import clock
 from nbia_pipeline.changes.feed import withdrawn_series
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
@@ -41,7 +41,7 @@ class World(Pipeline):
         self.time += timedelta(hours=hours)
         self.control.now(self.time)
 
-    def materialise(self, *assets: str, collection: str | None = QIN, **config: Any) -> dg.ExecuteInProcessResult:
+    def materialize(self, *assets: str, collection: str | None = QIN, **config: Any) -> dg.ExecuteInProcessResult:
         """Run assets by themselves, and fail with their sentence if they do."""
         self.control.requests(clear=True)
         keys = [dg.AssetKey(["nbia", a]) for a in assets]
@@ -61,7 +61,7 @@ class World(Pipeline):
         """Let time pass, list a collection, and return the changes that are new in DuckDB."""
         self.later(hours)
         before = self.feed(collection)
-        self.materialise(*TABLES, collection=collection)
+        self.materialize(*TABLES, collection=collection)
         after = self.feed(collection)
         assert after[: len(before)] == before, "the feed is append-only"
         return after[len(before) :]
@@ -90,7 +90,7 @@ class World(Pipeline):
 
 @pytest.fixture
 def world(
-    demo: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    demo: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[World]:
     app = create_app(demo)
     with (
@@ -100,7 +100,7 @@ def world(
         api = getattr(request, "param", "v2")
         world = World(url, app.state.archive.control, tmp_path / "lake", instance, api)
         monkeypatch.setattr(clock, "utc_now", lambda: world.time)
-        world.materialise("collections", collection=None)
+        world.materialize("collections", collection=None)
         yield world
 
 
@@ -124,7 +124,7 @@ def test_nothing_new_says_nothing_and_asks_for_no_metadata(world: World) -> None
     assert (asked["getSeries"], asked["getSeriesMetadata2"], asked["getSeriesMetaData"]) == (1, 0, 0)
     assert (world.metadata_of("series_metadata")["asked"], world.metadata_of("series_metadata")["kept"]) == (0, 5)
     # The asset again, on the same listing: the feed knows it.
-    world.materialise("series_changes")
+    world.materialize("series_changes")
     assert len(world.feed(QIN)) == 5
 
 
@@ -132,7 +132,7 @@ def test_nothing_new_says_nothing_and_asks_for_no_metadata(world: World) -> None
 def test_every_kind_of_change_is_told_once_and_metadata_follow(world: World) -> None:
     first, second, third, fourth, fifth = world.uids()
     world.look()
-    licence = facts(world, second)["LicenseName"]
+    license = facts(world, second)["LicenseName"]
     added = world.control.add_series(QIN, patient="NEW-1")
     world.control.edit(second, LicenseName="CC0")
     world.control.edit(third, SeriesDescription=None)
@@ -144,7 +144,7 @@ def test_every_kind_of_change_is_told_once_and_metadata_follow(world: World) -> 
         (second, "revised", "LicenseName", "CC0"),
         (third, "revised", "SeriesDescription", None),
     }
-    assert {(old, version) for _, change, column, old, _, version in news if column == "LicenseName"} == {(licence, 2)}
+    assert {(old, version) for _, change, column, old, _, version in news if column == "LicenseName"} == {(license, 2)}
     assert world.metadata_of("series_changes")["missing"] == 2
     assert (world.metadata_of("series_metadata")["asked"], world.metadata_of("series_metadata")["kept"]) == (3, 1)
     assert world.sql("series_metadata", f"SELECT LicenseName FROM t WHERE SeriesInstanceUID = '{second}'") == [("CC0",)]
@@ -191,7 +191,7 @@ def test_a_change_of_dialect_is_no_change(world: World) -> None:
     v4.time = world.time
     for hours in (1, 2):
         world.later(hours)
-        v4.materialise(*TABLES)
+        v4.materialize(*TABLES)
         assert len(world.feed(QIN)) == 5
     assert world.sql("series", f"SELECT count(Site) FROM t WHERE Collection = '{QIN}'") == [(5,)]
     assert world.look(3) == []
@@ -203,11 +203,11 @@ def test_a_collection_that_vanishes_is_withdrawn_by_the_catalogue_and_comes_back
     uids = world.uids()
     world.look()
     world.look(collection="TCGA-DEMO")
-    world.materialise("images")
+    world.materialize("images")
     world.control.hide(uids)
     for hours, gone in ((1, 0), (5, 0), (1, 5)):
         world.later(hours)
-        world.materialise("collections", collection=None)
+        world.materialize("collections", collection=None)
         assert [c[1] for c in world.feed(QIN)[5:]] == ["withdrawn"] * gone
     assert world.metadata_of("series_changes")["withdrawn"] == 5
     statuses = f"SELECT Status, count(*), count(Bytes) FROM t WHERE Collection = '{QIN}' GROUP BY 1"
@@ -215,18 +215,18 @@ def test_a_collection_that_vanishes_is_withdrawn_by_the_catalogue_and_comes_back
     assert world.lake.count_rows(SERIES, QIN) == 5, "no table with rows is replaced by none"
     assert len(world.feed("TCGA-DEMO")) == 9
     # The asset of its partition says the same.
-    world.materialise("series_changes")
+    world.materialize("series_changes")
     assert len(world.feed(QIN)) == 10
     world.control.show(uids)
     world.later(1)
-    world.materialise("collections", collection=None)
+    world.materialize("collections", collection=None)
     assert [c[1] for c in world.look(0)] == ["returned"] * 5
     assert world.sql("image_series", statuses) == [("complete", 5, 5)]
 
 
 def test_an_empty_answer_or_a_bad_token_withdraws_nothing(world: World) -> None:
     world.look()
-    before = world.lake.read_facts(SERIES_SEEN, QIN)
+    before = world.lake.read_properties(SERIES_SEEN, QIN)
     world.control.expire_tokens()
     assert world.look(7) == []
     world.control.hide(world.uids())
@@ -241,7 +241,7 @@ def test_an_empty_answer_or_a_bad_token_withdraws_nothing(world: World) -> None:
         assert not result.success
     assert len(world.feed(QIN)) == 5
     assert world.metadata_of("series_changes")["missing"] == 0
-    assert world.lake.read_facts(SERIES_SEEN, QIN)["listed_at"] > before["listed_at"]
+    assert world.lake.read_properties(SERIES_SEEN, QIN)["listed_at"] > before["listed_at"]
 
 
 def test_a_listing_that_lost_most_of_a_large_collection_is_worth_a_warning(world: World) -> None:
@@ -260,13 +260,13 @@ def test_the_wait_can_be_configured(world: World) -> None:
     world.control.hide(world.uids()[0])
     world.look()
     world.later(2)
-    world.materialise("series", "series_changes", series_changes={"withdrawal_hours": 2})
+    world.materialize("series", "series_changes", series_changes={"withdrawal_hours": 2})
     assert [c[1] for c in world.feed(QIN)[5:]] == ["withdrawn"]
 
 
 def test_receipts_of_withdrawn_series_say_so_and_no_image_is_fetched_when_they_return(world: World) -> None:
     world.look()
-    world.materialise("images")
+    world.materialize("images")
     uid = world.uids()[0]
     world.control.hide(uid)
     world.look()
@@ -277,7 +277,7 @@ def test_receipts_of_withdrawn_series_say_so_and_no_image_is_fetched_when_they_r
     world.control.show(uid)
     world.look()
     assert world.sql("image_series", status) == [("complete", True)]
-    world.materialise("images")
+    world.materialize("images")
     assert world.asked()["getImageWithMD5Hash"] == 0
 
 
@@ -287,16 +287,16 @@ def test_receipts_of_withdrawn_series_say_so_and_no_image_is_fetched_when_they_r
 def test_full_asks_about_every_series(world: World) -> None:
     world.look()
     world.later(1)
-    world.materialise("series_metadata", series_metadata={"full": True})
+    world.materialize("series_metadata", series_metadata={"full": True})
     assert world.asked()["getSeriesMetadata2"] == 1
     assert world.metadata_of("series_metadata")["asked"] == 5
 
 
 def test_metadata_without_the_feed_are_asked_whole(world: World) -> None:
-    world.materialise("series", "series_metadata")
+    world.materialize("series", "series_metadata")
     assert world.metadata_of("series_metadata")["asked"] == 5
     world.later(1)
-    world.materialise("series", "series_metadata")
+    world.materialize("series", "series_metadata")
     assert world.metadata_of("series_metadata")["asked"] == 5
 
 
@@ -305,7 +305,7 @@ def test_metadata_of_a_listing_that_the_feed_does_not_know_yet_are_asked_whole(w
     world.look()
     world.later(1)
     world.control.edit(uid, LicenseName="CC0")
-    world.materialise("series", "series_metadata")
+    world.materialize("series", "series_metadata")
     assert world.metadata_of("series_metadata")["asked"] == 5
     assert world.sql("series_metadata", f"SELECT LicenseName FROM t WHERE SeriesInstanceUID = '{uid}'") == [("CC0",)]
 
@@ -315,12 +315,12 @@ def test_a_series_without_metadata_is_asked_about_until_it_has_some(world: World
     world.look()
     world.later(1)
     world.control.edit(uid, LicenseName="CC0")
-    world.materialise("series", "series_changes")
+    world.materialize("series", "series_changes")
     world.control.hide(uid)
-    world.materialise("series_metadata")
+    world.materialize("series_metadata")
     assert world.lake.count_rows(SERIES_METADATA, QIN) == 4, "an outdated row does not pose as a present one"
     world.control.show(uid)
-    world.materialise("series_metadata")
+    world.materialize("series_metadata")
     assert world.asked()["getSeriesMetadata2"] == 1
     assert (world.metadata_of("series_metadata")["asked"], world.metadata_of("series_metadata")["kept"]) == (1, 4)
     assert world.sql("series_metadata", f"SELECT LicenseName FROM t WHERE SeriesInstanceUID = '{uid}'") == [("CC0",)]

@@ -52,7 +52,7 @@ class Page:
             time.sleep(0.5)
         raise AssertionError("the code location did not load")
 
-    def materialise(self, job: str, **tags: str) -> str:
+    def materialize(self, job: str, **tags: str) -> str:
         """Launch a job as the UI does, wait for its end, and return its status."""
         selector = {
             "repositoryLocationName": "nbia_pipeline",
@@ -96,9 +96,9 @@ def dev(tmp_path: Path) -> Iterator[Page]:
 
 def test_a_person_can_materialise_everything_from_the_ui(dev: Page, tmp_path: Path) -> None:
     assert [e["name"] for e in dev.wait_until_loaded()] == ["nbia_pipeline"]
-    assert dev.materialise("nbia_catalogue") == "SUCCESS"
-    assert dev.materialise("nbia_tables", dagster__partition="QIN_Breast.v2") == "SUCCESS"
-    assert dev.materialise("nbia_images", dagster__partition="QIN_Breast.v2") == "SUCCESS"
+    assert dev.materialize("nbia_catalogue") == "SUCCESS"
+    assert dev.materialize("nbia_tables", dagster__partition="QIN_Breast.v2") == "SUCCESS"
+    assert dev.materialize("nbia_images", dagster__partition="QIN_Breast.v2") == "SUCCESS"
     receipts = Lake(str(tmp_path / "a lake")).read_table(IMAGE_SERIES, "QIN_Breast.v2")
     assert receipts["Status"].to_pylist() == ["complete"] * 5
 

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalog
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Site:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     clock = Clock()
-    app = create_app(tiny_catalogue(), clock=clock)
+    app = create_app(tiny_catalog(), clock=clock)
     with running(app) as url:
         yield Site(url, app, clock)
 
@@ -66,9 +66,9 @@ def make_site() -> Iterator[Callable[..., Site]]:
 
     with contextlib.ExitStack() as stack:
 
-        def make(catalogue: Any = None, **options: Any) -> Site:
+        def make(catalog: Any = None, **options: Any) -> Site:
             clock = Clock()
-            app = create_app(catalogue or tiny_catalogue(), clock=clock, **options)
+            app = create_app(catalog or tiny_catalog(), clock=clock, **options)
             return Site(stack.enter_context(running(app)), app, clock)
 
         yield make

@@ -24,7 +24,7 @@ from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.launcher import own_archive
 from nbia_pipeline.embedded.pytest_plugin import MEMBER as PLUGIN_MEMBER
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.helpers.tiny import running_with_control, tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import running_with_control, tiny_catalog
 
 ROOT = Path(launcher.__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def _pair() -> Iterator[Pair]:
-    with running_with_control(create_app(tiny_catalogue())) as (url, control):
+    with running_with_control(create_app(tiny_catalog())) as (url, control):
         yield Pair(url, Control(control))
 
 
@@ -131,7 +131,7 @@ def test_refusals_are_sentences(pair: Pair) -> None:
     with pytest.raises(ControlError, match="hide: there is no series 9"):
         pair.control.hide("9")
     with pytest.raises(ControlError, match="no column Licence"):
-        pair.control.edit("1.1", Licence="x")
+        pair.control.edit("1.1", License="x")
     with pytest.raises(ControlError, match="wrong_name"):
         pair.control._do("hide", wrong_name=1)
     for body in (b"{", b"[1]"):

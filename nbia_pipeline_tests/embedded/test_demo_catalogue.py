@@ -12,8 +12,8 @@ from typing import Any
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue, ImageStore
-from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD, demo_catalogue, scaled_geometry
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalog, ImageStore
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD, demo_catalog, scaled_geometry
 
 COLLECTIONS = {"Lung Phantom CT", "TCGA-DEMO", "HeadNeckMix", "QIN_Breast.v2", "Thorax-Trial (limited)"}
 DEPENDS_ON_SCALE = {"ImageCount", "FileSize", "PixelSpacing(mm)-Row", "SliceThickness(mm)"}
@@ -26,8 +26,8 @@ IN_HEADER = (
 
 
 @lru_cache(maxsize=4)
-def demo(scale: int = 1) -> Catalogue:
-    return demo_catalogue(scale)
+def demo(scale: int = 1) -> Catalog:
+    return demo_catalog(scale)
 
 
 def rows(scale: int = 1) -> list[dict[str, Any]]:
@@ -50,14 +50,14 @@ def test_schema_is_that_of_the_facts() -> None:
 
 
 def test_collections_accounts_and_descriptions() -> None:
-    catalogue = demo()
-    assert set(values("Collection")) == COLLECTIONS == set(catalogue.descriptions)
-    assert len(catalogue.restricted) == 1
-    assert catalogue.restricted < COLLECTIONS
+    catalog = demo()
+    assert set(values("Collection")) == COLLECTIONS == set(catalog.descriptions)
+    assert len(catalog.restricted) == 1
+    assert catalog.restricted < COLLECTIONS
     assert MEMBER == "demo_member"
-    assert catalogue.accounts[MEMBER].password == MEMBER_PASSWORD == "demo-member-password"
-    assert catalogue.accounts[MEMBER].collections == catalogue.restricted
-    for name, facts in catalogue.descriptions.items():
+    assert catalog.accounts[MEMBER].password == MEMBER_PASSWORD == "demo-member-password"
+    assert catalog.accounts[MEMBER].collections == catalog.restricted
+    for name, facts in catalog.descriptions.items():
         assert facts.name == name
         assert facts.description.startswith("<p>")
         assert facts.uri.startswith("https://doi.org/10.5072/")
@@ -180,12 +180,12 @@ def test_dates_of_release() -> None:
 
 
 def test_facts_per_collection_and_study() -> None:
-    site, phantom, licence = (
+    site, phantom, license = (
         {(row["Collection"], row[column]) for row in rows()} for column in ("Site", "Phantom", "LicenseName")
     )
-    assert len(site) == len(phantom) == len(licence) == len(COLLECTIONS)
+    assert len(site) == len(phantom) == len(license) == len(COLLECTIONS)
     assert [name for name, flag in phantom if flag == "YES"] == ["Lung Phantom CT"]
-    assert len({name for _, name in licence}) == 4
+    assert len({name for _, name in license}) == 4
     fractional = {row["StudyInstanceUID"] for row in rows() if (row["LongitudinalTemporalOffsetFromEvent"] or 0) % 1}
     assert len(fractional) == 1
     for row in rows():
@@ -202,7 +202,7 @@ def test_facts_of_a_study_agree_between_its_series() -> None:
 
 
 def test_two_catalogues_are_equal() -> None:
-    assert demo_catalogue().series.equals(demo().series)
+    assert demo_catalog().series.equals(demo().series)
 
 
 def test_rows_are_the_same_at_all_scales() -> None:
@@ -229,18 +229,18 @@ def test_scale_rule(scale: int, matrix: int, slices: int) -> None:
 
 
 def test_a_large_scale_makes_gigabytes_on_paper_only() -> None:
-    catalogue = demo_catalogue(100)
-    assert sum(catalogue.series["FileSize"].to_pylist()) > 3_000_000_000
+    catalog = demo_catalog(100)
+    assert sum(catalog.series["FileSize"].to_pylist()) > 3_000_000_000
 
 
 def test_scale_must_be_positive() -> None:
     with pytest.raises(ValueError, match="1 or more"):
-        demo_catalogue(0)
+        demo_catalog(0)
 
 
 def test_the_demo_is_made_quickly() -> None:
-    demo_catalogue()
+    demo_catalog()
     start = time.perf_counter()
-    demo_catalogue()
+    demo_catalog()
     # It takes a fifth of a second; the rest is for busy machines.
     assert time.perf_counter() - start < 3

@@ -26,10 +26,10 @@ GUEST = {"Authorization": "Bearer undefined"}
 @pytest.fixture(scope="module")
 def _one_site() -> Any:
     from nbia_pipeline.embedded.server.app import create_app
-    from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalogue
+    from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalog
 
     clock = Clock()
-    app = create_app(tiny_catalogue(), clock=clock)
+    app = create_app(tiny_catalog(), clock=clock)
     with running(app) as url:
         yield Site(url, app, clock)
 

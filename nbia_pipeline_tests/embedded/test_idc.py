@@ -11,8 +11,8 @@ import pydicom
 import pytest
 import requests
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
-from nbia_pipeline.embedded.demo.idc import IdcIndexMissingError, idc_catalogue
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+from nbia_pipeline.embedded.demo.idc import IdcIndexMissingError, idc_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.embedded.conftest import Site
 from nbia_pipeline_tests.helpers.tiny import Clock, running
@@ -21,13 +21,13 @@ from nbia_pipeline_tests.helpers.tiny import Clock, running
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "idc_index_data", None)
     with pytest.raises(IdcIndexMissingError, match=r"pip install 'nbia-pipeline\[idc\]'"):
-        idc_catalogue()
+        idc_catalog()
 
 
 @pytest.fixture(scope="module")
 def series() -> pa.Table:
     pytest.importorskip("idc_index_data")
-    return idc_catalogue().series
+    return idc_catalog().series
 
 
 def test_facts_of_the_index(series: pa.Table) -> None:
@@ -46,7 +46,7 @@ def test_facts_of_the_index(series: pa.Table) -> None:
 
 def test_one_collection_over_http(series: pa.Table) -> None:
     wanted = series.filter(pc.equal(series["Collection"], "4d_lung"))
-    with running(create_app(Catalogue("idc", series.slice(0, 50_000)))) as url:
+    with running(create_app(Catalog("idc", series.slice(0, 50_000)))) as url:
         rows = requests.get(f"{url}/services/v4/getSeries", {"Collection": "4d_lung"}, timeout=60).json()
     assert [row["SeriesInstanceUID"] for row in rows] == wanted["SeriesInstanceUID"].to_pylist()
     assert [row["FileSize"] for row in rows] == wanted["FileSize"].to_pylist()
@@ -55,7 +55,7 @@ def test_one_collection_over_http(series: pa.Table) -> None:
 @pytest.fixture(scope="module")
 def whole_site(series: pa.Table) -> Iterator[Site]:
     clock = Clock()
-    app = create_app(Catalogue("idc", series), clock=clock)
+    app = create_app(Catalog("idc", series), clock=clock)
     with running(app) as url:
         yield Site(url, app, clock)
 

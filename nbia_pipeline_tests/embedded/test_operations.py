@@ -16,11 +16,11 @@ import pyarrow as pa
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
 from nbia_pipeline.embedded.control.values import OperationError
-from nbia_pipeline.embedded.demo.catalog import demo_catalogue
+from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.helpers.tiny import tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 NOW = dt.datetime.fromisoformat("2024-03-05T10:20:30")
 
@@ -34,12 +34,12 @@ def site(make_site: Callable[..., Site]) -> Site:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Catalogue:
-    return demo_catalogue()
+def demo() -> Catalog:
+    return demo_catalog()
 
 
 @pytest.fixture
-def demo_site(make_site: Callable[..., Site], demo: Catalogue) -> Site:
+def demo_site(make_site: Callable[..., Site], demo: Catalog) -> Site:
     site = make_site(demo)
     site.control.now(NOW)
     return site
@@ -66,7 +66,7 @@ def files(site: Site, uid: str) -> dict[str, bytes]:
     return {str(pydicom.dcmread(io.BytesIO(d)).SOPInstanceUID): d for d in entries.values()}
 
 
-def uid_of(demo: Catalogue, modality: str) -> str:
+def uid_of(demo: Catalog, modality: str) -> str:
     rows = demo.series.to_pylist()
     return next(
         str(r["SeriesInstanceUID"]) for r in rows if r["Modality"] == modality and r["Collection"] in ("TCGA-DEMO",)
@@ -122,7 +122,7 @@ def test_deleted(site: Site) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
-def test_deleting_few_or_many_leaves_the_others(demo_site: Site, demo: Catalogue, count: int) -> None:
+def test_deleting_few_or_many_leaves_the_others(demo_site: Site, demo: Catalog, count: int) -> None:
     uids = [r["SeriesInstanceUID"] for r in demo_site.control.series()]
     gone = set(uids[::-1][::2][:count] if count < 30 else uids[1:])
     demo_site.control.delete(gone)
@@ -168,9 +168,9 @@ def test_foreign_images_cannot_be_made_anew(site: Site) -> None:
 
 
 def test_a_catalogue_without_images_changes_its_time_only(make_site: Callable[..., Site]) -> None:
-    catalogue = tiny_catalogue()
-    catalogue.images = None
-    site = make_site(catalogue)
+    catalog = tiny_catalog()
+    catalog.images = None
+    site = make_site(catalog)
     site.control.now(NOW)
     before = one(site, "1.1")
     site.control.replace("1.1", hidden=False)
@@ -179,7 +179,7 @@ def test_a_catalogue_without_images_changes_its_time_only(make_site: Callable[..
 
 
 @pytest.mark.parametrize("modality", ["CT", "PT", "SEG"])
-def test_replaced_contents(demo_site: Site, demo: Catalogue, modality: str) -> None:
+def test_replaced_contents(demo_site: Site, demo: Catalog, modality: str) -> None:
     uid = uid_of(demo, modality)
     row, before = one(demo_site, uid), files(demo_site, uid)
     digest = demo_site.post("getMD5Hierarchy", {"SeriesInstanceUID": uid}).text
@@ -202,7 +202,7 @@ def test_replaced_contents(demo_site: Site, demo: Catalogue, modality: str) -> N
     assert one(demo_site, uid) == row
 
 
-def test_replaced_with_fewer_slices(demo_site: Site, demo: Catalogue) -> None:
+def test_replaced_with_fewer_slices(demo_site: Site, demo: Catalog) -> None:
     uid = uid_of(demo, "CT")
     before = files(demo_site, uid)
     demo_site.control.replace(uid, hidden=False, slices=5)
@@ -212,7 +212,7 @@ def test_replaced_with_fewer_slices(demo_site: Site, demo: Catalogue) -> None:
     assert set(after) < set(before)
 
 
-def test_replaced_twice_within_a_second_has_two_times(make_site: Callable[..., Site], demo: Catalogue) -> None:
+def test_replaced_twice_within_a_second_has_two_times(make_site: Callable[..., Site], demo: Catalog) -> None:
     site, uid = make_site(demo), uid_of(demo, "CT")
     times = []
     for _ in range(3):
@@ -222,7 +222,7 @@ def test_replaced_twice_within_a_second_has_two_times(make_site: Callable[..., S
     assert len(set(times)) == 3
 
 
-def test_a_new_series(demo_site: Site, demo: Catalogue) -> None:
+def test_a_new_series(demo_site: Site, demo: Catalog) -> None:
     uid = demo_site.control.add_series("TCGA-DEMO", patient="NEW-1", slices=4, SeriesDescription="é, new")
     row, images = one(demo_site, uid), files(demo_site, uid)
     assert row is not None
@@ -245,7 +245,7 @@ def test_a_new_series(demo_site: Site, demo: Catalogue) -> None:
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT", "SEG"])
-def test_a_new_series_like_another(demo_site: Site, demo: Catalogue, modality: str) -> None:
+def test_a_new_series_like_another(demo_site: Site, demo: Catalog, modality: str) -> None:
     like = uid_of(demo, modality)
     uid = demo_site.control.add_series("QIN_Breast.v2", like=like)
     row = one(demo_site, uid)
@@ -329,7 +329,7 @@ def test_tokens(site: Site) -> None:
     assert (told["expires_in"], told["refresh_expires_in"]) == (5, 50)
 
 
-def test_a_change_leaves_the_catalogue_of_others_alone(demo: Catalogue, make_site: Callable[..., Site]) -> None:
+def test_a_change_leaves_the_catalogue_of_others_alone(demo: Catalog, make_site: Callable[..., Site]) -> None:
     first, second, uid = make_site(demo), make_site(demo), uid_of(demo, "CT")
     before = files(second, uid)
     first.control.replace(uid, hidden=False)
@@ -337,21 +337,21 @@ def test_a_change_leaves_the_catalogue_of_others_alone(demo: Catalogue, make_sit
     first.control.add_series("TCGA-DEMO")
     assert files(second, uid) == before
     assert second.get("v2/getSeries").content == make_site(demo).get("v2/getSeries").content
-    assert demo.series.num_rows == demo_catalogue().series.num_rows
+    assert demo.series.num_rows == demo_catalog().series.num_rows
 
 
 def test_kept_answers_about_other_collections_stay(make_site: Callable[..., Site]) -> None:
-    catalogue = tiny_catalogue()
+    catalog = tiny_catalog()
     rows = [
         {**row, "SeriesInstanceUID": f"{row['SeriesInstanceUID']}.{n}"}
         for n in range(4000)
-        for row in catalogue.series.to_pylist()
+        for row in catalog.series.to_pylist()
     ]
-    catalogue.series = pa.Table.from_pylist(rows, schema=FACTS)
-    site = make_site(catalogue)
+    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    site = make_site(catalog)
     for collection in ("Alpha Set", "beta-set", None):
         site.get("v2/getSeries", **({} if collection is None else {"Collection": collection}))
-    directory: Path = site.app.state.archive.settings.shelf.directory
+    directory: Path = site.app.state.archive.settings.scratch.directory
     before = {p: p.stat().st_ino for p in directory.iterdir()}
     assert len(before) == 3
     site.control.hide("1.1.7")
@@ -364,11 +364,11 @@ def test_kept_answers_about_other_collections_stay(make_site: Callable[..., Site
 
 
 def test_an_answer_on_its_way_is_not_kept_beyond_a_change(make_site: Callable[..., Site]) -> None:
-    catalogue = tiny_catalogue()
-    row = catalogue.series.to_pylist()[0]
+    catalog = tiny_catalog()
+    row = catalog.series.to_pylist()[0]
     rows = [{**row, "SeriesInstanceUID": f"1.1.{n}"} for n in range(20_000)]
-    catalogue.series = pa.Table.from_pylist(rows, schema=FACTS)
-    site = make_site(catalogue)
+    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    site = make_site(catalog)
     ask = f"{site.url}/services/v1/getSeries?Collection=Alpha+Set"
     with site.session.get(ask, stream=True, timeout=30) as answer:
         first = answer.raw.read(100)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nbia_pipeline.embedded.api import render
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Form, Key, Shape
-from nbia_pipeline_tests.helpers.tiny import tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 TWO = Shape("TWO", None, (Key("a", "a"), Key("b b", "b")))
 TEXTS = st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"])))
@@ -119,7 +119,7 @@ def test_jackson_shows_nulls_and_keeps_slashes() -> None:
 
 
 def test_keys_stand_in_the_order_of_the_shape_and_in_the_guides_spelling() -> None:
-    table = tiny_catalogue().series.slice(0, 1)
+    table = tiny_catalog().series.slice(0, 1)
     (server,) = json.loads(as_json(table, shapes.SERIES_V2))
     (guide,) = json.loads(as_json(table, shapes.SERIES_V2, guide=True))
     order = [k.name for k in shapes.SERIES_V2.keys]

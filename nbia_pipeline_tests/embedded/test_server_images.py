@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from nbia_pipeline.embedded.demo.catalog import demo_catalogue
+from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.embedded.conftest import Site
 from nbia_pipeline_tests.helpers.tiny import dicom
 
@@ -55,7 +55,7 @@ def test_entries_are_deflated_and_streamed(site: Site) -> None:
 
 
 def test_zips_come_in_chunks_of_8_kb(make_site: Callable[..., Site]) -> None:
-    site = make_site(demo_catalogue())
+    site = make_site(demo_catalog())
     (uid, *_) = site.column("v2/getSeries", "SeriesInstanceUID", Collection="TCGA-DEMO", Modality="CT")
     parts = urlsplit(site.url)
     with socket.create_connection(("127.0.0.1", parts.port or 0)) as line:

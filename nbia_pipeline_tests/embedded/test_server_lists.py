@@ -13,7 +13,7 @@ import requests
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.helpers.tiny import BY_3, running, tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import BY_3, running, tiny_catalog
 
 VISIBLE = ["1.1", "1.2", "2.1", "3.1"]
 
@@ -309,18 +309,18 @@ def test_descriptions(site: Site) -> None:
 
 
 def test_large_answers_are_kept_and_are_the_same(make_site: Callable[..., Site]) -> None:
-    catalogue = tiny_catalogue()
-    catalogue.series = pa.concat_tables([catalogue.series] * 2000).combine_chunks()
-    site = make_site(catalogue)
+    catalog = tiny_catalog()
+    catalog.series = pa.concat_tables([catalog.series] * 2000).combine_chunks()
+    site = make_site(catalog)
     archive = site.app.state.archive
     first = site.get("v2/getSeries", Collection="Alpha Set").content
-    directory = archive.settings.shelf.directory
+    directory = archive.settings.scratch.directory
     assert [path.read_bytes() for path in directory.iterdir()] == [first]
     assert site.get("v2/getSeries", Collection="Alpha Set").content == first
     assert len(json.loads(first)) == 6000
     # Other rights, other answers.
     assert site.get("v2/getSeries", None, Collection="Alpha Set").content == b""
-    catalogue.series = catalogue.series.slice(0, 1)
+    catalog.series = catalog.series.slice(0, 1)
     assert site.get("v2/getSeries", Collection="Alpha Set").content == first
     archive.refresh()
     assert not directory.exists()
@@ -328,9 +328,9 @@ def test_large_answers_are_kept_and_are_the_same(make_site: Callable[..., Site])
 
 
 def test_an_answer_on_its_way_survives_a_change(make_site: Callable[..., Site]) -> None:
-    catalogue = tiny_catalogue()
-    catalogue.series = pa.concat_tables([catalogue.series.slice(0, 1)] * 20_000).combine_chunks()
-    site = make_site(catalogue)
+    catalog = tiny_catalog()
+    catalog.series = pa.concat_tables([catalog.series.slice(0, 1)] * 20_000).combine_chunks()
+    site = make_site(catalog)
     header = {"Authorization": "Bearer undefined"}
     with site.session.get(f"{site.url}/services/v2/getSeries", headers=header, stream=True) as answer:
         first = answer.raw.read(100)
@@ -340,11 +340,11 @@ def test_an_answer_on_its_way_survives_a_change(make_site: Callable[..., Site]) 
 
 
 def test_the_directory_of_answers_goes_with_the_server() -> None:
-    catalogue = tiny_catalogue()
-    catalogue.series = pa.concat_tables([catalogue.series] * 2000).combine_chunks()
-    app = create_app(catalogue)
+    catalog = tiny_catalog()
+    catalog.series = pa.concat_tables([catalog.series] * 2000).combine_chunks()
+    app = create_app(catalog)
     with running(app) as url:
         requests.get(f"{url}/services/v4/getSeries", timeout=30).raise_for_status()
-        directory = app.state.archive.settings.shelf.directory
+        directory = app.state.archive.settings.scratch.directory
         assert len(list(directory.iterdir())) == 1
     assert not directory.exists()

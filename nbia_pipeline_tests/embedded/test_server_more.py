@@ -15,10 +15,10 @@ import pytest
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.api.render import spelling
 from nbia_pipeline.embedded.catalog.model import FACTS
-from nbia_pipeline.embedded.demo.catalog import CART, demo_catalogue
+from nbia_pipeline.embedded.demo.catalog import CART, demo_catalog
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.embedded.conftest import Site
-from nbia_pipeline_tests.helpers.tiny import tiny_catalogue
+from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 NOT_PUBLIC = "Image with given SeriesInstanceUID,{}, is not in public domain."
 UNABLE = "Server was not able to process your request"
@@ -99,7 +99,7 @@ def test_a_cart_shows_a_member_more(site: Site) -> None:
 
 
 def test_the_demo_has_a_cart_with_a_hidden_and_a_restricted_series() -> None:
-    demo = demo_catalogue()
+    demo = demo_catalog()
     facts = {r["SeriesInstanceUID"]: r for r in demo.series.to_pylist()}
     rows = [facts[uid] for uid in demo.carts[CART]]
     assert {r["Collection"] for r in rows} == set(demo.descriptions)
@@ -172,7 +172,7 @@ def test_series_of_a_doi_without_a_good_token(site: Site, header: str | None) ->
 
 
 def test_the_third_party_key_is_misspelt(make_site: Callable[..., Site]) -> None:
-    site = make_site(demo_catalogue())
+    site = make_site(demo_catalog())
     rows = site.post("getCollectionOrSeriesForDOI", {"CollectionOrSeries": "collection"}).json()
     assert {(r["collection"], r["thirdPartyAnanlysis"]) for r in rows} >= {("TCGA-DEMO", "NO"), ("TCGA-DEMO", "YES")}
 
@@ -181,11 +181,11 @@ def test_the_third_party_key_is_misspelt(make_site: Callable[..., Site]) -> None
 
 
 def test_bulk_metadata3_has_a_row_per_spacing(make_site: Callable[..., Site]) -> None:
-    catalogue = tiny_catalogue()
-    rows = catalogue.series.to_pylist()
+    catalog = tiny_catalog()
+    rows = catalog.series.to_pylist()
     rows[0] |= {"PixelSpacing(mm)-Row": "0.7, 0.9", "SliceThickness(mm)": "1.5"}
-    catalogue.series = pa.Table.from_pylist(rows, schema=FACTS)
-    answer = make_site(catalogue).post("getSeriesMetadata3", {"list": "1.1,3.1"})
+    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    answer = make_site(catalog).post("getSeriesMetadata3", {"list": "1.1,3.1"})
     found = list(csv.DictReader(io.StringIO(answer.content.decode())))
     assert [(r["Series ID"], r["PixelSpacing(mm)-Row"], r["SliceThickness(mm)"]) for r in found] == [
         ("1.1", "0.7", "1.5"),
@@ -349,11 +349,11 @@ def test_html(site: Site) -> None:
 
 @pytest.mark.parametrize("wanted", ["XML", "HTML"])
 def test_a_disliked_value_cuts_the_document(make_site: Callable[..., Site], wanted: str) -> None:
-    catalogue = tiny_catalogue()
-    rows = catalogue.series.to_pylist()
+    catalog = tiny_catalog()
+    rows = catalog.series.to_pylist()
     rows[1]["SeriesDescription"] = "a\x01b"
-    catalogue.series = pa.Table.from_pylist(rows, schema=FACTS)
-    answer = make_site(catalogue).get("v2/getSeries", format=wanted, Collection="Alpha Set")
+    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    answer = make_site(catalog).get("v2/getSeries", format=wanted, Collection="Alpha Set")
     assert answer.status_code == 200
     assert "1.1" in answer.text
     assert "2.1" not in answer.text
@@ -378,15 +378,15 @@ GUIDE_CALLS = {
 
 def all_set() -> Any:
     """Return the tiny catalogue with every text set, so that no key is omitted."""
-    catalogue = tiny_catalogue()
-    rows = catalogue.series.to_pylist()
+    catalog = tiny_catalog()
+    rows = catalog.series.to_pylist()
     for row in rows:
         row |= {k: "x" for k in FACTS.names if row[k] is None and pa.types.is_string(FACTS.field(k).type)}
         row |= {"LongitudinalTemporalOffsetFromEvent": 1.5, "SeriesNumber": 1, "AnnotationsFlag": True}
         row |= dict.fromkeys(("SeriesDate", "StudyDate", "PatientBirthDate"), rows[0]["StudyDate"])
         row["AnnotationSize"] = 0
-    catalogue.series = pa.Table.from_pylist(rows, schema=FACTS)
-    return catalogue
+    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    return catalog
 
 
 @pytest.mark.parametrize("guide", [False, True])

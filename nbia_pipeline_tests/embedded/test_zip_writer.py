@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nbia_pipeline.embedded.api import zip_writer
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
 from nbia_pipeline.embedded.catalog import scratch
-from nbia_pipeline.embedded.catalog.scratch import Shelf
+from nbia_pipeline.embedded.catalog.scratch import Scratch
 
 FILES = st.dictionaries(st.text("abc é.", min_size=1, max_size=9), st.binary(max_size=2000), max_size=5)
 
@@ -60,13 +60,13 @@ def test_packed_files_keep(data: bytes) -> None:
 
 
 @pytest.fixture
-def empty_shelf() -> Iterator[Shelf]:
-    made = Shelf()
+def empty_shelf() -> Iterator[Scratch]:
+    made = Scratch()
     yield made
     made.clear()
 
 
-def test_a_shelf_keeps_until_cleared(empty_shelf: Shelf) -> None:
+def test_a_shelf_keeps_until_cleared(empty_shelf: Scratch) -> None:
     assert empty_shelf.load("a") is None
     empty_shelf.store("a", b"1")
     assert empty_shelf.load("a") == b"1"
@@ -76,7 +76,7 @@ def test_a_shelf_keeps_until_cleared(empty_shelf: Shelf) -> None:
     assert empty_shelf.load("a") is None
 
 
-def test_a_shelf_stops_at_its_budget(empty_shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shelf_stops_at_its_budget(empty_shelf: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "BUDGET_BYTES", 10)
     empty_shelf.store("a", b"1" * 10)
     empty_shelf.store("b", b"2")
@@ -90,6 +90,6 @@ def test_a_shelf_removes_what_killed_servers_left(tmp_path: Path, monkeypatch: p
     dead.wait()
     for pid in (dead.pid, os.getpid()):
         (tmp_path / f"nbia-archive-{pid}-x").mkdir()
-    made = Shelf()
+    made = Scratch()
     kept = {made.directory, tmp_path / f"nbia-archive-{os.getpid()}-x"}
     assert set(tmp_path.iterdir()) == kept

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.schema import TABLES, Form, Shape
 
 Row = dict[str, Any]
@@ -18,7 +18,7 @@ PUBLIC = ("HeadNeckMix", "Lung Phantom CT", "QIN_Breast.v2", "TCGA-DEMO")
 RESTRICTED = "Thorax-Trial (limited)"
 
 
-def visible(demo: Catalogue, *collections: str) -> list[Row]:
+def visible(demo: Catalog, *collections: str) -> list[Row]:
     """Return the facts of the visible series of `collections`, by default of the public ones."""
     wanted = collections or PUBLIC
     return [r for r in demo.series.to_pylist() if r["Visibility"] == 1 and r["Collection"] in wanted]

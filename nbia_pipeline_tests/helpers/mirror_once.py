@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from nbia_pipeline.archive import ArchiveError, NbiaClient, Patience
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import STAGING
-from nbia_pipeline.mirror.commit import Receipt, settle, staged_by_journal
+from nbia_pipeline.mirror.commit import Receipt, commit, staged_by_journal
 from nbia_pipeline.mirror.download import STREAMS, fetch_batch
 from nbia_pipeline.mirror.plan import batches, make_plan
 from nbia_pipeline.schema.status import COMPLETE
@@ -46,11 +46,11 @@ def mirror(
     for collection in client.collection_values() if collections is None else collections:
         series = client.series(collection)
         lake.write_table(SERIES, series, collection)
-        held = settle(lake, collection, series)
+        held = commit(lake, collection, series)
         lake.sweep(keep=staged_by_journal(lake))
         for batch in batches(make_plan(series, held).todo, max_series=BATCH_SERIES):
             receipts += fetch_batch(client, lake, batch, streams=streams)
-        settle(lake, collection, series)
+        commit(lake, collection, series)
     return receipts
 
 

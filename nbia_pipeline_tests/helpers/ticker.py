@@ -39,7 +39,7 @@ class Ticker:
         self._monkeypatch.setattr("nbia_pipeline.clock.utc_now", lambda: now)
 
     def register(self, *collections: str) -> None:
-        """Add partitions, as materialising `collections` does."""
+        """Add partitions, as materializing `collections` does."""
         self.instance.add_dynamic_partitions(PARTITIONS, list(collections))
 
     def tick(self, sensor: str, now: datetime) -> Any:

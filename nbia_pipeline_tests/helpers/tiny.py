@@ -21,7 +21,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 from starlette.applications import Starlette
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Account, Catalogue, CollectionFacts, StoredInstance
+from nbia_pipeline.embedded.catalog.model import FACTS, Account, Catalog, CollectionFacts, StoredInstance
 from nbia_pipeline.embedded.server.run import make_server, with_control
 
 BY_3 = "http://creativecommons.org/licenses/by/3.0/"
@@ -161,10 +161,10 @@ def dicom(series_uid: str, sop_uid: str) -> bytes:
     return buffer.getvalue()
 
 
-def tiny_catalogue() -> Catalogue:
+def tiny_catalog() -> Catalog:
     """Return the tiny catalogue."""
     rows = [{**dict.fromkeys(FACTS.names), **_DEFAULTS, **row} for row in _SERIES]
-    return Catalogue(
+    return Catalog(
         name="tiny",
         series=pa.Table.from_pylist(rows, schema=FACTS),
         images=TinyStore(),

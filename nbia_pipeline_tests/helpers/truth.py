@@ -72,7 +72,7 @@ def truth(archive: Archive, collections: Iterable[str], proofs: dict[str, str] |
         collections: their names.
         proofs: ``Proof`` of the series where it is not ``md5``.
     """
-    store: Any = archive.holdings.catalogue.images
+    store: Any = archive.holdings.catalog.images
     files: dict[str, str] = {}
     receipts: Rows = {}
     instances: Rows = {}

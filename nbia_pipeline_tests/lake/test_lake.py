@@ -177,11 +177,11 @@ def test_what_the_journal_names_is_not_swept(tmp_path: Path) -> None:
 
 def test_facts_are_kept_beside_the_rows_and_change_no_schema(lake: Lake) -> None:
     data = studies("A", 3)
-    lake.write_table(STUDIES, data, "A", facts={"listed_at": "2026-01-02T03:04:05", "of": "Ä"})
-    assert lake.read_facts(STUDIES, "A") == {"listed_at": "2026-01-02T03:04:05", "of": "Ä"}
+    lake.write_table(STUDIES, data, "A", properties={"listed_at": "2026-01-02T03:04:05", "of": "Ä"})
+    assert lake.read_properties(STUDIES, "A") == {"listed_at": "2026-01-02T03:04:05", "of": "Ä"}
     assert lake.read_table(STUDIES, "A").equals(data, check_metadata=True)
     lake.write_table(STUDIES, data, "A")
-    assert lake.read_facts(STUDIES, "A") == lake.read_facts(STUDIES, "B") == {}
+    assert lake.read_properties(STUDIES, "A") == lake.read_properties(STUDIES, "B") == {}
 
 
 def test_row_groups_keep_their_size_however_often_a_table_grows(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import Archive, create_app
@@ -139,16 +139,16 @@ class Site:
 
 
 @contextlib.contextmanager
-def site_of(catalogue: Catalogue, folder: Path, **options: Any) -> Iterator[Site]:
+def site_of(catalog: Catalog, folder: Path, **options: Any) -> Iterator[Site]:
     """Serve a catalogue in which things may go wrong."""
-    app = create_app(catalogue)
+    app = create_app(catalog)
     around = Faults(app)
     with serving(around) as url:
         yield Site(url, app.state.archive, around, folder, **options)
 
 
 @pytest.fixture(scope="session")
-def _demo_site(demo: Catalogue) -> Iterator[Site]:
+def _demo_site(demo: Catalog) -> Iterator[Site]:
     with site_of(demo, Path("nowhere")) as site:
         yield site
 

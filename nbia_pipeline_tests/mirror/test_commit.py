@@ -13,17 +13,17 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import (
     Receipt,
     already_there,
+    commit,
     current_receipts,
     failed_refreshes,
     has_failed,
     mark_failed,
     note_failure,
     publish_series,
-    settle,
     staged_by_journal,
 )
 from nbia_pipeline.mirror.plan import make_plan
-from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
@@ -41,7 +41,7 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
 
 
 def receipt(size: int = 5, n: int = 1) -> Receipt:
-    return Receipt(wanted(n), "complete", 1, [ProvenInstance(f"9.{n}", "1.2.840", 1, size, f"{size:032x}")])
+    return Receipt(wanted(n), "complete", 1, [VerifiedInstance(f"9.{n}", "1.2.840", 1, size, f"{size:032x}")])
 
 
 def publish(lake: Lake, one: Receipt) -> None:
@@ -62,7 +62,7 @@ def held(lake: Lake) -> dict[str, int]:
 
 def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
     publish(lake, receipt())
-    table = settle(lake, "A", series_table([ONE, wanted(2)]))
+    table = commit(lake, "A", series_table([ONE, wanted(2)]))
     assert table.select(["SeriesInstanceUID", "Status", "Bytes"]).to_pylist() == [
         {"SeriesInstanceUID": "1.0001", "Status": "complete", "Bytes": 5},
         {"SeriesInstanceUID": "1.0002", "Status": "pending", "Bytes": None},
@@ -75,16 +75,16 @@ def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
 
 def test_settling_twice_changes_nothing(lake: Lake) -> None:
     publish(lake, receipt())
-    first = settle(lake, "A", series_table([ONE]))
-    assert settle(lake, "A", series_table([ONE])).equals(first)
+    first = commit(lake, "A", series_table([ONE]))
+    assert commit(lake, "A", series_table([ONE])).equals(first)
     assert lake.read_table(INSTANCES, "A").num_rows == 1
 
 
 def test_a_newer_version_takes_the_place_of_the_older_one(lake: Lake) -> None:
     publish(lake, receipt(5))
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     publish(lake, receipt(7))
-    table = settle(lake, "A", series_table([ONE]))
+    table = commit(lake, "A", series_table([ONE]))
     assert table["Bytes"].to_pylist() == [7]
     assert lake.read_table(INSTANCES, "A")["Size"].to_pylist() == [7]
     assert list(held(lake).values()) == [7]
@@ -92,9 +92,9 @@ def test_a_newer_version_takes_the_place_of_the_older_one(lake: Lake) -> None:
 
 def test_a_failed_refresh_keeps_the_whole_series_that_is_there(lake: Lake) -> None:
     publish(lake, receipt(5))
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
-    table = settle(lake, "A", series_table([replace(ONE, FileSize=200)]))
+    table = commit(lake, "A", series_table([replace(ONE, FileSize=200)]))
     assert table.select(["Status", "Bytes", "Reason"]).to_pylist() == [
         {
             "Status": "complete",
@@ -108,25 +108,25 @@ def test_a_failed_refresh_keeps_the_whole_series_that_is_there(lake: Lake) -> No
 
 def test_a_failed_refresh_is_forgotten_when_the_archive_takes_the_newer_version_back(lake: Lake) -> None:
     publish(lake, receipt(5))
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
-    settle(lake, "A", series_table([replace(ONE, FileSize=200)]))
-    table = settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([replace(ONE, FileSize=200)]))
+    table = commit(lake, "A", series_table([ONE]))
     assert table.select(["Status", "Reason"]).to_pylist() == [{"Status": "complete", "Reason": None}]
     assert failed_refreshes(table) == []
 
 
 def test_a_failure_is_kept_with_its_reason_until_it_is_mended(lake: Lake) -> None:
     note_failure(lake, Receipt(ONE, "quarantined", 3, reason="short by one"))
-    assert settle(lake, "A", series_table([ONE]))["Reason"].to_pylist() == ["short by one"]
+    assert commit(lake, "A", series_table([ONE]))["Reason"].to_pylist() == ["short by one"]
     publish(lake, receipt())
-    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
+    assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
 
 
 def test_a_series_that_is_no_longer_listed_keeps_its_receipt(lake: Lake) -> None:
     publish(lake, receipt())
-    settle(lake, "A", series_table([ONE]))
-    assert settle(lake, "A", series_table([wanted(2)]))["Status"].to_pylist() == ["complete", "pending"]
+    commit(lake, "A", series_table([ONE]))
+    assert commit(lake, "A", series_table([wanted(2)]))["Status"].to_pylist() == ["complete", "pending"]
 
 
 def crash_before_the_move(lake: Lake, one: Receipt) -> None:
@@ -151,7 +151,7 @@ def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path) -> None:
     crash_before_the_move(lake, receipt(7))
     assert list(held(lake).values()) == [5]
     assert staged_by_journal(lake) == {"host.1.abc"}
-    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
+    assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
     assert list(held(lake).values()) == [7]
     assert staged_by_journal(lake) == set()
 
@@ -159,7 +159,7 @@ def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path) -> None:
 def test_a_crash_between_the_two_renames_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(str(tmp_path))
     publish(lake, receipt(5))
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     work = tmp_path / ".staging" / "host.1.abc"
     work.mkdir(parents=True)
     _stage(work, receipt(7))
@@ -177,17 +177,17 @@ def test_a_crash_between_the_two_renames_is_made_up_for(tmp_path: Path, monkeypa
         with pytest.raises(Crash):
             publish_series(lake, receipt(7), work / "files")
     assert held(lake) == {}
-    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
+    assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
     assert list(held(lake).values()) == [7]
 
 
 def test_a_receipt_survives_the_journal() -> None:
-    one = Receipt(ONE, "complete", 2, [ProvenInstance("9.1", None, None, 1, "0" * 32)], reason=None)
+    one = Receipt(ONE, "complete", 2, [VerifiedInstance("9.1", None, None, 1, "0" * 32)], reason=None)
     assert Receipt.from_json(one.to_json()) == one
 
 
 def test_an_empty_collection_has_empty_tables(lake: Lake) -> None:
-    assert settle(lake, "A", pa.table(series_table([]))).num_rows == 0
+    assert commit(lake, "A", pa.table(series_table([]))).num_rows == 0
     assert lake.collections_of(IMAGE_SERIES) == ["A"]
 
 
@@ -198,10 +198,10 @@ def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
     blocked.write_text("a file where a directory shall be")
     with pytest.raises(LakeError):
         publish(lake, receipt())
-    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
+    assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
     blocked.unlink()
     publish(lake, receipt())
-    assert settle(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
+    assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
 
 
 def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
@@ -209,7 +209,7 @@ def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
 ) -> None:
     lake = Lake(str(tmp_path))
     publish(lake, receipt(5))
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     rename = Path.rename
 
     def refuse_the_new(self: Path, target: Path) -> Path:
@@ -222,14 +222,14 @@ def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
         with pytest.raises(LakeError):
             publish(lake, receipt(7))
     assert list(held(lake).values()) == [5]
-    assert settle(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [5]
+    assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [5]
 
 
 def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(lake, receipt())
-    first = settle(lake, "A", series_table([ONE, wanted(2)]))
+    first = commit(lake, "A", series_table([ONE, wanted(2)]))
     touched: list[str] = []
     for name in ("read_table", "read_pieces", "write_table", "write_pieces"):
         was = getattr(Lake, name)
@@ -239,7 +239,7 @@ def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
             return _was(self, table, *args, **more)
 
         monkeypatch.setattr(Lake, name, noted)
-    assert settle(lake, "A", series_table([wanted(2), ONE])).equals(first)
+    assert commit(lake, "A", series_table([wanted(2), ONE])).equals(first)
     assert touched == ["read_table image_series"]
 
 
@@ -247,7 +247,7 @@ def test_what_would_be_settled_can_be_seen_without_settling(lake: Lake) -> None:
     publish(lake, receipt())
     seen = current_receipts(lake, "A", series_table([ONE, wanted(2)]))
     assert lake.collections_of(IMAGE_SERIES) == []
-    assert settle(lake, "A", series_table([ONE, wanted(2)])).equals(seen)
+    assert commit(lake, "A", series_table([ONE, wanted(2)])).equals(seen)
 
 
 # --- withdrawn
@@ -259,39 +259,39 @@ def statuses(table: pa.Table) -> dict[str, str]:
 
 def test_a_withdrawn_series_keeps_all_but_its_status(lake: Lake) -> None:
     publish(lake, receipt())
-    before = settle(lake, "A", series_table([ONE, wanted(2)])).to_pylist()
-    table = settle(lake, "A", series_table([wanted(2)]), withdrawn=frozenset({"1.0001", "7.7"}))
+    before = commit(lake, "A", series_table([ONE, wanted(2)])).to_pylist()
+    table = commit(lake, "A", series_table([wanted(2)]), withdrawn=frozenset({"1.0001", "7.7"}))
     assert table.to_pylist() == [{**before[0], "Status": "withdrawn"}, before[1]]
     assert len(held(lake)) == lake.read_table(INSTANCES, "A").num_rows == 1
-    assert settle(lake, "A", series_table([wanted(2)])).equals(table), "it came back by itself"
+    assert commit(lake, "A", series_table([wanted(2)])).equals(table), "it came back by itself"
 
 
 def test_a_withdrawn_series_that_returns_as_it_was_is_complete_without_a_fetch(lake: Lake) -> None:
     publish(lake, receipt())
-    before = settle(lake, "A", series_table([ONE]))
-    gone = settle(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    before = commit(lake, "A", series_table([ONE]))
+    gone = commit(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
     assert statuses(gone) == {"1.0001": "withdrawn"}
     assert make_plan(series_table([ONE]), gone).todo == []
     # Believed to be withdrawn, and listed all the same: what is listed is there.
-    assert settle(lake, "A", series_table([ONE]), withdrawn=frozenset({"1.0001"})).equals(before)
+    assert commit(lake, "A", series_table([ONE]), withdrawn=frozenset({"1.0001"})).equals(before)
 
 
 def test_a_withdrawn_series_that_returns_with_another_content_is_fetched(lake: Lake) -> None:
     publish(lake, receipt())
-    settle(lake, "A", series_table([ONE]))
-    settle(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    commit(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
     revised = series_table([replace(ONE, FileSize=200)])
-    assert len(make_plan(revised, settle(lake, "A", revised)).todo) == 1
+    assert len(make_plan(revised, commit(lake, "A", revised)).todo) == 1
     assert len(held(lake)) == 1
 
 
 def test_a_pruned_series_that_returns_is_fetched(lake: Lake) -> None:
     note_failure(lake, Receipt(ONE, "quarantined", 3, reason="short"))
-    settle(lake, "A", series_table([ONE]))
-    gone = settle(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    commit(lake, "A", series_table([ONE]))
+    gone = commit(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
     assert gone.select(["Status", "Bytes"]).to_pylist() == [{"Status": "withdrawn", "Bytes": None}]
     assert len(make_plan(series_table([ONE]), gone).todo) == 1
-    assert statuses(settle(lake, "A", series_table([ONE]))) == {"1.0001": "pending"}
+    assert statuses(commit(lake, "A", series_table([ONE]))) == {"1.0001": "pending"}
 
 
 # --- a batch that is tried again, and one that fails
@@ -299,7 +299,7 @@ def test_a_pruned_series_that_returns_is_fetched(lake: Lake) -> None:
 
 def test_a_batch_that_is_tried_again_skips_what_it_got(lake: Lake) -> None:
     publish(lake, receipt(n=1))
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     publish(lake, receipt(n=2))
     note_failure(lake, Receipt(wanted(3), "quarantined", 3, reason="short"))
     assert already_there(lake, "A", [wanted(n) for n in (1, 2, 3, 4)]) == {"1.0001", "1.0002"}
@@ -316,7 +316,7 @@ def test_a_batch_that_is_tried_again_makes_up_for_the_move_that_it_counts_on(tmp
 
 def test_the_journal_is_newer_than_the_tables(lake: Lake) -> None:
     publish(lake, receipt())
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     publish(lake, replace(receipt(7), wanted=replace(ONE, FileSize=200)))
     assert already_there(lake, "A", [ONE]) == set()
     assert already_there(lake, "A", [replace(ONE, FileSize=200)]) == {"1.0001"}
@@ -326,10 +326,10 @@ def test_a_failed_batch_leaves_a_mark_until_the_next_plan(lake: Lake) -> None:
     assert not has_failed(lake, "A")
     mark_failed(lake, "A")
     publish(lake, receipt())
-    settle(lake, "A", series_table([ONE]), clear_mark=False)
+    commit(lake, "A", series_table([ONE]), clear_mark=False)
     assert has_failed(lake, "A")
     assert not has_failed(lake, "B")
-    settle(lake, "A", series_table([ONE]))
+    commit(lake, "A", series_table([ONE]))
     assert not has_failed(lake, "A")
 
 
@@ -340,12 +340,12 @@ def test_whatever_the_order_all_that_was_fetched_is_in_the_tables(lake: Lake, fa
 
     def fail() -> None:
         mark_failed(lake, "A")
-        settle(lake, "A", listed, clear_mark=False)
+        commit(lake, "A", listed, clear_mark=False)
 
     def finish() -> None:
         publish(lake, receipt(n=2))
         if has_failed(lake, "A"):
-            settle(lake, "A", listed, clear_mark=False)
+            commit(lake, "A", listed, clear_mark=False)
 
     publish(lake, receipt(n=1))
     for step in (fail, finish) if failed_settles_first else (finish, fail):

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import STAGING
 from nbia_pipeline.mirror import commit as receipts_module
-from nbia_pipeline.mirror.commit import Receipt, note_failure, settle, staged_by_journal
+from nbia_pipeline.mirror.commit import Receipt, commit, note_failure, staged_by_journal
 from nbia_pipeline.mirror.merge import instances_of, with_instances
-from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.mirror.test_commit import crash_before_the_move, publish, receipt
 from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
@@ -44,8 +44,8 @@ def work(lake: Lake, first: int) -> None:
     for number in range(first, 2 * EACH, 2):
         publish(lake, receipt(size=number + 1, n=number))
         if number % 3 == 0:
-            settle(lake, "A", series_table(LISTED), clear_mark=False)
-    settle(lake, "A", series_table(LISTED), clear_mark=False)
+            commit(lake, "A", series_table(LISTED), clear_mark=False)
+    commit(lake, "A", series_table(LISTED), clear_mark=False)
 
 
 def expect_all_there(lake: Lake) -> None:
@@ -111,15 +111,15 @@ def test_two_who_fetched_the_same_series_leave_one_of_them_whole(tmp_path: Path)
             thread.start()
         for thread in threads:
             thread.join()
-        settle(lake, "A", series_table([wanted(1)]))
+        commit(lake, "A", series_table([wanted(1)]))
         rows = lake.read_table(INSTANCES, "A").to_pylist()
         assert len(rows) in versions
         held = {path: len(content) for path, content in lake.read_files(receipt().path).items()}
         assert held == {r["Path"]: r["Size"] for r in rows}
 
 
-def _instances(count: int) -> list[ProvenInstance]:
-    return [ProvenInstance(f"9.{count}.{n}", None, n, count, f"{n:032x}") for n in range(count)]
+def _instances(count: int) -> list[VerifiedInstance]:
+    return [VerifiedInstance(f"9.{count}.{n}", None, n, count, f"{n:032x}") for n in range(count)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -128,9 +128,9 @@ def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.Monk
     for number in range(2 * EACH):
         publish(lake, receipt(size=number + 1, n=number))
     monkeypatch.setattr(receipts_module, "SLICE_INSTANCES", size)
-    settle(lake, "A", series_table(LISTED))
+    commit(lake, "A", series_table(LISTED))
     expect_all_there(lake)
-    assert settle(lake, "A", series_table(LISTED)).equals(lake.read_table(IMAGE_SERIES, "A"))
+    assert commit(lake, "A", series_table(LISTED)).equals(lake.read_table(IMAGE_SERIES, "A"))
 
 
 def test_a_crash_between_the_tables_costs_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +148,9 @@ def test_a_crash_between_the_tables_costs_no_receipt(tmp_path: Path, monkeypatch
 
             patch.setattr(Lake, step, crash)
             with pytest.raises(KeyboardInterrupt):
-                settle(lake, "A", series_table([wanted(1), wanted(2)]))
+                commit(lake, "A", series_table([wanted(1), wanted(2)]))
         assert len(lake.names_in(f"{STAGING}/journal/A")) == 2
-    table = settle(lake, "A", series_table([wanted(1), wanted(2)]))
+    table = commit(lake, "A", series_table([wanted(1), wanted(2)]))
     assert table["Status"].to_pylist() == ["complete", "quarantined"]
     assert lake.read_table(INSTANCES, "A").num_rows == 1
 
@@ -171,7 +171,7 @@ def test_leftovers_of_dead_processes_vanish_and_what_the_journal_needs_does_not(
     os.utime(staging / "host.1.abc", (0, 0))
     assert lake.sweep(keep=staged_by_journal(lake)) == 2
     assert sorted(p.name for p in staging.iterdir()) == ["host.1.abc", "journal", "locks"]
-    settle(lake, "A", series_table([wanted(1)]))
+    commit(lake, "A", series_table([wanted(1)]))
     os.utime(staging / "host.1.abc", (0, 0))
     assert lake.sweep(keep=staged_by_journal(lake)) == 1
     assert sorted(p.name for p in staging.iterdir()) == ["journal", "locks"]

@@ -18,7 +18,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.mirror import dicom_header
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
 
@@ -50,7 +50,7 @@ def test_every_encoding_gives_the_same(sop: str, series: str, number: int | None
     assert header.SOPClassUID == "1.2.840.10008.5.1.4.1.1.2"
 
 
-def test_the_demo_s_files_are_read_without_pydicom(demo: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_s_files_are_read_without_pydicom(demo: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     store = demo.images
     assert store is not None
     series = demo.series["SeriesInstanceUID"].to_pylist()[:12]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.download import fetch_batch, fetch_series
 from nbia_pipeline.mirror.series import WantedSeries, wanted_series
@@ -44,7 +44,7 @@ def files_of(lake: Lake, path: str) -> dict[str, bytes]:
     return {p.rsplit("/", 1)[-1]: content for p, content in lake.read_files(path).items()}
 
 
-def expected_files(demo: Catalogue, uid: str) -> dict[str, bytes]:
+def expected_files(demo: Catalog, uid: str) -> dict[str, bytes]:
     store = demo.images
     assert store is not None
     instances = store.instances(uid)
@@ -62,7 +62,7 @@ def staged_in(lake: Lake) -> list[str]:
 
 
 def test_a_series_arrives_byte_for_byte_under_its_instance_uids(
-    client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue
+    client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalog
 ) -> None:
     receipt = fetch_series(client, lake, wanted)
     expected = expected_files(demo, wanted.SeriesInstanceUID)
@@ -100,7 +100,7 @@ HOSTILE = ("a name that climbs", "an absolute name", "an instance twice", "a zip
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_download_is_mended_or_made_again(
-    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue, name: str
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalog, name: str
 ) -> None:
     damage, downloads, healed = DAMAGES[name]
     archive.faults.inject("getImageWithMD5Hash", zips.altered(damage))
@@ -116,7 +116,7 @@ def test_a_damaged_download_is_mended_or_made_again(
 
 @pytest.mark.parametrize("name", [n for n in DAMAGES if n not in HOSTILE])
 def test_a_download_that_stays_damaged_is_mended_instance_by_instance(
-    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue, name: str
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalog, name: str
 ) -> None:
     archive.faults.inject("getImageWithMD5Hash", zips.altered(DAMAGES[name][0]), times=9)
     receipt = fetch_series(client, lake, wanted)
@@ -161,7 +161,7 @@ def test_an_instance_whose_digest_stays_wrong_quarantines_its_series(
 
 
 def test_a_zip_that_ends_half_way_each_time_is_completed_one_by_one(
-    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalog
 ) -> None:
     archive.faults.inject("getImageWithMD5Hash", zips.altered(lambda entries: entries[: len(entries) // 3]), times=9)
     receipt = fetch_series(client, lake, wanted)
@@ -173,7 +173,7 @@ def test_a_zip_that_ends_half_way_each_time_is_completed_one_by_one(
 
 @pytest.mark.parametrize("fault", [cut(5000), answer(503), answer(401), answer(429, Retry_After="0")])
 def test_a_stream_that_breaks_is_asked_for_again(
-    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalogue, fault: object
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalog, fault: object
 ) -> None:
     archive.faults.inject("getImageWithMD5Hash", fault)  # type: ignore[arg-type]
     receipt = fetch_series(client, lake, wanted)

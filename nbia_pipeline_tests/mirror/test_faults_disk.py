@@ -198,7 +198,7 @@ def test_a_lake_below_a_file(site: Site, tmp_path: Path) -> None:
 
 def _all_public(site: Site) -> tuple[str, ...]:
     return tuple(
-        sorted({row["Collection"] for row in site.control.series()} - site.archive.holdings.catalogue.restricted)
+        sorted({row["Collection"] for row in site.control.series()} - site.archive.holdings.catalog.restricted)
     )
 
 

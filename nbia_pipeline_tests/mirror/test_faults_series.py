@@ -10,7 +10,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.archive import ArchiveError
-from nbia_pipeline.embedded.catalog.model import Catalogue, ImageStore, StoredInstance
+from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore, StoredInstance
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.mirror.conftest import Site, site_of
@@ -167,15 +167,15 @@ class _WithoutDigests:
 
 
 @pytest.fixture(params=["v2", "v4"])
-def undigested(request: pytest.FixtureRequest, demo: Catalogue, tmp_path: Path) -> Iterator[Site]:
+def undigested(request: pytest.FixtureRequest, demo: Catalog, tmp_path: Path) -> Iterator[Site]:
     """An archive that holds no digest of one instance of one series."""
     store = demo.images
     assert store is not None
     with site_of(demo, tmp_path / "lake") as plain:
         uid = plain.uid(SLICES)
     gap = store.instances(uid)[SLICES // 2].sop_instance_uid
-    catalogue = replace(demo, images=_WithoutDigests(store, lambda sop: sop == gap))
-    with site_of(catalogue, tmp_path / "lake", proofs={uid: "count+size"}, api=request.param) as site:
+    catalog = replace(demo, images=_WithoutDigests(store, lambda sop: sop == gap))
+    with site_of(catalog, tmp_path / "lake", proofs={uid: "count+size"}, api=request.param) as site:
         yield site
 
 
@@ -236,10 +236,10 @@ def test_the_tree_of_digests_is_a_hint_only(undigested: Site, fault: Fault) -> N
     undigested.expect_true()
 
 
-def test_an_archive_without_any_digest(demo: Catalogue, tmp_path: Path) -> None:
+def test_an_archive_without_any_digest(demo: Catalog, tmp_path: Path) -> None:
     assert demo.images is not None
-    catalogue = replace(demo, images=_WithoutDigests(demo.images, lambda sop: True))
-    with site_of(catalogue, tmp_path / "lake") as site:
+    catalog = replace(demo, images=_WithoutDigests(demo.images, lambda sop: True))
+    with site_of(catalog, tmp_path / "lake") as site:
         site.proofs = dict.fromkeys(truth.facts_of(site.archive, site.collections), "count+size")
         site.run()
         site.expect_true()

@@ -17,7 +17,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.embedded.server.run import make_server
@@ -165,7 +165,7 @@ def _site_at(port: int, around: Faults, folder: Path) -> Site:
     return Site(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
 
 
-def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalogue, tmp_path: Path) -> None:
+def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalog, tmp_path: Path) -> None:
     around = Faults(create_app(demo))
     with _served(around) as port:
         site = _site_at(port, around, tmp_path / "lake")
@@ -183,7 +183,7 @@ def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalogue,
         site.expect_true()
 
 
-def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalogue, tmp_path: Path) -> None:
+def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalog, tmp_path: Path) -> None:
     around = Faults(create_app(demo))
     runs: list[object] = []
     with _served(around) as port:

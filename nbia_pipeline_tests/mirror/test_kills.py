@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.mirror.conftest import DOWNLOADS, Site, site_of
 
@@ -81,8 +81,8 @@ class Runs:
         """
         seen = len(self.site.around.seen)
         run = self._start("0")
-        said, complaint = run.communicate(timeout=60)
-        assert run.returncode == 0, complaint
+        said, bad_request = run.communicate(timeout=60)
+        assert run.returncode == 0, bad_request
         changes, records, *in_place = said.splitlines()
         assert in_place == []
         return len(self.site.around.seen) - seen, int(changes), int(records)
@@ -92,8 +92,8 @@ class Runs:
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _was_killed(self, run: subprocess.Popen[str], before: set[str], seen: int) -> bool:
-        complaint = run.communicate(timeout=60)[1]
-        assert run.returncode in (0, KILLED), complaint
+        bad_request = run.communicate(timeout=60)[1]
+        assert run.returncode in (0, KILLED), bad_request
         asked = {r.query["SeriesInstanceUID"] for r in self.site.around.seen[seen:] if r.endpoint in DOWNLOADS}
         assert not asked & before, "what was complete is fetched again"
         assert before <= self.finished(), "what was complete is lost"
@@ -101,7 +101,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def measured(demo: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def measured(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The archive, and how much an undisturbed run over all of it asks and writes."""
     with site_of(demo, tmp_path_factory.mktemp("kills") / "undisturbed") as site:
         public = {row["Collection"] for row in site.control.series()} - demo.restricted

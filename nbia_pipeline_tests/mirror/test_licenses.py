@@ -15,9 +15,9 @@ import pytest
 from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient
 from nbia_pipeline.embedded.pytest_plugin import NbiaArchive
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import encode, licence_path
-from nbia_pipeline.mirror.licenses import MOST_BYTES, keep_licences, read_licence
-from nbia_pipeline.schema.tables import LICENCES, SERIES
+from nbia_pipeline.lake.layout import encode, license_path
+from nbia_pipeline.mirror.licenses import MOST_BYTES, keep_licenses, read_license
+from nbia_pipeline.schema.tables import LICENSES, SERIES
 from nbia_pipeline_tests.conftest import FAST, TestArchive
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.faults import answer
@@ -65,7 +65,7 @@ def smallest(series: pa.Table) -> list[str]:
 def test_a_text_is_asked_once_and_lies_beside_the_images_and_in_the_table(
     archive: TestArchive, client: NbiaClient, lake: Lake, series: pa.Table
 ) -> None:
-    table = keep_licences(client, lake, COLLECTION, series)
+    table = keep_licenses(client, lake, COLLECTION, series)
     (row,) = table.to_pylist()
     name = series["LicenseName"][0].as_py()
     assert row["LicenseName"] == name
@@ -74,24 +74,24 @@ def test_a_text_is_asked_once_and_lies_beside_the_images_and_in_the_table(
     assert row["LicenseText"].startswith(f"The collection {COLLECTION} is distributed under {name}")
     assert row["Path"] == f"images/{COLLECTION}/LICENSE~{quote(name)}.txt"
     assert texts(lake, table) == [row["LicenseText"]]
-    assert lake.read_table(LICENCES, COLLECTION).equals(table)
+    assert lake.read_table(LICENSES, COLLECTION).equals(table)
     assert [r.query["SeriesInstanceUID"] for r in archive.faults.calls("getImage")] == smallest(series)[:1]
 
 
 def test_a_second_run_asks_for_no_image(archive: TestArchive, client: NbiaClient, lake: Lake, series: pa.Table) -> None:
-    first = keep_licences(client, lake, COLLECTION, series)
+    first = keep_licenses(client, lake, COLLECTION, series)
     archive.faults.reset()
-    assert keep_licences(client, lake, COLLECTION, series).equals(first)
+    assert keep_licenses(client, lake, COLLECTION, series).equals(first)
     assert archive.faults.seen == []
 
 
 def test_a_file_that_was_removed_is_written_again_without_a_request(
     archive: TestArchive, client: NbiaClient, lake: Lake, series: pa.Table
 ) -> None:
-    (row,) = keep_licences(client, lake, COLLECTION, series).to_pylist()
+    (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     lake.remove(row["Path"])
     archive.faults.reset()
-    table = keep_licences(client, lake, COLLECTION, series)
+    table = keep_licenses(client, lake, COLLECTION, series)
     assert texts(lake, table) == [row["LicenseText"]]
     assert archive.faults.seen == []
 
@@ -100,7 +100,7 @@ def test_every_licence_has_its_text_also_two_of_one_name_and_none_at_all(
     archive: TestArchive, client: NbiaClient, lake: Lake, series: pa.Table
 ) -> None:
     mixed = changed(changed(series, "LicenseName", [BY, BY, None]), "LicenseURI", ["http://a", "https://a", None])
-    table = keep_licences(client, lake, COLLECTION, mixed)
+    table = keep_licenses(client, lake, COLLECTION, mixed)
     assert [(r["LicenseName"], r["LicenseURI"], r["SeriesCount"]) for r in table.to_pylist()] == [
         (None, None, 3),
         (BY, "http://a", 3),
@@ -117,8 +117,8 @@ def test_every_licence_has_its_text_also_two_of_one_name_and_none_at_all(
 def test_a_licence_that_no_series_names_any_more_stays_and_the_others_keep_their_path(
     client: NbiaClient, lake: Lake, series: pa.Table
 ) -> None:
-    before = keep_licences(client, lake, COLLECTION, changed(series, "LicenseName", [NC])).to_pylist()
-    after = keep_licences(client, lake, COLLECTION, changed(series, "LicenseName", [BY])).to_pylist()
+    before = keep_licenses(client, lake, COLLECTION, changed(series, "LicenseName", [NC])).to_pylist()
+    after = keep_licenses(client, lake, COLLECTION, changed(series, "LicenseName", [BY])).to_pylist()
     assert [(r["LicenseName"], r["SeriesCount"]) for r in after] == [(BY, series.num_rows), (NC, 0)]
     assert {**after[1], "SeriesCount": series.num_rows} == before[0]
 
@@ -141,11 +141,11 @@ def test_a_server_without_a_text_leaves_a_hole_a_warning_and_another_try(
 ) -> None:
     archive.faults.inject("getImage", fault)  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
-        (row,) = keep_licences(client, lake, COLLECTION, series).to_pylist()
+        (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     assert (row["LicenseText"], row["Path"]) == (None, None)
     assert f"{COLLECTION}: the archive serves no text of {row['LicenseName']}" in caplog.text
     assert archive.faults.count("getImage") == 1
-    (row,) = keep_licences(client, lake, COLLECTION, series).to_pylist()
+    (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     assert row["LicenseText"].startswith("The collection")
 
 
@@ -153,7 +153,7 @@ def test_another_series_is_asked_when_the_smallest_is_hidden(
     archive: TestArchive, client: NbiaClient, lake: Lake, series: pa.Table
 ) -> None:
     archive.faults.inject("getImage", answer(400, b"The user has not been granted the access"))
-    (row,) = keep_licences(client, lake, COLLECTION, series).to_pylist()
+    (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     assert row["LicenseText"].startswith("The collection")
     assert [r.query["SeriesInstanceUID"] for r in archive.faults.calls("getImage")] == smallest(series)[:2]
 
@@ -169,7 +169,7 @@ def test_a_refusal_that_stays_costs_few_requests_and_no_run(
 ) -> None:
     archive.faults.inject("getImage", answer(status, b"Server was not able"), times=20)
     with caplog.at_level(logging.WARNING):
-        (row,) = keep_licences(client, lake, COLLECTION, series).to_pylist()
+        (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     assert row["LicenseText"] is None
     assert f"status {status}" in caplog.text
     assert len({r.query["SeriesInstanceUID"] for r in archive.faults.calls("getImage")}) == 3
@@ -180,13 +180,13 @@ def test_an_account_that_is_refused_is_an_error(
 ) -> None:
     archive.faults.inject("getImage", answer(401), times=5)
     with pytest.raises(LoginRefused):
-        keep_licences(client, lake, COLLECTION, series)
-    assert lake.read_table(LICENCES, COLLECTION).num_rows == 0
+        keep_licenses(client, lake, COLLECTION, series)
+    assert lake.read_table(LICENSES, COLLECTION).num_rows == 0
 
 
 def test_duckdb_reads_the_texts(client: NbiaClient, tmp_path: Path, series: pa.Table) -> None:
     lake = Lake(str(tmp_path))
-    table = keep_licences(client, lake, COLLECTION, series)
+    table = keep_licenses(client, lake, COLLECTION, series)
     found = duckdb.execute(f"SELECT Collection, LicenseText FROM '{tmp_path}/tables/licences/*/*.parquet'").fetchall()
     assert found == [(COLLECTION, table["LicenseText"][0].as_py())]
 
@@ -196,24 +196,24 @@ def test_the_stream_is_left_once_the_text_is_there(fresh_nbia_archive: NbiaArchi
     with NbiaClient(fresh_nbia_archive.url, patience=FAST) as client:
         (row,) = [r for r in client.series("TCGA-DEMO").to_pylist() if r["SeriesInstanceUID"] == uid]
         assert row["FileSize"] > 15_000_000
-        keep_licences(client, Lake(str(tmp_path)), "TCGA-DEMO", pa.Table.from_pylist([row], schema=SERIES.schema))
+        keep_licenses(client, Lake(str(tmp_path)), "TCGA-DEMO", pa.Table.from_pylist([row], schema=SERIES.schema))
         (asked,) = [r for r in fresh_nbia_archive.control.requests() if r["endpoint"] == "getImage"]
         assert asked["bytes"] < 1 << 20
 
 
 def test_bytes_that_are_no_zip_are_no_licence() -> None:
     with pytest.raises(BadAnswer, match="no zip"):
-        read_licence(iter([b"<html>Sign in</html>"]))
+        read_license(iter([b"<html>Sign in</html>"]))
 
 
 def test_a_text_without_end_is_refused() -> None:
     with pytest.raises(BadAnswer, match="longer than 1,048,576 bytes"):
-        read_licence(iter([zips.pack([("LICENSE", bytes(MOST_BYTES + 1))])]))
+        read_license(iter([zips.pack([("LICENSE", bytes(MOST_BYTES + 1))])]))
 
 
 def test_a_text_in_the_encoding_of_an_old_server_is_read() -> None:
     packed = zips.pack([("LICENSE", "Universit\u00e4t \u2013 Daten".encode("cp1252"))])
-    assert read_licence(iter([packed])) == "Universit\u00e4t \u2013 Daten"
+    assert read_license(iter([packed])) == "Universit\u00e4t \u2013 Daten"
 
 
 def test_nothing_is_read_beyond_the_text() -> None:
@@ -224,11 +224,11 @@ def test_nothing_is_read_beyond_the_text() -> None:
         yield packed[:end]
         raise AssertionError("read on")
 
-    assert read_licence(chunks()) == "Cite us."
+    assert read_license(chunks()) == "Cite us."
 
 
 def test_no_patient_can_have_the_path_of_a_licence() -> None:
-    path = licence_path("A", BY)
+    path = license_path("A", BY)
     assert "~" in path
     assert encode(path.rsplit("/", 1)[-1]) != path.rsplit("/", 1)[-1]
-    assert len(licence_path("A", "\u00e4" * 100, "12345678").rsplit("/", 1)[-1]) < 255
+    assert len(license_path("A", "\u00e4" * 100, "12345678").rsplit("/", 1)[-1]) < 255

@@ -8,7 +8,7 @@ from nbia_pipeline.defs.histogram import BOUNDS, LABELS, histogram, size_classes
 from nbia_pipeline.mirror.commit import Receipt
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.series import WantedSeries
-from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.text import duration_text
 
 
@@ -27,7 +27,7 @@ def wanted_series(n: int, size: int | None = 1_000_000) -> WantedSeries:
 
 
 def done(wanted: WantedSeries) -> Receipt:
-    return Receipt(wanted, "complete", 1, [ProvenInstance("1", None, 1, 1_000_000, "0")])
+    return Receipt(wanted, "complete", 1, [VerifiedInstance("1", None, 1, 1_000_000, "0")])
 
 
 def progress_lines(todo: list[WantedSeries], every: float) -> list[str]:

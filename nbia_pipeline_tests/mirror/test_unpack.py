@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbia_pipeline.mirror.unpack import Bounds, Hostile, NotProven, take_single, unpack
+from nbia_pipeline.mirror.unpack import Bounds, NotVerified, UnsafeZip, take_single, unpack
 from nbia_pipeline_tests.helpers.zips import MD5_LIST, pack, with_true_list
 from nbia_pipeline_tests.mirror.test_dicom_header import dicom
 
@@ -75,7 +75,7 @@ def test_more_than_was_announced_never_touches_the_disk(tmp_path: Path, size: in
             written.append(sum(p.stat().st_size for p in (tmp_path / "files").iterdir()))
             yield piece
 
-    with pytest.raises(Hostile, match="more in the download than the archive announced"):
+    with pytest.raises(UnsafeZip, match="more in the download than the archive announced"):
         unpack(watched(), tmp_path / "files", SERIES, Bounds(1 << 20, 100))
     assert max(written) <= 1 << 20
     assert [p.name for p in (tmp_path / "files").iterdir()] == ["1.2.3.1.dcm"]
@@ -83,30 +83,30 @@ def test_more_than_was_announced_never_touches_the_disk(tmp_path: Path, size: in
 
 def test_the_files_thrown_away_count_as_well(tmp_path: Path) -> None:
     zipped = pack([(f"{n}", bytes(400_000)) for n in range(5)])
-    with pytest.raises(Hostile):
+    with pytest.raises(UnsafeZip):
         unpack([zipped], tmp_path / "files", SERIES, Bounds(1_000_000, 100))
 
 
 def test_too_many_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Hostile, match="more than 100 files"):
+    with pytest.raises(UnsafeZip, match="more than 100 files"):
         unpack([pack([(f"{n}", b"") for n in range(101)])], tmp_path / "files", SERIES, ROOM)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "a\\b", ".", ".."])
 def test_a_name_that_is_a_path_is_refused_before_it_is_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Hostile, match="a name that is a path"):
+    with pytest.raises(UnsafeZip, match="a name that is a path"):
         unpack([pack([(name, image(1))])], tmp_path / "files", SERIES, ROOM)
     assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_an_instance_that_comes_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Hostile, match=r"instance 1\.2\.3\.1 is in the zip twice"):
+    with pytest.raises(UnsafeZip, match=r"instance 1\.2\.3\.1 is in the zip twice"):
         unpack([pack([("1", image(1)), ("2", image(1))])], tmp_path / "files", SERIES, ROOM)
 
 
 @pytest.mark.parametrize("text", [b"", b"Filename\n1", b"<html>", b"Filename,MD5Hash\n1,2,3\n"])
 def test_a_list_of_digests_that_is_none_is_told(tmp_path: Path, text: bytes) -> None:
-    with pytest.raises(NotProven, match="not a list"):
+    with pytest.raises(NotVerified, match="not a list"):
         unpack([pack([("1", image(1)), (MD5_LIST, text)])], tmp_path / "files", SERIES, ROOM)
 
 
@@ -123,8 +123,8 @@ def test_only_the_listed_digest_proves(tmp_path: Path) -> None:
 def test_a_single_file_must_be_the_one_asked_for(tmp_path: Path) -> None:
     instance = take_single(in_pieces(image(1, size=5 << 20)), tmp_path, SERIES, "1.2.3.1", 6 << 20)
     assert (tmp_path / "1.2.3.1.dcm").stat().st_size == instance.Size
-    with pytest.raises(NotProven, match=r"asked for instance 1\.2\.3\.1, the archive sent 1\.2\.3\.2"):
+    with pytest.raises(NotVerified, match=r"asked for instance 1\.2\.3\.1, the archive sent 1\.2\.3\.2"):
         take_single([image(2)], tmp_path, SERIES, "1.2.3.1", 1 << 20)
-    with pytest.raises(Hostile):
+    with pytest.raises(UnsafeZip):
         take_single([image(3, size=2 << 20)], tmp_path, SERIES, "1.2.3.3", 1 << 20)
     assert [p.name for p in tmp_path.iterdir()] == ["1.2.3.1.dcm"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nbia_pipeline.embedded.api.zip_writer import ZipStream
 from nbia_pipeline.embedded.api.zip_writer import pack as deflated
 from nbia_pipeline.mirror import zip_stream
-from nbia_pipeline.mirror.zip_stream import NotWhole, stream_entries
+from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
 
 Files = list[tuple[str, bytes]]
 
@@ -70,7 +70,7 @@ def test_what_was_packed_comes_out_however_the_stream_is_cut(entries: Files, see
 def test_a_stream_that_ends_early_is_never_whole(entries: Files, data: st.DataObject) -> None:
     body = streamed(entries)
     end = data.draw(st.integers(0, len(body) - 1))
-    with pytest.raises(NotWhole):
+    with pytest.raises(InvalidZip):
         read(body[:end])
 
 
@@ -78,7 +78,7 @@ def test_a_stream_that_ends_early_is_never_whole(entries: Files, data: st.DataOb
 def test_any_bytes_are_refused_or_read_but_never_crash(body: bytes) -> None:
     try:
         found, _ = read(body)
-    except NotWhole:
+    except InvalidZip:
         return
     assert found == [] and zipfile.is_zipfile(io.BytesIO(body))
 
@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(at: int, bit: int) -> None:
     body[at % len(body)] ^= 1 << bit
     try:
         found, intact = read(bytes(body))
-    except NotWhole:
+    except InvalidZip:
         return
     assert [data for _, data in found] == [data for _, data in entries] or not all(intact)
 
@@ -136,21 +136,21 @@ def test_a_small_piece_that_unpacks_to_much_comes_in_bounded_pieces() -> None:
     ],
 )
 def test_what_is_no_zip_is_told(body: bytes, told: str) -> None:
-    with pytest.raises(NotWhole, match=told):
+    with pytest.raises(InvalidZip, match=told):
         read(body)
 
 
 def test_a_directory_that_lists_other_files_is_told() -> None:
     body = with_sizes([("aaaa", b"1"), ("bbbb", b"2")])
     at = body.rindex(b"bbbb")
-    with pytest.raises(NotWhole, match="lists 2 files, 2 came"):
+    with pytest.raises(InvalidZip, match="lists 2 files, 2 came"):
         read(body[:at] + b"cccc" + body[at + 4 :])
 
 
 def test_an_encrypted_entry_is_told() -> None:
     body = bytearray(with_sizes([("a", b"1")]))
     body[6] |= 1
-    with pytest.raises(NotWhole, match="never uses"):
+    with pytest.raises(InvalidZip, match="never uses"):
         read(bytes(body))
 
 
@@ -159,6 +159,6 @@ def test_the_standard_library_s_zlib_serves_as_well(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(zip_stream, "DeflateError", zlib.error)
     entries = [("a", random.Random(2).randbytes(50_000)), ("b", b"")]
     assert read(streamed(entries), 3) == (entries, [True, True])
-    with pytest.raises(NotWhole, match="damaged"):
+    with pytest.raises(InvalidZip, match="damaged"):
         body = streamed([("a", b"abc" * 1000)])
         read(body[:31] + b"\xff" * 10 + body[41:])

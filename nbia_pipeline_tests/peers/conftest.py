@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import peers
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.conftest import FAST, serving
 from nbia_pipeline_tests.helpers.faults import Faults, Request
@@ -47,7 +47,7 @@ Ask = Callable[[str, list[str]], Asked]
 
 
 @pytest.fixture(scope="session")
-def ask(demo: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Ask:
+def ask(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Ask:
     """Run a script of this directory."""
     python = peers.tested()
 
@@ -83,7 +83,7 @@ def _run(words: list[str]) -> str:
     return done.stdout
 
 
-def _questions(demo: Catalogue, days: list[str]) -> dict[str, Any]:
+def _questions(demo: Catalog, days: list[str]) -> dict[str, Any]:
     assert demo.images is not None
     rows = [r for r in demo.series.to_pylist() if r["Visibility"] == 1 and r["Collection"] not in demo.restricted]
     of_modality = {r["Modality"]: r["SeriesInstanceUID"] for r in reversed(rows)}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalogue
+from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.dicom_files import CT_INTERCEPT, image_pixels
 from nbia_pipeline.lake import Lake, parquet
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_picture_has_no_digest() -> None:
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory, demo: Catalogue) -> Iterator[Lake]:
+def phantoms(tmp_path_factory: pytest.TempPathFactory, demo: Catalog) -> Iterator[Lake]:
     """A lake with the images of the demo archive, written without fetching them."""
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     for collection in (CT_COLLECTION, "QIN_Breast.v2", "HeadNeckMix"):
@@ -191,7 +191,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory, demo: Catalogue) -> Itera
     yield lake
 
 
-def fill(lake: Lake, demo: Catalogue, collection: str) -> None:
+def fill(lake: Lake, demo: Catalog, collection: str) -> None:
     rows = [r for r in demo.series.to_pylist() if (r["Collection"], r["Visibility"]) == (collection, VISIBLE)]
     instances = []
     store = demo.images
@@ -320,7 +320,7 @@ def test_a_collection_without_images_has_no_sheet(tmp_path: Path) -> None:
     assert not (tmp_path / "previews").exists()
 
 
-def test_a_lake_on_an_object_store_has_one_too(demo: Catalogue) -> None:
+def test_a_lake_on_an_object_store_has_one_too(demo: Catalog) -> None:
     lake = Lake("memory://contact-sheet-test/lake")
     fill(lake, demo, "HeadNeckMix")
     sheet = sheet_of(lake, "HeadNeckMix")

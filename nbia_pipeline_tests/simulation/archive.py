@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pyarrow as pa
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalogue
+from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.anatomy import Geometry
 from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
@@ -30,7 +30,7 @@ def first_uids() -> dict[str, str]:
     return {name: plan.uid for name, plan in zip(names, _pictures(), strict=True)}
 
 
-def small_catalogue() -> Catalogue:
+def small_catalog() -> Catalog:
     """Return the archive as it is on the first day: everything was released long ago."""
     plans = []
     pictures = iter(_pictures())
@@ -48,7 +48,7 @@ def small_catalogue() -> Catalogue:
             plans.append(replace(plan, facts={**plan.facts, **facts}, geometry=_GEOMETRY))
     store = PhantomStore(plans)
     rows = [_row(plan, store) for plan in plans]
-    return Catalogue(name="small", series=pa.Table.from_pylist(rows, schema=FACTS), images=store)
+    return Catalog(name="small", series=pa.Table.from_pylist(rows, schema=FACTS), images=store)
 
 
 def _pictures() -> list[SeriesPlan]:

@@ -69,8 +69,8 @@ def expect_metadata(world: World) -> None:
 
 
 def _plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    licence, released, count = values
-    return licence or None, released and released.date(), count
+    license, released, count = values
+    return license or None, released and released.date(), count
 
 
 def expect_images(world: World) -> None:

@@ -26,7 +26,7 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.status import API, LISTED_AT
 from nbia_pipeline_tests.simulation.archive import FIRST, START
 from nbia_pipeline_tests.simulation.ending import expect_images, expect_metadata
-from nbia_pipeline_tests.simulation.script import BACKLOG, CATALOGUE, RECONCILE, TICK, Step
+from nbia_pipeline_tests.simulation.script import BACKLOG, CATALOG, RECONCILE, TICK, Step
 from nbia_pipeline_tests.simulation.world import World
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
@@ -62,7 +62,7 @@ def midnight(day: int) -> datetime:
     return START + timedelta(days=day)
 
 
-BEGIN = (at(0, CATALOGUE), at(0.01, RECONCILE), at(0.02, TICK))
+BEGIN = (at(0, CATALOG), at(0.01, RECONCILE), at(0.02, TICK))
 
 
 def _set(target: str, value: Any) -> Mutate:
@@ -199,8 +199,8 @@ SENSOR = (
 
 
 def _wait(hours: float) -> Mutate:
-    def impatient(*words: Any, wait: timedelta, **more: Any) -> feed.Noted:
-        return feed.acknowledge(*words, wait=timedelta(hours=hours), **more)
+    def impatient(*words: Any, wait: timedelta, **more: Any) -> feed.ChangeSummary:
+        return feed.record_changes(*words, wait=timedelta(hours=hours), **more)
 
     return _set("defs.assets.changes.acknowledge", impatient)
 
@@ -213,14 +213,14 @@ def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
         facts = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
         fetched = fetch()
         facts |= fetched.facts
-        source.lake.write_table(table, fetched.rows, collection, facts=facts, may_empty=True)
+        source.lake.write_table(table, fetched.rows, collection, properties=facts, may_empty=True)
 
     def news(collection: str, series: pa.Table, told: dict[str, str], *_: Any) -> Any:
         yield feed._Listing(series, feed._moment(told[LISTED_AT]), told)
 
     patch.setattr("nbia_pipeline.archive.listings.ListingCalls._rows_of_collection", ask)
     patch.setattr(tables, "_write", write)
-    patch.setattr(cursor, "_news", news)
+    patch.setattr(feed, "_news", news)
 
 
 def _believe_an_empty_list_of_collections(patch: pytest.MonkeyPatch) -> None:
@@ -254,8 +254,8 @@ def _dies_once(patch: pytest.MonkeyPatch) -> None:
         note("state")
         honest_keep(*words)
 
-    patch.setattr(cursor, "_append", append)
-    patch.setattr(cursor, "_keep", keep)
+    patch.setattr(feed, "_append", append)
+    patch.setattr(feed, "_keep", keep)
 
 
 def _state_first(patch: pytest.MonkeyPatch) -> None:
@@ -267,8 +267,8 @@ def _state_first(patch: pytest.MonkeyPatch) -> None:
         while waiting:
             append(lake, collection, waiting.pop())
 
-    patch.setattr(cursor, "_append", lambda lake, collection, rows: waiting.append(rows))
-    patch.setattr(cursor, "_keep", keep_then_append)
+    patch.setattr(feed, "_append", lambda lake, collection, rows: waiting.append(rows))
+    patch.setattr(feed, "_keep", keep_then_append)
 
 
 def _never(*_: Any, **__: Any) -> bool:
@@ -308,7 +308,7 @@ CHANGES = (
     Mutation(
         "an empty list of collections believed",
         _believe_an_empty_list_of_collections,
-        (*BEGIN, at(2, "faults", faults=[{"kind": "empty", "endpoint": "getCollectionValues"}]), at(2.1, CATALOGUE)),
+        (*BEGIN, at(2, "faults", faults=[{"kind": "empty", "endpoint": "getCollectionValues"}]), at(2.1, CATALOG)),
     ),
     Mutation(
         "the state written before the feed",
@@ -326,7 +326,7 @@ CHANGES = (
     Mutation(
         "a collection that vanishes not missed",
         _set("changes.feed._is_absent", _never),
-        (*BEGIN, at(2, "hide", names=GAMMA), at(2.1, CATALOGUE), at(2.4, CATALOGUE), at(2.41, RECONCILE)),
+        (*BEGIN, at(2, "hide", names=GAMMA), at(2.1, CATALOG), at(2.4, CATALOG), at(2.41, RECONCILE)),
     ),
     Mutation(
         "an absence not forgiven",
@@ -334,12 +334,12 @@ CHANGES = (
         (
             *BEGIN,
             at(2, "hide", names=GAMMA),
-            at(2.1, CATALOGUE),
+            at(2.1, CATALOG),
             at(2.2, "show", names=GAMMA),
-            at(2.21, CATALOGUE),
+            at(2.21, CATALOG),
             at(2.3, "hide", names=GAMMA),
-            at(2.5, CATALOGUE),
-            at(3, CATALOGUE),
+            at(2.5, CATALOG),
+            at(3, CATALOG),
         ),
     ),
 )

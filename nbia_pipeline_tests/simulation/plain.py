@@ -10,12 +10,12 @@ from nbia_pipeline.changes.feed import returned_collections, vanished_collection
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
-from nbia_pipeline.defs.assets.settling import listed_series, settled
+from nbia_pipeline.defs.assets.settling import committed, listed_series
 from nbia_pipeline.defs.assets.tables import Fetched, Source, describe
-from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.download import fetch_batch
-from nbia_pipeline.mirror.licenses import keep_licences
+from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_METADATA
 from nbia_pipeline.settings import Settings, SettingsError
@@ -36,7 +36,7 @@ class PlainRuns:
         self._register = register
         self._lake = Lake(settings.lake)
         fields = ("archive", "api", "username", "password", "ca_bundle")
-        self._archive = ArchiveResource(
+        self._archive = NbiaResource(
             **{name: getattr(settings, name) for name in fields},
             collections=list(settings.collections),
             images=list(settings.images or ()),
@@ -87,15 +87,15 @@ class PlainRuns:
     def _metadata(self, client: NbiaClient, collection: str) -> None:
         def fetch() -> Fetched:
             found = metadata_of(client, self._lake, collection, self._settings.api)
-            return Fetched(found.table, found.facts)
+            return Fetched(found.table, found.properties)
 
         tables._write(SERIES_METADATA, self._source(client), fetch, collection)
 
     def _images(self, client: NbiaClient, collection: str, **bounds: Any) -> None:
         series = listed_series(self._lake, collection)
-        plan = make_plan(series, settled(self._lake, collection, series), **bounds)
-        keep_licences(client, self._lake, collection, series)
+        plan = make_plan(series, committed(self._lake, collection, series), **bounds)
+        keep_licenses(client, self._lake, collection, series)
         try:
             fetch_batch(client, self._lake, plan.todo)
         finally:
-            settled(self._lake, collection, listed_series(self._lake, collection))
+            committed(self._lake, collection, listed_series(self._lake, collection))

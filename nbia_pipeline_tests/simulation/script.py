@@ -18,10 +18,10 @@ DAYS = 365
 
 TICK = "tick"
 BACKLOG = "backlog"
-CATALOGUE = "catalogue"
+CATALOG = "catalogue"
 RECONCILE = "reconcile"
 PERSON = "person"
-PIPELINE = (TICK, BACKLOG, CATALOGUE, RECONCILE, PERSON)
+PIPELINE = (TICK, BACKLOG, CATALOG, RECONCILE, PERSON)
 """Steps of the pipeline: the sensors, the schedules, and a person who runs the images of all collections by hand.
 
 All others are operations of the archive, with `names` of series for UIDs, or its weather: `faults`, `calm`."""
@@ -71,7 +71,7 @@ def ending(after: datetime) -> list[Step]:
     """Return the steps by which everything must be told: two listings, far enough apart, in calm weather."""
     steps = [Step(after, "calm")]
     for hours in (1, 8):
-        steps.append(Step(after + timedelta(hours=hours), CATALOGUE))
+        steps.append(Step(after + timedelta(hours=hours), CATALOG))
         steps.append(Step(after + timedelta(hours=hours, minutes=5), RECONCILE))
     steps.append(Step(after + timedelta(hours=9), TICK))
     steps.append(Step(after + timedelta(hours=10), PERSON))
@@ -97,7 +97,7 @@ class _Author:
         self.storm_until: datetime | None = None
 
     def year(self, days: int) -> list[Step]:
-        self._at(START + timedelta(hours=2), CATALOGUE)
+        self._at(START + timedelta(hours=2), CATALOG)
         self._at(START + timedelta(hours=3), RECONCILE)
         self._at(START + timedelta(hours=4), TICK)
         for day in range(1, days):
@@ -130,7 +130,7 @@ class _Author:
 
     def _reconcile(self, at: datetime) -> None:
         if self.chance.random() < 0.8:
-            self._at(at, CATALOGUE)
+            self._at(at, CATALOG)
         self._at(at + timedelta(hours=1), RECONCILE)
 
     # --- what happens to the archive

@@ -28,7 +28,7 @@ from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES, SERIE
 from nbia_pipeline.settings import Settings, matching
 from nbia_pipeline_tests.helpers.tiny import running
 from nbia_pipeline_tests.simulation import script as s
-from nbia_pipeline_tests.simulation.archive import MIRRORED, START, first_uids, small_catalogue
+from nbia_pipeline_tests.simulation.archive import MIRRORED, START, first_uids, small_catalog
 from nbia_pipeline_tests.simulation.daemon import Daemon
 from nbia_pipeline_tests.simulation.model import COLUMNS, History, Note, Row, Rows, Watch
 from nbia_pipeline_tests.simulation.reading import value_of
@@ -97,7 +97,7 @@ class World:
                 self._backlog()
         elif step.do == s.BACKLOG:
             self._backlog()
-        elif step.do == s.CATALOGUE:
+        elif step.do == s.CATALOG:
             self._scheduled("nbia_catalogue")
         elif step.do == s.RECONCILE:
             self._scheduled("nbia_reconcile")
@@ -134,7 +134,7 @@ class World:
 
     def images(self) -> ImageStore:
         """Return the files that the archive has now."""
-        store: ImageStore = self._app.state.archive.holdings.catalogue.images
+        store: ImageStore = self._app.state.archive.holdings.catalog.images
         return store
 
     # --- the pipeline
@@ -207,13 +207,13 @@ class World:
     def _take_in(self, truth: Rows, present: set[str]) -> None:
         """Let the history note the listings that the lake says it took into account now; the feed must say the same."""
         now = self.time.isoformat()
-        if self.lake.read_facts(COLLECTIONS).get(LISTED_AT) == now:
+        if self.lake.read_properties(COLLECTIONS).get(LISTED_AT) == now:
             names = self.lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
             assert sorted(names) == sorted(present), "the table of collections is not what the archive lists"
             self.history.catalogued(present, self.time)
         for collection in self.lake.collections_of(SERIES_SEEN):
             feed = self.history.feeds[collection]
-            facts = self.lake.read_facts(SERIES_SEEN, collection)
+            facts = self.lake.read_properties(SERIES_SEEN, collection)
             rows = {uid: row for uid, row in truth.items() if row["Collection"] == collection}
             listed = facts.get(LISTED_AT) == now or (self._stormy and self._fed_at(collection) == self.time)
             if listed and feed.listed_at != self.time:
@@ -223,7 +223,7 @@ class World:
 
     def _listed_at(self, collection: str) -> str | None:
         """Return the listing that the feed took into account last."""
-        return self.lake.read_facts(SERIES_SEEN, collection).get(LISTED_AT)
+        return self.lake.read_properties(SERIES_SEEN, collection).get(LISTED_AT)
 
     def _fed_at(self, collection: str) -> datetime | None:
         """Return the listing of the last row of the feed: of a run that died it may be all that is left."""
@@ -280,7 +280,7 @@ class World:
                 if not known.gone and self._held.get(uid) != tuple(known.row[c] for c in FINGERPRINT):
                     yield collection
             # A run over several collections, one of which failed: listed, and not taken into account yet.
-            if self.lake.read_facts(SERIES, collection).get(LISTED_AT) != self._listed_at(collection):
+            if self.lake.read_properties(SERIES, collection).get(LISTED_AT) != self._listed_at(collection):
                 yield collection
 
 
@@ -307,7 +307,7 @@ def a_world(folder: Path, patch: pytest.MonkeyPatch, *, real_every: int = 0, zon
         zone: hours by which the archive's clock is ahead of UTC.
     """
     with ExitStack() as stack:
-        app = create_app(small_catalogue())
+        app = create_app(small_catalog())
         url = stack.enter_context(running(app))
         instance = stack.enter_context(dg.DagsterInstance.ephemeral(tempdir=str(folder)))
         patch.setattr("nbia_pipeline.defs.resources.Patience", QUICK)

@@ -14,17 +14,17 @@ import pyarrow.compute as pc
 import pytest
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import Receipt, publish_series, settle
+from nbia_pipeline.mirror.commit import Receipt, commit, publish_series
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.series import wanted_series
-from nbia_pipeline.mirror.unpack import ProvenInstance
+from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, VERIFICATIONS
-from nbia_pipeline.verify.inventory import held_series
+from nbia_pipeline.verify.inventory import stored_series
 from nbia_pipeline.verify.refetch import NOT_LISTED, mend
-from nbia_pipeline.verify.rehash import Round, read_again, survey
+from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 from nbia_pipeline_tests.conftest import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 from nbia_pipeline_tests.mirror.test_download import expected_files, files_of
@@ -44,7 +44,7 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
 def filled(lake: Lake) -> Lake:
     for n in range(SERIES_COUNT):
         publish(lake, n, "first")
-    settle(lake, "A", listing())
+    commit(lake, "A", listing())
     return lake
 
 
@@ -65,7 +65,7 @@ def publish(lake: Lake, n: int, version: str) -> None:
             data = content(n, i, version)
             (work / "files" / f"9.{n}.{i}.dcm").write_bytes(data)
             digest = hashlib.md5(data).hexdigest()
-            instances.append(ProvenInstance(f"9.{n}.{i}", None, i, len(data), digest))
+            instances.append(VerifiedInstance(f"9.{n}.{i}", None, i, len(data), digest))
         publish_series(lake, Receipt(wanted(n), "complete", 1, instances), work / "files")
 
 
@@ -77,12 +77,12 @@ def path(n: int, i: int) -> str:
     return f"images/A/P/1/{uid(n)}/9.{n}.{i}.dcm"
 
 
-def read_all(lake: Lake, **how: Any) -> Round:
-    return read_again(lake, survey(lake, ["A"]), **how)
+def read_all(lake: Lake, **how: Any) -> VerifyRun:
+    return read_again(lake, plan_verification(lake, ["A"]), **how)
 
 
 def order(lake: Lake) -> list[str]:
-    return [h.uid for h in held_series(lake, "A")]
+    return [h.uid for h in stored_series(lake, "A")]
 
 
 def findings(lake: Lake) -> dict[str, str | None]:
@@ -90,7 +90,7 @@ def findings(lake: Lake) -> dict[str, str | None]:
     return {r["SeriesInstanceUID"]: r["Finding"] for r in rows}
 
 
-def after(series: int) -> Callable[[Round], bool]:
+def after(series: int) -> Callable[[VerifyRun], bool]:
     """End a round once so many series were begun."""
     begun = itertools.count()
     return lambda done: next(begun) >= series
@@ -175,11 +175,11 @@ def test_what_was_found_damaged_comes_first_until_it_is_fetched_anew(lake: Lake)
     read_all(lake)
     for _ in range(2):
         assert order(lake)[0] == uid(4)
-        assert [s.series for s in survey(lake, ["A"], damaged_only=True)] == [1]
+        assert [s.series for s in plan_verification(lake, ["A"], damaged_only=True)] == [1]
         assert read_all(lake, enough=after(1)).damaged
     publish(lake, 4, "first")
-    settle(lake, "A", listing())
-    assert survey(lake, ["A"], damaged_only=True) == []
+    commit(lake, "A", listing())
+    assert plan_verification(lake, ["A"], damaged_only=True) == []
     assert order(lake)[-1] == uid(4)
     assert read_all(lake).damaged == []
 
@@ -190,29 +190,29 @@ def test_collections_with_damage_then_the_least_recent_ones_come_first(lake: Lak
         for table, rows in tables.items():
             lake.write_table(table, rows, name)
     names = ["A", "B", "C"]
-    read_again(lake, survey(lake, ["A"]))
-    assert [s.collection for s in survey(lake, names)] == ["B", "C", "A"]
-    done = read_again(lake, survey(lake, ["C"]))  # its rows lead to the files of A, not to its own
+    read_again(lake, plan_verification(lake, ["A"]))
+    assert [s.collection for s in plan_verification(lake, names)] == ["B", "C", "A"]
+    done = read_again(lake, plan_verification(lake, ["C"]))  # its rows lead to the files of A, not to its own
     assert len(done.damaged) == SERIES_COUNT
-    assert [s.collection for s in survey(lake, names)] == ["C", "B", "A"]
+    assert [s.collection for s in plan_verification(lake, names)] == ["C", "B", "A"]
 
 
 def test_a_sample_is_random_and_repeatable(lake: Lake) -> None:
     def chosen(seed: int, size: int = 2) -> frozenset[str]:
-        (share,) = survey(lake, ["A"], sample=size, seed=seed)
+        (share,) = plan_verification(lake, ["A"], sample=size, seed=seed)
         assert share.only is not None and share.series == len(share.only)
         return share.only
 
     assert chosen(7) == chosen(7) and len(chosen(7)) == 2
     assert frozenset().union(*(chosen(seed) for seed in range(40))) == {uid(n) for n in range(SERIES_COUNT)}
     assert len(chosen(1, size=99)) == SERIES_COUNT
-    done = read_again(lake, survey(lake, ["A"], sample=2, seed=7))
+    done = read_again(lake, plan_verification(lake, ["A"], sample=2, seed=7))
     assert (done.wanted, done.checked) == (2, 2)
     assert set(findings(lake)) == chosen(7)
 
 
 def test_a_series_that_a_run_replaced_is_not_damaged(lake: Lake) -> None:
-    shares = survey(lake, ["A"])
+    shares = plan_verification(lake, ["A"])
     publish(lake, 2, "second")
     done = read_again(lake, shares)
     assert done.damaged == [] and done.checked == SERIES_COUNT
@@ -241,7 +241,7 @@ def test_a_lake_that_cannot_be_noted_in_is_read_all_the_same(tmp_path: Path, cap
 
 
 def test_what_was_read_is_noted_when_the_round_is_broken_off(lake: Lake) -> None:
-    def stop(done: Round) -> None:
+    def stop(done: VerifyRun) -> None:
         if done.checked == 3:
             raise KeyboardInterrupt
 
@@ -275,14 +275,14 @@ def mirrored(client: NbiaClient, tmp_path: Path) -> Lake:
     series = client.series(COLLECTION)
     lake.write_table(SERIES, series, COLLECTION)
     fetch_batch(client, lake, wanted_series(series))
-    settle(lake, COLLECTION, series)
+    commit(lake, COLLECTION, series)
     return lake
 
 
 def damage(lake: Lake, count: int) -> dict[str, str]:
     """Change a byte of one file of each of the first series; returns the directories of these series by UID."""
     damaged = {}
-    for held in sorted(held_series(lake, COLLECTION), key=lambda h: h.uid)[:count]:
+    for held in sorted(stored_series(lake, COLLECTION), key=lambda h: h.uid)[:count]:
         place, size = sorted(lake.sizes(held.path).items())[0]
         lake.put_bytes(place, bytes(size))
         damaged[held.uid] = held.path
@@ -299,10 +299,10 @@ def todo(lake: Lake, *, retry: bool = True) -> list[str]:
 
 
 def test_damaged_series_are_fetched_anew_and_only_these(
-    archive: TestArchive, client: NbiaClient, mirrored: Lake, demo: Catalogue
+    archive: TestArchive, client: NbiaClient, mirrored: Lake, demo: Catalog
 ) -> None:
     damaged = damage(mirrored, 2)
-    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     assert {v.held.uid for v in done.damaged} == set(damaged)
     archive.faults.reset()
     told: list[str] = []
@@ -313,25 +313,25 @@ def test_damaged_series_are_fetched_anew_and_only_these(
     for series, place in damaged.items():
         assert files_of(mirrored, place) == expected_files(demo, series)
     assert set(statuses(mirrored).values()) == {"complete"}
-    again = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    again = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     assert again.damaged == [] and again.checked == 5
 
 
 def test_what_cannot_be_mended_is_complete_no_more(archive: TestArchive, client: NbiaClient, mirrored: Lake) -> None:
     (series,) = damage(mirrored, 1)
-    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
     outcome = mend(client, mirrored, done.damaged)
     assert outcome.uids == {}
     assert "unavailable" in outcome.failures[series] and "not been granted" in outcome.failures[series]
     assert statuses(mirrored)[series] == "unavailable"
     assert todo(mirrored) == [series]
-    assert series not in [h.uid for h in held_series(mirrored, COLLECTION)]
+    assert series not in [h.uid for h in stored_series(mirrored, COLLECTION)]
 
 
 def test_a_series_is_not_complete_while_it_is_mended(archive: TestArchive, client: NbiaClient, mirrored: Lake) -> None:
     (series,) = damage(mirrored, 1)
-    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     archive.faults.inject("getImageWithMD5Hash", answer(503), times=50)
     with pytest.raises(ArchiveError):
         mend(client, mirrored, done.damaged)
@@ -348,7 +348,7 @@ def test_a_series_that_is_listed_no_more_keeps_what_is_left(
     mirrored.write_table(SERIES, listed.filter(pc.not_equal(listed["SeriesInstanceUID"], series)), COLLECTION)
     before = mirrored.read_table(IMAGE_SERIES, COLLECTION)
     archive.faults.reset()
-    done = read_again(mirrored, survey(mirrored, [COLLECTION]))
+    done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     assert mend(client, mirrored, done.damaged).failures == {series: NOT_LISTED}
     assert mirrored.read_table(IMAGE_SERIES, COLLECTION).equals(before)
     assert archive.faults.seen == []

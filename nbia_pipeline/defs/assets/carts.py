@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, collections_of, failed_table
 from nbia_pipeline.defs.assets.finish import STATUSES, expect_all, problem_rows, run_metadata
 from nbia_pipeline.defs.assets.images import RunBounds, plan_text, planned_outputs
-from nbia_pipeline.defs.assets.settling import settled
+from nbia_pipeline.defs.assets.settling import committed
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.cart import cart_series, whole_listing
 from nbia_pipeline.mirror.commit import staged_by_journal
-from nbia_pipeline.mirror.licenses import keep_licences
+from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import expect_room, make_plan
 from nbia_pipeline.mirror.series import WantedSeries, as_table, wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES
@@ -30,14 +30,14 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES
 NAME = "cart_images"
 DESCRIPTION = (
     "The image files of a shared cart, verified as those of images, and in the same place. Add the cart's name as a "
-    "partition, then materialise it. API v2 only."
+    "partition, then materialize it. API v2 only."
 )
 WHOLE = "series_in_lake"
 
 
-def build_cart_asset(names: Names) -> dg.AssetsDefinition:
+def build_cart_asset(names: Naming) -> dg.AssetsDefinition:
     """Return the ``cart_images`` asset of one archive."""
-    plan, fetch, finish = _plan_op(names), build_fetch_op(names, NAME, settle=settle_fetched), _finish_op(names)
+    plan, fetch, finish = _plan_op(names), build_fetch_op(names, NAME, commit=commit_fetched), _finish_op(names)
 
     @dg.graph_asset(
         name=NAME,
@@ -54,7 +54,7 @@ def build_cart_asset(names: Names) -> dg.AssetsDefinition:
     return cart_images
 
 
-def _plan_op(names: Names) -> dg.OpDefinition:
+def _plan_op(names: Naming) -> dg.OpDefinition:
     @dg.op(
         name=names.of(f"plan_{NAME}"),
         out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
@@ -67,7 +67,7 @@ def _plan_op(names: Names) -> dg.OpDefinition:
             lake = names.lake_of(context).open()
             series = cart_series(client, lake, cart)
             wanted = wanted_series(series)
-            receipts = settled_of(lake, wanted)
+            receipts = committed_of(lake, wanted)
             lake.sweep(keep=staged_by_journal(lake))
             plan = make_plan(
                 series, receipts, max_bytes=config.max_bytes, max_series=config.max_series, retry=config.retry
@@ -75,19 +75,19 @@ def _plan_op(names: Names) -> dg.OpDefinition:
             context.log.info(f"cart {cart}: {plan_text(plan, lake)}")
             expect_room(lake, plan)
             for collection in collections_of(wanted):
-                keep_licences(client, lake, collection, whole_listing(lake, collection, series))
+                keep_licenses(client, lake, collection, whole_listing(lake, collection, series))
         yield from planned_outputs(plan, config.batch_series, started, series=[w.to_json() for w in wanted])
 
     return plan_cart_images
 
 
-def _finish_op(names: Names) -> dg.OpDefinition:
+def _finish_op(names: Naming) -> dg.OpDefinition:
     @dg.op(name=names.of(f"finish_{NAME}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
     def finish_cart_images(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         wanted = [WantedSeries.from_json(w) for w in summary["series"]]
         with as_failure():
-            receipts = settled_of(names.lake_of(context).open(), wanted)
+            receipts = committed_of(names.lake_of(context).open(), wanted)
         status = Counter(receipts["Status"].to_pylist())
         collections = Counter(w.Collection for w in wanted)
         failed = problem_rows(receipts)
@@ -108,7 +108,7 @@ def _finish_op(names: Names) -> dg.OpDefinition:
     return finish_cart_images
 
 
-def settled_of(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
+def committed_of(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
     """Settle the collections of some series, and return the receipts of these.
 
     Only these are noted as pending where they have no receipt: nobody asked for the rest of their collections.
@@ -120,25 +120,25 @@ def settled_of(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
     found = [IMAGE_SERIES.schema.empty_table()]
     for collection in collections_of(wanted):
         of_it = rows.filter(pc.equal(rows["Collection"], collection))
-        receipts = settled(lake, collection, of_it)
+        receipts = committed(lake, collection, of_it)
         uids = of_it["SeriesInstanceUID"].combine_chunks()
         found.append(receipts.filter(pc.is_in(receipts["SeriesInstanceUID"], value_set=uids)))
     return pa.concat_tables(found)
 
 
-def settle_fetched(lake: Lake, collection: str) -> None:
+def commit_fetched(lake: Lake, collection: str) -> None:
     """Carry the journal over at the end of a batch of a run in which one failed; nothing is noted as pending.
 
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    settled(lake, collection, as_table([]), clear_mark=False)
+    committed(lake, collection, as_table([]), clear_mark=False)
 
 
 # --- the check
 
 
-def build_cart_check(names: Names) -> dg.AssetChecksDefinition:
+def build_cart_check(names: Naming) -> dg.AssetChecksDefinition:
     """Return the check that every cart that was ever asked for is whole, by its last run."""
 
     @dg.asset_check(
@@ -157,7 +157,7 @@ def build_cart_check(names: Names) -> dg.AssetChecksDefinition:
     return check
 
 
-def _incomplete(instance: dg.DagsterInstance, names: Names) -> Iterator[tuple[str, int, int]]:
+def _incomplete(instance: dg.DagsterInstance, names: Naming) -> Iterator[tuple[str, int, int]]:
     """Yield the carts that lack series: the name, how many it has, and how many are there."""
     for cart in instance.get_dynamic_partitions(str(names.carts.name)):
         last = instance.fetch_materializations(

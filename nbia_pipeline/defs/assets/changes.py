@@ -8,11 +8,11 @@ import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.changes.diff import REVISED, kinds_of
-from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, Noted, acknowledge
+from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_changes
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialisation_metadata
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.prune import mark_withdrawn
@@ -33,7 +33,7 @@ class ChangesConfig(dg.Config):
     )
 
 
-def build_changes_asset(names: Names) -> dg.AssetsDefinition:
+def build_changes_asset(names: Naming) -> dg.AssetsDefinition:
     """Return the ``series_changes`` asset of one archive."""
 
     @partitioned_asset(names, SERIES_CHANGES, after=[COLLECTIONS, SERIES], calls_archive=False)
@@ -49,7 +49,7 @@ def build_changes_asset(names: Names) -> dg.AssetsDefinition:
 
 
 def note_collections(
-    names: Names, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
+    names: Naming, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
 ) -> None:
     """Take the last listings of some collections into account, from a step of another asset."""
     for collection in collections:
@@ -58,13 +58,15 @@ def note_collections(
             record(context, names.key(SERIES_CHANGES.name), {collection: metadata})
 
 
-def note_changes(lake: Lake, collection: str, run_id: str, config: ChangesConfig) -> tuple[Noted, dict[str, Any]]:
+def note_changes(
+    lake: Lake, collection: str, run_id: str, config: ChangesConfig
+) -> tuple[ChangeSummary, dict[str, Any]]:
     """Take the last listings of a collection into account, and return what they brought and how the UI shows it.
 
     The receipts of series that are withdrawn or came back are told so.
     """
     started = time.perf_counter()
-    noted = acknowledge(lake, collection, run_id=run_id, wait=timedelta(hours=config.withdrawal_hours))
+    noted = record_changes(lake, collection, run_id=run_id, wait=timedelta(hours=config.withdrawal_hours))
     mark_withdrawn(lake, collection)
     size = sum(lake.sizes(table_path(SERIES_CHANGES.name, collection)).values())
     seconds = time.perf_counter() - started
@@ -72,7 +74,7 @@ def note_changes(lake: Lake, collection: str, run_id: str, config: ChangesConfig
     return noted, {**metadata, **_figures(noted)}
 
 
-def _figures(noted: Noted) -> dict[str, Any]:
+def _figures(noted: ChangeSummary) -> dict[str, Any]:
     """Return what changed, in figures and by its first rows, and what is missing without being withdrawn yet."""
     figures: dict[str, Any] = {**kinds_of(noted.changes), "listed": noted.listed, "missing": noted.missing}
     if noted.changes.num_rows:

@@ -14,10 +14,10 @@ from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.assets.settling import settle_batch
+from nbia_pipeline.defs.assets.settling import commit_batch
 from nbia_pipeline.defs.failures import OURS, as_failure, failure
 from nbia_pipeline.defs.histogram import size_classes
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import Receipt, already_there, has_failed, mark_failed
 from nbia_pipeline.mirror.download import fetch_batch
@@ -31,7 +31,7 @@ SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
 
 
-def build_fetch_op(names: Names, what: str = "images", settle: Settle = settle_batch) -> dg.OpDefinition:
+def build_fetch_op(names: Naming, what: str = "images", commit: Settle = commit_batch) -> dg.OpDefinition:
     """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
 
     Args:
@@ -56,14 +56,14 @@ def build_fetch_op(names: Names, what: str = "images", settle: Settle = settle_b
             there = _there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
-        with _told_in_full(context, names.key(what), lake, missing, progress, settle):
+        with _told_in_full(context, names.key(what), lake, missing, progress, commit):
             if missing:
                 with names.archive_of(context).client() as client:
                     fetch_batch(client, lake, missing, tell=progress.tell)
             # Another batch failed: nothing follows that would carry the receipts of this one over.
             for collection in collections_of(wanted):
                 if has_failed(lake, collection):
-                    settle(lake, collection)
+                    commit(lake, collection)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
         context.log.info(f"{key}: {progress.line()}; {summary_of(report)}")
         return {**report, "batch": key}
@@ -78,7 +78,7 @@ def _told_in_full(
     lake: Lake,
     missing: Sequence[WantedSeries],
     progress: Progress,
-    settle: Settle,
+    commit: Settle,
 ) -> Iterator[None]:
     """Where a batch fails: publish what it and others have fetched, record what failed, and fail the step."""
     try:
@@ -87,7 +87,7 @@ def _told_in_full(
         base = failure(e)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
-        _publish_the_rest(context, lake, missing, settle)
+        _publish_the_rest(context, lake, missing, commit)
         problem = str(e) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
@@ -103,12 +103,12 @@ def _told_in_full(
 
 
 def _publish_the_rest(
-    context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries], settle: Settle
+    context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries], commit: Settle
 ) -> None:
     for collection in collections_of(wanted):
         try:
             mark_failed(lake, collection)
-            settle(lake, collection)
+            commit(lake, collection)
         except LakeError as e:  # the first error is the one to be told; the next plan makes up for this
             context.log.warning(f"what was fetched of {collection} is not in the tables yet, but in the journal: {e}")
 

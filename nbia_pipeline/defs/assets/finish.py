@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.defs.assets.fetch_op import failed_table
-from nbia_pipeline.defs.assets.settling import listed_series, settled
+from nbia_pipeline.defs.assets.settling import committed, listed_series
 from nbia_pipeline.defs.contact_sheet import contact_sheet_metadata
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.histogram import LABELS, histogram, size_classes
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.mirror.commit import failed_refreshes
@@ -22,7 +22,7 @@ from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILA
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
 
-def build_finish_op(names: Names) -> dg.OpDefinition:
+def build_finish_op(names: Naming) -> dg.OpDefinition:
     """Return the op that ends a run over the images of a collection."""
 
     @dg.op(name=names.of("finish_images"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
@@ -32,7 +32,7 @@ def build_finish_op(names: Names) -> dg.OpDefinition:
         with as_failure():
             lake = names.lake_of(context).open()
             series = listed_series(lake, collection)
-            receipts = settled(lake, collection, series)
+            receipts = committed(lake, collection, series)
         metadata = {
             **contact_sheet_metadata(context.log, lake, collection, receipts, series),
             **holdings_metadata(lake, collection, receipts, reports),

@@ -13,13 +13,13 @@ from pydantic import Field
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op
 from nbia_pipeline.defs.assets.finish import build_finish_op
-from nbia_pipeline.defs.assets.settling import listed_series, settled
+from nbia_pipeline.defs.assets.settling import committed, listed_series
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import definition_metadata
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import staged_by_journal
-from nbia_pipeline.mirror.licenses import keep_licences
+from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Plan, batches, expect_room, free_bytes, make_plan
 from nbia_pipeline.mirror.selection import Selection, with_lists
 from nbia_pipeline.mirror.series import WantedSeries
@@ -76,7 +76,7 @@ class ImagesConfig(RunBounds):
         return with_lists(Selection(*map(tuple, fields)), manifest=self.manifest, cart=self.cart, client=client)
 
 
-def build_images_asset(names: Names) -> dg.AssetsDefinition:
+def build_images_asset(names: Naming) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
     plan, fetch, finish = _plan_op(names), build_fetch_op(names), build_finish_op(names)
 
@@ -97,7 +97,7 @@ def build_images_asset(names: Names) -> dg.AssetsDefinition:
     return images
 
 
-def _plan_op(names: Names) -> dg.OpDefinition:
+def _plan_op(names: Naming) -> dg.OpDefinition:
     @dg.op(
         name=names.of("plan_images"),
         ins={"after": dg.In(dg.Nothing)},
@@ -113,7 +113,7 @@ def _plan_op(names: Names) -> dg.OpDefinition:
             lake = names.lake_of(context).open()
             selection = config.selection(client)
             series = listed_series(lake, collection)
-            receipts = settled(lake, collection, series)
+            receipts = committed(lake, collection, series)
             swept = lake.sweep(keep=staged_by_journal(lake))
             plan = make_plan(
                 series,
@@ -125,13 +125,13 @@ def _plan_op(names: Names) -> dg.OpDefinition:
             )
             context.log.info(f"{collection}: {plan_text(plan, lake)}" + (f", {swept} leftovers swept" if swept else ""))
             expect_room(lake, plan)
-            keep_licences(client, lake, collection, series)
+            keep_licenses(client, lake, collection, series)
         yield from planned_outputs(plan, config.batch_series, started)
 
     return plan_images
 
 
-def planned_outputs(plan: Plan, batch_series: int, started: float, **facts: Any) -> Any:
+def planned_outputs(plan: Plan, batch_series: int, started: float, **properties: Any) -> Any:
     """Yield the outputs of a plan op: ``found``, one for each batch, and ``summary`` for the finish op.
 
     Args:
@@ -144,7 +144,7 @@ def planned_outputs(plan: Plan, batch_series: int, started: float, **facts: Any)
     keys = [f"b{n:05d}" for n in range(len(planned))]
     for key, batch in zip(keys, planned, strict=True):
         yield dg.DynamicOutput([WantedSeries.to_json(w) for w in batch], mapping_key=key, output_name="found")
-    summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **facts}
+    summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **properties}
     yield dg.Output(summary, output_name="summary")
 
 

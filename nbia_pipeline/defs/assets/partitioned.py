@@ -10,7 +10,7 @@ import dagster as dg
 
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.defs.metadata import definition_metadata
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
@@ -23,7 +23,7 @@ COLLECTIONS_AT_A_TIME = 2
 Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
 
 
-def table_asset(names: Names, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
+def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
     """Return the asset decorator with what all tables share.
 
     Args:
@@ -47,7 +47,7 @@ def table_asset(names: Names, table: Table, *, calls_archive: bool = True, **mor
 
 
 def partitioned_asset(
-    names: Names, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
+    names: Naming, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
 ) -> Decorator:
     """Return the asset decorator of a table with one partition per collection; a backfill of it is one run.
 
@@ -69,7 +69,7 @@ def partitioned_asset(
 
 
 def each_partition(
-    names: Names,
+    names: Naming,
     table: Table,
     context: dg.AssetExecutionContext,
     lake: Lake,

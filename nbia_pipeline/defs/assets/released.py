@@ -10,7 +10,7 @@ from pydantic import Field
 from nbia_pipeline import clock
 from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_news
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import SettingsError
 
@@ -27,7 +27,7 @@ class NewsConfig(dg.Config):
     )
 
 
-def build_news_asset(names: Names) -> dg.AssetsDefinition:
+def build_news_asset(names: Naming) -> dg.AssetsDefinition:
     """Return the ``news`` asset of one archive."""
 
     @dg.asset(

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from nbia_pipeline.changes.feed import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import settle
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.schema.tables import SERIES
 
 
@@ -14,14 +14,14 @@ def listed_series(lake: Lake, collection: str) -> pa.Table:
     """Return the collection's rows of the ``series`` table; none of a collection that was withdrawn as a whole.
 
     Raises:
-        LakeError: it was not materialised yet.
+        LakeError: it was not materialized yet.
     """
     if not lake.count_rows(SERIES, collection):
-        raise LakeError(f"the series table has no rows for {collection!r}: materialise series first")
+        raise LakeError(f"the series table has no rows for {collection!r}: materialize series first")
     return present_series(lake, collection)
 
 
-def settled(lake: Lake, collection: str, series: pa.Table, clear_mark: bool = True) -> pa.Table:
+def committed(lake: Lake, collection: str, series: pa.Table, clear_mark: bool = True) -> pa.Table:
     """Carry the journal of a collection over into its tables, and return its receipts.
 
     Args:
@@ -33,13 +33,13 @@ def settled(lake: Lake, collection: str, series: pa.Table, clear_mark: bool = Tr
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    return settle(lake, collection, series, withdrawn=withdrawn_series(lake, collection), clear_mark=clear_mark)
+    return commit(lake, collection, series, withdrawn=withdrawn_series(lake, collection), clear_mark=clear_mark)
 
 
-def settle_batch(lake: Lake, collection: str) -> None:
+def commit_batch(lake: Lake, collection: str) -> None:
     """Carry the journal over at the end of a batch of a run in which one failed.
 
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    settled(lake, collection, listed_series(lake, collection), clear_mark=False)
+    committed(lake, collection, listed_series(lake, collection), clear_mark=False)

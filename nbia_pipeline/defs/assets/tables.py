@@ -19,7 +19,7 @@ from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialisation_metadata
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.partitions import register
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import staged_by_journal
@@ -42,7 +42,7 @@ class Fetched:
     """
 
     rows: pa.Table
-    facts: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ class MetadataConfig(dg.Config):
     )
 
 
-def build_table_assets(names: Names) -> list[dg.AssetsDefinition]:
+def build_table_assets(names: Naming) -> list[dg.AssetsDefinition]:
     """Return the table assets of one archive, in the order of the design's table."""
     return [
         _collections(names),
@@ -86,7 +86,7 @@ def build_table_assets(names: Names) -> list[dg.AssetsDefinition]:
     ]
 
 
-def _collections(names: Names) -> dg.AssetsDefinition:
+def _collections(names: Naming) -> dg.AssetsDefinition:
     @table_asset(names, t.COLLECTIONS, group_name="catalogue")
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         archive = names.archive_of(context)
@@ -107,7 +107,7 @@ def _collections(names: Names) -> dg.AssetsDefinition:
     return collections
 
 
-def _values(names: Names, table: Table, fetch: Callable[[NbiaClient], pa.Table]) -> dg.AssetsDefinition:
+def _values(names: Naming, table: Table, fetch: Callable[[NbiaClient], pa.Table]) -> dg.AssetsDefinition:
     @table_asset(names, table, group_name="catalogue")
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         archive = names.archive_of(context)
@@ -118,7 +118,7 @@ def _values(names: Names, table: Table, fetch: Callable[[NbiaClient], pa.Table])
     return values
 
 
-def _listing(names: Names, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]) -> dg.AssetsDefinition:
+def _listing(names: Naming, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]) -> dg.AssetsDefinition:
     """Return a table whose partitions are each one listing of the archive."""
 
     @partitioned_asset(names, table, after=[t.COLLECTIONS])
@@ -128,7 +128,7 @@ def _listing(names: Names, table: Table, fetch: Callable[[NbiaClient, str], pa.T
     return listing
 
 
-def _series(names: Names) -> dg.AssetsDefinition:
+def _series(names: Naming) -> dg.AssetsDefinition:
     @partitioned_asset(names, t.SERIES, after=[t.COLLECTIONS])
     def series(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
@@ -140,12 +140,12 @@ def _series(names: Names) -> dg.AssetsDefinition:
     return series
 
 
-def _series_metadata(names: Names) -> dg.AssetsDefinition:
+def _series_metadata(names: Naming) -> dg.AssetsDefinition:
     @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(source: Source, collection: str) -> Fetched:
             found = metadata_of(source.client, source.lake, collection, source.api, full=config.full)
-            return Fetched(found.table, found.facts, {"asked": found.asked, "kept": found.kept})
+            return Fetched(found.table, found.properties, {"asked": found.asked, "kept": found.kept})
 
         return _each(names, t.SERIES_METADATA, context, fetch)
 
@@ -153,7 +153,7 @@ def _series_metadata(names: Names) -> dg.AssetsDefinition:
 
 
 def _each(
-    names: Names,
+    names: Naming,
     table: Table,
     context: dg.AssetExecutionContext,
     fetch: Callable[[Source, str], Fetched],
@@ -224,14 +224,14 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
 def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     # Before the question: what changes meanwhile is of a later listing.
-    facts = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
+    properties = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
     fetched = fetch()
     if fetched.rows.num_rows == 0 and collection is not None:
         raise BadAnswer(
             f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
             "restricted to another account. What the lake holds was left as it was"
         )
-    size = source.lake.write_table(table, fetched.rows, collection, facts={**facts, **fetched.facts})
+    size = source.lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
     seconds = time.perf_counter() - started
     figures = materialisation_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}

@@ -1,6 +1,6 @@
 """The asset checks: what the lake holds agrees with itself, and nothing that is listed is missing.
 
-Each check looks at all collections, whichever partition was just materialised: Dagster shows one result per check,
+Each check looks at all collections, whichever partition was just materialized: Dagster shows one result per check,
 and a pass for one collection must not hide the failure of another. Those that cannot look at everything each time
 say what they looked at.
 """
@@ -8,11 +8,11 @@ say what they looked at.
 import dagster as dg
 
 from nbia_pipeline.defs.checks import images, tables
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 
 __all__ = ["build_checks"]
 
 
-def build_checks(names: Names) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one archive."""
     return [*tables.build_checks(names), *images.build_checks(names)]

@@ -9,8 +9,8 @@ from typing import Any
 import dagster as dg
 
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.naming import Names
-from nbia_pipeline.defs.resources import ArchiveResource
+from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake
 
 SHOWN = 10
@@ -44,7 +44,7 @@ class Subject:
     """
 
     lake: Lake
-    archive: ArchiveResource | None = None
+    archive: NbiaResource | None = None
     partition: str | None = None
 
 
@@ -59,12 +59,12 @@ class Report:
     """
 
     findings: Iterable[Finding]
-    facts: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
     mend: Callable[[list[Finding]], str | None] = lambda first: None
 
 
 def build_check(
-    names: Names,
+    names: Naming,
     asset: str,
     name: str,
     description: str,
@@ -107,7 +107,7 @@ def build_check(
 def _result(
     description: str, severity: dg.AssetCheckSeverity, report: Report, first: list[Finding], count: int
 ) -> dg.AssetCheckResult:
-    metadata: dict[str, Any] = {"findings": count, **report.facts}
+    metadata: dict[str, Any] = {"findings": count, **report.properties}
     text = description
     if first:
         rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]

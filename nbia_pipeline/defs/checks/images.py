@@ -13,15 +13,15 @@ from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes.feed import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import MD5
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
-from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENCES
+from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES
 from nbia_pipeline.verify import refetch
-from nbia_pipeline.verify.rehash import Round, read_again, survey
+from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 
 # Each run of images re-reads about so much of the lake, whatever its size; the next one goes on from there.
 INTACT_BYTES = 250_000_000
@@ -33,7 +33,7 @@ ASKED_AT_MOST = 100
 _UID = "SeriesInstanceUID"
 
 
-def build_checks(names: Names) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
     return [
         build_check(
@@ -109,13 +109,13 @@ def intact(subject: Subject) -> Report:
     lake = subject.lake
     until = clock.utc_now() + timedelta(seconds=INTACT_SECONDS)
 
-    def enough(done: Round) -> bool:
+    def enough(done: VerifyRun) -> bool:
         return done.bytes >= INTACT_BYTES or clock.utc_now() >= until
 
-    done = read_again(lake, survey(lake, lake.collections_of(IMAGE_SERIES)), enough=enough)
-    facts = {
+    done = read_again(lake, plan_verification(lake, lake.collections_of(IMAGE_SERIES)), enough=enough)
+    properties = {
         "read_series": done.checked,
-        "held_series": done.wanted,
+        "stored_series": done.wanted,
         "read_files": done.files,
         "read_bytes": done.bytes,
         "bytes_per_second": round(done.rate),
@@ -123,7 +123,7 @@ def intact(subject: Subject) -> Report:
     findings = (
         Finding(v.held.collection, f"series {v.held.uid} is damaged, {v.finding}", v.held.uid) for v in done.damaged
     )
-    return Report(findings, facts, mend=lambda first: refetch.COMMAND)
+    return Report(findings, properties, mend=lambda first: refetch.COMMAND)
 
 
 # --- agrees_with_archive
@@ -189,26 +189,26 @@ def unlicensed(lake: Lake) -> Iterator[Finding]:
         receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
         complete = receipts.filter(has_files(receipts))[_UID]
         listed = present_series(lake, collection).select([_UID, "LicenseName", "LicenseURI"])
-        texts = lake.read_table(LICENCES, collection, columns=["LicenseName", "LicenseURI", "LicenseText"])
-        known = {_licence(row) for row in texts.to_pylist() if row["LicenseText"] is not None}
+        texts = lake.read_table(LICENSES, collection, columns=["LicenseName", "LicenseURI", "LicenseText"])
+        known = {_license(row) for row in texts.to_pylist() if row["LicenseText"] is not None}
         named: dict[tuple[str, str], list[str]] = {}
         for row in listed.filter(pc.is_in(listed[_UID], value_set=pc.unique(complete))).to_pylist():
-            named.setdefault(_licence(row), []).append(row[_UID])
-        for licence, uids in sorted(named.items()):
-            yield from _licence_findings(collection, licence, uids, has_text=licence in known)
+            named.setdefault(_license(row), []).append(row[_UID])
+        for license, uids in sorted(named.items()):
+            yield from _licence_findings(collection, license, uids, has_text=license in known)
 
 
-def _licence_findings(collection: str, licence: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
+def _licence_findings(collection: str, license: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
     shown = ", ".join(uids[:SHOWN]) + (f" and {len(uids) - SHOWN} more" if len(uids) > SHOWN else "")
-    if not any(licence):
+    if not any(license):
         yield Finding(collection, f"{len(uids)} series name no licence: {shown}", uids[0])
     elif not has_text:
-        name = licence[0] or licence[1]
+        name = license[0] or license[1]
         what = f"the text of {name!r} is not in the lake: the archive served none, or was not asked yet"
         yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
 
 
-def _licence(row: dict[str, Any]) -> tuple[str, str]:
+def _license(row: dict[str, Any]) -> tuple[str, str]:
     return row["LicenseName"] or "", row["LicenseURI"] or ""
 
 

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.defs.checks.check import Finding, Report, build_check
-from nbia_pipeline.defs.naming import Names
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 
 
-def build_checks(names: Names) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the tables of one archive."""
     return [
         build_check(

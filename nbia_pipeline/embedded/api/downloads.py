@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, complaint
+from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, bad_request
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
 from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
@@ -26,7 +26,7 @@ Refusal = Callable[[str], Reply]
 
 def refused(uid: str) -> Reply:
     """Return the one answer for a series that is unknown, hidden or forbidden."""
-    return complaint(
+    return bad_request(
         f"The user has not been granted the access to image with given SeriesInstanceUID,{uid}. "
         "Please contact System Admin to resolve this issue."
     )
@@ -34,7 +34,7 @@ def refused(uid: str) -> Reply:
 
 def not_public(uid: str) -> Reply:
     """Return the same answer as v1 words it, and getDCMImage in every version."""
-    return complaint(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+    return bad_request(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
 
 
 def image_v2(call: Call, refusal: Refusal = refused) -> Reply:
@@ -62,7 +62,7 @@ def image_with_md5(call: Call, refusal: Refusal = refused) -> Reply:
         call: the request.
         refusal: what answers for a series that the caller does not get.
     """
-    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
     if not call.holdings.one_series(uid, call.rights).num_rows:
         return refusal(uid)
     named = _numbered(call, uid)
@@ -82,7 +82,7 @@ def dcm_image(call: Call) -> Reply:
 
 def single_image(call: Call) -> Reply:
     """getSingleImage: one file. Server: rights are checked, visibility is not; 500 for what is not there."""
-    images, uid, sop = call.holdings.catalogue.images, call.query["SeriesInstanceUID"], call.query["SOPInstanceUID"]
+    images, uid, sop = call.holdings.catalog.images, call.query["SeriesInstanceUID"], call.query["SOPInstanceUID"]
     if images is None or not call.holdings.one_series(uid, call.rights, ANY_VISIBILITY).num_rows:
         raise ServerFault
     try:
@@ -104,7 +104,7 @@ def md5_of_image_v4(call: Call) -> Reply:
 
 def _md5_of_image(call: Call, sop: str | None) -> Reply:
     """Return the bare digest. Server: 200 and nothing where there is none to show."""
-    images, series = call.holdings.catalogue.images, call.holdings.series_of_instance(sop or "")
+    images, series = call.holdings.catalog.images, call.holdings.series_of_instance(sop or "")
     if images is None or sop is None or series is None:
         return EMPTY
     if not call.holdings.one_series(series, call.rights).num_rows:
@@ -119,7 +119,7 @@ def thumbnail(call: Call) -> Reply:
 
 
 def _image(call: Call, *, hashes: bool, stop_without_digest: bool, refusal: Refusal) -> Reply:
-    images, uid = call.holdings.catalogue.images, call.query["SeriesInstanceUID"]
+    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
     row = call.holdings.one_series(uid, call.rights)
     if not row.num_rows:
         return refusal(uid)
@@ -136,11 +136,11 @@ def _image(call: Call, *, hashes: bool, stop_without_digest: bool, refusal: Refu
         digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
         if None in digests:
             named, hashes = named[: digests.index(None)], False
-    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, licence=text))
+    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, license=text))
 
 
 def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
-    images = call.holdings.catalogue.images
+    images = call.holdings.catalog.images
     return () if images is None else images.instances(uid)
 
 
@@ -185,11 +185,11 @@ def _stream(
     named: Sequence[Named],
     *,
     hashes: bool,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> Iterator[bytes]:
     """Yield a zip in pieces of a size that is worth sending."""
     held: list[bytes] = []
-    for part in _parts(call, uid, named, hashes, licence):
+    for part in _parts(call, uid, named, hashes, license):
         held.append(part)
         if sum(map(len, held)) >= PIECE_BYTES:
             yield b"".join(held)
@@ -197,15 +197,15 @@ def _stream(
     yield b"".join(held)
 
 
-def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, licence: str | None) -> Iterator[bytes]:
+def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, license: str | None) -> Iterator[bytes]:
     """Yield a zip entry by entry.
 
     Server: every error inside the loop is caught and the zip is closed, so that what arrives is a valid
     archive that ends early; ``md5hashes.csv`` is written only after the last image.
     """
-    archive, images = ZipStream(), call.holdings.catalogue.images
-    if licence is not None:
-        yield from archive.entry("LICENSE", pack(licence.encode()))
+    archive, images = ZipStream(), call.holdings.catalog.images
+    if license is not None:
+        yield from archive.entry("LICENSE", pack(license.encode()))
     if images is not None:
         try:
             for name, instance in named:
@@ -221,11 +221,11 @@ def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, licence: 
 def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
     """Return a deflated file: from the shelf if it was sent before, else made and kept there."""
     key = f"{call.holdings.content_stamp(uid)} {uid} {sop}"
-    stored = call.settings.shelf.load(key)
+    stored = call.settings.scratch.load(key)
     if stored is not None:
         return Packed.from_bytes(stored)
     packed = pack(images.read(uid, sop))
-    call.settings.shelf.store(key, packed.to_bytes())
+    call.settings.scratch.store(key, packed.to_bytes())
     return packed
 
 

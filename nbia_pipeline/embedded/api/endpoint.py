@@ -10,7 +10,7 @@ from enum import Enum
 import pyarrow as pa
 
 from nbia_pipeline.embedded.catalog.holdings import Holdings
-from nbia_pipeline.embedded.catalog.scratch import Shelf
+from nbia_pipeline.embedded.catalog.scratch import Scratch
 from nbia_pipeline.schema.shapes import Shape
 
 UNABLE = "Server was not able to process your request"
@@ -75,7 +75,7 @@ NO_CONTENT = Reply(status=204)
 """Server: how getSeriesMetaData says the same."""
 
 
-def complaint(text: str) -> Reply:
+def bad_request(text: str) -> Reply:
     """Return a 400. Server: plain English labelled as JSON."""
     return Reply(text.encode(), 400, "application/json")
 
@@ -92,7 +92,7 @@ class Settings:
 
     guide_spellings: bool = False
     downloads: Counter[str] = field(default_factory=Counter)
-    shelf: Shelf = field(default_factory=Shelf)
+    scratch: Scratch = field(default_factory=Scratch)
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ class Endpoint:
     auth: Auth
     allowed: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
-    complaint: str = ""
+    bad_request: str = ""
     user_first: bool = False
     method: str = "GET"
-    policed: str | None = None
+    strict_params: str | None = None
 
     def at(self, path: str, auth: Auth) -> Endpoint:
         """Return the same endpoint at another path, with another way to look at identity."""
@@ -166,16 +166,16 @@ class Endpoint:
     def missing(self, call: Call) -> Reply | None:
         """Return the 400 for a missing required parameter, or None if all are there."""
         given = call.query if self.method == "GET" else call.form
-        return complaint(self.complaint) if any(name not in given for name in self.required) else None
+        return bad_request(self.bad_request) if any(name not in given for name in self.required) else None
 
-    def stranger(self, call: Call) -> Reply | None:
+    def unknown_parameter(self, call: Call) -> Reply | None:
         """Return the 400 for an unknown parameter, or None. Server: v4 only; no Content-Type is set."""
-        if self.policed is None:
+        if self.strict_params is None:
             return None
-        given = call.query if self.policed == "query" else call.form
+        given = call.query if self.strict_params == "query" else call.form
         for name in given:
             if name not in self.allowed:
                 allowed = ", ".join(self.allowed)
-                text = f"Invalid {self.policed} parameter: '{name}'. Allowed parameters are: [{allowed}]"
+                text = f"Invalid {self.strict_params} parameter: '{name}'. Allowed parameters are: [{allowed}]"
                 return Reply(text.encode(), 400)
         return None

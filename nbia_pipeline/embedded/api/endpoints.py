@@ -30,7 +30,7 @@ UNVERSIONED = (
     Endpoint("getCollectionDescriptions", unversioned.descriptions, Auth.STRICT, ("collectionName",)),
     Endpoint("getSeriesMetadata2", unversioned.metadata2, Auth.STRICT, ("list",), method="POST"),
     Endpoint("getSeriesMetadata3", unversioned.metadata3, Auth.STRICT, ("list",), method="POST"),
-    Endpoint("getLicenses", unversioned.licences, Auth.OPEN),
+    Endpoint("getLicenses", unversioned.licenses, Auth.OPEN),
     Endpoint("getMD5Hierarchy", unversioned.md5_hierarchy, Auth.STRICT, HIERARCHY, method="POST"),
     Endpoint("getDicomTags", unversioned.dicom_tags, Auth.TAGS, ("SeriesUID",)),
     Endpoint(

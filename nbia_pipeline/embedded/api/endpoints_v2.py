@@ -29,7 +29,7 @@ def _endpoint(
     auth: Auth = Auth.LIST,
     parameters: str = "",
     required: str = "",
-    complaint: str = "",
+    bad_request: str = "",
     *,
     user_first: bool = False,
     formats: bool = True,
@@ -41,7 +41,7 @@ def _endpoint(
         auth,
         allowed=(*parameters.split(), *(["format"] if formats else [])),
         required=tuple(required.split()),
-        complaint=complaint,
+        bad_request=bad_request,
         user_first=user_first,
     )
 

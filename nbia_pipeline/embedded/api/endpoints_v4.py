@@ -27,7 +27,7 @@ def _list(
     handler: Handler,
     parameters: str = "",
     required: str = "",
-    complaint: str = "",
+    bad_request: str = "",
     auth: Auth = Auth.V4_LIST,
 ) -> Endpoint:
     """Make a list endpoint; `parameters` and `required` are names parted by spaces."""
@@ -37,8 +37,8 @@ def _list(
         auth,
         allowed=(*parameters.split(), "format"),
         required=tuple(required.split()),
-        complaint=complaint,
-        policed="query",
+        bad_request=bad_request,
+        strict_params="query",
     )
 
 
@@ -47,7 +47,7 @@ def _file(
     handler: Handler,
     allowed: tuple[str, ...],
     required: tuple[str, ...] = (),
-    complaint: str = "",
+    bad_request: str = "",
     user_first: bool = False,
 ) -> Endpoint:
     return Endpoint(
@@ -56,16 +56,18 @@ def _file(
         Auth.V4_STRICT,
         allowed=allowed,
         required=required,
-        complaint=complaint,
+        bad_request=bad_request,
         user_first=user_first,
-        policed="query",
+        strict_params="query",
     )
 
 
 def _form(
-    name: str, handler: Handler, allowed: tuple[str, ...] = (), auth: Auth = Auth.V4_STRICT, policed: bool = True
+    name: str, handler: Handler, allowed: tuple[str, ...] = (), auth: Auth = Auth.V4_STRICT, strict_params: bool = True
 ) -> Endpoint:
-    return Endpoint(f"v4/{name}", handler, auth, allowed, method="POST", policed="form" if policed else None)
+    return Endpoint(
+        f"v4/{name}", handler, auth, allowed, method="POST", strict_params="form" if strict_params else None
+    )
 
 
 _ONE_SERIES = ("SeriesInstanceUID", "SeriesInstanceUID", NEEDS_SERIES)
@@ -108,7 +110,7 @@ _LISTS = (
         Auth.V4_LIST,
         allowed=("list", "format"),
         required=("list",),
-        complaint=NEEDS_LIST,
+        bad_request=NEEDS_LIST,
         method="POST",
     ),
     Endpoint(
@@ -117,9 +119,9 @@ _LISTS = (
         Auth.V4_LIST,
         allowed=("seriesId", "format"),
         required=("seriesId",),
-        complaint=NEEDS_SERIES,
+        bad_request=NEEDS_SERIES,
         method="POST",
-        policed="form",
+        strict_params="form",
     ),
 )
 
@@ -146,7 +148,7 @@ _FILES = (
     _file("getDicomTags", unversioned.dicom_tags, ("SeriesUID",)),
     _form("getMD5Hierarchy", unversioned.md5_hierarchy, HIERARCHY),
     # Server: only the query string is policed, although the fields are the form's.
-    Endpoint("v4/getThumbnail", downloads.thumbnail, Auth.V4_STRICT, method="POST", policed="query"),
+    Endpoint("v4/getThumbnail", downloads.thumbnail, Auth.V4_STRICT, method="POST", strict_params="query"),
 )
 
 _COUNTS = (
@@ -176,11 +178,11 @@ _COUNTS = (
 
 _FORMS = (
     _form("getCollectionOrSeriesForDOI", quality.series_for_doi, ("DOI", "CollectionOrSeries"), Auth.V4_NOTHING),
-    _form("getSimpleSearch", search.simple_search_v4, policed=False),
-    _form("getManifestForSimpleSearch", manifests.of_search, policed=False),
-    _form("getManifestText", manifests.of_series, policed=False),
-    _form("getManifestForCollection", manifests.of_collection, policed=False),
-    _form("getManifestFromPatientStudySeries", manifests.of_anything, policed=False),
+    _form("getSimpleSearch", search.simple_search_v4, strict_params=False),
+    _form("getManifestForSimpleSearch", manifests.of_search, strict_params=False),
+    _form("getManifestText", manifests.of_series, strict_params=False),
+    _form("getManifestForCollection", manifests.of_collection, strict_params=False),
+    _form("getManifestFromPatientStudySeries", manifests.of_anything, strict_params=False),
 )
 
 V4 = (*_LISTS, *_FILES, *_COUNTS, *_FORMS)

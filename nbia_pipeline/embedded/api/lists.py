@@ -185,7 +185,7 @@ def contents_by_name(call: Call) -> Rows:
     silently; an unknown name has no rows.
     """
     wanted = call.query["name"].casefold()
-    carts = call.holdings.catalogue.carts.items()
+    carts = call.holdings.catalog.carts.items()
     uids = [uid for name, listed in carts if name.casefold() == wanted for uid in listed]
     return Rows(call.holdings.among(uids, call.rights), shapes.SERIES_CART)
 
@@ -273,7 +273,7 @@ def _first_and_count(rows: pa.Table, key: list[str]) -> pa.Table:
 
 
 def _sop_instance_uids(call: Call, rights: frozenset[str] | None) -> Rows:
-    uid, images = call.query["SeriesInstanceUID"], call.holdings.catalogue.images
+    uid, images = call.query["SeriesInstanceUID"], call.holdings.catalog.images
     known = call.holdings.one_series(uid, rights, ANY_VISIBILITY).num_rows and images is not None
     uids = [i.sop_instance_uid for i in images.instances(uid)] if known and images is not None else []
     return Rows(pa.table({"SOPInstanceUID": pa.array(uids, pa.string())}), shapes.SOP_INSTANCE_UIDS)

@@ -95,7 +95,7 @@ def denied_series(call: Call) -> Rows | Reply:
     asked = [uid for uid in call.query.get("seriesList", "").split(",") if uid]
     rights = call.rights
     if "userName" in call.query:
-        account = call.holdings.catalogue.accounts.get(call.query["userName"])
+        account = call.holdings.catalog.accounts.get(call.query["userName"])
         if account is None:
             return NO_CONTENT
         rights = account.collections

@@ -113,7 +113,7 @@ def metadata3(call: Call) -> Rows:
     return Rows(rows, METADATA3, default_format="CSV-DOWNLOAD")
 
 
-def licences(call: Call) -> Reply:
+def licenses(call: Call) -> Reply:
     """getLicenses: the licences that series of the archive name."""
     rows = call.holdings.select(None, visibility=ANY_VISIBILITY).select(["LicenseName", "LicenseURI"])
     pairs = rows.group_by(["LicenseName", "LicenseURI"]).aggregate([]).sort_by("LicenseName").to_pylist()
@@ -158,7 +158,7 @@ def md5_hierarchy(call: Call) -> Reply:
 
 def dicom_tags(call: Call) -> Reply:
     """getDicomTags: the header of one image of the series, file meta first, without pixel data."""
-    uid, images = call.query.get("SeriesUID", ""), call.holdings.catalogue.images
+    uid, images = call.query.get("SeriesUID", ""), call.holdings.catalog.images
     if not call.holdings.one_series(uid, call.rights).num_rows:
         return refused(uid)
     instances = images.instances(uid) if images is not None else ()
@@ -195,7 +195,7 @@ def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> p
 
 
 def _descriptions(call: Call) -> pa.Table:
-    known = sorted(call.holdings.catalogue.descriptions.values(), key=lambda d: d.name)
+    known = sorted(call.holdings.catalog.descriptions.values(), key=lambda d: d.name)
     wanted = call.query.get("collectionName")
     rows = [(n, d) for n, d in enumerate(known, 1) if wanted is None or d.name == wanted]
     return pa.table(
@@ -233,7 +233,7 @@ def _combined(hashes: Iterable[str]) -> str:
 
 
 def _series_hash(call: Call, uid: str) -> str:
-    images = call.holdings.catalogue.images
+    images = call.holdings.catalog.images
     if images is None:
         return ""
     return _combined(images.md5(uid, i.sop_instance_uid) or "" for i in images.instances(uid))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalogue
+from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
 
 DOWNLOADABLE = 12
 """Visibility code that some endpoints accept besides :data:`VISIBLE`."""
@@ -41,7 +41,7 @@ class _State:
         contents: serial of the last replacement of a series' files since then.
     """
 
-    catalogue: Catalogue
+    catalog: Catalog
     slices: dict[str, pa.Table]
     serial: int
     epoch: int
@@ -52,22 +52,22 @@ class _State:
 class Holdings:
     """What the archive holds, by collection."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalog: Catalog) -> None:
         """Arrange the facts of `catalogue`."""
         self._lock = threading.Lock()
-        self._state = _arranged(catalogue, serial=1)
+        self._state = _arranged(catalog, serial=1)
         self._series_of_instance: tuple[int, dict[str, str]] | None = None
 
     @property
-    def catalogue(self) -> Catalogue:
+    def catalog(self) -> Catalog:
         """The plain data of the present state."""
-        return self._state.catalogue
+        return self._state.catalog
 
-    @catalogue.setter
-    def catalogue(self, catalogue: Catalogue) -> None:
+    @catalog.setter
+    def catalog(self, catalog: Catalog) -> None:
         """Take another catalogue; :meth:`refresh` makes it seen."""
         with self._lock:
-            self._state = replace(self._state, catalogue=catalogue)
+            self._state = replace(self._state, catalog=catalog)
 
     @property
     def version(self) -> int:
@@ -86,10 +86,10 @@ class Holdings:
         state = self._state
         return f"{state.epoch}.{state.contents.get(uid, 0)}"
 
-    def refresh(self, catalogue: Catalogue | None = None) -> None:
+    def refresh(self, catalog: Catalog | None = None) -> None:
         """Take in changes of the catalogue, or another one; what was made from earlier states is void."""
         with self._lock:
-            self._state = _arranged(catalogue or self._state.catalogue, self._state.serial + 1)
+            self._state = _arranged(catalog or self._state.catalog, self._state.serial + 1)
 
     def change(
         self,
@@ -108,9 +108,9 @@ class Holdings:
             old, serial = self._state, self._state.serial + 1
             merged = {**old.slices, **{name: _compact(table) for name, table in slices.items()}}
             kept = {name: merged[name] for name in sorted(merged) if merged[name].num_rows}
-            series = pa.concat_tables(kept.values()) if kept else old.catalogue.series.slice(0, 0)
+            series = pa.concat_tables(kept.values()) if kept else old.catalog.series.slice(0, 0)
             self._state = _State(
-                replace(old.catalogue, series=series, **fields),
+                replace(old.catalog, series=series, **fields),
                 kept,
                 serial,
                 old.epoch,
@@ -125,7 +125,7 @@ class Holdings:
     def facts_of(self, collection: str) -> pa.Table:
         """Return all series of the collection of exactly that name; no rows if there is none."""
         state = self._state
-        return state.slices.get(collection, state.catalogue.series.slice(0, 0))
+        return state.slices.get(collection, state.catalog.series.slice(0, 0))
 
     def select(
         self,
@@ -152,7 +152,7 @@ class Holdings:
             for name in _named(state.slices, collection, ignore_case)
             if _permitted(state, name, rights)
         ]
-        return pa.concat_tables(parts) if parts else state.catalogue.series.slice(0, 0)
+        return pa.concat_tables(parts) if parts else state.catalog.series.slice(0, 0)
 
     def one_series(
         self,
@@ -182,18 +182,18 @@ class Holdings:
             return self._series_of_instance[1].get(sop_uid)
 
     def _instance_pairs(self) -> Iterator[tuple[str, str]]:
-        images = self.catalogue.images
+        images = self.catalog.images
         if images is not None:
-            for series_uid in self.catalogue.series["SeriesInstanceUID"].to_pylist():
+            for series_uid in self.catalog.series["SeriesInstanceUID"].to_pylist():
                 for instance in images.instances(series_uid):
                     yield instance.sop_instance_uid, series_uid
 
 
-def _arranged(catalogue: Catalogue, serial: int) -> _State:
-    filled = filled_in(catalogue.series)
+def _arranged(catalog: Catalog, serial: int) -> _State:
+    filled = filled_in(catalog.series)
     names = pc.unique(filled["Collection"].drop_null()).to_pylist()
     slices = {name: _slice_of(filled, name) for name in sorted(names)}
-    return _State(catalogue, slices, serial, serial, {}, {})
+    return _State(catalog, slices, serial, serial, {}, {})
 
 
 def filled_in(series: pa.Table) -> pa.Table:
@@ -206,7 +206,7 @@ def filled_in(series: pa.Table) -> pa.Table:
 
 
 def _permitted(state: _State, collection: str, rights: Collection[str] | None) -> bool:
-    return rights is None or collection not in state.catalogue.restricted or collection in rights
+    return rights is None or collection not in state.catalog.restricted or collection in rights
 
 
 def _compact(table: pa.Table) -> pa.Table:

@@ -101,7 +101,7 @@ class CollectionFacts:
 
 
 @dataclass
-class Catalogue:
+class Catalog:
     """Everything an embedded archive serves.
 
     Attributes:

@@ -17,7 +17,7 @@ BUDGET_BYTES = 4_000_000_000
 _PREFIX = "nbia-archive-"
 
 
-class Shelf:
+class Scratch:
     """Files by key in a temporary directory, made when first needed."""
 
     def __init__(self) -> None:

@@ -40,7 +40,7 @@ class Operations:
     def __init__(self, archive: Archive) -> None:
         """Take the archive."""
         self._archive = archive
-        self._first = archive.holdings.catalogue
+        self._first = archive.holdings.catalog
         self._first_guide = archive.settings.guide_spellings
         self._first_lifetimes = archive.tokens.lifetime, archive.tokens.refresh_lifetime
         self._lock = threading.RLock()
@@ -185,7 +185,7 @@ class Operations:
         """
         with self._lock:
             edited = int(self.clock().replace(tzinfo=dt.timezone.utc).timestamp() * 1000)
-            held = self._archive.holdings.catalogue
+            held = self._archive.holdings.catalog
             facts = CollectionFacts(name, description, uri, edited)
             others = held.restricted - {name}
             self._swap(
@@ -201,7 +201,7 @@ class Operations:
         """Share a cart of series under a name; an existing one of that name is replaced."""
         with self._lock:
             uids = listed(series)
-            carts = {**self._archive.holdings.catalogue.carts, name: tuple(uids)}
+            carts = {**self._archive.holdings.catalog.carts, name: tuple(uids)}
             self._swap("cart", uids, {}, {"name": name}, carts=carts)
 
     # --- tokens
@@ -359,7 +359,7 @@ class Operations:
 
     def _replaced(self, uid: str, slices: int | None) -> dict[str, Any]:
         """Let a series have other files; return the facts that follow from them."""
-        images = self._archive.holdings.catalogue.images
+        images = self._archive.holdings.catalog.images
         if images is None or not images.instances(uid):
             return {}
         store = self._overlay()
@@ -394,7 +394,7 @@ class Operations:
         else:
             rows = held.facts_of(collection)
             if not rows.num_rows:
-                rows = held.catalogue.series
+                rows = held.catalog.series
         if not rows.num_rows:
             raise OperationError("the archive is empty: there is no series to make another one like")
         return dict(rows.slice(0, 1).to_pylist()[0])

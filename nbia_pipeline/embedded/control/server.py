@@ -30,7 +30,7 @@ OPERATIONS = (
 """Names of the operations."""
 
 
-class Doors:
+class PortRouter:
     """ASGI application with two doors: the control interface on its port, the archive on every other."""
 
     def __init__(self, archive: ASGIApp, control: ASGIApp, control_port: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Account, Catalogue, CollectionFacts
+from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Account, Catalog, CollectionFacts
 from nbia_pipeline.embedded.demo.tables import (
     BODY_PARTS,
     COLLECTIONS,
@@ -86,8 +86,8 @@ def _facts(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, n
         "ManufacturerModelName": MODELS[series.modality],
         "TimeStamp": released - dt.timedelta(days=9) + dt.timedelta(hours=14, minutes=7 * number, seconds=23),
         "DateReleased": released,
-        "LicenseName": collection.licence[0],
-        "LicenseURI": collection.licence[1],
+        "LicenseName": collection.license[0],
+        "LicenseURI": collection.license[1],
         "CollectionURI": f"{doi}.derived" if drawn else doi,
         **collection.facts,
         **patient.facts,
@@ -121,7 +121,7 @@ def demo_plans(scale: int = 1) -> list[SeriesPlan]:
     """Return the plans of all series of the demo, in the order of the catalogue.
 
     Args:
-        scale: see :func:`demo_catalogue`.
+        scale: see :func:`demo_catalog`.
 
     Raises:
         ValueError: the scale is below 1.
@@ -158,7 +158,7 @@ def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
     return (*(first[collection.name] for collection in COLLECTIONS), *hidden)
 
 
-def demo_catalogue(scale: int = 1) -> Catalogue:
+def demo_catalog(scale: int = 1) -> Catalog:
     """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
 
     Scale n multiplies rows and columns of every image by n, up to 512; what is left of n multiplies the
@@ -175,7 +175,7 @@ def demo_catalogue(scale: int = 1) -> Catalogue:
     """
     plans = demo_plans(scale)
     store = PhantomStore(plans)
-    return Catalogue(
+    return Catalog(
         name="demo",
         series=pa.Table.from_pylist([_row(plan, store) for plan in plans], schema=FACTS),
         images=store,

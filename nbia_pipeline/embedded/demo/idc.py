@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalogue
+from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalog
 
 _COLUMNS = (
     "collection_id PatientID SeriesInstanceUID StudyInstanceUID source_DOI PatientAge PatientSex StudyDate "
@@ -49,7 +49,7 @@ class IdcIndexMissingError(ImportError):
     """The package with the index of the Imaging Data Commons is not installed."""
 
 
-def idc_catalogue() -> Catalogue:
+def idc_catalog() -> Catalog:
     """Return the catalogue of every series in the Imaging Data Commons.
 
     Release and submission days are made from the index's version numbers, one month a version from January
@@ -67,14 +67,14 @@ def idc_catalogue() -> Catalogue:
     index = pq.read_table(package.IDC_INDEX_PARQUET_FILEPATH, columns=_COLUMNS)
     # Reading through a data set of batches keeps the pieces small enough for 32-bit text offsets.
     batches = [_facts(batch) for batch in index.to_batches(max_chunksize=100_000)]
-    return Catalogue(name="idc", series=pa.Table.from_batches(batches, FACTS))
+    return Catalog(name="idc", series=pa.Table.from_batches(batches, FACTS))
 
 
 def _facts(index: pa.RecordBatch) -> pa.RecordBatch:
     """Map rows of the index to the facts of a catalogue."""
     rows = index.num_rows
     versions = index.column("series_revised_idc_version"), index.column("series_init_idc_version")
-    licence = index.column("license_short_name")
+    license = index.column("license_short_name")
     known: dict[str, pa.Array] = {
         "Collection": index.column("collection_id"),
         "Site": _constant("IDC", rows),
@@ -87,8 +87,8 @@ def _facts(index: pa.RecordBatch) -> pa.RecordBatch:
         "TimeStamp": _by_unique(versions[0], lambda v: _month(v, _SUBMISSION_HOUR), pa.timestamp("us")),
         "DateReleased": _by_unique(versions[1], lambda v: _month(v, 0), pa.timestamp("us")),
         "ReleasedStatus": _constant("Yes", rows),
-        "LicenseName": _by_unique(licence, lambda name: _licence(name)[0], pa.string()),
-        "LicenseURI": _by_unique(licence, lambda name: _licence(name)[1], pa.string()),
+        "LicenseName": _by_unique(license, lambda name: _license(name)[0], pa.string()),
+        "LicenseURI": _by_unique(license, lambda name: _license(name)[1], pa.string()),
         "CollectionURI": _by_unique(index.column("source_DOI"), lambda doi: f"https://doi.org/{doi}", pa.string()),
         # Server: the defaults of unset species and phantom.
         "SpeciesCode": _constant("337915000", rows),
@@ -118,7 +118,7 @@ def _by_unique(values: pa.Array, derive: Callable[[object], object], kind: pa.Da
     return pa.array(derived, kind).take(encoded.indices)
 
 
-def _licence(short_name: object) -> tuple[str, str]:
+def _license(short_name: object) -> tuple[str, str]:
     return _LICENCES.get(str(short_name), (str(short_name), _OTHER_LICENCE_URI))
 
 

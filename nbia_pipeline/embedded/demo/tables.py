@@ -110,7 +110,7 @@ class CollectionSpec:
     name: str
     title: str
     anatomy: str
-    licence: tuple[str, str]
+    license: tuple[str, str]
     patients: tuple[PatientSpec, ...]
     facts: dict[str, Any]
 

@@ -37,11 +37,11 @@ from nbia_pipeline.embedded.api.endpoint import (
 )
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.catalog.holdings import Holdings
-from nbia_pipeline.embedded.catalog.model import Catalogue
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.control.traffic import Traffic
 from nbia_pipeline.embedded.server.cache import AnswerCache
-from nbia_pipeline.embedded.server.fault_injection import Disturbance
+from nbia_pipeline.embedded.server.fault_injection import FaultInjection
 from nbia_pipeline.embedded.server.tokens import TokenRequestError, TokenStore
 
 API = "/nbia-api"
@@ -93,7 +93,7 @@ class Archive:
             ServerFault: where the real server ends in a 500.
         """
         call = Call(self.holdings, self.settings, {name: values[0] for name, values in query.items()}, form, _NO_RIGHTS)
-        refusal = endpoint.stranger(call)
+        refusal = endpoint.unknown_parameter(call)
         if refusal is None and not endpoint.user_first:
             refusal = endpoint.missing(call)
         if refusal is not None:
@@ -111,9 +111,9 @@ class Archive:
         self.holdings.refresh()
         self.close()
 
-    def restore(self, catalogue: Catalogue) -> None:
+    def restore(self, catalog: Catalog) -> None:
         """Return to a catalogue and forget all answers."""
-        self.holdings.refresh(catalogue)
+        self.holdings.refresh(catalog)
         self.close()
 
     def change(self, slices: Mapping[str, pa.Table], contents: Iterable[str] = (), **fields: Any) -> None:
@@ -130,7 +130,7 @@ class Archive:
     def close(self) -> None:
         """Remove everything that is kept on disk."""
         self.cache.clear()
-        self.settings.shelf.clear()
+        self.settings.scratch.clear()
 
     def _result(self, endpoint: Endpoint, call: Call) -> Reply:
         """Return a kept answer, or make one and keep it if it is large."""
@@ -148,7 +148,7 @@ class Archive:
 
 
 def create_app(
-    catalogue: Catalogue,
+    catalog: Catalog,
     *,
     token_lifetime: float = 7200.0,
     refresh_lifetime: float | None = None,
@@ -173,10 +173,10 @@ def create_app(
     """
     settings = Settings(guide_spellings)
     archive = Archive(
-        Holdings(catalogue),
-        TokenStore(catalogue.accounts, token_lifetime, refresh_lifetime, clock),
+        Holdings(catalog),
+        TokenStore(catalog.accounts, token_lifetime, refresh_lifetime, clock),
         settings,
-        AnswerCache(settings.shelf),
+        AnswerCache(settings.scratch),
         Traffic(latency, bandwidth),
     )
 
@@ -195,7 +195,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.archive = archive
     # Outside even of Starlette's own layers: faults need the connection itself.
-    app.middleware_stack = Disturbance(app.build_middleware_stack(), API, archive.traffic, archive.control)
+    app.middleware_stack = FaultInjection(app.build_middleware_stack(), API, archive.traffic, archive.control)
     return app
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from nbia_pipeline.embedded.api.endpoint import Reply
-from nbia_pipeline.embedded.catalog.scratch import Shelf
+from nbia_pipeline.embedded.catalog.scratch import Scratch
 
 LARGE_BYTES = 1_000_000
 """Answers above this size are kept."""
@@ -20,9 +20,9 @@ CHUNK_BYTES = 1024 * 1024
 class AnswerCache:
     """Large answers by key, on a shelf."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, scratch: Scratch) -> None:
         """Keep answers on `shelf`."""
-        self._shelf = shelf
+        self._shelf = scratch
         self._heads: dict[str, tuple[str | None, Reply]] = {}
 
     def find(self, key: str) -> Reply | None:

@@ -33,7 +33,7 @@ CHUNK_BYTES = 8192
 _SLICES_PER_SECOND = 20
 
 
-class Disturbance:
+class FaultInjection:
     """ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, base: str, traffic: Traffic, control: Operations) -> None:
@@ -63,17 +63,19 @@ class Disturbance:
         self._traffic.record(exchange)
         if self._traffic.latency:
             await asyncio.sleep(self._traffic.latency)
-        outlet = _Outlet(send, exchange, self._traffic.bandwidth)
+        outlet = _ThrottledSend(send, exchange, self._traffic.bandwidth)
         try:
             if fault is None:
                 await self._app(scope, receive, outlet)
             else:
-                await _FAULTS[fault.kind](_Turn(self._app, scope, receive, outlet, fault, exchange, self._control))
+                await _FAULTS[fault.kind](
+                    _FaultedRequest(self._app, scope, receive, outlet, fault, exchange, self._control)
+                )
         finally:
             exchange.seconds = time.monotonic() - exchange.began
 
 
-class _Outlet:
+class _ThrottledSend:
     """Sends an answer, counts its bytes and keeps to the bandwidth."""
 
     def __init__(self, send: Send, exchange: Exchange, bandwidth: float | None) -> None:
@@ -128,13 +130,13 @@ def _reset_on_close(line: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _FaultedRequest:
     """A request that a fault strikes."""
 
     app: ASGIApp
     scope: Scope
     receive: Receive
-    send: _Outlet
+    send: _ThrottledSend
     fault: Fault
     exchange: Exchange
     control: Operations
@@ -182,7 +184,7 @@ class _Turn:
         return min(int(len(body) * self.fault.fraction), max(len(body) - 1, 0))
 
 
-async def _status(turn: _Turn) -> None:
+async def _status(turn: _FaultedRequest) -> None:
     status, more = turn.fault.status, {}
     if turn.fault.retry_after is not None:
         more["retry_after"] = turn.fault.retry_after
@@ -196,29 +198,29 @@ async def _status(turn: _Turn) -> None:
         await turn.say(status, page.encode(), "text/html", **more)
 
 
-async def _html(turn: _Turn) -> None:
+async def _html(turn: _FaultedRequest) -> None:
     await turn.say(200, HTML, "text/html")
 
 
-async def _empty(turn: _Turn) -> None:
+async def _empty(turn: _FaultedRequest) -> None:
     await turn.say(200, b"")
 
 
-async def _garbage(turn: _Turn) -> None:
+async def _garbage(turn: _FaultedRequest) -> None:
     await turn.say(200, GARBAGE, "application/json")
 
 
-async def _drop(turn: _Turn) -> None:
+async def _drop(turn: _FaultedRequest) -> None:
     await turn.hang_up(at_once=True)
 
 
-async def _cut(turn: _Turn) -> None:
+async def _cut(turn: _FaultedRequest) -> None:
     start, body = await turn.true_answer()
     await turn.answer(start, body[: turn.part(body)], more=True)
     await turn.hang_up(at_once=False)
 
 
-async def _stall(turn: _Turn) -> None:
+async def _stall(turn: _FaultedRequest) -> None:
     start, body = await turn.true_answer()
     part = turn.part(body)
     await turn.answer(start, body[:part], more=True)
@@ -229,31 +231,31 @@ async def _stall(turn: _Turn) -> None:
     await turn.send({"type": "http.response.body", "body": body[part:]})
 
 
-def _changed(change: Callable[[_Turn, bytes], bytes]) -> Callable[[_Turn], Awaitable[None]]:
+def _changed(change: Callable[[_FaultedRequest, bytes], bytes]) -> Callable[[_FaultedRequest], Awaitable[None]]:
     """Make a fault that answers truly but for a changed body; the change runs in a thread."""
 
-    async def fault(turn: _Turn) -> None:
+    async def fault(turn: _FaultedRequest) -> None:
         start, body = await turn.true_answer()
         await turn.answer(start, await run_in_threadpool(change, turn, body))
 
     return fault
 
 
-def _flipped(turn: _Turn, body: bytes) -> bytes:
+def _flipped(turn: _FaultedRequest, body: bytes) -> bytes:
     if not body:
         return body
     part = turn.part(body)
     return body[:part] + bytes([body[part] ^ 1]) + body[part + 1 :]
 
 
-def _ended_early(turn: _Turn, body: bytes) -> bytes:
+def _ended_early(turn: _FaultedRequest, body: bytes) -> bytes:
     return body[: turn.part(body)]
 
 
-def _before(deed: Callable[[_Turn], Any]) -> Callable[[_Turn], Awaitable[None]]:
+def _before(deed: Callable[[_FaultedRequest], Any]) -> Callable[[_FaultedRequest], Awaitable[None]]:
     """Make a fault that does something to the archive and then answers truly."""
 
-    async def fault(turn: _Turn) -> None:
+    async def fault(turn: _FaultedRequest) -> None:
         # What is asked for by a wrong UID cannot be hidden; the answer says so itself.
         with contextlib.suppress(OperationError):
             await run_in_threadpool(deed, turn)
@@ -262,12 +264,12 @@ def _before(deed: Callable[[_Turn], Any]) -> Callable[[_Turn], Awaitable[None]]:
     return fault
 
 
-def _series(turn: _Turn) -> str:
+def _series(turn: _FaultedRequest) -> str:
     asked = turn.exchange.query
     return turn.fault.series or asked.get("SeriesInstanceUID") or asked.get("SeriesUID") or ""
 
 
-_FAULTS: dict[str, Callable[[_Turn], Awaitable[None]]] = {
+_FAULTS: dict[str, Callable[[_FaultedRequest], Awaitable[None]]] = {
     "status": _status,
     "html": _html,
     "empty": _empty,

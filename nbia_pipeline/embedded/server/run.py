@@ -14,8 +14,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from nbia_pipeline.embedded.catalog.model import Catalogue
-from nbia_pipeline.embedded.control.server import Doors, control_app
+from nbia_pipeline.embedded.catalog.model import Catalog
+from nbia_pipeline.embedded.control.server import PortRouter, control_app
 from nbia_pipeline.embedded.server.app import API, create_app
 
 _LOG = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Lifeline:
 
 
 def serve(
-    catalogue: Catalogue,
+    catalog: Catalog,
     host: str = "127.0.0.1",
     port: int = 0,
     *,
@@ -117,7 +117,7 @@ def serve(
     Raises:
         OSError: if a port cannot be had.
     """
-    app = create_app(catalogue, **options)
+    app = create_app(catalog, **options)
     listener = _listen(host, port)
     control = None if control_port is None else _control_listener(listener, control_port)
     url = f"http://{_address(listener)}{API}"
@@ -146,7 +146,7 @@ def with_control(app: Starlette, control: socket.socket | None) -> ASGIApp:
     if control is None:
         return app
     operations = app.state.archive.control
-    return Doors(app, control_app(operations), control.getsockname()[1])
+    return PortRouter(app, control_app(operations), control.getsockname()[1])
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
