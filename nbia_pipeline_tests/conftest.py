@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterator
 
 import pytest
-from starlette.applications import Starlette
-from starlette.types import ASGIApp
 
-from nbia_pipeline.archive import NbiaClient, Patience
+from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline.embedded.server.tokens import TokenStore
+from nbia_pipeline_tests.helpers.archives import Serve, TestArchive, serving
 from nbia_pipeline_tests.helpers.faults import Faults
-from nbia_pipeline_tests.helpers.tiny import Clock, running
-
-FAST = Patience(connect=2, silence=5, tries=3, first_wait=0.01, longest_wait=0.05)
-
-Serve = Callable[[ASGIApp], str]
+from nbia_pipeline_tests.helpers.tiny import Clock
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--years", type=int, default=1, help="simulated years to test, 10 at the most")
-
-
-@dataclass
-class TestArchive:
-    """The demo archive behind a middleware that injects faults.
-
-    Attributes:
-        url: base URL.
-        faults: what goes wrong, and what was asked.
-        tokens: who is logged in at the server.
-        clock: the server's clock, for the life of tokens.
-    """
-
-    __test__ = False  # not a class of tests
-
-    url: str
-    faults: Faults
-    tokens: TokenStore
-    clock: Clock
-
-    def client(self, **options: Any) -> NbiaClient:
-        """Return a client; the caller closes it, or lets the token be forgotten."""
-        return NbiaClient(self.url, **{"patience": FAST, **options})
-
-
-@contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """Serve any ASGI application from a thread; yields the base URL."""
-    with running(cast(Starlette, app)) as url:
-        yield url
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +57,10 @@ def archive(_shared_archive: TestArchive) -> Iterator[TestArchive]:
     yield _shared_archive
     _shared_archive.tokens.lifetime = _shared_archive.tokens.refresh_lifetime = 7200.0
     _shared_archive.faults.reset()
+
+
+@pytest.fixture
+def client(archive: TestArchive) -> Iterator[NbiaClient]:
+    """A client of that archive, which speaks v2."""
+    with archive.client() as client:
+        yield client

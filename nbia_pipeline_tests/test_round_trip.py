@@ -34,8 +34,8 @@ from nbia_pipeline.embedded.server.app import Archive, create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Shape, Table, shapes, tables
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
-from nbia_pipeline_tests.conftest import FAST, serving
 from nbia_pipeline_tests.helpers import expected
+from nbia_pipeline_tests.helpers.archives import FAST, serving
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ import pytest
 
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.conftest import TestArchive
+from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer, echo_headers
 
 PASSWORD = "demo-member-password"

@@ -15,7 +15,7 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.embedded.server.tokens import TokenStore
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.expected import assert_same, first_of_each, sanitised, sent, studies, visible
 from nbia_pipeline_tests.helpers.faults import (
     NO_SUCH_ENDPOINT,

@@ -16,7 +16,7 @@ from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.conftest import FAST, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.expected import (
     PUBLIC,
     RESTRICTED,

@@ -15,7 +15,7 @@ import nbia_pipeline
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.schema import TABLES
-from nbia_pipeline_tests.conftest import TestArchive
+from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "endpoints.md"

@@ -17,7 +17,7 @@ from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, Limiter, Nbi
 from nbia_pipeline.archive.rate_limit import IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.transport import Session
 from nbia_pipeline.defs.resources import NbiaResource
-from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, Faults, answer, cut, silence
 
 

@@ -16,7 +16,7 @@ from nbia_pipeline.archive.transport import Session
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.server.tokens import GUEST
-from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, Faults, always, answer, echo_headers, html, silence
 
 GRANT = "token"

@@ -18,7 +18,7 @@ from nbia_pipeline.archive.errors import BODY_SHOWN
 from nbia_pipeline.archive.rate_limit import Limiter
 from nbia_pipeline.archive.transport import USER_AGENT, Session
 from nbia_pipeline.embedded.server.tokens import GUEST
-from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import (
     NO_SUCH_ENDPOINT,
     NULL,

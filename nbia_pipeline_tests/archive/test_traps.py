@@ -37,20 +37,14 @@ from nbia_pipeline.mirror.series import WantedSeries, wanted_series
 from nbia_pipeline.mirror.unpack import MD5_LIST
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.status import COMPLETE, UNAVAILABLE
-from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.expected import RESTRICTED, Row, visible
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Faults, answer, cut, silence, without_query
 from nbia_pipeline_tests.helpers.tls import serving_tls
 
 COLLECTION = "TCGA-DEMO"
 SMALL = "QIN_Breast.v2"
-
-
-@pytest.fixture
-def client(archive: TestArchive) -> Iterator[NbiaClient]:
-    with archive.client() as made:
-        yield made
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from nbia_pipeline.defs.assets.images import ImagesConfig
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.mirror.test_selection import HEAD
+from nbia_pipeline_tests.helpers.manifests import HEAD
 
 MIRRORED = ("TCGA-DEMO", "Lung Phantom CT")
 

@@ -24,7 +24,7 @@ from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.defs.test_series_changes import QIN, World
+from nbia_pipeline_tests.helpers.pipeline import QIN, World
 from nbia_pipeline_tests.helpers.tiny import running
 
 

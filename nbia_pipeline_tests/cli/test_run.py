@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -17,13 +16,9 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline_tests.helpers.processes import environment
 
 RUN = [sys.executable, "-m", "nbia_pipeline", "run"]
-
-
-def environment(folder: Path, **variables: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("NBIA_") and k != "DAGSTER_HOME"}
-    return {**inherited, "DAGSTER_HOME": str(folder / "home"), "NBIA_LAKE": str(folder / "a lake"), **variables}
 
 
 def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:

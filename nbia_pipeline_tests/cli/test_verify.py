@@ -23,7 +23,7 @@ from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.verify.inventory import VerifyResult, stored_series
 from nbia_pipeline.verify.refetch import mend
-from nbia_pipeline_tests.conftest import FAST, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 
 COLLECTIONS = ("Lung Phantom CT", "QIN_Breast.v2")

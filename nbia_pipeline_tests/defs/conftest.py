@@ -15,7 +15,7 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.conftest import serving
+from nbia_pipeline_tests.helpers.archives import serving
 from nbia_pipeline_tests.helpers.ticker import KNOWN, MONDAY, PARTITIONS, Make, Ticker
 
 QUICK = Patience(connect=2, silence=1, tries=2, first_wait=0.01, longest_wait=0.05)

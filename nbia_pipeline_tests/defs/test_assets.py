@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import duckdb
 import pyarrow.compute as pc
 import pytest
 
@@ -15,50 +14,15 @@ from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets.tables import kept_collections
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
-from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline_tests.conftest import TestArchive
 from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, after, answer, html
+from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, Pipeline
 
-COLLECTIONS = ["HeadNeckMix", "Lung Phantom CT", "QIN_Breast.v2", "TCGA-DEMO"]
 IMAGE_CHECKS = ["complete", "intact", "agrees_with_archive", "licensed"]
-ALL = (
-    "tables",
-    {"dagster/asset_partition_range_start": COLLECTIONS[0], "dagster/asset_partition_range_end": COLLECTIONS[-1]},
-)
-
-
-class Pipeline:
-    """A code location, an instance and a lake of one's own."""
-
-    def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
-        self.settings = settings
-        self.instance = instance
-        self.definitions = build_definitions(settings)
-        self.lake = Lake(settings.lake)
-
-    def run(self, job: str, **how: Any) -> dg.ExecuteInProcessResult:
-        return self.definitions.resolve_job_def(f"nbia_{job}").execute_in_process(
-            instance=self.instance, raise_on_error=False, **how
-        )
-
-    def run_tables(self, **how: Any) -> dg.ExecuteInProcessResult:
-        return self.run("tables", tags=ALL[1], **how)
-
-    def sql(self, table: str, query: str) -> list[Any]:
-        """Ask DuckDB, the reader that we did not write; the table is called t."""
-        pattern = f"{self.settings.lake}/tables/{table}/**/*.parquet"
-        source = f"WITH t AS (SELECT * FROM read_parquet('{pattern}', hive_partitioning = true)) "
-        return duckdb.execute(source + query).fetchall()
-
-    def sentence(self, result: dg.ExecuteInProcessResult) -> str:
-        """Return what the failed steps say."""
-        failures = [e.step_failure_data.user_failure_data for e in result.all_events if e.is_step_failure]
-        assert failures, "no step failed"
-        return " ".join(str(f.description) for f in failures if f is not None)
 
 
 @pytest.fixture(scope="module")

@@ -9,41 +9,19 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from starlette.applications import Starlette
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
+from nbia_pipeline.embedded.catalog.model import VISIBLE
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
-from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror import cart
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES, SERIES
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.conftest import serving
 
 KEY = dg.AssetKey(["nbia", "cart_images"])
 NAME = "A colleague's cart"
-
-
-@pytest.fixture(scope="module")
-def app(demo: Catalog) -> Starlette:
-    return create_app(demo)
-
-
-@pytest.fixture(scope="module")
-def url(app: Starlette) -> Iterator[str]:
-    with serving(app) as url:
-        yield url
-
-
-@pytest.fixture
-def control(app: Starlette) -> Iterator[Operations]:
-    operations: Operations = app.state.archive.control
-    operations.reset()
-    yield operations
-    operations.reset()
 
 
 @pytest.fixture

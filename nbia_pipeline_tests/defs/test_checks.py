@@ -28,7 +28,7 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES, SERIES, VERIFICATIONS
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.inventory import stored_series
-from nbia_pipeline_tests.conftest import FAST, TestArchive
+from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 
 CT, MIXED = "Lung Phantom CT", "HeadNeckMix"

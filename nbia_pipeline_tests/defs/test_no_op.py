@@ -13,7 +13,7 @@ import pytest
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.conftest import Serve
+from nbia_pipeline_tests.helpers.archives import Serve
 from nbia_pipeline_tests.helpers.faults import Faults
 
 SERIES = 2000

@@ -9,46 +9,25 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from starlette.applications import Starlette
 
 from nbia_pipeline.cli.main import main
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets.released import SHOWN
-from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
-from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.conftest import serving
 
 COLLECTION = "TCGA-DEMO"
 KEY = dg.AssetKey(["nbia", "news"])
 NOW = datetime(2026, 3, 9, 8)  # noqa: DTZ001 - our times have no zone
 
 
-@pytest.fixture(scope="module")
-def app(demo: Catalog) -> Starlette:
-    return create_app(demo)
-
-
-@pytest.fixture(scope="module")
-def url(app: Starlette) -> Iterator[str]:
-    with serving(app) as url:
-        yield url
-
-
 @pytest.fixture
-def control(app: Starlette) -> Iterator[Operations]:
-    operations: Operations = app.state.archive.control
-    operations.reset()
-    operations.now(NOW)
-    operations.add_series(
-        COLLECTION, patient="NEW-1", study="1.2.3", released=date(2026, 3, 1), StudyDescription="First"
-    )
-    operations.add_series(COLLECTION, patient="NEW-2", study="1.2.4", released=date(2026, 2, 12))
-    operations.add_series(COLLECTION, patient="NEW-2", study="1.2.4", released=date(2026, 2, 12))
-    yield operations
-    operations.reset()
+def control(control: Operations) -> Operations:
+    control.add_series(COLLECTION, patient="NEW-1", study="1.2.3", released=date(2026, 3, 1), StudyDescription="First")
+    control.add_series(COLLECTION, patient="NEW-2", study="1.2.4", released=date(2026, 2, 12))
+    control.add_series(COLLECTION, patient="NEW-2", study="1.2.4", released=date(2026, 2, 12))
+    return control
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,77 +13,12 @@ from nbia_pipeline import clock
 from nbia_pipeline.changes.feed import withdrawn_series
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
-from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES, SERIES_METADATA, SERIES_SEEN
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.defs.test_assets import COLLECTIONS, Pipeline
+from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, QIN, TABLES, Pipeline, World
 from nbia_pipeline_tests.helpers.tiny import running
-
-QIN = "QIN_Breast.v2"
-TABLES = ("series", "series_changes", "series_metadata")
-Change = tuple[str, str, str | None, str | None, str | None, int]
-
-
-class World(Pipeline):
-    """An archive that can be changed, a pipeline on it, and a clock that both live by."""
-
-    def __init__(self, url: str, control: Operations, lake: Path, instance: dg.DagsterInstance, api: str) -> None:
-        super().__init__(Settings(archive=url, api=api, lake=str(lake), images=("*",)), instance)
-        self.control = control
-        self.time = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - the tables state no zone
-        self.later(0)
-
-    def later(self, hours: float) -> None:
-        self.time += timedelta(hours=hours)
-        self.control.now(self.time)
-
-    def materialize(self, *assets: str, collection: str | None = QIN, **config: Any) -> dg.ExecuteInProcessResult:
-        """Run assets by themselves, and fail with their sentence if they do."""
-        self.control.requests(clear=True)
-        keys = [dg.AssetKey(["nbia", a]) for a in assets]
-        job = self.definitions.resolve_implicit_global_asset_job_def()
-        ops = {f"nbia__{asset}": {"config": values} for asset, values in config.items()}
-        result = job.execute_in_process(
-            instance=self.instance,
-            partition_key=collection,
-            asset_selection=keys,
-            run_config={"ops": ops},
-            raise_on_error=False,
-        )
-        assert result.success, self.sentence(result)
-        return result
-
-    def look(self, hours: float = 1, collection: str = QIN) -> list[Change]:
-        """Let time pass, list a collection, and return the changes that are new in DuckDB."""
-        self.later(hours)
-        before = self.feed(collection)
-        self.materialize(*TABLES, collection=collection)
-        after = self.feed(collection)
-        assert after[: len(before)] == before, "the feed is append-only"
-        return after[len(before) :]
-
-    def feed(self, collection: str) -> list[Change]:
-        if not any(Path(self.settings.lake, "tables/series_changes").glob("*")):
-            return []
-        columns = "SeriesInstanceUID, Change, ColumnName, OldValue, NewValue, Version"
-        return self.sql("series_changes", f"SELECT {columns} FROM t WHERE Collection = '{collection}'")
-
-    def asked(self) -> Counter[str]:
-        return Counter(r["endpoint"] for r in self.control.requests() if r["endpoint"] != "token")
-
-    def uids(self, collection: str = QIN) -> list[str]:
-        rows = self.control.series(collection)
-        return [r["SeriesInstanceUID"] for r in rows if r["Visibility"] == 1]
-
-    def metadata_of(self, asset: str, collection: str = QIN) -> dict[str, Any]:
-        found = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey(["nbia", asset]), asset_partitions=[collection]), limit=1
-        )
-        event = found.records[0].asset_materialization
-        assert event is not None
-        return {name: value.value for name, value in event.metadata.items()}
 
 
 @pytest.fixture

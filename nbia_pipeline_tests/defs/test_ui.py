@@ -17,7 +17,7 @@ import requests
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
-from nbia_pipeline_tests.cli.test_run import environment
+from nbia_pipeline_tests.helpers.processes import environment
 
 PATIENCE_SECONDS = 180
 

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from nbia_pipeline.embedded.control.fault import KINDS, Fault, FaultError
 from nbia_pipeline.embedded.server.fault_injection import _FAULTS
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import dicom
 
 IMAGES = "v2/getImageWithMD5Hash"

@@ -14,7 +14,7 @@ import requests
 from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
 from nbia_pipeline.embedded.demo.idc import IdcIndexMissingError, idc_catalog
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import Clock, running
 
 

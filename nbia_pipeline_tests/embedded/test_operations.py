@@ -19,7 +19,7 @@ import pytest
 from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
 from nbia_pipeline.embedded.control.values import OperationError
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 NOW = dt.datetime.fromisoformat("2024-03-05T10:20:30")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import requests
 
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 
 UNABLE = "Server was not able to process your request"
 LISTS = [

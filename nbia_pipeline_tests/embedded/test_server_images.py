@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import dicom
 
 REFUSED = (

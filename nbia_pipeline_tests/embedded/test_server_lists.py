@@ -12,7 +12,7 @@ import requests
 
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import BY_3, running, tiny_catalog
 
 VISIBLE = ["1.1", "1.2", "2.1", "3.1"]

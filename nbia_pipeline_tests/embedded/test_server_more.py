@@ -17,7 +17,7 @@ from nbia_pipeline.embedded.api.render import spelling
 from nbia_pipeline.embedded.catalog.model import FACTS
 from nbia_pipeline.embedded.demo.catalog import CART, demo_catalog
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.embedded.conftest import Site
+from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 NOT_PUBLIC = "Image with given SeriesInstanceUID,{}, is not in public domain."

@@ -26,34 +26,22 @@ from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
+from nbia_pipeline_tests.helpers.series import (
+    Crash,
+    crash_before_the_move,
+    publish,
+    receipt,
+    series_table,
+    stage,
+    wanted,
+)
 
 ONE = wanted(1)
-
-
-class Crash(BaseException):
-    """The machine stops here: no handler of errors sees it."""
 
 
 @pytest.fixture(params=["disk", "object store"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     return Lake(str(tmp_path) if request.param == "disk" else f"memory://receipts-{tmp_path.name}")
-
-
-def receipt(size: int = 5, n: int = 1) -> Receipt:
-    return Receipt(wanted(n), "complete", 1, [VerifiedInstance(f"9.{n}", "1.2.840", 1, size, f"{size:032x}")])
-
-
-def publish(lake: Lake, one: Receipt) -> None:
-    with lake.workspace() as work:
-        _stage(work, one)
-        publish_series(lake, one, work / "files")
-
-
-def _stage(work: Path, one: Receipt) -> None:
-    (work / "files").mkdir()
-    for i in one.instances:
-        (work / "files" / f"{i.SOPInstanceUID}.dcm").write_bytes(b"x" * i.Size)
 
 
 def held(lake: Lake) -> dict[str, int]:
@@ -129,22 +117,6 @@ def test_a_series_that_is_no_longer_listed_keeps_its_receipt(lake: Lake) -> None
     assert commit(lake, "A", series_table([wanted(2)]))["Status"].to_pylist() == ["complete", "pending"]
 
 
-def crash_before_the_move(lake: Lake, one: Receipt) -> None:
-    """Leave what a process leaves that dies between the entry of the journal and the move."""
-
-    def crash(self: Lake, staged: Path, path: str) -> None:
-        raise Crash
-
-    assert lake.local is not None
-    work = lake.local / ".staging" / "host.1.abc"
-    work.mkdir(parents=True)
-    _stage(work, one)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lake, "publish_folder", crash)
-        with pytest.raises(Crash):
-            publish_series(lake, one, work / "files")
-
-
 def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     publish(lake, receipt(5))
@@ -162,7 +134,7 @@ def test_a_crash_between_the_two_renames_is_made_up_for(tmp_path: Path, monkeypa
     commit(lake, "A", series_table([ONE]))
     work = tmp_path / ".staging" / "host.1.abc"
     work.mkdir(parents=True)
-    _stage(work, receipt(7))
+    stage(work, receipt(7))
     rename = Path.rename
     steps: list[Path] = []
 

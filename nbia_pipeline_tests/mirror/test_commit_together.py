@@ -23,29 +23,8 @@ from nbia_pipeline.mirror.commit import Receipt, commit, note_failure, staged_by
 from nbia_pipeline.mirror.merge import instances_of, with_instances
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.mirror.test_commit import crash_before_the_move, publish, receipt
-from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
-
-EACH = 25
-LISTED = [wanted(n) for n in range(2 * EACH)]
-
-PROCESS = """
-import sys
-from nbia_pipeline_tests.transfer.test_settle_together import work
-from nbia_pipeline.lake import Lake
-print("ready", flush=True)
-sys.stdin.readline()
-work(Lake(sys.argv[1]), int(sys.argv[2]))
-"""
-
-
-def work(lake: Lake, first: int) -> None:
-    """Publish every other series, and settle after each few, as batches of a run in which one failed do."""
-    for number in range(first, 2 * EACH, 2):
-        publish(lake, receipt(size=number + 1, n=number))
-        if number % 3 == 0:
-            commit(lake, "A", series_table(LISTED), clear_mark=False)
-    commit(lake, "A", series_table(LISTED), clear_mark=False)
+from nbia_pipeline_tests.helpers.committer import EACH, LISTED, work
+from nbia_pipeline_tests.helpers.series import crash_before_the_move, publish, receipt, series_table, wanted
 
 
 def expect_all_there(lake: Lake) -> None:
@@ -61,7 +40,7 @@ def expect_all_there(lake: Lake) -> None:
 
 def test_two_processes_on_one_collection_lose_no_receipt(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    words = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    words = [sys.executable, "-m", "nbia_pipeline_tests.helpers.committer", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     both = [
         subprocess.Popen(

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -21,24 +21,10 @@ from pydicom.uid import (
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.mirror import dicom_header
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
+from nbia_pipeline_tests.helpers.dicom import dicom
 
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 uids = st.from_regex(r"[1-9](\.[1-9][0-9]{0,6}){1,6}", fullmatch=True)
-
-
-def dicom(syntax: str = ExplicitVRLittleEndian, **values: object) -> bytes:
-    data = Dataset()
-    for name, value in values.items():
-        setattr(data, name, value)
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-    meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3")
-    target = io.BytesIO()
-    pydicom.dcmwrite(
-        target, pydicom.FileDataset("", data, file_meta=meta, preamble=bytes(128)), enforce_file_format=True
-    )
-    return target.getvalue()
 
 
 @given(uids, uids, st.none() | st.integers(-(2**31) + 1, 2**31 - 1), st.sampled_from(SYNTAXES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +17,12 @@ from nbia_pipeline.mirror.download import fetch_batch, fetch_series
 from nbia_pipeline.mirror.series import WantedSeries, wanted_series
 from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
-from nbia_pipeline_tests.conftest import TestArchive
 from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer, closed_early, cut, html
+from nbia_pipeline_tests.helpers.series import expected_files, files_of
 
 COLLECTION = "QIN_Breast.v2"
-
-
-@pytest.fixture
-def client(archive: TestArchive) -> Iterator[NbiaClient]:
-    with archive.client() as client:
-        yield client
 
 
 @pytest.fixture
@@ -38,17 +33,6 @@ def lake(tmp_path: Path) -> Lake:
 @pytest.fixture
 def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(COLLECTION))[0]
-
-
-def files_of(lake: Lake, path: str) -> dict[str, bytes]:
-    return {p.rsplit("/", 1)[-1]: content for p, content in lake.read_files(path).items()}
-
-
-def expected_files(demo: Catalog, uid: str) -> dict[str, bytes]:
-    store = demo.images
-    assert store is not None
-    instances = store.instances(uid)
-    return {f"{i.sop_instance_uid}.dcm": store.read(uid, i.sop_instance_uid) for i in instances}
 
 
 def images_in(lake: Lake) -> list[Path]:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.lake import LakeError
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.mirror.conftest import DOWNLOADS, Site
+from nbia_pipeline_tests.helpers.mirror_site import DOWNLOADS, Site
 
 ROOT = Path(__file__).parents[2]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]

@@ -13,7 +13,7 @@ from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore, StoredInstance
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.mirror.conftest import Site, site_of
+from nbia_pipeline_tests.helpers.mirror_site import Site, site_of
 
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"

@@ -21,10 +21,10 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.embedded.server.run import make_server
-from nbia_pipeline_tests.conftest import FAST
 from nbia_pipeline_tests.helpers import faults, truth
+from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import Faults, true_answer
-from nbia_pipeline_tests.mirror.conftest import Site
+from nbia_pipeline_tests.helpers.mirror_site import Site
 
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"

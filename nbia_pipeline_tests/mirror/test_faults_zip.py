@@ -9,7 +9,7 @@ import pytest
 
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.mirror.conftest import Site
+from nbia_pipeline_tests.helpers.mirror_site import Site
 
 HASHED = "getImageWithMD5Hash"
 SLICES = 14

@@ -20,7 +20,7 @@ import pytest
 
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.mirror.conftest import DOWNLOADS, Site, site_of
+from nbia_pipeline_tests.helpers.mirror_site import DOWNLOADS, Site, site_of
 
 ROOT = Path(__file__).parents[1]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]

@@ -18,8 +18,8 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import encode, license_path
 from nbia_pipeline.mirror.licenses import MOST_BYTES, keep_licenses, read_license
 from nbia_pipeline.schema.tables import LICENSES, SERIES
-from nbia_pipeline_tests.conftest import FAST, TestArchive
 from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 
 COLLECTION = "HeadNeckMix"
@@ -30,12 +30,6 @@ NC = "Creative Commons Attribution-NonCommercial 4.0 International License"
 @pytest.fixture(params=["disk", "object store"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     return Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://licences-{tmp_path.name}")
-
-
-@pytest.fixture
-def client(archive: TestArchive) -> Iterator[NbiaClient]:
-    with archive.client() as client:
-        yield client
 
 
 @pytest.fixture

@@ -19,19 +19,10 @@ from nbia_pipeline.mirror.commit import Receipt
 from nbia_pipeline.mirror.plan import Figures, Plan, batches, expect_room, free_bytes, make_plan, refresh_failed
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.mirror.series import COLUMNS, WantedSeries, in_order_of, same_content, same_contents
-from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline_tests.helpers.series import series_table, wanted
 
 Content = tuple[int | None, int | None, datetime | None, datetime | None]
-
-DAY = datetime(2024, 1, 2)  # noqa: DTZ001 - the server states no zone
-
-
-def wanted(n: int, size: int | None = 100) -> WantedSeries:
-    return WantedSeries(f"1.{n:04d}", "1", "P", "A", 3, size, datetime(2024, 1, 1, 8, 30), DAY)  # noqa: DTZ001
-
-
-def series_table(rows: list[WantedSeries]) -> pa.Table:
-    return pa.Table.from_pylist([w.__dict__ for w in rows], schema=SERIES.schema)
 
 
 def receipts_table(rows: list[WantedSeries], status: str = "complete") -> pa.Table:

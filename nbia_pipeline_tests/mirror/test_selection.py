@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from nbia_pipeline.embedded.demo.catalog import CART
 from nbia_pipeline.mirror.selection import Selection, SelectionError, read_cart, read_manifest, with_lists
 from nbia_pipeline.schema.tables import SERIES
-from nbia_pipeline_tests.conftest import TestArchive
-
-HEAD = """downloadServerUrl=https://public.example.org/nbia-download/servlet/DownloadServlet
-includeAnnotation=true
-noOfrRetry=4
-databasketId=manifest-1700000000000.tcia
-manifestVersion=3.0
-ListOfSeriesToDownload=
-"""
+from nbia_pipeline_tests.helpers.archives import TestArchive
+from nbia_pipeline_tests.helpers.manifests import HEAD
 
 TEXTS = st.sampled_from(["CT", "ct ", "MR", "mr", "ABDOMEN", "Abdomen", "", " ", None])
 IDS = st.sampled_from(["P1", "p1", "P2", None])

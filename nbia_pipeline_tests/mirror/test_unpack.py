@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nbia_pipeline.mirror.unpack import Bounds, NotVerified, UnsafeZip, take_single, unpack
+from nbia_pipeline_tests.helpers.dicom import dicom
 from nbia_pipeline_tests.helpers.zips import MD5_LIST, pack, with_true_list
-from nbia_pipeline_tests.mirror.test_dicom_header import dicom
 
 SERIES = "1.2.3"
 ROOM = Bounds(1 << 30, 100)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +15,13 @@ from benchmarks import peers
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.conftest import FAST, serving
-from nbia_pipeline_tests.helpers.faults import Faults, Request
+from nbia_pipeline_tests.helpers.archives import FAST, serving
+from nbia_pipeline_tests.helpers.faults import Faults
+from nbia_pipeline_tests.helpers.peers import Ask, Asked
 
 HERE = Path(__file__).parent
-SINCE = date(2016, 3, 21)
-EVER = date(1900, 1, 1)
 
 
-@dataclass
-class Asked:
-    """What a peer said.
-
-    Attributes:
-        answers: by the name of the question.
-        folder: where it put its files.
-        seen: what it asked over the wire.
-        questions: what it was asked for.
-    """
-
-    answers: dict[str, Any]
-    folder: Path
-    seen: list[Request]
-    questions: dict[str, Any]
-
-
-Ask = Callable[[str, list[str]], Asked]
 """Takes the name of a script and the days to ask for, in the peer's own spelling."""
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.archive.errors import NotAvailable
+from nbia_pipeline_tests.helpers.peers import EVER, SINCE, Ask, Asked
 from nbia_pipeline_tests.peers import rows
-from nbia_pipeline_tests.peers.conftest import EVER, SINCE, Ask, Asked
 from nbia_pipeline_tests.peers.rows import in_order
 
 pytestmark = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, VERIFIC
 from nbia_pipeline.verify.inventory import stored_series
 from nbia_pipeline.verify.refetch import NOT_LISTED, mend
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
-from nbia_pipeline_tests.conftest import TestArchive
+from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
-from nbia_pipeline_tests.mirror.test_download import expected_files, files_of
-from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
+from nbia_pipeline_tests.helpers.series import expected_files, files_of, series_table, wanted
 
 SERIES_COUNT = 5
 FILES = 3
@@ -260,12 +259,6 @@ def test_many_series_are_read_in_chunks(lake: Lake, monkeypatch: pytest.MonkeyPa
 
 
 COLLECTION = "QIN_Breast.v2"
-
-
-@pytest.fixture
-def client(archive: TestArchive) -> Iterator[NbiaClient]:
-    with archive.client() as client:
-        yield client
 
 
 @pytest.fixture
