@@ -24,6 +24,8 @@ from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
 
+_MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
+
 
 def open_store(uri: str) -> Store:
     """Return the store of a lake.
@@ -70,7 +72,7 @@ class _Store:
         """Return the content of a file, None if there is no such file."""
         try:
             content: bytes = self.fs.cat_file(self.full(path))
-        except FileNotFoundError:
+        except _MISSING:
             return None
         return content
 
@@ -88,7 +90,7 @@ class _Store:
         """Return the names of what is in a folder, sorted; none if there is no such folder."""
         try:
             return sorted(_name(entry) for entry in self.fs.ls(self.full(folder), detail=False))
-        except FileNotFoundError:
+        except _MISSING:
             return []
 
     def sizes(self, folder: str) -> dict[str, int]:
