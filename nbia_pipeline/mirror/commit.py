@@ -193,9 +193,11 @@ def staged_by_journal(lake: Lake) -> set[str]:
     if not lake.staged():
         return set()
     found = set()
-    for folder in lake.names_in(JOURNAL):
-        for path, content in lake.read_files(f"{JOURNAL}/{folder}").items():
-            if path.endswith(_ENTRY) and (staged := json.loads(content).get("staged")):
+    for folder in (f"{JOURNAL}/{name}" for name in lake.names_in(JOURNAL)):
+        for name in lake.names_in(folder):
+            content = lake.read_bytes(f"{folder}/{name}") if name.endswith(_ENTRY) else None
+            # None also if another run committed it meanwhile.
+            if content and (staged := json.loads(content).get("staged")):
                 found.add(staged.split("/")[0])
     return found
 
