@@ -6,9 +6,10 @@ import argparse
 import importlib
 from pathlib import Path
 
+from nbia_pipeline.schema.types import TYPE_NAMES
+
 from nbia_pipeline.cli.main import COMMANDS
 from nbia_pipeline.schema import TABLES, Table
-from nbia_pipeline.schema.types import TYPE_NAMES
 
 DOCS = Path(__file__).parent
 NOTE = "This page is made from the code by `python docs/reference.py`; edit the code, not the page."

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from nbia_pipeline.mirror.engine import Mirror
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.cli.main import COMMANDS
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import VARIABLES
@@ -184,5 +184,7 @@ def test_every_yaml_snippet_is_a_component(tmp_path: Path, monkeypatch: pytest.M
         attributes = yaml.safe_load(code)["attributes"]
         with contextlib.chdir(tmp_path) if sys.version_info >= (3, 11) else contextlib.nullcontext():
             monkeypatch.setenv(attributes["password_env"], "secret")
-            component = NbiaComponent.resolve_from_dict(attributes) if hasattr(NbiaComponent, "resolve_from_dict") else None
+            component = (
+                NbiaComponent.resolve_from_dict(attributes) if hasattr(NbiaComponent, "resolve_from_dict") else None
+            )
         assert component is None or component.archive == attributes["archive"]

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan; 1 if there is too little room, or something is wrong."""
     from nbia_pipeline.archive import ArchiveError
     from nbia_pipeline.lake import Lake, LakeError
-    from nbia_pipeline.mirror.plan import expect_room, free_bytes
+    from nbia_pipeline.mirror.plan import expect_room
     from nbia_pipeline.mirror.selection import SelectionError
     from nbia_pipeline.settings import Settings, SettingsError
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         lake = Lake(settings.lake)
         collections = _collections(lake, settings, options.collections)
         plans, notes = _plans(lake, settings, collections, options)
-        free = free_bytes(lake)
+        free = lake.free_bytes()
         print(_table(plans))
         print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
         for note in notes:

@@ -138,7 +138,7 @@ def test_leftovers_of_dead_processes_vanish_and_what_the_journal_needs_does_not(
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt())
     dead = subprocess.run(
-        [sys.executable, "-c", "import os; from nbia_pipeline.lake.owner import this_process; print(this_process())"],
+        [sys.executable, "-c", "import os; from nbia_pipeline.lake.lock import this_process; print(this_process())"],
         capture_output=True,
         text=True,
         check=True,
