@@ -1,6 +1,6 @@
-"""The 48 traps of the real server, one test each: what it does, and that nothing is lost or wrong for it.
+"""48 known traps of the real server, one test each: what it does, and that no data are lost or wrong because of it.
 
-Where a trap is not the client's business, the docstring says whose it is, and the test asks there.
+Where a trap does not concern the client, the docstring names what it concerns, and the test checks that.
 """
 
 # ruff: noqa: DTZ001 - the server's times have no zone
@@ -21,7 +21,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient, NotAvailable, SeriesSize
+from nbia_pipeline.archive import (
+    ArchiveUnreachable,
+    BadAnswer,
+    LoginRefused,
+    NbiaClient,
+    NotAvailable,
+    SeriesSize,
+    ServerError,
+)
 from nbia_pipeline.archive import transport as session_module
 from nbia_pipeline.archive.answers import PIECE_BYTES, read_json
 from nbia_pipeline.archive.endpoints import DIALECTS
@@ -106,7 +114,7 @@ def test_trap_02_an_expired_token_does_not_look_like_no_data(archive: TestArchiv
 
 
 def test_trap_03_a_500_for_want_of_a_token_is_asked_once(archive: TestArchive) -> None:
-    session = Session(archive.url, None, patience=FAST)
+    session = Session(archive.url, None, options=FAST)
     with pytest.raises(LoginRefused, match="wants a token"):
         session.call("GET", "/services/v2/getCollectionValues", {}, lambda a: a.content)
     assert len(archive.faults.seen) == 1
@@ -138,8 +146,8 @@ def test_trap_06_unknown_hidden_and_forbidden_are_not_told_apart(client: NbiaCli
 
 
 def test_trap_07_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalog) -> None:
-    with archive.client(patience=replace(FAST, tries=50)) as client:
-        with pytest.raises(ArchiveUnreachable, match="status 500"):
+    with archive.client(options=replace(FAST, tries=50)) as client:
+        with pytest.raises(ServerError, match="status 500"):
             client.single_image(uid_of(demo, Collection=COLLECTION), "9.9.9", b"".join)
         assert archive.faults.count("getSingleImage") == 3
         archive.faults.inject("getPatientStudy", answer(500, NO_SUCH_ENDPOINT))
@@ -333,8 +341,8 @@ def test_trap_26_a_download_starts_afresh_and_ends_by_silence_only(
     assert len(downloads) == 2
     assert not {"range", "if-none-match", "if-modified-since"} & set().union(*(d.headers for d in downloads))
     archive.faults.inject("getImageWithMD5Hash", silence(b"PK"))
-    hasty = replace(FAST, silence=0.1, tries=1)
-    with archive.client(patience=hasty) as other, pytest.raises(ArchiveUnreachable, match="fell silent"):
+    hasty = replace(FAST, read_timeout=0.1, tries=1)
+    with archive.client(options=hasty) as other, pytest.raises(ArchiveUnreachable, match="fell silent"):
         other.image_with_md5(wanted.SeriesInstanceUID, b"".join)
 
 
@@ -471,7 +479,7 @@ def test_trap_41_what_bulk_metadata_leave_out_is_named(
 
 def test_trap_42_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: Catalog) -> None:
     other = Faults(create_app(demo))
-    with archive.client() as one, NbiaClient(serve(other), patience=FAST) as two:
+    with archive.client() as one, NbiaClient(serve(other), options=FAST) as two:
         assert one.collection_values() == two.collection_values()
     sent = [f.calls("getCollectionValues")[0].headers["authorization"] for f in (archive.faults, other)]
     assert sent[0] != sent[1]
@@ -530,7 +538,7 @@ def test_trap_47_the_client_keeps_no_answers_on_top_of_the_servers(archive: Test
 def test_trap_48_certificates_are_verified(certificate: tuple[Path, Path]) -> None:
     with (
         serving_tls(certificate, "127.0.0.1") as url,
-        NbiaClient(url, patience=FAST) as client,
+        NbiaClient(url, options=FAST) as client,
         pytest.raises(ArchiveUnreachable, match="does not verify"),
     ):
         client.collection_values()
