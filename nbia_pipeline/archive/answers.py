@@ -60,7 +60,7 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
     Raises:
         BadAnswer: the body is not such an array, ends early, or a value does not fit its column.
 
-    Server: where it fails at a row, it closes the array there and answers 200. That cannot be told from a
+    Server: where it fails at a row, it closes the array there and answers 200. That looks like a
     shorter list; only what was known of the list before can show it.
     """
     schema = shape.schema
@@ -102,7 +102,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
 
 
 def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> Iterator[pa.Table]:
-    """Yield what `read` makes of each piece, in order; few pieces are held at a time, whatever their number."""
+    """Yield what `read` makes of each piece, in order; only a few pieces are in memory at a time."""
     first, second = next(pieces, None), next(pieces, None)
     if first is None or second is None:  # as most answers are: threads would cost more than they gain
         yield from map(read, () if first is None else (first,))
@@ -128,7 +128,7 @@ def _expect_identity(table: pa.Table, shape: Shape) -> None:
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield runs of whole objects, parted by commas, without the array's brackets."""
+    """Yield runs of whole objects, separated by commas, without the array's brackets."""
     buffer = bytearray()
     opened = False
     for chunk in chunks:
@@ -184,7 +184,7 @@ def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     if any(key.form not in _FAST_FORMS for key in shape.keys):
         raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
     if not piece.startswith(b"{"):
-        raise pa.ArrowInvalid("not an object")  # Arrow's reader dies of a null in its place
+        raise pa.ArrowInvalid("not an object")  # Arrow's reader crashes at a null in its place
     wire = pa.schema([pa.field(k.name, _wire_type(k.column, k.form, schema)) for k in shape.keys])
     # One object a line; the blank makes the cuts countable. A row without its first key is left to the other reader.
     first = shape.keys[0].name.encode()
@@ -387,7 +387,7 @@ def decoded(body: bytes) -> str:
 
 
 def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return `table`, all of whose rows hold `wanted` in `column`, in any case: so the server compares.
+    """Return `table`, all of whose rows hold `wanted` in `column`, in any case, as the server compares.
 
     Args:
         table: rows of an answer.
@@ -409,8 +409,8 @@ def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
 def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
     """Return `table`, most of whose rows hold `wanted` in `column`, in any case.
 
-    For studies: one that spans collections names any of them (server), but an answer that is mostly of others is
-    that of a server that ignored the filter.
+    For studies: one that spans collections names any of them (server), but if most rows are of others, the server
+    ignored the filter.
 
     Raises:
         BadAnswer: fewer than half of the rows do.
@@ -430,7 +430,7 @@ def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
 
 
 def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return the rows that hold `wanted` in `column`, whatever the case and the blanks around it.
+    """Return the rows that hold `wanted` in `column`, ignoring case and surrounding blanks.
 
     Args:
         table: rows of an answer.
@@ -451,7 +451,7 @@ def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa
 def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
     """Return `table`, all of whose rows were released after the midnight that begins `day`.
 
-    A server that reads the day in another order starts at another day without a word.
+    A server that reads the day in another order silently starts at another day.
 
     Args:
         table: rows of an answer with ``DateReleased``.

@@ -146,13 +146,11 @@ def on_the_wire(endpoint: Endpoint, arguments: dict[str, Argument]) -> dict[str,
         ValueError: a name that the endpoint does not take, an empty value, a UID with a comma.
         TypeError: a value that is not text, not a day, or not a list where one is expected.
     """
-    wire = {}
+    wire = dict(endpoint.constants)
     for name, value in arguments.items():
         if value is None:
             continue
         if name not in endpoint.parameters:
-            if name == "format":  # JSON is the only format that some endpoints have
-                continue
             raise ValueError(f"{endpoint.path} takes no {name}")
         text = _spelled(name, value, endpoint)
         if not text:
@@ -167,7 +165,7 @@ def _spelled(name: str, value: str | date | Sequence[str], endpoint: Endpoint) -
             # The server accepts days and months in any order without an error.
             raise TypeError(f"{name} is {value!r}: give a datetime.date")
         return _day(value, endpoint)
-    if not endpoint.max_values or name == "format":
+    if not endpoint.max_values:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}: give a text")
         return value

@@ -69,6 +69,9 @@ class NbiaClient(Calls):
     returns an empty table because a token was refused. An argument that cannot be sent (an empty name, a day as
     text) is a ValueError or TypeError before anything is sent.
 
+    An argument that a method does not explain is one of these: `collection`, a name as :meth:`collection_values`
+    spells it; `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
+
     Example:
         >>> with NbiaClient("https://services.cancerimagingarchive.net/nbia-api") as client:
         ...     frame = client.series(collection="LIDC-IDRI").to_pandas()
@@ -208,7 +211,6 @@ class NbiaClient(Calls):
         """Return the patients of a collection: table ``patients``.
 
         Args:
-            collection: name, as :meth:`collection_values` spells it.
             patient_id: only this one, in its exact case. The client filters by it: v2 finds no ID that holds a
                 lower-case letter (server).
         """
@@ -221,7 +223,6 @@ class NbiaClient(Calls):
         """Return the PatientIDs of a collection that have a series of a modality, each once.
 
         Args:
-            collection: name, as :meth:`collection_values` spells it.
             modality: like ``CT``, in any case.
         """
         table = self._list("patients_by_collection_and_modality", collection=collection, modality=modality)
@@ -232,10 +233,6 @@ class NbiaClient(Calls):
 
         v2 has no such filter, only one for "after": it is asked for the day before, and also sends patients
         of that day whose release has a time of day.
-
-        Args:
-            collection: name, as :meth:`collection_values` spells it.
-            since: a day.
         """
         table = expect_value(self._list("new_patients", collection=collection, since=since), "Collection", collection)
         return first_of_each(table, "Collection", "PatientID")
@@ -248,7 +245,6 @@ class NbiaClient(Calls):
         A study that spans collections is listed under each and names one of them (server).
 
         Args:
-            collection: name, as :meth:`collection_values` spells it.
             patient_id: only of this patient, in the exact case.
             study_uid: only the study of this StudyInstanceUID.
         """
@@ -263,8 +259,6 @@ class NbiaClient(Calls):
         ``SeriesCount`` counts the new series only (server). v2 sends more, see :meth:`new_patients`.
 
         Args:
-            collection: name, as :meth:`collection_values` spells it.
-            since: a day.
             patient_id: only of this patient, in the exact case.
         """
         table = self._list("new_studies", collection=collection, since=since, patient_id=patient_id)
@@ -325,9 +319,6 @@ class NbiaClient(Calls):
         The filter is strict, and releases can be back-dated: it is a hint, not a feed. A release at the midnight
         of `since` is not sent, so ask from some days before the last known one.
 
-        Args:
-            since: a day.
-
         Raises:
             BadAnswer: a row was released before: the archive read the day as another one.
         """
@@ -383,9 +374,6 @@ class NbiaClient(Calls):
 
         Slow at the server; table ``series`` has both numbers. Rights are not checked there (server).
 
-        Args:
-            series_uid: SeriesInstanceUID.
-
         Raises:
             BadAnswer: more than one row.
         """
@@ -398,11 +386,7 @@ class NbiaClient(Calls):
         return SeriesSize(rows[0]["FileSize"], rows[0]["ImageCount"])
 
     def sop_instance_uids(self, series_uid: str) -> list[str]:
-        """Return the SOPInstanceUIDs of a series; the server answers for hidden series too.
-
-        Args:
-            series_uid: SeriesInstanceUID.
-        """
+        """Return the SOPInstanceUIDs of a series; the server answers for hidden series too."""
         return non_null(self._list("sop_instance_uids", series_uid=series_uid), "SOPInstanceUID")
 
     def dicom_tags(self, series_uid: str) -> pa.Table:
@@ -411,9 +395,6 @@ class NbiaClient(Calls):
         Columns: ``Tag`` like ``(0008,0060)``, with a ``>`` in front for each sequence that it is nested in;
         ``Name``; ``Value`` as text, several values joined by ``\``, or null. A sequence ends with a row whose
         name begins with ``End``. No pixel data. Without images there are no rows (server).
-
-        Args:
-            series_uid: SeriesInstanceUID.
 
         Raises:
             NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
@@ -428,7 +409,6 @@ class NbiaClient(Calls):
         Nothing in it shows whether it is complete (server): prefer :meth:`image_with_md5`.
 
         Args:
-            series_uid: SeriesInstanceUID.
             read: as for :meth:`image_with_md5`.
             new_file_names: name the files by acquisition and instance, like ``1-07.dcm``, rather than by a
                 counter over no particular order.
@@ -442,7 +422,6 @@ class NbiaClient(Calls):
         """Download the files of a series and ``md5hashes.csv``, as one zip.
 
         Args:
-            series_uid: SeriesInstanceUID.
             read: takes the bytes; what it returns is returned. If the stream breaks, it is called again from the
                 first byte, so it must start from scratch.
 
@@ -455,8 +434,6 @@ class NbiaClient(Calls):
         """Download one DICOM file.
 
         Args:
-            series_uid: SeriesInstanceUID.
-            sop_instance_uid: SOPInstanceUID.
             read: as for :meth:`image_with_md5`.
 
         Raises:
@@ -468,9 +445,6 @@ class NbiaClient(Calls):
         """Return the MD5 that the archive holds of one file, in lower case; None if it has none to show.
 
         None stands for an unknown, hidden or forbidden image as well as for one without a digest (server).
-
-        Args:
-            sop_instance_uid: SOPInstanceUID.
         """
         return self._digest("md5_of_image", sop_instance_uid=sop_instance_uid)
 
@@ -492,7 +466,6 @@ class NbiaClient(Calls):
             series_uid: SeriesInstanceUID, alone.
             study_uid: StudyInstanceUID, alone.
             patient_id: PatientID, together with its collection.
-            collection: name, as :meth:`collection_values` spells it.
 
         Raises:
             ValueError: another combination of arguments.
@@ -510,7 +483,7 @@ class NbiaClient(Calls):
     def _metadata_in_bulk(self, series_uids: Sequence[str]) -> pa.Table:
         size = self._dialect.endpoint("series_metadata_bulk").max_values
         runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
-        return pa.concat_tables([self._list("series_metadata_bulk", series_uids=run, format="JSON") for run in runs])
+        return pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
 
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         failed: list[str] = []

@@ -7,7 +7,7 @@ without one. The client has one method per call and no branch per dialect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from nbia_pipeline.archive.errors import NotServed
 from nbia_pipeline.schema import shapes
@@ -26,6 +26,7 @@ class Endpoint:
         path: path below the base URL.
         shape: what comes back, or None for bytes and plain text.
         parameters: wire name by the name that the client uses.
+        constants: what is always sent, by wire name.
         method: GET, or POST with a form.
         date_format: how a day is written into a parameter, for strftime.
         media: ``json`` or ``csv``.
@@ -38,6 +39,7 @@ class Endpoint:
     path: str
     shape: Shape | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
     method: str = "GET"
     date_format: str = ""
     media: str = "json"
@@ -104,28 +106,31 @@ _NARROWED_BY = {
     "manufacturer": {**_COLLECTION, **_MODALITY, **_BODY_PART},
 }
 
-# Below no version in v2 and below v4 in v4, hence with other rules for tokens.
-_COLLECTION_COUNTS = Endpoint("getCollectionValuesAndCounts", shapes.COUNTS, empty_if_unauthorized=False)
-_MODALITY_COUNTS = replace(_COLLECTION_COUNTS, path="getModalityValuesAndCounts", parameters=_NARROWED_BY["modality"])
-_BODY_PART_COUNTS = replace(_COLLECTION_COUNTS, path="getBodyPartValuesAndCounts", parameters=_NARROWED_BY["body_part"])
-_MANUFACTURER_COUNTS = replace(
-    _COLLECTION_COUNTS, path="getManufacturerValuesAndCounts", parameters=_NARROWED_BY["manufacturer"]
-)
-_DESCRIPTIONS = Endpoint("getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False)
+# The key of the value in the counts of v4, and the column that it fills; v2 calls it criteria everywhere.
+_COUNTED = {
+    "collection": ("Collection", "Collection"),
+    "modality": ("Modality", "Modality"),
+    "body_part": ("BodyPart", "BodyPartExamined"),
+    "manufacturer": ("Manufacturer", "Manufacturer"),
+}
 
 
-def _below(base: str, endpoint: Endpoint) -> Endpoint:
-    return replace(endpoint, path=base + endpoint.path)
-
-
-def _counts_v4(endpoint: Endpoint, key: str, column: str) -> Endpoint:
-    """v4 names the value and its count, where v2 calls them criteria and count."""
-    keys = (
-        shapes.Key(key, "criteria", source=column),
-        shapes.Key("Count", "count", shapes.Form.NUMBER),
-        shapes.Key("Authorized", None, shapes.Form.NUMBER),
-    )
-    return replace(_below(V4, endpoint), shape=Shape(f"COUNTS4_{key}", None, keys), empty_if_unauthorized=True)
+def _counts(*, v4: bool) -> dict[str, Endpoint]:
+    """Return the calls that count patients: below no version in v2, hence with other rules for tokens."""
+    found = {}
+    for name, (key, column) in _COUNTED.items():
+        call = f"get{key}ValuesAndCounts"
+        filters = _NARROWED_BY.get(name, {})
+        if v4:
+            keys = (
+                shapes.Key(key, "criteria", source=column),
+                shapes.Key("Count", "count", shapes.Form.NUMBER),
+                shapes.Key("Authorized", None, shapes.Form.NUMBER),
+            )
+            found[f"{name}_counts"] = Endpoint(V4 + call, Shape(f"COUNTS4_{key}", None, keys), filters)
+        else:
+            found[f"{name}_counts"] = Endpoint(UNVERSIONED + call, shapes.COUNTS, filters, empty_if_unauthorized=False)
+    return found
 
 
 def _same_in_both(base: str, other_base: str) -> dict[str, Endpoint]:
@@ -165,11 +170,10 @@ _DIALECT_V2 = Dialect(
     endpoints={
         **_same_in_both(V2, UNVERSIONED),
         "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
-        "collection_counts": _below(UNVERSIONED, _COLLECTION_COUNTS),
-        "modality_counts": _below(UNVERSIONED, _MODALITY_COUNTS),
-        "body_part_counts": _below(UNVERSIONED, _BODY_PART_COUNTS),
-        "manufacturer_counts": _below(UNVERSIONED, _MANUFACTURER_COUNTS),
-        "collection_descriptions": _below(UNVERSIONED, _DESCRIPTIONS),
+        **_counts(v4=False),
+        "collection_descriptions": Endpoint(
+            UNVERSIONED + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False
+        ),
         "contents_by_name": Endpoint(V2 + "getContentsByName", shapes.SERIES_CART, {"name": "name"}),
         "patients": Endpoint(V2 + "getPatient", shapes.PATIENT, _COLLECTION),
         "patients_by_collection_and_modality": Endpoint(
@@ -212,11 +216,8 @@ _DIALECT_V4 = Dialect(
     endpoints={
         **_same_in_both(V4, V4),
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
-        "collection_counts": _counts_v4(_COLLECTION_COUNTS, "Collection", "Collection"),
-        "modality_counts": _counts_v4(_MODALITY_COUNTS, "Modality", "Modality"),
-        "body_part_counts": _counts_v4(_BODY_PART_COUNTS, "BodyPart", "BodyPartExamined"),
-        "manufacturer_counts": _counts_v4(_MANUFACTURER_COUNTS, "Manufacturer", "Manufacturer"),
-        "collection_descriptions": replace(_below(V4, _DESCRIPTIONS), empty_if_unauthorized=True),
+        **_counts(v4=True),
+        "collection_descriptions": Endpoint(V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION),
         "patients": Endpoint(V4 + "getPatient", shapes.PATIENT_V4, _COLLECTION),
         "patients_by_collection_and_modality": Endpoint(
             V4 + "getPatientByCollectionAndModality", shapes.PATIENT_ID_V4, {**_COLLECTION, **_MODALITY}
@@ -236,7 +237,8 @@ _DIALECT_V4 = Dialect(
         "series_metadata_bulk": Endpoint(
             V4 + "getSeriesMetadata",
             shapes.METADATA_V4,
-            {"series_uids": "list", "format": "format"},
+            {"series_uids": "list"},
+            constants={"format": "JSON"},
             method="POST",
             max_values=5000,
         ),

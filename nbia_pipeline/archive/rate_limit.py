@@ -43,7 +43,6 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.max_in_flight = self.limit = _at_least_one(max_in_flight)
         self._grow_after = grow_after
         self._clock = clock
         self._sleep = sleep
@@ -53,12 +52,16 @@ class Limiter:
         self._refusals = 0
         self._quiet_until = clock()
         self._mine = threading.local()
+        self.max_in_flight = self.limit = 0
+        self.allow(max_in_flight)
 
     def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
+        if max_in_flight < 1:
+            raise ValueError(f"{max_in_flight} requests in flight: at least one is needed")
         with self._freed:
             shrunk = self.limit < self.max_in_flight
-            self.max_in_flight = _at_least_one(max_in_flight)
+            self.max_in_flight = max_in_flight
             self.limit = min(self.limit, self.max_in_flight) if shrunk else self.max_in_flight
             self._freed.notify_all()
 
@@ -142,12 +145,6 @@ def limiter_of(url: str, max_in_flight: int) -> Limiter:
             return _limiters.setdefault(host, Limiter(max_in_flight))
     known.allow(max_in_flight)
     return known
-
-
-def _at_least_one(max_in_flight: int) -> int:
-    if max_in_flight < 1:
-        raise ValueError(f"{max_in_flight} requests in flight: at least one is needed")
-    return max_in_flight
 
 
 def _forget_inherited() -> None:

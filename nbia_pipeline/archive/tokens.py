@@ -121,27 +121,29 @@ class Tokens:
             raise e.at(TOKEN_PATH, {}).without(secrets) from e.__cause__
 
     def _accepted(self, answer: requests.Response) -> dict[str, Any]:
-        if answer.status_code in (400, 401, 403):
+        status = answer.status_code
+        if status in (400, 401, 403):
             raise LoginRefused(
                 f"the archive refuses the account {self._username!r} ({_why(answer)}): check username and password",
-                status=answer.status_code,
+                status=status,
                 arguments=("username", "password"),
             )
-        if 300 <= answer.status_code < 400:
+        if 300 <= status < 400:
             # Not followed: the form holds the password.
-            raise BadAnswer(
+            raise _not_an_archive(
                 f"the archive redirects the login to {answer.headers.get('Location', '')[:200]!r}: if you trust that "
                 "address, set base_url to its base URL",
-                status=answer.status_code,
-                arguments=("base_url",),
+                status,
             )
-        if answer.status_code in (404, 405) or (answer.status_code == 500 and "HTTP 404" in answer.text[:1000]):
-            raise BadAnswer(
-                "there is no token endpoint here: check base_url", status=answer.status_code, arguments=("base_url",)
-            )
-        if answer.status_code != 200:
-            raise ArchiveUnreachable("the archive gives no token: try later", status=answer.status_code)
+        if status in (404, 405) or (status == 500 and "HTTP 40" in answer.text[:1000]):
+            raise _not_an_archive("there is no token endpoint here: check base_url", status)
+        if status != 200:
+            raise ArchiveUnreachable("the archive gives no token: try later", status=status)
         return _json_object(answer)
+
+
+def _not_an_archive(what: str, status: int) -> BadAnswer:
+    return BadAnswer(what, status=status, arguments=("base_url",))
 
 
 def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
@@ -183,7 +185,7 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
             "the token endpoint answered with HTML or XML: a proxy or a login page may stand between you and the "
             "archive, or base_url may not be that of an NBIA archive"
         )
-    raise BadAnswer(what, status=answer.status_code, arguments=("base_url",))
+    raise _not_an_archive(what, answer.status_code)
 
 
 def _why(answer: requests.Response) -> str:

@@ -202,7 +202,8 @@ class Session:
             # No redirects: the form holds the password.
             with self._open("POST", path, form, None, allow_redirects=False) as answer:
                 text = answer.text  # read here, where a failure of the network is translated
-                if answer.status_code in _RETRYABLE and not _NO_SUCH_CALL.search(text[:1000]):
+                no_such_call = answer.status_code == 500 and _NO_SUCH_CALL.search(text[:1000])
+                if answer.status_code in _RETRYABLE and not no_such_call:
                     raise _busy(ArchiveUnreachable, "the archive gives no token: try later", answer)
                 return answer
 
@@ -227,12 +228,13 @@ class Session:
                     return send(token)
             except ArchiveError as e:
                 e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])
-                if tokens and token and e.status == 401 and not renewed:
+                if tokens and token and e.status == 401 and e.endpoint == endpoint and not renewed:
                     # Any call can meet a token that expired early; a fresh one gets one more chance.
                     tokens.reject(token)
                     renewed = True
                     continue
-                if not e.retryable or tries >= self._tries_at(e.status):
+                most = min(_TRIES_OF_500, self.options.tries) if e.status == 500 else self.options.tries
+                if not e.retryable or tries >= most:
                     raise e from e.__cause__
                 self._wait(tries, e)
 
@@ -275,9 +277,6 @@ class Session:
                 yield answer
         except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
             raise self._unreachable(e) from e
-
-    def _tries_at(self, status: int | None) -> int:
-        return min(_TRIES_OF_500, self.options.tries) if status == 500 else self.options.tries
 
     def _unreachable(self, e: Exception) -> ArchiveUnreachable:
         """Explain in one sentence what a failure of the network means and what to do."""
@@ -340,7 +339,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
         raise problem(LoginRefused, what, "username", "password")
     if status == 500 and not had_token and body.rstrip().endswith("null"):
         # Server: a v2 call without a token is a 500 whose message is "null".
-        what = "the archive wants a token: use api='v2', or set username and password"
+        what = "the archive requires a token: use api='v2', or set username and password"
         raise problem(LoginRefused, what, "api", "username", "password")
     if status == 500 and _NO_SUCH_CALL.search(body):
         raise problem(BadAnswer, "the archive has no such endpoint: check base_url and api", "base_url", "api")
@@ -379,8 +378,6 @@ def _retry_after(answer: requests.Response) -> float | None:
     value = answer.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
-    if not value:
-        return None
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):

@@ -223,7 +223,13 @@ def test_many_series_are_asked_for_in_runs(
         DIALECTS["v2"].endpoints,
         "series_metadata_bulk",
         Endpoint(
-            bulk.path, bulk.shape, bulk.parameters, "POST", media="csv", empty_if_unauthorized=False, max_values=10
+            bulk.path,
+            bulk.shape,
+            bulk.parameters,
+            method="POST",
+            media="csv",
+            empty_if_unauthorized=False,
+            max_values=10,
         ),
     )
     uids = uids_of(visible(demo))

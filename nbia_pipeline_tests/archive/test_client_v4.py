@@ -189,6 +189,6 @@ def test_an_account_of_ones_own_logs_in(archive: TestArchive) -> None:
 
 def test_a_500_of_a_guest_is_not_taken_for_a_stale_token(archive: TestArchive) -> None:
     archive.faults.inject("getPatient", answer(500, NULL), times=9)
-    with archive.client(api="v4") as client, pytest.raises(Exception, match="wants a token"):
+    with archive.client(api="v4") as client, pytest.raises(Exception, match="requires a token"):
         client.patients("TCGA-DEMO")
     assert archive.faults.count("getPatient") == 1

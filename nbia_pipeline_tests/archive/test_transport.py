@@ -195,7 +195,7 @@ def test_the_words_of_a_400_are_kept(archive: TestArchive, session: Session) -> 
 
 def test_a_500_for_want_of_a_token_is_a_refused_login(archive: TestArchive) -> None:
     session = Session(archive.url, None, options=FAST)
-    with pytest.raises(LoginRefused, match="wants a token: use api='v2', or set username and password"):
+    with pytest.raises(LoginRefused, match="requires a token: use api='v2', or set username and password"):
         session.call("GET", "/services/v2/getCollectionValues", {}, whole)
     assert archive.faults.count("getCollectionValues") == 1
 
@@ -459,6 +459,27 @@ def test_an_error_is_one_sentence_with_a_remedy_and_without_secrets(archive: Tes
     )
     assert f"[{PATH} Collection=TCGA-DEMO" in text
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "arguments"),
+    [
+        (answer(403), ("username", "password")),
+        (answer(404), ("base_url",)),
+        (answer(500, NO_SUCH_ENDPOINT), ("base_url", "api")),
+        (html(), ("base_url",)),
+        (cut(10), ("base_url",)),
+        (answer(500), ()),
+        (answer(503), ()),
+        (silence(), ()),
+    ],
+)
+def test_an_error_names_the_arguments_to_check(archive: TestArchive, fault: Fault, arguments: tuple[str, ...]) -> None:
+    archive.faults.inject("getSeries", fault, times=9)
+    with archive.client(options=QUIET) as client, pytest.raises(ArchiveError) as caught:
+        client.series("TCGA-DEMO")
+    assert caught.value.arguments == arguments
+    assert all(argument in caught.value.what for argument in arguments)
 
 
 def test_a_secret_is_taken_out_wherever_it_stands_even_if_it_was_cut() -> None:
