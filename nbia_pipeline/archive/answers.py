@@ -372,31 +372,18 @@ _READERS: dict[pa.DataType, Callable[[object], object]] = {
 
 
 def decoded(body: bytes) -> str:
-    """Return a body as text.
-
-    Raises:
-        BadAnswer: it is not UTF-8.
-    """
+    """Return a body as text; raises BadAnswer where it is not UTF-8."""
     try:
         return body.decode("utf-8")
     except UnicodeDecodeError as e:
         raise BadAnswer(f"the answer is not UTF-8: {e}") from e
 
 
-# --- are these the rows that were asked for?
+# --- are these the rows that were asked for? Each function returns them, or raises BadAnswer where it expects others.
 
 
 def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return `table`, all of whose rows hold `wanted` in `column`, in any case, as the server compares.
-
-    Args:
-        table: rows of an answer.
-        column: name of a column.
-        wanted: what was asked for; None for nothing.
-
-    Raises:
-        BadAnswer: a row holds something else, or nothing.
-    """
+    """Expect `wanted` in `column` of every row, in any case, as the server compares; None expects nothing."""
     if wanted is None:
         return table
     sent = pc.unique(table[column]).to_pylist()
@@ -407,13 +394,10 @@ def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
 
 
 def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
-    """Return `table`, most of whose rows hold `wanted` in `column`, in any case.
+    """Expect `wanted` in `column` of at least half of the rows, in any case.
 
     For studies: one that spans collections names any of them (server), but if most rows are of others, the server
     ignored the filter.
-
-    Raises:
-        BadAnswer: fewer than half of the rows do.
     """
     same = sum(v is not None and v.casefold() == wanted.casefold() for v in table[column].to_pylist())
     if 2 * same < table.num_rows:
@@ -425,17 +409,12 @@ def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
 
 
 def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return the rows that hold exactly `wanted` in `column`; all of them for None."""
+    """Return the rows with exactly `wanted` in `column`; all of them for None."""
     return table if wanted is None else table.filter(pc.equal(table[column], wanted))
 
 
 def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return the rows that hold `wanted` in `column`, ignoring case and surrounding blanks.
-
-    Args:
-        table: rows of an answer.
-        column: name of a column of text.
-        wanted: what is looked for; None for anything.
+    """Return the rows with `wanted` in `column`, ignoring case and surrounding blanks; all of them for None.
 
     Raises:
         ValueError: `wanted` is blank.
@@ -449,17 +428,10 @@ def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa
 
 
 def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
-    """Return `table`, all of whose rows were released after the midnight that begins `day`.
+    """Expect every ``DateReleased`` to be after the midnight that begins `day`.
 
-    A server that reads the day in another order silently starts at another day.
-
-    Args:
-        table: rows of an answer with ``DateReleased``.
-        day: what was asked for.
-        shape: shape of the answer; where it holds days only, a release on `day` itself may be one later that day.
-
-    Raises:
-        BadAnswer: a row has no release, or one before.
+    A server that reads the day in another order silently starts at another day. Where `shape` has days only, a
+    release on `day` itself may be one later that day.
     """
     days_only = any(k.column == "DateReleased" and k.form is Form.US_DAY for k in shape.keys)
     after = pc.greater_equal if days_only else pc.greater
@@ -475,11 +447,7 @@ def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
 
 
 def non_null(table: pa.Table, column: str) -> list[str]:
-    """Return the values of `column`.
-
-    Raises:
-        BadAnswer: a row has none.
-    """
+    """Return the values of `column`, and expect one in every row."""
     if table[column].null_count:
         raise BadAnswer(f"the archive sent {table[column].null_count} rows without {column}: try later")
     return list(table[column].to_pylist())

@@ -1,8 +1,8 @@
 """What can go wrong with an archive, one class per remedy.
 
 * ArchiveError
-  x ArchiveUnreachable  no usable answer at all: the network, TLS, a proxy, a time-out, a 429 or 503. Check the
-                        connection, or try later: other calls fail too.
+  x ArchiveUnreachable  no usable answer at all: the network, TLS, a proxy, a time-out, 408, 429, 502, 503, 504,
+                        or no token. Check the connection, or try later: other calls fail too.
   x ServerError         the archive answered, and failed at this request (500). Other calls may succeed: go on
                         without this one, or try later.
   x LoginRefused        the account or a fresh token is refused. Check username and password.

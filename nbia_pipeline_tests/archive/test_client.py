@@ -104,13 +104,13 @@ def test_patients_are_counted_by_collection(member: NbiaClient, demo: Catalog) -
 
 @every_collection
 def test_a_description_is_that_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
-    facts = demo.descriptions[collection]
+    described = demo.descriptions[collection]
     row = {
         "Collection": collection,
         "PatientCount": None,
-        "Description": facts.description,
-        "DescriptionURI": facts.uri,
-        "DescriptionTimestamp": EPOCH + timedelta(milliseconds=facts.edited_ms),
+        "Description": described.description,
+        "DescriptionURI": described.uri,
+        "DescriptionTimestamp": EPOCH + timedelta(milliseconds=described.edited_ms),
     }
     assert_same(member.collection_description(collection), [row], "collections")
 

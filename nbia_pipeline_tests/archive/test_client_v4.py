@@ -102,8 +102,8 @@ def test_patients_are_counted_by_collection(client: NbiaClient, demo: Catalog) -
 
 @every_collection
 def test_a_description_is_that_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
-    facts = demo.descriptions[collection]
-    row = {"Collection": collection, "Description": facts.description, "DescriptionURI": facts.uri}
+    described = demo.descriptions[collection]
+    row = {"Collection": collection, "Description": described.description, "DescriptionURI": described.uri}
     assert_same(member.collection_description(collection), [row], "collections")
 
 
