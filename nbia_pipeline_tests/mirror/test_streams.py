@@ -34,7 +34,7 @@ def after(places: Streams, machine: Machine, *busy: float) -> list[int]:
     for part in busy:
         machine.pass_second(part)
         with places._freed:
-            places.look()
+            places.adjust()
         found.append(places.allowed)
     return found
 
@@ -49,7 +49,7 @@ def test_a_look_too_soon_after_the_last_says_nothing(machine: Machine) -> None:
     places = streams(machine)
     machine.now += 0.01
     with places._freed:
-        places.look()
+        places.adjust()
     assert places.allowed == 3
 
 
