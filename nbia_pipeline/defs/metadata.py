@@ -56,7 +56,7 @@ def definition_metadata(table: Table) -> dict[str, Any]:
 def materialisation_metadata(
     table: Table, lake: Lake, rows: int, size: int, seconds: float, collection: str | None = None
 ) -> dict[str, Any]:
-    """Return the figures of one written table or partition: rows, bytes, seconds and where it lies."""
+    """Return the figures of one written table or partition: rows, bytes, seconds and its path."""
     count = "dagster/row_count" if collection is None else "dagster/partition_row_count"
     return {
         count: rows,
@@ -115,7 +115,7 @@ def histogram(in_lake: Sequence[int], fetched: Sequence[int]) -> str:
 def contact_sheet_metadata(
     log: dg.DagsterLogManager, lake: Lake, collection: str, receipts: pa.Table, series: pa.Table
 ) -> dict[str, Any]:
-    """Return the contact sheet of a collection as metadata: the picture, and where the large one lies.
+    """Return the contact sheet of a collection as metadata: the picture, and the path of the large one.
 
     A picture must never fail a run. What could not be drawn is logged as a warning, and marked on the sheet.
 

@@ -28,7 +28,7 @@ from nbia_pipeline.mirror.series import (
     in_order_of,
     same_contents,
 )
-from nbia_pipeline.mirror.upgrade import upgraded
+from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 
@@ -62,7 +62,7 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
         if clear_mark:
             journal.clear_mark(lake, collection)
-        before = lake.read_table(IMAGE_SERIES, collection)
+        before, exists = lake.read_table(IMAGE_SERIES, collection), lake.has_table(IMAGE_SERIES, collection)
         for entries in journal.read_slices(lake, collection):
             for entry in entries:
                 journal.finish_move(lake, entry)
@@ -72,11 +72,11 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
             _write_instances(lake, collection, receipts)
             for path in _outdated_folders(before, receipts):
                 lake.remove_folder(path)
-            if not table.equals(before) or not lake.has_table(IMAGE_SERIES, collection):
+            if not table.equals(before) or not exists or lacks_columns(lake, collection):
                 lake.write_table(IMAGE_SERIES, table, collection)
             for entry in entries:
                 lake.remove(entry.path)
-            before = table
+            before, exists = table, True
         return before
 
 
@@ -118,7 +118,7 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
 
 
 def _outdated_folders(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]:
-    """Yield where the older files of series lie that came back under another patient or study."""
+    """Yield the directories of the older files of series that came back under another patient or study."""
     fresh = {r.wanted.SeriesInstanceUID: r.path for r in receipts if r.status == COMPLETE}
     known = before.filter(pc.is_in(before[_UID], value_set=pa.array(list(fresh), pa.string())))
     for row in known.filter(has_files(known)).to_pylist():
@@ -142,7 +142,7 @@ def _write_instances(lake: Lake, collection: str, receipts: Iterable[Receipt]) -
 
 
 def with_receipts(table: pa.Table, receipts: Sequence[Receipt]) -> pa.Table:
-    """Return ``image_series`` with new receipts in the place of older ones of the same series.
+    """Return ``image_series`` with new receipts instead of older ones of the same series.
 
     A failed attempt to refresh a series does not undo the whole one that the lake still holds: its receipt stays,
     with the version that could not be fetched, and why.

@@ -62,10 +62,10 @@ def fetch_batch(
         LakeError: the lake cannot be written.
     """
 
-    places = Streams(streams)
+    slots = Streams(streams)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        with places.place():
+        with slots.slot():
             receipt = fetch_series(client, lake, wanted)
         on_result(receipt)
         return receipt
@@ -129,14 +129,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
                 continue
             except NotAvailable as e:
                 return _failed(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
-            receipt = Receipt(
-                wanted,
-                COMPLETE,
-                attempt,
-                verified.instances,
-                repaired=verified.repaired,
-                verified_by=verified.verified_by,
-            )
+            receipt = Receipt(wanted, COMPLETE, attempt, **vars(verified))
             publish_series(lake, receipt, work / "files")
             return receipt
     return _failed(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))

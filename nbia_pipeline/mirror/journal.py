@@ -39,7 +39,7 @@ class Entry:
 
 
 def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
-    """Put a verified series into its place, and record it in the journal.
+    """Move the files of a verified series to where they belong, and record it in the journal.
 
     Args:
         lake: where to.
@@ -125,7 +125,7 @@ def staged_by_journal(lake: Lake) -> set[str]:
 def mark_failed(lake: Lake, collection: str) -> None:
     """Mark that a batch of a collection failed, so that the other batches commit what they fetched.
 
-    A run with a failed batch has no last step, so whoever comes last must commit. The failed batch marks, then
+    A run with a failed batch has no last step, so the last batch to end must commit. The failed batch marks, then
     commits; every other batch writes its entries, then looks for the mark, and commits if there is one. Take the
     moment at which the failed batch reads the journal. What another wrote before, that commit carries over. What it
     wrote after, it wrote after the mark was made: so it finds the mark, and commits itself. Both leave the mark; the

@@ -1,4 +1,4 @@
-"""The licenses of a collection: their texts beside its images and in table ``licences``.
+"""The licenses of a collection: their texts next to its images and in table ``licences``.
 
 Data without their terms are useless to the people who use them. The text is the entry ``LICENSE`` that getImage
 sends before the first image (server), so that a few kilobytes of the smallest series are enough.
@@ -143,7 +143,7 @@ def _ask(client: NbiaClient, collection: str, license: License, listed: list[dic
 
 
 def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]]) -> None:
-    """Put each text where its row says; a file that was removed is written again."""
+    """Write each text to the path in its row; a file that was removed is written again."""
     taken = {row["Path"] for row in rows.values() if row["Path"]}
     for license in sorted(rows):
         row = rows[license]

@@ -16,6 +16,7 @@ from nbia_pipeline.mirror.series import (
     COLUMNS,
     NEWER,
     WantedSeries,
+    as_table,
     has_files,
     in_order_of,
     refresh_failed,
@@ -78,9 +79,7 @@ class Figures:
     @classmethod
     def of(cls, series: Iterable[WantedSeries]) -> Figures:
         """Return the figures of some series."""
-        rows = list(series)
-        files, size = sum(w.ImageCount or 0 for w in rows), sum(w.FileSize or 0 for w in rows)
-        return cls(len(rows), files, size, sum(w.FileSize is None for w in rows))
+        return cls.of_table(as_table(series))
 
     @classmethod
     def of_table(cls, series: pa.Table) -> Figures:
@@ -126,16 +125,6 @@ class Plan:
         """How much there is to fetch."""
         return Figures.of(self.todo)
 
-    @property
-    def files(self) -> int:
-        """How many files there are to fetch."""
-        return self.figures.files
-
-    @property
-    def bytes(self) -> int:
-        """How many bytes there are to fetch, as far as they are announced."""
-        return self.figures.bytes
-
     def batches(self, max_series: int = BATCH_SERIES) -> Iterator[list[WantedSeries]]:
         """Cut the series to fetch into batches of at most 2 GB and so many series."""
         return batches(self.todo, max_series=max_series)
@@ -146,8 +135,9 @@ class Plan:
         Args:
             free: bytes that the disk has free, None where that is not known.
         """
+        todo = self.figures
         parts = [
-            f"{self.figures.series} series to fetch ({self.files:,} files, {size_text(self.bytes)})",
+            f"{todo.series} series to fetch ({todo.files:,} files, {size_text(todo.bytes)})",
             f"{self.done} of {self.wanted} in the lake ({size_text(self.done_figures.bytes)})",
         ]
         if self.left:
@@ -179,9 +169,7 @@ def make_plan(
         series: rows of the ``series`` table.
         receipts: rows of the ``image_series`` table, with those of the journal.
         selection: which of the series are wanted; all by default.
-        max_bytes: see :class:`Bounds`, as for the others.
-        max_series: see there.
-        retry: see there.
+        max_bytes, max_series, retry: see :class:`Bounds`.
     """
     selected = selection.apply(series).select(COLUMNS).sort_by("SeriesInstanceUID")
     known = in_order_of(selected, receipts)

@@ -7,8 +7,7 @@ those rows, and the next prune finishes it. At no time does a receipt state file
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -77,13 +76,12 @@ def prunable(lake: Lake, collection: str) -> Prunable | None:
     return Prunable(collection, found, files.num_rows, pc.sum(files["Size"]).as_py(), span["min"], span["max"])
 
 
-def prune(lake: Lake, what: Prunable, *, on_result: Callable[[str], None] = lambda uid: None) -> Prunable | None:
+def prune(lake: Lake, what: Prunable) -> Prunable | None:
     """Delete the files of withdrawn series, and return what was deleted; None if nothing was left to delete.
 
     Args:
         lake: the lake.
         what: what :func:`prunable` returned; a series that returned meanwhile is spared.
-        on_result: called with the UID of every series whose files are gone.
 
     Raises:
         LakeError: the lake cannot be written; call it again to finish.
@@ -97,11 +95,9 @@ def prune(lake: Lake, what: Prunable, *, on_result: Callable[[str], None] = lamb
         instances = lake.read_table(INSTANCES, what.collection)
         chosen = pc.is_in(instances[UID], value_set=_texts(uids))
         gone = instances.filter(chosen)
-        for uid, folders in sorted(_folders(gone).items()):
+        for folder in sorted({path.rsplit("/", 1)[0] for path in gone["Path"].to_pylist()}):
             expect_held()
-            for folder in folders:
-                lake.remove_folder(folder)
-            on_result(uid)
+            lake.remove_folder(folder)
         kept = instances.filter(pc.invert(chosen))
         lake.write_table(INSTANCES, kept, what.collection, may_empty=True)
     return Prunable(what.collection, uids, gone.num_rows, pc.sum(gone["Size"]).as_py(), now.since, now.until)
@@ -123,14 +119,6 @@ def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
         values = pc.if_else(chosen, pa.scalar(value, field.type), receipts[name])
         receipts = receipts.set_column(receipts.schema.get_field_index(name), field, values)
     lake.write_table(IMAGE_SERIES, receipts, collection)
-
-
-def _folders(instances: pa.Table) -> dict[str, set[str]]:
-    """Return the directories of the files of each series."""
-    folders: dict[str, set[str]] = defaultdict(set)
-    for uid, path in zip(instances[UID].to_pylist(), instances["Path"].to_pylist(), strict=True):
-        folders[uid].add(path.rsplit("/", 1)[0])
-    return folders
 
 
 def _texts(values: Iterable[str]) -> pa.Array:

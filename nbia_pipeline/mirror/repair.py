@@ -67,7 +67,7 @@ def complete(
         client: the archive.
         wanted: the series as listed.
         unpacked: what getImageWithMD5Hash sent.
-        listed: what getSOPInstanceUIDs says.
+        listed: what getSOPInstanceUIDs lists.
         files: directory that holds the files; those fetched here are added.
         even_if_many: repair also what another download would repair with fewer calls.
 
@@ -80,7 +80,7 @@ def complete(
     if len(open_ones) > WORTH_REPAIRING * len(listed) and not even_if_many:
         raise NotVerified(f"{_shortage(unpacked, listed)}{_faults(unpacked)}")
     repaired, undigested = 0, 0
-    # What is missing comes first: if the archive cannot send it, the rest need not be asked for.
+    # What is missing comes first: if the archive cannot send it, there is no need to ask for the rest.
     for uid in sorted(open_ones, key=lambda uid: uid in unpacked.instances):
         expected = client.md5_of_image(uid) or (unpacked.digests or {}).get(unpacked.names.get(uid, "")) or None
         instance = unpacked.instances.get(uid)
@@ -148,7 +148,7 @@ def _expect_size(wanted: WantedSeries, instances: Iterable[VerifiedInstance]) ->
     size = sum(i.Size for i in instances)
     if size != wanted.FileSize:
         raise NotVerified(
-            f"the archive holds no digest of some instances, and the files have {size} bytes where getSeries says "
+            f"the archive holds no digest of some instances, and the files have {size} bytes where getSeries states "
             f"{wanted.FileSize}"
         )
 

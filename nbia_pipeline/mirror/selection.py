@@ -29,7 +29,7 @@ _OF_A_CART = ("Collection", "ImageCount", "DateReleased")
 
 
 class SelectionError(Exception):
-    """A selection cannot be read or names nothing; the text says which, and what to do."""
+    """A selection cannot be read or names nothing; the text states which, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How many series are downloaded at a time: as many as the archive and the processors can handle.
 
-How much is asked of the archive at a time is bounded by the client, which steps back when the archive is busy. Here
+How many requests are in flight is bounded by the client, which steps back when the archive is busy. Here
 the processors are watched: while downloads wait for the network, more of them help; once the processors are busy
 unpacking and hashing, more of them only get in each other's way.
 """
@@ -20,13 +20,13 @@ BUSY = 0.85
 
 
 class Streams:
-    """A number of places that grows while the processors are idle, and shrinks while they are busy.
+    """A number of slots that grows while the processors are idle, and shrinks while they are busy.
 
-    It begins with one place more than there are processors, doubles whenever they are found idle, and falls by one
+    It begins with one slot more than there are processors, doubles whenever they are found idle, and falls by one
     whenever they are found busy.
 
     Args:
-        most: highest number of places.
+        most: highest number of slots.
         cores: processors.
         clock: seconds, monotonic.
         cpu: seconds of processor time that this process took.
@@ -50,8 +50,8 @@ class Streams:
         self._freed = threading.Condition()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Wait for a place, and keep it."""
+    def slot(self) -> Iterator[None]:
+        """Wait for a slot, and occupy it."""
         with self._freed:
             while self._taken >= self.allowed:
                 self._freed.wait(ADJUST_SECONDS)
@@ -65,7 +65,7 @@ class Streams:
                 self._freed.notify()
 
     def adjust(self) -> None:
-        """Set the number of places by what the processors did since the last time, if that is long enough ago."""
+        """Set the number of slots by what the processors did since the last time, if that is long enough ago."""
         now, used = self._clock(), self._cpu()
         seconds = now - self._measured[0]
         if seconds < ADJUST_SECONDS:

@@ -112,13 +112,13 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
     """
     _empty(target)
     found = Unpacked()
-    seen: set[str] = set()
+    names: set[str] = set()
     left = bounds.bytes
     try:
         for entry in stream_entries(chunks):
-            _expect_plain_name(entry.name, seen)
-            seen.add(entry.name)
-            if len(seen) > bounds.files:
+            _expect_plain_name(entry.name, names)
+            names.add(entry.name)
+            if len(names) > bounds.files:
                 raise UnsafeZip(f"the zip holds more than {bounds.files} files, far more than the archive announced")
             if entry.name == MD5_LIST:
                 found.digests = _listed_digests(_all_of(entry, LIST_BYTES))
@@ -209,11 +209,11 @@ def _store(
             raise NotVerified(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
         if taken and header.SOPInstanceUID in taken:
             raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
-        place = target / instance_name(header.SOPInstanceUID)
+        final = target / instance_name(header.SOPInstanceUID)
         if isinstance(whole, bytes):
-            place.write_bytes(whole)
+            final.write_bytes(whole)
         else:
-            large.replace(place)
+            large.replace(final)
     except NotDicom as e:
         raise NotVerified(str(e)) from e
     finally:
@@ -246,10 +246,10 @@ def _all_of(entry: Entry, most: int) -> bytes:
     return b"".join(_bounded(entry, most))
 
 
-def _expect_plain_name(name: str, seen: set[str]) -> None:
+def _expect_plain_name(name: str, names: set[str]) -> None:
     if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
         raise UnsafeZip(f"the zip holds a name that is a path: {name[:100]!r}")
-    if name in seen:
+    if name in names:
         raise UnsafeZip(f"the zip holds the name {name[:100]!r} twice")
 
 

@@ -8,14 +8,23 @@ from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from nbia_pipeline import clock
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.series import NEWER, has_files
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 
 # How 0.1.0 began the Reason of a whole series whose newer version could not be fetched.
 _SENTENCE = r"the newer version \((.*?) images, (.*?) bytes, submitted (.*?), released (.*?)\) could not be fetched: "
 _KINDS: tuple[Callable[[str], int | datetime], ...] = (int, int, datetime.fromisoformat, datetime.fromisoformat)
+
+
+def lacks_columns(lake: Lake, collection: str) -> bool:
+    """Tell whether the file of the receipts is of 0.1.0; readers of many partitions need the same columns in each."""
+    with lake.open(table_path(IMAGE_SERIES.name, collection)) as file:
+        return NEWER[0] not in pq.read_schema(file).names
 
 
 def upgraded(receipts: pa.Table) -> pa.Table:

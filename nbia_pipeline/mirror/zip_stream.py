@@ -122,7 +122,7 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
         raise InvalidZip(f"the zip holds {name[:100]!r} in a way that the archive never uses (method {method})")
     if method == _STORED and follow:
-        raise InvalidZip(f"the zip does not say how long {name[:100]!r} is")
+        raise InvalidZip(f"the zip does not state how long {name[:100]!r} is")
     if not follow and _FULL in (packed, size):
         size, packed = _wide_sizes(extra)
     entry = Entry(name, iter(()))

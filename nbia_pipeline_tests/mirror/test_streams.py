@@ -59,7 +59,7 @@ def test_no_more_hold_a_place_than_are_allowed(machine: Machine) -> None:
     go_on = threading.Event()
 
     def work() -> None:
-        with places.place():
+        with places.slot():
             held.release()
             go_on.wait(30)
 

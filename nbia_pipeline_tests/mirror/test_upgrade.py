@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nbia_pipeline import clock
@@ -27,11 +29,12 @@ from nbia_pipeline.cli.main_job import run_main_job
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.engine import Mirror, preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.mirror.series import NEWER, NO_NEWER
-from nbia_pipeline.mirror.upgrade import upgraded
+from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.conftest import FAST
@@ -181,6 +184,24 @@ def test_the_sentence_is_read_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(clock, "utc_now", lambda: NOW + timedelta(days=9))
     assert upgraded(first).equals(first)
     assert commit(lake, ALPHA).equals(first)
+
+
+def test_a_table_without_the_new_columns_gets_them_though_nothing_changed(lake: Lake) -> None:
+    path = Path(lake.uri) / table_path("image_series", ALPHA)
+    commit(lake, ALPHA)
+    as_of_0_1 = pq.ParquetFile(path).read().drop_columns(list(NO_NEWER)).slice(1, 1)
+    pq.write_table(as_of_0_1, path)
+    lake.write_table(SERIES, lake.read_table(SERIES, ALPHA).slice(1, 1), ALPHA)
+    assert lacks_columns(lake, ALPHA)
+    before = receipts(lake)
+    commit(lake, ALPHA)
+    assert not lacks_columns(lake, ALPHA)
+    assert receipts(lake) == before
+    commit(lake, BETA)
+    rows = duckdb.sql(
+        f"SELECT Collection, RefreshFailedAt FROM '{lake.uri}/tables/image_series/*/*.parquet' ORDER BY 1"
+    )
+    assert rows.fetchall() == [(ALPHA, None), (BETA, None)]
 
 
 @pytest.mark.parametrize("value", ["None", "2026-03-02 08:00:00.000125"])

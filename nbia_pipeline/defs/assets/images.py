@@ -97,7 +97,10 @@ def build_images_asset(names: Naming) -> dg.AssetsDefinition:
 
     def make_plan(context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
         collection = context.partition_key
-        _expect_mirrored(names.archive_of(context).settings().mirrors_images_of(collection), collection)
+        if not names.archive_of(context).settings().mirrors_images_of(collection):
+            raise SettingsError(
+                f"the images of {collection!r} are not mirrored: add the collection to NBIA_IMAGES to mirror them"
+            )
         selection = config.selection(mirror.client)
         return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
 
@@ -119,13 +122,6 @@ def build_images_asset(names: Naming) -> dg.AssetsDefinition:
         return finish(summary, found.map(fetch).collect())
 
     return images
-
-
-def _expect_mirrored(mirrored: bool, collection: str) -> None:
-    if not mirrored:
-        raise SettingsError(
-            f"the images of {collection!r} are not mirrored: add the collection to NBIA_IMAGES to mirror them"
-        )
 
 
 def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
