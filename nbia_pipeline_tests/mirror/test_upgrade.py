@@ -198,10 +198,9 @@ def test_a_table_without_the_new_columns_gets_them_though_nothing_changed(lake: 
     assert not lacks_columns(lake, ALPHA)
     assert receipts(lake) == before
     commit(lake, BETA)
-    rows = duckdb.sql(
-        f"SELECT Collection, RefreshFailedAt FROM '{lake.uri}/tables/image_series/*/*.parquet' ORDER BY 1"
-    )
-    assert rows.fetchall() == [(ALPHA, None), (BETA, None)]
+    files = f"{lake.uri}/tables/image_series/*/*.parquet"
+    rows = duckdb.execute(f"SELECT Collection, RefreshFailedAt FROM '{files}' ORDER BY 1").fetchall()
+    assert rows == [(ALPHA, None), (BETA, None)]
 
 
 @pytest.mark.parametrize("value", ["None", "2026-03-02 08:00:00.000125"])
