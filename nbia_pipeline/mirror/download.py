@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
@@ -12,7 +13,7 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.repair import Verified, complete, complete_without_digests, expect_same_set
-from nbia_pipeline.mirror.series import WantedSeries, same_content, wanted_series
+from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
 from nbia_pipeline.mirror.streams import Streams
 from nbia_pipeline.mirror.unpack import NotVerified, ZipBounds, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
@@ -107,7 +108,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
     try:
         _ = Receipt(wanted, COMPLETE, 0).path
     except LakeError as e:
-        return _failed(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
+        return record_failure(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
     reason = ""
     empty = 0
     for attempt in range(1, TRIES + 1):
@@ -115,29 +116,24 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
             try:
                 with lake.storage_errors(f"unpack series {wanted.SeriesInstanceUID}"):
                     if attempt > 1:  # the listing may be older than the files
-                        wanted = _as_listed_now(client, wanted)
+                        wanted = _listed_now(client, wanted) or wanted
                     digests, last = empty < EMPTY_ZIPS, attempt == TRIES
                     verified = _attempt(client, wanted, work / "files", digests=digests, last=last)
                     if verified.repaired:
                         _expect_not_replaced(client, wanted)
                     if sum(i.Size for i in verified.instances) != wanted.FileSize:
-                        wanted = _as_listed_now(client, wanted)
+                        wanted = _listed_now(client, wanted) or wanted
             except NotVerified as e:
                 reason = str(e)
                 empty += isinstance(e, NoImages)
                 log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
                 continue
             except NotAvailable as e:
-                return _failed(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
+                return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
             receipt = Receipt(wanted, COMPLETE, attempt, **vars(verified))
             publish_series(lake, receipt, work / "files")
             return receipt
-    return _failed(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
-
-
-def _failed(lake: Lake, receipt: Receipt) -> Receipt:
-    record_failure(lake, receipt)
-    return receipt
+    return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
 
 
 def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Verified:
@@ -173,18 +169,10 @@ def _bounds(client: NbiaClient, wanted: WantedSeries) -> ZipBounds:
     return ZipBounds.announced(size.file_size, size.image_count)
 
 
-def _as_listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries:
-    """Return the series with the fingerprint that the archive lists now; as it was where it lists none or moved it."""
-    return _listed_now(client, wanted) or wanted
-
-
 def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:
+    """Return the series with the fingerprint that the archive lists now; None where it lists none or moved it."""
     for now in wanted_series(client.series(series_uid=wanted.SeriesInstanceUID)):
-        if (now.Collection, now.PatientID, now.StudyInstanceUID) == (
-            wanted.Collection,
-            wanted.PatientID,
-            wanted.StudyInstanceUID,
-        ):
+        if replace(wanted, **{name: getattr(now, name) for name in FINGERPRINT}) == now:
             return now
     return None
 

@@ -196,9 +196,9 @@ class Mirror:
         on_progress: OnProgress,
     ) -> Plan:
         """Plan for some series by collection; `whole` are the listings of these collections."""
-        empty = [t.SERIES.schema.empty_table()], [t.IMAGE_SERIES.schema.empty_table()]
-        rows = pa.concat_tables([*empty[0], *series.values()])
-        receipts = pa.concat_tables([*empty[1], *(commit(self.lake, c, listed) for c, listed in series.items())])
+        rows = pa.concat_tables([t.SERIES.schema.empty_table(), *series.values()])
+        receipts = [commit(self.lake, collection, listed) for collection, listed in series.items()]
+        receipts = pa.concat_tables([t.IMAGE_SERIES.schema.empty_table(), *receipts])
         swept = journal.sweep(self.lake)
         plan = make_plan(rows, receipts, selection=selection, **asdict(bounds))
         leftovers = f", {swept} leftovers of earlier runs removed" if swept else ""

@@ -65,10 +65,11 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
             raise
 
 
-def record_failure(lake: Lake, receipt: Receipt) -> None:
-    """Record in the journal that a series could not be fetched."""
+def record_failure(lake: Lake, receipt: Receipt) -> Receipt:
+    """Record in the journal that a series could not be fetched, and return the receipt."""
     with lake.lock(Lock.COLLECTION, receipt.wanted.Collection):
         _write(lake, receipt, staged=None)
+    return receipt
 
 
 def read_slices(lake: Lake, collection: str) -> Iterator[list[Entry]]:

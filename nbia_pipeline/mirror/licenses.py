@@ -60,7 +60,9 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
     before = lake.read_table(LICENSES, collection)
     rows = {_license_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
     for license, listed in _series_by_license(series).items():
-        row = rows.setdefault(license, _row(collection, listed[0]))
+        named = {name: listed[0][name] for name in ("LicenseName", "LicenseURI")}
+        new = {"Collection": collection, **named, "LicenseText": None, "Path": None}
+        row = rows.setdefault(license, new)
         row["SeriesCount"] = len(listed)
         if row["LicenseText"] is None:
             row["LicenseText"] = _ask(client, collection, license, listed)
@@ -103,21 +105,14 @@ def _series_by_license(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
     for row in series.select([*_COLUMNS, "LicenseName", "LicenseURI"]).to_pylist():
         found.setdefault(_license_of(row), []).append(row)
     for rows in found.values():
-        rows.sort(key=_size)
+        rows.sort(
+            key=lambda r: (r["ImageCount"] == 0, r["FileSize"] is None, r["FileSize"] or 0, r["SeriesInstanceUID"])
+        )
     return found
-
-
-def _size(row: dict[str, Any]) -> tuple[bool, bool, int, str]:
-    return row["ImageCount"] == 0, row["FileSize"] is None, row["FileSize"] or 0, row["SeriesInstanceUID"]
 
 
 def _license_of(row: dict[str, Any]) -> License:
     return License(row["LicenseName"] or "", row["LicenseURI"] or "")
-
-
-def _row(collection: str, named: dict[str, Any]) -> dict[str, Any]:
-    known = {name: named[name] for name in ("LicenseName", "LicenseURI")}
-    return {"Collection": collection, **known, "LicenseText": None, "Path": None}
 
 
 def _ask(client: NbiaClient, collection: str, license: License, listed: list[dict[str, Any]]) -> str | None:

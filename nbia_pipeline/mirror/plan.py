@@ -16,7 +16,6 @@ from nbia_pipeline.mirror.series import (
     COLUMNS,
     NEWER,
     WantedSeries,
-    as_table,
     has_files,
     in_order_of,
     refresh_failed,
@@ -79,7 +78,9 @@ class Figures:
     @classmethod
     def of(cls, series: Iterable[WantedSeries]) -> Figures:
         """Return the figures of some series."""
-        return cls.of_table(as_table(series))
+        rows = list(series)
+        files, size = sum(w.ImageCount or 0 for w in rows), sum(w.FileSize or 0 for w in rows)
+        return cls(len(rows), files, size, sum(w.FileSize is None for w in rows))
 
     @classmethod
     def of_table(cls, series: pa.Table) -> Figures:
