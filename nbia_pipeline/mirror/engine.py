@@ -28,8 +28,6 @@ from nbia_pipeline.schema.status import COMPLETE
 OnProgress = Callable[[str], object]
 """Takes one line of text, for a person."""
 
-_LISTINGS = {t.PATIENTS: NbiaClient.patients, t.STUDIES: NbiaClient.studies, t.SERIES: NbiaClient.series}
-
 
 @dataclass(frozen=True)
 class MirrorResult:
@@ -129,10 +127,9 @@ class Mirror:
             ArchiveError: the archive cannot be asked.
             LakeError: the lake cannot be written.
         """
-        for table, ask in _LISTINGS.items():
-            write_listing(
-                self.lake, table, self.client.api, partial(_fetched, ask, self.client, collection), collection
-            )
+        client = self.client
+        for table, ask in ((t.PATIENTS, client.patients), (t.STUDIES, client.studies), (t.SERIES, client.series)):
+            write_listing(self.lake, table, client.api, partial(_fetched, ask, collection), collection)
         record_changes(self.lake, collection)
 
     def plan(
@@ -170,10 +167,9 @@ class Mirror:
             LakeError: as for :meth:`plan`.
         """
         rows = cart_series(self.client, self.lake, name)
-        names = pc.unique(rows["Collection"]).to_pylist()
-        series = {name: rows.filter(pc.equal(rows["Collection"], name)) for name in names}
+        series = {c: rows.filter(pc.equal(rows["Collection"], c)) for c in pc.unique(rows["Collection"]).to_pylist()}
         # A license is that of a collection: where the lake lists it, all its series count.
-        whole = {c: present_series(self.lake, c) if self.lake.count_rows(t.SERIES, c) else series[c] for c in names}
+        whole = {c: present_series(self.lake, c) if self.lake.count_rows(t.SERIES, c) else s for c, s in series.items()}
         return self._plan(f"cart {name}", series, whole, EVERYTHING, bounds, on_progress)
 
     def fetch(
@@ -212,8 +208,8 @@ class Mirror:
         keep_licenses(self.client, self.lake, collection, series)
 
 
-def _fetched(ask: Callable[[NbiaClient, str], pa.Table], client: NbiaClient, collection: str) -> Fetched:
-    return Fetched(ask(client, collection))
+def _fetched(ask: Callable[[str], pa.Table], collection: str) -> Fetched:
+    return Fetched(ask(collection))
 
 
 def listed_series(lake: Lake, collection: str) -> pa.Table:

@@ -317,10 +317,10 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run_and_is_told(mirror: Mirror)
     assert "the contact sheet of QIN_Breast.v2 could not be drawn" in lines(mirror.instance, result)[-1]
 
 
-def test_what_is_healed_and_what_cannot_be_had_is_told(mirror: Mirror) -> None:
-    healed, hidden, broken = mirror.uids()[:3]
+def test_what_is_repaired_and_what_cannot_be_fetched_is_reported(mirror: Mirror) -> None:
+    damaged, hidden, broken = mirror.uids()[:3]
     mirror.archive.control.faults(
-        Fault("lost_file", endpoint="getImageWithMD5Hash", series=healed, fraction=0.0),
+        Fault("lost_file", endpoint="getImageWithMD5Hash", series=damaged, fraction=0.0),
         Fault("html", endpoint="getSingleImage", series=broken),
         Fault("status", status=400, endpoint="getImageWithMD5Hash", series=hidden),
         Fault("cut_file", endpoint="getImageWithMD5Hash", series=broken),

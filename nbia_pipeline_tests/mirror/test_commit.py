@@ -65,7 +65,7 @@ def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
     assert held(lake) == {instance["Path"]: instance["Size"]}
 
 
-def test_settling_twice_changes_nothing(lake: Lake) -> None:
+def test_committing_twice_changes_nothing(lake: Lake) -> None:
     publish(lake, receipt())
     first = commit(lake, "A", series_table([ONE]))
     assert commit(lake, "A", series_table([ONE])).equals(first)
@@ -118,7 +118,7 @@ def test_a_failed_refresh_is_forgotten_when_the_archive_takes_the_newer_version_
     assert table.select([*NEWER, "RefreshFailedAt"]).to_pylist() == [dict.fromkeys([*NEWER, "RefreshFailedAt"])]
 
 
-def test_a_failure_is_kept_with_its_reason_until_it_is_mended(lake: Lake) -> None:
+def test_a_failure_is_kept_with_its_reason_until_the_series_is_fetched(lake: Lake) -> None:
     record_failure(lake, Receipt(ONE, "quarantined", 3, reason="short by one"))
     assert commit(lake, "A", series_table([ONE]))["Reason"].to_pylist() == ["short by one"]
     publish(lake, receipt())
@@ -197,7 +197,7 @@ def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     blocked = tmp_path / "images" / "A" / "P"
     blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a directory shall be")
+    blocked.write_text("a file where a directory must be")
     with pytest.raises(LakeError):
         publish(lake, receipt())
     assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
@@ -227,7 +227,7 @@ def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
     assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [5]
 
 
-def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
+def test_a_commit_with_nothing_new_writes_nothing_and_reads_no_instances(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(lake, receipt())
@@ -245,7 +245,7 @@ def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
     assert touched == ["read_table series_seen", "read_table image_series"]
 
 
-def test_what_would_be_settled_can_be_seen_without_settling(lake: Lake) -> None:
+def test_what_would_be_committed_can_be_seen_without_a_commit(lake: Lake) -> None:
     publish(lake, receipt())
     seen = current_receipts(lake, "A", series_table([ONE, wanted(2)]))
     assert lake.collections_of(IMAGE_SERIES) == []

@@ -1,4 +1,4 @@
-"""Two who settle and publish at once harm each other in nothing; large journals and tables are settled in pieces."""
+"""Two who commit and publish at once do each other no harm; large journals and tables are committed in pieces."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ work(Lake(sys.argv[1]), int(sys.argv[2]))
 
 
 def work(lake: Lake, first: int) -> None:
-    """Publish every other series, and settle after each few, as batches of a run in which one failed do."""
+    """Publish every other series, and commit after each few, as batches of a run in which one failed do."""
     for number in range(first, 2 * EACH, 2):
         publish(lake, receipt(size=number + 1, n=number))
         if number % 3 == 0:
@@ -124,7 +124,7 @@ def _instances(count: int) -> list[VerifiedInstance]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_journal_is_committed_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     lake = Lake(str(tmp_path))
     for number in range(2 * EACH):
         publish(lake, receipt(size=number + 1, n=number))

@@ -35,9 +35,9 @@ BREAST = "QIN_Breast.v2"
 DOWNLOAD = "getImageWithMD5Hash"
 
 
-@pytest.fixture
-def client(archive: TestArchive) -> Iterator[NbiaClient]:
-    with archive.client() as client:
+@pytest.fixture(params=["v2"])
+def client(archive: TestArchive, request: pytest.FixtureRequest) -> Iterator[NbiaClient]:
+    with archive.client(api=request.param) as client:
         yield client
 
 
@@ -51,6 +51,7 @@ def statuses(lake: Lake) -> dict[str, str]:
     return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
 
 
+@pytest.mark.parametrize("client", ["v2", "v4"], indirect=True)
 def test_a_collection_is_mirrored_into_a_new_lake(
     archive: TestArchive, client: NbiaClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +65,7 @@ def test_a_collection_is_mirrored_into_a_new_lake(
     rows = {t.name: lake.count_rows(t, BREAST) for t in (PATIENTS, STUDIES, SERIES, SERIES_CHANGES, SERIES_SEEN)}
     assert rows == {"patients": 2, "studies": 3, "series": 5, "series_changes": 5, "series_seen": 5}
     assert lake.read_table(SERIES, BREAST).sort_by("SeriesInstanceUID").equals(listed.sort_by("SeriesInstanceUID"))
-    assert lake.read_properties(SERIES, BREAST)[API] == "v2"
+    assert lake.read_properties(SERIES, BREAST)[API] == client.api
     assert statuses(lake) == dict.fromkeys(listed["SeriesInstanceUID"].to_pylist(), "complete")
     assert lake.read_table(LICENSES, BREAST)["LicenseText"].null_count == 0
     instances = lake.read_table(INSTANCES, BREAST).to_pylist()

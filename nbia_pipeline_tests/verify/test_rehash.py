@@ -59,7 +59,7 @@ def content(n: int, instance: int, version: str) -> bytes:
 
 
 def publish(lake: Lake, n: int, version: str) -> None:
-    """Publish a series as a run does; the tables follow when somebody settles."""
+    """Publish a series as a run does; the tables follow with the next commit."""
     instances = []
     with lake.workspace() as work:
         (work / "files").mkdir()
