@@ -192,17 +192,11 @@ def test_a_reader_that_calls_the_client_does_not_wait_for_itself(archive: TestAr
 
 
 def test_metadata_one_by_one_uses_what_is_allowed(serve: Serve) -> None:
-    class Metadata(Crowd):
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http" and scope["path"].endswith("getSeriesMetadata2"):
-                await answer(500, b"HTTP 404 Not Found")(self, scope, receive, send)
-            elif scope["type"] == "http" and scope["path"].endswith("token"):
-                await answer(200, b'{"access_token":"a","expires_in":900}')(self, scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
-
-    crowd = Metadata()
-    with NbiaClient(serve(crowd), patience=replace(FAST, in_flight=11)) as client:
+    crowd = Crowd()
+    faults = Faults(crowd)
+    faults.inject("getSeriesMetadata2", answer(500, b"HTTP 404 Not Found"))
+    faults.inject("token", answer(200, b'{"access_token":"a","expires_in":900}'))
+    with NbiaClient(serve(faults), patience=replace(FAST, in_flight=11)) as client:
         client.series_metadata([f"1.{n}" for n in range(60)])
     assert 8 < crowd.most <= 11
 

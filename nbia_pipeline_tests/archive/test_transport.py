@@ -17,6 +17,7 @@ from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer, L
 from nbia_pipeline.archive.errors import BODY_SHOWN
 from nbia_pipeline.archive.rate_limit import Limiter
 from nbia_pipeline.archive.transport import USER_AGENT, Session
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.embedded.server.tokens import GUEST
 from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import (
@@ -26,6 +27,7 @@ from nbia_pipeline_tests.helpers.faults import (
     always,
     answer,
     closed_early,
+    custom,
     cut,
     echo_headers,
     html,
@@ -487,11 +489,11 @@ def test_a_slash_at_the_end_of_the_base_url_does_no_harm(archive: TestArchive, b
 def test_connections_are_used_again(archive: TestArchive, serve: Serve) -> None:
     ports: list[int] = []
 
-    async def remember(app: object, scope: dict[str, tuple[str, int]], receive: object, send: object) -> None:
-        ports.append(scope["client"][1])
-        await answer(200, b"[]")(app, scope, receive, send)  # type: ignore[arg-type]
+    async def remember(request: FaultedRequest) -> None:
+        ports.append(request.scope["client"][1])
+        await request.respond(200, b"[]", {})
 
-    session = Session(serve(always(remember)), None, patience=FAST)  # type: ignore[arg-type]
+    session = Session(serve(always(custom(remember))), None, patience=FAST)
     for _ in range(5):
         get(session)
     assert len(ports) == 5

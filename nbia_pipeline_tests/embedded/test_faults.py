@@ -15,7 +15,7 @@ import requests
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from nbia_pipeline.embedded.control.fault import KINDS, Fault, FaultError
-from nbia_pipeline.embedded.server.fault_injection import _FAULTS
+from nbia_pipeline.embedded.server.fault_injection import _FAULTS, FaultedRequest
 from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import dicom
 
@@ -62,7 +62,9 @@ def test_every_kind_has_a_function() -> None:
     assert set(KINDS) == set(_FAULTS)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "x"}, {"kind": "cut", "fraction": 2}, {"kind": "cut", "probability": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "x"}, {"kind": "cut", "fraction": 2}, {"kind": "cut", "probability": -1}, {"kind": "custom"}]
+)
 def test_faults_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(FaultError):
         Fault(**wrong)
@@ -141,6 +143,22 @@ def test_what_is_no_answer_of_this_server(site: Site) -> None:
         json.loads(garbage.content)
 
 
+def test_any_answer(site: Site) -> None:
+    site.control.faults(Fault("answer", status=302, body="moved", headers={"location": "/elsewhere"}))
+    answer = requests.get(f"{site.url}/services/v2/getSeries", timeout=5, allow_redirects=False)
+    assert (answer.status_code, answer.text, answer.headers["location"]) == (302, "moved", "/elsewhere")
+
+
+def test_what_a_test_wants(site: Site) -> None:
+    async def act(request: FaultedRequest) -> None:
+        await request.respond(200, f"{request.exchange.endpoint} {request.exchange.headers['x-told']}".encode(), {})
+
+    site.control.faults(Fault("custom", act=act))
+    answer = requests.get(f"{site.url}/services/v2/getSeries", headers={"X-Told": "so"}, timeout=5)
+    assert answer.text == "getSeries so"
+    assert "so" not in repr(site.control.requests()), "headers hold tokens"
+
+
 # --- to the connection
 
 
@@ -207,6 +225,8 @@ def test_one_bit(site: Site) -> None:
 
 def test_ended_early_in_good_order(site: Site) -> None:
     true = site.get("v2/getSeries").content
+    site.control.faults(Fault("end_early", at=7))
+    assert site.get("v2/getSeries").content == true[:7]
     site.control.faults(Fault("end_early", fraction=0.9))
     assert site.get("v2/getSeries").content == true[: int(len(true) * 0.9)]
 

@@ -16,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.lake import LakeError
 from nbia_pipeline_tests.helpers import truth
+from nbia_pipeline_tests.helpers.faults import custom
 from nbia_pipeline_tests.helpers.mirror_site import DOWNLOADS, Site
 
 ROOT = Path(__file__).parents[2]
@@ -147,12 +148,12 @@ def test_a_lake_that_becomes_read_only(site: Site, small_disk: Remount, after: i
     site.collections = _all_public(site)
     asked = itertools.count()
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def act(request: FaultedRequest) -> None:
         if next(asked) == after:
             await _until_it_works(lambda: small_disk("ro"))
-        await app(scope, receive, send)
+        await request.pass_on()
 
-    site.around.inject(HASHED, fault, times=50)
+    site.around.inject(HASHED, custom(act), times=50)
     done = subprocess.run([*MIRROR, site.url, str(site.folder)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
     assert os.strerror(errno.EROFS) in done.stderr and "NBIA_LAKE" in done.stderr

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore, StoredInstance
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline_tests.helpers import truth
+from nbia_pipeline_tests.helpers.faults import custom
 from nbia_pipeline_tests.helpers.mirror_site import Site, site_of
 
 HASHED = "getImageWithMD5Hash"
@@ -68,12 +69,12 @@ def _replace_before(site: Site, endpoint: str, uid: str, slices: int | None, *, 
     }
     todo = [uid]
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        if todo and names & set(scope["query_string"].decode().replace("&", "=").split("=")):
+    async def act(request: FaultedRequest) -> None:
+        if todo and names & set(request.exchange.query.values()):
             site.control.replace(todo.pop(), hidden=hidden, slices=slices)
-        await app(scope, receive, send)
+        await request.pass_on()
 
-    site.around.inject(endpoint, fault, times=100)
+    site.around.inject(endpoint, custom(act), times=100)
 
 
 @pytest.mark.parametrize("endpoint", [HASHED, LISTED])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,16 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.embedded.server.run import make_server
-from nbia_pipeline_tests.helpers import faults, truth
+from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.archives import FAST
-from nbia_pipeline_tests.helpers.faults import Faults, true_answer
+from nbia_pipeline_tests.helpers.faults import Faults, custom, pass_on
 from nbia_pipeline_tests.helpers.mirror_site import Site
 
 HASHED = "getImageWithMD5Hash"
@@ -69,20 +68,16 @@ def test_a_reset_within_the_body_is_no_end(site: Site, fraction: float) -> None:
     site.expect_true()
 
 
-def _reset(fraction: float) -> faults.Fault:
+def _reset(fraction: float) -> Fault:
     """Send a part of the true answer, then reset the connection."""
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        start, body = await true_answer(app, scope, receive)
-        await send({**start, "headers": [(n, v) for n, v in start["headers"] if n != b"content-length"]})
-        await send({"type": "http.response.body", "body": body[: int(len(body) * fraction)], "more_body": True})
+    async def act(request: FaultedRequest) -> None:
+        start, body = await request.true_answer()
+        await request.answer(start, body[: int(len(body) * fraction)], more=True)
         await asyncio.sleep(0.05)  # for what was sent to be on its way
-        transport = send.__self__.transport  # type: ignore[attr-defined]  # uvicorn's
-        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as line:
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        await request.hang_up(at_once=True)
 
-    return fault
+    return custom(act)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
@@ -106,14 +101,10 @@ def test_slowness_is_no_silence(site: Site) -> None:
 # --- tokens
 
 
-async def _straight(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
-
-
 @pytest.mark.parametrize(("endpoint", "calls"), [(HASHED, 5), (LISTED, 5), ("getSeries", 1)])
 def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) -> None:
     # A list swallows the refusal, a download does not: either is asked for again, with another token.
-    site.around.inject(endpoint, faults.after(site.archive.tokens.expire_all), _straight, times=calls)
+    site.around.inject(endpoint, Fault("expire_tokens"), pass_on(), times=calls)
     site.run(streams=1)
     assert site.asked(endpoint) == 2 * calls
     assert len(site.around.calls("token")) == 1 + calls
@@ -122,18 +113,15 @@ def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) ->
 
 @pytest.mark.parametrize("whole", [True, False], ids=["the stream ends well", "the stream breaks"])
 def test_tokens_run_out_within_a_stream(site: Site, whole: bool) -> None:
-    tokens = site.archive.tokens
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        start, body = await true_answer(app, scope, receive)
-        await send(start)
-        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-        tokens.expire_all()
+    async def act(request: FaultedRequest) -> None:
+        start, body = await request.true_answer()
+        await request.answer(start, body[: len(body) // 2], more=True)
+        request.control.expire_tokens()
         if whole:
-            await send({"type": "http.response.body", "body": body[len(body) // 2 :]})
+            await request.send({"type": "http.response.body", "body": body[len(body) // 2 :]})
 
     # A stream that broke is asked for again, with the dead token first.
-    site.around.inject(HASHED, *([fault] if whole else [fault, _straight, _straight]), times=5)
+    site.around.inject(HASHED, *([custom(act)] if whole else [custom(act), pass_on(), pass_on()]), times=5)
     site.run(streams=1)
     assert site.asked(HASHED) == (5 if whole else 15)
     assert len(site.around.calls("token")) == 1 + 5

@@ -25,6 +25,7 @@ class Exchange:
         path: path below the base URL, like ``/services/v2/getSeries``.
         query: first value of each parameter.
         form: first value of each field of a form; read only while faults are planned.
+        headers: headers of the request, by name in lower case; not part of the plain data, for they hold tokens.
         status: status of the answer; None if there was none.
         sent: bytes of the body that were sent.
         fault: kind of the fault that struck; None without one.
@@ -36,6 +37,7 @@ class Exchange:
     path: str
     query: Mapping[str, str]
     form: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     status: int | None = None
     sent: int = 0
     fault: str | None = None
@@ -108,6 +110,11 @@ class Traffic:
             self._planned = [_Planned(fault) for fault in faults]
             self._chance = random.Random(seed)  # noqa: S311 - tests want it repeatable
 
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Let more go wrong, after what is planned already."""
+        with self._lock:
+            self._planned += [_Planned(fault) for fault in faults]
+
     def strike(self, exchange: Exchange) -> Fault | None:
         """Return the fault that strikes a request, or None."""
         with self._lock:
@@ -121,10 +128,14 @@ class Traffic:
         """Remember a request."""
         self._records.append(exchange)
 
+    def exchanges(self) -> list[Exchange]:
+        """Return the requests so far, in order."""
+        return list(self._records)
+
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
-        """Return the requests so far, and forget them if `clear`."""
+        """Return the requests so far as plain data, and forget them if `clear`."""
         with self._lock:
-            records = list(self._records)
+            records = self.exchanges()
             if clear:
                 self._records.clear()
         return [record.as_dict() for record in records]
