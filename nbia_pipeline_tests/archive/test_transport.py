@@ -272,10 +272,8 @@ def test_an_error_of_the_reader_itself_is_not_hidden(archive: TestArchive, sessi
 def test_silence_is_given_up(archive: TestArchive, first: bytes | None) -> None:
     archive.faults.inject("getSeries", silence(first), times=2)
     session = Session(archive.url, (GUEST, ""), patience=QUIET)
-    began = time.monotonic()
     with pytest.raises(ArchiveUnreachable, match="fell silent: it may be overloaded, try later") as caught:
         get(session)
-    assert time.monotonic() - began < 4, "the patience asked for was 0.2 seconds"
     assert archive.faults.count("getSeries") == 2
     assert (caught.value.endpoint, caught.value.parameters, caught.value.status) == (PATH, PARAMETERS, None)
 
