@@ -25,6 +25,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.pipeline import QIN, World
+from nbia_pipeline_tests.helpers.series import Crash
 from nbia_pipeline_tests.helpers.tiny import running
 
 
@@ -202,10 +203,6 @@ def test_a_collection_without_images_is_named(
 ) -> None:
     assert main(["prune", "qin_breast.v2", "--yes"]) == 1
     assert f"holds no images of 'qin_breast.v2': there are those of {QIN}\n" in capsys.readouterr().err
-
-
-class Crash(BaseException):
-    """The process ends here."""
 
 
 class CrashingLake(Lake):

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,21 +24,12 @@ IMAGES = "v2/getImageWithMD5Hash"
 GUEST = {"Authorization": "Bearer undefined"}
 
 
-@pytest.fixture(scope="module")
-def _one_site() -> Any:
-    from nbia_pipeline.embedded.server.app import create_app
-    from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalog
-
-    clock = Clock()
-    app = create_app(tiny_catalog(), clock=clock)
-    with running(app) as url:
-        yield Site(url, app, clock)
-
-
 @pytest.fixture
-def site(_one_site: Site) -> Site:
-    _one_site.control.reset()
-    return _one_site
+def site(site: Site) -> Iterator[Site]:
+    """The archive without history."""
+    site.control.reset()
+    yield site
+    site.control.reset()
 
 
 def ask(site: Site, path: str = IMAGES, timeout: float = 5, **query: Any) -> requests.Response:

@@ -17,6 +17,8 @@ from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import Clock, running
 
+pytestmark = pytest.mark.slow
+
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "idc_index_data", None)

@@ -16,6 +16,8 @@ import requests
 from nbia_pipeline.embedded import launcher
 from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(launcher.__file__).resolve().parents[2]
 LINGER = 0.5
 CLIENT = (

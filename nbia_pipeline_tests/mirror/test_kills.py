@@ -22,6 +22,8 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.mirror_site import DOWNLOADS, Site, site_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
 KILLED = -signal.SIGKILL

@@ -24,6 +24,8 @@ from nbia_pipeline_tests.simulation.mutations import MUTATIONS, Mutation
 from nbia_pipeline_tests.simulation.script import RECONCILE, Step, ending, random_year, text_of
 from nbia_pipeline_tests.simulation.world import World, a_world
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (10, *range(1, 10))
 """The first one has a quiet year, which costs half of a busy one."""
 
