@@ -150,8 +150,8 @@ def test_threads_get_the_same_bytes() -> None:
 
 _DIGEST_OF_ALL = """
 import hashlib
-from nbia_pipeline.embedded.demo import demo_plans
-from nbia_pipeline.embedded.phantom import PhantomStore
+from nbia_pipeline.embedded.demo.catalog import demo_plans
+from nbia_pipeline.embedded.phantoms.store import PhantomStore
 plans, total = demo_plans(), hashlib.sha256()
 store = PhantomStore(plans)
 for plan in plans:
@@ -224,7 +224,7 @@ def test_ct_shows_lungs_and_the_lesion_in_them() -> None:
 
 
 def test_lesions_grow_and_shrink_over_the_slices_and_grow_over_time() -> None:
-    first, later = (p for p in plans_of("CT") if p.facts["PatientID"] == "TCGA-DM-A001")
+    first, later = (p for p in plans_of("CT") if p.row["PatientID"] == "TCGA-DM-A001")
     areas = [int(lesion_mask(first.subject, first.geometry, i).sum()) for i in range(first.geometry.slices)]
     top = areas.index(max(areas))
     assert areas[0] == areas[-1] == 0 < areas[top]
@@ -321,7 +321,7 @@ def test_segmentation_references_resolve() -> None:
             assert reference.ReferencedSOPInstanceUID in listed
             assert images.uid == series.SeriesInstanceUID
             assert reference.ReferencedSOPClassUID == image.SOPClassUID
-            assert image.StudyInstanceUID == ds.StudyInstanceUID == plan.facts["StudyInstanceUID"]
+            assert image.StudyInstanceUID == ds.StudyInstanceUID == plan.row["StudyInstanceUID"]
             position = frame.PlanePositionSequence[0].ImagePositionPatient
             assert position == image.ImagePositionPatient
 

@@ -1,26 +1,21 @@
-"""The values that operations take: UIDs, days and moments, facts of series."""
+"""The values that operations take: UIDs, days and moments, columns of series."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.embedded.catalog.model import FACTS
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA
+from nbia_pipeline.embedded.control.client import Day, Uids
 
 _KEYS = ("SeriesInstanceUID", "Collection")
 
-Day = dt.date | dt.datetime | str
-"""A day or a moment; a text is ISO 8601. A day stands for its midnight."""
-
-Uids = str | Iterable[str]
-"""UID of a series, or UIDs of several."""
-
 
 class OperationError(ValueError):
-    """An operation that cannot be done, with the reason in a sentence."""
+    """An operation that cannot be carried out; the text is the reason."""
 
 
 def checked_values(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,9 +24,9 @@ def checked_values(columns: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         OperationError: for a column that is not there or cannot be changed, or a value that does not fit.
     """
-    unknown = sorted(set(columns) - set(FACTS.names))
+    unknown = sorted(set(columns) - set(CATALOG_SCHEMA.names))
     if unknown:
-        raise OperationError(f"the catalogue has no column {unknown[0]}; it has {', '.join(FACTS.names)}")
+        raise OperationError(f"the catalog has no column {unknown[0]}; it has {', '.join(CATALOG_SCHEMA.names)}")
     fixed = sorted(set(columns) & set(_KEYS))
     if fixed:
         raise OperationError(f"{fixed[0]} of a series cannot be changed")
@@ -61,7 +56,7 @@ def moment_of(day: Day) -> dt.datetime:
 
 def _typed(column: str, value: Any) -> Any:
     """Return the value of a column as Arrow wants it; times may come as text."""
-    kind = FACTS.field(column).type
+    kind = CATALOG_SCHEMA.field(column).type
     if value is None:
         return None
     if pa.types.is_timestamp(kind):

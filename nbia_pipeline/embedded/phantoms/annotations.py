@@ -179,7 +179,7 @@ def _frame_reference(plan: SeriesPlan, images: SeriesPlan) -> Dataset:
     )
     study = _item(
         ReferencedSOPClassUID=_DETACHED_STUDY,
-        ReferencedSOPInstanceUID=images.facts["StudyInstanceUID"],
+        ReferencedSOPInstanceUID=images.row["StudyInstanceUID"],
         RTReferencedSeriesSequence=[series],
     )
     return _item(FrameOfReferenceUID=plan.frame_of_reference, RTReferencedStudySequence=[study])
@@ -230,7 +230,7 @@ def structure_set(plan: SeriesPlan) -> bytes:
     images = _source(plan)
     subject = images.subject
     shapes = {"GTV-1": subject.lesion, **subject.structures}
-    day = plan.facts["SeriesDate"]
+    day = plan.row["SeriesDate"]
     dataset = fill(
         common(plan),
         {

@@ -30,7 +30,7 @@ class OverlayStore:
         """Begin without any newer plan.
 
         Args:
-            base: the store behind; None for a catalogue of tables only.
+            base: the store behind; None for a catalog of tables only.
         """
         self._base = base
         self._newer = PhantomStore(())
@@ -73,18 +73,18 @@ def revised(plan: SeriesPlan, slices: int | None) -> SeriesPlan:
     return replace(plan, revision=plan.revision + 1, geometry=geometry)
 
 
-def cloned(plan: SeriesPlan | None, facts: Mapping[str, Any], slices: int | None) -> SeriesPlan:
+def cloned(plan: SeriesPlan | None, row: Mapping[str, Any], slices: int | None) -> SeriesPlan:
     """Return the plan of a new series.
 
     Args:
         plan: what to begin with; None: a small stack of a trunk.
-        facts: the row of the new series.
+        row: the row of the new series.
         slices: number of slices; None: as many as the plan has.
     """
-    frame = uid_of(facts["StudyInstanceUID"], "frame of reference")
-    if plan is None or (plan.source is None and facts["Modality"] not in DRAWABLE):
+    frame = uid_of(row["StudyInstanceUID"], "frame of reference")
+    if plan is None or (plan.source is None and row["Modality"] not in DRAWABLE):
         kind = ANATOMIES[_ANATOMY]
         geometry = Geometry(_MATRIX, slices or _SLICES, kind.field_of_view, kind.extent)
-        return SeriesPlan(facts, _ANATOMY, 1.0, geometry, DRAWABLE[facts["Modality"]], frame)
+        return SeriesPlan(row, _ANATOMY, 1.0, geometry, DRAWABLE[row["Modality"]], frame)
     geometry = plan.geometry if slices is None else replace(plan.geometry, slices=slices)
-    return replace(plan, facts=facts, geometry=geometry, frame_of_reference=frame, revision=0)
+    return replace(plan, row=row, geometry=geometry, frame_of_reference=frame, revision=0)
