@@ -151,12 +151,10 @@ def main() -> None:
 
     # All that was deflated is kept, however much it is: what is measured is the clients.
     scratch.BUDGET_BYTES = _SHELF_BYTES
-    doors: dict[str, Any] = {"pid": os.getpid()}
     serve(
         benchmark_catalogue(**json.loads(sys.argv[1])),
         control_port=0,
-        control_ready=lambda address: doors.update(control=address),
-        ready=lambda url: print(json.dumps({**doors, "url": url}), flush=True),
+        ready=lambda at: print(json.dumps({"pid": os.getpid(), "url": at.url, "control": at.control_url}), flush=True),
     )
 
 

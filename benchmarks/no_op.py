@@ -265,12 +265,10 @@ def main() -> int:
 def _serve(series: int) -> None:
     from nbia_pipeline.embedded.server.run import serve
 
-    doors: dict[str, Any] = {}
     serve(
         catalog(series),
         control_port=0,
-        control_ready=lambda address: doors.update(control=address),
-        ready=lambda url: print(json.dumps({**doors, "url": url}), flush=True),
+        ready=lambda at: print(json.dumps({"url": at.url, "control": at.control_url}), flush=True),
     )
 
 

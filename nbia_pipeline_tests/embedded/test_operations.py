@@ -17,7 +17,7 @@ import pydicom
 import pytest
 
 from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
-from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.control.operations import OperationError
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.embedded.conftest import Site
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog

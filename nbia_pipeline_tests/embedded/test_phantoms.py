@@ -135,7 +135,7 @@ def test_the_cache_is_bounded_and_changes_nothing() -> None:
     for instance in [*STORE.instances(plan.uid)] * 2:
         expected = STORE.read(plan.uid, instance.sop_instance_uid)
         assert store.read(plan.uid, instance.sop_instance_uid) == expected
-        assert sum(map(len, store._files.values())) == store._held <= bound
+        assert sum(map(len, store._files.values())) == store._cached_bytes <= bound
 
 
 def test_threads_get_the_same_bytes() -> None:
@@ -355,5 +355,5 @@ def test_contours_are_closed_polygons_on_their_slice_around_the_lesion() -> None
                 assert len(points) == contour.NumberOfContourPoints
                 assert np.allclose(points[:, 2], float(image.ImagePositionPatient[2]), atol=0.001)
         first = ds.ROIContourSequence[0].ContourSequence[0]
-        centre = np.array(first.ContourData, dtype=float).reshape(-1, 3).mean(axis=0)
-        assert np.allclose(centre[:2], plan.source.subject.lesion.centre[:2], atol=0.01)
+        center = np.array(first.ContourData, dtype=float).reshape(-1, 3).mean(axis=0)
+        assert np.allclose(center[:2], plan.source.subject.lesion.center[:2], atol=0.01)

@@ -69,11 +69,16 @@ class Reply:
 EMPTY = Reply()
 """Server: a list without rows."""
 
-NOTHING = Reply(b"[]", content_type="application/json")
+EMPTY_ARRAY = Reply(b"[]", content_type="application/json")
 """Server: the same from the endpoints that answer with Jackson's JSON."""
 
 NO_CONTENT = Reply(status=204)
 """Server: the same from getSeriesMetaData."""
+
+UNAUTHORIZED = Reply(status=401)
+FAILED_BRIEFLY = Reply(UNABLE.encode(), 500, "text/plain")
+FAILED = Reply(f"{UNABLE}\nnull".encode(), 500, "text/plain")
+"""Server: an exception without a message escaped."""
 
 
 def bad_request(text: str) -> Reply:
@@ -123,18 +128,21 @@ class Call:
 
 
 class Auth(Enum):
-    """What an endpoint does about identity."""
+    """What an endpoint does about identity: its answers without a header, and to an invalid token.
 
-    LIST = "without a valid token 200 and nothing"
-    QUIET = "without a valid token 204"
-    STRICT = "without a header 500, with an invalid token 401"
-    TAGS = "without a valid token 500 of one line"
-    NOTHING = "without a valid token 200 and []"
-    OPEN = "identity is ignored; the guest's rights"
-    V4_NOTHING = "no header is the guest, an invalid token gets 200 and []"
-    V4_LIST = "no header is the guest, an invalid token gets 200 and nothing"
-    V4_FRAGILE = "no header is the guest, an invalid token gets 500"
-    V4_STRICT = "no header is the guest, an invalid token gets 401"
+    Where there is no answer, the request gets the guest's rights.
+    """
+
+    LIST = EMPTY, EMPTY
+    QUIET = NO_CONTENT, NO_CONTENT
+    STRICT = FAILED, UNAUTHORIZED
+    TAGS = FAILED_BRIEFLY, FAILED_BRIEFLY
+    NOTHING = EMPTY_ARRAY, EMPTY_ARRAY
+    OPEN = None, None
+    V4_NOTHING = None, EMPTY_ARRAY
+    V4_LIST = None, EMPTY
+    V4_FRAGILE = None, FAILED
+    V4_STRICT = None, UNAUTHORIZED
 
 
 Handler = Callable[[Call], Rows | Reply]

@@ -20,14 +20,18 @@ from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Collec
 from nbia_pipeline.embedded.control.client import Day, Uids
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.traffic import Traffic
-from nbia_pipeline.embedded.control.values import OperationError, checked_values, listed, moment_of
 from nbia_pipeline.embedded.phantoms.dicom_files import decimal, uid_of
 from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, OverlayStore, cloned, revised
 
 NOT_VISIBLE = 2
 _NOT_REVIEWED = 0
+_FIXED_COLUMNS = ("SeriesInstanceUID", "Collection")
 # Up to so many rows are removed one by one, more of them by a filter.
 _MOST_GAPS = 8
+
+
+class OperationError(ValueError):
+    """An operation that cannot be carried out; the text is the reason."""
 
 
 class Tokens(Protocol):
@@ -186,7 +190,7 @@ class Operations:
                 "ReleasedStatus": "Yes" if visible else "No",
                 "Visibility": VISIBLE if visible else _NOT_REVIEWED,
                 **({} if patient is None else {"PatientID": patient, "PatientName": patient}),
-                **checked_values(columns),
+                **_checked_values(columns),
             }
             self._insert(self._with_files(template["SeriesInstanceUID"], row, slices))
             return uid
@@ -227,7 +231,7 @@ class Operations:
     def cart(self, name: str, series: Uids) -> None:
         """Share a cart of series under a name; an existing one of that name is replaced."""
         with self._lock:
-            uids = listed(series)
+            uids = _listed(series)
             carts = {**self._holdings.catalog.carts, name: tuple(uids)}
             self._swap("cart", uids, {}, {"name": name}, carts=carts)
 
@@ -260,7 +264,7 @@ class Operations:
         Returns:
             The time of the server as ISO 8601.
         """
-        self._now = None if moment is None else moment_of(moment)
+        self._now = None if moment is None else _moment_of(moment)
         return self.clock().isoformat()
 
     def latency(self, seconds: float) -> None:
@@ -318,7 +322,7 @@ class Operations:
     # --- implementation
 
     def _day(self, day: Day | None) -> dt.datetime:
-        return moment_of(self.clock().date() if day is None else day)
+        return _moment_of(self.clock().date() if day is None else day)
 
     def _later(self, uid: str) -> dt.datetime:
         """Return the time of a new submission, which is later than the one before unless the clock is set."""
@@ -330,7 +334,7 @@ class Operations:
 
     def _checked(self, series: Uids) -> list[str]:
         """Return the UIDs, all of which must be in the archive."""
-        uids = listed(series)
+        uids = _listed(series)
         rows = self._holdings.among(uids, None, ANY_VISIBILITY)
         unknown = sorted(set(uids) - set(rows["SeriesInstanceUID"].to_pylist()))
         if unknown or not uids:
@@ -344,7 +348,7 @@ class Operations:
 
     def _edit(self, action: str, series: Uids, columns: Mapping[str, Any]) -> None:
         with self._lock:
-            self._apply(action, self._checked(series), checked_values(columns))
+            self._apply(action, self._checked(series), _checked_values(columns))
 
     def _apply(self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: bool = False) -> None:
         """Set columns of some series; other columns and collections are not copied."""
@@ -439,3 +443,54 @@ def _without(rows: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
 def _counted(store: OverlayStore, uid: str) -> dict[str, Any]:
     instances = store.instances(uid)
     return {"ImageCount": len(instances), "FileSize": sum(i.size for i in instances)}
+
+
+def _checked_values(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new values of columns as Arrow wants them.
+
+    Raises:
+        OperationError: for a column that is not there or cannot be changed, or a value that does not fit.
+    """
+    unknown = sorted(set(columns) - set(CATALOG_SCHEMA.names))
+    if unknown:
+        raise OperationError(f"the catalog has no column {unknown[0]}; it has {', '.join(CATALOG_SCHEMA.names)}")
+    fixed = sorted(set(columns) & set(_FIXED_COLUMNS))
+    if fixed:
+        raise OperationError(f"{fixed[0]} of a series cannot be changed")
+    return {name: _arrow_value(name, value) for name, value in columns.items()}
+
+
+def _listed(series: Uids) -> list[str]:
+    """Return UIDs in order, each once."""
+    return [series] if isinstance(series, str) else list(dict.fromkeys(series))
+
+
+def _moment_of(day: Day) -> dt.datetime:
+    """Return a naive moment; a day is its midnight.
+
+    Raises:
+        OperationError: for a text that is neither.
+    """
+    if isinstance(day, str):
+        try:
+            day = dt.datetime.fromisoformat(day)
+        except ValueError as error:
+            raise OperationError(f"{day!r} is not a day or a moment in ISO 8601") from error
+    if isinstance(day, dt.datetime):
+        return day.replace(tzinfo=None)
+    return dt.datetime(day.year, day.month, day.day)  # noqa: DTZ001 - the server's times are naive
+
+
+def _arrow_value(column: str, value: Any) -> Any:
+    """Return the value of a column as Arrow wants it; times may come as text."""
+    kind = CATALOG_SCHEMA.field(column).type
+    if value is None:
+        return None
+    if pa.types.is_timestamp(kind):
+        return _moment_of(value)
+    if pa.types.is_date(kind):
+        return _moment_of(value).date()
+    try:
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise OperationError(f"{value!r} does not fit into the column {column} ({kind})") from error

@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.control.client import PATH
 from nbia_pipeline.embedded.control.fault import Fault, FaultError
-from nbia_pipeline.embedded.control.operations import Operations
-from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.control.operations import OperationError, Operations
 
 OPERATIONS = (
     "release back_date hide show replace delete edit add_series series add_collection cart expire_tokens "

@@ -188,7 +188,7 @@ def common(plan: SeriesPlan) -> Dataset:
     if plan.source and plan.revision:
         # What is drawn has no noise to differ in.
         put(dataset, "InstanceCreationTime", f"{plan.revision % 240000:06d}")
-    # The block in which the archive's own anonymiser (CTP) notes collection and site.
+    # The block in which the archive's own anonymizer (CTP) notes collection and site.
     block = dataset.private_block(0x0013, "CTP", create=True)
     block.add_new(0x10, "LO", row["Collection"])
     block.add_new(0x12, "LO", row["Site"])

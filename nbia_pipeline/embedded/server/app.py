@@ -22,8 +22,6 @@ from starlette.routing import Route
 from nbia_pipeline.embedded.api import render
 from nbia_pipeline.embedded.api.endpoint import (
     EMPTY,
-    NO_CONTENT,
-    NOTHING,
     UNABLE,
     Auth,
     Call,
@@ -44,7 +42,6 @@ from nbia_pipeline.embedded.server.tokens import TokenRequestError, TokenStore
 API = "/nbia-api"
 SERVICES = f"{API}/services"
 
-_UNAUTHORIZED = Reply(status=401)
 _GUEST_HEADER = "bearer undefined"
 # Server: it drops this many characters of the header, whatever the scheme says.
 _SCHEME_LENGTH = len("Bearer ")
@@ -149,50 +146,20 @@ def _result(archive: Archive, endpoint: Endpoint, call: Call) -> Reply:
 
 
 def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[str] | Reply:
-    """Return the restricted collections that the caller may see, or the answer to an invalid identity.
+    """Return the restricted collections that the caller may see, or the answer to a missing or invalid identity.
 
     Args:
         auth: what the endpoint does about identity.
         header: the Authorization header, or None without one.
         tokens: who is logged in.
-
-    Raises:
-        ServerFault: where the real server ends in a 500.
     """
-    if auth is Auth.OPEN:
-        return _NO_RIGHTS
+    without_header, invalid = auth.value
     if header is None:
-        return _anonymous(auth)
-    if header.casefold() == _GUEST_HEADER:
+        return without_header or _NO_RIGHTS
+    if auth is Auth.OPEN or header.casefold() == _GUEST_HEADER:
         return _NO_RIGHTS
     user = tokens.user_of(header[_SCHEME_LENGTH:])
-    return _rejected(auth) if user is None else tokens.collections_of(user)
-
-
-def _anonymous(auth: Auth) -> frozenset[str] | Reply:
-    if auth is Auth.LIST:
-        return EMPTY
-    if auth is Auth.QUIET:
-        return NO_CONTENT
-    if auth is Auth.STRICT:
-        raise ServerFault("null")
-    if auth is Auth.TAGS:
-        raise ServerFault(None)
-    return NOTHING if auth is Auth.NOTHING else _NO_RIGHTS
-
-
-def _rejected(auth: Auth) -> Reply:
-    if auth in (Auth.LIST, Auth.V4_LIST):
-        return EMPTY
-    if auth is Auth.QUIET:
-        return NO_CONTENT
-    if auth is Auth.TAGS:
-        raise ServerFault(None)
-    if auth in (Auth.NOTHING, Auth.V4_NOTHING):
-        return NOTHING
-    if auth is Auth.V4_FRAGILE:
-        raise ServerFault("null")
-    return _UNAUTHORIZED
+    return tokens.collections_of(user) if user is not None else invalid or _NO_RIGHTS
 
 
 def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
