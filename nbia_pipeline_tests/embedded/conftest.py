@@ -1,4 +1,4 @@
-"""Fixtures: a server over the tiny catalogue and ways to call it."""
+"""Fixtures: a server over the tiny catalog and ways to call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo catalogue: its oddities are there on purpose and must stay."""
+"""The demo catalog: its oddities are there on purpose and must stay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog, ImageStore
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog, ImageStore
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD, demo_catalog, scaled_geometry
 
 COLLECTIONS = {"Lung Phantom CT", "TCGA-DEMO", "HeadNeckMix", "QIN_Breast.v2", "Thorax-Trial (limited)"}
@@ -44,8 +44,8 @@ def values(column: str) -> list[Any]:
     return [row[column] for row in rows()]
 
 
-def test_schema_is_that_of_the_facts() -> None:
-    assert demo().series.schema == FACTS
+def test_schema_is_that_of_a_catalog() -> None:
+    assert demo().series.schema == CATALOG_SCHEMA
 
 
 def test_collections_accounts_and_descriptions() -> None:
@@ -200,7 +200,7 @@ def test_facts_of_a_study_agree_between_its_series() -> None:
         assert len(facts) == len(set(values("StudyInstanceUID")))
 
 
-def test_two_catalogues_are_equal() -> None:
+def test_two_catalogs_are_equal() -> None:
     assert demo_catalog().series.equals(demo().series)
 
 

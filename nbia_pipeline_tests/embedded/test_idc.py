@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import requests
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
 from nbia_pipeline.embedded.demo.idc import IdcIndexMissingError, idc_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.helpers.site import Site
@@ -33,7 +33,7 @@ def series() -> pa.Table:
 
 
 def test_facts_of_the_index(series: pa.Table) -> None:
-    assert series.schema.equals(FACTS)
+    assert series.schema.equals(CATALOG_SCHEMA)
     assert series.num_rows > 900_000
     assert pc.count_distinct(series["SeriesInstanceUID"]).as_py() == series.num_rows
     for name in ("SeriesInstanceUID", "Collection", "PatientID", "FileSize", "TimeStamp", "LicenseURI"):

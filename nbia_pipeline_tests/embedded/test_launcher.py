@@ -60,9 +60,9 @@ def client(place: Path) -> Iterator[Callable[[], Client]]:
 
 
 def let_go() -> None:
-    for held in launcher._held.values():
-        held.line.close()
-    launcher._held.clear()
+    for connection in launcher._connections.values():
+        connection.line.close()
+    launcher._connections.clear()
 
 
 def url_of(process: Client) -> str:
@@ -173,7 +173,7 @@ def test_a_forked_child_takes_its_own_lifeline(place: Path) -> None:
     url = ensure_running("demo", linger=LINGER)
     child = os.fork()
     if child == 0:
-        inherited = dict(launcher._held)
+        inherited = dict(launcher._connections)
         found = ensure_running("demo", linger=LINGER)
         os._exit(0 if not inherited and found == url else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
-from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
+from nbia_pipeline.embedded.control.operations import OperationError
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.helpers.site import Site
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
@@ -167,7 +167,7 @@ def test_foreign_images_cannot_be_made_anew(site: Site) -> None:
         site.control.replace("1.1")
 
 
-def test_a_catalogue_without_images_changes_its_time_only(make_site: Callable[..., Site]) -> None:
+def test_a_catalog_without_images_changes_its_time_only(make_site: Callable[..., Site]) -> None:
     catalog = tiny_catalog()
     catalog.images = None
     site = make_site(catalog)
@@ -313,7 +313,7 @@ def test_reset_and_events(site: Site) -> None:
 def test_the_truth_about_all_series(site: Site) -> None:
     rows = site.control.series()
     assert [r["SeriesInstanceUID"] for r in rows] == ["1.1", "1.2", "2.1", "2.2", "5.1", "4.1", "3.1"]
-    assert set(rows[0]) == set(FACTS.names)
+    assert set(rows[0]) == set(CATALOG_SCHEMA.names)
     assert len(site.control.series("Secret")) == 1
     assert site.control.series("secret") == []
 
@@ -329,7 +329,7 @@ def test_tokens(site: Site) -> None:
     assert (told["expires_in"], told["refresh_expires_in"]) == (5, 50)
 
 
-def test_a_change_leaves_the_catalogue_of_others_alone(demo: Catalog, make_site: Callable[..., Site]) -> None:
+def test_a_change_leaves_the_catalog_of_others_alone(demo: Catalog, make_site: Callable[..., Site]) -> None:
     first, second, uid = make_site(demo), make_site(demo), uid_of(demo, "CT")
     before = files(second, uid)
     first.control.replace(uid, hidden=False)
@@ -347,7 +347,7 @@ def test_kept_answers_about_other_collections_stay(make_site: Callable[..., Site
         for n in range(4000)
         for row in catalog.series.to_pylist()
     ]
-    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    catalog.series = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
     site = make_site(catalog)
     for collection in ("Alpha Set", "beta-set", None):
         site.get("v2/getSeries", **({} if collection is None else {"Collection": collection}))
@@ -367,7 +367,7 @@ def test_an_answer_on_its_way_is_not_kept_beyond_a_change(make_site: Callable[..
     catalog = tiny_catalog()
     row = catalog.series.to_pylist()[0]
     rows = [{**row, "SeriesInstanceUID": f"1.1.{n}"} for n in range(20_000)]
-    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    catalog.series = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
     site = make_site(catalog)
     ask = f"{site.url}/services/v1/getSeries?Collection=Alpha+Set"
     with site.session.get(ask, stream=True, timeout=30) as answer:
@@ -411,5 +411,5 @@ def test_many_threads_change_and_ask(make_site: Callable[..., Site]) -> None:
 def test_many_changes_leave_few_pieces(site: Site) -> None:
     for _ in range(70):
         site.control.add_series("Alpha Set", like="1.1", slices=1)
-    assert site.app.state.archive.holdings.facts_of("Alpha Set")["Modality"].num_chunks <= 33
+    assert site.app.state.archive.holdings.rows_of("Alpha Set")["Modality"].num_chunks <= 33
     assert len(site.column("v2/getSeries", "SeriesInstanceUID", Collection="Alpha Set")) == 73

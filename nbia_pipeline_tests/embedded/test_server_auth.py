@@ -27,7 +27,6 @@ STRICT = [
     "v2/getCollectionValues",
     "v2/getImage?SeriesInstanceUID=1.1",
     "v2/getImageWithMD5Hash?SeriesInstanceUID=1.1",
-    "v2/getDCMImage?SeriesInstanceUID=1.1",
     "v2/getSingleImage?SeriesInstanceUID=1.1&SOPInstanceUID=1.1.1",
     "v2/getM5HashForImage?SOPInstanceUid=1.1.1",
     "getModalityValuesAndCounts",

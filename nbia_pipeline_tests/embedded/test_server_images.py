@@ -119,17 +119,6 @@ def test_v4_adds_hashes_on_request(site: Site) -> None:
     assert list(image(site, "v4/getImageWithMD5Hash"))[-1] == "md5hashes.csv"
 
 
-def test_dcm_image(site: Site) -> None:
-    entries = image(site, "v2/getDCMImage", MD5Verification="TRUE")
-    assert list(entries) == ["1-1.dcm", "1-2.dcm", "2-1.dcm", "md5hashes.csv"]
-    assert entries["1-2.dcm"] == dicom("1.1", "1.1.2")
-    answer = site.get("v2/getDCMImage", SeriesInstanceUID="2.2")
-    assert (answer.status_code, answer.text) == (
-        400,
-        "Image with given SeriesInstanceUID,2.2, is not in public domain.",
-    )
-
-
 def test_single_image(site: Site) -> None:
     answer = site.get("v2/getSingleImage", SeriesInstanceUID="1.1", SOPInstanceUID="1.1.2")
     assert answer.content == dicom("1.1", "1.1.2")

@@ -98,7 +98,6 @@ def test_unknown_parameters(site: Site) -> None:
         ("getContentsByName", "A parameter, SeriesInstanceUID is required for this API call."),
         ("getImage", "A parameter, SeriesInstanceUID, is required for this API call."),
         ("getImageWithMD5Hash", "A parameter, SeriesInstanceUID, is required for this API call."),
-        ("getDCMImage", "A parameter, SeriesInstanceUID, is required for this API call."),
         (
             "getSingleImage?SeriesInstanceUID=1.1",
             "A parameter, SeriesInstanceUID and SOPInstanceUID, are required for this API call.",
@@ -122,7 +121,7 @@ def test_missing_parameters(site: Site, path: str, text: str) -> None:
     assert (answer.status_code, answer.text) == (400, text)
     assert answer.headers["content-type"] == "application/json"
     # Without a header: who is asked first, the user or the parameters?
-    user_first = path in ("getImage", "getDCMImage")
+    user_first = path == "getImage"
     assert site.get(f"v2/{path}", None).status_code == (500 if user_first else 400)
 
 

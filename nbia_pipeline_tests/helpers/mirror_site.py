@@ -12,7 +12,8 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
-from nbia_pipeline.embedded.server.app import Archive, create_app
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.archive import Archive
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import Receipt
 from nbia_pipeline_tests.helpers import truth

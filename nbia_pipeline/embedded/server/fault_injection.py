@@ -19,9 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nbia_pipeline.embedded.api.endpoint import UNABLE
 from nbia_pipeline.embedded.control.fault import Fault
-from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.operations import OperationError, Operations
 from nbia_pipeline.embedded.control.traffic import Exchange, Traffic
-from nbia_pipeline.embedded.control.values import OperationError
 from nbia_pipeline.embedded.server.bad_zips import ZIP_FAULTS, wrong_zip
 
 HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
