@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-GUEST = "nbia_guest"
+from nbia_pipeline.schema.account import GUEST as GUEST
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",

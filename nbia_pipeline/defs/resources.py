@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from nbia_pipeline.archive import ArchiveUnreachable, NbiaClient, Patience
+from nbia_pipeline.archive import ArchiveUnreachable, ClientOptions, NbiaClient
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.settings import EMBEDDED, GUEST, KNOWN_ARCHIVES, Settings
 
@@ -36,9 +36,9 @@ class NbiaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         "none of another.",
     )
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust; None: the system's.")
-    tries: int = Field(default=Patience.tries, ge=1, description="Calls at the most for one answer.")
-    in_flight: int = Field(
-        default=Patience.in_flight,
+    tries: int = Field(default=ClientOptions.tries, ge=1, description="Calls at the most for one answer.")
+    max_in_flight: int = Field(
+        default=ClientOptions.max_in_flight,
         ge=1,
         description="Requests at a time to the archive at the most, per process. Over processes: the asset pool.",
     )
@@ -60,17 +60,17 @@ class NbiaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         )
 
     @contextmanager
-    def client(self, patience: Patience | None = None) -> Iterator[NbiaClient]:
+    def client(self, options: ClientOptions | None = None) -> Iterator[NbiaClient]:
         """Give a client; it logs out at the end.
 
         Args:
-            patience: how long to wait and how often to try; None: as the fields say.
+            options: how long to wait and how often to try; None: as the fields say.
 
         Raises:
             SettingsError: a value is unknown or contradicts another.
         """
-        own = Patience(tries=self.tries, in_flight=self.in_flight)
-        with client_of(self.settings(), patience or own) as client:
+        own = ClientOptions(tries=self.tries, max_in_flight=self.max_in_flight)
+        with client_of(self.settings(), options or own) as client:
             yield client
 
 
@@ -91,12 +91,12 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return lake
 
 
-def client_of(settings: Settings, patience: Patience | None = None) -> NbiaClient:
+def client_of(settings: Settings, options: ClientOptions | None = None) -> NbiaClient:
     """Return a client of the archive that the settings name; the caller closes it.
 
     Args:
         settings: which archive, and the account.
-        patience: how long to wait and how often to try.
+        options: how long to wait and how often to try.
     """
     return NbiaClient(
         base_url(settings.archive),
@@ -104,7 +104,7 @@ def client_of(settings: Settings, patience: Patience | None = None) -> NbiaClien
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
-        patience=patience,
+        options=options,
     )
 
 
