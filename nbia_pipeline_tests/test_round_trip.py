@@ -87,7 +87,7 @@ def facts(**columns: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Row]]:
 
 
 @dataclass
-class World:
+class RoundTrip:
     """An archive whose catalogue is swapped, a client for each dialect, and room for lakes."""
 
     archive: Archive
@@ -130,7 +130,7 @@ class WithoutBulk:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world() -> Iterator[RoundTrip]:
     app = create_app(Catalog("property", CATALOG_SCHEMA.empty_table()))
     with (
         serving(app) as url,
@@ -140,7 +140,7 @@ def world() -> Iterator[World]:
         NbiaClient(url, api="v4", options=FAST) as v4,
         NbiaClient(other, api="v2", options=FAST) as one_by_one,
     ):
-        yield World(app.state.archive, {"v2": v2, "v4": v4}, one_by_one, Path(folder), itertools.count())
+        yield RoundTrip(app.state.archive, {"v2": v2, "v4": v4}, one_by_one, Path(folder), itertools.count())
 
 
 def arrives(rows: list[Row], table: Table, answer: str) -> list[Row]:
@@ -181,7 +181,7 @@ ONE_SERVER = settings(deadline=None, max_examples=40, suppress_health_check=list
 @ONE_SERVER
 @given(rows=facts())
 @pytest.mark.parametrize("api", ["v2", "v4"])
-def test_patients_arrive_unchanged(world: World, api: str, rows: list[Row]) -> None:
+def test_patients_arrive_unchanged(world: RoundTrip, api: str, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients[api].patients(name)
     wanted = arrives(expected.first_of_each(rows, "PatientID"), tables.PATIENTS, api)
@@ -191,7 +191,7 @@ def test_patients_arrive_unchanged(world: World, api: str, rows: list[Row]) -> N
 @ONE_SERVER
 @given(rows=facts())
 @pytest.mark.parametrize("api", ["v2", "v4"])
-def test_studies_arrive_unchanged(world: World, api: str, rows: list[Row]) -> None:
+def test_studies_arrive_unchanged(world: RoundTrip, api: str, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients[api].studies(name)
     wanted = arrives(expected.studies(rows), tables.STUDIES, api)
@@ -201,7 +201,7 @@ def test_studies_arrive_unchanged(world: World, api: str, rows: list[Row]) -> No
 @ONE_SERVER
 @given(rows=facts())
 @pytest.mark.parametrize("api", ["v2", "v4"])
-def test_series_arrive_unchanged(world: World, api: str, rows: list[Row]) -> None:
+def test_series_arrive_unchanged(world: RoundTrip, api: str, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients[api].series(name)
     same(world.through_the_lake(tables.SERIES, answer, name), arrives(rows, tables.SERIES, api))
@@ -213,7 +213,7 @@ _ASKED = {"SeriesInstanceUID": UIDS}
 
 @ONE_SERVER
 @given(rows=facts(**_ASKED))
-def test_metadata_of_v4_arrive_unchanged(world: World, rows: list[Row]) -> None:
+def test_metadata_of_v4_arrive_unchanged(world: RoundTrip, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients["v4"].series_metadata([r["SeriesInstanceUID"] for r in rows])
     wanted = arrives(rows, tables.SERIES_METADATA, "v4")
@@ -227,7 +227,7 @@ _CSV = {f.name: st.none() | _CSV_TEXTS for f in CATALOG_SCHEMA if f.type == TEXT
 
 @ONE_SERVER
 @given(rows=facts(**{**_CSV, **dict.fromkeys(KEYS, UIDS)}))
-def test_metadata_of_v2_in_bulk_arrive_with_its_quirks(world: World, rows: list[Row]) -> None:
+def test_metadata_of_v2_in_bulk_arrive_with_its_quirks(world: RoundTrip, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients["v2"].series_metadata([r["SeriesInstanceUID"] for r in rows])
     # In CSV the empty text is a null.
@@ -243,7 +243,7 @@ _COMPLETE = {"LicenseURI": TEXTS, "ImageCount": st.integers(1, 2**63 - 1), "Seri
 
 @settings(ONE_SERVER, max_examples=25)
 @given(rows=facts(**_COMPLETE))
-def test_metadata_of_v2_one_by_one_arrive_with_its_quirks(world: World, rows: list[Row]) -> None:
+def test_metadata_of_v2_one_by_one_arrive_with_its_quirks(world: RoundTrip, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.one_by_one.series_metadata([r["SeriesInstanceUID"] for r in rows])
     # Sanitised descriptions, no commas in the manufacturer, a flag that says whether it is set.

@@ -23,7 +23,7 @@ from nbia_pipeline.embedded.server.run import make_server
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import Faults, custom, pass_on
-from nbia_pipeline_tests.helpers.mirror_site import Site
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
 
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"
@@ -49,7 +49,7 @@ IMPATIENT = replace(FAST, read_timeout=1.0)
     ],
     ids=lambda fault: f"{fault.kind} {fault.status if fault.kind == 'status' else fault.fraction}",
 )
-def test_what_passes_is_waited_for(site: Site, fault: Fault, endpoint: str) -> None:
+def test_what_passes_is_waited_for(site: MirroredArchive, fault: Fault, endpoint: str) -> None:
     uid = site.uid(SLICES)
     site.wrong(replace(fault, endpoint=endpoint, series=uid))
     site.run()
@@ -61,7 +61,7 @@ def test_what_passes_is_waited_for(site: Site, fault: Fault, endpoint: str) -> N
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
-def test_a_reset_within_the_body_is_no_end(site: Site, fraction: float) -> None:
+def test_a_reset_within_the_body_is_no_end(site: MirroredArchive, fraction: float) -> None:
     site.around.inject(HASHED, _reset(fraction), times=2)
     site.run()
     assert site.asked(HASHED) == 5 + 2
@@ -81,7 +81,7 @@ def _reset(fraction: float) -> Fault:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
-def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
+def test_silence_is_not_waited_out(site: MirroredArchive, fraction: float) -> None:
     site.options = IMPATIENT
     site.wrong(Fault("stall", HASHED, fraction=fraction, times=1), Fault("stall", LISTED, fraction=fraction, times=1))
     site.run()
@@ -89,7 +89,7 @@ def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
     site.expect_true()
 
 
-def test_slowness_is_no_silence(site: Site) -> None:
+def test_slowness_is_no_silence(site: MirroredArchive) -> None:
     """A pause shorter than the time-out costs nothing, however long the whole takes."""
     site.options = IMPATIENT
     site.wrong(Fault("stall", HASHED, fraction=0.5, seconds=0.2))
@@ -102,7 +102,7 @@ def test_slowness_is_no_silence(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "calls"), [(HASHED, 5), (LISTED, 5), ("getSeries", 1)])
-def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) -> None:
+def test_tokens_run_out_between_series(site: MirroredArchive, endpoint: str, calls: int) -> None:
     # A list swallows the refusal, a download does not: either is asked for again, with another token.
     site.around.inject(endpoint, Fault("expire_tokens"), pass_on(), times=calls)
     site.run(streams=1)
@@ -112,7 +112,7 @@ def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) ->
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["the stream ends well", "the stream breaks"])
-def test_tokens_run_out_within_a_stream(site: Site, whole: bool) -> None:
+def test_tokens_run_out_within_a_stream(site: MirroredArchive, whole: bool) -> None:
     async def act(request: FaultedRequest) -> None:
         start, body = await request.true_answer()
         await request.answer(start, body[: len(body) // 2], more=True)
@@ -149,8 +149,8 @@ def _served(app: ASGIApp, port: int = 0) -> Iterator[int]:
             thread.join()
 
 
-def _site_at(port: int, around: Faults, folder: Path) -> Site:
-    return Site(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
+def _site_at(port: int, around: Faults, folder: Path) -> MirroredArchive:
+    return MirroredArchive(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
 
 
 def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalog, tmp_path: Path) -> None:
@@ -200,7 +200,9 @@ def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalog, tmp_path:
     ],
     ids=["html", "garbage", "503", "cut"],
 )
-def test_an_archive_that_is_out_of_its_mind_ends_the_run(site: Site, fault: Fault, error: type[Exception]) -> None:
+def test_an_archive_that_is_out_of_its_mind_ends_the_run(
+    site: MirroredArchive, fault: Fault, error: type[Exception]
+) -> None:
     site.wrong(fault)
     with pytest.raises(error):
         site.run()
@@ -213,7 +215,7 @@ def test_an_archive_that_is_out_of_its_mind_ends_the_run(site: Site, fault: Faul
 
 @pytest.mark.parametrize("kind", ["html", "empty", "garbage", "end_early"])
 @pytest.mark.parametrize("endpoint", ["getSeries", LISTED])
-def test_a_list_that_is_none_is_not_believed(site: Site, endpoint: str, kind: str) -> None:
+def test_a_list_that_is_none_is_not_believed(site: MirroredArchive, endpoint: str, kind: str) -> None:
     site.wrong(Fault(kind, endpoint, times=1))
     site.run_until_whole((ArchiveError,), most=2)
     site.expect_true()
@@ -223,7 +225,7 @@ def test_a_list_that_is_none_is_not_believed(site: Site, endpoint: str, kind: st
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_storm(site: Site, seed: int) -> None:
+def test_a_storm(site: MirroredArchive, seed: int) -> None:
     site.collections = ("HeadNeckMix", "QIN_Breast.v2")
     kinds = "drop cut flip end_early missing_file cut_file short_file lost_file no_hashes wrong_hash".split()
     storm = [Fault(kind, probability=0.05) for kind in [*kinds, "expire_tokens", "html", "garbage"]]

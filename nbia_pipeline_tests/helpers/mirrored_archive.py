@@ -26,13 +26,13 @@ DOWNLOADS = ("getImageWithMD5Hash", "getImage", "getSingleImage")
 
 
 @dataclass
-class Site:
+class MirroredArchive:
     """An archive in which things go wrong, and one lake that mirrors a collection of it.
 
     Attributes:
         url: base URL.
         archive: the archive.
-        around: a layer around it, for faults that its control does not know; it sees every request.
+        around: the same archive in the words of tests: faults of the next calls, and every request.
         folder: the lake.
         collections: what is mirrored.
         options: how long the client waits.
@@ -138,9 +138,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def site_of(catalog: Catalog, folder: Path, **options: Any) -> Iterator[Site]:
+def mirrored_archive(catalog: Catalog, folder: Path, **options: Any) -> Iterator[MirroredArchive]:
     """Serve a catalogue in which things may go wrong."""
     app = create_app(catalog)
     around = Faults(app)
     with serving(around) as url:
-        yield Site(url, app.state.archive, around, folder, **options)
+        yield MirroredArchive(url, app.state.archive, around, folder, **options)
