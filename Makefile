@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
 
-.PHONY: demo dev test lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
+.PHONY: demo dev test test-fast lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -12,8 +12,11 @@ demo: $(VENV)/.installed          ## run the main job on the embedded archive
 dev: $(VENV)/.installed           ## start the Dagster UI on http://localhost:3000
 	$(BIN)/python -m nbia_pipeline dev
 
-test: $(VENV)/.installed-dev $(PEERS)/.installed  ## run the tests, other people's clients among them
+test: $(VENV)/.installed-dev $(PEERS)/.installed  ## run all tests, other people's clients among them
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev ## run the tests that take under two minutes together
+	$(BIN)/python -m pytest -m 'not slow and not peers'
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .

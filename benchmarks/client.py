@@ -75,12 +75,12 @@ def many_series(count: int) -> Catalog:
     """Return a catalogue of one collection with `count` series, without images."""
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+    from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
     from nbia_pipeline.embedded.demo.catalog import demo_catalog
 
     demo = [r for r in demo_catalog().series.to_pylist() if r["Collection"] == COLLECTION]
     rows = [{**demo[n % len(demo)], "SeriesInstanceUID": f"1.2.826.{n}"} for n in range(count)]
-    return Catalog("many", pa.Table.from_pylist(rows, schema=FACTS))
+    return Catalog("many", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA))
 
 
 # --- the sides, each in a process of its own: only what a side needs is imported there

@@ -28,7 +28,7 @@ from image_archive import Facts
 from starlette.applications import Starlette
 
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog, StoredInstance
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog, StoredInstance
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, common, encode, put, uid_of
 from nbia_pipeline.embedded.server.app import API, create_app
@@ -190,7 +190,7 @@ def giant_files(sizes: Sequence[Sequence[int]]) -> list[GiantFile]:
     files = []
     for number, blocks in enumerate(sizes):
         uids = {name: uid_of(COLLECTION, number, name) for name in ("StudyInstanceUID", "SeriesInstanceUID")}
-        facts = {**kind.facts, **uids, "Collection": COLLECTION, "PatientID": f"G-{number}"}
+        facts = {**kind.row, **uids, "Collection": COLLECTION, "PatientID": f"G-{number}"}
         plan = SeriesPlan(facts, kind.anatomy, 1.0, kind.geometry, ("ct",), uid_of(COLLECTION, number, "frame"))
         files += [GiantFile(plan, n, count) for n, count in enumerate(blocks, 1)]
     return files
@@ -202,8 +202,8 @@ def giant_app(files: Sequence[GiantFile]) -> tuple[Starlette, GiantStore]:
     rows = []
     for plan in {file.series.uid: file.series for file in files}.values():
         sizes = [instance.size for instance in store.instances(plan.uid)]
-        rows.append({**plan.facts, "ImageCount": len(sizes), "FileSize": sum(sizes), "SOPClassUID": plan.sop_class})
-    catalog = Catalog("giants", pa.Table.from_pylist(rows, schema=FACTS), store)
+        rows.append({**plan.row, "ImageCount": len(sizes), "FileSize": sum(sizes), "SOPClassUID": plan.sop_class})
+    catalog = Catalog("giants", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
     return cast(Starlette, Giants(create_app(catalog), store)), store
 
 

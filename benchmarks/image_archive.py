@@ -47,7 +47,7 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalog:
     """
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+    from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
     from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
     plans = [
@@ -56,7 +56,7 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalog:
     ]
     store = PhantomStore(plans)
     rows = [_row(plan, store) for plan in plans]
-    return Catalog("benchmark", pa.Table.from_pylist(rows, schema=FACTS), store)
+    return Catalog("benchmark", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
 
 
 def _plans(collection: str, count: int, matrix: int, slices: int) -> list[SeriesPlan]:
@@ -70,7 +70,7 @@ def _plans(collection: str, count: int, matrix: int, slices: int) -> list[Series
         kind = kinds[number % len(kinds)]
         patient = f"B-{number:05d}"
         facts = {
-            **kind.facts,
+            **kind.row,
             "Collection": collection,
             "PatientID": patient,
             "PatientName": patient,
@@ -78,14 +78,14 @@ def _plans(collection: str, count: int, matrix: int, slices: int) -> list[Series
             "SeriesInstanceUID": uid_of(collection, patient, "series"),
         }
         geometry = replace(kind.geometry, matrix=matrix, slices=slices)
-        made.append(replace(kind, facts=facts, geometry=geometry, contrasts=kind.contrasts[:1]))
+        made.append(replace(kind, row=facts, geometry=geometry, contrasts=kind.contrasts[:1]))
     return made
 
 
 def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
     instances = store.instances(plan.uid)
     size = sum(instance.size for instance in instances)
-    return {**plan.facts, "ImageCount": len(instances), "FileSize": size, "SOPClassUID": plan.sop_class}
+    return {**plan.row, "ImageCount": len(instances), "FileSize": size, "SOPClassUID": plan.sop_class}
 
 
 # --- what the archive says of its files
@@ -151,12 +151,10 @@ def main() -> None:
 
     # All that was deflated is kept, however much it is: what is measured is the clients.
     scratch.BUDGET_BYTES = _SHELF_BYTES
-    doors: dict[str, Any] = {"pid": os.getpid()}
     serve(
         benchmark_catalogue(**json.loads(sys.argv[1])),
         control_port=0,
-        control_ready=lambda address: doors.update(control=address),
-        ready=lambda url: print(json.dumps({**doors, "url": url}), flush=True),
+        ready=lambda at: print(json.dumps({"pid": os.getpid(), "url": at.url, "control": at.control_url}), flush=True),
     )
 
 

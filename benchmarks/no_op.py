@@ -77,7 +77,7 @@ def catalog(series: int) -> Catalog:
 
     import pyarrow as pa
 
-    from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalog
+    from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Catalog
 
     same: dict[str, Any] = {
         "Collection": COLLECTION,
@@ -102,9 +102,9 @@ def catalog(series: int) -> Catalog:
     }
     columns = [
         pa.array(own[f.name], f.type) if f.name in own else pa.repeat(pa.scalar(same.get(f.name), f.type), series)
-        for f in FACTS
+        for f in CATALOG_SCHEMA
     ]
-    return Catalog("no_op", pa.table(columns, schema=FACTS))
+    return Catalog("no_op", pa.table(columns, schema=CATALOG_SCHEMA))
 
 
 def pretend_whole(lake: Lake) -> None:
@@ -265,12 +265,10 @@ def main() -> int:
 def _serve(series: int) -> None:
     from nbia_pipeline.embedded.server.run import serve
 
-    doors: dict[str, Any] = {}
     serve(
         catalog(series),
         control_port=0,
-        control_ready=lambda address: doors.update(control=address),
-        ready=lambda url: print(json.dumps({**doors, "url": url}), flush=True),
+        ready=lambda at: print(json.dumps({"url": at.url, "control": at.control_url}), flush=True),
     )
 
 

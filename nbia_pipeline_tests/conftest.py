@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
@@ -14,6 +15,10 @@ from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline_tests.helpers.archives import Serve, TestArchive, serving
 from nbia_pipeline_tests.helpers.faults import Faults
 from nbia_pipeline_tests.helpers.tiny import Clock
+
+# How long an example takes says something about the machine only.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -29,8 +29,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from nbia_pipeline.archive import NbiaClient, answers
 from nbia_pipeline.archive.errors import ArchiveError
 from nbia_pipeline.embedded.api import render
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
-from nbia_pipeline.embedded.server.app import Archive, create_app
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.archive import Archive
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Shape, Table, shapes, tables
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
@@ -77,7 +78,7 @@ KEYS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
 
 def facts(**columns: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Row]]:
     """Return rows of one collection: any value in any column but the keys, which are never null."""
-    free = {f.name: st.none() | VALUES[f.type] for f in FACTS}
+    free = {f.name: st.none() | VALUES[f.type] for f in CATALOG_SCHEMA}
     # Few values, so that studies and patients have several series.
     keys = {name: st.sampled_from(["1", "2.5"]) | TEXTS for name in KEYS[1:]}
     row = st.fixed_dictionaries({**free, **keys, "SeriesInstanceUID": TEXTS, "Visibility": st.just(1), **columns})
@@ -86,7 +87,7 @@ def facts(**columns: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Row]]:
 
 
 @dataclass
-class World:
+class RoundTrip:
     """An archive whose catalogue is swapped, a client for each dialect, and room for lakes."""
 
     archive: Archive
@@ -97,7 +98,7 @@ class World:
 
     def hold(self, rows: list[Row]) -> str:
         """Let the archive hold `rows` and nothing else; return their collection."""
-        table = pa.Table.from_pylist(rows, schema=FACTS)
+        table = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
         self.archive.holdings.catalog.series = table
         self.archive.refresh()
         return str(rows[0]["Collection"])
@@ -129,8 +130,8 @@ class WithoutBulk:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    app = create_app(Catalog("property", FACTS.empty_table()))
+def world() -> Iterator[RoundTrip]:
+    app = create_app(Catalog("property", CATALOG_SCHEMA.empty_table()))
     with (
         serving(app) as url,
         serving(WithoutBulk(app)) as other,
@@ -139,7 +140,7 @@ def world() -> Iterator[World]:
         NbiaClient(url, api="v4", options=FAST) as v4,
         NbiaClient(other, api="v2", options=FAST) as one_by_one,
     ):
-        yield World(app.state.archive, {"v2": v2, "v4": v4}, one_by_one, Path(folder), itertools.count())
+        yield RoundTrip(app.state.archive, {"v2": v2, "v4": v4}, one_by_one, Path(folder), itertools.count())
 
 
 def arrives(rows: list[Row], table: Table, answer: str) -> list[Row]:
@@ -180,7 +181,7 @@ ONE_SERVER = settings(deadline=None, max_examples=40, suppress_health_check=list
 @ONE_SERVER
 @given(rows=facts())
 @pytest.mark.parametrize("api", ["v2", "v4"])
-def test_patients_arrive_unchanged(world: World, api: str, rows: list[Row]) -> None:
+def test_patients_arrive_unchanged(world: RoundTrip, api: str, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients[api].patients(name)
     wanted = arrives(expected.first_of_each(rows, "PatientID"), tables.PATIENTS, api)
@@ -190,7 +191,7 @@ def test_patients_arrive_unchanged(world: World, api: str, rows: list[Row]) -> N
 @ONE_SERVER
 @given(rows=facts())
 @pytest.mark.parametrize("api", ["v2", "v4"])
-def test_studies_arrive_unchanged(world: World, api: str, rows: list[Row]) -> None:
+def test_studies_arrive_unchanged(world: RoundTrip, api: str, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients[api].studies(name)
     wanted = arrives(expected.studies(rows), tables.STUDIES, api)
@@ -200,7 +201,7 @@ def test_studies_arrive_unchanged(world: World, api: str, rows: list[Row]) -> No
 @ONE_SERVER
 @given(rows=facts())
 @pytest.mark.parametrize("api", ["v2", "v4"])
-def test_series_arrive_unchanged(world: World, api: str, rows: list[Row]) -> None:
+def test_series_arrive_unchanged(world: RoundTrip, api: str, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients[api].series(name)
     same(world.through_the_lake(tables.SERIES, answer, name), arrives(rows, tables.SERIES, api))
@@ -212,7 +213,7 @@ _ASKED = {"SeriesInstanceUID": UIDS}
 
 @ONE_SERVER
 @given(rows=facts(**_ASKED))
-def test_metadata_of_v4_arrive_unchanged(world: World, rows: list[Row]) -> None:
+def test_metadata_of_v4_arrive_unchanged(world: RoundTrip, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients["v4"].series_metadata([r["SeriesInstanceUID"] for r in rows])
     wanted = arrives(rows, tables.SERIES_METADATA, "v4")
@@ -221,12 +222,12 @@ def test_metadata_of_v4_arrive_unchanged(world: World, rows: list[Row]) -> None:
 
 # Python's own CSV reader refuses NUL before 3.11: an error, not a wrong table, but no row either.
 _CSV_TEXTS = TEXTS if sys.version_info >= (3, 11) else TEXTS.filter(lambda t: "\0" not in t)
-_CSV = {f.name: st.none() | _CSV_TEXTS for f in FACTS if f.type == TEXT and f.name not in KEYS}
+_CSV = {f.name: st.none() | _CSV_TEXTS for f in CATALOG_SCHEMA if f.type == TEXT and f.name not in KEYS}
 
 
 @ONE_SERVER
 @given(rows=facts(**{**_CSV, **dict.fromkeys(KEYS, UIDS)}))
-def test_metadata_of_v2_in_bulk_arrive_with_its_quirks(world: World, rows: list[Row]) -> None:
+def test_metadata_of_v2_in_bulk_arrive_with_its_quirks(world: RoundTrip, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.clients["v2"].series_metadata([r["SeriesInstanceUID"] for r in rows])
     # In CSV the empty text is a null.
@@ -242,7 +243,7 @@ _COMPLETE = {"LicenseURI": TEXTS, "ImageCount": st.integers(1, 2**63 - 1), "Seri
 
 @settings(ONE_SERVER, max_examples=25)
 @given(rows=facts(**_COMPLETE))
-def test_metadata_of_v2_one_by_one_arrive_with_its_quirks(world: World, rows: list[Row]) -> None:
+def test_metadata_of_v2_one_by_one_arrive_with_its_quirks(world: RoundTrip, rows: list[Row]) -> None:
     name = world.hold(rows)
     answer = world.one_by_one.series_metadata([r["SeriesInstanceUID"] for r in rows])
     # Sanitised descriptions, no commas in the manufacturer, a flag that says whether it is set.
@@ -265,7 +266,7 @@ _SHAPES = [
 ]
 # A row with little and one with everything: enough for boundaries, short enough for damage to hit something.
 _HELD: list[Row] = [
-    {f.name: None for f in FACTS},
+    {f.name: None for f in CATALOG_SCHEMA},
     {
         f.name: {
             TEXT: 'A "b", c\\d\né',
@@ -275,14 +276,14 @@ _HELD: list[Row] = [
             DAY: date(2014, 11, 6),
             TIME: datetime(2011, 11, 8, 8, 8, 1),  # noqa: DTZ001
         }[f.type]
-        for f in FACTS
+        for f in CATALOG_SCHEMA
     },
 ]
 _HELD[0] |= {name: f"1.{name}" for name in (*KEYS, "Collection", "Modality")} | {"SeriesNumber": 7, "ImageCount": 0}
 
 
 def _body(rows: list[Row], shape: Shape) -> bytes:
-    return b"".join(render.render_json(pa.Table.from_pylist(rows, schema=FACTS), shape))
+    return b"".join(render.render_json(pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), shape))
 
 
 # Long ones for accidents inside of values, short ones for those between objects.
@@ -434,7 +435,7 @@ def _milliseconds(raw: Any) -> timedelta:
 
 
 CSV_ROWS = [{**r, "SeriesInstanceUID": str(n)} for n in (1, 2) for r in _HELD[1:]]
-CSV_BODY = b"".join(render.render_csv(pa.Table.from_pylist(CSV_ROWS, schema=FACTS), shapes.METADATA2)).decode()
+CSV_BODY = b"".join(render.render_csv(pa.Table.from_pylist(CSV_ROWS, schema=CATALOG_SCHEMA), shapes.METADATA2)).decode()
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,6 +1,6 @@
-"""The shared embedded archive: found or started by whoever needs it, gone when nobody does.
+"""The shared embedded archive: found or started when it is needed, stopped when nobody needs it.
 
-All processes of a user share one server per version, catalogue and options. Each holds one open connection
+All processes of a user share one server per version, catalog and options. Each holds one open connection
 to the server's lifeline; the kernel closes it when the process ends, however it ends, and a server without
 connections stops by itself.
 """
@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.02
 _STOP_SECONDS = 10.0
 _OWN_LINGER = 0.5
 _LOG_TAIL_BYTES = 4000
-# What a Python process needs to start as this one did; nothing else is handed on.
+# What a Python process needs to start as this one did; nothing else is passed on.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV", "TZ")
 
 Option = str | int | float | bool
@@ -48,7 +48,7 @@ class EmbeddedArchiveError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Connection:
     """A lifeline of this process."""
 
     pid: int
@@ -56,7 +56,7 @@ class _Held:
     line: socket.socket
 
 
-_held: dict[str, _Held] = {}
+_connections: dict[str, _Connection] = {}
 _servers: list[subprocess.Popen[bytes]] = []
 _threads = threading.Lock()
 
@@ -64,61 +64,58 @@ _threads = threading.Lock()
 def ensure_running(catalog: str = "demo", **options: Option) -> str:
     """Return the base URL of the embedded archive that all processes of this user share.
 
-    Starts it if it does not run. It stays up for as long as this process, or any other that called this,
-    lives.
+    Starts it if it does not run. It runs as long as this process, or any other that called this, lives.
 
     Args:
-        catalogue: name of the catalogue, ``demo`` or ``idc``.
+        catalog: name of the catalog, ``demo`` or ``idc``.
         options: options of ``python -m nbia_pipeline.embedded``, like ``scale=2`` or ``linger=1.0``.
 
     Returns:
         Base URL like ``http://127.0.0.1:40001/nbia-api``.
 
     Raises:
-        EmbeddedArchiveError: if the server ends while it starts, or takes too long; with the end of its log.
+        EmbeddedArchiveError: the server ends while it starts, or takes too long; with the end of its log.
     """
     key = _key(catalog, options)
     with _threads:
-        held = _held.get(key)
-        if held is not None and held.pid == os.getpid() and _alive(held.line):
-            return held.url
-        if held is not None:
-            held.line.close()
-            del _held[key]
+        known = _connections.get(key)
+        if known is not None and known.pid == os.getpid() and _alive(known.line):
+            return known.url
+        if known is not None:
+            known.line.close()
+            del _connections[key]
         directory = state_directory()
         with filelock.FileLock(directory / f"{key}.lock"):
             record = directory / f"{key}.json"
-            held = _join(record) or _start(record, catalog, options)
-        _held[key] = held
-        return held.url
+            _connections[key] = _join(record) or _start(record, catalog, options)
+        return _connections[key].url
 
 
 @contextlib.contextmanager
 def own_archive(catalog: str = "demo", **options: Option) -> Iterator[tuple[str, str | None]]:
-    """Run an embedded archive that nobody else shares, as a process of its own, until the end of the block.
+    """Run an embedded archive of one's own, in another process, until the end of the block.
 
-    It ends with this process too, however that ends.
+    It ends with this process too, even if that is killed.
 
     Args:
-        catalogue: name of the catalogue, ``demo`` or ``idc``.
+        catalog: name of the catalog, ``demo`` or ``idc``.
         options: options of ``python -m nbia_pipeline.embedded``, like ``control_port=0``.
 
     Yields:
         Its base URL, and the address of its control interface or None.
 
     Raises:
-        EmbeddedArchiveError: if the server ends while it starts, or takes too long; with the end of its log.
+        EmbeddedArchiveError: the server ends while it starts, or takes too long; with the end of its log.
     """
     with tempfile.TemporaryDirectory(prefix="nbia-pipeline-") as directory:
         record = Path(directory) / "archive.json"
         with _threads:
-            held = _start(record, catalog, {"linger": _OWN_LINGER, **options})
+            own = _start(record, catalog, {"linger": _OWN_LINGER, **options})
             server = _servers.pop()
         try:
-            facts = json.loads(record.read_text(encoding="utf-8"))
-            yield held.url, facts.get("control_url")
+            yield own.url, json.loads(record.read_text(encoding="utf-8"))["control_url"]
         finally:
-            held.line.close()
+            own.line.close()
             server.terminate()
             try:
                 server.wait(_STOP_SECONDS)
@@ -128,19 +125,19 @@ def own_archive(catalog: str = "demo", **options: Option) -> Iterator[tuple[str,
 
 
 def state_directory() -> Path:
-    """Return the directory of records and logs of this user, made if need be, readable by nobody else.
+    """Return the directory of records and logs of this user, readable by nobody else; it is made if it is missing.
 
     Raises:
-        EmbeddedArchiveError: if somebody else made a directory of that name.
+        EmbeddedArchiveError: somebody else made a directory of that name.
     """
     user = str(os.getuid()) if hasattr(os, "getuid") else "user"
     directory = Path(tempfile.gettempdir()) / f"nbia-pipeline-{user}"
     directory.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid"):
-        facts = directory.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise EmbeddedArchiveError(f"{directory} is not a directory of this user")
-        if stat.S_IMODE(facts.st_mode) != 0o700:
+        if stat.S_IMODE(status.st_mode) != 0o700:
             directory.chmod(0o700)
     return directory
 
@@ -151,7 +148,7 @@ def _key(catalog: str, options: dict[str, Option]) -> str:
 
 
 def _alive(line: socket.socket) -> bool:
-    """Return whether the server still holds its end; costs a system call."""
+    """Return whether the server's end is open; costs a system call."""
     try:
         line.setblocking(False)
         return line.recv(1, socket.MSG_PEEK) != b""
@@ -161,11 +158,11 @@ def _alive(line: socket.socket) -> bool:
         return False
 
 
-def _join(record: Path) -> _Held | None:
-    """Take hold of the server that `record` tells of; None if there is none or it is going or hanging."""
+def _join(record: Path) -> _Connection | None:
+    """Connect to the server of `record`; None if it is not there, is stopping or does not answer."""
     try:
-        facts = json.loads(record.read_text(encoding="utf-8"))
-        url, port, version = str(facts["url"]), int(facts["lifeline_port"]), facts["version"]
+        known = json.loads(record.read_text(encoding="utf-8"))
+        url, port, version = str(known["url"]), int(known["lifeline_port"]), known["version"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if version != __version__:
@@ -175,9 +172,9 @@ def _join(record: Path) -> _Held | None:
     except OSError:
         return None
     try:
-        # The greeting says that the connection counts: from here on the server stays.
+        # From the greeting on the connection is counted: the server stays.
         if line.recv(1) and _answers(url):
-            return _Held(os.getpid(), url, line)
+            return _Connection(os.getpid(), url, line)
     except OSError:
         pass
     line.close()
@@ -197,8 +194,8 @@ def _answers(url: str) -> bool:
         connection.close()
 
 
-def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Held:
-    """Start a server and take hold of it; the caller holds the lock."""
+def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connection:
+    """Start a server and connect to it; the caller holds the lock."""
     _servers[:] = [server for server in _servers if server.poll() is None]
     record.unlink(missing_ok=True)
     log = record.with_suffix(".log")
@@ -219,9 +216,9 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Held:
     _servers.append(server)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        held = _join(record) if record.exists() else None
-        if held is not None:
-            return held
+        connection = _join(record) if record.exists() else None
+        if connection is not None:
+            return connection
         if server.poll() is not None:
             raise EmbeddedArchiveError(
                 f"the embedded archive ended with code {server.returncode} while it started; "
@@ -247,7 +244,7 @@ def _words(options: dict[str, Option]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return what the server's process gets to see: enough to import this very package."""
+    """Return the environment of the server's process: enough to import this package."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -261,12 +258,12 @@ def _tail(log: Path) -> str:
 
 
 def _forget_inherited() -> None:
-    """Let go of the parent's lifelines after a fork: they must end with the parent, not with the child."""
+    """Close the parent's lifelines after a fork: they must end with the parent, not with the child."""
     global _threads
     _threads = threading.Lock()
-    for held in _held.values():
-        held.line.close()
-    _held.clear()
+    for inherited in _connections.values():
+        inherited.line.close()
+    _connections.clear()
     _servers.clear()
 
 

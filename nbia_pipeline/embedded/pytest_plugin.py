@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from nbia_pipeline.embedded.control.client import Control
 
-# The demo catalogue's account that sees its restricted collection, as nbia_pipeline.embedded.demo.catalog publishes it.
+# The demo catalog's account that sees its restricted collection, as nbia_pipeline.embedded.demo.catalog publishes it.
 MEMBER = ("demo_member", "demo-member-password")
 
 
@@ -24,7 +24,7 @@ class NbiaArchive:
 
     Attributes:
         url: base URL, like ``http://127.0.0.1:40001/nbia-api``.
-        control: changes the archive, lets things go wrong in it, and tells what it was asked.
+        control: changes the archive, injects faults, and returns what it was asked.
         member: user name and password of an account that sees the restricted collection of the demo.
     """
 
@@ -46,14 +46,15 @@ def nbia_archive(nbia_archive_options: Mapping[str, str | int | float | bool]) -
     from nbia_pipeline.embedded.launcher import own_archive
 
     options = dict(nbia_archive_options)
-    catalog = str(options.pop("catalogue", "demo"))
+    # `catalogue` is the name that version 0.1.0 had for it.
+    catalog = str(options.pop("catalog", options.pop("catalogue", "demo")))
     with own_archive(catalog, **{"control_port": 0, **options}) as (url, control_url):
         yield NbiaArchive(url, Control(str(control_url)))
 
 
 @pytest.fixture
 def fresh_nbia_archive(nbia_archive: NbiaArchive) -> Iterator[NbiaArchive]:
-    """The same archive as it was at its start; what a test does to it is undone."""
+    """The same archive as it was at its start; the changes of a test are undone."""
     nbia_archive.control.reset()
     yield nbia_archive
     nbia_archive.control.reset()

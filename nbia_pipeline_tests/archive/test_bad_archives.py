@@ -21,7 +21,6 @@ from nbia_pipeline_tests.helpers.faults import (
     NO_SUCH_ENDPOINT,
     Fault,
     Faults,
-    after,
     always,
     answer,
     closed_early,
@@ -132,14 +131,14 @@ def test_the_spellings_of_the_guide_are_read_in_single_metadata(serve: Serve, de
 
 
 def test_an_archive_that_forgets_every_token_at_once_is_not_empty(archive: TestArchive) -> None:
-    archive.faults.inject("getSeries", after(archive.tokens.expire_all), times=9)
+    archive.faults.inject("getSeries", Fault("expire_tokens"), times=9)
     with archive.client() as client, pytest.raises(BadAnswer, match="sends nothing of it: nothing is changed"):
         client.series(COLLECTION)
 
 
 def test_an_archive_that_takes_no_token_at_all_is_a_refused_login(archive: TestArchive) -> None:
     for endpoint in ("getSeries", "getCollectionValues"):
-        archive.faults.inject(endpoint, after(archive.tokens.expire_all), times=9)
+        archive.faults.inject(endpoint, Fault("expire_tokens"), times=9)
     with archive.client() as client, pytest.raises(LoginRefused, match="check username and password"):
         client.series(COLLECTION)
 

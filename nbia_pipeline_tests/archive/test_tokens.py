@@ -264,7 +264,7 @@ def test_an_answer_that_echoes_the_token_does_not_get_it_into_an_error(
 
 def elsewhere(serve: Serve) -> tuple[Faults, str]:
     """Serve another archive under another name of this machine."""
-    other = Faults(always(answer(200, b"[]")))
+    other = always(answer(200, b"[]"))
     return other, serve(other).replace("127.0.0.1", "localhost")
 
 

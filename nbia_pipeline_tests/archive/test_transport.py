@@ -17,6 +17,7 @@ from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer, L
 from nbia_pipeline.archive.errors import BODY_SHOWN
 from nbia_pipeline.archive.rate_limit import Limiter
 from nbia_pipeline.archive.transport import USER_AGENT, Session
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.embedded.server.tokens import GUEST
 from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import (
@@ -26,6 +27,7 @@ from nbia_pipeline_tests.helpers.faults import (
     always,
     answer,
     closed_early,
+    custom,
     cut,
     echo_headers,
     html,
@@ -270,10 +272,8 @@ def test_an_error_of_the_reader_itself_is_not_hidden(archive: TestArchive, sessi
 def test_silence_is_given_up(archive: TestArchive, first: bytes | None) -> None:
     archive.faults.inject("getSeries", silence(first), times=2)
     session = Session(archive.url, (GUEST, ""), options=QUIET)
-    began = time.monotonic()
     with pytest.raises(ArchiveUnreachable, match="fell silent: it may be overloaded, try later") as caught:
         get(session)
-    assert time.monotonic() - began < 4, "read_timeout was 0.2 seconds"
     assert archive.faults.count("getSeries") == 2
     assert (caught.value.endpoint, caught.value.parameters, caught.value.status) == (PATH, PARAMETERS, None)
 
@@ -510,11 +510,11 @@ def test_a_slash_at_the_end_of_the_base_url_does_no_harm(archive: TestArchive, b
 def test_connections_are_used_again(archive: TestArchive, serve: Serve) -> None:
     ports: list[int] = []
 
-    async def remember(app: object, scope: dict[str, tuple[str, int]], receive: object, send: object) -> None:
-        ports.append(scope["client"][1])
-        await answer(200, b"[]")(app, scope, receive, send)  # type: ignore[arg-type]
+    async def remember(request: FaultedRequest) -> None:
+        ports.append(request.scope["client"][1])
+        await request.respond(200, b"[]", {})
 
-    session = Session(serve(always(remember)), None, options=FAST)  # type: ignore[arg-type]
+    session = Session(serve(always(custom(remember))), None, options=FAST)
     for _ in range(5):
         get(session)
     assert len(ports) == 5

@@ -95,28 +95,26 @@ def rows(*found: Row) -> bytes:
     return json.dumps(found).encode()
 
 
-def test_trap_01_an_empty_200_has_no_rows(archive: TestArchive, client: NbiaClient) -> None:
+def test_an_empty_200_has_no_rows(archive: TestArchive, client: NbiaClient) -> None:
     assert client.series("No Such Collection").num_rows == 0
     assert [r.endpoint for r in archive.faults.seen[:3]] == ["token", "getSeries", "getCollectionValues"]
 
 
-def test_trap_02_an_expired_token_does_not_look_like_no_data(archive: TestArchive, client: NbiaClient) -> None:
+def test_an_expired_token_does_not_look_like_no_data(archive: TestArchive, client: NbiaClient) -> None:
     whole = client.series(COLLECTION)
     archive.tokens.expire_all()
     assert client.series(COLLECTION).equals(whole)
     assert whole.num_rows == 9
 
 
-def test_trap_03_a_500_for_want_of_a_token_is_asked_once(archive: TestArchive) -> None:
+def test_a_500_for_want_of_a_token_is_asked_once(archive: TestArchive) -> None:
     session = Session(archive.url, None, options=FAST)
     with pytest.raises(LoginRefused, match="requires a token"):
         session.call("GET", "/services/v2/getCollectionValues", {}, lambda a: a.content)
     assert len(archive.faults.seen) == 1
 
 
-def test_trap_04_a_204_is_believed_only_with_a_good_token(
-    archive: TestArchive, client: NbiaClient, demo: Catalog
-) -> None:
+def test_a_204_is_believed_only_with_a_good_token(archive: TestArchive, client: NbiaClient, demo: Catalog) -> None:
     known, unknown = uid_of(demo, Collection=COLLECTION), hidden(demo)
     client.collection_values()
     archive.tokens.expire_all()
@@ -127,19 +125,19 @@ def test_trap_04_a_204_is_believed_only_with_a_good_token(
     assert archive.faults.count("getCollectionValues") > 1
 
 
-def test_trap_05_a_400_is_text_whatever_its_label(archive: TestArchive, client: NbiaClient) -> None:
+def test_a_400_is_text_whatever_its_label(archive: TestArchive, client: NbiaClient) -> None:
     with pytest.raises(NotAvailable) as caught:
         client.image("9.9.9", b"".join)
     assert caught.value.body.startswith("The user has not been granted the access to image")
 
 
-def test_trap_06_unknown_hidden_and_forbidden_are_not_told_apart(client: NbiaClient, demo: Catalog) -> None:
+def test_unknown_hidden_and_forbidden_are_not_told_apart(client: NbiaClient, demo: Catalog) -> None:
     for uid in ("9.9.9", hidden(demo), uid_of(demo, Collection=RESTRICTED)):
         with pytest.raises(NotAvailable, match="unknown, hidden or not permitted"):
             client.image_with_md5(uid, b"".join)
 
 
-def test_trap_07_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalog) -> None:
+def test_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalog) -> None:
     with archive.client(options=replace(FAST, tries=50)) as client:
         with pytest.raises(ServerError, match="status 500"):
             client.single_image(uid_of(demo, Collection=COLLECTION), "9.9.9", b"".join)
@@ -150,7 +148,7 @@ def test_trap_07_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalog
         assert archive.faults.count("getPatientStudy") == 1
 
 
-def test_trap_08_a_filter_that_the_server_ignores_is_found_out(archive: TestArchive, client: NbiaClient) -> None:
+def test_a_filter_that_the_server_ignores_is_found_out(archive: TestArchive, client: NbiaClient) -> None:
     archive.faults.inject("getSeries", without_query())
     with pytest.raises(BadAnswer, match="asked for collection"):
         client.series(COLLECTION)
@@ -158,13 +156,13 @@ def test_trap_08_a_filter_that_the_server_ignores_is_found_out(archive: TestArch
         client._list("series", Collection=COLLECTION)
 
 
-def test_trap_09_a_patient_has_one_spelling(client: NbiaClient, v4: NbiaClient) -> None:
+def test_a_patient_has_one_spelling(client: NbiaClient, v4: NbiaClient) -> None:
     for one in (client, v4):
         tables = one.patients(COLLECTION), one.studies(COLLECTION), one.series(COLLECTION)
         assert len({frozenset(t["PatientID"].to_pylist()) for t in tables}) == 1
 
 
-def test_trap_10_a_description_has_one_spelling(client: NbiaClient, v4: NbiaClient) -> None:
+def test_a_description_has_one_spelling(client: NbiaClient, v4: NbiaClient) -> None:
     for one in (client, v4):
         series = one.series(COLLECTION)
         described = {r["StudyInstanceUID"]: r["StudyDescription"] for r in one.studies(COLLECTION).to_pylist()}
@@ -173,7 +171,7 @@ def test_trap_10_a_description_has_one_spelling(client: NbiaClient, v4: NbiaClie
         assert "AdmittingDiagnosesDescription" in series.schema.names
 
 
-def test_trap_11_keys_are_found_with_and_without_blanks(archive: TestArchive, client: NbiaClient) -> None:
+def test_keys_are_found_with_and_without_blanks(archive: TestArchive, client: NbiaClient) -> None:
     for key in ("Date Released", "DateReleased"):
         body = rows({"SeriesInstanceUID": "1", key: "2020-01-01 00:00:00.0"})
         archive.faults.inject("getContentsByName", answer(200, body))
@@ -184,9 +182,7 @@ def test_trap_11_keys_are_found_with_and_without_blanks(archive: TestArchive, cl
         assert client.series_metadata(["1"])["ProtocolName"].to_pylist() == ["P"]
 
 
-def test_trap_12_days_are_written_as_each_endpoint_wants_them(
-    archive: TestArchive, client: NbiaClient, v4: NbiaClient
-) -> None:
+def test_days_are_written_as_each_endpoint_wants_them(archive: TestArchive, client: NbiaClient, v4: NbiaClient) -> None:
     day = date(2016, 3, 7)
     for one in (client, v4):
         one.updated_series(day)
@@ -198,13 +194,13 @@ def test_trap_12_days_are_written_as_each_endpoint_wants_them(
         client.updated_series("2016-03-07")  # type: ignore[arg-type]
 
 
-def test_trap_13_a_day_that_was_read_as_another_is_found_out(archive: TestArchive, client: NbiaClient) -> None:
+def test_a_day_that_was_read_as_another_is_found_out(archive: TestArchive, client: NbiaClient) -> None:
     archive.faults.inject("getUpdatedSeries", without_query())
     with pytest.raises(BadAnswer, match="asked for releases after 2019-01-01, the archive sent series"):
         client.updated_series(date(2019, 1, 1))
 
 
-def test_trap_14_every_form_of_a_date_is_read(archive: TestArchive, client: NbiaClient, v4: NbiaClient) -> None:
+def test_every_form_of_a_date_is_read(archive: TestArchive, client: NbiaClient, v4: NbiaClient) -> None:
     uids = client.series(COLLECTION)["SeriesInstanceUID"].to_pylist()
     singly(archive)
     as_java, as_iso, as_us = (c.series_metadata(uids) for c in (client, client, v4))
@@ -215,7 +211,7 @@ def test_trap_14_every_form_of_a_date_is_read(archive: TestArchive, client: Nbia
     assert all(table.schema.field("DateReleased").type.tz is None for table in listed)
 
 
-def test_trap_15_a_release_at_midnight_needs_a_day_of_overlap(client: NbiaClient) -> None:
+def test_a_release_at_midnight_needs_a_day_of_overlap(client: NbiaClient) -> None:
     """The caller that polls must overlap the days; the docstring of the method explains it."""
     midnight = datetime(2019, 8, 12)
     assert midnight not in client.updated_series(date(2019, 8, 12))["DateReleased"].to_pylist()
@@ -223,26 +219,26 @@ def test_trap_15_a_release_at_midnight_needs_a_day_of_overlap(client: NbiaClient
     assert "ask from some days before" in " ".join((inspect.getdoc(NbiaClient.updated_series) or "").split())
 
 
-def test_trap_16_a_release_in_the_afternoon_is_sent_beside_those_of_midnight(client: NbiaClient) -> None:
+def test_a_release_in_the_afternoon_is_sent_beside_those_of_midnight(client: NbiaClient) -> None:
     day = [
         d for d in client.updated_series(date(2016, 3, 21))["DateReleased"].to_pylist() if d.date() == date(2016, 3, 21)
     ]
     assert day == [datetime(2016, 3, 21, 15, 42, 7)]
 
 
-def test_trap_17_new_means_the_same_in_both_dialects(client: NbiaClient, v4: NbiaClient) -> None:
+def test_new_means_the_same_in_both_dialects(client: NbiaClient, v4: NbiaClient) -> None:
     for one in (client, v4):
         assert one.new_patients(COLLECTION, date(2019, 8, 12))["PatientID"].to_pylist() == ["TCGA-DM-A003"]
 
 
-def test_trap_18_a_series_without_a_release_is_in_the_full_list(client: NbiaClient, demo: Catalog) -> None:
+def test_a_series_without_a_release_is_in_the_full_list(client: NbiaClient, demo: Catalog) -> None:
     """The full list is what the tables are made of; getUpdatedSeries is a hint."""
     uid = uid_of(demo, DateReleased=None, Visibility=1)
     assert uid not in client.updated_series(date(1900, 1, 1))["SeriesInstanceUID"].to_pylist()
     assert uid in client.series("HeadNeckMix")["SeriesInstanceUID"].to_pylist()
 
 
-def test_trap_19_a_series_that_is_no_longer_listed_keeps_its_files(
+def test_a_series_that_is_no_longer_listed_keeps_its_files(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
     """For the engine: receipts and files stay, and no plan ever removes."""
@@ -256,9 +252,7 @@ def test_trap_19_a_series_that_is_no_longer_listed_keeps_its_files(
     assert len(lake.read_files(path)) == wanted.ImageCount
 
 
-def test_trap_20_new_content_under_the_same_uid_is_fetched_again(
-    client: NbiaClient, lake: Lake, wanted: WantedSeries
-) -> None:
+def test_new_content_under_the_same_uid_is_fetched_again(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
     """For the engine: any part of the fingerprint counts."""
     fetch_series(client, lake, wanted)
     listed = client.series(SMALL).filter(pa.compute.field("SeriesInstanceUID") == wanted.SeriesInstanceUID)
@@ -270,7 +264,7 @@ def test_trap_20_new_content_under_the_same_uid_is_fetched_again(
         assert len(make_plan(changed, receipts).todo) == 1
 
 
-def test_trap_21_a_series_that_changed_since_it_was_listed_is_listed_again(
+def test_a_series_that_changed_since_it_was_listed_is_listed_again(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
     """For the engine: what arrives is compared with what was listed, and kept as it is listed now."""
@@ -292,14 +286,14 @@ def fetched_after(
     return receipt.status, receipt.attempts
 
 
-def test_trap_22_a_valid_zip_with_fewer_files_is_not_taken(
+def test_a_valid_zip_with_fewer_files_is_not_taken(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
     """For the engine: the list of digests, written last, must be there."""
     assert fetched_after(zips.without_first, archive, client, lake, wanted) == (COMPLETE, 2)
 
 
-def test_trap_23_a_cut_file_in_a_valid_zip_is_not_taken(
+def test_a_cut_file_in_a_valid_zip_is_not_taken(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
     """For the engine: every file is digested, and the one that is cut is fetched by itself."""
@@ -307,7 +301,7 @@ def test_trap_23_a_cut_file_in_a_valid_zip_is_not_taken(
     assert archive.faults.count("getSingleImage") == 1
 
 
-def test_trap_24_licence_and_digests_are_not_images(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
+def test_licence_and_digests_are_not_images(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
     """For the engine: they are neither counted nor kept. The license is in the series table."""
     assert names_in(client.image(wanted.SeriesInstanceUID, b"".join))[0] == "LICENSE"
     with_digests = names_in(client.image_with_md5(wanted.SeriesInstanceUID, b"".join))
@@ -318,7 +312,7 @@ def test_trap_24_licence_and_digests_are_not_images(client: NbiaClient, lake: La
     assert client.series(SMALL)["LicenseURI"].null_count == 0
 
 
-def test_trap_25_the_file_size_is_that_of_the_files_not_of_the_transfer(
+def test_the_file_size_is_that_of_the_files_not_of_the_transfer(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
     moved = len(client.image_with_md5(wanted.SeriesInstanceUID, b"".join))
@@ -326,7 +320,7 @@ def test_trap_25_the_file_size_is_that_of_the_files_not_of_the_transfer(
     assert fetch_series(client, lake, wanted).row()["Bytes"] == wanted.FileSize
 
 
-def test_trap_26_a_download_starts_afresh_and_ends_by_silence_only(
+def test_a_download_starts_afresh_and_ends_by_silence_only(
     archive: TestArchive, client: NbiaClient, wanted: WantedSeries
 ) -> None:
     archive.faults.inject("getImageWithMD5Hash", cut(5000))
@@ -340,7 +334,7 @@ def test_trap_26_a_download_starts_afresh_and_ends_by_silence_only(
         other.image_with_md5(wanted.SeriesInstanceUID, b"".join)
 
 
-def test_trap_27_files_are_named_by_what_is_in_them(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
+def test_files_are_named_by_what_is_in_them(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
     """For the engine: the names in the zip are counters over no particular order."""
     first, second = (zips.unpack(client.image_with_md5(wanted.SeriesInstanceUID, b"".join)) for _ in range(2))
     assert [n for n, _ in first] == [n for n, _ in second]
@@ -349,7 +343,7 @@ def test_trap_27_files_are_named_by_what_is_in_them(client: NbiaClient, lake: La
     assert stored == {f"{uid}.dcm" for uid in client.sop_instance_uids(wanted.SeriesInstanceUID)}
 
 
-def test_trap_28_a_hostile_name_writes_nothing(
+def test_a_hostile_name_writes_nothing(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, tmp_path: Path
 ) -> None:
     """For the engine: it writes nothing outside its folder."""
@@ -357,7 +351,7 @@ def test_trap_28_a_hostile_name_writes_nothing(
     assert list(tmp_path.rglob("evil*")) == []
 
 
-def test_trap_29_numbers_are_read_as_numbers_and_as_text(archive: TestArchive, client: NbiaClient) -> None:
+def test_numbers_are_read_as_numbers_and_as_text(archive: TestArchive, client: NbiaClient) -> None:
     listed = client.series(COLLECTION)
     uids = listed["SeriesInstanceUID"].to_pylist()
     singly(archive)
@@ -370,7 +364,7 @@ def test_trap_29_numbers_are_read_as_numbers_and_as_text(archive: TestArchive, c
             assert ours == theirs
 
 
-def test_trap_30_the_flag_of_annotations_is_one_type_and_decides_nothing(
+def test_the_flag_of_annotations_is_one_type_and_decides_nothing(
     archive: TestArchive, client: NbiaClient, v4: NbiaClient
 ) -> None:
     tables = client.series("HeadNeckMix"), v4.series("HeadNeckMix")
@@ -380,7 +374,7 @@ def test_trap_30_the_flag_of_annotations_is_one_type_and_decides_nothing(
     assert singles["AnnotationSize"].null_count == 0
 
 
-def test_trap_31_any_key_may_be_missing(archive: TestArchive, client: NbiaClient) -> None:
+def test_any_key_may_be_missing(archive: TestArchive, client: NbiaClient) -> None:
     body = rows(
         {"SeriesInstanceUID": "1", "Collection": "A"}, {"Collection": "A", "FileSize": 3, "SeriesInstanceUID": "2"}
     )
@@ -389,7 +383,7 @@ def test_trap_31_any_key_may_be_missing(archive: TestArchive, client: NbiaClient
     assert None in client.body_parts()  # sent as {}
 
 
-def test_trap_32_descriptions_are_those_of_the_series_not_the_sanitised_ones(
+def test_descriptions_are_those_of_the_series_not_the_sanitised_ones(
     archive: TestArchive, client: NbiaClient, demo: Catalog
 ) -> None:
     stored = {r["SeriesInstanceUID"]: r["SeriesDescription"] for r in visible(demo, COLLECTION)}
@@ -402,9 +396,7 @@ def test_trap_32_descriptions_are_those_of_the_series_not_the_sanitised_ones(
     assert set(singles["SeriesDescription"].to_pylist()) != set(stored.values())
 
 
-def test_trap_33_misnamed_keys_fill_the_columns_that_they_mean(
-    archive: TestArchive, client: NbiaClient, demo: Catalog
-) -> None:
+def test_misnamed_keys_fill_the_columns_that_they_mean(archive: TestArchive, client: NbiaClient, demo: Catalog) -> None:
     row = visible(demo, COLLECTION)[0]
     singly(archive)
     single, bulk = (client.series_metadata([row["SeriesInstanceUID"]]).to_pylist()[0] for _ in range(2))
@@ -413,13 +405,13 @@ def test_trap_33_misnamed_keys_fill_the_columns_that_they_mean(
     assert bulk["TimeStamp"] is None  # sent, but it is the release
 
 
-def test_trap_34_body_parts_are_looked_for_here(client: NbiaClient) -> None:
+def test_body_parts_are_looked_for_here(client: NbiaClient) -> None:
     table = client.series("Lung Phantom CT", body_part="CHEST")
     assert sorted(table["BodyPartExamined"].to_pylist()) == ["CHEST", "CHEST", "Chest"]
     assert "CHEST " in client.series(COLLECTION, body_part="chest")["BodyPartExamined"].to_pylist()
 
 
-def test_trap_35_manufacturers_are_looked_for_whatever_their_case(client: NbiaClient, v4: NbiaClient) -> None:
+def test_manufacturers_are_looked_for_whatever_their_case(client: NbiaClient, v4: NbiaClient) -> None:
     assert {"SIEMENS", "Siemens"} <= set(client.manufacturers())
     assert "Siemens" not in v4.manufacturers()
     for one in (client, v4):
@@ -427,18 +419,18 @@ def test_trap_35_manufacturers_are_looked_for_whatever_their_case(client: NbiaCl
         assert {"SIEMENS", "Siemens"} == set(found)
 
 
-def test_trap_36_a_collection_is_counted_whatever_its_case(archive: TestArchive, client: NbiaClient) -> None:
+def test_a_collection_is_counted_whatever_its_case(archive: TestArchive, client: NbiaClient) -> None:
     assert client.modality_counts("lung phantom ct") == client.modality_counts("Lung Phantom CT") != {}
     assert client.series("Lung Phantom CT").num_rows == 4
     assert archive.faults.calls("getSeries")[-1].query == {"Collection": "Lung Phantom CT"}
 
 
-def test_trap_37_a_patient_with_lower_case_letters_is_found(archive: TestArchive, client: NbiaClient) -> None:
+def test_a_patient_with_lower_case_letters_is_found(archive: TestArchive, client: NbiaClient) -> None:
     assert client.patients("Lung Phantom CT", patient_id="lpc-002a").num_rows == 1
     assert "PatientId" not in archive.faults.calls("getPatient")[0].query
 
 
-def test_trap_38_repeated_rows_come_once(archive: TestArchive, client: NbiaClient) -> None:
+def test_repeated_rows_come_once(archive: TestArchive, client: NbiaClient) -> None:
     found = client.patients_by_collection_and_modality(COLLECTION, "CT")
     assert len(found) == len(set(found)) == 3
     one = {"PatientId": "1", "Collection": "A"}
@@ -446,7 +438,7 @@ def test_trap_38_repeated_rows_come_once(archive: TestArchive, client: NbiaClien
     assert client.patients("A")["PatientID"].to_pylist() == ["1", "2"]
 
 
-def test_trap_39_a_list_of_instances_is_no_promise_of_a_download(
+def test_a_list_of_instances_is_no_promise_of_a_download(
     client: NbiaClient, lake: Lake, demo: Catalog, wanted: WantedSeries
 ) -> None:
     """For the engine: what is refused is unavailable, even if it is listed."""
@@ -455,14 +447,14 @@ def test_trap_39_a_list_of_instances_is_no_promise_of_a_download(
     assert fetch_series(client, lake, replace(wanted, SeriesInstanceUID=uid)).status == UNAVAILABLE
 
 
-def test_trap_40_an_unknown_series_has_no_size(client: NbiaClient, v4: NbiaClient, wanted: WantedSeries) -> None:
+def test_an_unknown_series_has_no_size(client: NbiaClient, v4: NbiaClient, wanted: WantedSeries) -> None:
     for one in (client, v4):
         assert one.series_size("9.9.9") is None
         size = one.series_size(wanted.SeriesInstanceUID)
         assert size == SeriesSize(wanted.FileSize or 0, wanted.ImageCount or 0)
 
 
-def test_trap_41_what_bulk_metadata_leave_out_is_named(
+def test_what_bulk_metadata_leave_out_is_named(
     client: NbiaClient, demo: Catalog, wanted: WantedSeries, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -471,7 +463,7 @@ def test_trap_41_what_bulk_metadata_leave_out_is_named(
     assert f"no metadata of 1 of 2 series, such as {hidden(demo)}" in caplog.text
 
 
-def test_trap_42_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: Catalog) -> None:
+def test_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: Catalog) -> None:
     other = Faults(create_app(demo))
     with archive.client() as one, NbiaClient(serve(other), options=FAST) as two:
         assert one.collection_values() == two.collection_values()
@@ -480,7 +472,7 @@ def test_trap_42_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: C
     assert archive.faults.count("token") == other.count("token") == 1
 
 
-def test_trap_43_v4_sends_no_token_unless_it_must(archive: TestArchive, v4: NbiaClient) -> None:
+def test_v4_sends_no_token_unless_it_must(archive: TestArchive, v4: NbiaClient) -> None:
     assert v4.series(COLLECTION).num_rows == 9
     assert "authorization" not in archive.faults.seen[0].headers
     with archive.client(api="v4", username=MEMBER, password=MEMBER_PASSWORD) as member:
@@ -489,14 +481,14 @@ def test_trap_43_v4_sends_no_token_unless_it_must(archive: TestArchive, v4: Nbia
         assert member.series(RESTRICTED).num_rows == 3
 
 
-def test_trap_44_csv_is_read_only_where_every_cell_is_quoted(archive: TestArchive, client: NbiaClient) -> None:
+def test_csv_is_read_only_where_every_cell_is_quoted(archive: TestArchive, client: NbiaClient) -> None:
     assert [e.path for e in DIALECTS["v2"].endpoints.values() if e.media == "csv"] == ["/services/getSeriesMetadata2"]
     text = '"Series ID","Series Description"\n"1.2","a ""b"", c\nd"\n'
     archive.faults.inject("getSeriesMetadata2", answer(200, text.encode()))
     assert client.series_metadata(["1.2"])["SeriesDescription"].to_pylist() == ['a "b", c\nd']
 
 
-def test_trap_45_xml_and_html_are_never_asked_for_nor_read(archive: TestArchive, client: NbiaClient) -> None:
+def test_xml_and_html_are_never_asked_for_nor_read(archive: TestArchive, client: NbiaClient) -> None:
     formats = {e.constants.get("format") for d in DIALECTS.values() for e in d.endpoints.values()}
     assert formats == {None, "JSON"}
     archive.faults.inject("getSeries", answer(200, b"<Results><Row></Row></Results>"))
@@ -504,7 +496,7 @@ def test_trap_45_xml_and_html_are_never_asked_for_nor_read(archive: TestArchive,
         client.series(COLLECTION)
 
 
-def test_trap_46_the_archive_is_not_asked_for_as_a_whole(archive: TestArchive, client: NbiaClient) -> None:
+def test_the_archive_is_not_asked_for_as_a_whole(archive: TestArchive, client: NbiaClient) -> None:
     with pytest.raises(ValueError, match="the archive is too large"):
         client.series()
     assert archive.faults.seen == []
@@ -521,7 +513,7 @@ def _and(pieces: Iterator[bytes], last: bytes) -> Iterator[bytes]:
     yield last
 
 
-def test_trap_47_the_client_keeps_no_answers_on_top_of_the_servers(archive: TestArchive, client: NbiaClient) -> None:
+def test_the_client_keeps_no_answers_on_top_of_the_servers(archive: TestArchive, client: NbiaClient) -> None:
     """The caller decides how often to poll; the client adds no cache that would become stale."""
     archive.faults.inject("getCollectionValues", answer(200, rows({"Collection": "Old"})))
     assert client.collection_values() == ["Old"]
@@ -529,7 +521,7 @@ def test_trap_47_the_client_keeps_no_answers_on_top_of_the_servers(archive: Test
     assert "up to 100 minutes old" in " ".join((inspect.getdoc(NbiaClient.md5_hierarchy) or "").split())
 
 
-def test_trap_48_certificates_are_verified(certificate: tuple[Path, Path]) -> None:
+def test_certificates_are_verified(certificate: tuple[Path, Path]) -> None:
     with (
         serving_tls(certificate, "127.0.0.1") as url,
         NbiaClient(url, options=FAST) as client,

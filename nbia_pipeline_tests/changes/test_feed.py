@@ -40,6 +40,7 @@ from nbia_pipeline.changes.feed import (
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.status import API, KEPT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES, SERIES_SEEN
+from nbia_pipeline_tests.helpers.series import Crash
 
 START = datetime(2026, 1, 1)
 WAIT = timedelta(hours=6)
@@ -216,10 +217,6 @@ def test_the_other_dialect_is_no_revision() -> None:
 
 
 # --- on a lake
-
-
-class Crash(BaseException):
-    """The process ends here."""
 
 
 class CrashingLake(Lake):

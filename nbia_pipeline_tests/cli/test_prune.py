@@ -24,7 +24,8 @@ from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.helpers.pipeline import QIN, World
+from nbia_pipeline_tests.helpers.pipeline import QIN, LivePipeline
+from nbia_pipeline_tests.helpers.series import Crash
 from nbia_pipeline_tests.helpers.tiny import running
 
 
@@ -52,7 +53,7 @@ def prepared(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("prepared")
     app = create_app(demo)
     with running(app) as url, dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
-        world = World(url, app.state.archive.control, folder / "lake", instance, "v2")
+        world = LivePipeline(url, app.state.archive.control, folder / "lake", instance, "v2")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(clock, "utc_now", lambda: world.time)
             world.materialize("collections", collection=None)
@@ -66,13 +67,13 @@ def prepared(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture
-def world(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LivePipeline]:
     """That lake and that archive for one test."""
     shutil.copytree(prepared.lake, tmp_path / "lake")
     prepared.control.reset()
     prepared.control.hide(prepared.gone)
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
-        world = World(prepared.url, prepared.control, tmp_path / "lake", instance, "v2")
+        world = LivePipeline(prepared.url, prepared.control, tmp_path / "lake", instance, "v2")
         instance.add_dynamic_partitions("nbia_collections", [QIN])
         world.time = prepared.time
         world.later(0)
@@ -87,7 +88,7 @@ def withdrawn(prepared: Prepared) -> list[str]:
     return prepared.gone
 
 
-def files(world: World) -> dict[str, int]:
+def files(world: LivePipeline) -> dict[str, int]:
     root = Path(world.settings.lake)
     return {p.relative_to(root).as_posix(): p.stat().st_size for p in root.glob("images/**/*.dcm")}
 
@@ -96,12 +97,12 @@ def of_series(found: dict[str, int], uids: list[str]) -> dict[str, int]:
     return {path: size for path, size in found.items() if path.split("/")[-2] in uids}
 
 
-def statuses(world: World) -> dict[str, int]:
+def statuses(world: LivePipeline) -> dict[str, int]:
     return dict(world.sql("image_series", "SELECT Status, count(*) FROM t GROUP BY 1"))
 
 
 def test_it_deletes_what_is_withdrawn_and_nothing_else(
-    world: World, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
+    world: LivePipeline, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(world)
     gone = of_series(before, withdrawn)
@@ -123,7 +124,7 @@ def test_it_deletes_what_is_withdrawn_and_nothing_else(
     assert "Nothing to delete" in capsys.readouterr().out
 
 
-def test_a_pruned_series_that_returns_is_fetched_again(world: World, withdrawn: list[str]) -> None:
+def test_a_pruned_series_that_returns_is_fetched_again(world: LivePipeline, withdrawn: list[str]) -> None:
     before = files(world)
     assert main(["prune", QIN, "--yes"]) == 0
     world.control.show(withdrawn[0])
@@ -135,7 +136,7 @@ def test_a_pruned_series_that_returns_is_fetched_again(world: World, withdrawn: 
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
 
 
-def test_a_series_that_returned_meanwhile_is_spared(world: World, withdrawn: list[str]) -> None:
+def test_a_series_that_returned_meanwhile_is_spared(world: LivePipeline, withdrawn: list[str]) -> None:
     before = files(world)
     shown = prunable(world.lake, QIN)
     assert shown is not None
@@ -148,7 +149,7 @@ def test_a_series_that_returned_meanwhile_is_spared(world: World, withdrawn: lis
     assert of_series(files(world), withdrawn) == of_series(before, withdrawn[:1])
 
 
-def test_what_is_missing_but_not_withdrawn_stays(world: World, withdrawn: list[str]) -> None:
+def test_what_is_missing_but_not_withdrawn_stays(world: LivePipeline, withdrawn: list[str]) -> None:
     missing = next(uid for uid in world.uids() if uid not in withdrawn)
     world.control.hide(missing)
     world.look()
@@ -156,7 +157,7 @@ def test_what_is_missing_but_not_withdrawn_stays(world: World, withdrawn: list[s
     assert of_series(files(world), [missing])
 
 
-def test_a_whole_collection_can_go(world: World, withdrawn: list[str]) -> None:
+def test_a_whole_collection_can_go(world: LivePipeline, withdrawn: list[str]) -> None:
     world.control.hide(world.uids())
     for hours in (1, 6):
         world.later(hours)
@@ -170,7 +171,7 @@ def test_a_whole_collection_can_go(world: World, withdrawn: list[str]) -> None:
 
 
 def test_without_a_terminal_nothing_goes_unless_told(
-    world: World, withdrawn: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    world: LivePipeline, withdrawn: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(world)
     monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))
@@ -183,7 +184,7 @@ def test_without_a_terminal_nothing_goes_unless_told(
 
 
 @pytest.mark.parametrize(("answer", "code"), [("yes", 0), ("y", 1), ("", 1)])
-def test_on_a_terminal_it_asks(world: World, withdrawn: list[str], answer: str, code: int) -> None:
+def test_on_a_terminal_it_asks(world: LivePipeline, withdrawn: list[str], answer: str, code: int) -> None:
     before = files(world)
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "nbia_pipeline", "prune"]
@@ -198,14 +199,10 @@ def test_on_a_terminal_it_asks(world: World, withdrawn: list[str], answer: str, 
 
 
 def test_a_collection_without_images_is_named(
-    world: World, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
+    world: LivePipeline, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["prune", "qin_breast.v2", "--yes"]) == 1
     assert f"holds no images of 'qin_breast.v2': there are those of {QIN}\n" in capsys.readouterr().err
-
-
-class Crash(BaseException):
-    """The process ends here."""
 
 
 class CrashingLake(Lake):
@@ -231,7 +228,7 @@ class CrashingLake(Lake):
 
 @pytest.mark.parametrize("changes", range(4))
 def test_a_crash_at_any_change_leaves_no_receipt_without_files_and_is_made_good(
-    world: World, withdrawn: list[str], changes: int, capsys: pytest.CaptureFixture[str]
+    world: LivePipeline, withdrawn: list[str], changes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The changes: the receipts, the folders of two series, the index of the files."""
     before = files(world)
@@ -249,7 +246,7 @@ def test_a_crash_at_any_change_leaves_no_receipt_without_files_and_is_made_good(
 
 
 def test_a_series_that_returns_after_a_crash_is_fetched_whatever_was_deleted(
-    world: World, withdrawn: list[str]
+    world: LivePipeline, withdrawn: list[str]
 ) -> None:
     before = files(world)
     shown = prunable(world.lake, QIN)
@@ -265,7 +262,7 @@ def test_a_series_that_returns_after_a_crash_is_fetched_whatever_was_deleted(
     assert statuses(world) == {"complete": 5}
 
 
-def test_the_day_of_pruning_is_that_of_the_clock(world: World, withdrawn: list[str]) -> None:
+def test_the_day_of_pruning_is_that_of_the_clock(world: LivePipeline, withdrawn: list[str]) -> None:
     world.time = datetime(2027, 1, 2)  # noqa: DTZ001 - the tables state no zone
     assert main(["prune", "--yes"]) == 0
     assert {r for (r,) in world.sql("image_series", "SELECT Reason FROM t WHERE Status = 'withdrawn'")} == {

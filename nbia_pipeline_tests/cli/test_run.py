@@ -18,6 +18,8 @@ from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.processes import environment
 
+pytestmark = pytest.mark.slow
+
 RUN = [sys.executable, "-m", "nbia_pipeline", "run"]
 
 

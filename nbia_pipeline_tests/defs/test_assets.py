@@ -19,7 +19,7 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import TestArchive
-from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, after, answer, html
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, html
 from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, Pipeline
 
 IMAGE_CHECKS = ["complete", "intact", "agrees_with_archive", "licensed"]
@@ -169,7 +169,7 @@ def test_metadata_comes_one_by_one_where_the_archive_has_no_bulk_call(archive: T
 
 def test_a_token_that_dies_under_calls_in_flight_loses_nothing(archive: TestArchive, pipeline: Pipeline) -> None:
     for endpoint in ("getPatient", "getSeries", "getImageWithMD5Hash"):
-        archive.faults.inject(endpoint, after(archive.tokens.expire_all))
+        archive.faults.inject(endpoint, Fault("expire_tokens"))
     assert pipeline.run("catalogue").success
     assert pipeline.run_tables().success
     assert pipeline.run("images", partition_key="QIN_Breast.v2").success

@@ -17,31 +17,31 @@ from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES, SERIES_METADATA, SERIES_SEEN
 from nbia_pipeline.settings import Settings
-from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, QIN, TABLES, Pipeline, World
+from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, QIN, TABLES, LivePipeline, Pipeline
 from nbia_pipeline_tests.helpers.tiny import running
 
 
 @pytest.fixture
 def world(
     demo: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[World]:
+) -> Iterator[LivePipeline]:
     app = create_app(demo)
     with (
         running(app) as url,
         dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance,
     ):
         api = getattr(request, "param", "v2")
-        world = World(url, app.state.archive.control, tmp_path / "lake", instance, api)
+        world = LivePipeline(url, app.state.archive.control, tmp_path / "lake", instance, api)
         monkeypatch.setattr(clock, "utc_now", lambda: world.time)
         world.materialize("collections", collection=None)
         yield world
 
 
-def facts(world: World, uid: str) -> dict[str, Any]:
+def facts(world: LivePipeline, uid: str) -> dict[str, Any]:
     return next(r for r in world.control.series() if r["SeriesInstanceUID"] == uid)
 
 
-def test_the_first_listing_adds_every_series(world: World) -> None:
+def test_the_first_listing_adds_every_series(world: LivePipeline) -> None:
     assert sorted(world.look()) == sorted((uid, "added", None, None, None, 1) for uid in world.uids())
     figures = world.metadata_of("series_changes")
     assert (figures["added"], figures["revised"], figures["listed"], figures["missing"]) == (5, 0, 5, 0)
@@ -50,7 +50,7 @@ def test_the_first_listing_adds_every_series(world: World) -> None:
     assert times == [(world.time, world.time, True)]
 
 
-def test_nothing_new_says_nothing_and_asks_for_no_metadata(world: World) -> None:
+def test_nothing_new_says_nothing_and_asks_for_no_metadata(world: LivePipeline) -> None:
     world.look()
     assert world.look() == []
     asked = world.asked()
@@ -62,7 +62,7 @@ def test_nothing_new_says_nothing_and_asks_for_no_metadata(world: World) -> None
 
 
 @pytest.mark.parametrize("world", ["v2", "v4"], indirect=True)
-def test_every_kind_of_change_is_told_once_and_metadata_follow(world: World) -> None:
+def test_every_kind_of_change_is_told_once_and_metadata_follow(world: LivePipeline) -> None:
     first, second, third, fourth, fifth = world.uids()
     world.look()
     license = facts(world, second)["LicenseName"]
@@ -94,7 +94,7 @@ def test_every_kind_of_change_is_told_once_and_metadata_follow(world: World) -> 
     assert withdrawn_series(world.lake, QIN) == {fifth}
 
 
-def test_a_replaced_series_that_was_hidden_for_an_hour_is_revised_and_never_withdrawn(world: World) -> None:
+def test_a_replaced_series_that_was_hidden_for_an_hour_is_revised_and_never_withdrawn(world: LivePipeline) -> None:
     uid = world.uids()[0]
     world.look()
     before = facts(world, uid)["TimeStamp"]
@@ -107,7 +107,7 @@ def test_a_replaced_series_that_was_hidden_for_an_hour_is_revised_and_never_with
     assert (change[3], change[4]) == (f"{before}.000000", "2026-03-01 14:00:00.000000")
 
 
-def test_one_that_returns_with_other_contents_is_returned_and_revised_in_one_version(world: World) -> None:
+def test_one_that_returns_with_other_contents_is_returned_and_revised_in_one_version(world: LivePipeline) -> None:
     uid = world.uids()[0]
     world.look()
     world.control.hide(uid)
@@ -118,9 +118,9 @@ def test_one_that_returns_with_other_contents_is_returned_and_revised_in_one_ver
     assert sorted((c[1], c[2], c[5]) for c in world.look()) == [("returned", None, 3), ("revised", "LicenseName", 3)]
 
 
-def test_a_change_of_dialect_is_no_change(world: World) -> None:
+def test_a_change_of_dialect_is_no_change(world: LivePipeline) -> None:
     world.look()
-    v4 = World(world.settings.archive, world.control, Path(world.settings.lake), world.instance, "v4")
+    v4 = LivePipeline(world.settings.archive, world.control, Path(world.settings.lake), world.instance, "v4")
     v4.time = world.time
     for hours in (1, 2):
         world.later(hours)
@@ -132,7 +132,7 @@ def test_a_change_of_dialect_is_no_change(world: World) -> None:
     assert world.metadata_of("series_metadata")["asked"] == 5
 
 
-def test_a_collection_that_vanishes_is_withdrawn_by_the_catalogue_and_comes_back(world: World) -> None:
+def test_a_collection_that_vanishes_is_withdrawn_by_the_catalogue_and_comes_back(world: LivePipeline) -> None:
     uids = world.uids()
     world.look()
     world.look(collection="TCGA-DEMO")
@@ -157,7 +157,7 @@ def test_a_collection_that_vanishes_is_withdrawn_by_the_catalogue_and_comes_back
     assert world.sql("image_series", statuses) == [("complete", 5, 5)]
 
 
-def test_an_empty_answer_or_a_bad_token_withdraws_nothing(world: World) -> None:
+def test_an_empty_answer_or_a_bad_token_withdraws_nothing(world: LivePipeline) -> None:
     world.look()
     before = world.lake.read_properties(SERIES_SEEN, QIN)
     world.control.expire_tokens()
@@ -177,7 +177,7 @@ def test_an_empty_answer_or_a_bad_token_withdraws_nothing(world: World) -> None:
     assert world.lake.read_properties(SERIES_SEEN, QIN)["listed_at"] > before["listed_at"]
 
 
-def test_a_listing_that_lost_most_of_a_large_collection_is_worth_a_warning(world: World) -> None:
+def test_a_listing_that_lost_most_of_a_large_collection_is_worth_a_warning(world: LivePipeline) -> None:
     for n in range(20):
         world.control.add_series(QIN, patient=f"NEW-{n}")
     world.look()
@@ -188,7 +188,7 @@ def test_a_listing_that_lost_most_of_a_large_collection_is_worth_a_warning(world
     )
 
 
-def test_the_wait_can_be_configured(world: World) -> None:
+def test_the_wait_can_be_configured(world: LivePipeline) -> None:
     world.look()
     world.control.hide(world.uids()[0])
     world.look()
@@ -197,7 +197,7 @@ def test_the_wait_can_be_configured(world: World) -> None:
     assert [c[1] for c in world.feed(QIN)[5:]] == ["withdrawn"]
 
 
-def test_receipts_of_withdrawn_series_say_so_and_no_image_is_fetched_when_they_return(world: World) -> None:
+def test_receipts_of_withdrawn_series_say_so_and_no_image_is_fetched_when_they_return(world: LivePipeline) -> None:
     world.look()
     world.materialize("images")
     uid = world.uids()[0]
@@ -217,7 +217,7 @@ def test_receipts_of_withdrawn_series_say_so_and_no_image_is_fetched_when_they_r
 # --- metadata
 
 
-def test_full_asks_about_every_series(world: World) -> None:
+def test_full_asks_about_every_series(world: LivePipeline) -> None:
     world.look()
     world.later(1)
     world.materialize("series_metadata", series_metadata={"full": True})
@@ -225,7 +225,7 @@ def test_full_asks_about_every_series(world: World) -> None:
     assert world.metadata_of("series_metadata")["asked"] == 5
 
 
-def test_metadata_without_the_feed_are_asked_whole(world: World) -> None:
+def test_metadata_without_the_feed_are_asked_whole(world: LivePipeline) -> None:
     world.materialize("series", "series_metadata")
     assert world.metadata_of("series_metadata")["asked"] == 5
     world.later(1)
@@ -233,7 +233,7 @@ def test_metadata_without_the_feed_are_asked_whole(world: World) -> None:
     assert world.metadata_of("series_metadata")["asked"] == 5
 
 
-def test_metadata_of_a_listing_that_the_feed_does_not_know_yet_are_asked_whole(world: World) -> None:
+def test_metadata_of_a_listing_that_the_feed_does_not_know_yet_are_asked_whole(world: LivePipeline) -> None:
     uid = world.uids()[0]
     world.look()
     world.later(1)
@@ -243,7 +243,7 @@ def test_metadata_of_a_listing_that_the_feed_does_not_know_yet_are_asked_whole(w
     assert world.sql("series_metadata", f"SELECT LicenseName FROM t WHERE SeriesInstanceUID = '{uid}'") == [("CC0",)]
 
 
-def test_a_series_without_metadata_is_asked_about_until_it_has_some(world: World) -> None:
+def test_a_series_without_metadata_is_asked_about_until_it_has_some(world: LivePipeline) -> None:
     uid = world.uids()[0]
     world.look()
     world.later(1)
@@ -259,7 +259,7 @@ def test_a_series_without_metadata_is_asked_about_until_it_has_some(world: World
     assert world.sql("series_metadata", f"SELECT LicenseName FROM t WHERE SeriesInstanceUID = '{uid}'") == [("CC0",)]
 
 
-def test_all_partitions_in_one_run_read_as_one_data_set(world: World) -> None:
+def test_all_partitions_in_one_run_read_as_one_data_set(world: LivePipeline) -> None:
     result = world.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=world.instance,
         asset_selection=[dg.AssetKey(["nbia", a]) for a in TABLES],
@@ -277,7 +277,7 @@ def test_all_partitions_in_one_run_read_as_one_data_set(world: World) -> None:
     assert keys == [(27,)]
 
 
-def test_a_collection_that_fails_does_not_keep_the_changes_of_the_others_back(world: World) -> None:
+def test_a_collection_that_fails_does_not_keep_the_changes_of_the_others_back(world: LivePipeline) -> None:
     world.control.faults(Fault("html", endpoint="getSeries", times=1))
     result = world.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=world.instance,

@@ -19,6 +19,8 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline_tests.helpers.processes import environment
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 180
 
 LAUNCH = """

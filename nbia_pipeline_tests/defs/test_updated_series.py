@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
+import threading
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from nbia_pipeline.changes.cursor import CURSOR_BYTES
 from nbia_pipeline.defs.sensors import RUN_BYTES
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline_tests.helpers.faults import always, html
 from nbia_pipeline_tests.helpers.ticker import MONDAY, Make, Ticker, asked, day
 
@@ -270,10 +272,16 @@ def test_a_quiet_week_is_no_suspicion_and_keeps_the_window(ticker: Ticker, contr
 
 def test_a_tick_has_a_deadline(ticker: Ticker, control: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbia_pipeline.defs.sensors.TICK_SECONDS", 0.2)
-    control.latency(1.0)
-    began = time.monotonic()
-    assert "did not answer whole within 0 s" in ticker.tick(SENSOR, day(1)).skip_message
-    assert time.monotonic() - began < 1.0
+    over = threading.Event()
+
+    async def wait(request: FaultedRequest) -> None:
+        await asyncio.to_thread(over.wait)
+
+    control.faults(Fault("custom", act=wait))
+    try:
+        assert "did not answer whole within 0 s" in ticker.tick(SENSOR, day(1)).skip_message
+    finally:
+        over.set()
 
 
 def test_html_for_everything(make: Make, control: Operations, serve: Callable[[Any], str]) -> None:
@@ -305,9 +313,7 @@ def test_a_hundred_thousand_new_series_in_a_tick(
 
     ticker.register(*collections)
     monkeypatch.setattr(NbiaClient, "updated_series", great)
-    began = time.monotonic()
     first = ticker.tick(SENSOR, day(1))
-    assert time.monotonic() - began < 20
     assert len(first.run_requests) == len(collections)
     assert len((ticker.cursors[SENSOR] or "").encode()) <= CURSOR_BYTES
     assert json.loads(ticker.cursors[SENSOR] or "")["shared"]

@@ -1,4 +1,4 @@
-"""Fixtures: a server over the tiny catalogue and ways to call it."""
+"""Fixtures: a server over the tiny catalog and ways to call it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.helpers.site import Site
+from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import Clock, running, tiny_catalog
 
 
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
+def site() -> Iterator[ArchiveClient]:
     clock = Clock()
     app = create_app(tiny_catalog(), clock=clock)
     with running(app) as url:
-        yield Site(url, app, clock)
+        yield ArchiveClient(url, app, clock)
 
 
 @pytest.fixture
-def make_site() -> Iterator[Callable[..., Site]]:
+def make_site() -> Iterator[Callable[..., ArchiveClient]]:
     """Start a server of one's own, with options."""
     import contextlib
 
     with contextlib.ExitStack() as stack:
 
-        def make(catalog: Any = None, **options: Any) -> Site:
+        def make(catalog: Any = None, **options: Any) -> ArchiveClient:
             clock = Clock()
             app = create_app(catalog or tiny_catalog(), clock=clock, **options)
-            return Site(stack.enter_context(running(app)), app, clock)
+            return ArchiveClient(stack.enter_context(running(app)), app, clock)
 
         yield make

@@ -130,7 +130,7 @@ def test_tokens_and_traffic_over_http(pair: Pair) -> None:
 def test_refusals_are_sentences(pair: Pair) -> None:
     with pytest.raises(ControlError, match="hide: there is no series 9"):
         pair.control.hide("9")
-    with pytest.raises(ControlError, match="no column Licence"):
+    with pytest.raises(ControlError, match="no column License"):
         pair.control.edit("1.1", License="x")
     with pytest.raises(ControlError, match="wrong_name"):
         pair.control._do("hide", wrong_name=1)

@@ -11,11 +11,13 @@ import pydicom
 import pytest
 import requests
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
 from nbia_pipeline.embedded.demo.idc import IdcIndexMissingError, idc_catalog
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.helpers.site import Site
+from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import Clock, running
+
+pytestmark = pytest.mark.slow
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +33,7 @@ def series() -> pa.Table:
 
 
 def test_facts_of_the_index(series: pa.Table) -> None:
-    assert series.schema.equals(FACTS)
+    assert series.schema.equals(CATALOG_SCHEMA)
     assert series.num_rows > 900_000
     assert pc.count_distinct(series["SeriesInstanceUID"]).as_py() == series.num_rows
     for name in ("SeriesInstanceUID", "Collection", "PatientID", "FileSize", "TimeStamp", "LicenseURI"):
@@ -53,11 +55,11 @@ def test_one_collection_over_http(series: pa.Table) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_site(series: pa.Table) -> Iterator[Site]:
+def whole_site(series: pa.Table) -> Iterator[ArchiveClient]:
     clock = Clock()
     app = create_app(Catalog("idc", series), clock=clock)
     with running(app) as url:
-        yield Site(url, app, clock)
+        yield ArchiveClient(url, app, clock)
 
 
 def largest(series: pa.Table) -> str:
@@ -65,7 +67,7 @@ def largest(series: pa.Table) -> str:
     return str(max(counts, key=lambda c: c["counts"])["values"])
 
 
-def test_one_series_among_a_million_can_be_changed(whole_site: Site, series: pa.Table) -> None:
+def test_one_series_among_a_million_can_be_changed(whole_site: ArchiveClient, series: pa.Table) -> None:
     collection = largest(series)
     rows = series.filter(pc.equal(series["Collection"], collection))
     uid = rows["SeriesInstanceUID"][rows.num_rows // 2].as_py()
@@ -78,7 +80,7 @@ def test_one_series_among_a_million_can_be_changed(whole_site: Site, series: pa.
     whole_site.control.reset()
 
 
-def test_a_new_series_among_a_million_has_small_images(whole_site: Site, series: pa.Table) -> None:
+def test_a_new_series_among_a_million_has_small_images(whole_site: ArchiveClient, series: pa.Table) -> None:
     slide = series.filter(pc.equal(series["Modality"], "SM"))["SeriesInstanceUID"][0].as_py()
     for like, modality in ((None, None), (slide, "CT")):
         uid = whole_site.control.add_series("4d_lung", like=like)
@@ -93,7 +95,7 @@ def test_a_new_series_among_a_million_has_small_images(whole_site: Site, series:
     whole_site.control.reset()
 
 
-def test_the_largest_collection_comes_whole_and_the_same_again(whole_site: Site, series: pa.Table) -> None:
+def test_the_largest_collection_comes_whole_and_the_same_again(whole_site: ArchiveClient, series: pa.Table) -> None:
     collection = largest(series)
     first = whole_site.get("v4/getSeries", Collection=collection).content
     assert whole_site.get("v4/getSeries", Collection=collection).content == first

@@ -16,17 +16,17 @@ import pyarrow as pa
 import pydicom
 import pytest
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
-from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
+from nbia_pipeline.embedded.control.operations import OperationError
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
-from nbia_pipeline_tests.helpers.site import Site
+from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 NOW = dt.datetime.fromisoformat("2024-03-05T10:20:30")
 
 
 @pytest.fixture
-def site(make_site: Callable[..., Site]) -> Site:
+def site(make_site: Callable[..., ArchiveClient]) -> ArchiveClient:
     """A tiny archive of one's own, whose clock stands still."""
     site = make_site()
     site.control.now(NOW)
@@ -39,23 +39,23 @@ def demo() -> Catalog:
 
 
 @pytest.fixture
-def demo_site(make_site: Callable[..., Site], demo: Catalog) -> Site:
+def demo_site(make_site: Callable[..., ArchiveClient], demo: Catalog) -> ArchiveClient:
     site = make_site(demo)
     site.control.now(NOW)
     return site
 
 
-def one(site: Site, uid: str) -> dict[str, Any] | None:
+def one(site: ArchiveClient, uid: str) -> dict[str, Any] | None:
     answer = site.get("v2/getSeries", SeriesInstanceUID=uid)
     row: dict[str, Any] | None = answer.json()[0] if answer.content else None
     return row
 
 
-def updated(site: Site, day: str) -> list[str]:
+def updated(site: ArchiveClient, day: str) -> list[str]:
     return site.column("v2/getUpdatedSeries", "SeriesInstanceUID", fromDate=day)
 
 
-def files(site: Site, uid: str) -> dict[str, bytes]:
+def files(site: ArchiveClient, uid: str) -> dict[str, bytes]:
     """Return the images of a series by SOPInstanceUID, each checked against the digest that goes with it."""
     answer = site.get("v2/getImageWithMD5Hash", SeriesInstanceUID=uid)
     assert answer.status_code == 200, answer.text
@@ -73,7 +73,7 @@ def uid_of(demo: Catalog, modality: str) -> str:
     )
 
 
-def test_release_without_a_day_is_today_at_midnight(site: Site) -> None:
+def test_release_without_a_day_is_today_at_midnight(site: ArchiveClient) -> None:
     assert one(site, "2.2") is None
     site.control.release("2.2")
     row = one(site, "2.2")
@@ -84,12 +84,12 @@ def test_release_without_a_day_is_today_at_midnight(site: Site) -> None:
     assert updated(site, "04/03/2024") == ["2.2"]
 
 
-def test_release_with_a_time_of_day(site: Site) -> None:
+def test_release_with_a_time_of_day(site: ArchiveClient) -> None:
     site.control.release("2.2", "2024-03-05T23:59:00")
     assert updated(site, "05/03/2024") == ["2.2"]
 
 
-def test_back_dating_moves_nothing_else(site: Site) -> None:
+def test_back_dating_moves_nothing_else(site: ArchiveClient) -> None:
     before = one(site, "3.1")
     site.control.back_date("3.1", dt.date(2012, 1, 31))
     assert before is not None
@@ -97,7 +97,7 @@ def test_back_dating_moves_nothing_else(site: Site) -> None:
     assert "3.1" not in updated(site, "01/02/2012")
 
 
-def test_hidden_and_returned(site: Site) -> None:
+def test_hidden_and_returned(site: ArchiveClient) -> None:
     before = one(site, "1.1")
     site.control.hide(["1.1", "3.1"])
     assert one(site, "1.1") is one(site, "3.1") is None
@@ -110,7 +110,7 @@ def test_hidden_and_returned(site: Site) -> None:
     assert one(site, "1.1") == before
 
 
-def test_deleted(site: Site) -> None:
+def test_deleted(site: ArchiveClient) -> None:
     site.control.delete("1.1")
     assert one(site, "1.1") is None
     assert site.post("v2/getSeriesQCInfo", {"seriesId": "1.1"}).content == b""
@@ -122,14 +122,14 @@ def test_deleted(site: Site) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
-def test_deleting_few_or_many_leaves_the_others(demo_site: Site, demo: Catalog, count: int) -> None:
+def test_deleting_few_or_many_leaves_the_others(demo_site: ArchiveClient, demo: Catalog, count: int) -> None:
     uids = [r["SeriesInstanceUID"] for r in demo_site.control.series()]
     gone = set(uids[::-1][::2][:count] if count < 30 else uids[1:])
     demo_site.control.delete(gone)
     assert [r["SeriesInstanceUID"] for r in demo_site.control.series()] == [u for u in uids if u not in gone]
 
 
-def test_edited(site: Site) -> None:
+def test_edited(site: ArchiveClient) -> None:
     before = one(site, "1.1")
     assert before is not None
     site.control.edit("1.1", LicenseName="Other", SeriesDescription=None, SeriesDate="2002-02-03", SeriesNumber=12)
@@ -150,24 +150,24 @@ def test_edited(site: Site) -> None:
         ({"DateReleased": "soon"}, "not a day"),
     ],
 )
-def test_edits_that_make_no_sense(site: Site, columns: dict[str, Any], match: str) -> None:
+def test_edits_that_make_no_sense(site: ArchiveClient, columns: dict[str, Any], match: str) -> None:
     with pytest.raises(OperationError, match=match):
         site.control.edit("1.1", **columns)
     assert site.control.events() == []
 
 
-def test_unknown_series_are_refused_and_nothing_is_done(site: Site) -> None:
+def test_unknown_series_are_refused_and_nothing_is_done(site: ArchiveClient) -> None:
     with pytest.raises(OperationError, match="there is no series 9"):
         site.control.hide(["1.1", "9"])
     assert one(site, "1.1") is not None
 
 
-def test_foreign_images_cannot_be_made_anew(site: Site) -> None:
+def test_foreign_images_cannot_be_made_anew(site: ArchiveClient) -> None:
     with pytest.raises(OperationError, match="not phantoms"):
         site.control.replace("1.1")
 
 
-def test_a_catalogue_without_images_changes_its_time_only(make_site: Callable[..., Site]) -> None:
+def test_a_catalog_without_images_changes_its_time_only(make_site: Callable[..., ArchiveClient]) -> None:
     catalog = tiny_catalog()
     catalog.images = None
     site = make_site(catalog)
@@ -179,7 +179,7 @@ def test_a_catalogue_without_images_changes_its_time_only(make_site: Callable[..
 
 
 @pytest.mark.parametrize("modality", ["CT", "PT", "SEG"])
-def test_replaced_contents(demo_site: Site, demo: Catalog, modality: str) -> None:
+def test_replaced_contents(demo_site: ArchiveClient, demo: Catalog, modality: str) -> None:
     uid = uid_of(demo, modality)
     row, before = one(demo_site, uid), files(demo_site, uid)
     digest = demo_site.post("getMD5Hierarchy", {"SeriesInstanceUID": uid}).text
@@ -202,7 +202,7 @@ def test_replaced_contents(demo_site: Site, demo: Catalog, modality: str) -> Non
     assert one(demo_site, uid) == row
 
 
-def test_replaced_with_fewer_slices(demo_site: Site, demo: Catalog) -> None:
+def test_replaced_with_fewer_slices(demo_site: ArchiveClient, demo: Catalog) -> None:
     uid = uid_of(demo, "CT")
     before = files(demo_site, uid)
     demo_site.control.replace(uid, hidden=False, slices=5)
@@ -212,7 +212,7 @@ def test_replaced_with_fewer_slices(demo_site: Site, demo: Catalog) -> None:
     assert set(after) < set(before)
 
 
-def test_replaced_twice_within_a_second_has_two_times(make_site: Callable[..., Site], demo: Catalog) -> None:
+def test_replaced_twice_within_a_second_has_two_times(make_site: Callable[..., ArchiveClient], demo: Catalog) -> None:
     site, uid = make_site(demo), uid_of(demo, "CT")
     times = []
     for _ in range(3):
@@ -222,7 +222,7 @@ def test_replaced_twice_within_a_second_has_two_times(make_site: Callable[..., S
     assert len(set(times)) == 3
 
 
-def test_a_new_series(demo_site: Site, demo: Catalog) -> None:
+def test_a_new_series(demo_site: ArchiveClient, demo: Catalog) -> None:
     uid = demo_site.control.add_series("TCGA-DEMO", patient="NEW-1", slices=4, SeriesDescription="é, new")
     row, images = one(demo_site, uid), files(demo_site, uid)
     assert row is not None
@@ -245,7 +245,7 @@ def test_a_new_series(demo_site: Site, demo: Catalog) -> None:
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "PT", "SEG"])
-def test_a_new_series_like_another(demo_site: Site, demo: Catalog, modality: str) -> None:
+def test_a_new_series_like_another(demo_site: ArchiveClient, demo: Catalog, modality: str) -> None:
     like = uid_of(demo, modality)
     uid = demo_site.control.add_series("QIN_Breast.v2", like=like)
     row = one(demo_site, uid)
@@ -254,7 +254,7 @@ def test_a_new_series_like_another(demo_site: Site, demo: Catalog, modality: str
     assert row["ImageCount"] == len(files(demo_site, uid))
 
 
-def test_a_new_series_that_nobody_has_reviewed(demo_site: Site) -> None:
+def test_a_new_series_that_nobody_has_reviewed(demo_site: ArchiveClient) -> None:
     uid = demo_site.control.add_series("TCGA-DEMO", visible=False)
     assert one(demo_site, uid) is None
     demo_site.control.show(uid)
@@ -266,7 +266,7 @@ def test_a_new_series_that_nobody_has_reviewed(demo_site: Site) -> None:
     assert updated(demo_site, "05/03/2024") == [uid]
 
 
-def test_a_new_collection(demo_site: Site) -> None:
+def test_a_new_collection(demo_site: ArchiveClient) -> None:
     demo_site.control.add_collection("New & Fine", "<p>It</p>", "https://doi.org/10.5072/new")
     assert "New & Fine" not in demo_site.column("v2/getCollectionValues", "Collection")
     (told,) = demo_site.get("getCollectionDescriptions", collectionName="New & Fine").json()
@@ -280,18 +280,18 @@ def test_a_new_collection(demo_site: Site) -> None:
     assert demo_site.get("v2/getSeries", Collection="New & Fine").content
 
 
-def test_a_collection_without_a_description_needs_no_announcement(site: Site) -> None:
+def test_a_collection_without_a_description_needs_no_announcement(site: ArchiveClient) -> None:
     uid = site.control.add_series("Brand New", like="1.1")
     assert site.column("v2/getSeries", "SeriesInstanceUID", Collection="brand new") == [uid]
     assert len(files(site, uid)) == 6
 
 
-def test_a_cart(site: Site) -> None:
+def test_a_cart(site: ArchiveClient) -> None:
     site.control.cart("Second", ["3.1", "1.1"])
     assert site.column("v2/getContentsByName", "SeriesInstanceUID", name="second") == ["1.1", "3.1"]
 
 
-def test_reset_and_events(site: Site) -> None:
+def test_reset_and_events(site: ArchiveClient) -> None:
     everything = site.get("v2/getSeries").content
     site.control.hide("1.1")
     site.control.add_series("Alpha Set", like="1.2")
@@ -310,15 +310,15 @@ def test_reset_and_events(site: Site) -> None:
     assert site.control.clock() > NOW
 
 
-def test_the_truth_about_all_series(site: Site) -> None:
+def test_the_truth_about_all_series(site: ArchiveClient) -> None:
     rows = site.control.series()
     assert [r["SeriesInstanceUID"] for r in rows] == ["1.1", "1.2", "2.1", "2.2", "5.1", "4.1", "3.1"]
-    assert set(rows[0]) == set(FACTS.names)
+    assert set(rows[0]) == set(CATALOG_SCHEMA.names)
     assert len(site.control.series("Secret")) == 1
     assert site.control.series("secret") == []
 
 
-def test_tokens(site: Site) -> None:
+def test_tokens(site: ArchiveClient) -> None:
     header = f"Bearer {site.token()}"
     assert site.get("v2/getCollectionValues", header).status_code == 200
     site.control.expire_tokens()
@@ -329,7 +329,7 @@ def test_tokens(site: Site) -> None:
     assert (told["expires_in"], told["refresh_expires_in"]) == (5, 50)
 
 
-def test_a_change_leaves_the_catalogue_of_others_alone(demo: Catalog, make_site: Callable[..., Site]) -> None:
+def test_a_change_leaves_the_catalog_of_others_alone(demo: Catalog, make_site: Callable[..., ArchiveClient]) -> None:
     first, second, uid = make_site(demo), make_site(demo), uid_of(demo, "CT")
     before = files(second, uid)
     first.control.replace(uid, hidden=False)
@@ -340,14 +340,14 @@ def test_a_change_leaves_the_catalogue_of_others_alone(demo: Catalog, make_site:
     assert demo.series.num_rows == demo_catalog().series.num_rows
 
 
-def test_kept_answers_about_other_collections_stay(make_site: Callable[..., Site]) -> None:
+def test_kept_answers_about_other_collections_stay(make_site: Callable[..., ArchiveClient]) -> None:
     catalog = tiny_catalog()
     rows = [
         {**row, "SeriesInstanceUID": f"{row['SeriesInstanceUID']}.{n}"}
         for n in range(4000)
         for row in catalog.series.to_pylist()
     ]
-    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    catalog.series = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
     site = make_site(catalog)
     for collection in ("Alpha Set", "beta-set", None):
         site.get("v2/getSeries", **({} if collection is None else {"Collection": collection}))
@@ -363,11 +363,11 @@ def test_kept_answers_about_other_collections_stay(make_site: Callable[..., Site
     assert len(site.get("v2/getSeries").json()) == 15_999
 
 
-def test_an_answer_on_its_way_is_not_kept_beyond_a_change(make_site: Callable[..., Site]) -> None:
+def test_an_answer_on_its_way_is_not_kept_beyond_a_change(make_site: Callable[..., ArchiveClient]) -> None:
     catalog = tiny_catalog()
     row = catalog.series.to_pylist()[0]
     rows = [{**row, "SeriesInstanceUID": f"1.1.{n}"} for n in range(20_000)]
-    catalog.series = pa.Table.from_pylist(rows, schema=FACTS)
+    catalog.series = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
     site = make_site(catalog)
     ask = f"{site.url}/services/v1/getSeries?Collection=Alpha+Set"
     with site.session.get(ask, stream=True, timeout=30) as answer:
@@ -377,7 +377,7 @@ def test_an_answer_on_its_way_is_not_kept_beyond_a_change(make_site: Callable[..
     assert len(site.session.get(ask, timeout=30).json()) == 19_999
 
 
-def test_many_threads_change_and_ask(make_site: Callable[..., Site]) -> None:
+def test_many_threads_change_and_ask(make_site: Callable[..., ArchiveClient]) -> None:
     site = make_site()
     problems: list[str] = []
 
@@ -408,8 +408,8 @@ def test_many_threads_change_and_ask(make_site: Callable[..., Site]) -> None:
     assert len(site.control.events()) == 3 * (15 + 7)
 
 
-def test_many_changes_leave_few_pieces(site: Site) -> None:
+def test_many_changes_leave_few_pieces(site: ArchiveClient) -> None:
     for _ in range(70):
         site.control.add_series("Alpha Set", like="1.1", slices=1)
-    assert site.app.state.archive.holdings.facts_of("Alpha Set")["Modality"].num_chunks <= 33
+    assert site.app.state.archive.holdings.rows_of("Alpha Set")["Modality"].num_chunks <= 33
     assert len(site.column("v2/getSeries", "SeriesInstanceUID", Collection="Alpha Set")) == 73

@@ -135,7 +135,7 @@ def test_the_cache_is_bounded_and_changes_nothing() -> None:
     for instance in [*STORE.instances(plan.uid)] * 2:
         expected = STORE.read(plan.uid, instance.sop_instance_uid)
         assert store.read(plan.uid, instance.sop_instance_uid) == expected
-        assert sum(map(len, store._files.values())) == store._held <= bound
+        assert sum(map(len, store._files.values())) == store._cached_bytes <= bound
 
 
 def test_threads_get_the_same_bytes() -> None:
@@ -150,8 +150,8 @@ def test_threads_get_the_same_bytes() -> None:
 
 _DIGEST_OF_ALL = """
 import hashlib
-from nbia_pipeline.embedded.demo import demo_plans
-from nbia_pipeline.embedded.phantom import PhantomStore
+from nbia_pipeline.embedded.demo.catalog import demo_plans
+from nbia_pipeline.embedded.phantoms.store import PhantomStore
 plans, total = demo_plans(), hashlib.sha256()
 store = PhantomStore(plans)
 for plan in plans:
@@ -224,7 +224,7 @@ def test_ct_shows_lungs_and_the_lesion_in_them() -> None:
 
 
 def test_lesions_grow_and_shrink_over_the_slices_and_grow_over_time() -> None:
-    first, later = (p for p in plans_of("CT") if p.facts["PatientID"] == "TCGA-DM-A001")
+    first, later = (p for p in plans_of("CT") if p.row["PatientID"] == "TCGA-DM-A001")
     areas = [int(lesion_mask(first.subject, first.geometry, i).sum()) for i in range(first.geometry.slices)]
     top = areas.index(max(areas))
     assert areas[0] == areas[-1] == 0 < areas[top]
@@ -321,7 +321,7 @@ def test_segmentation_references_resolve() -> None:
             assert reference.ReferencedSOPInstanceUID in listed
             assert images.uid == series.SeriesInstanceUID
             assert reference.ReferencedSOPClassUID == image.SOPClassUID
-            assert image.StudyInstanceUID == ds.StudyInstanceUID == plan.facts["StudyInstanceUID"]
+            assert image.StudyInstanceUID == ds.StudyInstanceUID == plan.row["StudyInstanceUID"]
             position = frame.PlanePositionSequence[0].ImagePositionPatient
             assert position == image.ImagePositionPatient
 
@@ -355,5 +355,5 @@ def test_contours_are_closed_polygons_on_their_slice_around_the_lesion() -> None
                 assert len(points) == contour.NumberOfContourPoints
                 assert np.allclose(points[:, 2], float(image.ImagePositionPatient[2]), atol=0.001)
         first = ds.ROIContourSequence[0].ContourSequence[0]
-        centre = np.array(first.ContourData, dtype=float).reshape(-1, 3).mean(axis=0)
-        assert np.allclose(centre[:2], plan.source.subject.lesion.centre[:2], atol=0.01)
+        center = np.array(first.ContourData, dtype=float).reshape(-1, 3).mean(axis=0)
+        assert np.allclose(center[:2], plan.source.subject.lesion.center[:2], atol=0.01)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import requests
 
-from nbia_pipeline_tests.helpers.site import Site
+from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 
 UNABLE = "Server was not able to process your request"
 LISTS = [
@@ -27,7 +27,6 @@ STRICT = [
     "v2/getCollectionValues",
     "v2/getImage?SeriesInstanceUID=1.1",
     "v2/getImageWithMD5Hash?SeriesInstanceUID=1.1",
-    "v2/getDCMImage?SeriesInstanceUID=1.1",
     "v2/getSingleImage?SeriesInstanceUID=1.1&SOPInstanceUID=1.1.1",
     "v2/getM5HashForImage?SOPInstanceUid=1.1.1",
     "getModalityValuesAndCounts",
@@ -38,7 +37,7 @@ STRICT = [
 @pytest.mark.parametrize(("name", "parameters"), LISTS)
 @pytest.mark.parametrize("header", [None, "Bearer garbage"])
 def test_lists_without_good_token_are_empty(
-    site: Site, name: str, parameters: dict[str, str], header: str | None
+    site: ArchiveClient, name: str, parameters: dict[str, str], header: str | None
 ) -> None:
     answer = site.get(f"v2/{name}", header, **parameters)
     assert (answer.status_code, answer.content) == (200, b"")
@@ -48,13 +47,13 @@ def test_lists_without_good_token_are_empty(
 
 
 @pytest.mark.parametrize("header", [None, "Bearer garbage"])
-def test_series_metadata_without_good_token_is_204(site: Site, header: str | None) -> None:
+def test_series_metadata_without_good_token_is_204(site: ArchiveClient, header: str | None) -> None:
     answer = site.get("v2/getSeriesMetaData", header, SeriesInstanceUID="1.1")
     assert (answer.status_code, answer.content) == (204, b"")
 
 
 @pytest.mark.parametrize("path", STRICT)
-def test_strict_endpoints(site: Site, path: str) -> None:
+def test_strict_endpoints(site: ArchiveClient, path: str) -> None:
     anonymous = site.get(path, None)
     assert (anonymous.status_code, anonymous.text) == (500, f"{UNABLE}\nnull")
     assert anonymous.headers["content-type"] == "text/plain"
@@ -65,12 +64,12 @@ def test_strict_endpoints(site: Site, path: str) -> None:
 
 
 @pytest.mark.parametrize("header", [None, "Bearer garbage"])
-def test_dicom_tags_is_a_500_of_one_line(site: Site, header: str | None) -> None:
+def test_dicom_tags_is_a_500_of_one_line(site: ArchiveClient, header: str | None) -> None:
     answer = site.get("getDicomTags", header, SeriesUID="1.1")
     assert (answer.status_code, answer.text) == (500, UNABLE)
 
 
-def test_open_endpoints(site: Site) -> None:
+def test_open_endpoints(site: ArchiveClient) -> None:
     assert site.get("up", None).text == "up"
     assert site.get("getLicenses", "Bearer garbage").json()[0]["longName"].startswith("Creative Commons")
 
@@ -85,7 +84,7 @@ def test_open_endpoints(site: Site) -> None:
         ("v4/getModalityValuesAndCounts", 401),
     ],
 )
-def test_v4_takes_guests_but_a_bad_token_is_worse_than_none(site: Site, path: str, status: int) -> None:
+def test_v4_takes_guests_but_a_bad_token_is_worse_than_none(site: ArchiveClient, path: str, status: int) -> None:
     assert site.get(path, None).content
     assert site.get(path, None).status_code == 200
     bad = site.get(path, "Bearer garbage")
@@ -93,12 +92,12 @@ def test_v4_takes_guests_but_a_bad_token_is_worse_than_none(site: Site, path: st
     assert bad.text == (f"{UNABLE}\nnull" if status == 500 else "")
 
 
-def test_v4_updated_series_and_size_do_not_look_at_the_token(site: Site) -> None:
+def test_v4_updated_series_and_size_do_not_look_at_the_token(site: ArchiveClient) -> None:
     assert site.get("v4/getUpdatedSeries", "Bearer garbage").json()
     assert site.get("v4/getSeriesSize", "Bearer garbage", SeriesInstanceUID="1.1").json()
 
 
-def test_restricted_collections_are_for_those_who_hold_them(site: Site) -> None:
+def test_restricted_collections_are_for_those_who_hold_them(site: ArchiveClient) -> None:
     public = ["Alpha Set", "beta-set"]
     for user, password, expected in (
         ("nbia_guest", "whatever", public),
@@ -112,12 +111,12 @@ def test_restricted_collections_are_for_those_who_hold_them(site: Site) -> None:
         assert image.status_code == (200 if user == "holder" else 400)
 
 
-def test_the_scheme_of_the_header_is_not_read(site: Site) -> None:
+def test_the_scheme_of_the_header_is_not_read(site: ArchiveClient) -> None:
     assert site.get("v2/getCollectionValues", f"Magic! {site.token()}").status_code == 200
     assert site.get("v2/getCollectionValues", "BEARER Undefined").status_code == 200
 
 
-def test_token_reply_has_every_field(site: Site) -> None:
+def test_token_reply_has_every_field(site: ArchiveClient) -> None:
     form = {"grant_type": "PASSWORD", "username": "nbia_guest", "password": "", "client_id": "anything"}
     for place in ("/oauth/token", "/services/oauth/token"):
         reply = site.session.post(site.url + place, data=form).json()
@@ -152,20 +151,20 @@ def test_token_reply_has_every_field(site: Site) -> None:
         ),
     ],
 )
-def test_token_errors(site: Site, form: dict[str, str], status: int, error: str, description: str) -> None:
+def test_token_errors(site: ArchiveClient, form: dict[str, str], status: int, error: str, description: str) -> None:
     answer = site.session.post(f"{site.url}/oauth/token", data=form)
     assert answer.status_code == status
     assert answer.json() == {"error": error, "error_description": description}
 
 
 @pytest.mark.parametrize("form", [{"username": "nbia_guest"}, {"grant_type": "magic"}])
-def test_bad_grant_types_break_the_server(site: Site, form: dict[str, str]) -> None:
+def test_bad_grant_types_break_the_server(site: ArchiveClient, form: dict[str, str]) -> None:
     answer = site.session.post(f"{site.url}/oauth/token", data=form)
     assert answer.status_code == 500
     assert answer.text.startswith(f"{UNABLE}\n")
 
 
-def test_tokens_run_out_and_are_refreshed(make_site: Callable[..., Site]) -> None:
+def test_tokens_run_out_and_are_refreshed(make_site: Callable[..., ArchiveClient]) -> None:
     site = make_site(token_lifetime=10.0, refresh_lifetime=30.0)
     form = {"grant_type": "password", "username": "other", "password": "right"}
     first = site.session.post(f"{site.url}/oauth/token", data=form).json()
@@ -185,7 +184,7 @@ def test_tokens_run_out_and_are_refreshed(make_site: Callable[..., Site]) -> Non
     assert (late.status_code, late.json()["error_description"]) == (400, "Token is not active")
 
 
-def test_logout_ends_the_session(site: Site) -> None:
+def test_logout_ends_the_session(site: ArchiveClient) -> None:
     header = f"Bearer {site.token()}"
     assert site.get("v2/getCollectionValues", header).status_code == 200
     out = site.session.post(f"{site.url}/logout", headers={"Authorization": header})
@@ -204,6 +203,6 @@ def test_logout_ends_the_session(site: Site) -> None:
         ("GET", "/oauth/token", "HTTP 405 Method Not Allowed"),
     ],
 )
-def test_routing_errors_are_500(site: Site, method: str, path: str, reason: str) -> None:
+def test_routing_errors_are_500(site: ArchiveClient, method: str, path: str, reason: str) -> None:
     answer = requests.request(method, site.url + path, timeout=10)
     assert (answer.status_code, answer.text) == (500, f"{UNABLE}\n{reason}")

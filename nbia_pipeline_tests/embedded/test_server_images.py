@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
-from nbia_pipeline_tests.helpers.site import Site
+from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import dicom
 
 REFUSED = (
@@ -27,11 +27,11 @@ def unzip(answer: requests.Response) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def image(site: Site, call: str = "v2/getImage", uid: str = "1.1", **parameters: Any) -> dict[str, bytes]:
+def image(site: ArchiveClient, call: str = "v2/getImage", uid: str = "1.1", **parameters: Any) -> dict[str, bytes]:
     return unzip(site.get(call, SeriesInstanceUID=uid, **parameters))
 
 
-def test_hash_download_lists_every_file_last(site: Site) -> None:
+def test_hash_download_lists_every_file_last(site: ArchiveClient) -> None:
     answer = site.get("v2/getImageWithMD5Hash", SeriesInstanceUID="1.1")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"] == 'attachment; filename="1.1.zip"'
@@ -46,7 +46,7 @@ def test_hash_download_lists_every_file_last(site: Site) -> None:
     assert sorted(entries.values()) == sorted(dicom("1.1", f"1.1.{n}") for n in (1, 2, 3))
 
 
-def test_entries_are_deflated_and_streamed(site: Site) -> None:
+def test_entries_are_deflated_and_streamed(site: ArchiveClient) -> None:
     answer = site.get("v2/getImage", SeriesInstanceUID="1.1")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         for info in archive.infolist():
@@ -54,7 +54,7 @@ def test_entries_are_deflated_and_streamed(site: Site) -> None:
             assert info.flag_bits & 0x08
 
 
-def test_zips_come_in_chunks_of_8_kb(make_site: Callable[..., Site]) -> None:
+def test_zips_come_in_chunks_of_8_kb(make_site: Callable[..., ArchiveClient]) -> None:
     site = make_site(demo_catalog())
     (uid, *_) = site.column("v2/getSeries", "SeriesInstanceUID", Collection="TCGA-DEMO", Modality="CT")
     parts = urlsplit(site.url)
@@ -74,12 +74,12 @@ def test_zips_come_in_chunks_of_8_kb(make_site: Callable[..., Site]) -> None:
         assert archive.testzip() is None
 
 
-def test_the_order_changes_from_download_to_download(site: Site) -> None:
+def test_the_order_changes_from_download_to_download(site: ArchiveClient) -> None:
     orders = {tuple(image(site).values())[1:] for _ in range(12)}
     assert len(orders) > 1
 
 
-def test_licence_comes_first(site: Site) -> None:
+def test_licence_comes_first(site: ArchiveClient) -> None:
     entries = image(site)
     assert next(iter(entries)) == "LICENSE"
     assert b"http://creativecommons.org/licenses/by/3.0/" in entries["LICENSE"]
@@ -89,13 +89,13 @@ def test_licence_comes_first(site: Site) -> None:
 
 @pytest.mark.parametrize("uid", ["2.2", "4.1", "nope", ""])
 @pytest.mark.parametrize("call", ["v2/getImage", "v2/getImageWithMD5Hash", "v4/getImage"])
-def test_unknown_hidden_and_forbidden_look_alike(site: Site, call: str, uid: str) -> None:
+def test_unknown_hidden_and_forbidden_look_alike(site: ArchiveClient, call: str, uid: str) -> None:
     answer = site.get(call, SeriesInstanceUID=uid)
     assert (answer.status_code, answer.text) == (400, REFUSED.format(uid))
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_a_missing_digest_empties_the_hash_download(site: Site) -> None:
+def test_a_missing_digest_empties_the_hash_download(site: ArchiveClient) -> None:
     answer = site.get("v2/getImageWithMD5Hash", SeriesInstanceUID="1.2")
     assert len(answer.content) == 22
     assert unzip(answer) == {}
@@ -106,31 +106,20 @@ def test_a_missing_digest_empties_the_hash_download(site: Site) -> None:
     assert dicom("1.2", "1.2.2") not in stopped.values()
 
 
-def test_an_unreadable_file_ends_a_valid_zip(site: Site) -> None:
+def test_an_unreadable_file_ends_a_valid_zip(site: ArchiveClient) -> None:
     for call in ("v2/getImageWithMD5Hash", "v2/getImage"):
         entries = image(site, call, "2.1")
         assert "md5hashes.csv" not in entries
         assert dicom("2.1", "2.1.2") not in entries.values()
 
 
-def test_v4_adds_hashes_on_request(site: Site) -> None:
+def test_v4_adds_hashes_on_request(site: ArchiveClient) -> None:
     assert list(image(site, "v4/getImage", IncludeMD5="yes"))[-1] == "md5hashes.csv"
     assert "md5hashes.csv" not in image(site, "v4/getImage")
     assert list(image(site, "v4/getImageWithMD5Hash"))[-1] == "md5hashes.csv"
 
 
-def test_dcm_image(site: Site) -> None:
-    entries = image(site, "v2/getDCMImage", MD5Verification="TRUE")
-    assert list(entries) == ["1-1.dcm", "1-2.dcm", "2-1.dcm", "md5hashes.csv"]
-    assert entries["1-2.dcm"] == dicom("1.1", "1.1.2")
-    answer = site.get("v2/getDCMImage", SeriesInstanceUID="2.2")
-    assert (answer.status_code, answer.text) == (
-        400,
-        "Image with given SeriesInstanceUID,2.2, is not in public domain.",
-    )
-
-
-def test_single_image(site: Site) -> None:
+def test_single_image(site: ArchiveClient) -> None:
     answer = site.get("v2/getSingleImage", SeriesInstanceUID="1.1", SOPInstanceUID="1.1.2")
     assert answer.content == dicom("1.1", "1.1.2")
     assert answer.headers["content-type"] == "application/dicom"
@@ -142,7 +131,7 @@ def test_single_image(site: Site) -> None:
         assert (answer.status_code, answer.text) == (500, "Server was not able to process your request\nnull")
 
 
-def test_digest_of_one_image(site: Site) -> None:
+def test_digest_of_one_image(site: ArchiveClient) -> None:
     digest = hashlib.md5(dicom("1.1", "1.1.2")).hexdigest()
     answer = site.get("v2/getM5HashForImage", SOPInstanceUid="1.1.2")
     assert (answer.text, answer.headers["content-type"]) == (digest, "text/plain")
@@ -162,7 +151,7 @@ def combined(*hashes: str) -> str:
     return hashlib.md5("".join(sorted(hashes)).encode()).hexdigest()
 
 
-def test_hash_hierarchy(site: Site) -> None:
+def test_hash_hierarchy(site: ArchiveClient) -> None:
     one, two, three = series_hash("1.1", 1, 2, 3), series_hash("1.2", 1, 3), series_hash("2.1", 1, 2, 3)
     patients = combined(combined(one, two)), combined(combined(three))
     for form, expected in (
@@ -177,7 +166,7 @@ def test_hash_hierarchy(site: Site) -> None:
         assert site.post("getMD5Hierarchy", form).text == expected
 
 
-def test_dicom_tags(site: Site) -> None:
+def test_dicom_tags(site: ArchiveClient) -> None:
     rows = site.get("getDicomTags", SeriesUID="1.1").json()
     found = {row["element"]: row["data"] for row in rows}
     assert rows[0]["element"].startswith("(0002,")

@@ -12,17 +12,17 @@ import requests
 
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.schema import shapes
-from nbia_pipeline_tests.helpers.site import Site
+from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import BY_3, running, tiny_catalog
 
 VISIBLE = ["1.1", "1.2", "2.1", "3.1"]
 
 
-def uids(site: Site, path: str, **parameters: Any) -> list[str]:
+def uids(site: ArchiveClient, path: str, **parameters: Any) -> list[str]:
     return sorted(site.column(path, "SeriesInstanceUID", **parameters))
 
 
-def test_one_series_to_the_byte(site: Site) -> None:
+def test_one_series_to_the_byte(site: ArchiveClient) -> None:
     answer = site.get("v2/getSeries", SeriesInstanceUID="1.1")
     assert answer.headers["content-type"] == "application/json"
     assert answer.content.decode() == (
@@ -39,7 +39,7 @@ def test_one_series_to_the_byte(site: Site) -> None:
     )
 
 
-def test_one_series_of_v4(site: Site) -> None:
+def test_one_series_of_v4(site: ArchiveClient) -> None:
     (row,) = site.get("v4/getSeries", None, SeriesInstanceUID="1.1").json()
     assert [k.name for k in shapes.SERIES_V4.keys if k.name in row] == list(row)
     assert row["MaxSubmissionTimestamp"] == "11-08-2011"
@@ -69,12 +69,12 @@ def test_one_series_of_v4(site: Site) -> None:
         ({"SeriesInstanceUID": "2.2"}, [], []),
     ],
 )
-def test_filters_of_series(site: Site, query: dict[str, str], v2: list[str], v4: list[str]) -> None:
+def test_filters_of_series(site: ArchiveClient, query: dict[str, str], v2: list[str], v4: list[str]) -> None:
     assert uids(site, "v2/getSeries", **query) == v2
     assert uids(site, "v4/getSeries", **query) == v4
 
 
-def test_unknown_parameters(site: Site) -> None:
+def test_unknown_parameters(site: ArchiveClient) -> None:
     assert uids(site, "v2/getSeries", collection="Alpha Set", Nonsense="x") == VISIBLE
     answer = site.get("v4/getModalityValues", collection="Alpha Set")
     assert answer.status_code == 400
@@ -98,7 +98,6 @@ def test_unknown_parameters(site: Site) -> None:
         ("getContentsByName", "A parameter, SeriesInstanceUID is required for this API call."),
         ("getImage", "A parameter, SeriesInstanceUID, is required for this API call."),
         ("getImageWithMD5Hash", "A parameter, SeriesInstanceUID, is required for this API call."),
-        ("getDCMImage", "A parameter, SeriesInstanceUID, is required for this API call."),
         (
             "getSingleImage?SeriesInstanceUID=1.1",
             "A parameter, SeriesInstanceUID and SOPInstanceUID, are required for this API call.",
@@ -117,16 +116,16 @@ def test_unknown_parameters(site: Site) -> None:
         ),
     ],
 )
-def test_missing_parameters(site: Site, path: str, text: str) -> None:
+def test_missing_parameters(site: ArchiveClient, path: str, text: str) -> None:
     answer = site.get(f"v2/{path}")
     assert (answer.status_code, answer.text) == (400, text)
     assert answer.headers["content-type"] == "application/json"
     # Without a header: who is asked first, the user or the parameters?
-    user_first = path in ("getImage", "getDCMImage")
+    user_first = path == "getImage"
     assert site.get(f"v2/{path}", None).status_code == (500 if user_first else 400)
 
 
-def test_value_lists(site: Site) -> None:
+def test_value_lists(site: ArchiveClient) -> None:
     assert site.get("v2/getModalityValues").text == '[{"Modality":"CT"},{"Modality":"MR"}]'
     assert site.get("v2/getBodyPartValues").text == ('[{},{"BodyPartExamined":"HEAD"},{"BodyPartExamined":"LUNG"}]')
     makers = ["GE MEDICAL, SYSTEMS", "GE Medical, Systems"]
@@ -137,7 +136,7 @@ def test_value_lists(site: Site) -> None:
     assert site.column("v2/getModalityValues", "Modality", Modality="MR") == ["CT", "MR"]
 
 
-def test_formats(site: Site) -> None:
+def test_formats(site: ArchiveClient) -> None:
     plain = site.get("v2/getModalityValues", format="csv")
     assert (plain.text, plain.headers["content-type"]) == ("Modality\nCT\nMR\n", "text/csv")
     download = site.get("v2/getModalityValues", format="CSV-DOWNLOAD")
@@ -151,7 +150,7 @@ def test_formats(site: Site) -> None:
     assert (nothing.status_code, nothing.content) == (200, b"")
 
 
-def test_patients(site: Site) -> None:
+def test_patients(site: ArchiveClient) -> None:
     rows = site.get("v2/getPatient").json()
     assert [(r["Collection"], r["PatientId"]) for r in rows] == [
         ("Alpha Set", "A-1"),
@@ -176,7 +175,7 @@ def test_patients(site: Site) -> None:
     ]
 
 
-def test_studies_count_visible_series_that_pass(site: Site) -> None:
+def test_studies_count_visible_series_that_pass(site: ArchiveClient) -> None:
     assert site.column("v2/getPatientStudy", "StudyInstanceUID") == ["1", "2", "3"]
     assert site.column("v2/getPatientStudy", "SeriesCount") == [2, 1, 1]
     (row,) = site.get("v2/getPatientStudy", StudyInstanceUID="1").json()
@@ -186,7 +185,7 @@ def test_studies_count_visible_series_that_pass(site: Site) -> None:
     assert site.column("v2/NewStudiesInPatientCollection", "SeriesCount", **new) == [1]
 
 
-def test_release_filters_are_strict_at_midnight(site: Site) -> None:
+def test_release_filters_are_strict_at_midnight(site: ArchiveClient) -> None:
     assert uids(site, "v2/getUpdatedSeries") == ["1.1", "1.2", "3.1"]
     assert uids(site, "v2/getUpdatedSeries", fromDate="01/01/2020") == ["1.2", "3.1"]
     assert uids(site, "v2/getUpdatedSeries", fromDate="02/01/2020") == ["1.2", "3.1"]
@@ -204,7 +203,7 @@ def test_release_filters_are_strict_at_midnight(site: Site) -> None:
     assert set(short) <= {k.name for k in shapes.SERIES_SHORT.keys}
 
 
-def test_metadata_of_one_series(site: Site) -> None:
+def test_metadata_of_one_series(site: ArchiveClient) -> None:
     (row,) = site.get("v2/getSeriesMetaData", SeriesInstanceUID="1.1").json()
     assert row["Series Description"] == "Thorax1.0  B20f xy"
     assert row["Study Description"] == "Staging -1"
@@ -218,11 +217,11 @@ def test_metadata_of_one_series(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("uid", "status"), [("2.2", 204), ("4.1", 204), ("nope", 204), ("5.1", 200), ("3.1", 500)])
-def test_metadata_of_hidden_and_unlicensed_series(site: Site, uid: str, status: int) -> None:
+def test_metadata_of_hidden_and_unlicensed_series(site: ArchiveClient, uid: str, status: int) -> None:
     assert site.get("v2/getSeriesMetaData", SeriesInstanceUID=uid).status_code == status
 
 
-def test_guide_spellings(make_site: Callable[..., Site]) -> None:
+def test_guide_spellings(make_site: Callable[..., ArchiveClient]) -> None:
     site = make_site(guide_spellings=True)
     (row,) = site.get("v2/getSeriesMetaData", SeriesInstanceUID="1.1").json()
     assert "SeriesDate" in row
@@ -230,7 +229,7 @@ def test_guide_spellings(make_site: Callable[..., Site]) -> None:
     assert "PatientID" in site.get("v2/getPatient").json()[0]
 
 
-def test_bulk_metadata2_reads_the_first_list_only(site: Site) -> None:
+def test_bulk_metadata2_reads_the_first_list_only(site: ArchiveClient) -> None:
     answer = site.post("getSeriesMetadata2", [("list", "1.1,nope,2.2,1.2"), ("list", "3.1")])
     assert answer.headers["content-type"] == "text/csv"
     # The header names no charset; the bytes are UTF-8.
@@ -243,7 +242,7 @@ def test_bulk_metadata2_reads_the_first_list_only(site: Site) -> None:
     assert site.post("getSeriesMetadata2", {"list": "nope"}).content == b""
 
 
-def test_bulk_metadata_of_v4(site: Site) -> None:
+def test_bulk_metadata_of_v4(site: ArchiveClient) -> None:
     form = [("list", "1.1,2.2"), ("list", "3.1"), ("other", "x")]
     rows = list(csv.DictReader(io.StringIO(site.post("v4/getSeriesMetadata", form, None).text)))
     assert [row["SeriesInstanceUID"] for row in rows] == ["1.1", "3.1"]
@@ -262,7 +261,7 @@ def test_bulk_metadata_of_v4(site: Site) -> None:
     assert site.post("v4/getSeriesMetadata", "list=").status_code == 500
 
 
-def test_sizes_and_instances(site: Site) -> None:
+def test_sizes_and_instances(site: ArchiveClient) -> None:
     assert site.get("v2/getSeriesSize", SeriesInstanceUID="1.1").text == ('[{"TotalSizeInBytes":3000,"ObjectCount":3}]')
     assert site.get("v2/getSeriesSize", SeriesInstanceUID="nope").text == '[{"ObjectCount":0}]'
     assert site.get("v4/getSeriesSize", SeriesInstanceUID="nope").content == b""
@@ -272,7 +271,7 @@ def test_sizes_and_instances(site: Site) -> None:
     assert len(site.column("v4/getSOPInstanceUIDs", "SOPInstanceUID", SeriesInstanceUID="4.1")) == 3
 
 
-def test_counts_are_of_distinct_patients_as_text(site: Site) -> None:
+def test_counts_are_of_distinct_patients_as_text(site: ArchiveClient) -> None:
     assert site.get("getModalityValuesAndCounts").text == (
         '[{"criteria":"CT","count":"3"},{"criteria":"MR","count":"1"}]'
     )
@@ -291,7 +290,7 @@ def test_counts_are_of_distinct_patients_as_text(site: Site) -> None:
     assert site.get("v4/getModalityValuesAndCounts", Collection="none").content == b""
 
 
-def test_descriptions(site: Site) -> None:
+def test_descriptions(site: ArchiveClient) -> None:
     assert site.get("getCollectionDescriptions", collectionName="Alpha Set").json() == [
         {
             "description": "<p>One</p>",
@@ -308,7 +307,7 @@ def test_descriptions(site: Site) -> None:
     assert list(row) == ["id", "description", "collectionName", "descriptionURI"]
 
 
-def test_large_answers_are_kept_and_are_the_same(make_site: Callable[..., Site]) -> None:
+def test_large_answers_are_kept_and_are_the_same(make_site: Callable[..., ArchiveClient]) -> None:
     catalog = tiny_catalog()
     catalog.series = pa.concat_tables([catalog.series] * 2000).combine_chunks()
     site = make_site(catalog)
@@ -327,7 +326,7 @@ def test_large_answers_are_kept_and_are_the_same(make_site: Callable[..., Site])
     assert len(site.get("v2/getSeries", Collection="Alpha Set").json()) == 1
 
 
-def test_an_answer_on_its_way_survives_a_change(make_site: Callable[..., Site]) -> None:
+def test_an_answer_on_its_way_survives_a_change(make_site: Callable[..., ArchiveClient]) -> None:
     catalog = tiny_catalog()
     catalog.series = pa.concat_tables([catalog.series.slice(0, 1)] * 20_000).combine_chunks()
     site = make_site(catalog)

@@ -60,31 +60,31 @@ def test_packed_files_keep(data: bytes) -> None:
 
 
 @pytest.fixture
-def empty_shelf() -> Iterator[Scratch]:
+def empty_scratch() -> Iterator[Scratch]:
     made = Scratch()
     yield made
     made.clear()
 
 
-def test_a_shelf_keeps_until_cleared(empty_shelf: Scratch) -> None:
-    assert empty_shelf.load("a") is None
-    empty_shelf.store("a", b"1")
-    assert empty_shelf.load("a") == b"1"
-    directory = empty_shelf.directory
-    empty_shelf.clear()
+def test_a_scratch_directory_keeps_until_cleared(empty_scratch: Scratch) -> None:
+    assert empty_scratch.load("a") is None
+    empty_scratch.store("a", b"1")
+    assert empty_scratch.load("a") == b"1"
+    directory = empty_scratch.directory
+    empty_scratch.clear()
     assert not directory.exists()
-    assert empty_shelf.load("a") is None
+    assert empty_scratch.load("a") is None
 
 
-def test_a_shelf_stops_at_its_budget(empty_shelf: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scratch_directory_stops_at_its_budget(empty_scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "BUDGET_BYTES", 10)
-    empty_shelf.store("a", b"1" * 10)
-    empty_shelf.store("b", b"2")
-    assert empty_shelf.load("a") is not None
-    assert empty_shelf.load("b") is None
+    empty_scratch.store("a", b"1" * 10)
+    empty_scratch.store("b", b"2")
+    assert empty_scratch.load("a") is not None
+    assert empty_scratch.load("b") is None
 
 
-def test_a_shelf_removes_what_killed_servers_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scratch_directory_removes_what_killed_servers_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -1,108 +1,81 @@
-"""An embedded archive that misbehaves on purpose, over real HTTP, and remembers what it was asked."""
+"""Faults of the embedded archive in the words of tests, and what any application was asked.
+
+There is one injector, the embedded archive's own; :class:`Faults` puts it around other applications, too.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from urllib.parse import parse_qs
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, cast
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-Fault = Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]]
-"""What happens instead of the answer; it may ask the archive that stands behind."""
+from nbia_pipeline.embedded.control.fault import Fault as Fault
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.traffic import Exchange, Traffic
+from nbia_pipeline.embedded.server.app import API
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest, FaultInjection
 
-PREFIX = "/nbia-api"
 NO_SUCH_ENDPOINT = b"Server was not able to process your request\nHTTP 404 Not Found"
 NULL = b"Server was not able to process your request\nnull"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the archive was asked.
+class Faults:
+    """What goes wrong at an application, and what it was asked. It is an application itself, to be served.
 
     Attributes:
-        method: GET or POST.
-        path: path below the base URL.
-        query: first value of each parameter.
-        headers: by lower-case name.
+        app: the application with its injector.
+        traffic: the injector's plan and record.
     """
 
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
+    def __init__(self, app: ASGIApp) -> None:
+        """Use the injector of an embedded archive, or put one around any other application."""
+        archive = getattr(getattr(app, "state", None), "archive", None)
+        self.traffic: Traffic = Traffic() if archive is None else archive.traffic
+        # Only kinds that change an archive use its control.
+        self.app = app if archive is not None else FaultInjection(app, API, self.traffic, cast(Operations, None))
 
     @property
-    def endpoint(self) -> str:
-        """Last part of the path."""
-        return self.path.rsplit("/", 1)[-1]
-
-
-@dataclass
-class Faults:
-    """Middleware: counts every request and, where told to, does something else than answer it.
-
-    Attributes:
-        app: the archive behind.
-        seen: the requests in order.
-    """
-
-    app: ASGIApp
-    seen: list[Request] = field(default_factory=list)
-    _planned: dict[str, list[Fault]] = field(default_factory=dict)
+    def seen(self) -> list[Exchange]:
+        """The requests in order."""
+        return self.traffic.exchanges()
 
     def inject(self, endpoint: str, *faults: Fault, times: int = 1) -> None:
         """Let `faults` happen to the next calls of `endpoint`, one after the other, `times` over."""
-        self._planned.setdefault(endpoint, []).extend(faults * times)
+        self.traffic.add(replace(fault, endpoint=endpoint, times=1) for fault in faults * times)
 
     def reset(self) -> None:
         """Forget what was seen and what was planned."""
-        self.seen.clear()
-        self._planned.clear()
+        self.traffic.reset()
 
     def count(self, endpoint: str) -> int:
         """Return how often `endpoint` was called."""
         return len(self.calls(endpoint))
 
-    def calls(self, endpoint: str) -> list[Request]:
+    def calls(self, endpoint: str) -> list[Exchange]:
         """Return the calls of `endpoint`."""
         return [r for r in self.seen if r.endpoint == endpoint]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = _request(scope)
-        self.seen.append(request)
-        planned = self._planned.get(request.endpoint)
-        if planned:
-            await planned.pop(0)(self.app, scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
-def _request(scope: Scope) -> Request:
-    query = parse_qs(scope["query_string"].decode(), keep_blank_values=True)
-    return Request(
-        scope["method"],
-        scope["path"].removeprefix(PREFIX),
-        {name: values[0] for name, values in query.items()},
-        {name.decode().lower(): value.decode("latin1") for name, value in scope["headers"]},
-    )
+def always(fault: Fault) -> Faults:
+    """Return an application that does nothing else."""
+
+    async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] != "http"
+
+    faults = Faults(nothing)
+    faults.traffic.add([fault])
+    return faults
 
 
 def answer(status: int = 200, body: bytes = b"", **headers: str) -> Fault:
     """Answer with `status` and `body`; an underscore in the name of a header stands for a hyphen."""
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        await _read_form(receive)
-        named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        named.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": named})
-        await send({"type": "http.response.body", "body": body})
-
-    return fault
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Fault("answer", status=status, body=body, headers=named)
 
 
 def html(page: str = "<!DOCTYPE html><html><title>Sign in</title></html>") -> Fault:
@@ -110,96 +83,62 @@ def html(page: str = "<!DOCTYPE html><html><title>Sign in</title></html>") -> Fa
     return answer(200, page.encode(), content_type="text/html")
 
 
-def echo_headers(prefix: str = "<html>", status: int = 200) -> Fault:
-    """Answer with the headers of the request, as a debugging proxy does."""
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        shown = prefix + " ".join(value.decode() for name, value in scope["headers"] if name == b"authorization")
-        await answer(status, shown.encode())(app, scope, receive, send)
-
-    return fault
-
-
 def cut(after: int) -> Fault:
-    """Send the first bytes of the true answer as a chunked stream, then drop the connection."""
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        start, body = await true_answer(app, scope, receive)
-        assert len(body) > after, "the answer is too short to be cut there"
-        headers = [(n, v) for n, v in start["headers"] if n != b"content-length"]
-        await send({**start, "headers": headers})
-        # uvicorn drops the connection of an application that returns before its answer has ended.
-        await send({"type": "http.response.body", "body": body[:after], "more_body": True})
-
-    return fault
+    """Send the first bytes of the true answer, then drop the connection."""
+    return Fault("cut", at=after)
 
 
 def closed_early(after: int) -> Fault:
-    """Send the first bytes of the true answer and end the stream as if that were all."""
+    """Send the first bytes of the true answer and end as if that were all."""
+    return Fault("end_early", at=after)
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        start, body = await true_answer(app, scope, receive)
-        assert len(body) > after, "the answer is too short to be cut there"
-        headers = [(n, v) for n, v in start["headers"] if n != b"content-length"]
-        await send({**start, "headers": headers})
-        await send({"type": "http.response.body", "body": body[:after]})
 
-    return fault
+def custom(act: Callable[[FaultedRequest], Awaitable[None]]) -> Fault:
+    """Do what a test wants."""
+    return Fault("custom", act=act)
+
+
+def pass_on() -> Fault:
+    """Answer truly."""
+    return custom(FaultedRequest.pass_on)
+
+
+def changed(change: Callable[[bytes], bytes]) -> Fault:
+    """Answer truly but for a changed body."""
+
+    async def act(request: FaultedRequest) -> None:
+        start, body = await request.true_answer()
+        await request.answer(start, change(body))
+
+    return custom(act)
+
+
+def echo_headers(prefix: str = "<html>", status: int = 200) -> Fault:
+    """Answer with the headers of the request, as a debugging proxy does."""
+
+    async def act(request: FaultedRequest) -> None:
+        shown = prefix + request.exchange.headers.get("authorization", "")
+        await request.respond(status, shown.encode(), {})
+
+    return custom(act)
 
 
 def silence(first: bytes | None = None) -> Fault:
-    """Say nothing, or only `first`, until the client has had enough."""
+    """Send nothing, or only `first`, until the client gives up."""
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def act(request: FaultedRequest) -> None:
         if first is not None:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-        while (await receive())["type"] != "http.disconnect":
-            await asyncio.sleep(0)
+            start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
+            await request.answer(start, first, more=True)
+        await request.disconnected()
 
-    return fault
+    return custom(act)
 
 
 def without_query() -> Fault:
     """Answer as if no filter had been sent, as the server does with names that it does not know."""
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, "query_string": b""}, receive, send)
+    async def act(request: FaultedRequest) -> None:
+        await replace(request, scope={**request.scope, "query_string": b""}).pass_on()
 
-    return fault
-
-
-def after(deed: Callable[[], None]) -> Fault:
-    """Do something on the server, then answer truly."""
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        deed()
-        await app(scope, receive, send)
-
-    return fault
-
-
-async def _read_form(receive: Receive) -> None:
-    """Take the body of the request, so that the connection can be used again."""
-    while (await receive()).get("more_body"):
-        pass
-
-
-async def true_answer(app: ASGIApp, scope: Scope, receive: Receive) -> tuple[Message, bytes]:
-    sent: list[Message] = []
-
-    async def keep(message: Message) -> None:
-        sent.append(message)
-
-    await app(scope, receive, keep)
-    return sent[0], b"".join(message.get("body", b"") for message in sent[1:])
-
-
-def always(fault: Fault) -> ASGIApp:
-    """Return an application that does nothing else."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await fault(app, scope, receive, send)
-
-    return app
+    return custom(act)

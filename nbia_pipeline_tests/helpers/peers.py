@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from nbia_pipeline_tests.helpers.faults import Request
+from nbia_pipeline.embedded.control.traffic import Exchange
 
 SINCE = date(2016, 3, 21)
 EVER = date(1900, 1, 1)
@@ -27,7 +27,7 @@ class Asked:
 
     answers: dict[str, Any]
     folder: Path
-    seen: list[Request]
+    seen: list[Exchange]
     questions: dict[str, Any]
 
 

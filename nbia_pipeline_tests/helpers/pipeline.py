@@ -58,7 +58,7 @@ class Pipeline:
         return " ".join(str(f.description) for f in failures if f is not None)
 
 
-class World(Pipeline):
+class LivePipeline(Pipeline):
     """An archive that can be changed, a pipeline on it, and a clock that both live by."""
 
     def __init__(self, url: str, control: Operations, lake: Path, instance: dg.DagsterInstance, api: str) -> None:

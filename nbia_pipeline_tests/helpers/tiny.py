@@ -1,4 +1,4 @@
-"""A catalogue small enough to know by heart, and a server that runs in a thread."""
+"""A catalog small enough to know by heart, and a server that runs in a thread."""
 
 # ruff: noqa: DTZ001 - the server's times have no zone
 
@@ -21,7 +21,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 from starlette.applications import Starlette
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Account, Catalog, CollectionFacts, StoredInstance
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Account, Catalog, CollectionDescription, StoredInstance
 from nbia_pipeline.embedded.server.run import make_server, with_control
 
 BY_3 = "http://creativecommons.org/licenses/by/3.0/"
@@ -163,10 +163,10 @@ def dicom(series_uid: str, sop_uid: str) -> bytes:
 
 def tiny_catalog() -> Catalog:
     """Return the tiny catalogue."""
-    rows = [{**dict.fromkeys(FACTS.names), **_DEFAULTS, **row} for row in _SERIES]
+    rows = [{**dict.fromkeys(CATALOG_SCHEMA.names), **_DEFAULTS, **row} for row in _SERIES]
     return Catalog(
         name="tiny",
-        series=pa.Table.from_pylist(rows, schema=FACTS),
+        series=pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA),
         images=TinyStore(),
         restricted=frozenset({"Secret"}),
         accounts={
@@ -174,7 +174,9 @@ def tiny_catalog() -> Catalog:
             "other": Account("right"),
         },
         descriptions={
-            "Alpha Set": CollectionFacts("Alpha Set", "<p>One</p>", "https://doi.org/10.7937/tiny", 1_700_000_000_000)
+            "Alpha Set": CollectionDescription(
+                "Alpha Set", "<p>One</p>", "https://doi.org/10.7937/tiny", 1_700_000_000_000
+            )
         },
         carts={"My Cart": ("4.1", "2.2", "1.2", "nope", "3.1")},
     )

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from nbia_pipeline_tests.helpers.faults import Faults, always, answer
+from nbia_pipeline_tests.helpers.faults import always, answer
 
 
 @contextlib.contextmanager
 def serving_tls(certificate: tuple[Path, Path], host: str) -> Iterator[str]:
-    app = Faults(always(answer(200, b"[]")))
+    app = always(answer(200, b"[]"))
     server = uvicorn.Server(
         uvicorn.Config(app, ssl_certfile=certificate[0], ssl_keyfile=certificate[1], log_level="critical")
     )

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import duckdb
 
-from nbia_pipeline.embedded.server.app import Archive
+from nbia_pipeline.embedded.server.archive import Archive
 
 Rows = dict[str, dict[str, Any]]
 
@@ -60,7 +60,7 @@ def _digests(store: Any, stamp: str, uid: str) -> dict[str, str]:
 
 def facts_of(archive: Archive, collections: Iterable[str]) -> Rows:
     """Return the facts of the visible series of some collections, by SeriesInstanceUID."""
-    rows = [row for name in collections for row in archive.holdings.facts_of(name).to_pylist()]
+    rows = [row for name in collections for row in archive.holdings.rows_of(name).to_pylist()]
     return {row["SeriesInstanceUID"]: row for row in rows if row["Visibility"] == _VISIBLE}
 
 

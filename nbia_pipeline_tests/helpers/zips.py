@@ -9,9 +9,9 @@ import zipfile
 from collections.abc import Callable
 
 import pydicom
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nbia_pipeline_tests.helpers.faults import Fault, true_answer
+from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline_tests.helpers.faults import changed
 
 MD5_LIST = "md5hashes.csv"
 
@@ -20,13 +20,7 @@ Entries = list[tuple[str, bytes]]
 
 def altered(change: Callable[[Entries], Entries]) -> Fault:
     """Send the true zip with its entries changed; still a well-formed zip."""
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        _, body = await true_answer(app, scope, receive)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": pack(change(unpack(body)))})
-
-    return fault
+    return changed(lambda body: pack(change(unpack(body))))
 
 
 def unpack(body: bytes) -> Entries:

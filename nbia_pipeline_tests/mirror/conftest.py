@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline_tests.helpers.mirror_site import Site, site_of
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
 
 
 @pytest.fixture(scope="session")
-def _demo_site(demo: Catalog) -> Iterator[Site]:
-    with site_of(demo, Path("nowhere")) as site:
+def _demo_site(demo: Catalog) -> Iterator[MirroredArchive]:
+    with mirrored_archive(demo, Path("nowhere")) as site:
         yield site
 
 
 @pytest.fixture
-def site(_demo_site: Site, tmp_path: Path) -> Iterator[Site]:
+def site(_demo_site: MirroredArchive, tmp_path: Path) -> Iterator[MirroredArchive]:
     """The demo archive without history, and an empty lake for one collection of it."""
     _demo_site.control.reset()
     _demo_site.around.reset()

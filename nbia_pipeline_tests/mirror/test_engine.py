@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pyarrow.compute as pc
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
@@ -29,7 +28,7 @@ from nbia_pipeline.schema.tables import (
     STUDIES,
 )
 from nbia_pipeline_tests.helpers.archives import TestArchive
-from nbia_pipeline_tests.helpers.faults import answer
+from nbia_pipeline_tests.helpers.faults import answer, pass_on
 
 BREAST = "QIN_Breast.v2"
 DOWNLOAD = "getImageWithMD5Hash"
@@ -132,17 +131,12 @@ def test_what_cannot_be_fetched_is_named_with_its_reason(archive: TestArchive, m
 
 def test_what_was_fetched_before_the_archive_failed_is_in_the_tables(archive: TestArchive, mirror: Mirror) -> None:
     mirror.streams = 1
-    archive.faults.inject(DOWNLOAD, no_fault, no_fault)
+    archive.faults.inject(DOWNLOAD, pass_on(), pass_on())
     archive.faults.inject(DOWNLOAD, answer(503), times=9)  # each call is tried three times
     with pytest.raises(ArchiveError):
         mirror.run(BREAST)
     assert sorted(statuses(mirror.lake).values()) == ["complete"] * 2 + ["pending"] * 3
     assert mirror.run(BREAST).fetched == 3
-
-
-async def no_fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer as the archive does."""
-    await app(scope, receive, send)
 
 
 def test_too_little_room_is_refused_before_a_byte_moves(

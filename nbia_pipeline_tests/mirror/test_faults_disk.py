@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.helpers.mirror_site import DOWNLOADS, Site
+from nbia_pipeline_tests.helpers.faults import custom
+from nbia_pipeline_tests.helpers.mirrored_archive import DOWNLOADS, MirroredArchive
 
 ROOT = Path(__file__).parents[2]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
@@ -32,7 +33,7 @@ Remount = Callable[[str], None]
 
 
 @pytest.fixture
-def small_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remount]:
+def small_disk(site: MirroredArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remount]:
     """A file system in memory under the lake; gives what changes its options, like ``size=2m`` or ``ro``.
 
     A plan does not see how small it is, as if it were filled only afterwards.
@@ -55,7 +56,9 @@ def small_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.mark.parametrize("kilobytes", [60, 400, 1000, 1700, 2400, 2900])
-def test_a_full_disk_ends_the_run_and_more_room_completes_it(site: Site, small_disk: Remount, kilobytes: int) -> None:
+def test_a_full_disk_ends_the_run_and_more_room_completes_it(
+    site: MirroredArchive, small_disk: Remount, kilobytes: int
+) -> None:
     small_disk(f"size={kilobytes}k")
     with pytest.raises(LakeError, match="No space left"):
         site.run()
@@ -73,7 +76,7 @@ def test_a_full_disk_ends_the_run_and_more_room_completes_it(site: Site, small_d
 
 
 @pytest.mark.parametrize("kind", ["lost_file", "no_files"])
-def test_a_disk_that_is_full_while_a_series_is_mended(site: Site, small_disk: Remount, kind: str) -> None:
+def test_a_disk_that_is_full_while_a_series_is_mended(site: MirroredArchive, small_disk: Remount, kind: str) -> None:
     site.wrong(Fault(kind, HASHED))
     small_disk("size=1300k")
     with pytest.raises(LakeError, match="No space left"):
@@ -84,7 +87,7 @@ def test_a_disk_that_is_full_while_a_series_is_mended(site: Site, small_disk: Re
     site.expect_true()
 
 
-def test_a_full_disk_keeps_the_old_version(site: Site, small_disk: Remount) -> None:
+def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Remount) -> None:
     site.run()
     uid = site.uid(28)
     old = truth.contents(site.folder)
@@ -99,7 +102,7 @@ def test_a_full_disk_keeps_the_old_version(site: Site, small_disk: Remount) -> N
     site.expect_true()
 
 
-def test_a_file_that_grows_beyond_a_limit(site: Site) -> None:
+def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
     """A limit of the process, as a quota is: small files pass, larger ones do not."""
     words = [*MIRROR, site.url, str(site.folder)]
 
@@ -116,7 +119,7 @@ def test_a_file_that_grows_beyond_a_limit(site: Site) -> None:
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_something_in_the_way_of_a_verified_series(site: Site, level: int) -> None:
+def test_something_in_the_way_of_a_verified_series(site: MirroredArchive, level: int) -> None:
     """The journal has the series already, but it cannot take its place: it must not count as there."""
     uid = site.uid(SLICES)
     path = next(row["Path"] for row in site.expected().instances.values() if row["SeriesInstanceUID"] == uid)
@@ -135,7 +138,7 @@ def test_something_in_the_way_of_a_verified_series(site: Site, level: int) -> No
 # --- read-only
 
 
-def test_a_lake_that_is_read_only_from_the_start(site: Site, small_disk: Remount) -> None:
+def test_a_lake_that_is_read_only_from_the_start(site: MirroredArchive, small_disk: Remount) -> None:
     small_disk("ro")
     with pytest.raises(LakeError, match="Read-only"):
         site.run()
@@ -146,17 +149,17 @@ def test_a_lake_that_is_read_only_from_the_start(site: Site, small_disk: Remount
 
 
 @pytest.mark.parametrize("after", [1, 12])
-def test_a_lake_that_becomes_read_only(site: Site, small_disk: Remount, after: int) -> None:
+def test_a_lake_that_becomes_read_only(site: MirroredArchive, small_disk: Remount, after: int) -> None:
     """What cannot be removed any more is swept by the next run: so the first is a process of its own."""
     site.collections = _all_public(site)
     asked = itertools.count()
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def act(request: FaultedRequest) -> None:
         if next(asked) == after:
             await _until_it_works(lambda: small_disk("ro"))
-        await app(scope, receive, send)
+        await request.pass_on()
 
-    site.around.inject(HASHED, fault, times=50)
+    site.around.inject(HASHED, custom(act), times=50)
     done = subprocess.run([*MIRROR, site.url, str(site.folder)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
     assert os.strerror(errno.EROFS) in done.stderr and "check that it is a place" in done.stderr
@@ -179,7 +182,7 @@ async def _until_it_works(remount: Callable[[], None]) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write where permissions forbid it; a read-only mount stands in")
-def test_a_lake_without_permission(site: Site) -> None:
+def test_a_lake_without_permission(site: MirroredArchive) -> None:
     site.folder.mkdir(mode=0o555)
     with pytest.raises(LakeError, match="Permission denied"):
         site.run()
@@ -189,7 +192,7 @@ def test_a_lake_without_permission(site: Site) -> None:
     site.expect_true()
 
 
-def test_a_lake_below_a_file(site: Site, tmp_path: Path) -> None:
+def test_a_lake_below_a_file(site: MirroredArchive, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     site.folder = tmp_path / "file" / "lake"
     with pytest.raises(LakeError, match="check that it is a place"):
@@ -200,13 +203,13 @@ def test_a_lake_below_a_file(site: Site, tmp_path: Path) -> None:
 # --- two at once
 
 
-def _all_public(site: Site) -> tuple[str, ...]:
+def _all_public(site: MirroredArchive) -> tuple[str, ...]:
     return tuple(
         sorted({row["Collection"] for row in site.control.series()} - site.archive.holdings.catalog.restricted)
     )
 
 
-def test_two_processes_at_once(site: Site) -> None:
+def test_two_processes_at_once(site: MirroredArchive) -> None:
     site.collections = _all_public(site)
     words = [*MIRROR, site.url, str(site.folder)]
     runs = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -217,7 +220,7 @@ def test_two_processes_at_once(site: Site) -> None:
     site.expect_true()
 
 
-def test_two_threads_at_once_while_series_are_replaced_and_zips_are_short(site: Site) -> None:
+def test_two_threads_at_once_while_series_are_replaced_and_zips_are_short(site: MirroredArchive) -> None:
     site.run()
     for uid in site.expected().receipts:
         site.control.replace(uid, hidden=False)

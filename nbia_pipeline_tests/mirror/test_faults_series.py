@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore, StoredInstance
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.helpers.mirror_site import Site, site_of
+from nbia_pipeline_tests.helpers.faults import custom
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
 
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"
@@ -24,7 +25,9 @@ SLICES = 14
 
 
 @pytest.mark.parametrize("endpoint", [HASHED, LISTED])
-def test_a_series_hidden_since_it_was_listed_is_unavailable_until_it_is_shown(site: Site, endpoint: str) -> None:
+def test_a_series_hidden_since_it_was_listed_is_unavailable_until_it_is_shown(
+    site: MirroredArchive, endpoint: str
+) -> None:
     uid = site.uid(SLICES)
     calm = site.expected()
     # By the time of the list the files are here, but nothing tells whether they are all: the list is then empty.
@@ -49,7 +52,7 @@ def test_a_series_hidden_since_it_was_listed_is_unavailable_until_it_is_shown(si
     site.expect_true()
 
 
-def test_a_series_hidden_while_it_is_in_the_lake_stays(site: Site) -> None:
+def test_a_series_hidden_while_it_is_in_the_lake_stays(site: MirroredArchive) -> None:
     site.run()
     calm = truth.contents(site.folder)
     site.control.hide(site.uid(SLICES))
@@ -60,7 +63,9 @@ def test_a_series_hidden_while_it_is_in_the_lake_stays(site: Site) -> None:
 # --- replaced
 
 
-def _replace_before(site: Site, endpoint: str, uid: str, slices: int | None, *, hidden: bool = False) -> None:
+def _replace_before(
+    site: MirroredArchive, endpoint: str, uid: str, slices: int | None, *, hidden: bool = False
+) -> None:
     """Let a series be replaced just before the first call of an endpoint that is about it."""
     names = {
         uid,
@@ -68,18 +73,18 @@ def _replace_before(site: Site, endpoint: str, uid: str, slices: int | None, *, 
     }
     todo = [uid]
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        if todo and names & set(scope["query_string"].decode().replace("&", "=").split("=")):
+    async def act(request: FaultedRequest) -> None:
+        if todo and names & set(request.exchange.query.values()):
             site.control.replace(todo.pop(), hidden=hidden, slices=slices)
-        await app(scope, receive, send)
+        await request.pass_on()
 
-    site.around.inject(endpoint, fault, times=100)
+    site.around.inject(endpoint, custom(act), times=100)
 
 
 @pytest.mark.parametrize("endpoint", [HASHED, LISTED])
 @pytest.mark.parametrize("slices", [None, 9, 17], ids=["as many", "fewer", "more"])
 def test_a_series_replaced_since_it_was_listed_is_taken_as_it_is_now(
-    site: Site, slices: int | None, endpoint: str
+    site: MirroredArchive, slices: int | None, endpoint: str
 ) -> None:
     uid = site.uid(SLICES)
     _replace_before(site, endpoint, uid, slices)
@@ -100,7 +105,7 @@ def test_a_series_replaced_since_it_was_listed_is_taken_as_it_is_now(
 @pytest.mark.parametrize("slices", [None, 9], ids=["as many", "fewer"])
 @pytest.mark.parametrize("hidden", [False, True], ids=["shown", "hidden"])
 def test_a_series_replaced_while_it_is_mended_is_no_mixture(
-    site: Site, hidden: bool, slices: int | None, endpoint: str
+    site: MirroredArchive, hidden: bool, slices: int | None, endpoint: str
 ) -> None:
     """The zip had all but one instance of the old contents; the one fetched by itself would be of the new."""
     uid = site.uid(SLICES)
@@ -120,7 +125,9 @@ def _digests(contents: truth.Contents, uid: str) -> set[str]:
 
 
 @pytest.mark.parametrize("slices", [None, 9, 17], ids=["as many", "fewer", "more"])
-def test_a_series_replaced_in_the_lake_is_swapped_whatever_goes_wrong(site: Site, slices: int | None) -> None:
+def test_a_series_replaced_in_the_lake_is_swapped_whatever_goes_wrong(
+    site: MirroredArchive, slices: int | None
+) -> None:
     site.run()
     uid = site.uid(SLICES)
     old = truth.contents(site.folder)
@@ -136,7 +143,7 @@ def test_a_series_replaced_in_the_lake_is_swapped_whatever_goes_wrong(site: Site
     site.expect_true()
 
 
-def test_a_series_that_moved_to_another_patient_has_one_place(site: Site) -> None:
+def test_a_series_that_moved_to_another_patient_has_one_place(site: MirroredArchive) -> None:
     """Its files would else lie under both, as if there were two."""
     site.run()
     uid = site.uid(SLICES)
@@ -167,19 +174,19 @@ class _WithoutDigests:
 
 
 @pytest.fixture(params=["v2", "v4"])
-def undigested(request: pytest.FixtureRequest, demo: Catalog, tmp_path: Path) -> Iterator[Site]:
+def undigested(request: pytest.FixtureRequest, demo: Catalog, tmp_path: Path) -> Iterator[MirroredArchive]:
     """An archive that holds no digest of one instance of one series."""
     store = demo.images
     assert store is not None
-    with site_of(demo, tmp_path / "lake") as plain:
+    with mirrored_archive(demo, tmp_path / "lake") as plain:
         uid = plain.uid(SLICES)
     gap = store.instances(uid)[SLICES // 2].sop_instance_uid
     catalog = replace(demo, images=_WithoutDigests(store, lambda sop: sop == gap))
-    with site_of(catalog, tmp_path / "lake", proofs={uid: "count+size"}, api=request.param) as site:
+    with mirrored_archive(catalog, tmp_path / "lake", proofs={uid: "count+size"}, api=request.param) as site:
         yield site
 
 
-def _as_in_dialect(site: Site, held: truth.Contents) -> truth.Contents:
+def _as_in_dialect(site: MirroredArchive, held: truth.Contents) -> truth.Contents:
     """Return what must be there; v4 keeps no time of a day."""
     receipts = dict(site.expected().receipts)
     if site.api == "v4":
@@ -187,7 +194,7 @@ def _as_in_dialect(site: Site, held: truth.Contents) -> truth.Contents:
     return replace(site.expected(), receipts=receipts)
 
 
-def test_a_series_without_a_digest_is_proven_by_count_and_size(undigested: Site) -> None:
+def test_a_series_without_a_digest_is_proven_by_count_and_size(undigested: MirroredArchive) -> None:
     site, (uid,) = undigested, undigested.proofs
     site.run()
     # An empty zip is not believed at once. On v4 getImage stops before the gap: what is behind it comes one by one.
@@ -202,7 +209,7 @@ def test_a_series_without_a_digest_is_proven_by_count_and_size(undigested: Site)
 @pytest.mark.parametrize("kind", ["lost_file", "cut_file", "short_file", "missing_file", "flip"])
 @pytest.mark.parametrize("fraction", [0.3, 0.6, 0.85])
 @pytest.mark.parametrize("undigested", ["v2"], indirect=True)
-def test_a_series_without_a_digest_is_mended_too(undigested: Site, kind: str, fraction: float) -> None:
+def test_a_series_without_a_digest_is_mended_too(undigested: MirroredArchive, kind: str, fraction: float) -> None:
     site, (uid,) = undigested, undigested.proofs
     site.wrong(Fault(kind, "getImage", uid, fraction=fraction, times=1))
     site.run_until_whole((), most=2)
@@ -210,7 +217,7 @@ def test_a_series_without_a_digest_is_mended_too(undigested: Site, kind: str, fr
 
 
 @pytest.mark.parametrize("undigested", ["v2"], indirect=True)
-def test_without_a_digest_another_size_is_not_taken(undigested: Site) -> None:
+def test_without_a_digest_another_size_is_not_taken(undigested: MirroredArchive) -> None:
     site, (uid,) = undigested, undigested.proofs
     size = site.expected().receipts[uid]["FileSize"]
     site.control.edit(uid, FileSize=size + 1)
@@ -229,7 +236,7 @@ def test_without_a_digest_another_size_is_not_taken(undigested: Site) -> None:
     ids=["403", "500", "html", "empty"],
 )
 @pytest.mark.parametrize("undigested", ["v2"], indirect=True)
-def test_the_tree_of_digests_is_a_hint_only(undigested: Site, fault: Fault) -> None:
+def test_the_tree_of_digests_is_a_hint_only(undigested: MirroredArchive, fault: Fault) -> None:
     """Whether a guest may ask getMD5Hierarchy is not known of every server."""
     undigested.wrong(replace(fault, endpoint="getMD5Hierarchy"))
     undigested.run()
@@ -239,7 +246,7 @@ def test_the_tree_of_digests_is_a_hint_only(undigested: Site, fault: Fault) -> N
 def test_an_archive_without_any_digest(demo: Catalog, tmp_path: Path) -> None:
     assert demo.images is not None
     catalog = replace(demo, images=_WithoutDigests(demo.images, lambda sop: True))
-    with site_of(catalog, tmp_path / "lake") as site:
+    with mirrored_archive(catalog, tmp_path / "lake") as site:
         site.proofs = dict.fromkeys(truth.facts_of(site.archive, site.collections), "count+size")
         site.run()
         site.expect_true()
@@ -253,7 +260,7 @@ def test_an_archive_without_any_digest(demo: Catalog, tmp_path: Path) -> None:
     [Fault("status", HASHED, status=500), Fault("cut", HASHED, fraction=0.9), Fault("garbage", LISTED)],
     ids=["500", "cut", "garbage"],
 )
-def test_one_series_whose_calls_fail_holds_up_no_other(site: Site, fault: Fault) -> None:
+def test_one_series_whose_calls_fail_holds_up_no_other(site: MirroredArchive, fault: Fault) -> None:
     """A 500 is also how the server says that something is not on its disk; a proxy may cut what takes long."""
     site.collections = ("TCGA-DEMO",)
     uid = max(truth.facts_of(site.archive, site.collections).items(), key=lambda item: item[1]["FileSize"])[0]
@@ -270,7 +277,7 @@ def test_one_series_whose_calls_fail_holds_up_no_other(site: Site, fault: Fault)
 
 
 @pytest.mark.parametrize("change", [{"ImageCount": 15}, {"ImageCount": 13}], ids=str)
-def test_an_archive_that_counts_wrongly_is_not_believed(site: Site, change: dict[str, int]) -> None:
+def test_an_archive_that_counts_wrongly_is_not_believed(site: MirroredArchive, change: dict[str, int]) -> None:
     uid = site.uid(SLICES)
     calm = site.expected()
     site.control.edit(uid, **change)
@@ -283,7 +290,7 @@ def test_an_archive_that_counts_wrongly_is_not_believed(site: Site, change: dict
     site.expect_true()
 
 
-def test_an_image_that_is_not_on_the_servers_disk(site: Site) -> None:
+def test_an_image_that_is_not_on_the_servers_disk(site: MirroredArchive) -> None:
     uid = site.uid(SLICES)
     site.wrong(Fault("missing_file", HASHED, uid, fraction=0.7), Fault("status", "getSingleImage", uid, status=500))
     receipts = {r.wanted.SeriesInstanceUID: r for r in site.run()}

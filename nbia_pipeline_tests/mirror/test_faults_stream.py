@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, BadAnswer
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.embedded.server.run import make_server
-from nbia_pipeline_tests.helpers import faults, truth
+from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.archives import FAST
-from nbia_pipeline_tests.helpers.faults import Faults, true_answer
-from nbia_pipeline_tests.helpers.mirror_site import Site
+from nbia_pipeline_tests.helpers.faults import Faults, custom, pass_on
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
 
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"
@@ -50,7 +49,7 @@ IMPATIENT = replace(FAST, read_timeout=1.0)
     ],
     ids=lambda fault: f"{fault.kind} {fault.status if fault.kind == 'status' else fault.fraction}",
 )
-def test_what_passes_is_waited_for(site: Site, fault: Fault, endpoint: str) -> None:
+def test_what_passes_is_waited_for(site: MirroredArchive, fault: Fault, endpoint: str) -> None:
     uid = site.uid(SLICES)
     site.wrong(replace(fault, endpoint=endpoint, series=uid))
     site.run()
@@ -62,31 +61,27 @@ def test_what_passes_is_waited_for(site: Site, fault: Fault, endpoint: str) -> N
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
-def test_a_reset_within_the_body_is_no_end(site: Site, fraction: float) -> None:
+def test_a_reset_within_the_body_is_no_end(site: MirroredArchive, fraction: float) -> None:
     site.around.inject(HASHED, _reset(fraction), times=2)
     site.run()
     assert site.asked(HASHED) == 5 + 2
     site.expect_true()
 
 
-def _reset(fraction: float) -> faults.Fault:
+def _reset(fraction: float) -> Fault:
     """Send a part of the true answer, then reset the connection."""
 
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        start, body = await true_answer(app, scope, receive)
-        await send({**start, "headers": [(n, v) for n, v in start["headers"] if n != b"content-length"]})
-        await send({"type": "http.response.body", "body": body[: int(len(body) * fraction)], "more_body": True})
+    async def act(request: FaultedRequest) -> None:
+        start, body = await request.true_answer()
+        await request.answer(start, body[: int(len(body) * fraction)], more=True)
         await asyncio.sleep(0.05)  # for what was sent to be on its way
-        transport = send.__self__.transport  # type: ignore[attr-defined]  # uvicorn's
-        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as line:
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        await request.hang_up(at_once=True)
 
-    return fault
+    return custom(act)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
-def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
+def test_silence_is_not_waited_out(site: MirroredArchive, fraction: float) -> None:
     site.options = IMPATIENT
     site.wrong(Fault("stall", HASHED, fraction=fraction, times=1), Fault("stall", LISTED, fraction=fraction, times=1))
     site.run()
@@ -94,7 +89,7 @@ def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
     site.expect_true()
 
 
-def test_slowness_is_no_silence(site: Site) -> None:
+def test_slowness_is_no_silence(site: MirroredArchive) -> None:
     """A pause shorter than the time-out costs nothing, however long the whole takes."""
     site.options = IMPATIENT
     site.wrong(Fault("stall", HASHED, fraction=0.5, seconds=0.2))
@@ -106,14 +101,10 @@ def test_slowness_is_no_silence(site: Site) -> None:
 # --- tokens
 
 
-async def _straight(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
-
-
 @pytest.mark.parametrize(("endpoint", "calls"), [(HASHED, 5), (LISTED, 5), ("getSeries", 1)])
-def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) -> None:
+def test_tokens_run_out_between_series(site: MirroredArchive, endpoint: str, calls: int) -> None:
     # A list swallows the refusal, a download does not: either is asked for again, with another token.
-    site.around.inject(endpoint, faults.after(site.archive.tokens.expire_all), _straight, times=calls)
+    site.around.inject(endpoint, Fault("expire_tokens"), pass_on(), times=calls)
     site.run(streams=1)
     assert site.asked(endpoint) == 2 * calls
     assert len(site.around.calls("token")) == 1 + calls
@@ -121,19 +112,16 @@ def test_tokens_run_out_between_series(site: Site, endpoint: str, calls: int) ->
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["the stream ends well", "the stream breaks"])
-def test_tokens_run_out_within_a_stream(site: Site, whole: bool) -> None:
-    tokens = site.archive.tokens
-
-    async def fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        start, body = await true_answer(app, scope, receive)
-        await send(start)
-        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-        tokens.expire_all()
+def test_tokens_run_out_within_a_stream(site: MirroredArchive, whole: bool) -> None:
+    async def act(request: FaultedRequest) -> None:
+        start, body = await request.true_answer()
+        await request.answer(start, body[: len(body) // 2], more=True)
+        request.control.expire_tokens()
         if whole:
-            await send({"type": "http.response.body", "body": body[len(body) // 2 :]})
+            await request.send({"type": "http.response.body", "body": body[len(body) // 2 :]})
 
     # A stream that broke is asked for again, with the dead token first.
-    site.around.inject(HASHED, *([fault] if whole else [fault, _straight, _straight]), times=5)
+    site.around.inject(HASHED, *([custom(act)] if whole else [custom(act), pass_on(), pass_on()]), times=5)
     site.run(streams=1)
     assert site.asked(HASHED) == (5 if whole else 15)
     assert len(site.around.calls("token")) == 1 + 5
@@ -161,8 +149,8 @@ def _served(app: ASGIApp, port: int = 0) -> Iterator[int]:
             thread.join()
 
 
-def _site_at(port: int, around: Faults, folder: Path) -> Site:
-    return Site(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
+def _site_at(port: int, around: Faults, folder: Path) -> MirroredArchive:
+    return MirroredArchive(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
 
 
 def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalog, tmp_path: Path) -> None:
@@ -212,7 +200,9 @@ def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalog, tmp_path:
     ],
     ids=["html", "garbage", "503", "cut"],
 )
-def test_an_archive_that_is_out_of_its_mind_ends_the_run(site: Site, fault: Fault, error: type[Exception]) -> None:
+def test_an_archive_that_is_out_of_its_mind_ends_the_run(
+    site: MirroredArchive, fault: Fault, error: type[Exception]
+) -> None:
     site.wrong(fault)
     with pytest.raises(error):
         site.run()
@@ -225,7 +215,7 @@ def test_an_archive_that_is_out_of_its_mind_ends_the_run(site: Site, fault: Faul
 
 @pytest.mark.parametrize("kind", ["html", "empty", "garbage", "end_early"])
 @pytest.mark.parametrize("endpoint", ["getSeries", LISTED])
-def test_a_list_that_is_none_is_not_believed(site: Site, endpoint: str, kind: str) -> None:
+def test_a_list_that_is_none_is_not_believed(site: MirroredArchive, endpoint: str, kind: str) -> None:
     site.wrong(Fault(kind, endpoint, times=1))
     site.run_until_whole((ArchiveError,), most=2)
     site.expect_true()
@@ -235,7 +225,7 @@ def test_a_list_that_is_none_is_not_believed(site: Site, endpoint: str, kind: st
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_storm(site: Site, seed: int) -> None:
+def test_a_storm(site: MirroredArchive, seed: int) -> None:
     site.collections = ("HeadNeckMix", "QIN_Breast.v2")
     kinds = "drop cut flip end_early missing_file cut_file short_file lost_file no_hashes wrong_hash".split()
     storm = [Fault(kind, probability=0.05) for kind in [*kinds, "expire_tokens", "html", "garbage"]]

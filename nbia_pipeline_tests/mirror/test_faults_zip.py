@@ -9,7 +9,7 @@ import pytest
 
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.helpers.mirror_site import Site
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
 
 HASHED = "getImageWithMD5Hash"
 SLICES = 14
@@ -53,7 +53,7 @@ CASES = [
 
 @pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind} at {case.fraction}")
-def test_what_a_zip_lacks_is_mended(site: Site, case: Case, always: bool) -> None:
+def test_what_a_zip_lacks_is_mended(site: MirroredArchive, case: Case, always: bool) -> None:
     uid = site.uid(SLICES)
     fault = Fault(case.kind, HASHED, uid, fraction=case.fraction, times=None if always else 1)
     site.wrong(fault)
@@ -65,14 +65,14 @@ def test_what_a_zip_lacks_is_mended(site: Site, case: Case, always: bool) -> Non
 
 
 @pytest.mark.parametrize("kind", ["missing_file", "lost_file", "short_file", "wrong_hash", "no_hashes"])
-def test_a_series_of_one_image_is_mended_too(site: Site, kind: str) -> None:
+def test_a_series_of_one_image_is_mended_too(site: MirroredArchive, kind: str) -> None:
     site.wrong(Fault(kind, HASHED, site.uid(1)))
     site.run()
     site.expect_true()
 
 
 @pytest.mark.parametrize("kind", ["flip", "end_early", "html", "empty"])
-def test_what_is_fetched_by_itself_is_proven_as_well(site: Site, kind: str) -> None:
+def test_what_is_fetched_by_itself_is_proven_as_well(site: MirroredArchive, kind: str) -> None:
     uid = site.uid(SLICES)
     single = Fault(kind, "getSingleImage", uid, fraction=0.9)
     site.wrong(Fault("lost_file", HASHED, uid), single)
@@ -85,7 +85,7 @@ def test_what_is_fetched_by_itself_is_proven_as_well(site: Site, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["lost_file", "missing_file", "no_hashes", "wrong_hash"])
-def test_v4_is_mended_too(site: Site, kind: str) -> None:
+def test_v4_is_mended_too(site: MirroredArchive, kind: str) -> None:
     site.api = "v4"
     site.wrong(Fault(kind, HASHED, site.uid(SLICES)))
     site.run()
@@ -104,7 +104,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_zip_is_refused_and_the_others_are_not_held_up(site: Site, kind: str, tmp_path: Path) -> None:
+def test_a_hostile_zip_is_refused_and_the_others_are_not_held_up(
+    site: MirroredArchive, kind: str, tmp_path: Path
+) -> None:
     uid = site.uid(SLICES)
     site.wrong(Fault(kind, HASHED, uid, size=64 << 20))
     receipts = {r.wanted.SeriesInstanceUID: r for r in site.run()}
@@ -123,7 +125,7 @@ def test_a_hostile_zip_is_refused_and_the_others_are_not_held_up(site: Site, kin
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_zip_is_asked_for_again(site: Site, kind: str) -> None:
+def test_a_hostile_zip_is_asked_for_again(site: MirroredArchive, kind: str) -> None:
     site.wrong(Fault(kind, HASHED, site.uid(SLICES), size=64 << 20, times=1))
     site.run()
     assert site.asked(HASHED, site.uid(SLICES)) == 2
@@ -131,7 +133,7 @@ def test_a_hostile_zip_is_asked_for_again(site: Site, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["html", "empty", "garbage", "end_early"])
-def test_what_is_no_zip_is_not_taken_for_one(site: Site, kind: str) -> None:
+def test_what_is_no_zip_is_not_taken_for_one(site: MirroredArchive, kind: str) -> None:
     uid = site.uid(SLICES)
     site.wrong(Fault(kind, HASHED, uid))
     receipts = {r.wanted.SeriesInstanceUID: r.status for r in site.run()}
@@ -144,14 +146,14 @@ def test_what_is_no_zip_is_not_taken_for_one(site: Site, kind: str) -> None:
 
 # The first and the last bytes too: the beginning of the zip, and its directory.
 @pytest.mark.parametrize("fraction", [0.0, 0.00002, 0.13, 0.29, 0.5, 0.71, 0.87, 0.97, 0.9995, 0.99999])
-def test_a_flipped_bit_anywhere_is_found(site: Site, fraction: float) -> None:
+def test_a_flipped_bit_anywhere_is_found(site: MirroredArchive, fraction: float) -> None:
     uid = site.uid(SLICES)
     site.wrong(Fault("flip", HASHED, uid, fraction=fraction, times=1))
     site.run()
     site.expect_true()
 
 
-def test_every_file_of_every_zip_is_flipped_or_short(site: Site) -> None:
+def test_every_file_of_every_zip_is_flipped_or_short(site: MirroredArchive) -> None:
     site.collections = ("TCGA-DEMO",)
     site.wrong(
         *(Fault(kind, HASHED, probability=0.4) for kind in ("flip", "short_file", "cut_file", "lost_file")),

@@ -20,7 +20,9 @@ import pytest
 
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline_tests.helpers import truth
-from nbia_pipeline_tests.helpers.mirror_site import DOWNLOADS, Site, site_of
+from nbia_pipeline_tests.helpers.mirrored_archive import DOWNLOADS, MirroredArchive, mirrored_archive
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
@@ -43,7 +45,7 @@ class Runs:
         records: those of them that are of tables or journal.
     """
 
-    site: Site
+    site: MirroredArchive
     requests: int = 0
     changes: int = 0
     records: int = 0
@@ -103,7 +105,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def measured(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The archive, and how much an undisturbed run over all of it asks and writes."""
-    with site_of(demo, tmp_path_factory.mktemp("kills") / "undisturbed") as site:
+    with mirrored_archive(demo, tmp_path_factory.mktemp("kills") / "undisturbed") as site:
         public = {row["Collection"] for row in site.control.series()} - demo.restricted
         site.collections = tuple(sorted(public))
         counted = Runs(site).counted()

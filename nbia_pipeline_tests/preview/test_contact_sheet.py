@@ -244,9 +244,9 @@ def test_the_sheet_of_the_demo_shows_its_series(phantoms: Lake) -> None:
 def test_the_tile_is_the_middle_slice_in_its_window(
     phantoms: Lake, description: str, level: float, width: float
 ) -> None:
-    plan = next(p for p in demo_plans() if p.facts["SeriesDescription"] == description)
+    plan = next(p for p in demo_plans() if p.row["SeriesDescription"] == description)
     one = chosen_one(SeriesInstanceUID=plan.uid)
-    paths = drawing.files_in_order(phantoms, str(plan.facts["Collection"]), [one])[plan.uid]
+    paths = drawing.files_in_order(phantoms, str(plan.row["Collection"]), [one])[plan.uid]
     with phantoms.open(middle_of(paths)) as file:
         shades = picture_of(file, "CT")
     stored = np.frombuffer(image_pixels(plan, 9), "<u2").reshape(128, 128).astype(float)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pyarrow as pa
 
-from nbia_pipeline.embedded.catalog.model import FACTS, Catalog
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.anatomy import Geometry
 from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
@@ -45,20 +45,20 @@ def small_catalog() -> Catalog:
                 "TimeStamp": released - timedelta(days=3, seconds=-number),
             }
             plan = next(pictures)
-            plans.append(replace(plan, facts={**plan.facts, **facts}, geometry=_GEOMETRY))
+            plans.append(replace(plan, row={**plan.row, **facts}, geometry=_GEOMETRY))
     store = PhantomStore(plans)
     rows = [_row(plan, store) for plan in plans]
-    return Catalog(name="small", series=pa.Table.from_pylist(rows, schema=FACTS), images=store)
+    return Catalog(name="small", series=pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), images=store)
 
 
 def _pictures() -> list[SeriesPlan]:
     """Return as many plans of single stacks as there are series."""
     count = sum(map(len, FIRST.values()))
-    fit = [p for p in demo_plans() if p.source is None and p.facts["Visibility"] == 1 and len(p.contrasts) == 1]
+    fit = [p for p in demo_plans() if p.source is None and p.row["Visibility"] == 1 and len(p.contrasts) == 1]
     return fit[:count]
 
 
 def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, object]:
     instances = store.instances(plan.uid)
     counted = {"ImageCount": len(instances), "FileSize": sum(i.size for i in instances)}
-    return {**plan.facts, **counted, "SOPClassUID": plan.sop_class}
+    return {**plan.row, **counted, "SOPClassUID": plan.sop_class}

@@ -13,12 +13,12 @@ import duckdb
 from nbia_pipeline.settings import matching
 from nbia_pipeline_tests.simulation.archive import MIRRORED
 from nbia_pipeline_tests.simulation.model import COLUMNS, Rows
-from nbia_pipeline_tests.simulation.world import FINGERPRINT, World
+from nbia_pipeline_tests.simulation.world import FINGERPRINT, ArchiveYear
 
 UID = "SeriesInstanceUID"
 
 
-def expect_all_told(world: World) -> None:
+def expect_all_told(world: ArchiveYear) -> None:
     """Compare the tables, the files and the feed of changes with the archive and its history.
 
     Raises:
@@ -37,7 +37,7 @@ def expect_all_told(world: World) -> None:
     assert _read(world, "series_changes", "count(*)") == [(told,)]
 
 
-def _expect_series(world: World, truth: Rows, present: Collection[str]) -> None:
+def _expect_series(world: ArchiveYear, truth: Rows, present: Collection[str]) -> None:
     """One row for each visible series; of a collection that vanished as a whole the last listing stays."""
     must = {(row["Collection"], uid): {c: row[c] for c in COLUMNS} for uid, row in truth.items()}
     for collection, feed in world.history.feeds.items():
@@ -49,14 +49,14 @@ def _expect_series(world: World, truth: Rows, present: Collection[str]) -> None:
     assert found == must
 
 
-def _expect_patients_and_studies(world: World, truth: Rows, present: Collection[str]) -> None:
+def _expect_patients_and_studies(world: ArchiveYear, truth: Rows, present: Collection[str]) -> None:
     for table, column in (("patients", "PatientID"), ("studies", "StudyInstanceUID")):
         must = {(row["Collection"], row[column]) for row in truth.values()}
         found = [row for row in _read(world, table, "Collection", column) if row[0] in present]
         assert sorted(found) == sorted(must), table
 
 
-def expect_metadata(world: World) -> None:
+def expect_metadata(world: ArchiveYear) -> None:
     """One row for each visible series, with what the archive says now."""
     truth = world.truth()
     present = {row["Collection"] for row in truth.values()}
@@ -73,7 +73,7 @@ def _plain(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return license or None, released and released.date(), count
 
 
-def expect_images(world: World) -> None:
+def expect_images(world: ArchiveYear) -> None:
     """Every listed series is there as it is listed, every withdrawn one as it was; nothing else is."""
     truth = world.truth()
     files: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
@@ -101,7 +101,7 @@ def expect_images(world: World) -> None:
     }
 
 
-def _stored(world: World, uid: str) -> set[tuple[str, str | None]]:
+def _stored(world: ArchiveYear, uid: str) -> set[tuple[str, str | None]]:
     """Return the instances of a series and their digests, as the archive stores them now."""
     store = world.images()
     return {(i.sop_instance_uid, store.md5(uid, i.sop_instance_uid)) for i in store.instances(uid)}
@@ -115,7 +115,7 @@ def _expect_files(lake: Path, files: list[tuple[Any, ...]]) -> None:
     assert on_disk == {path for *_, path in files}
 
 
-def _read(world: World, table: str, *columns: str) -> list[tuple[Any, ...]]:
+def _read(world: ArchiveYear, table: str, *columns: str) -> list[tuple[Any, ...]]:
     """Read columns of a table by DuckDB, which we did not write."""
     chosen = ", ".join(c if "(" in c else f'"{c}"' for c in columns)
     pattern = f"{world.lake.uri}/tables/{table}/**/*.parquet"

@@ -27,7 +27,7 @@ from nbia_pipeline.schema.status import API, LISTED_AT
 from nbia_pipeline_tests.simulation.archive import FIRST, START
 from nbia_pipeline_tests.simulation.ending import expect_images, expect_metadata
 from nbia_pipeline_tests.simulation.script import BACKLOG, CATALOG, RECONCILE, TICK, Step
-from nbia_pipeline_tests.simulation.world import World
+from nbia_pipeline_tests.simulation.world import ArchiveYear
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -50,7 +50,7 @@ class Mutation:
     mutate: Mutate
     story: Sequence[Step]
     given: Mutate = lambda patch: None
-    ends: Sequence[Callable[[World], None]] = field(default=())
+    ends: Sequence[Callable[[ArchiveYear], None]] = field(default=())
 
 
 def at(day: float, do: str, **args: Any) -> Step:

@@ -22,7 +22,9 @@ import pytest
 from nbia_pipeline_tests.simulation.ending import expect_all_told
 from nbia_pipeline_tests.simulation.mutations import MUTATIONS, Mutation
 from nbia_pipeline_tests.simulation.script import RECONCILE, Step, ending, random_year, text_of
-from nbia_pipeline_tests.simulation.world import World, a_world
+from nbia_pipeline_tests.simulation.world import ArchiveYear, a_world
+
+pytestmark = pytest.mark.slow
 
 SEEDS = (10, *range(1, 10))
 """The first one has a quiet year, which costs half of a busy one."""
@@ -30,7 +32,7 @@ SEEDS = (10, *range(1, 10))
 REAL_EVERY = {SEEDS[0]: 8}
 """Of the runs of the first seed each eighth is a real one; of the others each thirtieth."""
 
-MakeWorld = Callable[..., World]
+MakeWorld = Callable[..., ArchiveYear]
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
 
-        def make(**how: Any) -> World:
+        def make(**how: Any) -> ArchiveYear:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             folder = tmp_path / "world"
             folder.mkdir()
@@ -93,7 +95,7 @@ def test_the_year_notices_every_mutation(
         play(world, mutation)
 
 
-def play(world: World, mutation: Mutation) -> None:
+def play(world: ArchiveYear, mutation: Mutation) -> None:
     world.play(mutation.story)
     for expect in mutation.ends:
         expect(world)

@@ -46,7 +46,7 @@ QUICK = partial(ClientOptions, connect_timeout=2, read_timeout=2, backoff=0.001,
 FINGERPRINT = ("ImageCount", "FileSize", "TimeStamp", "DateReleased")
 
 
-class World:
+class ArchiveYear:
     """An archive, a pipeline, and what both did so far.
 
     Attributes:
@@ -297,7 +297,7 @@ def _difference(found: set[Note], must: set[Note]) -> str:
 
 
 @contextmanager
-def a_world(folder: Path, patch: pytest.MonkeyPatch, *, real_every: int = 0, zone: float = 0) -> Iterator[World]:
+def a_world(folder: Path, patch: pytest.MonkeyPatch, *, real_every: int = 0, zone: float = 0) -> Iterator[ArchiveYear]:
     """Give a world that begins on the first of January 2026.
 
     Args:
@@ -314,6 +314,6 @@ def a_world(folder: Path, patch: pytest.MonkeyPatch, *, real_every: int = 0, zon
         patch.setattr("nbia_pipeline.defs.sensors.TICK_OPTIONS", QUICK(tries=2))
         patch.setattr("nbia_pipeline.defs.sensors.RUN_BYTES", FEW_BYTES)
         patch.setattr("nbia_pipeline.defs.assets.fetch_op.RETRY", dg.RetryPolicy(max_retries=0))
-        world = World(app, url, instance, folder, real_every=real_every, zone=zone)
+        world = ArchiveYear(app, url, instance, folder, real_every=real_every, zone=zone)
         patch.setattr("nbia_pipeline.clock.utc_now", lambda: world.time)
         yield world

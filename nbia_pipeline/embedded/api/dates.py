@@ -8,15 +8,11 @@ day. v4 leaves the work to SQL's ``STR_TO_DATE``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import date, datetime, timedelta
 
 # Lenient: white space before each number, no bounds on it, anything after the last one.
 _NUMBERS = re.compile(r"[ \t]*(-?[0-9]{1,9})/[ \t]*(-?[0-9]{1,9})/[ \t]*(-?[0-9]{1,9})")
 _US_DAY = re.compile(r"([0-9]{1,2})-([0-9]{1,2})-([0-9]{4})")
-
-DateParser = Callable[[str], datetime | None]
-"""A function from a parameter's text to a midnight, or None where the server finds no date in it."""
 
 
 def day_first(text: str) -> datetime | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, bad_request
@@ -17,67 +17,57 @@ _LOG = logging.getLogger(__name__)
 PIECE_BYTES = 256 * 1024
 """Bytes collected before a piece of a zip is sent."""
 
-Named = tuple[str, StoredInstance]
-"""Name of an entry and the instance behind it."""
-
-Refusal = Callable[[str], Reply]
-"""What answers for a series, by its UID, that the caller does not get."""
+NamedInstance = tuple[str, StoredInstance]
+"""Name of an entry and the instance that it contains."""
 
 
-def refused(uid: str) -> Reply:
-    """Return the one answer for a series that is unknown, hidden or forbidden."""
+def refused(call: Call, uid: str) -> Reply:
+    """Return the one answer for a series that is unknown, hidden or forbidden; v1 words it differently."""
+    if call.version == "v1":
+        return bad_request(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
     return bad_request(
         f"The user has not been granted the access to image with given SeriesInstanceUID,{uid}. "
         "Please contact System Admin to resolve this issue."
     )
 
 
-def not_public(uid: str) -> Reply:
-    """Return the same answer as v1 words it, and getDCMImage in every version."""
-    return bad_request(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+def image(call: Call) -> Reply:
+    """getImage: the license, then the images; in v4 ``md5hashes.csv`` if asked for.
 
-
-def image_v2(call: Call, refusal: Refusal = refused) -> Reply:
-    """getImage of v1 and v2: the licence, then the images.
-
-    Args:
-        call: the request.
-        refusal: what answers for a series that the caller does not get.
+    Server: v4 stops at an image without a digest even when no digests are asked for.
     """
-    return _image(call, hashes=False, stop_without_digest=False, refusal=refusal)
+    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
+    found = call.holdings.one_series(uid, call.rights)
+    if not found.num_rows:
+        return refused(call, uid)
+    row = found.slice(0, 1).to_pylist()[0]
+    text = (
+        f"The collection {row['Collection']} is distributed under {row['LicenseName']} ({row['LicenseURI']}).\n"
+        "Cite the collection, whose address is given in the archive's listing, when you use these data.\n"
+    )
+    named = _numbered(call, uid)
+    if call.query.get("NewFileNames", "").casefold() == "yes":
+        named = _by_acquisition(_instances(call, uid))
+    hashes = call.v4 and call.query.get("IncludeMD5", "").casefold() == "yes"
+    if call.v4 and images is not None:
+        digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
+        if None in digests:
+            named, hashes = named[: digests.index(None)], False
+    return _zip_reply(call, uid, named, hashes=hashes, license=text)
 
 
-def image_v4(call: Call) -> Reply:
-    """getImage of v4. Server: stops at an image without a digest even when no digests are asked for."""
-    hashes = call.query.get("IncludeMD5", "").casefold() == "yes"
-    return _image(call, hashes=hashes, stop_without_digest=True, refusal=refused)
-
-
-def image_with_md5(call: Call, refusal: Refusal = refused) -> Reply:
-    """getImageWithMD5Hash: images, then ``md5hashes.csv``; no licence.
+def image_with_md5(call: Call) -> Reply:
+    """getImageWithMD5Hash: images, then ``md5hashes.csv``; no license.
 
     Server: an image without a digest ends the answer before the first file.
-
-    Args:
-        call: the request.
-        refusal: what answers for a series that the caller does not get.
     """
     images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
     if not call.holdings.one_series(uid, call.rights).num_rows:
-        return refusal(uid)
+        return refused(call, uid)
     named = _numbered(call, uid)
     if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
-        return _zip_reply(uid, _stream(call, uid, [], hashes=False))
-    return _zip_reply(uid, _stream(call, uid, named, hashes=True))
-
-
-def dcm_image(call: Call) -> Reply:
-    """getDCMImage: images named by acquisition, ``md5hashes.csv`` if asked for; no licence."""
-    uid = call.query["SeriesInstanceUID"]
-    if not call.holdings.one_series(uid, call.rights).num_rows:
-        return not_public(uid)
-    hashes = call.query.get("MD5Verification", "").casefold() == "true"
-    return _zip_reply(uid, _stream(call, uid, _by_acquisition(_instances(call, uid)), hashes=hashes))
+        return _zip_reply(call, uid, [], hashes=False)
+    return _zip_reply(call, uid, named, hashes=True)
 
 
 def single_image(call: Call) -> Reply:
@@ -92,51 +82,17 @@ def single_image(call: Call) -> Reply:
     return Reply(data, content_type="application/dicom", disposition=f"attachment; filename={sop}.dcm")
 
 
-def md5_of_image_v2(call: Call) -> Reply:
-    """getM5HashForImage (sic) of v2, whose parameter is spelled ``SOPInstanceUid``."""
-    return _md5_of_image(call, call.query.get("SOPInstanceUid"))
+def md5_of_image(call: Call) -> Reply:
+    """getM5HashForImage (sic) of v2, whose parameter is ``SOPInstanceUid``, and getMD5HashForImage of v4.
 
-
-def md5_of_image_v4(call: Call) -> Reply:
-    """getMD5HashForImage of v4, whose parameter is spelled ``SOPInstanceUID``."""
-    return _md5_of_image(call, call.query.get("SOPInstanceUID"))
-
-
-def _md5_of_image(call: Call, sop: str | None) -> Reply:
-    """Return the bare digest. Server: 200 and nothing where there is none to show."""
-    images, series = call.holdings.catalog.images, call.holdings.series_of_instance(sop or "")
-    if images is None or sop is None or series is None:
-        return EMPTY
-    if not call.holdings.one_series(series, call.rights).num_rows:
+    Server: 200 and nothing where there is none to show.
+    """
+    sop, images = call.query.get("SOPInstanceUID" if call.v4 else "SOPInstanceUid"), call.holdings.catalog.images
+    series = call.holdings.series_of_instance(sop or "")
+    if images is None or sop is None or series is None or not call.holdings.one_series(series, call.rights).num_rows:
         return EMPTY
     digest = images.md5(series, sop)
     return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
-
-
-def thumbnail(call: Call) -> Reply:
-    """getThumbnail: the embedded archive has none. Server: 500 for an absent one."""
-    raise ServerFault
-
-
-def _image(call: Call, *, hashes: bool, stop_without_digest: bool, refusal: Refusal) -> Reply:
-    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
-    row = call.holdings.one_series(uid, call.rights)
-    if not row.num_rows:
-        return refusal(uid)
-    facts = row.slice(0, 1).to_pylist()[0]
-    text = (
-        f"The collection {facts['Collection']} is distributed under {facts['LicenseName']} "
-        f"({facts['LicenseURI']}).\n"
-        "Cite the collection, whose address is given in the archive's listing, when you use these data.\n"
-    )
-    named = _numbered(call, uid)
-    if call.query.get("NewFileNames", "").casefold() == "yes":
-        named = _by_acquisition(_instances(call, uid))
-    if stop_without_digest and images is not None:
-        digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
-        if None in digests:
-            named, hashes = named[: digests.index(None)], False
-    return _zip_reply(uid, _stream(call, uid, named, hashes=hashes, license=text))
 
 
 def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
@@ -144,7 +100,7 @@ def _instances(call: Call, uid: str) -> Sequence[StoredInstance]:
     return () if images is None else images.instances(uid)
 
 
-def _numbered(call: Call, uid: str) -> list[Named]:
+def _numbered(call: Call, uid: str) -> list[NamedInstance]:
     """Name the images by a counter over an order that differs between downloads.
 
     Server: the query has no order, so that the same image may get another number tomorrow. Here the order
@@ -156,7 +112,7 @@ def _numbered(call: Call, uid: str) -> list[Named]:
     return [(f"{number:08d}.dcm", instance) for number, instance in enumerate(shuffled, 1)]
 
 
-def _by_acquisition(instances: Sequence[StoredInstance]) -> list[Named]:
+def _by_acquisition(instances: Sequence[StoredInstance]) -> list[NamedInstance]:
     """Name the images ``A-B.dcm``.
 
     Server: sorted by InstanceNumber; A rises each time the AcquisitionNumber differs from the previous
@@ -175,29 +131,25 @@ def _by_acquisition(instances: Sequence[StoredInstance]) -> list[Named]:
     return named
 
 
-def _zip_reply(uid: str, pieces: Iterator[bytes]) -> Reply:
+def _zip_reply(
+    call: Call, uid: str, named: Sequence[NamedInstance], *, hashes: bool, license: str | None = None
+) -> Reply:
+    pieces = _in_pieces(_parts(call, uid, named, hashes, license))
     return Reply(pieces, content_type="application/octet-stream", disposition=f'attachment; filename="{uid}.zip"')
 
 
-def _stream(
-    call: Call,
-    uid: str,
-    named: Sequence[Named],
-    *,
-    hashes: bool,
-    license: str | None = None,
-) -> Iterator[bytes]:
-    """Yield a zip in pieces of a size that is worth sending."""
-    held: list[bytes] = []
-    for part in _parts(call, uid, named, hashes, license):
-        held.append(part)
-        if sum(map(len, held)) >= PIECE_BYTES:
-            yield b"".join(held)
-            held.clear()
-    yield b"".join(held)
+def _in_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Join parts to pieces of a size that is worth sending."""
+    buffer: list[bytes] = []
+    for part in parts:
+        buffer.append(part)
+        if sum(map(len, buffer)) >= PIECE_BYTES:
+            yield b"".join(buffer)
+            buffer.clear()
+    yield b"".join(buffer)
 
 
-def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, license: str | None) -> Iterator[bytes]:
+def _parts(call: Call, uid: str, named: Sequence[NamedInstance], hashes: bool, license: str | None) -> Iterator[bytes]:
     """Yield a zip entry by entry.
 
     Server: every error inside the loop is caught and the zip is closed, so that what arrives is a valid
@@ -219,7 +171,7 @@ def _parts(call: Call, uid: str, named: Sequence[Named], hashes: bool, license: 
 
 
 def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
-    """Return a deflated file: from the shelf if it was sent before, else made and kept there."""
+    """Return a deflated file: from the scratch directory if it was sent before, else made and kept there."""
     key = f"{call.holdings.content_stamp(uid)} {uid} {sop}"
     stored = call.settings.scratch.load(key)
     if stored is not None:
@@ -229,7 +181,7 @@ def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
     return packed
 
 
-def _digests(images: ImageStore, uid: str, named: Sequence[Named]) -> bytes:
+def _digests(images: ImageStore, uid: str, named: Sequence[NamedInstance]) -> bytes:
     rows = [f"{name},{images.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
     random.Random(uid).shuffle(rows)  # noqa: S311 - server: the rows come in arbitrary order
     return ("\n".join(["Filename,MD5Hash", *rows]) + "\n").encode()

@@ -1,11 +1,12 @@
-"""The vocabulary of the embedded archive's endpoints: a call, its answer, and a row of the table of endpoints."""
+"""The types of the embedded archive's endpoints: a call, its answer, and a row of the table of endpoints."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import pyarrow as pa
 
@@ -66,13 +67,18 @@ class Reply:
 
 
 EMPTY = Reply()
-"""Server: how lists say that there are no rows."""
+"""Server: a list without rows."""
 
-NOTHING = Reply(b"[]", content_type="application/json")
-"""Server: how Jackson says it."""
+EMPTY_ARRAY = Reply(b"[]", content_type="application/json")
+"""Server: the same from the endpoints that answer with Jackson's JSON."""
 
 NO_CONTENT = Reply(status=204)
-"""Server: how getSeriesMetaData says the same."""
+"""Server: the same from getSeriesMetaData."""
+
+UNAUTHORIZED = Reply(status=401)
+FAILED_BRIEFLY = Reply(UNABLE.encode(), 500, "text/plain")
+FAILED = Reply(f"{UNABLE}\nnull".encode(), 500, "text/plain")
+"""Server: an exception without a message escaped."""
 
 
 def bad_request(text: str) -> Reply:
@@ -82,12 +88,12 @@ def bad_request(text: str) -> Reply:
 
 @dataclass
 class Settings:
-    """What can be set about an embedded archive besides its catalogue.
+    """The settings of an embedded archive besides its catalog.
 
     Attributes:
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
         downloads: number of downloads begun so far by series, which seeds the order of entries.
-        shelf: where things that cost work are kept.
+        scratch: where rendered answers and deflated files are kept.
     """
 
     guide_spellings: bool = False
@@ -104,7 +110,8 @@ class Call:
         settings: how the archive is set.
         query: first value of every query parameter.
         form: all values of every form field.
-        rights: restricted collections that the caller holds.
+        rights: restricted collections that the caller may see.
+        version: ``v1``, ``v2``, ``v4``, or empty for the endpoints without a version.
     """
 
     holdings: Holdings
@@ -112,21 +119,30 @@ class Call:
     query: Mapping[str, str]
     form: Mapping[str, list[str]]
     rights: frozenset[str]
+    version: str
+
+    @property
+    def v4(self) -> bool:
+        """Whether the answer is v4's."""
+        return self.version == "v4"
 
 
 class Auth(Enum):
-    """What an endpoint does about identity: the groups of the reference, section 2.5."""
+    """What an endpoint does about identity: its answers without a header, and to an invalid token.
 
-    LIST = "A: without a good token 200 and nothing"
-    QUIET = "A': without a good token 204"
-    STRICT = "B: without a header 500, with a bad token 401"
-    TAGS = "C: without a good token 500 of one line"
-    NOTHING = "D: without a good token 200 and []"
-    OPEN = "E: identity is not looked at; the guest's rights"
-    V4_NOTHING = "v4: no header is the guest, a bad token gets 200 and []"
-    V4_LIST = "v4: no header is the guest, a bad token gets 200 and nothing"
-    V4_FRAGILE = "v4: no header is the guest, a bad token gets 500"
-    V4_STRICT = "v4: no header is the guest, a bad token gets 401"
+    Where there is no answer, the request gets the guest's rights.
+    """
+
+    LIST = EMPTY, EMPTY
+    QUIET = NO_CONTENT, NO_CONTENT
+    STRICT = FAILED, UNAUTHORIZED
+    TAGS = FAILED_BRIEFLY, FAILED_BRIEFLY
+    NOTHING = EMPTY_ARRAY, EMPTY_ARRAY
+    OPEN = None, None
+    V4_NOTHING = None, EMPTY_ARRAY
+    V4_LIST = None, EMPTY
+    V4_FRAGILE = None, FAILED
+    V4_STRICT = None, UNAUTHORIZED
 
 
 Handler = Callable[[Call], Rows | Reply]
@@ -143,10 +159,10 @@ class Endpoint:
         auth: what is done about identity.
         allowed: parameters that the endpoint knows; v4 refuses others.
         required: parameters without which it answers 400.
-        complaint: text of that 400.
-        user_first: True where the server resolves the user before it looks at parameters.
+        bad_request: text of that 400.
+        user_first: True where the server resolves the user before it checks parameters.
         method: HTTP method.
-        policed: where unknown parameters are refused: ``query``, ``form`` or None for nowhere.
+        strict_params: where unknown parameters are refused: ``query``, ``form`` or None for nowhere.
     """
 
     path: str
@@ -159,9 +175,10 @@ class Endpoint:
     method: str = "GET"
     strict_params: str | None = None
 
-    def at(self, path: str, auth: Auth) -> Endpoint:
-        """Return the same endpoint at another path, with another way to look at identity."""
-        return replace(self, path=path, auth=auth)
+    @property
+    def version(self) -> str:
+        """``v1``, ``v2`` or ``v4``; empty for an endpoint without a version."""
+        return self.path.partition("/")[0] if "/" in self.path else ""
 
     def missing(self, call: Call) -> Reply | None:
         """Return the 400 for a missing required parameter, or None if all are there."""
@@ -179,3 +196,30 @@ class Endpoint:
                 text = f"Invalid {self.strict_params} parameter: '{name}'. Allowed parameters are: [{allowed}]"
                 return Reply(text.encode(), 400)
         return None
+
+
+def endpoint(
+    path: str,
+    handler: Handler,
+    parameters: str = "",
+    required: str = "",
+    bad_request: str = "",
+    *,
+    auth: Auth,
+    formats: bool = False,
+    **options: Any,
+) -> Endpoint:
+    """Make a row of the table of endpoints.
+
+    Args:
+        path: as in :class:`Endpoint`.
+        handler: what answers.
+        parameters: names of the parameters that it knows, separated by spaces.
+        required: names of those that it requires.
+        bad_request: text of the 400 without them.
+        auth: what is done about identity.
+        formats: whether it knows the parameter ``format`` too.
+        options: other attributes of :class:`Endpoint`.
+    """
+    allowed = (*parameters.split(), *(["format"] if formats else []))
+    return Endpoint(path, handler, auth, allowed, tuple(required.split()), bad_request, **options)

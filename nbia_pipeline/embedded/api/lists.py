@@ -1,7 +1,8 @@
-"""The list endpoints of v2 and v4, as queries over the facts of the holdings."""
+"""The list endpoints of v1, v2 and v4, as queries over the series rows of the holdings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 import numpy as np
@@ -14,128 +15,95 @@ from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DOWNLOADABLE
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Shape
 
-_AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
-_PATIENT_ID_V4 = Shape("PATIENT_ID4", None, (*shapes.PATIENT_ID.keys, _AUTHORIZED))
 _ROW = "__row"
+_PATIENT_KEY = ["Collection", "PatientID"]
+_VALUE_FILTERS = ("Modality", "BodyPartExamined")
+_STUDY_FILTERS = ("PatientID", "StudyInstanceUID")
+_CASED_IN_V2 = frozenset({"BodyPartExamined", "Manufacturer", "ManufacturerModelName"})
+_SERIES_FILTERS = (*_STUDY_FILTERS, "SeriesInstanceUID", *_VALUE_FILTERS, "ManufacturerModelName", "Manufacturer")
+
+UIDS = frozenset({"SeriesInstanceUID", "StudyInstanceUID"})
+"""Parameters that every version compares case-sensitively."""
 
 
 def collection_values(call: Call) -> Rows:
     """getCollectionValues: collections with a visible series that the caller may see."""
-    held = call.holdings
-    names = [n for n in held.collections() if held.select(call.rights, n, ignore_case=False).num_rows]
+    holdings = call.holdings
+    names = [n for n in holdings.collections() if holdings.select(call.rights, n, ignore_case=False).num_rows]
     return Rows(pa.table({"Collection": pa.array(names, pa.string())}), shapes.COLLECTION_VALUE)
 
 
-def values(shape: Shape, upper: bool) -> Handler:
+def values(shape: Shape, *, upper: bool = False) -> Handler:
     """Make one of getModalityValues, getBodyPartValues, getManufacturerValues.
 
-    Server: sorted by the upper-cased value; body parts always, all of them in v4, are upper-cased; a null
+    Server: sorted by the upper-cased value; v4 upper-cases all of them, v1 and v2 only body parts; a null
     gives a leading ``{}``.
 
     Args:
         shape: shape of the answer, whose only key names the column.
-        upper: whether the values are written in upper case.
+        upper: whether v1 and v2 write the values in upper case, too.
     """
     name = shape.keys[0].name
 
     def handler(call: Call) -> Rows:
         column = filtered(call, _VALUE_FILTERS)[name]
-        distinct = pc.unique(pc.utf8_upper(column) if upper else column).to_pylist()
+        distinct = pc.unique(pc.utf8_upper(column) if upper or call.v4 else column).to_pylist()
         ordered = sorted(distinct, key=lambda v: ("", "") if v is None else (v.upper(), v))
         return Rows(pa.table({name: pa.array(ordered, pa.string())}), shape)
 
     return handler
 
 
-def patients_v2(call: Call) -> Rows:
-    """getPatient of v2. Server: compares the stored PatientID with the upper-cased parameter."""
-    rows = filtered(call, {})
+def patients(call: Call) -> Rows:
+    """getPatient. Server: v2 compares the stored PatientID with the upper-cased parameter, v4 with the parameter."""
+    rows = filtered(call, ())
     if "PatientId" in call.query:
-        rows = _where(rows, "PatientID", call.query["PatientId"].upper())
-    return Rows(_distinct(rows, ["Collection", "PatientID"]), shapes.PATIENT)
+        wanted = call.query["PatientId"]
+        rows = _where(rows, "PatientID", wanted if call.v4 else wanted.upper())
+    return _rows(call, _distinct(rows, _PATIENT_KEY), shapes.PATIENT, shapes.PATIENT_V4)
 
 
-def patients_v4(call: Call) -> Rows:
-    """getPatient of v4: the PatientId is compared exactly."""
-    rows = filtered(call, {})
-    if "PatientId" in call.query:
-        rows = _where(rows, "PatientID", call.query["PatientId"])
-    return Rows(authorised(_distinct(rows, ["Collection", "PatientID"])), shapes.PATIENT_V4)
-
-
-def patient_ids_by_modality_v2(call: Call) -> Rows:
+def patient_ids_by_modality(call: Call) -> Rows:
     """getPatientByCollectionAndModality. Server: distinct over hidden columns, so that an ID can repeat."""
-    rows = filtered(call, {"Modality": "Modality"})
-    return Rows(_distinct(rows, ["PatientID", "StudyInstanceUID"]), shapes.PATIENT_ID)
+    rows = filtered(call, ("Modality",))
+    distinct = _distinct(rows, ["PatientID", "StudyInstanceUID"])
+    return _rows(call, distinct, shapes.PATIENT_ID, shapes.PATIENT_ID_V4)
 
 
-def patient_ids_by_modality_v4(call: Call) -> Rows:
-    """getPatientByCollectionAndModality of v4."""
-    return Rows(authorised(patient_ids_by_modality_v2(call).table), _PATIENT_ID_V4)
+def new_patients(call: Call) -> Rows:
+    """NewPatientsInCollection: patients with a series released after a day; see :func:`_new`."""
+    rows = _new(call, filtered(call, ()))
+    return _rows(call, _distinct(rows, _PATIENT_KEY), shapes.PATIENT, shapes.PATIENT_V4)
 
 
-def new_patients_v2(call: Call) -> Rows:
-    """NewPatientsInCollection: patients with a series released after the day (strictly)."""
-    rows = _released(filtered(call, {}), dates.year_first(call.query["Date"]))
-    return Rows(_distinct(rows, ["Collection", "PatientID"]), shapes.PATIENT)
+def studies(call: Call) -> Rows:
+    """getPatientStudy."""
+    return _rows(call, _studies(filtered(call, _STUDY_FILTERS)), shapes.STUDY, shapes.STUDY_V4)
 
 
-def new_patients_v4(call: Call) -> Rows:
-    """NewPatientsInCollection of v4: on the day or after it."""
-    rows = _released(filtered(call, {}), dates.month_first(call.query["fromDate"]), on_the_day=True)
-    return Rows(authorised(_distinct(rows, ["Collection", "PatientID"])), shapes.PATIENT_V4)
-
-
-def studies_v2(call: Call) -> Rows:
-    """getPatientStudy of v2."""
-    return Rows(_studies(filtered(call, _STUDY_FILTERS, exact=_UIDS)), shapes.STUDY)
-
-
-def studies_v4(call: Call) -> Rows:
-    """getPatientStudy of v4."""
-    return Rows(authorised(_studies(filtered(call, _STUDY_FILTERS, exact=_UIDS))), shapes.STUDY_V4)
-
-
-def new_studies_v2(call: Call) -> Rows:
+def new_studies(call: Call) -> Rows:
     """NewStudiesInPatientCollection: SeriesCount counts the new series only."""
-    rows = _released(filtered(call, _STUDY_FILTERS, exact=_UIDS), dates.year_first(call.query["Date"]))
-    return Rows(_studies(rows), shapes.STUDY)
+    rows = _new(call, filtered(call, _STUDY_FILTERS))
+    return _rows(call, _studies(rows), shapes.STUDY, shapes.STUDY_V4)
 
 
-def new_studies_v4(call: Call) -> Rows:
-    """NewStudiesInPatientCollection of v4: on the day or after it."""
-    rows = _released(
-        filtered(call, _STUDY_FILTERS, exact=_UIDS), dates.month_first(call.query["fromDate"]), on_the_day=True
-    )
-    return Rows(authorised(_studies(rows)), shapes.STUDY_V4)
+def series(call: Call) -> Rows:
+    """getSeries. Server: v2 compares body part, manufacturer and model case-sensitively, v4 ignores case."""
+    rows = filtered(call, _SERIES_FILTERS, exact=UIDS if call.v4 else UIDS | _CASED_IN_V2)
+    return _rows(call, rows, shapes.SERIES_V2, shapes.SERIES_V4)
 
 
-def series_v2(call: Call) -> Rows:
-    """getSeries of v2. Server: body part, manufacturer and model are compared case-sensitively."""
-    return Rows(_series(call, ignore_case=False), shapes.SERIES_V2)
-
-
-def series_v4(call: Call) -> Rows:
-    """getSeries of v4. Server: all text is compared without regard to case."""
-    return Rows(authorised(_series(call, ignore_case=True)), shapes.SERIES_V4)
-
-
-def updated_series_v2(call: Call) -> Rows:
-    """getUpdatedSeries of v2: released strictly after the midnight that begins the day."""
-    since = dates.day_first(call.query.get("fromDate", "01/01/1900"))
-    return Rows(_released(call.holdings.select(call.rights), since), shapes.SERIES_SHORT)
-
-
-def updated_series_v4(call: Call) -> Rows:
-    """getUpdatedSeries of v4: strictly after, with all columns and the guest's rights."""
-    since = dates.month_first(call.query.get("fromDate", "01-01-1900"))
-    return Rows(authorised(_released(call.holdings.select(frozenset()), since)), shapes.SERIES_V4)
+def updated_series(call: Call) -> Rows:
+    """getUpdatedSeries: strictly after the midnight that begins the day; v4 sends all columns."""
+    day = call.query.get("fromDate", "01-01-1900" if call.v4 else "01/01/1900")
+    since = dates.month_first(day) if call.v4 else dates.day_first(day)
+    return _rows(call, _released(call.holdings.select(call.rights), since), shapes.SERIES_SHORT, shapes.SERIES_V4)
 
 
 def series_metadata_v2(call: Call) -> Rows | Reply:
     """getSeriesMetaData: one row of text.
 
-    Server: 204 if the series is unknown, hidden or not permitted; 500 without images or licence address.
+    Server: 204 if the series is unknown, hidden or not permitted; 500 without images or license address.
     """
     uid = call.query["SeriesInstanceUID"]
     row = call.holdings.one_series(uid, call.rights, ONLY_VISIBLE | {DOWNLOADABLE})
@@ -152,30 +120,23 @@ def series_metadata_v4(call: Call) -> Rows:
     if not uids:
         raise ServerFault
     rows = call.holdings.among(uids, call.rights)
-    return Rows(authorised(rows), shapes.METADATA_V4, default_format="CSV-DOWNLOAD")
+    return Rows(authorized(rows), shapes.METADATA_V4, default_format="CSV-DOWNLOAD")
 
 
-def series_size_v2(call: Call) -> Rows:
-    """getSeriesSize of v2. Server: rights are not checked; an unknown series is a row with holes."""
-    rows = call.holdings.one_series(call.query["SeriesInstanceUID"], None)
-    if not rows.num_rows:
+def series_size(call: Call) -> Rows:
+    """getSeriesSize. Server: v2 does not check rights, and an unknown series is a row with holes; v4 sends nothing."""
+    rows = call.holdings.one_series(call.query["SeriesInstanceUID"], call.rights if call.v4 else None)
+    if not rows.num_rows and not call.v4:
         rows = pa.table({"FileSize": pa.nulls(1, pa.int64()), "ImageCount": pa.array([0], pa.int64())})
     return Rows(rows, shapes.SERIES_SIZE)
 
 
-def series_size_v4(call: Call) -> Rows:
-    """getSeriesSize of v4: the guest's rights, nothing for an unknown series."""
-    return Rows(call.holdings.one_series(call.query["SeriesInstanceUID"], frozenset()), shapes.SERIES_SIZE)
-
-
-def sop_instance_uids_v2(call: Call) -> Rows:
-    """getSOPInstanceUIDs of v2: rights are checked, visibility is not."""
-    return _sop_instance_uids(call, call.rights)
-
-
-def sop_instance_uids_v4(call: Call) -> Rows:
-    """getSOPInstanceUIDs of v4: neither rights nor visibility are checked."""
-    return _sop_instance_uids(call, None)
+def sop_instance_uids(call: Call) -> Rows:
+    """getSOPInstanceUIDs: of any visibility. Server: v4 does not check rights either."""
+    uid, images = call.query["SeriesInstanceUID"], call.holdings.catalog.images
+    known = call.holdings.one_series(uid, None if call.v4 else call.rights, ANY_VISIBILITY).num_rows
+    uids = [i.sop_instance_uid for i in images.instances(uid)] if known and images is not None else []
+    return Rows(pa.table({"SOPInstanceUID": pa.array(uids, pa.string())}), shapes.SOP_INSTANCE_UIDS)
 
 
 def contents_by_name(call: Call) -> Rows:
@@ -190,17 +151,13 @@ def contents_by_name(call: Call) -> Rows:
     return Rows(call.holdings.among(uids, call.rights), shapes.SERIES_CART)
 
 
-def authorised(rows: pa.Table) -> pa.Table:
+def authorized(rows: pa.Table) -> pa.Table:
     """Add v4's column ``Authorized``, which is 1 on every row that is sent."""
     return rows.append_column("Authorized", pa.repeat(pa.scalar(1, pa.int64()), rows.num_rows))
 
 
 def filtered(
-    call: Call,
-    parameters: dict[str, str],
-    *,
-    exact: frozenset[str] = frozenset(),
-    exact_collection: bool = False,
+    call: Call, parameters: Iterable[str], *, exact: frozenset[str] = UIDS, exact_collection: bool = False
 ) -> pa.Table:
     """Return the visible series of the caller that pass the filters of the query.
 
@@ -208,37 +165,27 @@ def filtered(
 
     Args:
         call: the request.
-        parameters: column by name of the parameter, besides ``Collection``.
+        parameters: the parameters that filter the column of their name, besides ``Collection``.
         exact: parameters that are compared case-sensitively.
         exact_collection: whether the collection is, too.
     """
     rows = call.holdings.select(call.rights, call.query.get("Collection"), ignore_case=not exact_collection)
-    for parameter, column in parameters.items():
-        if parameter in call.query:
-            rows = _where(rows, column, call.query[parameter], ignore_case=parameter not in exact)
+    for name in parameters:
+        if name in call.query:
+            rows = _where(rows, name, call.query[name], ignore_case=name not in exact)
     return rows
 
 
-_VALUE_FILTERS = {"Modality": "Modality", "BodyPartExamined": "BodyPartExamined"}
-_STUDY_FILTERS = {"PatientID": "PatientID", "StudyInstanceUID": "StudyInstanceUID"}
-_UIDS = frozenset({"SeriesInstanceUID", "StudyInstanceUID"})
-_CASED_IN_V2 = frozenset({"BodyPartExamined", "Manufacturer", "ManufacturerModelName"})
-_SERIES_FILTERS = {
-    name: name
-    for name in (
-        "PatientID",
-        "StudyInstanceUID",
-        "SeriesInstanceUID",
-        "Modality",
-        "BodyPartExamined",
-        "ManufacturerModelName",
-        "Manufacturer",
-    )
-}
+def _rows(call: Call, rows: pa.Table, shape: Shape, shape_v4: Shape) -> Rows:
+    """Return rows in the shape of the version that is asked."""
+    return Rows(authorized(rows), shape_v4) if call.v4 else Rows(rows, shape)
 
 
-def _series(call: Call, ignore_case: bool) -> pa.Table:
-    return filtered(call, _SERIES_FILTERS, exact=_UIDS if ignore_case else _UIDS | _CASED_IN_V2)
+def _new(call: Call, rows: pa.Table) -> pa.Table:
+    """Keep what was released after the day of the query. Server: v2 compares strictly, v4 includes the day itself."""
+    if call.v4:
+        return _released(rows, dates.month_first(call.query["fromDate"]), on_the_day=True)
+    return _released(rows, dates.year_first(call.query["Date"]))
 
 
 def _where(rows: pa.Table, column: str, value: str, ignore_case: bool = False) -> pa.Table:
@@ -270,13 +217,6 @@ def _first_and_count(rows: pa.Table, key: list[str]) -> pa.Table:
     numbered = rows.select(key).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
     groups = numbered.group_by(key).aggregate([(_ROW, "min"), (_ROW, "count")])
     return groups.sort_by(_ROW + "_min")
-
-
-def _sop_instance_uids(call: Call, rights: frozenset[str] | None) -> Rows:
-    uid, images = call.query["SeriesInstanceUID"], call.holdings.catalog.images
-    known = call.holdings.one_series(uid, rights, ANY_VISIBILITY).num_rows and images is not None
-    uids = [i.sop_instance_uid for i in images.instances(uid)] if known and images is not None else []
-    return Rows(pa.table({"SOPInstanceUID": pa.array(uids, pa.string())}), shapes.SOP_INSTANCE_UIDS)
 
 
 def _meta27(row: pa.Table) -> pa.Table:

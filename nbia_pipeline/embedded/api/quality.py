@@ -1,4 +1,4 @@
-"""Endpoints that tell what became of a series: quality control, denied series, series of a DOI."""
+"""The endpoints about the state of a series: quality control, denied series, series of a DOI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.embedded.api.endpoint import NO_CONTENT, Call, Reply, Rows
-from nbia_pipeline.embedded.api.lists import authorised
+from nbia_pipeline.embedded.api.lists import authorized
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DOWNLOADABLE
 from nbia_pipeline.embedded.catalog.model import VISIBLE
 from nbia_pipeline.schema import shapes
@@ -77,14 +77,15 @@ DOI_SERIES = Shape(
 """getCollectionOrSeriesForDOI per series."""
 
 
-def qc_info_v2(call: Call) -> Rows:
-    """getSeriesQCInfo: series of any visibility, hence hidden can be told from gone."""
-    return Rows(_qc_rows(call), QC_V2)
+def qc_info(call: Call) -> Rows:
+    """getSeriesQCInfo: series of any visibility, so that hidden can be told from gone.
 
-
-def qc_info_v4(call: Call) -> Rows:
-    """getSeriesQCInfo of v4: the columns of getSeriesMetadata and the visibility."""
-    return Rows(authorised(_qc_rows(call)), QC_V4)
+    Server: v4 sends the columns of getSeriesMetadata and the visibility.
+    """
+    rows = call.holdings.among(call.form["seriesId"], call.rights, ANY_VISIBILITY)
+    texts = [VISIBILITIES.get(code, str(code)) for code in rows["Visibility"].to_pylist()]
+    rows = rows.append_column(_TEXT, pa.array(texts, pa.string()))
+    return Rows(authorized(rows), QC_V4) if call.v4 else Rows(rows, QC_V2)
 
 
 def denied_series(call: Call) -> Rows | Reply:
@@ -114,17 +115,6 @@ def series_for_doi(call: Call) -> Rows:
     if doi is not None:
         rows = rows.filter(pc.equal(rows["CollectionURI"], doi))
     if call.form.get("CollectionOrSeries", [""])[0].casefold() == "series":
-        return Rows(authorised(rows), DOI_SERIES, jackson=True, nulls=False)
+        return Rows(authorized(rows), DOI_SERIES, jackson=True, nulls=False)
     distinct = rows.group_by(["Collection", "ThirdPartyAnalysis"], use_threads=False).aggregate([])
-    return Rows(authorised(distinct), DOI_COLLECTIONS, jackson=True, nulls=False)
-
-
-def status(call: Call) -> Reply:
-    """Liveness of v1: a small paragraph."""
-    return Reply(b"<p>NBIA API is up</p>", content_type="text/html")
-
-
-def _qc_rows(call: Call) -> pa.Table:
-    rows = call.holdings.among(call.form["seriesId"], call.rights, ANY_VISIBILITY)
-    texts = [VISIBILITIES.get(code, str(code)) for code in rows["Visibility"].to_pylist()]
-    return rows.append_column(_TEXT, pa.array(texts, pa.string()))
+    return Rows(authorized(distinct), DOI_COLLECTIONS, jackson=True, nulls=False)

@@ -1,4 +1,4 @@
-"""Write tables as the server writes them: JSON in Jettison's and Jackson's manner, and CSV.
+"""Write tables as the server writes them: JSON in the style of Jettison and Jackson, and CSV.
 
 The keys, their order and the form of every value come from the shapes of
 :mod:`nbia_pipeline.schema.shapes`. The work is done column by column with Arrow's kernels, in batches, so
@@ -58,11 +58,6 @@ def spelling(key: Key, guide: bool = False) -> str:
     return key.guide if guide and key.guide is not None else key.name
 
 
-def fact_name(key: Key) -> str:
-    """Return the name of the table column that fills `key`."""
-    return key.source or key.column or key.name
-
-
 def render_json(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[bytes]:
     r"""Yield `table` as Jettison 1.1 writes it.
 
@@ -112,12 +107,6 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
         yield _data_of(pc.binary_join_element_wise('"', rows, '"\n', ""))
 
 
-def cells_of(table: pa.Table, shape: Shape) -> Iterator[tuple[str | None, ...]]:
-    """Yield the texts of a small table row by row, neither quoted nor escaped; None for a null."""
-    for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH):
-        yield from zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
-
-
 def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bool = True) -> bytes:
     """Return a small `table` as Jackson writes it: ``[]`` when empty.
 
@@ -133,7 +122,8 @@ def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bo
             for key, text in zip(shape.keys, cells, strict=True)
             if nulls or text is not None
         }
-        for cells in cells_of(table, shape)
+        for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH)
+        for cells in zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -196,7 +186,7 @@ def _data_of(texts: pa.Array, skip: int = 0) -> bytes:
 
 def _texts(batch: pa.RecordBatch, key: Key) -> pa.Array:
     """Return the text of every value of `key`, neither quoted nor escaped; null stays null."""
-    position = batch.schema.get_field_index(fact_name(key))
+    position = batch.schema.get_field_index(key.source or key.column or key.name)
     if position < 0:
         return pa.nulls(batch.num_rows, pa.string())
     values = batch.column(position)
@@ -204,8 +194,6 @@ def _texts(batch: pa.RecordBatch, key: Key) -> pa.Array:
         return pa.nulls(batch.num_rows, pa.string())
     if pa.types.is_string(values.type):
         return values
-    if pa.types.is_large_string(values.type):
-        return values.cast(pa.string())
     return _WRITERS[key.form](values)
 
 

@@ -1,14 +1,15 @@
-"""The simple search: patients by numbered criteria, a page at a time, with counts of what was found.
+"""The simple search of v4: patients by numbered criteria, a page at a time, or the manifest of their series.
 
-The names of the criteria and of the answer's keys are the server's. Not imitated: its cache per user, and
-the internal keys of studies and series, which are checksums of the UIDs here.
+tcia_utils asks for both. The names of the criteria and of the answer's keys are the server's. Not imitated: its
+cache per user, and the internal keys of studies and series, which are checksums of the UIDs here.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -34,7 +35,7 @@ _EQUAL = {
     "PatientCriteria": "PatientID",
     "SpeciesCriteria": "SpeciesCode",
 }
-# v4 takes this name besides.
+# Another name of the same criterion.
 _SYNONYMS = {"BodyPartExaminedCriteria": "AnatomicalSiteCriteria"}
 _FACETS = {
     "bodyParts": "BodyPartExamined",
@@ -42,40 +43,59 @@ _FACETS = {
     "collections": "Collection",
     "species": "SpeciesCode",
 }
-_SORTS: dict[str, Callable[[Row], Any]] = {
-    "subject": lambda p: p["subjectId"],
-    "collection": lambda p: p["project"],
-    "study": lambda p: p["totalNumberOfStudies"],
-    "series": lambda p: p["totalNumberOfSeries"],
-    "totalNumberOfStudies": lambda p: p["totalNumberOfStudies"],
-    "totalNumberOfSeries": lambda p: p["totalNumberOfSeries"],
+_SORTS = {
+    "subject": "subjectId",
+    "collection": "project",
+    "study": "totalNumberOfStudies",
+    "series": "totalNumberOfSeries",
+    "totalNumberOfStudies": "totalNumberOfStudies",
+    "totalNumberOfSeries": "totalNumberOfSeries",
 }
+_MANIFEST = (
+    "downloadServerUrl=http://127.0.0.1/nbia-download/servlet/DownloadServlet\nincludeAnnotation=true\nnoOfrRetry=4\n"
+    "databasketId=manifest-{count}.tcia\nmanifestVersion=3.0\nListOfSeriesToDownload=\n"
+)
 
 
-def simple_search_v2(call: Call) -> Reply:
-    """getSimpleSearchWithModalityAndBodyPartPaged: nulls are written, dates are ``dd/MM/yyyy``."""
-    return _search(call, v4=False)
+def simple_search(call: Call) -> Reply:
+    """getSimpleSearch: a page of patients, and counts of all that were found; nulls are left out."""
+    sort_field, direction, start, size = _page(call)
+    rows = _by_patient(_found(call))
+    patients = [_patient(*key, of_patient) for key, of_patient in rows.items()]
+    if start > len(patients):
+        raise ServerFault(f"fromIndex({start}) > toIndex({len(patients)})")
+    patients.sort(key=lambda p: p[_SORTS[sort_field]], reverse=direction == "descending")
+    timepoints = [t for p in patients for t in p.get("timepoints", ())]
+    answer: Row = {
+        "resultSet": patients[start : start + size],
+        "totalPatients": len(patients),
+        **{name: _facet(rows.values(), column) for name, column in _FACETS.items()},
+        **({"minTimepoints": min(timepoints), "maxTimepoints": max(timepoints)} if timepoints else {}),
+        "sort": f"{sort_field} {direction}",
+    }
+    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return Reply(body, content_type="application/json")
 
 
-def simple_search_v4(call: Call) -> Reply:
-    """getSimpleSearch of v4: nulls are omitted, dates are ``MM-DD-YYYY``, items say ``authorized``."""
-    return _search(call, v4=True)
+def manifest(call: Call) -> Reply:
+    """getManifestForSimpleSearch: the ``.tcia`` file of the series that the criteria find."""
+    uids = _found(call)["SeriesInstanceUID"].to_pylist()
+    return Reply(
+        (_MANIFEST.format(count=len(uids)) + "".join(f"{uid}\n" for uid in uids)).encode(),
+        content_type="application/x-nbia-manifest-file",
+        disposition=f'attachment; filename="manifest-{len(uids)}.tcia"',
+    )
 
 
-def found(call: Call, v4: bool) -> pa.Table:
-    """Return the series of the caller that meet the criteria in the form.
-
-    Args:
-        call: the request.
-        v4: whether dates and synonyms are v4's.
-    """
-    criteria = _criteria(call.form, v4)
+def _found(call: Call) -> pa.Table:
+    """Return the series of the caller that meet the criteria in the form."""
+    criteria = _criteria(call.form)
     rows = call.holdings.select(call.rights)
     for kind, column in _EQUAL.items():
         if kind in criteria:
             values = pa.array([value.upper() for value in criteria[kind]], pa.string())
             rows = rows.filter(pc.is_in(pc.utf8_upper(rows[column]), values))
-    for first, last in _periods(call.form, v4):
+    for first, last in _periods(call.form):
         released = rows["DateReleased"]
         mask = pc.and_(
             pc.greater_equal(released, pa.scalar(first, pa.timestamp("us"))),
@@ -83,27 +103,6 @@ def found(call: Call, v4: bool) -> pa.Table:
         )
         rows = rows.filter(mask)
     return _of_patients(rows, criteria)
-
-
-def _search(call: Call, v4: bool) -> Reply:
-    sort_field, direction, start, size = _page(call)
-    patients = _patients(found(call, v4), v4)
-    if start > len(patients):
-        raise ServerFault(f"fromIndex({start}) > toIndex({len(patients)})")
-    patients.sort(key=_SORTS[sort_field], reverse=direction == "descending")
-    stages = [t for p in patients for t in p["timepoints"] or ()]
-    answer: Row = {
-        "resultSet": [{k: v for k, v in p.items() if k != "facts"} for p in patients[start : start + size]],
-        "totalPatients": len(patients),
-        **{name: _facet(patients, column) for name, column in _FACETS.items()},
-        "minTimepoints": min(stages, default=None),
-        "maxTimepoints": max(stages, default=None),
-        "sort": f"{sort_field} {direction}",
-    }
-    if v4:
-        answer = _without_nulls(answer)
-    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
-    return Reply(body, content_type="application/json")
 
 
 def _page(call: Call) -> tuple[str, str, int, int]:
@@ -127,26 +126,24 @@ def _numbered(form: Criteria) -> Iterable[tuple[int, str]]:
         number += 1
 
 
-def _criteria(form: Criteria, v4: bool) -> dict[str, list[str]]:
+def _criteria(form: Criteria) -> dict[str, list[str]]:
     criteria: dict[str, list[str]] = {}
     for number, kind in _numbered(form):
-        name = _SYNONYMS.get(kind, kind) if v4 else kind
-        criteria.setdefault(name, []).extend(form.get(f"value{number}", []))
+        criteria.setdefault(_SYNONYMS.get(kind, kind), []).extend(form.get(f"value{number}", []))
     return criteria
 
 
-def _periods(form: Criteria, v4: bool) -> Iterable[tuple[datetime, datetime]]:
-    parse = dates.month_first if v4 else dates.day_first
+def _periods(form: Criteria) -> Iterable[tuple[datetime, datetime]]:
     for number, kind in _numbered(form):
         if kind == "DateRangeCriteria":
-            first, last = (parse(form.get(f"{end}Date{number}", [""])[0]) for end in ("from", "to"))
+            first, last = (dates.month_first(form.get(f"{end}Date{number}", [""])[0]) for end in ("from", "to"))
             if first is None or last is None:
                 raise ServerFault
             yield first, last
 
 
 def _of_patients(rows: pa.Table, criteria: Criteria) -> pa.Table:
-    """Keep the series of the patients who meet the criteria that look at a patient as a whole."""
+    """Keep the series of the patients who meet the criteria about a patient as a whole."""
     least = max((int(v) for v in criteria.get("MinNumberOfStudiesCriteria", ())), default=0)
     together = "all" in (v.casefold() for v in criteria.get("ModalityAndedSearchCriteria", ()))
     wanted = {v.upper() for v in criteria.get("ImageModalityCriteria", ())} if together else set()
@@ -154,9 +151,9 @@ def _of_patients(rows: pa.Table, criteria: Criteria) -> pa.Table:
         return rows
     kept = {
         (collection, patient)
-        for (collection, patient), facts in _by_patient(rows).items()
-        if len({f["StudyInstanceUID"] for f in facts}) >= least
-        and wanted <= {str(f["Modality"]).upper() for f in facts}
+        for (collection, patient), series in _by_patient(rows).items()
+        if len({s["StudyInstanceUID"] for s in series}) >= least
+        and wanted <= {str(s["Modality"]).upper() for s in series}
     }
     pairs = zip(rows["Collection"].to_pylist(), rows["PatientID"].to_pylist(), strict=True)
     return rows.filter(pa.array([pair in kept for pair in pairs], pa.bool_()))
@@ -169,29 +166,25 @@ def _by_patient(rows: pa.Table) -> dict[tuple[str, str], list[Row]]:
     return patients
 
 
-def _patients(rows: pa.Table, v4: bool) -> list[Row]:
-    return [_patient(*key, facts, v4) for key, facts in _by_patient(rows).items()]
-
-
-def _patient(collection: str, patient: str, facts: list[Row], v4: bool) -> Row:
+def _patient(collection: str, patient: str, rows: list[Row]) -> Row:
     studies: dict[str, list[int]] = {}
-    for fact in facts:
-        studies.setdefault(fact["StudyInstanceUID"], []).append(_internal(fact["SeriesInstanceUID"]))
+    for row in rows:
+        studies.setdefault(row["StudyInstanceUID"], []).append(_internal(row["SeriesInstanceUID"]))
+    timepoints = _distinct(rows, "LongitudinalTemporalOffsetFromEvent")
     return {
         "subjectId": patient,
         "project": collection,
         "id": _internal(f"{collection}/{patient}"),
         "totalNumberOfStudies": len(studies),
-        "totalNumberOfSeries": len(facts),
-        "modalities": _distinct(facts, "Modality"),
-        "bodyParts": _distinct(facts, "BodyPartExamined"),
-        "species": _distinct(facts, "SpeciesCode"),
-        "timepoints": _distinct(facts, "LongitudinalTemporalOffsetFromEvent") or None,
+        "totalNumberOfSeries": len(rows),
+        "modalities": _distinct(rows, "Modality"),
+        "bodyParts": _distinct(rows, "BodyPartExamined"),
+        "species": _distinct(rows, "SpeciesCode"),
+        **({"timepoints": timepoints} if timepoints else {}),
         "studyIdentifiers": [
             {"seriesIdentifiers": series, "studyIdentifier": _internal(study)} for study, series in studies.items()
         ],
-        **({"authorized": 1} if v4 else {}),
-        "facts": facts,
+        "authorized": 1,
     }
 
 
@@ -200,21 +193,10 @@ def _internal(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def _distinct(facts: Iterable[Row], column: str) -> list[Any]:
-    return sorted({fact[column] for fact in facts if fact[column] is not None})
+def _distinct(rows: Iterable[Row], column: str) -> list[Any]:
+    return sorted({row[column] for row in rows if row[column] is not None})
 
 
-def _facet(patients: Iterable[Row], column: str) -> list[Row]:
-    counts: dict[str, int] = {}
-    for patient in patients:
-        for value in _distinct(patient["facts"], column):
-            counts[value] = counts.get(value, 0) + 1
+def _facet(patients: Iterable[list[Row]], column: str) -> list[Row]:
+    counts = Counter(value for rows in patients for value in _distinct(rows, column))
     return [{"value": value, "count": count} for value, count in sorted(counts.items())]
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_without_nulls(v) for v in value]
-    return value

@@ -1,4 +1,4 @@
-"""The unversioned endpoints: counts, descriptions, bulk metadata, licences, hashes and DICOM tags."""
+"""The endpoints without a version: counts, descriptions, bulk metadata, licenses, hashes and DICOM tags."""
 
 from __future__ import annotations
 
@@ -16,82 +16,62 @@ from pydicom.dataset import Dataset
 
 from nbia_pipeline.embedded.api.downloads import refused
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Handler, Reply, Rows
-from nbia_pipeline.embedded.api.lists import authorised, filtered
+from nbia_pipeline.embedded.api.lists import authorized, filtered
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
 from nbia_pipeline.schema import shapes
-from nbia_pipeline.schema.shapes import Form, Key, Shape
+from nbia_pipeline.schema.shapes import Form, Shape
 
 _AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
-_FILTERS = {"Modality": "Modality", "BodyPartExamined": "BodyPartExamined"}
+_FILTERS = ("Modality", "BodyPartExamined")
 _V4_DESCRIPTION_KEYS = ("id", "description", "collectionName", "descriptionURI")
 _DESCRIPTIONS_V4 = Shape(
     "DESCRIPTIONS4",
     shapes.DESCRIPTIONS.table,
     tuple(k for name in _V4_DESCRIPTION_KEYS for k in shapes.DESCRIPTIONS.keys if k.name == name),
 )
-_PER_IMAGE = ("PixelSpacing(mm)-Row", "SliceThickness(mm)")
-# Where the catalogue holds several values of a series, they are joined by this, as v4 shows them.
-_SEPARATOR = ", "
-_MORE_OF_METADATA3 = (
-    "PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription AdmittingDiagnosesDescription "
-    "StudyID PatientAge LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent Site"
-).split()
-METADATA3 = Shape(
-    "METADATA3",
-    None,
-    (*shapes.METADATA2.keys, *(Key(name, name) for name in (*_MORE_OF_METADATA3, *_PER_IMAGE))),
-)
-"""getSeriesMetadata3: 38 columns. How the 14 that getSeriesMetadata2 has not are spelled is not known."""
 _PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
 
-def counts(column: str, null_as: str | None, upper: bool = False) -> Handler:
-    """Make one of the unversioned getXValuesAndCounts: distinct patients per value, counts as text.
+def counts(column: str, v4_name: str, null_as: str | None = None, upper: bool = False) -> Handler:
+    """Make one of getXValuesAndCounts: distinct patients per value.
+
+    Server: without a version the value is called criteria and the count is text; v4 writes the value under its
+    own name and the count as a number.
 
     Args:
         column: the column whose values are counted.
-        null_as: what a null is written as.
-        upper: whether the values are written in upper case.
-    """
-
-    def handler(call: Call) -> Rows:
-        rows = filtered(call, _FILTERS, exact_collection=True)
-        return Rows(_counted(rows, column, null_as, upper), shapes.COUNTS, jackson=True)
-
-    return handler
-
-
-def counts_v4(column: str, wire_name: str, null_as: str | None, upper: bool = False) -> Handler:
-    """Make one of v4's getXValuesAndCounts: the value under its own name, the count as a number.
-
-    Args:
-        column: the column whose values are counted.
-        wire_name: key of the value.
+        v4_name: key of the value in v4.
         null_as: what a null is written as.
         upper: whether the values are written in upper case.
     """
     value, count = shapes.COUNTS.keys
-    keys = (
-        replace(value, name=wire_name, column="criteria"),
-        replace(count, name="Count", form=Form.NUMBER),
-        _AUTHORIZED,
-    )
-    shape = Shape("COUNTS4", None, keys)
+    keys = (replace(value, name=v4_name), replace(count, name="Count", form=Form.NUMBER), _AUTHORIZED)
+    shape_v4 = Shape("COUNTS4", None, keys)
 
     def handler(call: Call) -> Rows:
-        return Rows(authorised(_counted(filtered(call, _FILTERS), column, null_as, upper)), shape)
+        counted = _counted(filtered(call, _FILTERS, exact_collection=not call.v4), column, null_as, upper)
+        return Rows(authorized(counted), shape_v4) if call.v4 else Rows(counted, shapes.COUNTS, jackson=True)
 
     return handler
 
 
 def descriptions(call: Call) -> Rows:
-    """getCollectionDescriptions: the name is compared exactly; unknown gives ``[]``."""
-    return Rows(_descriptions(call), shapes.DESCRIPTIONS, jackson=True)
-
-
-def descriptions_v4(call: Call) -> Rows:
-    """getCollectionDescriptions of v4: without time, user and licence."""
-    return Rows(_descriptions(call), _DESCRIPTIONS_V4, jackson=True)
+    """getCollectionDescriptions: the name is compared exactly; v4 leaves out time, user and license."""
+    known = sorted(call.holdings.catalog.descriptions.values(), key=lambda d: d.name)
+    wanted = call.query.get("collectionName")
+    rows = [
+        {
+            "Description": d.description,
+            "id": number,
+            "DescriptionTimestamp": d.edited_ms,
+            "Collection": d.name,
+            "userName": "curator",
+            "DescriptionURI": d.uri,
+        }
+        for number, d in enumerate(known, 1)
+        if wanted is None or d.name == wanted
+    ]
+    return Rows(pa.Table.from_pylist(rows), _DESCRIPTIONS_V4 if call.v4 else shapes.DESCRIPTIONS, jackson=True)
 
 
 def metadata2(call: Call) -> Rows:
@@ -100,21 +80,8 @@ def metadata2(call: Call) -> Rows:
     return Rows(call.holdings.among(uids, call.rights), shapes.METADATA2, default_format="CSV-DOWNLOAD")
 
 
-def metadata3(call: Call) -> Rows:
-    """getSeriesMetadata3: CSV of many series.
-
-    Server: it joins the images, so that a series with several pixel spacings or slice thicknesses has
-    several rows.
-    """
-    uids = call.form.get("list", [""])[0].split(",")
-    rows = call.holdings.among(uids, call.rights)
-    for column in _PER_IMAGE:
-        rows = _one_row_per_value(rows, column)
-    return Rows(rows, METADATA3, default_format="CSV-DOWNLOAD")
-
-
 def licenses(call: Call) -> Reply:
-    """getLicenses: the licences that series of the archive name."""
+    """getLicenses: the licenses that series of the archive name."""
     rows = call.holdings.select(None, visibility=ANY_VISIBILITY).select(["LicenseName", "LicenseURI"])
     pairs = rows.group_by(["LicenseName", "LicenseURI"]).aggregate([]).sort_by("LicenseName").to_pylist()
     answer = [
@@ -160,7 +127,7 @@ def dicom_tags(call: Call) -> Reply:
     """getDicomTags: the header of one image of the series, file meta first, without pixel data."""
     uid, images = call.query.get("SeriesUID", ""), call.holdings.catalog.images
     if not call.holdings.one_series(uid, call.rights).num_rows:
-        return refused(uid)
+        return refused(call, uid)
     instances = images.instances(uid) if images is not None else ()
     if images is None or not instances:
         return EMPTY
@@ -170,15 +137,6 @@ def dicom_tags(call: Call) -> Reply:
         return EMPTY
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
     return _json([*_tags(dataset.file_meta), *_tags(dataset)])
-
-
-def _one_row_per_value(rows: pa.Table, column: str) -> pa.Table:
-    """Repeat the rows whose `column` holds several values, one row for each."""
-    texts = rows[column].to_pylist()
-    values = [(n, value) for n, text in enumerate(texts) for value in (text or "").split(_SEPARATOR)]
-    repeated = rows.take(pa.array([n for n, _ in values], pa.int64()))
-    texts = pa.array([value or None for _, value in values], pa.string())
-    return repeated.set_column(rows.schema.get_field_index(column), column, texts)
 
 
 def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> pa.Table:
@@ -194,24 +152,8 @@ def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> p
     return counted.rename_columns({"criteria": "criteria", "PatientID_count": "count"})
 
 
-def _descriptions(call: Call) -> pa.Table:
-    known = sorted(call.holdings.catalog.descriptions.values(), key=lambda d: d.name)
-    wanted = call.query.get("collectionName")
-    rows = [(n, d) for n, d in enumerate(known, 1) if wanted is None or d.name == wanted]
-    return pa.table(
-        {
-            "Description": pa.array([d.description for _, d in rows], pa.string()),
-            "id": pa.array([n for n, _ in rows], pa.int64()),
-            "DescriptionTimestamp": pa.array([d.edited_ms for _, d in rows], pa.int64()),
-            "Collection": pa.array([d.name for _, d in rows], pa.string()),
-            "userName": pa.array(["curator"] * len(rows), pa.string()),
-            "DescriptionURI": pa.array([d.uri for _, d in rows], pa.string()),
-        }
-    )
-
-
 def _short_name(long_name: str, uri: str | None) -> str:
-    """Return ``CC BY 4.0`` from ``.../licenses/by/4.0/``; the long name for other licences."""
+    """Return ``CC BY 4.0`` from ``.../licenses/by/4.0/``; the long name for other licenses."""
     parts = (uri or "").rstrip("/").split("/")
     if "licenses" in parts[:-2]:
         return f"CC {parts[-2].upper()} {parts[-1]}"

@@ -1,4 +1,4 @@
-"""The facts of a catalogue, arranged for questions: a slice per collection, rights and visibility applied."""
+"""The rows of a catalog, arranged for queries: a slice per collection, filtered by rights and visibility."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ DOWNLOADABLE = 12
 """Visibility code that some endpoints accept besides :data:`VISIBLE`."""
 
 ANY_VISIBILITY: frozenset[int] = frozenset()
-"""Stands for no filter on the visibility."""
+"""No filter on the visibility."""
 
 ONLY_VISIBLE = frozenset({VISIBLE})
-"""The visibility that nearly every endpoint sees."""
+"""The filter of nearly every endpoint."""
 
 MOST_PIECES = 32
-"""Pieces of a collection's facts above which a change joins them."""
+"""Chunks of a collection's rows above which a change joins them."""
 
-# Server: what an unset column reads as.
-_DEFAULTS = {"Phantom": "NO", "SpeciesCode": "337915000", "SpeciesDescription": "Homo sapiens"}
+DEFAULTS = {"Phantom": "NO", "SpeciesCode": "337915000", "SpeciesDescription": "Homo sapiens"}
+"""Server: what an unset column reads as."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """One version of what is held.
+    """One version of the holdings.
 
     Attributes:
-        catalogue: the plain data.
-        slices: the facts of each collection by its name, sorted.
+        catalog: the plain data.
+        slices: the rows of each collection by its name, sorted.
         serial: rises with every change.
         epoch: serial of the last :meth:`Holdings.refresh`.
         changed: serial of the last change of a collection since then.
@@ -50,10 +50,10 @@ class _State:
 
 
 class Holdings:
-    """What the archive holds, by collection."""
+    """The series of the archive by collection, and their files."""
 
     def __init__(self, catalog: Catalog) -> None:
-        """Arrange the facts of `catalogue`."""
+        """Arrange the rows of `catalog`."""
         self._lock = threading.Lock()
         self._state = _arranged(catalog, serial=1)
         self._series_of_instance: tuple[int, dict[str, str]] | None = None
@@ -63,46 +63,30 @@ class Holdings:
         """The plain data of the present state."""
         return self._state.catalog
 
-    @catalog.setter
-    def catalog(self, catalog: Catalog) -> None:
-        """Take another catalogue; :meth:`refresh` makes it seen."""
-        with self._lock:
-            self._state = replace(self._state, catalog=catalog)
-
-    @property
-    def version(self) -> int:
-        """Number of the present state; rises with every change."""
-        return self._state.serial
-
     def stamp(self, collection: str | None) -> object:
-        """Return what differs whenever answers about a collection may differ; None: about any of them."""
+        """Return a value that changes whenever answers about a collection may change; None: about any of them."""
         state = self._state
         if collection is None:
             return state.serial
         return state.epoch, [state.changed.get(n) for n in _named(state.slices, collection, ignore_case=True)]
 
     def content_stamp(self, uid: str) -> str:
-        """Return what differs whenever the files of a series do."""
+        """Return a value that changes whenever the files of a series do."""
         state = self._state
         return f"{state.epoch}.{state.contents.get(uid, 0)}"
 
     def refresh(self, catalog: Catalog | None = None) -> None:
-        """Take in changes of the catalogue, or another one; what was made from earlier states is void."""
+        """Take in changes of the catalog, or another one; all stamps change."""
         with self._lock:
             self._state = _arranged(catalog or self._state.catalog, self._state.serial + 1)
 
-    def change(
-        self,
-        slices: Mapping[str, pa.Table],
-        contents: Iterable[str] = (),
-        **fields: Any,
-    ) -> None:
-        """Swap in new facts of some collections; all others stay as they are.
+    def change(self, slices: Mapping[str, pa.Table], contents: Iterable[str] = (), **fields: Any) -> None:
+        """Replace the rows of some collections; all others stay as they are.
 
         Args:
-            slices: the facts of each touched collection; it is gone if there are none.
-            contents: UIDs of the series whose files are others now.
-            fields: new values of other fields of the catalogue.
+            slices: the rows of each changed collection; without rows it is removed.
+            contents: UIDs of the series whose files have changed.
+            fields: new values of other fields of the catalog.
         """
         with self._lock:
             old, serial = self._state, self._state.serial + 1
@@ -122,7 +106,7 @@ class Holdings:
         """Return the names of all collections, sorted."""
         return list(self._state.slices)
 
-    def facts_of(self, collection: str) -> pa.Table:
+    def rows_of(self, collection: str) -> pa.Table:
         """Return all series of the collection of exactly that name; no rows if there is none."""
         state = self._state
         return state.slices.get(collection, state.catalog.series.slice(0, 0))
@@ -138,13 +122,13 @@ class Holdings:
         """Return the series that a caller may see.
 
         Args:
-            rights: restricted collections that the caller holds; None: rights are not checked.
+            rights: restricted collections that the caller may see; None: rights are not checked.
             collection: name to keep, or None for all.
             ignore_case: compare the name without regard to case.
             visibility: codes to keep; empty for all.
 
         Returns:
-            Rows of schema FACTS, without copying where nothing is hidden.
+            Rows of schema CATALOG_SCHEMA, without copying where nothing is hidden.
         """
         state = self._state
         parts = [
@@ -155,30 +139,24 @@ class Holdings:
         return pa.concat_tables(parts) if parts else state.catalog.series.slice(0, 0)
 
     def one_series(
-        self,
-        uid: str,
-        rights: Collection[str] | None,
-        visibility: frozenset[int] = ONLY_VISIBLE,
+        self, uid: str, rights: Collection[str] | None, visibility: frozenset[int] = ONLY_VISIBLE
     ) -> pa.Table:
         """Return the row of one series, or no row if it is unknown, hidden or not permitted."""
         return self.among([uid], rights, visibility)
 
     def among(
-        self,
-        uids: Iterable[str],
-        rights: Collection[str] | None,
-        visibility: frozenset[int] = ONLY_VISIBLE,
+        self, uids: Iterable[str], rights: Collection[str] | None, visibility: frozenset[int] = ONLY_VISIBLE
     ) -> pa.Table:
-        """Return the rows of some series, as :meth:`select` orders them; those not to be seen are dropped."""
+        """Return the rows of those series that the caller may see, in the order of :meth:`select`."""
         rows = self.select(rights, visibility=ANY_VISIBILITY)
         wanted = rows.filter(pc.is_in(rows["SeriesInstanceUID"], pa.array(sorted(set(uids)), pa.string())))
         return _with_visibility(wanted, visibility)
 
     def series_of_instance(self, sop_uid: str) -> str | None:
-        """Return the series that holds an instance, or None; the first call reads every series' list."""
+        """Return the series of an instance, or None; the first call lists the instances of every series."""
         with self._lock:
-            if self._series_of_instance is None or self._series_of_instance[0] != self.version:
-                self._series_of_instance = self.version, dict(self._instance_pairs())
+            if self._series_of_instance is None or self._series_of_instance[0] != self._state.serial:
+                self._series_of_instance = self._state.serial, dict(self._instance_pairs())
             return self._series_of_instance[1].get(sop_uid)
 
     def _instance_pairs(self) -> Iterator[tuple[str, str]]:
@@ -197,8 +175,8 @@ def _arranged(catalog: Catalog, serial: int) -> _State:
 
 
 def filled_in(series: pa.Table) -> pa.Table:
-    """Return the facts with what the server answers where nothing is stored."""
-    for name, default in _DEFAULTS.items():
+    """Return rows with what the server answers where nothing is stored."""
+    for name, default in DEFAULTS.items():
         if series[name].null_count:
             position = series.schema.get_field_index(name)
             series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
@@ -210,19 +188,18 @@ def _permitted(state: _State, collection: str, rights: Collection[str] | None) -
 
 
 def _compact(table: pa.Table) -> pa.Table:
-    """Return a table of few pieces, since each has its cost in every question."""
-    pieces = table["SeriesInstanceUID"].num_chunks
-    return table.combine_chunks() if pieces > MOST_PIECES else table
+    """Return a table of few chunks: each of them costs time in every query."""
+    return table.combine_chunks() if table["SeriesInstanceUID"].num_chunks > MOST_PIECES else table
 
 
 def _slice_of(table: pa.Table, name: str) -> pa.Table:
-    """Return the rows of one collection: a view where they lie together, else a copy."""
+    """Return the rows of one collection: a view where they are contiguous, else a copy."""
     mask = pc.equal(table["Collection"], name)
     first, rows = pc.index(mask, True).as_py(), pc.sum(mask).as_py()
     together = table.slice(first, rows)
     if pc.all(pc.equal(together["Collection"], name)).as_py():
         return together
-    # Rows from all over the table would stay in as many small pieces, each with its cost in every question.
+    # Otherwise rows from all over the table would stay in many small chunks.
     return table.filter(mask).combine_chunks()
 
 

@@ -1,7 +1,7 @@
-"""What an embedded archive holds: the facts of every series, the images, the accounts.
+"""The content of an embedded archive: a row per series, the images, the accounts.
 
-A catalogue is plain data. The server answers every endpoint from it; the demo catalogue and the index of
-the Imaging Data Commons are two ways to fill it.
+A catalog is plain data. The server answers every endpoint from it; the demo catalog and the index of the
+Imaging Data Commons are two ways to fill it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nbia_pipeline.schema import TABLES
 
 VISIBLE = 1
 
-_EXTRA_FACTS = [
+_EXTRA_COLUMNS = [
     pa.field("SOPClassUID", pa.string()),
     pa.field("AnnotationSize", pa.int64()),
     pa.field("PixelSpacing(mm)-Row", pa.string()),
@@ -25,17 +25,17 @@ _EXTRA_FACTS = [
 ]
 
 
-def _facts() -> pa.Schema:
+def _schema() -> pa.Schema:
     fields: dict[str, pa.Field] = {}
     for table in ("series", "patients", "studies"):
         for column in TABLES[table].columns:
             if column.name != "SeriesCount":
                 fields.setdefault(column.name, pa.field(column.name, column.type))
-    return pa.schema([*fields.values(), *_EXTRA_FACTS])
+    return pa.schema([*fields.values(), *_EXTRA_COLUMNS])
 
 
-FACTS: pa.Schema = _facts()
-"""Columns of the one wide table behind a catalogue: a row per series with the facts of its patient and study."""
+CATALOG_SCHEMA: pa.Schema = _schema()
+"""Columns of the wide table of a catalog: a row per series, with the columns of its patient and study."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StoredInstance:
 
 
 class ImageStore(Protocol):
-    """The files behind a catalogue."""
+    """The files of a catalog."""
 
     def instances(self, series_uid: str) -> Sequence[StoredInstance]:
         """Return the instances of a series by InstanceNumber; empty for a series without files."""
@@ -67,7 +67,7 @@ class ImageStore(Protocol):
         """Return the bytes of one DICOM file; raises KeyError if there is no such file."""
 
     def md5(self, series_uid: str, sop_instance_uid: str) -> str | None:
-        """Return the digest that the archive holds (lower-case hex), or None if it holds none."""
+        """Return the MD5 of a file that the archive states (lower-case hex), or None if it states none."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Account:
     """A person who may log in.
 
     Attributes:
-        password: what the token endpoint compares; the guest's is never compared.
+        password: its password; the guest's is never compared.
         collections: names of the restricted collections that the account may see besides the public ones.
     """
 
@@ -84,8 +84,8 @@ class Account:
 
 
 @dataclass(frozen=True)
-class CollectionFacts:
-    """What getCollectionDescriptions tells.
+class CollectionDescription:
+    """What getCollectionDescriptions answers about a collection.
 
     Attributes:
         name: exact spelling of the collection.
@@ -105,12 +105,12 @@ class Catalog:
     """Everything an embedded archive serves.
 
     Attributes:
-        name: name of the catalogue, like ``demo``.
-        series: table of schema :data:`FACTS`, one row per series.
-        images: the files, or None where the catalogue has tables only.
+        name: name of the catalog, like ``demo``.
+        series: table of schema :data:`CATALOG_SCHEMA`, one row per series.
+        images: the files, or None where the catalog has tables only.
         restricted: names of the collections that only some accounts see.
         accounts: account by user name; the guest ``nbia_guest`` needs no entry.
-        descriptions: facts of the collections by name.
+        descriptions: descriptions of the collections by name.
         carts: UIDs of the series of each shared cart by name.
     """
 
@@ -119,5 +119,5 @@ class Catalog:
     images: ImageStore | None = None
     restricted: frozenset[str] = frozenset()
     accounts: Mapping[str, Account] = field(default_factory=dict)
-    descriptions: Mapping[str, CollectionFacts] = field(default_factory=dict)
+    descriptions: Mapping[str, CollectionDescription] = field(default_factory=dict)
     carts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A directory of things that cost work to make, owned by one server and removed with it."""
+"""A temporary directory of answers and files that are expensive to make, owned by one server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 BUDGET_BYTES = 4_000_000_000
-"""Bytes of stored things above which no more is stored; rendered answers are not counted."""
+"""Bytes above which :meth:`Scratch.store` stores no more; rendered answers are not counted."""
 
 _PREFIX = "nbia-archive-"
 
@@ -36,11 +36,11 @@ class Scratch:
             return self._directory
 
     def path(self, key: str) -> Path:
-        """Return where the thing called `key` lies or would lie."""
+        """Return the path of `key`, whether or not anything is stored there."""
         return self.directory / hashlib.sha256(key.encode()).hexdigest()
 
-    def scratch(self, path: Path) -> Path:
-        """Return an unused name beside `path` to write to before moving it there."""
+    def temporary(self, path: Path) -> Path:
+        """Return an unused name next to `path`, to write to before moving it there."""
         return path.with_suffix(f".{next(self._serial)}")
 
     def load(self, key: str) -> bytes | None:
@@ -57,11 +57,11 @@ class Scratch:
                 return
             self._stored += len(data)
         path = self.path(key)
-        scratch = self.scratch(path)
-        # The directory is gone if the shelf was cleared meanwhile; then nothing needs to be stored.
+        temporary = self.temporary(path)
+        # The directory is gone if it was cleared meanwhile; then nothing needs to be stored.
         with contextlib.suppress(FileNotFoundError):
-            scratch.write_bytes(data)
-            scratch.replace(path)
+            temporary.write_bytes(data)
+            temporary.replace(path)
 
     def clear(self) -> None:
         """Remove the directory; a later use makes a new one."""
@@ -73,12 +73,12 @@ class Scratch:
 
 
 def _remove_orphans() -> None:
-    """Remove the directories of this user's servers that were killed before they could tidy up."""
+    """Remove the directories of this user's servers that were killed before they could clean up."""
     if not hasattr(os, "getuid"):
         return
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
-        # Another process may be tidying up at the same moment.
+        # Another process may be removing them at the same moment.
         with contextlib.suppress(FileNotFoundError):
             if pid.isdecimal() and directory.lstat().st_uid == os.getuid() and not _lives(int(pid)):
                 shutil.rmtree(directory, ignore_errors=True)

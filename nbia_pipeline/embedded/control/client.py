@@ -1,6 +1,6 @@
-"""The control interface from outside: change a running archive, and let things go wrong in it.
+"""The client of the control interface: change a running archive, and inject faults.
 
-It needs nothing but requests::
+It needs requests only::
 
     from nbia_pipeline.embedded.control import Control, Fault
 
@@ -9,7 +9,7 @@ It needs nothing but requests::
     control.hide(uid)
     control.faults(Fault("cut", endpoint="getImage", fraction=0.5, times=1))
 
-The operations are those of :class:`nbia_pipeline.embedded.control.operations.Operations`, where each is described.
+The operations are described in :class:`nbia_pipeline.embedded.control.operations.Operations`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import requests
 
-from nbia_pipeline.embedded.control.fault import KINDS, Fault, FaultError
+from nbia_pipeline.embedded.control.fault import Fault
 
-__all__ = ["KINDS", "Control", "ControlError", "Day", "Fault", "FaultError", "Uids"]
+__all__ = ["Control", "ControlError", "Day", "Fault", "Uids"]
 
 PATH = "/control"
 TIMEOUT_SECONDS = 60.0
@@ -36,7 +36,7 @@ Uids = str | Iterable[str]
 
 
 class ControlError(RuntimeError):
-    """The archive refused an operation; the sentence says why."""
+    """The archive refused an operation; the text is the reason."""
 
 
 class Control:
@@ -50,7 +50,7 @@ class Control:
         """
         self.url = url.rstrip("/")
         self._session = requests.Session()
-        # It is a port of this machine: a proxy of the environment has no business with it.
+        # It is a port of this machine: no proxy is needed.
         self._session.trust_env = False
 
     def release(self, series: Uids, day: Day | None = None) -> None:
@@ -66,7 +66,7 @@ class Control:
         self._do("hide", series=_listed(series), code=code)
 
     def show(self, series: Uids) -> None:
-        """Let series return, or appear."""
+        """Make hidden series visible."""
         self._do("show", series=_listed(series))
 
     def replace(self, series: Uids, hidden: bool = True, slices: int | None = None) -> None:
@@ -78,7 +78,7 @@ class Control:
         self._do("delete", series=_listed(series))
 
     def edit(self, series: Uids, **columns: Any) -> None:
-        """Change facts of series, like ``LicenseName="..."``."""
+        """Change columns of series, like ``LicenseName="..."``."""
         self._do("edit", series=_listed(series), **_texts(columns))
 
     def add_series(
@@ -108,12 +108,12 @@ class Control:
         )
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
-        """Return the facts of all series, of any visibility; times as ISO 8601."""
+        """Return the rows of all series, of any visibility; times as ISO 8601."""
         rows: list[dict[str, Any]] = self._do("series", collection=collection)
         return rows
 
     def add_collection(self, name: str, description: str = "", uri: str = "", restricted: bool = False) -> None:
-        """Add a collection or change what is told about it."""
+        """Add a collection or change its description."""
         self._do("add_collection", name=name, description=description, uri=uri, restricted=restricted)
 
     def cart(self, name: str, series: Uids) -> None:
@@ -125,23 +125,23 @@ class Control:
         self._do("expire_tokens")
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
-        """Set how long tokens live that are issued from now on."""
+        """Set the lifetime of the tokens that are issued from now on."""
         self._do("token_lifetime", seconds=seconds, refresh=refresh)
 
     def now(self, moment: Day | None = None) -> str:
-        """Set the server's clock, or let it go with the real one; return its time."""
+        """Set the server's clock, or let it follow the real one; return its time."""
         return str(self._do("now", moment=_text(moment)))
 
     def latency(self, seconds: float) -> None:
-        """Let every answer begin so much later."""
+        """Delay the beginning of every answer."""
         self._do("latency", seconds=seconds)
 
     def bandwidth(self, bytes_per_second: float | None = None) -> None:
-        """Let every answer flow no faster than that; None: as fast as it can."""
+        """Limit how fast every answer is sent; None: as fast as possible."""
         self._do("bandwidth", bytes_per_second=bytes_per_second)
 
     def faults(self, *faults: Fault, seed: int = 0) -> None:
-        """Set what goes wrong from now on; without any, nothing does."""
+        """Set the faults of the requests from now on; without any, there are none."""
         self._do("faults", faults=[dataclasses.asdict(fault) for fault in faults], seed=seed)
 
     def guide_spellings(self, on: bool) -> None:
@@ -164,10 +164,10 @@ class Control:
 
     def _do(self, operation: str, **arguments: Any) -> Any:
         answer = self._session.post(f"{self.url}{PATH}/{operation}", json=arguments, timeout=TIMEOUT_SECONDS)
-        told = answer.json()
+        content = answer.json()
         if answer.status_code != 200:
-            raise ControlError(told["error"])
-        return told["result"]
+            raise ControlError(content["error"])
+        return content["result"]
 
 
 def _listed(series: Uids) -> list[str]:

@@ -1,7 +1,7 @@
 """The control interface as a web application: one POST per operation, arguments and results as JSON.
 
-It listens on a port of its own, on the loopback interface only, so that the archive's port has nothing
-that the real server has not.
+It listens on a port of its own, on the loopback interface only, so that the archive's port serves only what
+the real server does.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.control.client import PATH
 from nbia_pipeline.embedded.control.fault import Fault, FaultError
-from nbia_pipeline.embedded.control.operations import Operations
-from nbia_pipeline.embedded.control.values import OperationError
+from nbia_pipeline.embedded.control.operations import OperationError, Operations
 
 OPERATIONS = (
     "release back_date hide show replace delete edit add_series series add_collection cart expire_tokens "
@@ -31,31 +30,31 @@ OPERATIONS = (
 
 
 class PortRouter:
-    """ASGI application with two doors: the control interface on its port, the archive on every other."""
+    """ASGI application that routes by port: the control interface on its own, the archive on every other."""
 
     def __init__(self, archive: ASGIApp, control: ASGIApp, control_port: int) -> None:
-        """Put the two behind their doors.
+        """Take the two applications.
 
         Args:
-            archive: answers on every port but one.
-            control: answers on that one.
-            control_port: that one.
+            archive: answers on every other port.
+            control: answers on the control port.
+            control_port: the port of the control interface.
         """
         self._archive = archive
         self._control = control
         self._port = control_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on by the port that it came in by."""
-        inside = scope["type"] == "http" and scope["server"][1] == self._port
-        await (self._control if inside else self._archive)(scope, receive, send)
+        """Pass a request on according to its port."""
+        controls = scope["type"] == "http" and scope["server"][1] == self._port
+        await (self._control if controls else self._archive)(scope, receive, send)
 
 
 def control_app(operations: Operations) -> Starlette:
     """Return the web application of the control interface.
 
     Args:
-        operations: what it offers.
+        operations: the operations of the archive.
     """
     return Starlette(
         routes=[
@@ -71,13 +70,13 @@ async def _list(request: Request) -> Response:
 
 def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
     async def respond(request: Request) -> Response:
-        # Every page in a browser says where it comes from; it has no business here.
+        # Browsers send this header with the requests of web pages, which must not control the archive.
         if "origin" in request.headers:
             return _json({"error": "the control interface is not for web pages"}, 403)
         try:
             positional, named = _arguments(await request.body())
             result = await run_in_threadpool(operation, *positional, **named)
-        # TypeError: wrong names of arguments.
+        # A TypeError comes from wrong names of arguments.
         except (OperationError, FaultError, TypeError, ValueError) as error:
             return _json({"error": f"{operation.__name__}: {error}"}, 400)
         return _json({"result": result})
@@ -86,10 +85,10 @@ def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
 
 
 def _arguments(body: bytes) -> tuple[list[Any], dict[str, Any]]:
-    """Return what an operation is called with; faults come as objects."""
+    """Return the arguments of an operation; faults become objects."""
     given = json.loads(body or b"{}")
     if not isinstance(given, Mapping):
-        raise OperationError("the arguments must be an object of JSON")
+        raise OperationError("the arguments must be a JSON object")
     named = dict(given)
     return [Fault(**fault) for fault in named.pop("faults", ())], named
 
@@ -102,4 +101,4 @@ def _json(content: object, status: int = 200) -> Response:
 def _plain(value: object) -> str:
     if isinstance(value, dt.date):
         return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

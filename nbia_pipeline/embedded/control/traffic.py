@@ -1,4 +1,4 @@
-"""What passes through an archive: the record of requests, and when which fault strikes."""
+"""The traffic of an archive: the record of requests, and which fault is applied to which."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing import Any
 from nbia_pipeline.embedded.control.fault import Fault
 
 MOST_RECORDS = 1_000_000
-"""Requests that are remembered; earlier ones are forgotten."""
+"""Requests that are kept; earlier ones are dropped."""
 
 
 @dataclass
 class Exchange:
-    """One request and what became of it.
+    """One request and its answer.
 
     Attributes:
         method: GET or POST.
         path: path below the base URL, like ``/services/v2/getSeries``.
         query: first value of each parameter.
         form: first value of each field of a form; read only while faults are planned.
+        headers: headers of the request, by name in lower case; not part of the plain data, for they hold tokens.
         status: status of the answer; None if there was none.
         sent: bytes of the body that were sent.
-        fault: kind of the fault that struck; None without one.
-        began: when the request came, by the process's clock.
+        fault: kind of the fault that was applied; None without one.
+        began: when the request arrived, on the monotonic clock.
         seconds: how long the answer took.
     """
 
@@ -36,6 +37,7 @@ class Exchange:
     path: str
     query: Mapping[str, str]
     form: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     status: int | None = None
     sent: int = 0
     fault: str | None = None
@@ -48,7 +50,7 @@ class Exchange:
         return self.path.rsplit("/", 1)[-1]
 
     def names(self, uid: str) -> bool:
-        """Return whether a parameter or a field is `uid`, or a list with it."""
+        """Return whether a parameter or a field is `uid`, or a list that contains it."""
         return any(uid in value.split(",") for value in (*self.query.values(), *self.form.values()))
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Exchange:
 
 @dataclass
 class _Planned:
-    """A fault with what became of it so far."""
+    """A fault and how often it was applied so far."""
 
     fault: Fault
     seen: int = 0
@@ -75,15 +77,15 @@ class _Planned:
 
 
 class Traffic:
-    """How answers flow. All methods may be called from several threads.
+    """The requests of an archive and their faults. All methods may be called from several threads.
 
     Attributes:
         latency: seconds before every answer.
-        bandwidth: bytes per second of every answer; None: no bound.
+        bandwidth: bytes per second of every answer; None: no limit.
     """
 
     def __init__(self, latency: float = 0.0, bandwidth: float | None = None) -> None:
-        """Begin with a latency and a bandwidth, to which :meth:`reset` returns."""
+        """Take the latency and the bandwidth to which :meth:`reset` returns."""
         self.latency = latency
         self.bandwidth = bandwidth
         self._first = latency, bandwidth
@@ -98,18 +100,23 @@ class Traffic:
         return not self._planned
 
     def plan(self, faults: Iterable[Fault], seed: int) -> None:
-        """Set what goes wrong from now on.
+        """Set the faults of the requests from now on.
 
         Args:
-            faults: the faults; the first that strikes wins.
-            seed: what chance follows from.
+            faults: the faults; the first that applies wins.
+            seed: seed of the probabilities.
         """
         with self._lock:
             self._planned = [_Planned(fault) for fault in faults]
             self._chance = random.Random(seed)  # noqa: S311 - tests want it repeatable
 
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Let more go wrong, after what is planned already."""
+        with self._lock:
+            self._planned += [_Planned(fault) for fault in faults]
+
     def strike(self, exchange: Exchange) -> Fault | None:
-        """Return the fault that strikes a request, or None."""
+        """Return the fault to apply to a request, or None."""
         with self._lock:
             for planned in self._planned:
                 if _matches(planned.fault, exchange) and self._strikes(planned):
@@ -118,25 +125,29 @@ class Traffic:
         return None
 
     def record(self, exchange: Exchange) -> None:
-        """Remember a request."""
+        """Keep a request in the record."""
         self._records.append(exchange)
 
+    def exchanges(self) -> list[Exchange]:
+        """Return the requests so far, in order."""
+        return list(self._records)
+
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
-        """Return the requests so far, and forget them if `clear`."""
+        """Return the requests so far as plain data, and drop them if `clear`."""
         with self._lock:
-            records = list(self._records)
+            records = self.exchanges()
             if clear:
                 self._records.clear()
         return [record.as_dict() for record in records]
 
     def reset(self) -> None:
-        """Return to the start: nothing planned, nothing remembered."""
+        """Return to the start: no planned fault, no recorded request."""
         self.latency, self.bandwidth = self._first
         self.plan((), 0)
         self._records.clear()
 
     def _strikes(self, planned: _Planned) -> bool:
-        """Decide about a fault that matches; the caller holds the lock."""
+        """Decide whether a fault that matches is applied; the caller holds the lock."""
         fault = planned.fault
         planned.seen += 1
         if planned.seen <= fault.skip or (fault.times is not None and planned.struck >= fault.times):

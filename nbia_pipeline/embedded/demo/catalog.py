@@ -1,6 +1,6 @@
-"""The demo catalogue: five collections of phantoms, with every oddity that real collections have.
+"""The demo catalog: five collections of phantoms, with every oddity that real collections have.
 
-What is in it stands in :mod:`nbia_pipeline.embedded.demo.tables`. The DOIs carry the prefix that DataCite
+Its contents are in :mod:`nbia_pipeline.embedded.demo.tables`. The DOIs carry the prefix that DataCite
 keeps for tests (10.5072).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Account, Catalog, CollectionFacts
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Account, Catalog, CollectionDescription
 from nbia_pipeline.embedded.demo.tables import (
     BODY_PARTS,
     COLLECTIONS,
@@ -60,7 +60,7 @@ def _doi(collection: CollectionSpec) -> str:
     return f"https://doi.org/10.5072/{re.sub('[^a-z0-9.]+', '-', collection.name.lower()).strip('-')}"
 
 
-def _facts(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, number: int) -> dict[str, Any]:
+def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, number: int) -> dict[str, Any]:
     """Return the row of series `number` (from 1) of a study, but for counts, sizes and spacings."""
     series = study.series[number - 1]
     key = (collection.name, patient.patient_id, study.day)
@@ -89,10 +89,10 @@ def _facts(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, n
         "LicenseName": collection.license[0],
         "LicenseURI": collection.license[1],
         "CollectionURI": f"{doi}.derived" if drawn else doi,
-        **collection.facts,
-        **patient.facts,
-        **study.facts,
-        **series.facts,
+        **collection.columns,
+        **patient.columns,
+        **study.columns,
+        **series.columns,
     }
 
 
@@ -104,21 +104,19 @@ def _study_plans(collection: CollectionSpec, patient: PatientSpec, study: StudyS
         kind = ANATOMIES[anatomy]
         # Other planes than the axial one cut the whole width of the body.
         extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
-        facts = _facts(collection, patient, study, number)
+        row = _columns(collection, patient, study, number)
         source = None if series.contrasts else plans[0]
         geometry = (
             source.geometry
             if source
             else scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
         )
-        plans.append(
-            SeriesPlan(facts, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source)
-        )
+        plans.append(SeriesPlan(row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source))
     return plans
 
 
 def demo_plans(scale: int = 1) -> list[SeriesPlan]:
-    """Return the plans of all series of the demo, in the order of the catalogue.
+    """Return the plans of all series of the demo, in the order of the catalog.
 
     Args:
         scale: see :func:`demo_catalog`.
@@ -142,7 +140,7 @@ def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
     # A structure set has no pixels, hence no spacing.
     sliced = plan.modality != "RTSTRUCT"
     return {
-        **plan.facts,
+        **plan.row,
         "ImageCount": len(instances),
         "FileSize": sum(instance.size for instance in instances),
         "SOPClassUID": plan.sop_class,
@@ -153,8 +151,8 @@ def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
 
 def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
     """Return the first series of every collection, the restricted one included, and all that are hidden."""
-    first = {plan.facts["Collection"]: plan.uid for plan in reversed(plans)}
-    hidden = [plan.uid for plan in plans if plan.facts["Visibility"] != VISIBLE]
+    first = {plan.row["Collection"]: plan.uid for plan in reversed(plans)}
+    hidden = [plan.uid for plan in plans if plan.row["Visibility"] != VISIBLE]
     return (*(first[collection.name] for collection in COLLECTIONS), *hidden)
 
 
@@ -177,12 +175,12 @@ def demo_catalog(scale: int = 1) -> Catalog:
     store = PhantomStore(plans)
     return Catalog(
         name="demo",
-        series=pa.Table.from_pylist([_row(plan, store) for plan in plans], schema=FACTS),
+        series=pa.Table.from_pylist([_row(plan, store) for plan in plans], schema=CATALOG_SCHEMA),
         images=store,
         restricted=frozenset({RESTRICTED}),
         accounts={MEMBER: Account(MEMBER_PASSWORD, frozenset({RESTRICTED}))},
         descriptions={
-            c.name: CollectionFacts(
+            c.name: CollectionDescription(
                 c.name,
                 f"<p><strong>{c.title}.</strong> Synthetic images made for demonstrations &amp; tests.</p>",
                 _doi(c),

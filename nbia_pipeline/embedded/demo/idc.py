@@ -1,4 +1,4 @@
-"""The index of the Imaging Data Commons as a catalogue: a million real series, tables only.
+"""The index of the Imaging Data Commons as a catalog: a million real series, tables only.
 
 It is what the benchmarks measure tables with. The package ``idc-index-data`` holds the index.
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nbia_pipeline.embedded.catalog.model import FACTS, VISIBLE, Catalog
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Catalog
 
 _COLUMNS = (
     "collection_id PatientID SeriesInstanceUID StudyInstanceUID source_DOI PatientAge PatientSex StudyDate "
@@ -21,7 +21,7 @@ _COLUMNS = (
     "SeriesDescription SeriesNumber instanceCount license_short_name series_init_idc_version "
     "series_revised_idc_version series_size_MB"
 ).split()
-_LICENCES = {
+_LICENSES = {
     "CC BY 3.0": (
         "Creative Commons Attribution 3.0 Unported License",
         "http://creativecommons.org/licenses/by/3.0/",
@@ -39,7 +39,7 @@ _LICENCES = {
         "https://creativecommons.org/licenses/by-nc/4.0/",
     ),
 }
-_OTHER_LICENCE_URI = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
+_OTHER_LICENSE_URI = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 _START_YEAR = 2020
 # A submission carries a time of day, a release is a day at midnight, as on the server.
 _SUBMISSION_HOUR = 8
@@ -50,10 +50,10 @@ class IdcIndexMissingError(ImportError):
 
 
 def idc_catalog() -> Catalog:
-    """Return the catalogue of every series in the Imaging Data Commons.
+    """Return the catalog of every series in the Imaging Data Commons.
 
     Release and submission days are made from the index's version numbers, one month a version from January
-    2020, so that every start gives the same catalogue.
+    2020, so that every start gives the same catalog.
 
     Raises:
         IdcIndexMissingError: without the package ``idc-index-data``.
@@ -62,16 +62,16 @@ def idc_catalog() -> Catalog:
         package = importlib.import_module("idc_index_data")
     except ImportError as error:
         raise IdcIndexMissingError(
-            "the catalogue idc needs the package idc-index-data: pip install 'nbia-pipeline[idc]'"
+            "the catalog idc needs the package idc-index-data: pip install 'nbia-pipeline[idc]'"
         ) from error
     index = pq.read_table(package.IDC_INDEX_PARQUET_FILEPATH, columns=_COLUMNS)
     # Reading through a data set of batches keeps the pieces small enough for 32-bit text offsets.
-    batches = [_facts(batch) for batch in index.to_batches(max_chunksize=100_000)]
-    return Catalog(name="idc", series=pa.Table.from_batches(batches, FACTS))
+    batches = [_columns(batch) for batch in index.to_batches(max_chunksize=100_000)]
+    return Catalog(name="idc", series=pa.Table.from_batches(batches, CATALOG_SCHEMA))
 
 
-def _facts(index: pa.RecordBatch) -> pa.RecordBatch:
-    """Map rows of the index to the facts of a catalogue."""
+def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
+    """Map rows of the index to the rows of a catalog."""
     rows = index.num_rows
     versions = index.column("series_revised_idc_version"), index.column("series_init_idc_version")
     license = index.column("license_short_name")
@@ -97,7 +97,7 @@ def _facts(index: pa.RecordBatch) -> pa.RecordBatch:
         "AnnotationSize": pa.array([0], pa.int64()).take(pa.array([0] * rows)),
         "Visibility": pa.array([VISIBLE], pa.int64()).take(pa.array([0] * rows)),
     }
-    return pa.RecordBatch.from_arrays([_column(index, known, f) for f in FACTS], schema=FACTS)
+    return pa.RecordBatch.from_arrays([_column(index, known, f) for f in CATALOG_SCHEMA], schema=CATALOG_SCHEMA)
 
 
 def _column(index: pa.RecordBatch, known: dict[str, pa.Array], field: pa.Field) -> pa.Array:
@@ -119,7 +119,7 @@ def _by_unique(values: pa.Array, derive: Callable[[object], object], kind: pa.Da
 
 
 def _license(short_name: object) -> tuple[str, str]:
-    return _LICENCES.get(str(short_name), (str(short_name), _OTHER_LICENCE_URI))
+    return _LICENSES.get(str(short_name), (str(short_name), _OTHER_LICENSE_URI))
 
 
 def _month(version: object, hour: int) -> datetime:

@@ -1,7 +1,7 @@
-"""What the demo catalogue holds: the specifications of its collections, patients, studies and series.
+"""The contents of the demo catalog: the specifications of its collections, patients, studies and series.
 
-The tables say what is special; everything else follows from the modality, the collection and
-:data:`DEFAULTS`. The licences' addresses are real, so that links can be followed.
+The tables state what is special; everything else follows from the modality, the collection and
+:data:`DEFAULTS`. The addresses of the licenses are real, so that links can be followed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ from typing import Any
 RESTRICTED = "Thorax-Trial (limited)"
 """The collection that a guest does not see."""
 
-_BY3 = (
-    "Creative Commons Attribution 3.0 Unported License",
-    "https://creativecommons.org/licenses/by/3.0/",
-)
-_BY4 = (
-    "Creative Commons Attribution 4.0 International License",
-    "https://creativecommons.org/licenses/by/4.0/",
-)
+_BY3 = ("Creative Commons Attribution 3.0 Unported License", "https://creativecommons.org/licenses/by/3.0/")
+_BY4 = ("Creative Commons Attribution 4.0 International License", "https://creativecommons.org/licenses/by/4.0/")
 _BYNC4 = (
     "Creative Commons Attribution-NonCommercial 4.0 International License",
     "https://creativecommons.org/licenses/by-nc/4.0/",
@@ -44,7 +38,7 @@ class SeriesSpec:
         plane: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.PLANES`.
         anatomy: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.ANATOMIES`; None: the collection's.
         numbered: False if AcquisitionNumber (0020,0012) is missing.
-        facts: what overrules the derived facts, by column name.
+        columns: values that override the derived ones, by column name.
     """
 
     modality: str
@@ -55,7 +49,7 @@ class SeriesSpec:
     plane: str = "axial"
     anatomy: str | None = None
     numbered: bool = True
-    facts: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,15 +62,15 @@ class StudySpec:
         released: day of the release, ISO 8601.
         series: its series; SEG and RTSTRUCT describe the first one.
         growth: factor of the lesion's radii at that time.
-        facts: what overrules the derived facts of all its series, by column name.
+        columns: values that override the derived ones of all its series, by column name.
     """
 
     day: str
     description: str
     released: str
     series: tuple[SeriesSpec, ...]
-    growth: float = 1.0
-    facts: dict[str, Any] = field(default_factory=dict)
+    growth: float
+    columns: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,12 +80,12 @@ class PatientSpec:
     Attributes:
         patient_id: PatientID (0010,0020); the body follows from it.
         studies: the visits.
-        facts: what overrules the derived facts of all series, by column name.
+        columns: values that override the derived ones of all series, by column name.
     """
 
     patient_id: str
     studies: tuple[StudySpec, ...]
-    facts: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,9 +96,9 @@ class CollectionSpec:
         name: exact spelling.
         title: what its description says.
         anatomy: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.ANATOMIES`.
-        licence: LicenseName and LicenseURI.
+        license: LicenseName and LicenseURI.
         patients: its patients.
-        facts: what overrules the derived facts of all series, by column name.
+        columns: values that override the derived ones of all series, by column name.
     """
 
     name: str
@@ -112,242 +106,201 @@ class CollectionSpec:
     anatomy: str
     license: tuple[str, str]
     patients: tuple[PatientSpec, ...]
-    facts: dict[str, Any]
+    columns: dict[str, Any]
+
+
+def _patient(patient_id: str, *studies: StudySpec, **columns: Any) -> PatientSpec:
+    return PatientSpec(patient_id, studies, columns)
+
+
+def _study(
+    day: str, description: str, released: str, *series: SeriesSpec, growth: float = 1.0, **columns: Any
+) -> StudySpec:
+    return StudySpec(day, description, released, series, growth, columns)
 
 
 def _ct(
-    description: str, contrast: str = "ct", slices: int = 18, anatomy: str | None = None, **facts: Any
+    description: str, contrast: str = "ct", slices: int = 18, anatomy: str | None = None, **columns: Any
 ) -> SeriesSpec:
-    return SeriesSpec("CT", description, (contrast,), slices, anatomy=anatomy, facts=facts)
+    return SeriesSpec("CT", description, (contrast,), slices, anatomy=anatomy, columns=columns)
 
 
 def _mr(
-    description: str | None, *contrasts: str, plane: str = "axial", numbered: bool = True, **facts: Any
+    description: str | None, *contrasts: str, plane: str = "axial", numbered: bool = True, **columns: Any
 ) -> SeriesSpec:
-    return SeriesSpec("MR", description, contrasts, plane=plane, numbered=numbered, facts=facts)
+    return SeriesSpec("MR", description, contrasts, plane=plane, numbered=numbered, columns=columns)
 
 
-def _pt(description: str, **facts: Any) -> SeriesSpec:
-    return SeriesSpec("PT", description, ("pet",), 18, 64, numbered=False, facts=facts)
+def _pt(description: str, **columns: Any) -> SeriesSpec:
+    return SeriesSpec("PT", description, ("pet",), 18, 64, numbered=False, columns=columns)
 
 
-def _drawn(modality: str, description: str, **facts: Any) -> SeriesSpec:
-    return SeriesSpec(modality, description, facts={"ThirdPartyAnalysis": "YES", **facts})
+def _drawn(modality: str, description: str, **columns: Any) -> SeriesSpec:
+    return SeriesSpec(modality, description, columns={"ThirdPartyAnalysis": "YES", **columns})
 
 
-_LUNG_PHANTOM = CollectionSpec(
-    "Lung Phantom CT",
-    "Repeated CT of a thorax phantom with a synthetic nodule",
-    "torso",
-    _BY3,
-    (
-        PatientSpec(
-            "LPC-001",
-            (
-                StudySpec(
-                    "2008-03-14",
-                    "QA baseline",
-                    "2012-06-01",
-                    (
-                        _ct("Thorax 120kVp/100mAs, B40f", BodyPartExamined="Chest"),
-                        _ct("Inserts, 8 materials", slices=8, anatomy="cylinder", BodyPartExamined="PHANTOM"),
-                    ),
+COLLECTIONS = (
+    CollectionSpec(
+        "Lung Phantom CT",
+        "Repeated CT of a thorax phantom with a synthetic nodule",
+        "torso",
+        _BY3,
+        (
+            _patient(
+                "LPC-001",
+                _study(
+                    *("2008-03-14", "QA baseline", "2012-06-01"),
+                    _ct("Thorax 120kVp/100mAs, B40f", BodyPartExamined="Chest"),
+                    _ct("Inserts, 8 materials", slices=8, anatomy="cylinder", BodyPartExamined="PHANTOM"),
                 ),
-                StudySpec("2008-09-02", "QA repeat", "2012-06-01", (_ct('Thorax "repeat 2"'),), growth=1.2),
+                _study("2008-09-02", "QA repeat", "2012-06-01", _ct('Thorax "repeat 2"'), growth=1.2),
             ),
+            _patient("lpc-002a", _study("2009-01-20", "QA baseline", "2013-02-11", _ct("Thorax", ProtocolName=None))),
         ),
-        PatientSpec(
-            "lpc-002a", (StudySpec("2009-01-20", "QA baseline", "2013-02-11", (_ct("Thorax", ProtocolName=None),)),)
-        ),
+        {"Site": "Metrology Lab", "Phantom": "YES", "PatientSex": None, "EthnicGroup": None, "PatientAge": None},
     ),
-    {"Site": "Metrology Lab", "Phantom": "YES", "PatientSex": None, "EthnicGroup": None, "PatientAge": None},
-)
-_TCGA = CollectionSpec(
-    "TCGA-DEMO",
-    "Chest CT and PET of synthetic patients with growing and shrinking lesions",
-    "torso",
-    _BY4,
-    (
-        PatientSpec(
-            "TCGA-DM-A001",
-            (
-                StudySpec(
-                    "2004-05-11",
-                    'CT CHEST "ROUTINE", W/CONTRAST',
-                    "2015-10-05",
-                    (
-                        _ct("AXIAL, 5.0/B31f", "ct-contrast"),
-                        _drawn("SEG", "Lesion segmentation (reader 1)", AnnotationsFlag=True),
-                    ),
-                    facts={"LongitudinalTemporalOffsetFromEvent": 0.0},
+    CollectionSpec(
+        "TCGA-DEMO",
+        "Chest CT and PET of synthetic patients with growing and shrinking lesions",
+        "torso",
+        _BY4,
+        (
+            _patient(
+                "TCGA-DM-A001",
+                _study(
+                    *("2004-05-11", 'CT CHEST "ROUTINE", W/CONTRAST', "2015-10-05"),
+                    _ct("AXIAL, 5.0/B31f", "ct-contrast"),
+                    _drawn("SEG", "Lesion segmentation (reader 1)", AnnotationsFlag=True),
+                    LongitudinalTemporalOffsetFromEvent=0.0,
                 ),
-                StudySpec(
-                    "2004-11-20",
-                    "PET/CT FOLLOW-UP",
-                    "2016-03-21",
-                    (
-                        _ct("CT ATTENUATION CORRECTION", BodyPartExamined="CHEST "),
-                        _pt("PET AC, 3D"),
-                        _drawn("SEG", "Lesion segmentation (reader 1)"),
-                    ),
+                _study(
+                    *("2004-11-20", "PET/CT FOLLOW-UP", "2016-03-21"),
+                    _ct("CT ATTENUATION CORRECTION", BodyPartExamined="CHEST "),
+                    _pt("PET AC, 3D"),
+                    _drawn("SEG", "Lesion segmentation (reader 1)"),
                     growth=1.35,
-                    facts={"LongitudinalTemporalOffsetFromEvent": 193.5},
+                    LongitudinalTemporalOffsetFromEvent=193.5,
                 ),
+                PatientSex="F",
+                PatientAge="061Y",
             ),
-            {"PatientSex": "F", "PatientAge": "061Y"},
-        ),
-        PatientSpec(
-            "TCGA-DM-A002",
-            (
-                StudySpec(
-                    "2005-07-04",
-                    "CT CHEST",
-                    "2016-03-21",
-                    (
-                        _ct("AXIAL 3mm", DateReleased=dt.datetime.fromisoformat("2016-03-21T15:42:07")),
-                        _pt("PET AC, 3D", Manufacturer="Siemens", AnnotationsFlag=False),
-                    ),
+            _patient(
+                "TCGA-DM-A002",
+                _study(
+                    *("2005-07-04", "CT CHEST", "2016-03-21"),
+                    _ct("AXIAL 3mm", DateReleased=dt.datetime.fromisoformat("2016-03-21T15:42:07")),
+                    _pt("PET AC, 3D", Manufacturer="Siemens", AnnotationsFlag=False),
                 ),
+                EthnicGroup=None,
             ),
-            {"EthnicGroup": None},
-        ),
-        PatientSpec(
-            "TCGA-DM-A003",
-            (
-                StudySpec(
-                    "2006-02-28",
-                    "Thorax nativ – Kontrolle",
-                    "2019-08-12",
-                    (_ct("Thorax nativ 5,0 mm"), _mr("t1 koronar über alles", "t1", plane="coronal")),
+            _patient(
+                "TCGA-DM-A003",
+                _study(
+                    *("2006-02-28", "Thorax nativ – Kontrolle", "2019-08-12"),
+                    _ct("Thorax nativ 5,0 mm"),
+                    _mr("t1 koronar über alles", "t1", plane="coronal"),
                 ),
+                PatientName="Müller^Jörg",
+                PatientAge="048Y",
             ),
-            {"PatientName": "Müller^Jörg", "PatientAge": "048Y"},
         ),
+        {
+            "Site": "Demo University",
+            "Manufacturer": "SIEMENS",
+            "AdmittingDiagnosesDescription": "Lung cancer, NOS",
+            "LongitudinalTemporalEventType": "DIAGNOSIS",
+        },
     ),
-    {
-        "Site": "Demo University",
-        "Manufacturer": "SIEMENS",
-        "AdmittingDiagnosesDescription": "Lung cancer, NOS",
-        "LongitudinalTemporalEventType": "DIAGNOSIS",
-    },
-)
-_HEAD_NECK = CollectionSpec(
-    "HeadNeckMix",
-    "Head scans with planning contours",
-    "head",
-    _BYNC4,
-    (
-        PatientSpec(
-            "HNM-001",
-            (
-                StudySpec(
-                    "2011-04-18",
-                    "RT Planning",
-                    "2020-01-15",
-                    (
-                        _ct("Planning CT, mask", "ct-contrast", BodyPartExamined="HeadNeck"),
-                        _drawn("RTSTRUCT", "GTV & organs/1", Manufacturer="ADAC"),
-                        _pt("FDG PET"),
-                    ),
+    CollectionSpec(
+        "HeadNeckMix",
+        "Head scans with planning contours",
+        "head",
+        _BYNC4,
+        (
+            _patient(
+                "HNM-001",
+                _study(
+                    *("2011-04-18", "RT Planning", "2020-01-15"),
+                    _ct("Planning CT, mask", "ct-contrast", BodyPartExamined="HeadNeck"),
+                    _drawn("RTSTRUCT", "GTV & organs/1", Manufacturer="ADAC"),
+                    _pt("FDG PET"),
                 ),
-                StudySpec(
-                    "2011-10-03",
-                    "MR follow-up",
-                    "2021-11-30",
-                    (
-                        _mr("t1_se_tra", "t1"),
-                        _mr("t2_tse_tra", "t2", DateReleased=None),
-                        _mr("t2_flair_sag", "flair", plane="sagittal", numbered=False, SeriesDate=None),
-                    ),
+                _study(
+                    *("2011-10-03", "MR follow-up", "2021-11-30"),
+                    _mr("t1_se_tra", "t1"),
+                    _mr("t2_tse_tra", "t2", DateReleased=None),
+                    _mr("t2_flair_sag", "flair", plane="sagittal", numbered=False, SeriesDate=None),
                     growth=0.6,
                 ),
             ),
-        ),
-        PatientSpec(
-            "HNM-002",
-            (StudySpec("2012-05-07", "MR Head", "2020-01-15", (_mr(None, "t1", BodyPartExamined=None),)),),
-            {"PatientSex": "F"},
-        ),
-        PatientSpec(
-            "TCGA-DM-A002",
-            (
-                StudySpec(
-                    "2007-01-09",
-                    "RT Planning",
-                    "2021-11-30",
-                    (_ct("Planning CT"), _drawn("RTSTRUCT", "Contours (final, v2)")),
+            _patient(
+                "HNM-002",
+                _study("2012-05-07", "MR Head", "2020-01-15", _mr(None, "t1", BodyPartExamined=None)),
+                PatientSex="F",
+            ),
+            _patient(
+                "TCGA-DM-A002",
+                _study(
+                    *("2007-01-09", "RT Planning", "2021-11-30"),
+                    _ct("Planning CT"),
+                    _drawn("RTSTRUCT", "Contours (final, v2)"),
                 ),
             ),
         ),
+        {"Site": "Clinique du Nord", "Manufacturer": "Philips"},
     ),
-    {"Site": "Clinique du Nord", "Manufacturer": "Philips"},
-)
-_BREAST = CollectionSpec(
-    "QIN_Breast.v2",
-    "Dynamic contrast-enhanced MR of the breast",
-    "breast",
-    _BY3,
-    (
-        PatientSpec(
-            "QIN-BR-01",
-            (
-                StudySpec(
-                    "2013-03-05",
-                    "BREAST^BILATERAL",
-                    "2018-04-09",
-                    (
-                        _mr("T2 TSE", "t2"),
-                        _mr("DCE, 2 phases", "dce-before", "dce-after"),
-                        _drawn("SEG", "Lesion, from T2"),
-                    ),
+    CollectionSpec(
+        "QIN_Breast.v2",
+        "Dynamic contrast-enhanced MR of the breast",
+        "breast",
+        _BY3,
+        (
+            _patient(
+                "QIN-BR-01",
+                _study(
+                    *("2013-03-05", "BREAST^BILATERAL", "2018-04-09"),
+                    _mr("T2 TSE", "t2"),
+                    _mr("DCE, 2 phases", "dce-before", "dce-after"),
+                    _drawn("SEG", "Lesion, from T2"),
                 ),
-                StudySpec(
-                    "2013-06-11",
-                    "BREAST^BILATERAL",
-                    "2022-02-14",
-                    (_mr("DCE, 2 phases", "dce-before", "dce-after", Manufacturer="GE Medical Systems"),),
+                _study(
+                    *("2013-06-11", "BREAST^BILATERAL", "2022-02-14"),
+                    _mr("DCE, 2 phases", "dce-before", "dce-after", Manufacturer="GE Medical Systems"),
                     growth=0.7,
                 ),
             ),
-        ),
-        PatientSpec(
-            "QIN-BR-02",
-            (
-                StudySpec(
-                    "2013-09-24",
-                    "BREAST^UNILATERAL",
-                    "2018-04-09",
-                    (_mr("T2 TSE", "t2", ManufacturerModelName=None), _mr("T1 FL3D", "t1", Visibility=0)),
+            _patient(
+                "QIN-BR-02",
+                _study(
+                    *("2013-09-24", "BREAST^UNILATERAL", "2018-04-09"),
+                    _mr("T2 TSE", "t2", ManufacturerModelName=None),
+                    _mr("T1 FL3D", "t1", Visibility=0),
                 ),
             ),
         ),
+        {"Site": "QIN Site 3", "Manufacturer": "GE MEDICAL SYSTEMS", "PatientSex": "F", "PatientAge": "052Y"},
     ),
-    {"Site": "QIN Site 3", "Manufacturer": "GE MEDICAL SYSTEMS", "PatientSex": "F", "PatientAge": "052Y"},
-)
-_TRIAL = CollectionSpec(
-    RESTRICTED,
-    "A trial whose images are for its members only",
-    "torso",
-    _LIMITED,
-    (
-        PatientSpec(
-            "TT-001",
-            (
-                StudySpec(
-                    "2017-02-06",
-                    "Baseline",
-                    "2023-08-07",
-                    (_ct("Chest 1.25mm", "ct-contrast"), _drawn("RTSTRUCT", "Heart + lungs")),
+    CollectionSpec(
+        RESTRICTED,
+        "A trial whose images are for its members only",
+        "torso",
+        _LIMITED,
+        (
+            _patient(
+                "TT-001",
+                _study(
+                    *("2017-02-06", "Baseline", "2023-08-07"),
+                    _ct("Chest 1.25mm", "ct-contrast"),
+                    _drawn("RTSTRUCT", "Heart + lungs"),
                 ),
             ),
+            _patient("TT-002", _study("2017-05-15", "Baseline", "2023-08-07", _ct("Chest 1.25mm"))),
         ),
-        PatientSpec("TT-002", (StudySpec("2017-05-15", "Baseline", "2023-08-07", (_ct("Chest 1.25mm"),)),)),
+        {"Site": "Trial Centre", "Manufacturer": "CANON"},
     ),
-    {"Site": "Trial Centre", "Manufacturer": "CANON"},
 )
-COLLECTIONS = (_LUNG_PHANTOM, _TCGA, _HEAD_NECK, _BREAST, _TRIAL)
 
-# Facts by anatomy or modality.
+# Values by anatomy or modality.
 BODY_PARTS = {"torso": "CHEST", "head": "HEAD", "breast": "BREAST"}
 PROTOCOLS = {"CT": "Routine 120 kVp", "MR": "Standard/3T", "PT": "WB FDG"}
 MODELS = {"CT": "Phantom CT 64", "MR": "Phantom MR 3T", "PT": "Phantom PET", "SEG": "Reader", "RTSTRUCT": "Planner"}
@@ -372,4 +325,4 @@ DEFAULTS: dict[str, Any] = {
     "ThirdPartyAnalysis": "NO",
     "Visibility": 1,
 }
-"""Facts of a series for which no specification says otherwise."""
+"""Values of a series that no specification overrides."""

@@ -32,20 +32,20 @@ class Ellipsoid:
 
     Attributes:
         tissue: key of the tables of :class:`Contrast`.
-        centre: x, y, z in mm.
+        center: x, y, z in mm.
         radii: half axes along x, y, z in mm.
         sharpness: how steeply the tissue sets in at its surface; the width of the edge is about
             radius / (2 * sharpness).
     """
 
     tissue: str
-    centre: Vector
+    center: Vector
     radii: Vector
     sharpness: float = 8.0
 
     def half_width(self, axis: int, offset: float) -> float:
         """Return the scale (0 to 1) of the section at `offset` mm along `axis`; 0 outside of the ellipsoid."""
-        relative = (offset - self.centre[axis]) / self.radii[axis]
+        relative = (offset - self.center[axis]) / self.radii[axis]
         return math.sqrt(max(0.0, 1.0 - relative * relative))
 
 
@@ -69,7 +69,7 @@ class Contrast:
     """What the tissues look like in one kind of image.
 
     Attributes:
-        values: value by tissue (CT: Hounsfield units; PET: standardised uptake value; MR: arbitrary).
+        values: value by tissue (CT: Hounsfield units; PET: standardized uptake value; MR: arbitrary).
         noise: standard deviation of the noise in the same unit.
         blur: factor that flattens the edges; PET resolves worse than CT.
         shading: loss of signal towards the rim of the field of view, as a fraction (MR coils).
@@ -117,12 +117,12 @@ class Geometry:
 
     @property
     def spacing(self) -> float:
-        """Distance of pixel centres in mm, for PixelSpacing (0028,0030)."""
+        """Distance of pixel centers in mm, for PixelSpacing (0028,0030)."""
         return self.field_of_view / self.matrix
 
     @property
     def thickness(self) -> float:
-        """Distance of slice centres in mm, for SliceThickness (0018,0050)."""
+        """Distance of slice centers in mm, for SliceThickness (0018,0050)."""
         return self.extent / self.slices
 
     @property
@@ -136,7 +136,7 @@ class Geometry:
         return PLANES[self.plane].slices[1] * ((index + 0.5) * self.thickness - self.extent / 2)
 
     def position(self, index: int) -> Vector:
-        """Return the centre of the first pixel of slice `index`, for ImagePositionPatient (0020,0032)."""
+        """Return the center of the first pixel of slice `index`, for ImagePositionPatient (0020,0032)."""
         plane = PLANES[self.plane]
         first = self.spacing / 2 - self.field_of_view / 2
         point = [0.0, 0.0, 0.0]
@@ -352,18 +352,18 @@ def body(anatomy: str, patient: str, growth: float = 1.0) -> Body:
     stature = 1.0 if anatomy == "cylinder" else 0.94 + digest[0] / 255 * 0.1
 
     def fit(shape: Ellipsoid, factor: float = 1.0) -> Ellipsoid:
-        x, y, z = shape.centre
+        x, y, z = shape.center
         a, b, c = shape.radii
         return replace(
             shape,
-            centre=(x * stature, y * stature, z * stature),
+            center=(x * stature, y * stature, z * stature),
             radii=(a * stature * factor, b * stature * factor, c * stature * factor),
         )
 
     lesion = fit(kind.lesion, growth)
     if anatomy != "cylinder":
         shift = [digest[i] % 11 - 5 for i in (1, 2, 3)]
-        x, y, z = lesion.centre
-        lesion = replace(lesion, centre=(x + shift[0], y + shift[1], z + shift[2]))
+        x, y, z = lesion.center
+        lesion = replace(lesion, center=(x + shift[0], y + shift[1], z + shift[2]))
     structures = {name: fit(shape) for name, shape in kind.structures.items()}
     return Body(tuple(fit(shape) for shape in kind.shapes), lesion, structures)

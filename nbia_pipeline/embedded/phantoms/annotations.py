@@ -1,4 +1,4 @@
-"""What experts draw on images: segmentations (SEG) and structure sets (RTSTRUCT) of the phantoms' lesions."""
+"""Annotations of images: segmentations (SEG) and structure sets (RTSTRUCT) of the phantoms' lesions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbia_pipeline.embedded.phantoms.dicom_files import (
 from nbia_pipeline.embedded.phantoms.sampling import lesion_mask, lesion_slices, outline
 
 _DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
-_COLOURS = ((255, 0, 0), (0, 160, 255), (0, 200, 80), (255, 180, 0))
+_COLORS = ((255, 0, 0), (0, 160, 255), (0, 200, 80), (255, 180, 0))
 
 
 def _item(**values: object) -> Dataset:
@@ -77,18 +77,18 @@ def _shared_groups(images: SeriesPlan) -> Dataset:
 
 
 def _dimensions(plan: SeriesPlan) -> dict[str, object]:
-    organisation = uid_of(plan.uid, "dimensions")
+    organization = uid_of(plan.uid, "dimensions")
     # (0062,000B) within (0062,000A), then (0020,0032) within (0020,9113).
     indices = [
         _item(
-            DimensionOrganizationUID=organisation,
+            DimensionOrganizationUID=organization,
             DimensionIndexPointer=pointer,
             FunctionalGroupPointer=group,
         )
         for pointer, group in ((0x0062000B, 0x0062000A), (0x00200032, 0x00209113))
     ]
     return {
-        "DimensionOrganizationSequence": [_item(DimensionOrganizationUID=organisation)],
+        "DimensionOrganizationSequence": [_item(DimensionOrganizationUID=organization)],
         "DimensionIndexSequence": indices,
     }
 
@@ -179,7 +179,7 @@ def _frame_reference(plan: SeriesPlan, images: SeriesPlan) -> Dataset:
     )
     study = _item(
         ReferencedSOPClassUID=_DETACHED_STUDY,
-        ReferencedSOPInstanceUID=images.facts["StudyInstanceUID"],
+        ReferencedSOPInstanceUID=images.row["StudyInstanceUID"],
         RTReferencedSeriesSequence=[series],
     )
     return _item(FrameOfReferenceUID=plan.frame_of_reference, RTReferencedStudySequence=[study])
@@ -200,7 +200,7 @@ def _regions(plan: SeriesPlan, regions: Mapping[str, list[Dataset]]) -> dict[str
         ],
         "ROIContourSequence": [
             _item(
-                ROIDisplayColor=list(_COLOURS[(number - 1) % len(_COLOURS)]),
+                ROIDisplayColor=list(_COLORS[(number - 1) % len(_COLORS)]),
                 ReferencedROINumber=number,
                 ContourSequence=contours,
             )
@@ -230,7 +230,7 @@ def structure_set(plan: SeriesPlan) -> bytes:
     images = _source(plan)
     subject = images.subject
     shapes = {"GTV-1": subject.lesion, **subject.structures}
-    day = plan.facts["SeriesDate"]
+    day = plan.row["SeriesDate"]
     dataset = fill(
         common(plan),
         {

@@ -1,4 +1,4 @@
-"""DICOM files of the phantoms: headers that repeat the catalogue's facts, and the images (DICOM parts 3, 5, 10).
+"""DICOM files of the phantoms: headers that repeat the catalog, and the images (DICOM parts 3, 5, 10).
 
 Everything follows from a :class:`SeriesPlan`; there is no clock and no chance, and the implementation is
 named by constants, so the bytes are the same on every machine and in every run.
@@ -57,7 +57,7 @@ class SeriesPlan:
     """All that the files of one series follow from.
 
     Attributes:
-        facts: the row of the catalogue, by column name.
+        row: the row of the catalog, by column name.
         anatomy: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.ANATOMIES`.
         growth: factor of the lesion's radii at the time of the study.
         geometry: where the slices lie.
@@ -68,7 +68,7 @@ class SeriesPlan:
         revision: 0 at first; another one makes other contents under the same UIDs, of the same sizes for images.
     """
 
-    facts: Mapping[str, object]
+    row: Mapping[str, object]
     anatomy: str
     growth: float
     geometry: Geometry
@@ -81,12 +81,12 @@ class SeriesPlan:
     @property
     def uid(self) -> str:
         """SeriesInstanceUID (0020,000E)."""
-        return str(self.facts["SeriesInstanceUID"])
+        return str(self.row["SeriesInstanceUID"])
 
     @property
     def modality(self) -> str:
         """Modality (0008,0060)."""
-        return str(self.facts["Modality"])
+        return str(self.row["Modality"])
 
     @property
     def sop_class(self) -> str:
@@ -101,7 +101,7 @@ class SeriesPlan:
     @property
     def subject(self) -> Body:
         """The body of the patient at the time of the study."""
-        return body(self.anatomy, str(self.facts["PatientID"]), self.growth)
+        return body(self.anatomy, str(self.row["PatientID"]), self.growth)
 
     def sop_instance(self, index: int) -> str:
         """Return SOPInstanceUID (0008,0018) of instance `index` (from 0)."""
@@ -154,31 +154,31 @@ def common(plan: SeriesPlan) -> Dataset:
     """Return the patient, study, series and equipment modules (DICOM part 3, C.7.1 to C.7.5).
 
     Args:
-        plan: the series; a fact that is None becomes an empty attribute where the standard wants one,
+        plan: the series; a value that is None becomes an empty attribute where the standard wants one,
             else a missing one.
     """
-    facts, dataset = plan.facts, Dataset()
-    if not all(str(value).isascii() for value in facts.values()):
+    row, dataset = plan.row, Dataset()
+    if not all(str(value).isascii() for value in row.values()):
         put(dataset, "SpecificCharacterSet", "ISO_IR 192")
     for keyword in _ALWAYS_PRESENT:
-        put(dataset, keyword, _as_dicom(facts[keyword]))
+        put(dataset, keyword, _as_dicom(row[keyword]))
     for keyword in _IF_KNOWN:
-        if facts[keyword] is not None:
-            put(dataset, keyword, _as_dicom(facts[keyword]))
+        if row[keyword] is not None:
+            put(dataset, keyword, _as_dicom(row[keyword]))
     fill(
         dataset,
         {
             "SOPClassUID": plan.sop_class,
-            "StudyInstanceUID": facts["StudyInstanceUID"],
+            "StudyInstanceUID": row["StudyInstanceUID"],
             "SeriesInstanceUID": plan.uid,
             "Modality": plan.modality,
             "StudyTime": "081500",
             "SeriesTime": "083000",
             "AccessionNumber": "",
             "ReferringPhysicianName": "",
-            "QualityControlSubject": facts["Phantom"],
-            "PatientSpeciesDescription": facts["SpeciesDescription"],
-            "PatientSpeciesCodeSequence": [code(str(facts["SpeciesCode"]), "SCT", str(facts["SpeciesDescription"]))],
+            "QualityControlSubject": row["Phantom"],
+            "PatientSpeciesDescription": row["SpeciesDescription"],
+            "PatientSpeciesCodeSequence": [code(str(row["SpeciesCode"]), "SCT", str(row["SpeciesDescription"]))],
             "PatientIdentityRemoved": "YES",
             "DeidentificationMethod": "Synthetic: there is no patient",
             "FrameOfReferenceUID": plan.frame_of_reference,
@@ -188,10 +188,10 @@ def common(plan: SeriesPlan) -> Dataset:
     if plan.source and plan.revision:
         # What is drawn has no noise to differ in.
         put(dataset, "InstanceCreationTime", f"{plan.revision % 240000:06d}")
-    # The block in which the archive's own anonymiser (CTP) notes collection and site.
+    # The block in which the archive's own anonymizer (CTP) notes collection and site.
     block = dataset.private_block(0x0013, "CTP", create=True)
-    block.add_new(0x10, "LO", facts["Collection"])
-    block.add_new(0x12, "LO", facts["Site"])
+    block.add_new(0x10, "LO", row["Collection"])
+    block.add_new(0x12, "LO", row["Site"])
     return dataset
 
 
@@ -217,7 +217,7 @@ def encode(dataset: Dataset, sop_instance: str) -> bytes:
 
 def content_time(plan: SeriesPlan) -> dict[str, object]:
     """Return ContentDate and AcquisitionDate with their times; empty where the day is not known."""
-    day = _as_dicom(plan.facts["SeriesDate"])
+    day = _as_dicom(plan.row["SeriesDate"])
     time = "083100" if day else None
     return {"ContentDate": day, "ContentTime": time, "AcquisitionDate": day, "AcquisitionTime": time}
 

@@ -31,7 +31,7 @@ def _coordinates(geometry: Geometry, rows: bool) -> NDArray[np.float32]:
 
 
 def _squares(shape: Ellipsoid, axis: int, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
-    relative = (coordinates - np.float32(shape.centre[axis])) / np.float32(shape.radii[axis])
+    relative = (coordinates - np.float32(shape.center[axis])) / np.float32(shape.radii[axis])
     squares: NDArray[np.float32] = relative * relative
     return squares
 
@@ -71,8 +71,8 @@ def _noise(shape: tuple[int, int], seed: int) -> Image:
     total = parts[:, 0].astype(np.int16)
     for column in (1, 2, 3):
         total += parts[:, column]
-    centred = total[:count].reshape(shape) - np.int16(_NOISE_MEAN)
-    noise: Image = centred.astype(np.float32) * np.float32(1 / _NOISE_DEVIATION)
+    centered = total[:count].reshape(shape) - np.int16(_NOISE_MEAN)
+    noise: Image = centered.astype(np.float32) * np.float32(1 / _NOISE_DEVIATION)
     return noise
 
 
@@ -95,7 +95,7 @@ def render(subject: Body, geometry: Geometry, index: int, contrast: str, seed: i
         seed: of the noise.
 
     Returns:
-        Values in the unit of the contrast (CT: Hounsfield units; PET: standardised uptake value).
+        Values in the unit of the contrast (CT: Hounsfield units; PET: standardized uptake value).
 
     Raises:
         KeyError: there is no such contrast.
@@ -131,7 +131,7 @@ def peak(subject: Body, geometry: Geometry, index: int, contrast: str) -> float:
 
 
 def lesion_slices(subject: Body, geometry: Geometry) -> list[int]:
-    """Return the slices (from 0) whose section of the lesion is wide enough to hold a pixel centre."""
+    """Return the slices (from 0) whose section of the lesion is wide enough to hold a pixel center."""
     plane = PLANES[geometry.plane]
     lesion = subject.lesion
     narrowest = min(lesion.radii[plane.rows[0]], lesion.radii[plane.columns[0]])
@@ -143,7 +143,7 @@ def lesion_slices(subject: Body, geometry: Geometry) -> list[int]:
 
 
 def lesion_mask(subject: Body, geometry: Geometry, index: int) -> NDArray[np.bool_]:
-    """Return which pixels of slice `index` (from 0) have their centre within the lesion."""
+    """Return which pixels of slice `index` (from 0) have their center within the lesion."""
     mask = np.zeros((geometry.matrix, geometry.matrix), dtype=np.bool_)
     section = _section(subject.lesion, geometry, index)
     if section is not None:
@@ -174,5 +174,5 @@ def outline(shape: Ellipsoid, geometry: Geometry, index: int, quarter: int = 6) 
     width = shape.half_width(2, z)
     if width * min(shape.radii[0], shape.radii[1]) < geometry.spacing:
         return []
-    (cx, cy, _), (rx, ry, _) = shape.centre, shape.radii
+    (cx, cy, _), (rx, ry, _) = shape.center, shape.radii
     return [(cx + width * rx * c, cy + width * ry * s, z) for c, s in circle(quarter)]

@@ -1,4 +1,4 @@
-"""The image store of the demo archive: real DICOM files, made when they are asked for."""
+"""The image store of the demo archive: real DICOM files, made when they are read."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ class PhantomStore:
         self._plans = {plan.uid: plan for plan in plans}
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
-        # All by the revision as well: what was made from an earlier plan is never found again.
+        # The keys contain the revision: nothing that was made from an earlier plan is found again.
         self._files: OrderedDict[_Key, bytes] = OrderedDict()
-        self._held = 0
-        self._instances: dict[_Key, tuple[StoredInstance, ...]] = {}
-        self._places: dict[_Key, dict[str, int]] = {}
+        self._cached_bytes = 0
+        self._instances: dict[_Key, dict[str, StoredInstance]] = {}
         self._digests: dict[tuple[str, str, int], str] = {}
 
     def plan(self, series_uid: str) -> SeriesPlan | None:
@@ -53,28 +52,20 @@ class PhantomStore:
     def instances(self, series_uid: str) -> Sequence[StoredInstance]:
         """Return the instances of a series by InstanceNumber; empty for a series that is not planned."""
         plan = self._plans.get(series_uid)
-        if plan is None:
-            return ()
-        with self._lock:
-            known = self._instances.get((plan.uid, plan.revision))
-        if known is None:
-            known = self._reckon(plan)
-            with self._lock:
-                self._instances[plan.uid, plan.revision] = known
-        return known
+        return () if plan is None else tuple(self._by_uid(plan).values())
 
     def read(self, series_uid: str, sop_instance_uid: str) -> bytes:
         """Return the bytes of one DICOM file; raises KeyError if there is no such file."""
         plan = self._plans[series_uid]
-        index = self._index(plan, sop_instance_uid)
+        instance, key = self._by_uid(plan)[sop_instance_uid], (sop_instance_uid, plan.revision)
         with self._lock:
-            held = self._files.get((sop_instance_uid, plan.revision))
-            if held is not None:
-                self._files.move_to_end((sop_instance_uid, plan.revision))
-                return held
-        # Outside the lock: readers of other files need not wait, and two who render the same get the same.
-        content = _render(plan, index)
-        self._keep((sop_instance_uid, plan.revision), content)
+            cached = self._files.get(key)
+            if cached is not None:
+                self._files.move_to_end(key)
+                return cached
+        # Outside the lock: readers of other files need not wait, and two threads render the same bytes.
+        content = _render(plan, instance.instance_number - 1)
+        self._keep(key, content)
         return content
 
     def md5(self, series_uid: str, sop_instance_uid: str) -> str | None:
@@ -89,36 +80,36 @@ class PhantomStore:
                 self._digests[key] = digest
         return digest
 
-    def _reckon(self, plan: SeriesPlan) -> tuple[StoredInstance, ...]:
+    def _by_uid(self, plan: SeriesPlan) -> dict[str, StoredInstance]:
+        """Return the instances of a series by SOPInstanceUID, in order."""
+        with self._lock:
+            known = self._instances.get((plan.uid, plan.revision))
+        if known is not None:
+            return known
         if plan.modality in _WHOLE_SERIES:
             content = _render(plan, 0)
             self._keep((plan.sop_instance(0), plan.revision), content)
             sizes = [len(content)]
         else:
             sizes = image_sizes(plan)
-        return tuple(
-            StoredInstance(plan.sop_instance(i), plan.sop_class, i + 1, plan.acquisition(i), size)
-            for i, size in enumerate(sizes)
-        )
-
-    def _index(self, plan: SeriesPlan, sop_instance_uid: str) -> int:
+        uids = [plan.sop_instance(i) for i in range(plan.count)]
+        known = {
+            uid: StoredInstance(uid, plan.sop_class, i + 1, plan.acquisition(i), size)
+            for i, (uid, size) in enumerate(zip(uids, sizes, strict=True))
+        }
         with self._lock:
-            places = self._places.get((plan.uid, plan.revision))
-        if places is None:
-            places = {plan.sop_instance(i): i for i in range(plan.count)}
-            with self._lock:
-                self._places[plan.uid, plan.revision] = places
-        return places[sop_instance_uid]
+            self._instances[plan.uid, plan.revision] = known
+        return known
 
     def _keep(self, key: _Key, content: bytes) -> None:
         with self._lock:
             if key in self._files or len(content) > self._cache_bytes:
                 return
             self._files[key] = content
-            self._held += len(content)
-            while self._held > self._cache_bytes:
+            self._cached_bytes += len(content)
+            while self._cached_bytes > self._cache_bytes:
                 _, dropped = self._files.popitem(last=False)
-                self._held -= len(dropped)
+                self._cached_bytes -= len(dropped)
 
 
 def _render(plan: SeriesPlan, index: int) -> bytes:

@@ -1,6 +1,6 @@
 """The embedded archive as a web application: routes, identity, formats, errors.
 
-It answers as the real NBIA server does, oddities included; what each endpoint does is in
+It answers as the real NBIA server does, oddities included; the endpoints are those of
 :mod:`nbia_pipeline.embedded.api.endpoints`.
 """
 
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from urllib.parse import parse_qs
 
-import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -21,11 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from nbia_pipeline.embedded.api import markup, render
+from nbia_pipeline.embedded.api import render
 from nbia_pipeline.embedded.api.endpoint import (
     EMPTY,
-    NO_CONTENT,
-    NOTHING,
     UNABLE,
     Auth,
     Call,
@@ -38,16 +34,14 @@ from nbia_pipeline.embedded.api.endpoint import (
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.catalog.holdings import Holdings
 from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.control.traffic import Traffic
-from nbia_pipeline.embedded.server.cache import AnswerCache
+from nbia_pipeline.embedded.server.archive import Archive
 from nbia_pipeline.embedded.server.fault_injection import FaultInjection
 from nbia_pipeline.embedded.server.tokens import TokenRequestError, TokenStore
 
 API = "/nbia-api"
 SERVICES = f"{API}/services"
 
-_UNAUTHORISED = Reply(status=401)
 _GUEST_HEADER = "bearer undefined"
 # Server: it drops this many characters of the header, whatever the scheme says.
 _SCHEME_LENGTH = len("Bearer ")
@@ -55,96 +49,6 @@ _NO_RIGHTS: frozenset[str] = frozenset()
 
 Fields = Mapping[str, list[str]]
 """All values of every field of a query or a form."""
-
-
-@dataclass
-class Archive:
-    """A running embedded archive.
-
-    Attributes:
-        holdings: what it holds.
-        tokens: who is logged in.
-        settings: how it is set.
-        cache: large answers that were rendered before.
-        traffic: how answers flow, and what goes wrong on purpose.
-        control: what can be done to it while it runs.
-    """
-
-    holdings: Holdings
-    tokens: TokenStore
-    settings: Settings
-    cache: AnswerCache
-    traffic: Traffic = field(default_factory=Traffic)
-    control: Operations = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.control = Operations(self)
-
-    def answer(self, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
-        """Answer one request; runs in a thread.
-
-        Args:
-            endpoint: what is asked.
-            query: fields of the query, in order.
-            form: fields of the body, in order.
-            authorization: the header, or None without one.
-
-        Raises:
-            ServerFault: where the real server ends in a 500.
-        """
-        call = Call(self.holdings, self.settings, {name: values[0] for name, values in query.items()}, form, _NO_RIGHTS)
-        refusal = endpoint.unknown_parameter(call)
-        if refusal is None and not endpoint.user_first:
-            refusal = endpoint.missing(call)
-        if refusal is not None:
-            return refusal
-        rights = identify(endpoint.auth, authorization, self.tokens)
-        if isinstance(rights, Reply):
-            return rights
-        # Server: unknown query parameters are ignored.
-        known = {name: value for name, value in call.query.items() if name in endpoint.allowed}
-        call = replace(call, query=known, rights=rights)
-        return endpoint.missing(call) or self._result(endpoint, call)
-
-    def refresh(self) -> None:
-        """Take in changes of the catalogue and forget the answers made from its earlier state."""
-        self.holdings.refresh()
-        self.close()
-
-    def restore(self, catalog: Catalog) -> None:
-        """Return to a catalogue and forget all answers."""
-        self.holdings.refresh(catalog)
-        self.close()
-
-    def change(self, slices: Mapping[str, pa.Table], contents: Iterable[str] = (), **fields: Any) -> None:
-        """Swap in new facts of some collections and forget the answers about them; all others are kept.
-
-        Args:
-            slices: the facts of each touched collection.
-            contents: UIDs of the series whose files are others now.
-            fields: new values of other fields of the catalogue.
-        """
-        self.holdings.change(slices, contents, **fields)
-        self.cache.forget(slices)
-
-    def close(self) -> None:
-        """Remove everything that is kept on disk."""
-        self.cache.clear()
-        self.settings.scratch.clear()
-
-    def _result(self, endpoint: Endpoint, call: Call) -> Reply:
-        """Return a kept answer, or make one and keep it if it is large."""
-        about, guide = call.query.get("Collection"), self.settings.guide_spellings
-        stamp = self.holdings.stamp(about)
-        key = repr((stamp, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
-        kept = self.cache.find(key) if endpoint.method == "GET" else None
-        if kept is not None:
-            return kept
-        result = endpoint.handler(call)
-        if isinstance(result, Reply):
-            return result
-        reply = rendered(result, _format_of(endpoint, call), guide)
-        return self.cache.keep(key, reply, about) if endpoint.method == "GET" else reply
 
 
 def create_app(
@@ -160,7 +64,7 @@ def create_app(
     """Make the web application of an embedded archive.
 
     Args:
-        catalogue: what it serves.
+        catalog: what it serves.
         token_lifetime: seconds that an access token lives (guide: 7200).
         refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
@@ -171,12 +75,10 @@ def create_app(
     Returns:
         The application; its ``state.archive`` is the :class:`Archive`, whose ``control`` changes it.
     """
-    settings = Settings(guide_spellings)
     archive = Archive(
         Holdings(catalog),
         TokenStore(catalog.accounts, token_lifetime, refresh_lifetime, clock),
-        settings,
-        AnswerCache(settings.scratch),
+        Settings(guide_spellings),
         Traffic(latency, bandwidth),
     )
 
@@ -185,7 +87,7 @@ def create_app(
         try:
             yield
         finally:
-            archive.close()
+            archive.forget()
 
     app = Starlette(
         routes=[*_session_routes(archive.tokens), *(_route(archive, e) for e in ENDPOINTS)],
@@ -199,51 +101,65 @@ def create_app(
     return app
 
 
+def answer(archive: Archive, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
+    """Answer one request; runs in a thread.
+
+    Args:
+        archive: what is asked.
+        endpoint: which of its endpoints.
+        query: fields of the query, in order.
+        form: fields of the body, in order.
+        authorization: the header, or None without one.
+
+    Raises:
+        ServerFault: where the real server ends in a 500.
+    """
+    given = {name: values[0] for name, values in query.items()}
+    call = Call(archive.holdings, archive.settings, given, form, _NO_RIGHTS, endpoint.version)
+    refusal = endpoint.unknown_parameter(call)
+    if refusal is None and not endpoint.user_first:
+        refusal = endpoint.missing(call)
+    if refusal is not None:
+        return refusal
+    rights = identify(endpoint.auth, authorization, archive.tokens)
+    if isinstance(rights, Reply):
+        return rights
+    # Server: unknown query parameters are ignored.
+    known = {name: value for name, value in call.query.items() if name in endpoint.allowed}
+    call = replace(call, query=known, rights=rights)
+    return endpoint.missing(call) or _result(archive, endpoint, call)
+
+
+def _result(archive: Archive, endpoint: Endpoint, call: Call) -> Reply:
+    """Return a cached answer, or make one and cache it if it is large."""
+    collection, guide = call.query.get("Collection"), call.settings.guide_spellings
+    stamp = call.holdings.stamp(collection)
+    key = repr((stamp, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
+    cached = archive.cache.find(key) if endpoint.method == "GET" else None
+    if cached is not None:
+        return cached
+    result = endpoint.handler(call)
+    if isinstance(result, Reply):
+        return result
+    reply = rendered(result, _format_of(endpoint, call), guide)
+    return archive.cache.keep(key, reply, collection) if endpoint.method == "GET" else reply
+
+
 def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[str] | Reply:
-    """Return the restricted collections that the caller may see, or the answer that a bad identity gets.
+    """Return the restricted collections that the caller may see, or the answer to a missing or invalid identity.
 
     Args:
         auth: what the endpoint does about identity.
         header: the Authorization header, or None without one.
         tokens: who is logged in.
-
-    Raises:
-        ServerFault: where the real server ends in a 500.
     """
-    if auth is Auth.OPEN:
-        return _NO_RIGHTS
+    without_header, invalid = auth.value
     if header is None:
-        return _anonymous(auth)
-    if header.casefold() == _GUEST_HEADER:
+        return without_header or _NO_RIGHTS
+    if auth is Auth.OPEN or header.casefold() == _GUEST_HEADER:
         return _NO_RIGHTS
     user = tokens.user_of(header[_SCHEME_LENGTH:])
-    return _rejected(auth) if user is None else tokens.collections_of(user)
-
-
-def _anonymous(auth: Auth) -> frozenset[str] | Reply:
-    if auth is Auth.LIST:
-        return EMPTY
-    if auth is Auth.QUIET:
-        return NO_CONTENT
-    if auth is Auth.STRICT:
-        raise ServerFault("null")
-    if auth is Auth.TAGS:
-        raise ServerFault(None)
-    return NOTHING if auth is Auth.NOTHING else _NO_RIGHTS
-
-
-def _rejected(auth: Auth) -> Reply:
-    if auth in (Auth.LIST, Auth.V4_LIST):
-        return EMPTY
-    if auth is Auth.QUIET:
-        return NO_CONTENT
-    if auth is Auth.TAGS:
-        raise ServerFault(None)
-    if auth in (Auth.NOTHING, Auth.V4_NOTHING):
-        return NOTHING
-    if auth is Auth.V4_FRAGILE:
-        raise ServerFault("null")
-    return _UNAUTHORISED
+    return tokens.collections_of(user) if user is not None else invalid or _NO_RIGHTS
 
 
 def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
@@ -255,22 +171,18 @@ def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
         guide: use the guide's spellings.
 
     Raises:
-        ServerFault: for an unknown format, if there are rows.
+        ServerFault: for a format other than JSON and CSV, if there are rows. Server: so for an unknown one; its XML
+            and HTML, which no client asks for, are not imitated.
     """
     if rows.jackson:
-        answer = render.render_jackson(rows.table, rows.shape, guide, rows.nulls)
-        return Reply(answer, content_type="application/json")
+        body = render.render_jackson(rows.table, rows.shape, guide, rows.nulls)
+        return Reply(body, content_type="application/json")
     if not rows.table.num_rows:
         return EMPTY
     wanted = (rows.default_format if wanted is None else wanted).upper()
     single = len(rows.shape.keys) == 1
     if wanted == "JSON":
-        body = _body(rows, render.render_json(rows.table, rows.shape, guide))
-        return Reply(body, content_type="application/json")
-    if wanted == "XML":
-        return Reply(markup.render_xml(rows.table, rows.shape, guide), content_type="application/xml")
-    if wanted == "HTML":
-        return Reply(markup.render_html(rows.table, rows.shape, guide), content_type="text/html")
+        return Reply(_body(rows, render.render_json(rows.table, rows.shape, guide)), content_type="application/json")
     if wanted not in ("CSV", "CSV-DOWNLOAD") and (wanted != "CSVQUOTED" or single):
         raise ServerFault(None)
     native = any(key.name == "Authorized" for key in rows.shape.keys)
@@ -284,7 +196,7 @@ def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
 
 
 def _body(rows: Rows, pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
-    """Join the pieces of a small answer, which saves it the way of a stream."""
+    """Join the pieces of a small answer: it is not worth a stream."""
     return pieces if rows.table.num_rows > render.ROWS_PER_BATCH // 4 else b"".join(pieces)
 
 
@@ -302,13 +214,13 @@ def _route(archive: Archive, endpoint: Endpoint) -> Route:
         query = parse_qs(request.url.query, keep_blank_values=True)
         form = await _form(request) if endpoint.method == "POST" else {}
         header = request.headers.get("authorization")
-        return _response(await run_in_threadpool(archive.answer, endpoint, query, form, header))
+        return _response(await run_in_threadpool(answer, archive, endpoint, query, form, header))
 
     return Route(f"{SERVICES}/{endpoint.path}", respond, methods=[endpoint.method])
 
 
 def _session_routes(tokens: TokenStore) -> Iterator[Route]:
-    """Yield the routes of token, logout and liveness; the application sits at two places."""
+    """Yield the routes of token, logout and liveness. Server: the first two are at two paths each."""
 
     async def token(request: Request) -> Response:
         form = await _form(request)

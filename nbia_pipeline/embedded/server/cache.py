@@ -1,4 +1,4 @@
-"""Rendered answers kept on disk, so that a large list is rendered once and then only copied."""
+"""A cache of rendered answers on disk: a large list is rendered once and then only copied."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from nbia_pipeline.embedded.api.endpoint import Reply
 from nbia_pipeline.embedded.catalog.scratch import Scratch
 
 LARGE_BYTES = 1_000_000
-"""Answers above this size are kept."""
+"""Answers above this size are cached."""
 
 CHUNK_BYTES = 1024 * 1024
 """Bytes read from disk at a time."""
 
 
 class AnswerCache:
-    """Large answers by key, on a shelf."""
+    """Large answers by key, in a scratch directory."""
 
     def __init__(self, scratch: Scratch) -> None:
-        """Keep answers on `shelf`."""
-        self._shelf = scratch
+        """Keep answers in `scratch`."""
+        self._scratch = scratch
         self._heads: dict[str, tuple[str | None, Reply]] = {}
 
     def find(self, key: str) -> Reply | None:
-        """Return a kept answer, or None if it is not kept."""
+        """Return a cached answer, or None."""
         known = self._heads.get(key)
         if known is None:
             return None
-        head = known[1]
         try:
-            # Opened here rather than at the first piece, so that a later removal cannot hurt it.
-            file = self._shelf.path(key).open("rb")
+            # Opened here rather than at the first piece, so that a later removal does no harm.
+            file = self._scratch.path(key).open("rb")
         except FileNotFoundError:
             return None
-        return replace(head, body=_pieces_of(file))
+        return replace(known[1], body=_pieces_of(file))
 
     def keep(self, key: str, reply: Reply, collection: str | None = None) -> Reply:
-        """Return `reply` unchanged to the eye; it is kept under `key` if it is large and taken to its end.
+        """Return `reply` with the same bytes; it is cached under `key` if it is large and read to its end.
 
         Args:
             key: all that the answer depends on.
@@ -51,45 +50,45 @@ class AnswerCache:
         return replace(reply, body=self._kept(key, reply, reply.body, collection))
 
     def forget(self, collections: Iterable[str]) -> None:
-        """Remove the answers that tell of `collections`."""
+        """Remove the answers about `collections`."""
         touched = {name.casefold() for name in collections}
         for key, (collection, _) in list(self._heads.items()):
             if collection is None or collection.casefold() in touched:
                 self._heads.pop(key, None)
-                # Who reads it at the moment holds it open; where that hinders removal, it goes with the shelf.
+                # Where an open file cannot be removed, it goes with the directory.
                 with contextlib.suppress(OSError):
-                    self._shelf.path(key).unlink()
+                    self._scratch.path(key).unlink()
 
     def clear(self) -> None:
-        """Forget every answer; their files go with the shelf."""
+        """Forget every answer; their files go with the directory."""
         self._heads.clear()
 
     def _kept(self, key: str, reply: Reply, pieces: Iterator[bytes], collection: str | None) -> Iterator[bytes]:
-        held: list[bytes] = []
+        buffer: list[bytes] = []
         size = 0
         for piece in pieces:
-            held.append(piece)
+            buffer.append(piece)
             size += len(piece)
             yield piece
             if size > LARGE_BYTES:
-                yield from self._spill(key, held, pieces)
+                yield from self._spill(key, buffer, pieces)
                 self._heads[key] = collection, replace(reply, body=b"")
 
-    def _spill(self, key: str, held: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
-        path = self._shelf.path(key)
-        temporary = self._shelf.scratch(path)
+    def _spill(self, key: str, buffer: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+        path = self._scratch.path(key)
+        temporary = self._scratch.temporary(path)
         try:
             with temporary.open("wb") as file:
-                file.writelines(held)
-                held.clear()
+                file.writelines(buffer)
+                buffer.clear()
                 for piece in rest:
                     file.write(piece)
                     yield piece
-            # The directory is gone if the answers were forgotten while this one was on its way.
+            # The directory is gone if the answers were forgotten while this one was sent.
             with contextlib.suppress(FileNotFoundError):
                 temporary.replace(path)
         finally:
-            # Still there only if the caller went away half-way.
+            # It is still there only if the caller went away before the end.
             temporary.unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -19,9 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nbia_pipeline.embedded.api.endpoint import UNABLE
 from nbia_pipeline.embedded.control.fault import Fault
-from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.operations import OperationError, Operations
 from nbia_pipeline.embedded.control.traffic import Exchange, Traffic
-from nbia_pipeline.embedded.control.values import OperationError
 from nbia_pipeline.embedded.server.bad_zips import ZIP_FAULTS, wrong_zip
 
 HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
@@ -55,7 +54,9 @@ class FaultInjection:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope["method"], scope["path"].removeprefix(self._base), _first(scope["query_string"]))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = scope["path"].removeprefix(self._base)
+        exchange = Exchange(scope["method"], path, _first(scope["query_string"]), headers=headers)
         if not self._traffic.quiet:
             receive, form = await _replayed(receive)
             exchange.form = _first(form)
@@ -63,13 +64,13 @@ class FaultInjection:
         self._traffic.record(exchange)
         if self._traffic.latency:
             await asyncio.sleep(self._traffic.latency)
-        outlet = _ThrottledSend(send, exchange, self._traffic.bandwidth)
+        throttled = _ThrottledSend(send, exchange, self._traffic.bandwidth)
         try:
             if fault is None:
-                await self._app(scope, receive, outlet)
+                await self._app(scope, receive, throttled)
             else:
                 await _FAULTS[fault.kind](
-                    _FaultedRequest(self._app, scope, receive, outlet, fault, exchange, self._control)
+                    FaultedRequest(self._app, scope, receive, throttled, fault, exchange, self._control)
                 )
         finally:
             exchange.seconds = time.monotonic() - exchange.began
@@ -109,7 +110,7 @@ class _ThrottledSend:
             await self._send({**message, "body": body[start : start + CHUNK_BYTES]})
 
     def hang_up(self, *, at_once: bool) -> bool:
-        """End the connection: with a reset, or after all that was sent; return whether it could be got at."""
+        """End the connection: with a reset, or after all that was sent; return whether it is accessible."""
         # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
         transport = getattr(getattr(self._send, "__self__", None), "transport", None)
         if transport is None:
@@ -130,8 +131,16 @@ def _reset_on_close(line: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _FaultedRequest:
-    """A request that a fault strikes."""
+class FaultedRequest:
+    """A request that a fault strikes.
+
+    Attributes:
+        app: what answers truly.
+        scope, receive, send: the request, as ASGI passes it.
+        fault: what goes wrong.
+        exchange: the request and what became of it.
+        control: what can be done to the archive.
+    """
 
     app: ASGIApp
     scope: Scope
@@ -140,6 +149,10 @@ class _FaultedRequest:
     fault: Fault
     exchange: Exchange
     control: Operations
+
+    async def pass_on(self) -> None:
+        """Let the archive answer."""
+        await self.app(self.scope, self.receive, self.send)
 
     async def true_answer(self) -> tuple[Message, bytes]:
         """Return the start and the whole body of what the archive would answer."""
@@ -160,129 +173,127 @@ class _FaultedRequest:
         await self.send({**start, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def say(self, status: int, body: bytes, kind: str | None = None, **headers: str) -> None:
-        """Answer with something that the archive would not say."""
-        named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        if kind is not None:
-            named.append((b"content-type", kind.encode()))
+    async def respond(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """Answer with something that the archive would not send."""
+        named = [(name.encode(), value.encode()) for name, value in headers.items()]
         named.append((b"content-length", str(len(body)).encode()))
         await self.send({"type": "http.response.start", "status": status, "headers": named})
         await self.send({"type": "http.response.body", "body": body})
 
     async def hang_up(self, *, at_once: bool) -> None:
-        """End the connection; where it cannot be got at, the server does so when the application returns."""
+        """End the connection; where it is not accessible, the server does so when the application returns."""
         if self.send.hang_up(at_once=at_once):
-            await self.gone()
+            await self.disconnected()
 
-    async def gone(self) -> None:
-        """Wait until the client has gone."""
+    async def disconnected(self) -> None:
+        """Wait until the client has closed the connection."""
         while (await self.receive())["type"] != "http.disconnect":
             await asyncio.sleep(0)
 
     def part(self, body: bytes) -> int:
         """Return where in a body the fault strikes."""
-        return min(int(len(body) * self.fault.fraction), max(len(body) - 1, 0))
+        at = int(len(body) * self.fault.fraction) if self.fault.at is None else self.fault.at
+        return min(at, max(len(body) - 1, 0))
 
 
-async def _status(turn: _FaultedRequest) -> None:
-    status, more = turn.fault.status, {}
-    if turn.fault.retry_after is not None:
-        more["retry_after"] = turn.fault.retry_after
+async def _status(request: FaultedRequest) -> None:
+    status = request.fault.status
+    headers = {} if request.fault.retry_after is None else {"retry-after": request.fault.retry_after}
     if status == HTTPStatus.UNAUTHORIZED:
-        await turn.say(status, b"", **more)
+        await request.respond(status, b"", headers)
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        await turn.say(status, f"{UNABLE}\nnull".encode(), "text/plain", **more)
+        await request.respond(status, f"{UNABLE}\nnull".encode(), {**headers, "content-type": "text/plain"})
     else:
-        # What stands before the server says these: a proxy, in HTML.
+        # A proxy in front of the server answers with these, in HTML.
         page = f"<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>"
-        await turn.say(status, page.encode(), "text/html", **more)
+        await request.respond(status, page.encode(), {**headers, "content-type": "text/html"})
 
 
-async def _html(turn: _FaultedRequest) -> None:
-    await turn.say(200, HTML, "text/html")
+async def _answer(request: FaultedRequest) -> None:
+    body = request.fault.body
+    await request.respond(request.fault.status, body.encode() if isinstance(body, str) else body, request.fault.headers)
 
 
-async def _empty(turn: _FaultedRequest) -> None:
-    await turn.say(200, b"")
+async def _custom(request: FaultedRequest) -> None:
+    assert request.fault.act is not None  # noqa: S101 - a fault of this kind has one
+    await request.fault.act(request)
 
 
-async def _garbage(turn: _FaultedRequest) -> None:
-    await turn.say(200, GARBAGE, "application/json")
+async def _drop(request: FaultedRequest) -> None:
+    await request.hang_up(at_once=True)
 
 
-async def _drop(turn: _FaultedRequest) -> None:
-    await turn.hang_up(at_once=True)
+async def _cut(request: FaultedRequest) -> None:
+    start, body = await request.true_answer()
+    await request.answer(start, body[: request.part(body)], more=True)
+    await request.hang_up(at_once=False)
 
 
-async def _cut(turn: _FaultedRequest) -> None:
-    start, body = await turn.true_answer()
-    await turn.answer(start, body[: turn.part(body)], more=True)
-    await turn.hang_up(at_once=False)
-
-
-async def _stall(turn: _FaultedRequest) -> None:
-    start, body = await turn.true_answer()
-    part = turn.part(body)
-    await turn.answer(start, body[:part], more=True)
-    if turn.fault.seconds is None:
-        await turn.gone()
+async def _stall(request: FaultedRequest) -> None:
+    start, body = await request.true_answer()
+    part = request.part(body)
+    await request.answer(start, body[:part], more=True)
+    if request.fault.seconds is None:
+        await request.disconnected()
         return
-    await asyncio.sleep(turn.fault.seconds)
-    await turn.send({"type": "http.response.body", "body": body[part:]})
+    await asyncio.sleep(request.fault.seconds)
+    await request.send({"type": "http.response.body", "body": body[part:]})
 
 
-def _changed(change: Callable[[_FaultedRequest, bytes], bytes]) -> Callable[[_FaultedRequest], Awaitable[None]]:
+def _changed(change: Callable[[FaultedRequest, bytes], bytes]) -> Callable[[FaultedRequest], Awaitable[None]]:
     """Make a fault that answers truly but for a changed body; the change runs in a thread."""
 
-    async def fault(turn: _FaultedRequest) -> None:
-        start, body = await turn.true_answer()
-        await turn.answer(start, await run_in_threadpool(change, turn, body))
+    async def fault(request: FaultedRequest) -> None:
+        start, body = await request.true_answer()
+        await request.answer(start, await run_in_threadpool(change, request, body))
 
     return fault
 
 
-def _flipped(turn: _FaultedRequest, body: bytes) -> bytes:
+def _flipped(request: FaultedRequest, body: bytes) -> bytes:
     if not body:
         return body
-    part = turn.part(body)
+    part = request.part(body)
     return body[:part] + bytes([body[part] ^ 1]) + body[part + 1 :]
 
 
-def _ended_early(turn: _FaultedRequest, body: bytes) -> bytes:
-    return body[: turn.part(body)]
+def _ended_early(request: FaultedRequest, body: bytes) -> bytes:
+    return body[: request.part(body)]
 
 
-def _before(deed: Callable[[_FaultedRequest], Any]) -> Callable[[_FaultedRequest], Awaitable[None]]:
+def _before(deed: Callable[[FaultedRequest], Any]) -> Callable[[FaultedRequest], Awaitable[None]]:
     """Make a fault that does something to the archive and then answers truly."""
 
-    async def fault(turn: _FaultedRequest) -> None:
+    async def fault(request: FaultedRequest) -> None:
         # What is asked for by a wrong UID cannot be hidden; the answer says so itself.
         with contextlib.suppress(OperationError):
-            await run_in_threadpool(deed, turn)
-        await turn.app(turn.scope, turn.receive, turn.send)
+            await run_in_threadpool(deed, request)
+        await request.pass_on()
 
     return fault
 
 
-def _series(turn: _FaultedRequest) -> str:
-    asked = turn.exchange.query
-    return turn.fault.series or asked.get("SeriesInstanceUID") or asked.get("SeriesUID") or ""
+def _series(request: FaultedRequest) -> str:
+    asked = request.exchange.query
+    return request.fault.series or asked.get("SeriesInstanceUID") or asked.get("SeriesUID") or ""
 
 
-_FAULTS: dict[str, Callable[[_FaultedRequest], Awaitable[None]]] = {
+_FAULTS: dict[str, Callable[[FaultedRequest], Awaitable[None]]] = {
     "status": _status,
-    "html": _html,
-    "empty": _empty,
-    "garbage": _garbage,
+    "answer": _answer,
+    "html": lambda request: request.respond(200, HTML, {"content-type": "text/html"}),
+    "empty": lambda request: request.respond(200, b"", {}),
+    "garbage": lambda request: request.respond(200, GARBAGE, {"content-type": "application/json"}),
     "drop": _drop,
     "cut": _cut,
     "stall": _stall,
     "flip": _changed(_flipped),
     "end_early": _changed(_ended_early),
-    **dict.fromkeys(ZIP_FAULTS, _changed(lambda turn, body: wrong_zip(body, turn.fault))),
-    "expire_tokens": _before(lambda turn: turn.control.expire_tokens()),
-    "hide": _before(lambda turn: turn.control.hide(_series(turn))),
-    "replace": _before(lambda turn: turn.control.replace(_series(turn), hidden=False)),
+    **dict.fromkeys(ZIP_FAULTS, _changed(lambda request, body: wrong_zip(body, request.fault))),
+    "expire_tokens": _before(lambda request: request.control.expire_tokens()),
+    "hide": _before(lambda request: request.control.hide(_series(request))),
+    "replace": _before(lambda request: request.control.replace(_series(request), hidden=False)),
+    "custom": _custom,
 }
 
 

@@ -1,4 +1,4 @@
-"""Run an embedded archive in this process until it is told to stop or nobody needs it."""
+"""Run an embedded archive in this process until it is stopped or nobody needs it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -24,7 +25,7 @@ FIRST_CONTACT_SECONDS = 30.0
 """How long a server with a lifeline waits for its first client."""
 
 GREETING = b"!"
-"""What a lifeline says once the connection counts."""
+"""Sent over a lifeline once the connection is counted."""
 
 _WATCH_SECONDS = 0.2
 _GOODBYE_SECONDS = 5
@@ -37,7 +38,7 @@ class Lifeline:
         port: TCP port on the loopback interface, known after :meth:`open`.
     """
 
-    def __init__(self, linger: float, farewell: Callable[[], None]) -> None:
+    def __init__(self, linger: float, farewell: Callable[[], None] | None = None) -> None:
         """Prepare a lifeline.
 
         Args:
@@ -52,17 +53,18 @@ class Lifeline:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         self._server = await asyncio.start_server(self._hold, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         self._deadline = time.monotonic() + max(FIRST_CONTACT_SECONDS, self._linger)
 
     async def until_unneeded(self) -> None:
-        """Return when there has been no connection for long enough; then none is accepted any more."""
+        """Return when there has been no connection for `linger` seconds; from then on none is accepted."""
         while self._connections or time.monotonic() < self._deadline:
             await asyncio.sleep(_WATCH_SECONDS)
-        # No await between the last look and the closing: nobody can be greeted in between.
-        self._farewell()
+        # No await between the check and the closing: no connection can be accepted in between.
+        if self._farewell is not None:
+            self._farewell()
         if self._server is not None:
             self._server.close()
 
@@ -84,60 +86,65 @@ class Lifeline:
             writer.close()
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """Where a running server is reached.
+
+    Attributes:
+        url: base URL of the archive, like ``http://127.0.0.1:8080/nbia-api``.
+        control_url: address of the control interface, or None without one.
+        lifeline_port: port of the lifeline, or None without one.
+    """
+
+    url: str
+    control_url: str | None
+    lifeline_port: int | None
+
+
 def serve(
     catalog: Catalog,
     host: str = "127.0.0.1",
     port: int = 0,
     *,
-    ready: Callable[[str], None] | None = None,
-    lifeline: bool = False,
-    linger: float = 10.0,
-    lifeline_ready: Callable[[str, int], None] | None = None,
+    ready: Callable[[Addresses], None],
+    linger: float | None = None,
     farewell: Callable[[], None] | None = None,
     control_port: int | None = None,
-    control_ready: Callable[[str], None] | None = None,
     **options: Any,
 ) -> None:
-    """Serve `catalogue` over HTTP; returns when the server has stopped.
+    """Serve `catalog` over HTTP; returns when the server has stopped.
 
     Args:
-        catalogue: what to serve.
+        catalog: what to serve.
         host: address to listen on.
         port: TCP port; 0 takes a free one.
-        ready: called with the base URL, like ``http://127.0.0.1:8080/nbia-api``, once requests are answered.
-        lifeline: stop when no client holds a lifeline any more.
-        linger: seconds without a lifeline after which to stop.
-        lifeline_ready: called with the base URL and the lifeline's port, after `ready`.
+        ready: called once requests are answered.
+        linger: seconds after which to stop when no client holds a lifeline any more; None: there is no lifeline.
         farewell: called before a server that nobody needs stops.
         control_port: TCP port of the control interface on the loopback interface, 0 for a free one; None: there is
             no control interface.
-        control_ready: called with the address of the control interface, before `ready`.
         options: of :func:`~nbia_pipeline.embedded.server.app.create_app`.
 
     Raises:
-        OSError: if a port cannot be had.
+        OSError: a port is not available.
     """
     app = create_app(catalog, **options)
-    listener = _listen(host, port)
-    control = None if control_port is None else _control_listener(listener, control_port)
-    url = f"http://{_address(listener)}{API}"
-    line = Lifeline(linger, farewell or _nothing) if lifeline else None
-
-    def started() -> None:
-        if control is not None and control_ready is not None:
-            control_ready(f"http://{_address(control)}")
-        if ready is not None:
-            ready(url)
-        if line is not None and lifeline_ready is not None:
-            lifeline_ready(url, line.port)
-
+    lifeline = None if linger is None else Lifeline(linger, farewell)
     with contextlib.ExitStack() as open_sockets:
-        listeners = [open_sockets.enter_context(sock) for sock in (listener, control) if sock is not None]
-        asyncio.run(_serve(with_control(app, control), listeners, line, started))
+        listener = open_sockets.enter_context(_listen(host, port))
+        control = None if control_port is None else open_sockets.enter_context(_listen("127.0.0.1", control_port))
+        listeners = [listener] if control is None else [listener, control]
+
+        def started() -> None:
+            control_url = None if control is None else f"http://{_address(control)}"
+            lifeline_port = None if lifeline is None else lifeline.port
+            ready(Addresses(f"http://{_address(listener)}{API}", control_url, lifeline_port))
+
+        asyncio.run(_serve(with_control(app, control), listeners, lifeline, started))
 
 
 def with_control(app: Starlette, control: socket.socket | None) -> ASGIApp:
-    """Return an application that answers as the control interface where requests come in by a socket.
+    """Return an application that answers as the control interface on the port of a socket.
 
     Args:
         app: the application of an archive.
@@ -165,18 +172,18 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 async def _serve(
-    app: ASGIApp, listeners: list[socket.socket], line: Lifeline | None, started: Callable[[], None]
+    app: ASGIApp, listeners: list[socket.socket], lifeline: Lifeline | None, started: Callable[[], None]
 ) -> None:
     server = make_server(app)
-    if line is not None:
-        await line.open()
+    if lifeline is not None:
+        await lifeline.open()
     running = asyncio.create_task(server.serve(sockets=listeners))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
     if server.started:
         started()
-    if line is not None:
-        watch = asyncio.create_task(line.until_unneeded())
+    if lifeline is not None:
+        watch = asyncio.create_task(lifeline.until_unneeded())
         await asyncio.wait([running, watch], return_when=asyncio.FIRST_COMPLETED)
         watch.cancel()
         server.should_exit = True
@@ -196,19 +203,6 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _control_listener(archive: socket.socket, port: int) -> socket.socket:
-    """Return a socket of the loopback interface; the archive's is closed if it cannot be had."""
-    try:
-        return _listen("127.0.0.1", port)
-    except OSError:
-        archive.close()
-        raise
-
-
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _nothing() -> None:
-    return None

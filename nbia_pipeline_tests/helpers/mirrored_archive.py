@@ -12,7 +12,8 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
-from nbia_pipeline.embedded.server.app import Archive, create_app
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.embedded.server.archive import Archive
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline_tests.helpers import truth
@@ -25,13 +26,13 @@ DOWNLOADS = ("getImageWithMD5Hash", "getImage", "getSingleImage")
 
 
 @dataclass
-class Site:
+class MirroredArchive:
     """An archive in which things go wrong, and one lake that mirrors a collection of it.
 
     Attributes:
         url: base URL.
         archive: the archive.
-        around: a layer around it, for faults that its control does not know; it sees every request.
+        around: the same archive in the words of tests: faults of the next calls, and every request.
         folder: the lake.
         collections: what is mirrored.
         options: how long the client waits.
@@ -137,9 +138,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def site_of(catalog: Catalog, folder: Path, **options: Any) -> Iterator[Site]:
+def mirrored_archive(catalog: Catalog, folder: Path, **options: Any) -> Iterator[MirroredArchive]:
     """Serve a catalogue in which things may go wrong."""
     app = create_app(catalog)
     around = Faults(app)
     with serving(around) as url:
-        yield Site(url, app.state.archive, around, folder, **options)
+        yield MirroredArchive(url, app.state.archive, around, folder, **options)

@@ -13,7 +13,7 @@ from nbia_pipeline_tests.helpers.tiny import Clock
 
 
 @dataclass
-class Site:
+class ArchiveClient:
     """A running archive, as a test calls it."""
 
     url: str

@@ -1,0 +1,51 @@
+"""The state of a running archive: what it holds, who is logged in, its settings, its traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nbia_pipeline.embedded.api.endpoint import Settings
+from nbia_pipeline.embedded.catalog.holdings import Holdings
+from nbia_pipeline.embedded.control.operations import Operations
+from nbia_pipeline.embedded.control.traffic import Traffic
+from nbia_pipeline.embedded.server.cache import AnswerCache
+from nbia_pipeline.embedded.server.tokens import TokenStore
+
+
+@dataclass
+class Archive:
+    """A running embedded archive.
+
+    Attributes:
+        holdings: the series and their files.
+        tokens: who is logged in.
+        settings: its settings.
+        traffic: the record of requests, the bandwidth, the planned faults.
+        cache: large answers that were rendered before.
+        control: the operations that change it while it runs.
+    """
+
+    holdings: Holdings
+    tokens: TokenStore
+    settings: Settings = field(default_factory=Settings)
+    traffic: Traffic = field(default_factory=Traffic)
+    cache: AnswerCache = field(init=False)
+    control: Operations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = AnswerCache(self.settings.scratch)
+        self.control = Operations(self.holdings, self.tokens, self.settings, self.traffic, self.forget)
+
+    def refresh(self) -> None:
+        """Take in changes of the catalog and forget the answers made from its earlier state."""
+        self.holdings.refresh()
+        self.forget()
+
+    def forget(self, collections: Iterable[str] | None = None) -> None:
+        """Forget the answers about some collections; None removes everything that is kept on disk."""
+        if collections is None:
+            self.cache.clear()
+            self.settings.scratch.clear()
+        else:
+            self.cache.forget(collections)
