@@ -32,10 +32,7 @@ def _as_v4(e: Endpoint, auth: Auth) -> Endpoint:
     """Return an endpoint of another version as v4 has it."""
     strict = "form" if e.method == "POST" else "query"
     return replace(
-        e,
-        path=f"v4/{e.path}",
-        auth=_AUTH.get(e.path, auth),
-        strict_params=None if e.path == _LENIENT else strict,
+        e, path=f"v4/{e.path}", auth=_AUTH.get(e.path, auth), strict_params=None if e.path == _LENIENT else strict
     )
 
 

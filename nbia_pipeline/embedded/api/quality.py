@@ -67,12 +67,7 @@ DOI_COLLECTIONS = Shape("DOI_COLLECTIONS", None, (*_DOI_COLLECTION, _DOI_AUTHORI
 DOI_SERIES = Shape(
     "DOI_SERIES",
     None,
-    (
-        _DOI_COLLECTION[0],
-        Key("seriesInstanceUID", "SeriesInstanceUID"),
-        _DOI_COLLECTION[1],
-        _DOI_AUTHORIZED,
-    ),
+    (_DOI_COLLECTION[0], Key("seriesInstanceUID", "SeriesInstanceUID"), _DOI_COLLECTION[1], _DOI_AUTHORIZED),
 )
 """getCollectionOrSeriesForDOI per series."""
 

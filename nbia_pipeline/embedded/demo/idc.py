@@ -22,10 +22,7 @@ _COLUMNS = (
     "series_revised_idc_version series_size_MB"
 ).split()
 _LICENSES = {
-    "CC BY 3.0": (
-        "Creative Commons Attribution 3.0 Unported License",
-        "http://creativecommons.org/licenses/by/3.0/",
-    ),
+    "CC BY 3.0": ("Creative Commons Attribution 3.0 Unported License", "http://creativecommons.org/licenses/by/3.0/"),
     "CC BY 4.0": (
         "Creative Commons Attribution 4.0 International License",
         "https://creativecommons.org/licenses/by/4.0/",

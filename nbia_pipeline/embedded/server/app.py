@@ -20,24 +20,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from nbia_pipeline.embedded.api import render
-from nbia_pipeline.embedded.api.endpoint import (
-    EMPTY,
-    UNABLE,
-    Auth,
-    Call,
-    Endpoint,
-    Reply,
-    Rows,
-    ServerFault,
-    Settings,
-)
+from nbia_pipeline.embedded.api.endpoint import EMPTY, UNABLE, Auth, Call, Endpoint, Reply, Rows, ServerFault, Settings
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.catalog.holdings import Holdings
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.traffic import Traffic
 from nbia_pipeline.embedded.server.archive import Archive
 from nbia_pipeline.embedded.server.fault_injection import FaultInjection
-from nbia_pipeline.embedded.server.tokens import TokenRequestError, TokenStore
+from nbia_pipeline.embedded.server.tokens import TokenStore
 
 API = "/nbia-api"
 SERVICES = f"{API}/services"
@@ -91,7 +81,7 @@ def create_app(
 
     app = Starlette(
         routes=[*_session_routes(archive.tokens), *(_route(archive, e) for e in ENDPOINTS)],
-        exception_handlers={HTTPException: _routing_error, ServerFault: _server_fault, Exception: _bug},
+        exception_handlers=dict.fromkeys((HTTPException, ServerFault, Exception), _failed),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -224,10 +214,7 @@ def _session_routes(tokens: TokenStore) -> Iterator[Route]:
 
     async def token(request: Request) -> Response:
         form = await _form(request)
-        try:
-            status, body = tokens.grant({name: values[0] for name, values in form.items()})
-        except TokenRequestError as error:
-            raise ServerFault(str(error)) from error
+        status, body = tokens.grant({name: values[0] for name, values in form.items()})
         return JSONResponse(body, status)
 
     async def logout(request: Request) -> Response:
@@ -263,21 +250,10 @@ def _response(reply: Reply) -> Response:
     return StreamingResponse(reply.body, reply.status, headers)
 
 
-def _unable(message: str | None) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer an error. Server: its catch-all mapper turns all into a 500, unknown paths and wrong methods too."""
+    message = error.message if isinstance(error, ServerFault) else str(error)
+    if isinstance(error, HTTPException):
+        message = f"HTTP {error.status_code} {error.detail}"
     text = UNABLE if message is None else f"{UNABLE}\n{message}"
     return _response(Reply(text.encode(), 500, "text/plain"))
-
-
-async def _routing_error(request: Request, error: Exception) -> Response:
-    """Answer unknown paths and wrong methods. Server: its catch-all mapper turns both into a 500."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class only
-    return _unable(f"HTTP {error.status_code} {error.detail}")
-
-
-async def _server_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServerFault)  # noqa: S101 - registered for this class only
-    return _unable(error.message)
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    return _unable(str(error))
