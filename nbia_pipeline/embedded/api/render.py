@@ -30,17 +30,7 @@ _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 # Backslash comes first: the other replacements add backslashes of their own.
-_JSON_ESCAPES = {
-    "\\": "\\\\",
-    '"': '\\"',
-    "/": "\\/",
-    "\b": "\\b",
-    "\t": "\\t",
-    "\n": "\\n",
-    "\f": "\\f",
-    "\r": "\\r",
-    **{chr(code): f"\\u{code:04x}" for code in range(32) if chr(code) not in "\b\t\n\f\r"},
-}
+_JSON_ESCAPES = {c: json.dumps(c)[1:-1] for c in ("\\", '"', *map(chr, range(32)))} | {"/": "\\/"}
 _JSON_SPECIAL = "".join(_JSON_ESCAPES).encode()
 # Server: v4 reads these straight from SQL, whose decimals keep their zeros in CSV.
 _NATIVE_DECIMALS = frozenset({"SeriesNumber", "LongitudinalTemporalOffsetFromEvent"})
@@ -49,8 +39,7 @@ _NATIVE_DECIMALS = frozenset({"SeriesNumber", "LongitudinalTemporalOffsetFromEve
 def with_native_decimals(shape: Shape) -> Shape:
     """Return `shape` as v4 writes it in CSV: decimal numbers like ``500.000000``."""
     return replace(
-        shape,
-        keys=tuple(replace(k, form=Form.DECIMAL_TEXT) if k.name in _NATIVE_DECIMALS else k for k in shape.keys),
+        shape, keys=tuple(replace(k, form=Form.DECIMAL_TEXT) if k.name in _NATIVE_DECIMALS else k for k in shape.keys)
     )
 
 

@@ -134,7 +134,7 @@ class Holdings:
         parts = [
             _with_visibility(state.slices[name], visibility)
             for name in _named(state.slices, collection, ignore_case)
-            if _permitted(state, name, rights)
+            if rights is None or name not in state.catalog.restricted or name in rights
         ]
         return pa.concat_tables(parts) if parts else state.catalog.series.slice(0, 0)
 
@@ -177,10 +177,6 @@ def filled_in(series: pa.Table) -> pa.Table:
             position = series.schema.get_field_index(name)
             series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
     return series
-
-
-def _permitted(state: _State, collection: str, rights: Collection[str] | None) -> bool:
-    return rights is None or collection not in state.catalog.restricted or collection in rights
 
 
 def _compact(table: pa.Table) -> pa.Table:

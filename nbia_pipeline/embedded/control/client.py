@@ -110,8 +110,7 @@ class Control:
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of all series, of any visibility; times as ISO 8601."""
-        rows: list[dict[str, Any]] = self._do("series", collection=collection)
-        return rows
+        return list(self._do("series", collection=collection))
 
     def add_collection(self, name: str, description: str = "", uri: str = "", restricted: bool = False) -> None:
         """Add a collection or change its description."""
@@ -122,7 +121,7 @@ class Control:
         self._do("cart", name=name, series=series)
 
     def expire_tokens(self) -> None:
-        """Let every token run out now."""
+        """Let every token expire now."""
         self._do("expire_tokens")
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
@@ -151,13 +150,11 @@ class Control:
 
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
         """Return the requests so far: method, path, endpoint, query, status, bytes, seconds, fault."""
-        records: list[dict[str, Any]] = self._do("requests", clear=clear)
-        return records
+        return list(self._do("requests", clear=clear))
 
     def events(self) -> list[dict[str, Any]]:
         """Return the changes so far, in order: time, action, series, columns."""
-        events: list[dict[str, Any]] = self._do("events")
-        return events
+        return list(self._do("events"))
 
     def reset(self) -> None:
         """Undo everything."""

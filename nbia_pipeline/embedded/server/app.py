@@ -55,12 +55,12 @@ def create_app(
 
     Args:
         catalog: what it serves.
-        token_lifetime: seconds that an access token lives (guide: 7200).
-        refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
+        token_lifetime: lifetime of an access token in seconds (guide: 7200).
+        refresh_lifetime: lifetime of a refresh token in seconds; None: that of an access token.
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
-        clock: seconds from any start, never going back; what the life of tokens is measured with.
+        clock: a monotonic clock in seconds; measures the lifetime of tokens.
         latency: seconds before every answer.
-        bandwidth: bytes per second of every answer; None: no bound.
+        bandwidth: bytes per second of every answer; None: no limit.
 
     Returns:
         The application; its ``state.archive`` is the :class:`Archive`, whose ``control`` changes it.
@@ -86,7 +86,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.archive = archive
-    # Outside even of Starlette's own layers: faults need the connection itself.
+    # Outside of Starlette's own layers too: faults need the connection itself.
     app.middleware_stack = FaultInjection(app.build_middleware_stack(), API, archive.traffic, archive.control)
     return app
 
@@ -192,11 +192,9 @@ def _body(rows: Rows, pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
 
 def _format_of(endpoint: Endpoint, call: Call) -> str | None:
     """Return the value of ``format``, or None where it is not given or not read."""
-    if "format" not in endpoint.allowed:
-        return None
     if endpoint.method == "GET":
         return call.query.get("format")
-    return call.form.get("format", [None])[0]
+    return call.form.get("format", [None])[0] if "format" in endpoint.allowed else None
 
 
 def _route(archive: Archive, endpoint: Endpoint) -> Route:

@@ -1,4 +1,4 @@
-"""The outermost layer of an embedded archive: it keeps the record, slows answers down, and injects faults."""
+"""The outermost layer of an embedded archive: it records requests, slows answers down, and injects faults."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class FaultInjection:
         """Wrap an application.
 
         Args:
-            app: what answers truly.
+            app: the application that answers correctly.
             base: path of the base URL, which the record leaves out.
             traffic: how answers flow.
-            control: what faults do to the archive.
+            control: the operations that some faults call.
         """
         self._app = app
         self._base = base
@@ -50,7 +50,7 @@ class FaultInjection:
         self._control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or do what is planned instead."""
+        """Answer one request, or apply the fault that is planned for it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -108,8 +108,8 @@ class _ThrottledSend:
             await self._send({**message, "body": body[start : start + CHUNK_BYTES]})
 
     def hang_up(self, *, at_once: bool) -> bool:
-        """End the connection: with a reset, or after all that was sent; return whether it could be got at."""
-        # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
+        """End the connection: with a reset, or after all that was sent; return whether it was accessible."""
+        # uvicorn's `send` is a method of the object that owns the connection; ASGI itself gives no access to it.
         transport = getattr(getattr(self._send, "__self__", None), "transport", None)
         if transport is None:
             return False
@@ -122,7 +122,7 @@ class _ThrottledSend:
 
 
 def _reset_on_close(line: Any) -> None:
-    """Let a connection end with a reset; only by a second handle, because event loops hide the first one."""
+    """Make the close of a connection send a reset; by a second handle, because event loops hide the first one."""
     with socket.socket(fileno=os.dup(line.fileno())) as handle:
         # Closing with a linger of 0 seconds sends it.
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -130,7 +130,7 @@ def _reset_on_close(line: Any) -> None:
 
 @dataclass(frozen=True)
 class _FaultedRequest:
-    """A request that a fault strikes."""
+    """A request to which a fault is applied."""
 
     app: ASGIApp
     scope: Scope
@@ -141,7 +141,7 @@ class _FaultedRequest:
     control: Operations
 
     async def true_answer(self) -> tuple[Message, bytes]:
-        """Return the start and the whole body of what the archive would answer."""
+        """Return the start and the complete body of the correct answer."""
         sent: list[Message] = []
 
         async def keep(message: Message) -> None:
@@ -151,7 +151,7 @@ class _FaultedRequest:
         return sent[0], b"".join(message.get("body", b"") for message in sent[1:])
 
     async def answer(self, start: Message, body: bytes, more: bool = False) -> None:
-        """Send a start and a body; a stated length is made to fit."""
+        """Send a start and a body; a Content-Length is adapted."""
         headers = [(n, v) for n, v in start["headers"] if n != b"content-length"]
         stated = len(headers) < len(start["headers"])
         if stated and not more:
@@ -160,7 +160,7 @@ class _FaultedRequest:
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def say(self, status: int, body: bytes, kind: str | None = None, **headers: str) -> None:
-        """Answer with something that the archive would not say."""
+        """Send an answer that the archive itself would not give."""
         named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         if kind is not None:
             named.append((b"content-type", kind.encode()))
@@ -169,17 +169,17 @@ class _FaultedRequest:
         await self.send({"type": "http.response.body", "body": body})
 
     async def hang_up(self, *, at_once: bool) -> None:
-        """End the connection; where it cannot be got at, the server does so when the application returns."""
+        """End the connection; where it is not accessible, the server does so when the application returns."""
         if self.send.hang_up(at_once=at_once):
             await self.gone()
 
     async def gone(self) -> None:
-        """Wait until the client has gone."""
+        """Wait until the client has disconnected."""
         while (await self.receive())["type"] != "http.disconnect":
             await asyncio.sleep(0)
 
     def part(self, body: bytes) -> int:
-        """Return where in a body the fault strikes."""
+        """Return the position in a body at which the fault is applied."""
         return min(int(len(body) * self.fault.fraction), max(len(body) - 1, 0))
 
 
@@ -192,7 +192,7 @@ async def _status(turn: _FaultedRequest) -> None:
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
         await turn.say(status, f"{UNABLE}\nnull".encode(), "text/plain", **more)
     else:
-        # What stands before the server says these: a proxy, in HTML.
+        # These come from a proxy in front of the server, as HTML.
         page = f"<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>"
         await turn.say(status, page.encode(), "text/html", **more)
 
@@ -231,7 +231,7 @@ async def _stall(turn: _FaultedRequest) -> None:
 
 
 def _changed(change: Callable[[_FaultedRequest, bytes], bytes]) -> Callable[[_FaultedRequest], Awaitable[None]]:
-    """Make a fault that answers truly but for a changed body; the change runs in a thread."""
+    """Make a fault that changes the body of the correct answer; the change runs in a thread."""
 
     async def fault(turn: _FaultedRequest) -> None:
         start, body = await turn.true_answer()
@@ -252,10 +252,10 @@ def _ended_early(turn: _FaultedRequest, body: bytes) -> bytes:
 
 
 def _before(deed: Callable[[_FaultedRequest], Any]) -> Callable[[_FaultedRequest], Awaitable[None]]:
-    """Make a fault that does something to the archive and then answers truly."""
+    """Make a fault that changes the archive and then answers correctly."""
 
     async def fault(turn: _FaultedRequest) -> None:
-        # What is asked for by a wrong UID cannot be hidden; the answer says so itself.
+        # A series of an unknown UID cannot be hidden; the answer itself reports it.
         with contextlib.suppress(OperationError):
             await run_in_threadpool(deed, turn)
         await turn.app(turn.scope, turn.receive, turn.send)
@@ -291,7 +291,7 @@ def _first(fields: bytes) -> dict[str, str]:
 
 
 async def _replayed(receive: Receive) -> tuple[Receive, bytes]:
-    """Read the body of a request; return it, and a `receive` that gives it once more."""
+    """Read the body of a request; return it, and a `receive` that returns it again."""
     body, more = b"", True
     while more:
         message = await receive()
