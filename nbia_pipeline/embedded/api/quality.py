@@ -47,7 +47,6 @@ QC_V2 = Shape(
 )
 """getSeriesQCInfo of v2."""
 
-
 _KEYS_V4 = shapes.METADATA_V4.keys
 _POSITION = [key.name for key in _KEYS_V4].index("ReleasedStatus")
 QC_V4 = replace(

@@ -230,9 +230,8 @@ class Operations:
     def cart(self, name: str, series: Uids) -> None:
         """Share a cart of series under a name; an existing one of that name is replaced."""
         with self._lock:
-            uids = _listed(series)
-            carts = {**self._holdings.catalog.carts, name: tuple(uids)}
-            self._swap("cart", uids, {}, {"name": name}, carts=carts)
+            carts = {**self._holdings.catalog.carts, name: tuple(_listed(series))}
+            self._swap("cart", carts[name], {}, {"name": name}, carts=carts)
 
     # --- tokens
 
