@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, build_news_asset, build_table_assets
+from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, build_released_asset, build_table_assets
 from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.jobs import build_jobs
@@ -55,7 +55,7 @@ def build_definitions(
             *(_kept_fresh(a) for a in build_table_assets(names)),
             build_images_asset(names),
             build_cart_asset(names),
-            build_news_asset(names),
+            build_released_asset(names),
         ],
         asset_checks=[*build_checks(names), build_cart_check(names)],
         jobs=jobs,

@@ -1,6 +1,6 @@
-"""The metadata of a collection's series, asked for where they are new: of added, revised and returned series only.
+"""The metadata of a collection's series, requested only for series that were added, revised or returned.
 
-The table accounts for a number of rows of ``series_changes``: those after them name the series to ask for anew.
+The table accounts for a number of rows of ``series_changes``: the rows after them name the series to ask for again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
-from nbia_pipeline.changes.feed import is_recorded
+from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
@@ -26,7 +26,7 @@ class Metadata:
 
     Attributes:
         table: rows of ``series_metadata``.
-        facts: what is true of it as a whole, for the lake.
+        properties: properties of the table for the lake.
         asked: series that the archive was asked about.
         kept: series whose rows the lake had, and which did not change since.
     """
@@ -40,13 +40,13 @@ class Metadata:
 def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, full: bool = False) -> Metadata:
     """Return the metadata of the series that the collection's ``series`` table lists.
 
-    A series is asked about if the table has no row of it, or if the feed of changes says that it was added, revised
-    or returned since. All are asked about where the feed does not know the present listing, or the rows came in
-    another dialect. A series that the archive has no metadata of has no row, and is asked about again the next time.
+    The archive is asked about a series if the table has no row of it, or if it was added, revised or returned since
+    by the feed of changes; about all series if the feed does not account for the present listing, or if the rows
+    came in another dialect. A series without metadata has no row, and is asked about again the next time.
 
     Args:
         client: the archive.
-        lake: the lake; it is read only.
+        lake: the lake; it is only read.
         collection: which one.
         api: dialect of the client, ``v2`` or ``v4``.
         full: ask about every series.

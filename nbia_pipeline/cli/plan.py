@@ -89,7 +89,7 @@ def _plans(
     lake: Lake, settings: Settings, collections: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Plan], list[str]]:
     """Return the plan of each collection, and what a person should know about them."""
-    from nbia_pipeline.changes.feed import present_series
+    from nbia_pipeline.changes.present import present_series
     from nbia_pipeline.mirror.commit import current_receipts
     from nbia_pipeline.mirror.plan import make_plan
     from nbia_pipeline.schema.tables import SERIES

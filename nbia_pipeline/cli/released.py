@@ -44,14 +44,14 @@ def run(options: argparse.Namespace) -> int:
     """Print what is new; 1 if the archive cannot be asked."""
     # Imported here: `--help` needs no Dagster.
     from nbia_pipeline.archive import ArchiveError
-    from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_news
+    from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
     from nbia_pipeline.defs.resources import client_of
     from nbia_pipeline.settings import Settings, SettingsError
 
     since = options.since or clock.utc_now().date() - LOOK_BACK
     try:
         with client_of(Settings.from_env()) as client:
-            found = ask_news(client, options.collection, since)
+            found = ask_released(client, options.collection, since)
     except (SettingsError, ArchiveError) as e:
         sys.stdout.flush()
         return fail(str(e))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.selection import rows_of_cart
 from nbia_pipeline.mirror.series import in_order_of

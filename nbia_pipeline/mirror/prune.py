@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
+from nbia_pipeline.changes.present import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import encode
 from nbia_pipeline.mirror.commit import commit

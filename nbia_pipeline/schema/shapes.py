@@ -87,20 +87,20 @@ class Shape:
         return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in self.keys if k.column])
 
     def columns_by_wire_name(self) -> dict[str, str | None]:
-        """Map each spelling, normalised by :func:`normalise`, to its column (None: not wanted)."""
+        """Map each spelling, normalised by :func:`normalize`, to its column (None: not wanted)."""
         return self._columns_by_wire_name
 
     @cached_property
     def _columns_by_wire_name(self) -> dict[str, str | None]:
         return {
-            normalise(spelling): key.column
+            normalize(spelling): key.column
             for key in self.keys
             for spelling in (key.name, key.guide)
             if spelling is not None
         }
 
 
-def normalise(wire_name: str) -> str:
+def normalize(wire_name: str) -> str:
     """Return a key without spaces and case, so that the guide's and the server's spellings meet."""
     return wire_name.replace(" ", "").casefold()
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
+from nbia_pipeline.changes.present import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import encode
 from nbia_pipeline.mirror.commit import Receipt, commit

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
+from nbia_pipeline.changes.present import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import MD5, commit
 from nbia_pipeline.mirror.unpack import series_md5

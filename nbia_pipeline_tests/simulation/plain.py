@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.changes.feed import returned_collections, vanished_collections
 from nbia_pipeline.changes.metadata import metadata_of
+from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
 from nbia_pipeline.defs.assets.settling import committed, listed_series

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
+from nbia_pipeline.changes.present import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.schema.tables import SERIES

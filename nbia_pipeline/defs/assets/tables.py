@@ -13,8 +13,8 @@ from pydantic import Field
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer, NbiaClient
-from nbia_pipeline.changes.feed import returned_collections, vanished_collections
 from nbia_pipeline.changes.metadata import metadata_of
+from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, note_collections
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
