@@ -105,9 +105,9 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
             lake,
             shares,
             threads=options.threads,
-            opinion=digest_check(client) if client else None,
+            extra_check=digest_check(client) if client else None,
             enough=_enough(options.seconds),
-            tell=_Teller(),
+            on_progress=_Teller(),
         )
     print(_summary(done))
     _print_damage(done.damaged)
@@ -123,14 +123,14 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
 def _mended(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:
     """Fetch damaged series anew and read them again; False if any of them is not whole now."""
     from nbia_pipeline.verify.refetch import mend
-    from nbia_pipeline.verify.rehash import read_again, share_of
+    from nbia_pipeline.verify.rehash import plan_series, read_again
 
     lake.check_writable()
     from nbia_pipeline.defs.resources import client_of
 
     with client_of(settings) as client:
         outcome = mend(client, lake, damaged, tell=lambda receipt: print(f"  {_receipt_text(receipt)}", flush=True))
-    again = read_again(lake, [share_of(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
+    again = read_again(lake, [plan_series(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
     print(f"mended {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)
     for uid, why in list(outcome.failures.items())[:SHOWN]:

@@ -62,14 +62,14 @@ def mend(
         LakeError: the lake cannot be written.
     """
     mended = Mended()
-    for collection in sorted({v.held.collection for v in damaged}):
-        findings = {v.held.uid: v.finding or "" for v in damaged if v.held.collection == collection}
+    for collection in sorted({v.series.collection for v in damaged}):
+        findings = {v.series.uid: v.finding or "" for v in damaged if v.series.collection == collection}
         series = present_series(lake, collection)
         wanted = [w for w in wanted_series(series) if w.SeriesInstanceUID in findings]
         listed = {w.SeriesInstanceUID for w in wanted}
         mended.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
         # An outdated series is whole: it stays complete until the archive's present one takes its place.
-        outdated = {v.held.uid for v in damaged if v.outdated}
+        outdated = {v.series.uid for v in damaged if v.outdated}
         _demote(lake, collection, {uid: findings[uid] for uid in listed - outdated})
         for batch in batches(wanted):
             _fetch(client, lake, collection, series, batch, mended, tell)

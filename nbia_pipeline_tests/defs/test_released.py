@@ -192,7 +192,9 @@ def test_a_long_report_is_cut_and_its_figures_are_not(
 def test_a_bad_day_in_the_config_is_a_sentence(url: str, tmp_path: Path, instance: dg.DagsterInstance) -> None:
     result = report(url, tmp_path, instance, "01/02/2024")
     (event,) = [e for e in result.all_events if e.is_step_failure]
-    assert event.step_failure_data.user_failure_data.description == "since is '01/02/2024': use a day such as 2024-01-01"
+    assert (
+        event.step_failure_data.user_failure_data.description == "since is '01/02/2024': use a day such as 2024-01-01"
+    )
 
 
 def test_the_report_is_in_no_job() -> None:

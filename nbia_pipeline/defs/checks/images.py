@@ -121,7 +121,8 @@ def intact(subject: Subject) -> Report:
         "bytes_per_second": round(done.rate),
     }
     findings = (
-        Finding(v.held.collection, f"series {v.held.uid} is damaged, {v.finding}", v.held.uid) for v in done.damaged
+        Finding(v.series.collection, f"series {v.series.uid} is damaged, {v.finding}", v.series.uid)
+        for v in done.damaged
     )
     return Report(findings, properties, mend=lambda first: refetch.COMMAND)
 
