@@ -61,7 +61,7 @@ def diff(state: pa.Table, listed: pa.Table, observation: Observation) -> tuple[p
         listed: table ``series``; of rows with the same UID the first counts.
         observation: when and how it was listed.
     """
-    listed = _once_each(listed)
+    listed = first_of_each(listed, UID)
     at = pc.index_in(listed[UID], value_set=state[UID])
     fresh = _as_state(_chosen(listed, pc.is_null(at)), version=1)
     now, returned, revisions = _present(state, at.drop_null(), _chosen(listed, pc.is_valid(at)), observation)
@@ -73,10 +73,6 @@ def diff(state: pa.Table, listed: pa.Table, observation: Observation) -> tuple[p
         _rows(gone.filter(lost), WITHDRAWN, observation),
     ]
     return pa.concat_tables(changes), pa.concat_tables([now, gone, fresh])
-
-
-def _once_each(listed: pa.Table) -> pa.Table:
-    return listed if pc.count_distinct(listed[UID]).as_py() == listed.num_rows else first_of_each(listed, UID)
 
 
 def _chosen(table: pa.Table, mask: Any) -> pa.Table:

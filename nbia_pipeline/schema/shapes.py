@@ -87,7 +87,7 @@ class Shape:
         return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in self.keys if k.column])
 
     def columns_by_wire_name(self) -> dict[str, str | None]:
-        """Map each spelling, normalised by :func:`normalize`, to its column (None: not wanted)."""
+        """Map each spelling, normalized by :func:`normalize`, to its column (None: not wanted)."""
         return self._columns_by_wire_name
 
     @cached_property
@@ -198,7 +198,7 @@ SERIES_SIZE = Shape(
 )
 SOP_INSTANCE_UIDS = Shape("SOP_INSTANCE_UIDS", None, _keys("SOPInstanceUID"))
 
-# Every value is a string. "File Location" holds the Study ID; descriptions are sanitised.
+# Every value is a string. "File Location" holds the Study ID; descriptions are sanitized.
 META27 = Shape(
     "META27",
     SERIES_METADATA,
@@ -279,9 +279,9 @@ DESCRIPTIONS = Shape(
     ),
 )
 
-# The lake has no table for these: a licence, a DICOM attribute, what a DOI stands for.
+# The lake has no table for these: a license, a DICOM attribute, what a DOI stands for.
 LICENSES = Shape(
-    "LICENCES",
+    "LICENSES",
     None,
     (
         Key("longName", "LicenseName"),

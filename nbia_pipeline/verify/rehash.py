@@ -155,7 +155,8 @@ def read_again(
         LakeError: the tables of the lake cannot be read.
     """
     run = VerifyRun(sum(p.series for p in planned), sum(p.bytes for p in planned))
-    started = time.monotonic()
+    started = recorded_at = time.monotonic()
+    unrecorded: list[VerifyResult] = []
 
     def over() -> bool:
         run.seconds = time.monotonic() - started
@@ -167,11 +168,23 @@ def read_again(
         for part in planned:
             for result in reader.results(_stored(lake, part.collection, part.only)):
                 run.add(result)
+                unrecorded.append(result)
                 run.seconds = time.monotonic() - started
+                if time.monotonic() - recorded_at > RECORD_SECONDS:
+                    _record(lake, unrecorded)
+                    unrecorded, recorded_at = [], time.monotonic()
                 on_progress(run)
     finally:
         reader.close()
+        _record(lake, unrecorded)
     return run
+
+
+def _record(lake: Lake, results: Sequence[VerifyResult]) -> None:
+    try:
+        record(lake, results)
+    except LakeError as e:
+        log.warning("cannot record which series were verified, the next run begins with them again: %s", e)
 
 
 def digest_check(client: NbiaClient) -> ExtraCheck:
@@ -190,7 +203,7 @@ def digest_check(client: NbiaClient) -> ExtraCheck:
 
 
 class _Reader:
-    """Threads that read series, and their results until these are recorded."""
+    """Threads that read series."""
 
     def __init__(self, lake: Lake, threads: int, over: Callable[[], bool], extra_check: ExtraCheck | None) -> None:
         self._lake = lake
@@ -199,8 +212,6 @@ class _Reader:
         self._ahead = 2 * threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="nbia-verify")
         self._stop = threading.Event()
-        self._unrecorded: list[VerifyResult] = []
-        self._recorded_at = time.monotonic()
 
     def results(self, series: Sequence[StoredSeries]) -> Iterator[VerifyResult]:
         """Yield the results of series of one collection until it is over; what looks damaged is read again."""
@@ -209,17 +220,15 @@ class _Reader:
             suspects = []
             for result in self._read(chunk, self._over):
                 if result.finding is None:
-                    yield self._keep(result)
+                    yield result
                 else:
                     suspects.append(result)
-            for result in self._read_suspects(suspects):
-                yield self._keep(result)
+            yield from self._read_suspects(suspects)
 
     def close(self) -> None:
-        """Stop reading, and record the results until now."""
+        """Stop reading."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
-        self._record()
 
     def _read(self, series: Sequence[StoredSeries], over: Callable[[], bool]) -> Iterator[VerifyResult]:
         rows = _rows(self._lake, series)
@@ -245,7 +254,7 @@ class _Reader:
             if not suspects:
                 return
             before = {s.series.uid: s.series for s in suspects}
-            fresh = self._as_committed(suspects[0].series.collection, frozenset(before))
+            fresh = _as_committed(self._lake, suspects[0].series.collection, frozenset(before))
             suspects = []
             for result in self._read(fresh, lambda: False):
                 if result.finding is None or _same_receipt(result.series, before[result.series.uid]):
@@ -254,27 +263,15 @@ class _Reader:
                     suspects.append(result)
         yield from suspects
 
-    def _as_committed(self, collection: str, uids: frozenset[str]) -> list[StoredSeries]:
-        """Return series by tables that include what runs published meanwhile; pruned series are left out."""
-        try:
-            listed, withdrawn = present_series(self._lake, collection), withdrawn_series(self._lake, collection)
-            commit(self._lake, collection, listed, withdrawn=withdrawn, clear_mark=False)
-        except LakeError as e:
-            log.warning("%s: cannot commit what runs may have published meanwhile: %s", collection, e)
-        return _stored(self._lake, collection, uids)
 
-    def _keep(self, result: VerifyResult) -> VerifyResult:
-        self._unrecorded.append(result)
-        if time.monotonic() - self._recorded_at > RECORD_SECONDS:
-            self._record()
-        return result
-
-    def _record(self) -> None:
-        results, self._unrecorded, self._recorded_at = self._unrecorded, [], time.monotonic()
-        try:
-            record(self._lake, results)
-        except LakeError as e:
-            log.warning("cannot record which series were verified, the next run begins with them again: %s", e)
+def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[StoredSeries]:
+    """Return series by tables that include what runs published meanwhile; pruned series are left out."""
+    try:
+        listed, withdrawn = present_series(lake, collection), withdrawn_series(lake, collection)
+        commit(lake, collection, listed, withdrawn=withdrawn, clear_mark=False)
+    except LakeError as e:
+        log.warning("%s: cannot commit what runs may have published meanwhile: %s", collection, e)
+    return _stored(lake, collection, uids)
 
 
 def _stored(lake: Lake, collection: str, only: frozenset[str] | None) -> list[StoredSeries]:

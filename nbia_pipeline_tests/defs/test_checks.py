@@ -132,10 +132,10 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
     uid = rows[0]["SeriesInstanceUID"]
     assert table.records[0].data["finding"] == f"series {uid} is quarantined: short by one"
     command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:10])
-    assert complete.metadata["mend"].value == f"`{command}`"
+    assert complete.metadata["remedy"].value == f"`{command}`"
     assert complete.description is not None
     assert f"13 findings, the first: series {uid} is quarantined: short by one" in complete.description
-    assert "To mend it: nbia-pipeline run --series" in complete.description
+    assert "To fix it: nbia-pipeline run --series" in complete.description
     # Nothing is held, so that nothing lacks a licence or can be damaged.
     assert [name for name in CHECKS if not checks[name].passed] == ["complete"]
 
@@ -205,7 +205,7 @@ def test_damage_is_told_until_it_is_mended(
     (finding,) = found(report)
     assert (finding.collection, finding.series) == (CT, uid)
     assert finding.what.startswith(f"series {uid} is damaged, of ") and ": missing " in finding.what
-    assert report.mend([finding]) == "nbia-pipeline verify --damaged --mend"
+    assert report.remedy([finding]) == "nbia-pipeline verify --damaged --mend"
     # However little is read, what is known to be damaged is read first.
     monkeypatch.setattr(images, "INTACT_BYTES", 1)
     for _ in range(3):
@@ -308,7 +308,7 @@ def test_series_without_a_licence_are_found(lake: Lake, subject: Subject) -> Non
     )
     rows = change(lake, SERIES, CT, lambda r: r.update(next(states, {})))
     (finding,) = found(images.licensed(subject))
-    assert finding.what == "2 series name no licence: " + ", ".join(r["SeriesInstanceUID"] for r in rows[:2])
+    assert finding.what == "2 series name no license: " + ", ".join(r["SeriesInstanceUID"] for r in rows[:2])
 
 
 def test_what_is_not_in_the_lake_needs_no_licence(lake: Lake, subject: Subject) -> None:

@@ -97,7 +97,7 @@ def test_a_study_is_shown_with_the_number_of_its_new_series(capsys: pytest.Captu
 @pytest.mark.usefixtures("ask", "control")
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tcga-demo", "did you mean TCGA-DEMO?"), ("QIN_Brest.v2", "QIN_Breast.v2"), ("Zzz", "it lists")],
+    [("tcga-demo", "did you mean TCGA-DEMO?"), ("QIN_Brest.v2", "QIN_Breast.v2"), ("Zzz", "there are")],
 )
 def test_an_unknown_collection_comes_with_what_looks_like_it(
     capsys: pytest.CaptureFixture[str], name: str, hint: str

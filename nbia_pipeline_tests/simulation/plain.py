@@ -82,7 +82,7 @@ class PlainRuns:
         tables._write(SERIES, self._source(client), lambda: Fetched(client.series(collection)), collection)
 
     def _changes(self, client: NbiaClient, collection: str) -> None:
-        changes.note_changes(self._lake, collection, RUN, ChangesConfig())
+        changes.record_collection(self._lake, collection, RUN, ChangesConfig())
 
     def _metadata(self, client: NbiaClient, collection: str) -> None:
         def fetch() -> Fetched:

@@ -15,7 +15,7 @@ from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
-from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, note_collections
+from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialisation_metadata
@@ -37,8 +37,8 @@ class Fetched:
 
     Attributes:
         rows: the rows.
-        facts: what is true of them as a whole, beside when and in which dialect they were asked.
-        figures: what there is to say of the fetch, for the UI.
+        properties: of the table, in addition to when and in which dialect the archive was asked.
+        figures: of the fetch, for the UI.
     """
 
     rows: pa.Table
@@ -52,8 +52,8 @@ class Source:
 
     Attributes:
         client: the archive.
-        api: the dialect that it is asked in.
-        lake: the lake that it goes to.
+        api: dialect of the client.
+        lake: where the table is written to.
     """
 
     client: NbiaClient
@@ -62,17 +62,17 @@ class Source:
 
 
 class MetadataConfig(dg.Config):
-    """What a run of ``series_metadata`` asks."""
+    """What a run of ``series_metadata`` asks for."""
 
     full: bool = Field(
         default=False,
-        description="Ask about all series, not only about new and revised ones: for what the series table cannot "
-        "show, such as the SOP class.",
+        description="Ask about all series, not only about new and revised ones: finds changes that the series table "
+        "does not show, such as another SOP class.",
     )
 
 
 def build_table_assets(names: Naming) -> list[dg.AssetsDefinition]:
-    """Return the table assets of one archive, in the order of the design's table."""
+    """Return the table assets of one archive."""
     return [
         _collections(names),
         _values(names, t.MODALITIES, NbiaClient.modality_values),
@@ -98,8 +98,8 @@ def _collections(names: Naming) -> dg.AssetsDefinition:
             metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
             lake.sweep(keep=staged_by_journal(lake))
             vanished = vanished_collections(lake)
-            # Nothing else would: what the archive does not list has no listing of series, and no run of its own.
-            note_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
+            # No other step does: a collection that the archive does not list has no listing of series, and no run.
+            record_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
         kept = lake.read_table(t.COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
         new = register(context.instance, names.partitions, kept)
         return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new), "vanished": len(vanished)})
@@ -133,7 +133,7 @@ def _series(names: Naming) -> dg.AssetsDefinition:
     def series(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
             # One collection that fails for days must not keep the changes of all others from the feed.
-            note_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
+            record_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
 
         return _each(names, t.SERIES, context, lambda source, c: Fetched(source.client.series(c)), salvage)
 
@@ -177,15 +177,15 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
     Args:
         settings: the names and globs.
         listed: what the archive lists.
-        known: what the lake has tables of. One of these that is not listed any more was withdrawn: no error of the
-            settings.
+        known: what the lake has tables of. One of these that is not listed any more was withdrawn, which is not an
+            error of the settings.
 
     Raises:
         BadAnswer: the archive lists none at all.
         SettingsError: a name or glob of NBIA_COLLECTIONS or NBIA_IMAGES matches nothing.
     """
     if not listed:
-        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try later")
+        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try again later")
     for variable, patterns in (("NBIA_COLLECTIONS", settings.collections), ("NBIA_IMAGES", settings.images or ())):
         for pattern, similar in unmatched(patterns, [*listed, *known]).items():
             hint = f"did you mean {', '.join(similar)}?" if similar else f"there are {_some(listed)}"
@@ -223,13 +223,13 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
 
 def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
     started = time.perf_counter()
-    # Before the question: what changes meanwhile is of a later listing.
+    # Before the request: what changes meanwhile belongs to a later listing.
     properties = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
     fetched = fetch()
     if fetched.rows.num_rows == 0 and collection is not None:
         raise BadAnswer(
             f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
-            "restricted to another account. What the lake holds was left as it was"
+            "restricted to another account. The table in the lake was not changed"
         )
     size = source.lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
     seconds = time.perf_counter() - started

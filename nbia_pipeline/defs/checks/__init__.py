@@ -1,8 +1,8 @@
-"""The asset checks: what the lake holds agrees with itself, and nothing that is listed is missing.
+"""The asset checks: the tables and files of the lake are consistent, and nothing that is listed is missing.
 
-Each check looks at all collections, whichever partition was just materialized: Dagster shows one result per check,
-and a pass for one collection must not hide the failure of another. Those that cannot look at everything each time
-say what they looked at.
+Each check covers all collections, whichever partition was just materialized: Dagster shows one result per check, and
+a pass for one collection must not hide the failure of another. Checks that cannot cover everything each time show
+what they covered.
 """
 
 import dagster as dg
