@@ -51,7 +51,7 @@ class Cursor:
             gives the same digest twice; the sequence number distinguishes the two.
         digests: digest by bucket. Where those of each collection would take too many bytes, the collections share
             `SLOTS` slots, whose numbers replace their names.
-        shared: whether they do.
+        shared: whether the collections share slots.
     """
 
     day: date
@@ -154,7 +154,7 @@ def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
         found: the digests of this answer, from ``before.since(today)`` on.
     """
     changes: dict[str, list[str]] = defaultdict(list)
-    now = _share(found, before.day) if before.shared else found
+    now = _by_slot(found, before.day) if before.shared else found
     for bucket, digest in found.items():
         key = _slot(bucket, before.day) if before.shared else bucket
         if before.digests.get(key) != now[key]:
@@ -181,10 +181,10 @@ def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> C
     after = Cursor(today, before.sequence + changed, kept)
     if len(after.encode().encode()) <= CURSOR_BYTES:
         return after
-    return Cursor(today, after.sequence, _share(kept, today), shared=True)
+    return Cursor(today, after.sequence, _by_slot(kept, today), shared=True)
 
 
-def _share(found: Digests, day: date) -> dict[Bucket, str]:
+def _by_slot(found: Digests, day: date) -> dict[Bucket, str]:
     """Return one digest for all collections of a slot, by day: a bounded number of digests."""
     members: dict[Bucket, list[str]] = defaultdict(list)
     for bucket, digest in found.items():

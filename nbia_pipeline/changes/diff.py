@@ -192,7 +192,7 @@ def _apply(change: dict[str, Any], row: dict[str, Any]) -> None:
 
 
 def value_of(column: str, text: str | None) -> Any:
-    """Return what an ``OldValue`` or ``NewValue`` of a column of ``series`` stands for."""
+    """Return the value of a column of ``series`` that an ``OldValue`` or ``NewValue`` represents."""
     return pa.scalar(text, pa.string()).cast(SERIES.column(column).type).as_py()
 
 

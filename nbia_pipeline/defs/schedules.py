@@ -38,7 +38,7 @@ def build_schedules(
     """
     known = {job.name: job for job in jobs or build_jobs(names)}
     return [
-        _checked("NBIA_CATALOGUE_CRON", settings.catalogue_cron, lambda: _catalogue(names, settings, known)),
+        _checked("NBIA_CATALOGUE_CRON", settings.catalogue_cron, lambda: _catalog(names, settings, known)),
         _checked("NBIA_RECONCILE_CRON", settings.reconcile_cron, lambda: _reconcile(names, settings, known)),
     ]
 
@@ -53,7 +53,7 @@ def _checked(variable: str, cron: str, build: Callable[[], dg.ScheduleDefinition
         ) from e
 
 
-def _catalogue(
+def _catalog(
     names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(

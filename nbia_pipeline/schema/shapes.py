@@ -2,7 +2,7 @@
 
 A shape is what one family of endpoints sends in one dialect. The client reads answers by these shapes
 and the embedded archive writes them by the same ones. The spelling is the server's; where the official
-guide prints another one, it stands beside it as `guide`. Facts come from the server's source.
+guide prints another one, it is given as `guide`. The facts come from the server's source.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ DESCRIPTIONS = Shape(
     ),
 )
 
-# The lake has no table for these: a license, a DICOM attribute, what a DOI stands for.
+# The lake has no table for these: a license, a DICOM attribute, what a DOI refers to.
 LICENSES = Shape(
     "LICENSES",
     None,

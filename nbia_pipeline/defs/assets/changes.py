@@ -11,7 +11,7 @@ from nbia_pipeline.changes.diff import REVISED, kinds_of
 from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_changes
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialisation_metadata
+from nbia_pipeline.defs.metadata import materialization_metadata
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
@@ -74,7 +74,7 @@ def record_collection(
     mark_withdrawn(lake, collection)
     size = sum(lake.sizes(table_path(SERIES_CHANGES.name, collection)).values())
     seconds = time.perf_counter() - started
-    metadata = materialisation_metadata(SERIES_CHANGES, lake, summary.rows, size, seconds, collection)
+    metadata = materialization_metadata(SERIES_CHANGES, lake, summary.rows, size, seconds, collection)
     return summary, {**metadata, **_figures(summary)}
 
 

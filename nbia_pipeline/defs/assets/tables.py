@@ -18,7 +18,7 @@ from nbia_pipeline.changes.present import returned_collections, vanished_collect
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialisation_metadata
+from nbia_pipeline.defs.metadata import materialization_metadata
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.partitions import register
 from nbia_pipeline.lake import Lake
@@ -233,5 +233,5 @@ def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collectio
         )
     size = source.lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
     seconds = time.perf_counter() - started
-    figures = materialisation_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
+    figures = materialization_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}
