@@ -7,7 +7,7 @@ guide prints another one, it is given as `guide`. The facts come from the server
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -105,9 +105,16 @@ def normalize(wire_name: str) -> str:
     return wire_name.replace(" ", "").casefold()
 
 
-def _keys(text: str, **exceptions: Key) -> tuple[Key, ...]:
-    """Make keys from names parted by spaces; `exceptions` replace the plain text key of their name."""
-    return tuple(exceptions.get(name, Key(name, name)) for name in text.split())
+def _keys(text: str, table: Table | None = None, /, **exceptions: Key) -> tuple[Key, ...]:
+    """Make keys from names separated by spaces; `exceptions` replace the plain text key of their name.
+
+    Where a table is given, a key of a column that it lacks fills none.
+    """
+    keys = tuple(exceptions.get(name, Key(name, name)) for name in text.split())
+    if table is None:
+        return keys
+    columns = table.schema.names
+    return tuple(k if k.column in columns else replace(k, column=None, source=k.column) for k in keys)
 
 
 _AUTHORIZED = Key("Authorized", None, Form.NUMBER)
@@ -350,10 +357,9 @@ SERIES_V4 = Shape(
 )
 
 
-def _unwanted(name: str) -> Key:
-    return Key(name, None, source=name)
-
-
+_V4_DECIMALS = {
+    name: Key(name, name, Form.DECIMAL_TEXT) for name in ("SeriesNumber", "LongitudinalTemporalOffsetFromEvent")
+}
 METADATA_V4 = Shape(
     "META4",
     SERIES_METADATA,
@@ -366,28 +372,8 @@ METADATA_V4 = Shape(
             "AnnotationsFlag Manufacturer ManufacturerModelName PixelSpacing(mm)-Row SliceThickness(mm) "
             "SoftwareVersions ImageCount MaxSubmissionTimestamp LicenseName LicenseURI DataDescriptionURI "
             "FileSize ReleasedStatus DateReleased ThirdPartyAnalysis",
-            **{
-                **_SERIES_FORMS,
-                **_V4_RENAMES,
-                "SeriesNumber": Key("SeriesNumber", "SeriesNumber", Form.DECIMAL_TEXT),
-                "AdmittingDiagnosisDescription": Key(
-                    "AdmittingDiagnosisDescription", None, source="AdmittingDiagnosesDescription"
-                ),
-                "LongitudinalTemporalOffsetFromEvent": Key(
-                    "LongitudinalTemporalOffsetFromEvent",
-                    None,
-                    Form.DECIMAL_TEXT,
-                    source="LongitudinalTemporalOffsetFromEvent",
-                ),
-                **{
-                    name: _unwanted(name)
-                    for name in (
-                        "PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription PatientAge "
-                        "LongitudinalTemporalEventType Site PixelSpacing(mm)-Row SliceThickness(mm) "
-                        "ReleasedStatus"
-                    ).split()
-                },
-            },
+            SERIES_METADATA,
+            **{**_SERIES_FORMS, **_V4_RENAMES, **_V4_DECIMALS},
         ),
         Key("Authorized", None),
     ),

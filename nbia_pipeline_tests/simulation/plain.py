@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
 from nbia_pipeline.defs.assets.settling import committed, listed_series
-from nbia_pipeline.defs.assets.tables import Fetched, Source, describe
+from nbia_pipeline.defs.assets.tables import Source, describe
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.download import fetch_batch
@@ -86,8 +87,7 @@ class PlainRuns:
 
     def _metadata(self, client: NbiaClient, collection: str) -> None:
         def fetch() -> Fetched:
-            found = metadata_of(client, self._lake, collection, self._settings.api)
-            return Fetched(found.table, found.properties)
+            return metadata_of(client, self._lake, collection, self._settings.api)
 
         tables._write(SERIES_METADATA, self._source(client), fetch, collection)
 

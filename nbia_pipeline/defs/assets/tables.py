@@ -2,17 +2,17 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer, NbiaClient
+from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
@@ -25,25 +25,10 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import staged_by_journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
-from nbia_pipeline.schema.status import API, KEPT, LISTED_AT
+from nbia_pipeline.schema.status import KEPT
 from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What was fetched for a table.
-
-    Attributes:
-        rows: the rows.
-        properties: of the table, in addition to when and in which dialect the archive was asked.
-        figures: of the fetch, for the UI.
-    """
-
-    rows: pa.Table
-    properties: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,8 +129,7 @@ def _series_metadata(names: Naming) -> dg.AssetsDefinition:
     @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(source: Source, collection: str) -> Fetched:
-            found = metadata_of(source.client, source.lake, collection, source.api, full=config.full)
-            return Fetched(found.table, found.properties, {"asked": found.asked, "kept": found.kept})
+            return metadata_of(source.client, source.lake, collection, source.api, full=config.full)
 
         return _each(names, t.SERIES_METADATA, context, fetch)
 
@@ -223,15 +207,7 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
 
 def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
     started = time.perf_counter()
-    # Before the request: what changes meanwhile belongs to a later listing.
-    properties = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
-    fetched = fetch()
-    if fetched.rows.num_rows == 0 and collection is not None:
-        raise BadAnswer(
-            f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
-            "restricted to another account. The table in the lake was not changed"
-        )
-    size = source.lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
+    fetched, size = write_listing(source.lake, table, source.api, fetch, collection)
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}
