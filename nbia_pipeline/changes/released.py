@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 import pyarrow as pa
 
 from nbia_pipeline.archive import NbiaClient, NotAvailable
+from nbia_pipeline.text import did_you_mean, first_of, similar_names
 
 LOOK_BACK = timedelta(days=30)
 """How far back to look where nothing says since when."""
@@ -48,9 +48,7 @@ def ask_news(client: NbiaClient, collection: str, since: date) -> News:
     """
     listed = client.collection_values()
     if collection not in listed:
-        folded = {name.casefold(): name for name in listed}
-        similar = [folded[c] for c in difflib.get_close_matches(collection.casefold(), folded, n=3)]
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"there are {', '.join(listed[:10])}"
+        hint = did_you_mean(similar_names(collection, listed), f"there are {first_of(listed)}")
         raise NotAvailable(f"the archive lists no collection {collection!r} for this account: {hint}")
     patients = client.new_patients(collection, since).sort_by("PatientID")
     studies = client.new_studies(collection, since)

@@ -1,4 +1,7 @@
-"""The names that belong to one archive, so that two archives live in one code location."""
+"""The names that belong to one archive, so that two archives live in one code location; and its partitions.
+
+There is one partition per collection, never one per series: an archive has a million of those.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from nbia_pipeline.defs.partitions import PREFIX, cart_partitions, collection_partitions
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
+
+PREFIX = "nbia"
 
 Context = (
     dg.AssetExecutionContext
@@ -25,8 +29,8 @@ class Naming:
 
     Attributes:
         prefix: first part of the asset keys, ``nbia`` unless a second archive stands beside the first.
-        partitions: the collections of the archive.
-        carts: the shared carts whose images are wanted.
+        partitions: the kept collections of the archive, in their exact spelling.
+        carts: the shared carts whose images are wanted; each is added by hand, by its name.
     """
 
     prefix: str = PREFIX
@@ -34,8 +38,8 @@ class Naming:
     carts: dg.DynamicPartitionsDefinition = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "partitions", collection_partitions(self.prefix))
-        object.__setattr__(self, "carts", cart_partitions(self.prefix))
+        object.__setattr__(self, "partitions", dg.DynamicPartitionsDefinition(name=self.of("collections")))
+        object.__setattr__(self, "carts", dg.DynamicPartitionsDefinition(name=self.of("carts")))
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive."""
@@ -69,3 +73,32 @@ class Naming:
         """Return the lake resource of a running step or tick."""
         resource: LakeResource = getattr(context.resources, self.lake)
         return resource
+
+
+def register(
+    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, collections: list[str]
+) -> list[str]:
+    """Add the collections that are not partitions yet, sorted, and return them.
+
+    Partitions of collections that are gone stay: their tables and files do too.
+    """
+    name = str(partitions.name)
+    new = sorted(set(collections) - set(instance.get_dynamic_partitions(name)))
+    if new:
+        instance.add_dynamic_partitions(name, new)
+    return new
+
+
+def contiguous_ranges(keys: list[str], registered: list[str]) -> list[tuple[str, str]]:
+    """Cover `keys` by ranges of neighbors in the order of registration, as single-run backfills need them."""
+    ranges: list[tuple[str, str]] = []
+    wanted = set(keys)
+    previous: str | None = None
+    for key in registered:
+        if key in wanted:
+            if previous is not None and ranges and ranges[-1][1] == previous:
+                ranges[-1] = (ranges[-1][0], key)
+            else:
+                ranges.append((key, key))
+        previous = key
+    return ranges

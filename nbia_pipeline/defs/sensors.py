@@ -43,12 +43,14 @@ from nbia_pipeline.defs.jobs import (
     images_config,
 )
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import current_receipts
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching
+from nbia_pipeline.text import first_of
 
 # Dagster ends a tick after 60 s, but lets its function go on; so it ends by itself, with room to spare.
 TICK_SECONDS = 45.0
@@ -82,19 +84,19 @@ def build_sensors(
         jobs: what they ask for; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
     """
     known = {job.name: job for job in jobs or build_jobs(names)}
-    return [_updated_series(names, known, settings.poll_seconds), _image_backlog(names, known, settings.poll_seconds)]
+    return [_updated_series(names, settings, known), _image_backlog(names, settings, known)]
 
 
 # --- what was released
 
 
 def _updated_series(
-    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("updated_series"),
         jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOG_JOB)],
-        minimum_interval_seconds=seconds,
+        minimum_interval_seconds=settings.poll_seconds,
         required_resource_keys={names.archive},
         description=(
             "Asks the archive what was released since the last look, and a week before, and requests one run for each "
@@ -104,14 +106,14 @@ def _updated_series(
     )
     def updated_series(context: dg.SensorEvaluationContext) -> Tick:
         try:
-            return _look_for_news(names, context)
+            return _look_for_news(names, settings, context)
         except (ArchiveError, SettingsError, CursorError) as e:
-            return dg.SkipReason(f"Nothing was changed: {e}")
+            return dg.SkipReason(f"Nothing was changed: {error_text(e, settings.name_of)}")
 
     return updated_series
 
 
-def _look_for_news(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
+def _look_for_news(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
     archive = names.archive_of(context)
     now = clock.utc_now()
     today = now.date()
@@ -130,8 +132,8 @@ def _look_for_news(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
         return dg.SkipReason(_empty(since, suspicious=before.sees(since)))
     news = news_of(before, found)
     cursor = next_cursor(before, found, today, news=bool(news)).encode()
-    return _requests(names, context, archive.settings(), news, cursor) or dg.SensorResult(
-        skip_reason=_nothing_new(news, found, since), cursor=cursor
+    return _requests(names, context, settings, news, cursor) or dg.SensorResult(
+        skip_reason=_nothing_new(settings, news, found, since), cursor=cursor
     )
 
 
@@ -197,20 +199,16 @@ def _empty(since: date, suspicious: bool) -> str:
     return f"Nothing was released after {since}"
 
 
-def _nothing_new(news: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
+def _nothing_new(settings: Settings, news: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
     others = sorted(news)
     if others:
-        return f"News only of collections that NBIA_COLLECTIONS leaves out: {_some(others)}"
+        return f"News only of collections that {settings.name_of('collections')} leaves out: {first_of(others, SHOWN)}"
     return f"Nothing new: {_collections(c for c, _ in found)} released after {since} what is known already"
 
 
 def _collections(names: Iterable[str]) -> str:
     count = len(set(names))
     return "1 collection" if count == 1 else f"{count or 'no'} collections"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def within(seconds: float, ask: Callable[[], T]) -> T:
@@ -248,13 +246,13 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 def _image_backlog(
-    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("image_backlog"),
         job=jobs[names.of(IMAGES_JOB)],
-        minimum_interval_seconds=seconds,
-        required_resource_keys={names.archive, names.lake},
+        minimum_interval_seconds=settings.poll_seconds,
+        required_resource_keys={names.lake},
         description=(
             "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
             "one at a time. It asks the lake only. What is quarantined is left to a person, what was unavailable is "
@@ -263,15 +261,14 @@ def _image_backlog(
     )
     def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
         try:
-            return _look_for_backlog(names, context)
-        except (LakeError, SettingsError) as e:
-            return dg.SkipReason(f"Nothing was requested: {e}")
+            return _look_for_backlog(names, settings, context)
+        except LakeError as e:
+            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return image_backlog
 
 
-def _look_for_backlog(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
-    settings = names.archive_of(context).settings()
+def _look_for_backlog(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
     lake = names.lake_of(context).open(write=False)
     registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
     mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
@@ -298,7 +295,7 @@ def _look_for_backlog(names: Naming, context: dg.SensorEvaluationContext) -> Tic
             )
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
-    return dg.SensorResult(skip_reason=_no_backlog(mirrored, sorted(busy & set(mirrored))), cursor=last)
+    return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
 
 
 def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
@@ -323,11 +320,11 @@ def _from(collections: Sequence[str], after: str | None) -> list[str]:
     return sorted(collections, key=lambda c: (c <= (after or ""), c))
 
 
-def _no_backlog(mirrored: Sequence[str], busy: Sequence[str]) -> str:
+def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]) -> str:
     if busy:
-        return f"Runs go on for {_some(busy)}; nothing else is to be fetched"
+        return f"Runs go on for {first_of(busy, SHOWN)}; nothing else is to be fetched"
     if not mirrored:
-        return "There is no series table of a collection whose images are mirrored (NBIA_IMAGES)"
+        return f"There is no series table of a collection whose images are mirrored ({settings.name_of('images')})"
     return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or were tried in vain"
 
 

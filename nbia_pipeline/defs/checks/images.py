@@ -20,6 +20,8 @@ from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import first_of
 from nbia_pipeline.verify import refetch
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 
@@ -33,19 +35,20 @@ ASKED_AT_MOST = 100
 _UID = "SeriesInstanceUID"
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
     return [
         build_check(
             names,
+            settings,
             "images",
             "complete",
             "Every listed series of a mirrored collection is in the lake, whole, verified and as listed now.",
             complete,
-            needs_archive=True,
         ),
         build_check(
             names,
+            settings,
             "images",
             "intact",
             "The files that were read again are as they were when they were fetched; each run reads others.",
@@ -53,6 +56,7 @@ def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
         ),
         build_check(
             names,
+            settings,
             "images",
             "agrees_with_archive",
             "The archive's own digests of a sample of series are those of the files in the lake.",
@@ -62,6 +66,7 @@ def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
         ),
         build_check(
             names,
+            settings,
             "images",
             "licensed",
             "Every complete series names its licence, and the text of the licence is in the lake.",
@@ -199,7 +204,7 @@ def unlicensed(lake: Lake) -> Iterator[Finding]:
 
 
 def _licence_findings(collection: str, license: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
-    shown = ", ".join(uids[:SHOWN]) + (f" and {len(uids) - SHOWN} more" if len(uids) > SHOWN else "")
+    shown = first_of(uids, SHOWN)
     if not any(license):
         yield Finding(collection, f"{len(uids)} series name no licence: {shown}", uids[0])
     elif not has_text:
@@ -214,6 +219,5 @@ def _license(row: dict[str, Any]) -> tuple[str, str]:
 
 def _mirrored(subject: Subject) -> list[str]:
     """Return the mirrored collections that have receipts: of others nothing was asked for yet."""
-    assert subject.archive is not None  # noqa: S101 - build_check gives what was said to be needed
-    settings = subject.archive.settings()
-    return [name for name in subject.lake.collections_of(IMAGE_SERIES) if settings.mirrors_images_of(name)]
+    stored = subject.lake.collections_of(IMAGE_SERIES)
+    return [name for name in stored if subject.settings.mirrors_images_of(name)]

@@ -11,13 +11,15 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.settings import Settings
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the tables of one archive."""
     return [
         build_check(
             names,
+            settings,
             "series",
             "uids_unique",
             "Every series is listed once.",
@@ -25,6 +27,7 @@ def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
         ),
         build_check(
             names,
+            settings,
             "patients",
             "cover_series",
             "Every patient of the series table is in the patients table.",
@@ -32,6 +35,7 @@ def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
         ),
         build_check(
             names,
+            settings,
             "studies",
             "cover_series",
             "Every study of the series table is in the studies table.",
@@ -39,6 +43,7 @@ def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
         ),
         build_check(
             names,
+            settings,
             "series_metadata",
             "cover_series",
             "Every series of the series table has its metadata.",
