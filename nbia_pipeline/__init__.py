@@ -1,6 +1,6 @@
 """Mirror a medical-image archive (NBIA) into a data lake with Dagster.
 
-Each name is imported when it is first used, so that whoever needs the client alone does not wait for Dagster.
+Each name is imported when it is first used, so that a program that needs only the client does not wait for Dagster.
 """
 
 from importlib import import_module
@@ -9,23 +9,13 @@ from typing import TYPE_CHECKING, Any
 from nbia_pipeline._version import __version__
 
 if TYPE_CHECKING:
-    from nbia_pipeline.archive import NbiaClient
-    from nbia_pipeline.component import NbiaComponent
-    from nbia_pipeline.definitions import build_definitions
-    from nbia_pipeline.defs.resources import LakeResource, NbiaResource
-    from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.engine import Mirror  # type: ignore[import-not-found,unused-ignore]
-
-__all__ = [
-    "Lake",
-    "LakeResource",
-    "Mirror",
-    "NbiaClient",
-    "NbiaComponent",
-    "NbiaResource",
-    "__version__",
-    "build_definitions",
-]
+    from nbia_pipeline.archive import NbiaClient as NbiaClient
+    from nbia_pipeline.component import NbiaComponent as NbiaComponent
+    from nbia_pipeline.definitions import build_definitions as build_definitions
+    from nbia_pipeline.defs.resources import LakeResource as LakeResource
+    from nbia_pipeline.defs.resources import NbiaResource as NbiaResource
+    from nbia_pipeline.lake import Lake as Lake
+    from nbia_pipeline.mirror.engine import Mirror as Mirror  # type: ignore[import-not-found,unused-ignore]
 
 _MODULES = {
     "Lake": "lake",
@@ -36,6 +26,8 @@ _MODULES = {
     "NbiaResource": "defs.resources",
     "build_definitions": "definitions",
 }
+
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

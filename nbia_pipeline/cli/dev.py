@@ -24,12 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Become ``dagster dev``; returns only if it cannot be started.
-
-    Raises:
-        SettingsError: a variable is wrong.
-        HomeError: there is no directory for Dagster's records.
-    """
+    """Become ``dagster dev``; returns only if it cannot be started."""
     Settings.from_env()
     home = dagster_home()
     workspace = Path(WORKSPACE)

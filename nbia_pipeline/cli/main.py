@@ -12,7 +12,8 @@ from importlib import import_module
 
 from nbia_pipeline._version import __version__
 
-# Each module has `add_options(parser)` and `run(options)`, which returns the exit code.
+# Each module has `add_options(parser)` and `run(options)`, which returns the exit code. An error of ours that `run`
+# raises is printed as one sentence.
 COMMANDS = {
     "dev": ("nbia_pipeline.cli.dev", "start the Dagster UI; what follows is for `dagster dev`, like --port 3001"),
     "run": ("nbia_pipeline.cli.run", "materialize tables and images, and show what was done"),

@@ -34,14 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the plan.
-
-    Raises:
-        SettingsError: a variable is wrong, or no collection is meant.
-        SelectionError: the manifest or the cart names no series.
-        ArchiveError: the archive cannot be asked for the cart.
-        LakeError: the lake cannot be read, or has too little room.
-    """
+    """Print the plan."""
     settings = Settings.from_env()
     lake = Lake(settings.lake)
     collections = _collections(lake, settings, options.collections)

@@ -21,12 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show what would be deleted, ask, delete; 1 if the person declines.
-
-    Raises:
-        SettingsError: a variable is wrong.
-        LakeError: the lake cannot be read or written.
-    """
+    """Show what would be deleted, ask, delete; 1 if the person declines."""
     lake, names = Lake(Settings.from_env().lake), options.collections
     stored = lake.collections_of(IMAGE_SERIES)
     unknown = [repr(name) for name in names if name not in stored]

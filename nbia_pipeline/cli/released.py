@@ -38,12 +38,7 @@ def day(text: str) -> date:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what is new.
-
-    Raises:
-        SettingsError: a variable is wrong.
-        ArchiveError: the archive cannot be asked.
-    """
+    """Print what is new."""
     since = options.since or clock.utc_now().date() - LOOK_BACK
     with connect(Settings.from_env()) as client:
         found = ask_news(client, options.collection, since)

@@ -27,18 +27,6 @@ from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings
 
-# Figures of the metadata of the images asset.
-FIGURES = (
-    "fetched_series",
-    "fetched_files",
-    "fetched_bytes",
-    "healed_instances",
-    "skipped_series",
-    "left_series",
-    "quarantined",
-    "unavailable",
-)
-
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -48,14 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the main job; 0 if all went well, 1 if anything failed.
-
-    Raises:
-        SettingsError: a variable is wrong.
-        SelectionError: the manifest cannot be used.
-        HomeError: there is no directory for Dagster's records.
-        LakeError: the lake cannot be read.
-    """
+    """Run the main job; 0 if all went well, 1 if anything failed."""
     settings = Settings.from_env()
     if options.manifest is not None:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
@@ -173,8 +154,9 @@ class _Runner:
             self._take_check(event.asset_check_evaluation_data)
         elif event.is_step_materialization and event.asset_key == self._naming.key("images"):
             metadata = event.step_materialization_data.materialization.metadata
-            for name in FIGURES:
-                self.outcome.fetched[name] += int(str(metadata[name].value))
+            for name, entry in metadata.items():
+                if isinstance(entry.value, int):
+                    self.outcome.fetched[name] += entry.value
 
     def _take_check(self, evaluation: Any) -> None:
         name = f"{evaluation.asset_key.path[-1]} {evaluation.check_name}"

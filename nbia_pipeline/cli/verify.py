@@ -53,13 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify, repair if asked to, and return the exit code.
-
-    Raises:
-        SettingsError: a variable is wrong.
-        LakeError: the lake cannot be read.
-        ArchiveError: the archive cannot be asked.
-    """
+    """Verify, repair if asked to, and return the exit code."""
     if options.seed is not None and options.sample is None:
         return fail("--seed belongs to --sample", WRONG_CALL)
     try:

@@ -6,6 +6,7 @@ There is one partition per collection, never one per series: an archive has a mi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import dagster as dg
 
@@ -91,14 +92,5 @@ def register(
 
 def contiguous_ranges(keys: list[str], registered: list[str]) -> list[tuple[str, str]]:
     """Cover `keys` by ranges of neighbors in the order of registration, as single-run backfills need them."""
-    ranges: list[tuple[str, str]] = []
-    wanted = set(keys)
-    previous: str | None = None
-    for key in registered:
-        if key in wanted:
-            if previous is not None and ranges and ranges[-1][1] == previous:
-                ranges[-1] = (ranges[-1][0], key)
-            else:
-                ranges.append((key, key))
-        previous = key
-    return ranges
+    stretches = [list(stretch) for wanted, stretch in groupby(registered, set(keys).__contains__) if wanted]
+    return [(stretch[0], stretch[-1]) for stretch in stretches]
