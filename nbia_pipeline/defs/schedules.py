@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import dagster as dg
 
 from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
-from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.defs.partitions import contiguous_ranges
+from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings, SettingsError, matching
@@ -38,18 +38,18 @@ def build_schedules(
     """
     known = {job.name: job for job in jobs or build_jobs(names)}
     return [
-        _checked("NBIA_CATALOGUE_CRON", settings.catalogue_cron, lambda: _catalog(names, settings, known)),
-        _checked("NBIA_RECONCILE_CRON", settings.reconcile_cron, lambda: _reconcile(names, settings, known)),
+        _checked(settings, "catalogue_cron", lambda: _catalog(names, settings, known)),
+        _checked(settings, "reconcile_cron", lambda: _reconcile(names, settings, known)),
     ]
 
 
-def _checked(variable: str, cron: str, build: Callable[[], dg.ScheduleDefinition]) -> dg.ScheduleDefinition:
+def _checked(settings: Settings, field: str, build: Callable[[], dg.ScheduleDefinition]) -> dg.ScheduleDefinition:
     try:
         return build()
     except dg.DagsterInvalidDefinitionError as e:
         raise SettingsError(
-            f"{variable} is {cron!r}: set it to a cron expression of five fields, such as '0 3 * * *' for three in the "
-            "morning (UTC)"
+            f"{settings.name_of(field)} is {getattr(settings, field)!r}: set it to a cron expression of five fields, "
+            "such as '0 3 * * *' for three in the morning (UTC)"
         ) from e
 
 
@@ -74,7 +74,7 @@ def _reconcile(
         job=jobs[names.of(TABLES_JOB)],
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        required_resource_keys={names.archive, names.lake},
+        required_resource_keys={names.lake},
         description=(
             "Lists every kept collection completely, and records which series were added, revised, withdrawn or "
             "returned. Run it after the catalog, which says which collections there are."
@@ -83,10 +83,9 @@ def _reconcile(
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:
         try:
             lake = names.lake_of(context).open(write=False)
-            patterns = names.archive_of(context).settings().collections
-            yield from _requests(names, lake, patterns, context.instance)
-        except (LakeError, SettingsError) as e:
-            yield dg.SkipReason(f"Nothing was requested: {e}")
+            yield from _requests(names, lake, settings.collections, context.instance)
+        except LakeError as e:
+            yield dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return reconcile
 

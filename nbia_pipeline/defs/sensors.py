@@ -42,6 +42,7 @@ from nbia_pipeline.defs.jobs import (
     images_config,
 )
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import current_receipts
 from nbia_pipeline.mirror.plan import make_plan
@@ -82,19 +83,19 @@ def build_sensors(
         jobs: what they request; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
     """
     known = {job.name: job for job in jobs or build_jobs(names)}
-    return [_updated_series(names, known, settings.poll_seconds), _image_backlog(names, known, settings.poll_seconds)]
+    return [_updated_series(names, settings, known), _image_backlog(names, settings, known)]
 
 
 # --- what was released
 
 
 def _updated_series(
-    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("updated_series"),
         jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOG_JOB)],
-        minimum_interval_seconds=seconds,
+        minimum_interval_seconds=settings.poll_seconds,
         required_resource_keys={names.archive},
         description=(
             "Asks the archive what was released since a week before the last tick, and requests one run for each "
@@ -104,14 +105,14 @@ def _updated_series(
     )
     def updated_series(context: dg.SensorEvaluationContext) -> Tick:
         try:
-            return _updated_series_tick(names, context)
+            return _updated_series_tick(names, settings, context)
         except (ArchiveError, SettingsError, CursorError) as e:
-            return dg.SkipReason(f"Nothing was requested: {e}")
+            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return updated_series
 
 
-def _updated_series_tick(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
+def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
     archive = names.archive_of(context)
     now = clock.utc_now()
     today = now.date()
@@ -130,8 +131,8 @@ def _updated_series_tick(names: Naming, context: dg.SensorEvaluationContext) -> 
         return dg.SkipReason(_empty(since, suspicious=before.expects_rows(since)))
     changed = changed_collections(before, found)
     cursor = next_cursor(before, found, today, changed=bool(changed)).encode()
-    return _requests(names, context, archive.settings(), changed, cursor) or dg.SensorResult(
-        skip_reason=_nothing_new(changed, found, since), cursor=cursor
+    return _requests(names, context, settings, changed, cursor) or dg.SensorResult(
+        skip_reason=_nothing_new(settings, changed, found, since), cursor=cursor
     )
 
 
@@ -197,9 +198,10 @@ def _empty(since: date, suspicious: bool) -> str:
     return f"Nothing was released after {since}"
 
 
-def _nothing_new(changed: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
+def _nothing_new(settings: Settings, changed: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
     if others := sorted(changed):
-        return f"New releases only in collections that NBIA_COLLECTIONS leaves out: {first_of(others, SHOWN)}"
+        kept = settings.name_of("collections")
+        return f"New releases only in collections that {kept} leaves out: {first_of(others, SHOWN)}"
     return f"Nothing new: all releases of {_collections(c for c, _ in found)} after {since} are known already"
 
 
@@ -243,13 +245,13 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 def _image_backlog(
-    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("image_backlog"),
         job=jobs[names.of(IMAGES_JOB)],
-        minimum_interval_seconds=seconds,
-        required_resource_keys={names.archive, names.lake},
+        minimum_interval_seconds=settings.poll_seconds,
+        required_resource_keys={names.lake},
         description=(
             "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
             "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
@@ -258,15 +260,14 @@ def _image_backlog(
     )
     def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
         try:
-            return _image_backlog_tick(names, context)
-        except (LakeError, SettingsError) as e:
-            return dg.SkipReason(f"Nothing was requested: {e}")
+            return _image_backlog_tick(names, settings, context)
+        except LakeError as e:
+            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return image_backlog
 
 
-def _image_backlog_tick(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
-    settings = names.archive_of(context).settings()
+def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
     lake = names.lake_of(context).open(write=False)
     registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
     mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
@@ -285,7 +286,7 @@ def _image_backlog_tick(names: Naming, context: dg.SensorEvaluationContext) -> T
             runs.append(_run(names, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
-    return dg.SensorResult(skip_reason=_no_backlog(mirrored, sorted(busy & set(mirrored))), cursor=last)
+    return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
 
 
 def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
@@ -310,11 +311,12 @@ def _from(collections: Sequence[str], after: str | None) -> list[str]:
     return sorted(collections, key=lambda c: (c <= (after or ""), c))
 
 
-def _no_backlog(mirrored: Sequence[str], busy: Sequence[str]) -> str:
+def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]) -> str:
     if busy:
         return f"In progress: {first_of(busy, SHOWN)}; there is nothing else to fetch"
     if not mirrored:
-        return "There is no series table yet of a collection whose images are mirrored (NBIA_IMAGES)"
+        images = settings.name_of("images")
+        return f"There is no series table yet of a collection whose images are mirrored ({images})"
     return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or could not be fetched"
 
 

@@ -79,11 +79,11 @@ def test_no_more_requests_are_in_flight_than_allowed(serve: Serve, in_flight: in
 
 def test_eight_is_the_default() -> None:
     assert (Patience().in_flight, IN_FLIGHT) == (8, 8)
-    assert NbiaResource().in_flight == 8
+    assert NbiaResource().max_in_flight == 8
 
 
 def test_the_resource_passes_its_maximum_on(archive: TestArchive) -> None:
-    with NbiaResource(archive=archive.url, in_flight=5).client() as client:
+    with NbiaResource(archive=archive.url, max_in_flight=5).client() as client:
         assert client._session.limiter.most == 5
 
 

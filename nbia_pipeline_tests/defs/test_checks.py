@@ -59,7 +59,8 @@ def lake(mirrored: Path, tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def subject(archive: TestArchive, lake: Lake) -> Subject:
-    return Subject(lake, NbiaResource(archive=archive.url, images=["*"], tries=1))
+    settings = Settings(archive=archive.url, images=("*",))
+    return Subject(lake, settings, NbiaResource(archive=archive.url, tries=1))
 
 
 def found(report: Report) -> list[Finding]:
@@ -184,7 +185,7 @@ def test_only_mirrored_collections_with_receipts_are_to_be_complete(
     change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(Status="pending", Bytes=None))
     lake.write_table(SERIES, lake.read_table(SERIES, CT), "TCGA-DEMO")
     assert len(found(images.complete(subject))) == 9
-    other = Subject(lake, NbiaResource(archive=archive.url, images=[CT, "TCGA-DEMO"]))
+    other = Subject(lake, Settings(archive=archive.url, images=(CT, "TCGA-DEMO")))
     assert found(images.complete(other)) == []
 
 
@@ -271,7 +272,7 @@ def test_a_few_series_are_asked_for_and_others_each_day(
     monkeypatch.setattr(images, "ASKED_PER_COLLECTION", 2)
     today = asked(archive, subject)
     assert len(today) == 4
-    of_the_run = Subject(lake, subject.archive, partition=CT)
+    of_the_run = Subject(lake, subject.settings, subject.archive, partition=CT)
     uids = set(lake.read_table(IMAGE_SERIES, CT)["SeriesInstanceUID"].to_pylist())
     assert asked(archive, of_the_run) == today & uids
     days = []

@@ -122,7 +122,7 @@ def test_collections_that_are_not_kept_are_named_and_left_alone(make: Make, cont
     control.add_series("QIN_Breast.v2", released=date(2026, 3, 10))
     tick = ticker.tick(SENSOR, day(1))
     assert tick.run_requests == []
-    assert "NBIA_COLLECTIONS leaves out: QIN_Breast.v2" in tick.skip_message
+    assert "collections leaves out: QIN_Breast.v2" in tick.skip_message
 
 
 def test_a_collection_in_another_case_is_the_registered_one(ticker: Ticker, control: Operations) -> None:

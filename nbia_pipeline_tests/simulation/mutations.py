@@ -84,9 +84,9 @@ def _believe_an_empty_feed(patch: pytest.MonkeyPatch) -> None:
 def _move_the_cursor_on_failure(patch: pytest.MonkeyPatch) -> None:
     honest = sensors._updated_series_tick
 
-    def look(names: Any, context: dg.SensorEvaluationContext) -> Any:
+    def look(names: Any, settings: Any, context: dg.SensorEvaluationContext) -> Any:
         try:
-            return honest(names, context)
+            return honest(names, settings, context)
         except ArchiveError as e:
             now = clock.utc_now()
             before = cursors.read_cursor(context.cursor, now)

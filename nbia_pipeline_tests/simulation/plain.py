@@ -37,11 +37,7 @@ class PlainRuns:
         self._register = register
         self._lake = Lake(settings.lake)
         fields = ("archive", "api", "username", "password", "ca_bundle")
-        self._archive = NbiaResource(
-            **{name: getattr(settings, name) for name in fields},
-            collections=list(settings.collections),
-            images=list(settings.images or ()),
-        )
+        self._archive = NbiaResource(**{name: getattr(settings, name) for name in fields})
         self._jobs: dict[str, list[Callable[..., None]]] = {
             "nbia_catalogue": [self._catalogue],
             "nbia_tables": self._tables(),
@@ -73,7 +69,7 @@ class PlainRuns:
         return Source(client, self._settings.api, self._lake)
 
     def _catalogue(self, client: NbiaClient, _: str) -> None:
-        tables._write(COLLECTIONS, self._source(client), lambda: describe(client, self._archive.settings()))
+        tables._write(COLLECTIONS, self._source(client), lambda: describe(client, self._settings))
         for collection in [*vanished_collections(self._lake), *returned_collections(self._lake)]:
             self._changes(client, collection)
         listed = self._lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()

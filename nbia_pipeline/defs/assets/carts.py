@@ -26,6 +26,7 @@ from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import expect_room, make_plan
 from nbia_pipeline.mirror.series import WantedSeries, as_table, wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline.settings import Settings
 
 NAME = "cart_images"
 DESCRIPTION = (
@@ -35,9 +36,10 @@ DESCRIPTION = (
 WHOLE = "series_in_lake"
 
 
-def build_cart_asset(names: Naming) -> dg.AssetsDefinition:
+def build_cart_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``cart_images`` asset of one archive."""
-    plan, fetch, finish = _plan_op(names), build_fetch_op(names, NAME, commit=commit_fetched), _finish_op(names)
+    plan, finish = _plan_op(names, settings), _finish_op(names, settings)
+    fetch = build_fetch_op(names, settings, NAME, commit=commit_fetched)
 
     @dg.graph_asset(
         name=NAME,
@@ -54,7 +56,7 @@ def build_cart_asset(names: Naming) -> dg.AssetsDefinition:
     return cart_images
 
 
-def _plan_op(names: Naming) -> dg.OpDefinition:
+def _plan_op(names: Naming, settings: Settings) -> dg.OpDefinition:
     @dg.op(
         name=names.of(f"plan_{NAME}"),
         out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
@@ -63,7 +65,7 @@ def _plan_op(names: Naming) -> dg.OpDefinition:
     def plan_cart_images(context: dg.OpExecutionContext, config: RunBounds) -> Any:
         cart = context.partition_key
         started = time.time()
-        with as_failure(), names.archive_of(context).client() as client:
+        with as_failure(settings), names.archive_of(context).client() as client:
             lake = names.lake_of(context).open()
             series = cart_series(client, lake, cart)
             wanted = wanted_series(series)
@@ -81,12 +83,12 @@ def _plan_op(names: Naming) -> dg.OpDefinition:
     return plan_cart_images
 
 
-def _finish_op(names: Naming) -> dg.OpDefinition:
+def _finish_op(names: Naming, settings: Settings) -> dg.OpDefinition:
     @dg.op(name=names.of(f"finish_{NAME}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
     def finish_cart_images(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         wanted = [WantedSeries.from_json(w) for w in summary["series"]]
-        with as_failure():
+        with as_failure(settings):
             receipts = committed_of(names.lake_of(context).open(), wanted)
         status = Counter(receipts["Status"].to_pylist())
         collections = Counter(w.Collection for w in wanted)

@@ -17,6 +17,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.prune import mark_withdrawn
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
+from nbia_pipeline.settings import Settings
 
 SHOWN = 10
 # With at least so many series, a listing that lacks more than half of them deserves a warning.
@@ -33,20 +34,18 @@ class ChangesConfig(dg.Config):
     )
 
 
-def build_changes_asset(names: Naming) -> dg.AssetsDefinition:
+def build_changes_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``series_changes`` asset of one archive."""
 
     @partitioned_asset(names, SERIES_CHANGES, after=[COLLECTIONS, SERIES], calls_archive=False)
     def series_changes(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
-        with as_failure():
+        with as_failure(settings):
             lake = names.lake_of(context).open()
-            each_partition(
-                names,
-                SERIES_CHANGES,
-                context,
-                lake,
-                lambda c: record_collection(lake, c, context.run.run_id, config)[1],
-            )
+
+            def make(collection: str) -> dict[str, Any]:
+                return record_collection(lake, collection, context.run.run_id, config)[1]
+
+            each_partition(names, settings, SERIES_CHANGES, context, lake, make)
         return dg.MaterializeResult()
 
     return series_changes

@@ -15,15 +15,17 @@ from typing import Any
 import dagster as dg
 
 from nbia_pipeline.defs.assets.settling import commit_batch
-from nbia_pipeline.defs.failures import OURS, as_failure, failure
+from nbia_pipeline.defs.failures import as_failure, failure
 from nbia_pipeline.defs.histogram import size_classes
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import Receipt, already_there, has_failed, mark_failed
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
+from nbia_pipeline.settings import Settings
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 Settle = Callable[[Lake, str], None]
@@ -31,11 +33,14 @@ SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
 
 
-def build_fetch_op(names: Naming, what: str = "images", commit: Settle = commit_batch) -> dg.OpDefinition:
+def build_fetch_op(
+    names: Naming, settings: Settings, what: str = "images", commit: Settle = commit_batch
+) -> dg.OpDefinition:
     """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
 
     Args:
         names: of the archive.
+        settings: of the archive.
         what: name of the asset that the op is a part of.
         settle: carries the journal of a collection over into its tables where a batch failed.
     """
@@ -50,13 +55,13 @@ def build_fetch_op(names: Naming, what: str = "images", commit: Settle = commit_
         key = str(context.get_mapping_key())
         wanted = [WantedSeries.from_json(w) for w in batch]
         started = time.perf_counter()
-        with as_failure():
+        with as_failure(settings):
             lake = names.lake_of(context).open()
             # A retry, or another run, may have fetched some meanwhile.
             there = _there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
-        with _told_in_full(context, names.key(what), lake, missing, progress, commit):
+        with _told_in_full(context, settings, names.key(what), lake, missing, progress, commit):
             if missing:
                 with names.archive_of(context).client() as client:
                     fetch_batch(client, lake, missing, tell=progress.tell)
@@ -74,6 +79,7 @@ def build_fetch_op(names: Naming, what: str = "images", commit: Settle = commit_
 @contextmanager
 def _told_in_full(
     context: dg.OpExecutionContext,
+    settings: Settings,
     asset: dg.AssetKey,
     lake: Lake,
     missing: Sequence[WantedSeries],
@@ -84,11 +90,11 @@ def _told_in_full(
     try:
         yield
     except Exception as e:
-        base = failure(e)
+        base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
         _publish_the_rest(context, lake, missing, commit)
-        problem = str(e) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
+        problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
         key = context.get_mapping_key()

@@ -18,18 +18,19 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.mirror.commit import failed_refreshes
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
+from nbia_pipeline.settings import Settings
 
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
 
-def build_finish_op(names: Naming) -> dg.OpDefinition:
+def build_finish_op(names: Naming, settings: Settings) -> dg.OpDefinition:
     """Return the op that ends a run over the images of a collection."""
 
     @dg.op(name=names.of("finish_images"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
     def finish_images(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         collection = context.partition_key
-        with as_failure():
+        with as_failure(settings):
             lake = names.lake_of(context).open()
             series = listed_series(lake, collection)
             receipts = committed(lake, collection, series)

@@ -24,7 +24,7 @@ from nbia_pipeline.mirror.plan import BATCH_SERIES, Plan, batches, expect_room, 
 from nbia_pipeline.mirror.selection import Selection, with_lists
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
-from nbia_pipeline.settings import SettingsError
+from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import size_text
 
 DESCRIPTION = (
@@ -76,9 +76,9 @@ class ImagesConfig(RunBounds):
         return with_lists(Selection(*map(tuple, fields)), manifest=self.manifest, cart=self.cart, client=client)
 
 
-def build_images_asset(names: Naming) -> dg.AssetsDefinition:
+def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
-    plan, fetch, finish = _plan_op(names), build_fetch_op(names), build_finish_op(names)
+    plan, fetch, finish = _plan_op(names, settings), build_fetch_op(names, settings), build_finish_op(names, settings)
 
     @dg.graph_asset(
         name="images",
@@ -97,7 +97,7 @@ def build_images_asset(names: Naming) -> dg.AssetsDefinition:
     return images
 
 
-def _plan_op(names: Naming) -> dg.OpDefinition:
+def _plan_op(names: Naming, settings: Settings) -> dg.OpDefinition:
     @dg.op(
         name=names.of("plan_images"),
         ins={"after": dg.In(dg.Nothing)},
@@ -107,9 +107,8 @@ def _plan_op(names: Naming) -> dg.OpDefinition:
     def plan_images(context: dg.OpExecutionContext, config: ImagesConfig) -> Any:
         collection = context.partition_key
         started = time.time()
-        archive = names.archive_of(context)
-        with as_failure(), archive.client() as client:
-            _expect_mirrored(archive.settings().mirrors_images_of(collection), collection)
+        with as_failure(settings), names.archive_of(context).client() as client:
+            _expect_mirrored(settings, collection)
             lake = names.lake_of(context).open()
             selection = config.selection(client)
             series = listed_series(lake, collection)
@@ -166,8 +165,9 @@ def plan_text(plan: Plan, lake: Lake) -> str:
     return ", ".join(parts)
 
 
-def _expect_mirrored(mirrored: bool, collection: str) -> None:
-    if not mirrored:
+def _expect_mirrored(settings: Settings, collection: str) -> None:
+    if not settings.mirrors_images_of(collection):
         raise SettingsError(
-            f"the images of {collection!r} are not mirrored: add the collection to NBIA_IMAGES if they shall be"
+            f"the images of {collection!r} are not mirrored: add the collection to {settings.name_of('images')} if "
+            "they should be"
         )

@@ -11,9 +11,11 @@ import dagster as dg
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.defs.metadata import definition_metadata
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
+from nbia_pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ def partitioned_asset(
 
 def each_partition(
     names: Naming,
+    settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
     lake: Lake,
@@ -80,6 +83,7 @@ def each_partition(
 
     Args:
         names: of the archive.
+        settings: of the archive.
         table: whose partitions they are.
         context: of the step.
         lake: the lake.
@@ -90,7 +94,7 @@ def each_partition(
         dagster.Failure: some could not be made.
     """
     made: dict[str, dict[str, Any]] = {}
-    failed: dict[str, Exception] = {}
+    failed: dict[str, str] = {}
     with ThreadPoolExecutor(COLLECTIONS_AT_A_TIME, thread_name_prefix=f"nbia-{table.name}") as pool:
         collections = {pool.submit(make, c): c for c in largest_first(lake, list(context.partition_keys))}
         for future in as_completed(collections):
@@ -99,7 +103,7 @@ def each_partition(
                 made[collection] = future.result()
             except (ArchiveError, LakeError) as e:
                 log.warning("%s of %s: %s", table.name, collection, e)
-                failed[collection] = e
+                failed[collection] = error_text(e, settings.name_of)
             else:
                 # Here rather than at the end: Dagster is slow at this, and meanwhile the other thread goes on.
                 context.add_asset_metadata(made[collection], partition_key=collection)
@@ -125,11 +129,11 @@ def record(context: dg.AssetExecutionContext, key: dg.AssetKey, made: dict[str, 
         context.log_event(dg.AssetMaterialization(asset_key=key, partition=collection, metadata=metadata))
 
 
-def _failure_of(failed: dict[str, Exception], done: int) -> dg.Failure:
+def _failure_of(failed: dict[str, str], done: int) -> dg.Failure:
     first = next(iter(failed.values()))
     if len(failed) == 1 and not done:
-        return dg.Failure(str(first), metadata={"collection": next(iter(failed))})
-    rows = [dg.TableRecord({"collection": c, "reason": str(e)}) for c, e in failed.items()]
+        return dg.Failure(first, metadata={"collection": next(iter(failed))})
+    rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
     return dg.Failure(
         f"{len(failed)} collections failed, {done} were written. {next(iter(failed))}: {first}",
         metadata={"failed": dg.MetadataValue.table(rows)},

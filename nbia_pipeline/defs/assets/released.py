@@ -12,7 +12,7 @@ from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COL
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.schema.tables import COLLECTIONS
-from nbia_pipeline.settings import SettingsError
+from nbia_pipeline.settings import Settings, SettingsError
 
 NAME = "news"
 SHOWN = 50
@@ -27,7 +27,7 @@ class ReleasedConfig(dg.Config):
     )
 
 
-def build_released_asset(names: Naming) -> dg.AssetsDefinition:
+def build_released_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the asset of one archive that reports releases; its key is ``news``."""
 
     @dg.asset(
@@ -42,7 +42,7 @@ def build_released_asset(names: Naming) -> dg.AssetsDefinition:
     )
     def released(context: dg.AssetExecutionContext, config: ReleasedConfig) -> dg.MaterializeResult[Any]:
         collection = context.partition_key
-        with as_failure():
+        with as_failure(settings):
             since = _day(config.since) if config.since else _since(context.instance, names.key(NAME), collection)
             with names.archive_of(context).client() as client:
                 found = ask_released(client, collection, since)

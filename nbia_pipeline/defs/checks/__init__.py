@@ -9,10 +9,11 @@ import dagster as dg
 
 from nbia_pipeline.defs.checks import images, tables
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.settings import Settings
 
 __all__ = ["build_checks"]
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one archive."""
-    return [*tables.build_checks(names), *images.build_checks(names)]
+    return [*tables.build_checks(names, settings), *images.build_checks(names, settings)]

@@ -12,6 +12,7 @@ from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.settings import Settings
 
 SHOWN = 10
 # Of the command in the description; the whole one is in the metadata.
@@ -39,11 +40,13 @@ class Subject:
 
     Attributes:
         lake: the lake; a check writes nothing but the results of a verification.
+        settings: of the archive.
         archive: the archive resource, for checks that are built with `needs_archive`.
         partition: the collection of the run, None where it has none.
     """
 
     lake: Lake
+    settings: Settings
     archive: NbiaResource | None = None
     partition: str | None = None
 
@@ -65,6 +68,7 @@ class Report:
 
 def build_check(
     names: Naming,
+    settings: Settings,
     asset: str,
     name: str,
     description: str,
@@ -77,21 +81,23 @@ def build_check(
 
     Args:
         names: of the archive.
+        settings: of the archive.
         asset: which asset it is about.
         name: of the check.
         description: what is true if it passes, in one sentence.
         find: finds what is wrong.
         severity: of a finding.
-        needs_archive: True if it uses the archive or its settings too.
+        needs_archive: True if it asks the archive too.
     """
     needed = {names.lake, names.archive} if needs_archive else {names.lake}
 
     @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys=needed)
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         step = context.op_execution_context
-        with as_failure():
+        with as_failure(settings):
             subject = Subject(
                 names.lake_of(context).open(write=False),
+                settings,
                 names.archive_of(context) if needs_archive else None,
                 step.partition_key if step.has_partition_key else None,
             )

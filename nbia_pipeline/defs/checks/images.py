@@ -21,6 +21,7 @@ from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES
+from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import first_of
 from nbia_pipeline.verify import refetch
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
@@ -35,15 +36,14 @@ ASKED_AT_MOST = 100
 _UID = "SeriesInstanceUID"
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
-    check = partial(build_check, names, "images")
+    check = partial(build_check, names, settings, "images")
     return [
         check(
             "complete",
             "Every listed series of a mirrored collection is in the lake: complete, verified and as listed now.",
             complete,
-            needs_archive=True,
         ),
         check(
             "intact",
@@ -210,6 +210,5 @@ def _license(row: dict[str, Any]) -> tuple[str, str]:
 
 def _mirrored(subject: Subject) -> list[str]:
     """Return the mirrored collections that have receipts: of others no image was requested yet."""
-    assert subject.archive is not None  # noqa: S101 - built with needs_archive
-    settings = subject.archive.settings()
-    return [name for name in subject.lake.collections_of(IMAGE_SERIES) if settings.mirrors_images_of(name)]
+    stored = subject.lake.collections_of(IMAGE_SERIES)
+    return [name for name in stored if subject.settings.mirrors_images_of(name)]

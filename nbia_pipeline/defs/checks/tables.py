@@ -10,22 +10,23 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.settings import Settings
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the tables of one archive."""
 
     def covers_series(table: Table, column: str, description: str) -> dg.AssetChecksDefinition:
         def find(subject: Subject) -> Report:
             return Report(not_covered(subject.lake, table, column))
 
-        return build_check(names, table.name, "cover_series", description, find)
+        return build_check(names, settings, table.name, "cover_series", description, find)
 
     def unique(subject: Subject) -> Report:
         return Report(duplicates(subject.lake))
 
     return [
-        build_check(names, SERIES.name, "uids_unique", "Every series is listed once.", unique),
+        build_check(names, settings, SERIES.name, "uids_unique", "Every series is listed once.", unique),
         covers_series(PATIENTS, "PatientID", "Every patient of the series table is in the patients table."),
         covers_series(STUDIES, "StudyInstanceUID", "Every study of the series table is in the studies table."),
         covers_series(SERIES_METADATA, "SeriesInstanceUID", "Every series of the series table has its metadata."),
