@@ -16,7 +16,7 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.jobs import CATALOG, RANGE_END, RANGE_START
+from nbia_pipeline.defs.jobs import CATALOG, RANGE_END, RANGE_START, images_config
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.partitions import contiguous_ranges
 from nbia_pipeline.lake import Lake
@@ -138,18 +138,10 @@ def run_main_job(
         runner.run("tables", label, tags=tags)
     for collection in (c for c in kept if settings.mirrors_images_of(c)):
         if lake.count_rows(SERIES, collection):
-            runner.run("images", collection, config=plan_config(names, images or {}), partition_key=collection)
+            runner.run("images", collection, config=images_config(names, **(images or {})), partition_key=collection)
     runner.outcome.partly = bool(images)
     runner.outcome.collections = [summarise(lake, c, settings) for c in sorted(kept)]
     return runner.outcome
-
-
-def plan_config(names: Naming, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return run config that gives `fields` to the step that plans images."""
-    if not fields:
-        return {}
-    images = names.key("images").to_python_identifier()
-    return {"ops": {images: {"ops": {names.of("plan_images"): {"config": dict(fields)}}}}}
 
 
 def summarise(lake: Lake, collection: str, settings: Settings) -> CollectionSummary:

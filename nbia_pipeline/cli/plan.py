@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan; 1 if there is too little room, or something is wrong."""
     from nbia_pipeline.archive import ArchiveError
     from nbia_pipeline.lake import Lake, LakeError
-    from nbia_pipeline.mirror.plan import expect_room, free_bytes
+    from nbia_pipeline.mirror.plan import expect_room
     from nbia_pipeline.mirror.selection import SelectionError
     from nbia_pipeline.settings import Settings, SettingsError
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         lake = Lake(settings.lake)
         collections = _collections(lake, settings, options.collections)
         plans, notes = _plans(lake, settings, collections, options)
-        free = free_bytes(lake)
+        free = lake.free_bytes()
         print(_table(plans))
         print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
         for note in notes:
@@ -89,9 +89,8 @@ def _plans(
     lake: Lake, settings: Settings, collections: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Plan], list[str]]:
     """Return the plan of each collection, and what a person should know about them."""
-    from nbia_pipeline.changes.feed import present_series
-    from nbia_pipeline.mirror.commit import current_receipts
-    from nbia_pipeline.mirror.plan import make_plan
+    from nbia_pipeline.mirror.engine import preview
+    from nbia_pipeline.mirror.plan import Bounds
     from nbia_pipeline.schema.tables import SERIES
 
     selection = selection_of(options, settings)
@@ -101,14 +100,8 @@ def _plans(
         if not lake.has_table(SERIES, collection):
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
-        series = present_series(lake, collection)
-        plan = plans[collection] = make_plan(
-            series,
-            current_receipts(lake, collection, series),
-            selection=selection,
-            max_bytes=options.max_bytes,
-            max_series=options.max_series,
-        )
+        bounds = Bounds(options.max_bytes, options.max_series)
+        plan = plans[collection] = preview(lake, collection, selection, bounds)
         if not settings.mirrors_images_of(collection):
             notes.append(f"{collection}: its images are not mirrored: a run fetches them once NBIA_IMAGES names it")
         if plan.figures.unsized:

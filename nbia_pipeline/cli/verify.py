@@ -18,7 +18,7 @@ from nbia_pipeline.text import size_text
 
 if TYPE_CHECKING:
     from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.commit import Receipt
+    from nbia_pipeline.mirror.receipt import Receipt
     from nbia_pipeline.settings import Settings
     from nbia_pipeline.verify.inventory import VerifyResult
     from nbia_pipeline.verify.rehash import VerifyRun
@@ -122,14 +122,14 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
 
 def _mended(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:
     """Fetch damaged series anew and read them again; False if any of them is not whole now."""
-    from nbia_pipeline.verify.refetch import mend
+    from nbia_pipeline.verify.refetch import refetch
     from nbia_pipeline.verify.rehash import read_again, share_of
 
     lake.check_writable()
     from nbia_pipeline.defs.resources import client_of
 
     with client_of(settings) as client:
-        outcome = mend(client, lake, damaged, tell=lambda receipt: print(f"  {_receipt_text(receipt)}", flush=True))
+        outcome = refetch(client, lake, damaged, on_result=lambda r: print(f"  {_receipt_text(r)}", flush=True))
     again = read_again(lake, [share_of(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
     print(f"mended {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)

@@ -49,11 +49,12 @@ def build_jobs(names: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
     ]
 
 
-def images_config(names: Naming, **bounds: Any) -> dict[str, Any]:
-    """Return the run config of a job with images.
+def images_config(names: Naming, **fields: Any) -> dict[str, Any]:
+    """Return the run config of a job with images; none where nothing is asked for.
 
     Args:
         names: of the archive.
-        bounds: fields of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
+        fields: of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
     """
-    return {"ops": {f"{names.prefix}__images": {"ops": {names.of("plan_images"): {"config": bounds}}}}}
+    images = names.key("images").to_python_identifier()
+    return {"ops": {images: {"ops": {names.of("plan_images"): {"config": fields}}}}} if fields else {}

@@ -16,9 +16,9 @@ from itertools import islice
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import MD5, commit
+from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.mirror.receipt import MD5
 from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, note, stored_series
@@ -290,8 +290,7 @@ class _Reader:
     def _as_held_now(self, collection: str, uids: dict[str, StoredSeries]) -> list[StoredSeries]:
         """Return series as the tables hold them once they are up to what runs published; pruned ones are not there."""
         try:
-            listed, withdrawn = present_series(self._lake, collection), withdrawn_series(self._lake, collection)
-            commit(self._lake, collection, listed, withdrawn=withdrawn, clear_mark=False)
+            commit(self._lake, collection, clear_mark=False)
         except LakeError as e:
             log.warning("%s: cannot take over what runs may have published meanwhile: %s", collection, e)
         return [h for h in stored_series(self._lake, collection) if h.uid in uids]
@@ -370,7 +369,7 @@ def _size_is_wrong(found: int | None, expected: int) -> str | None:
 def _content_is_wrong(lake: Lake, path: str, expected: str, stop: threading.Event) -> str | None:
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with lake.told(f"read {path}"), lake.open(path) as file:
+        with lake.storage_errors(f"read {path}"), lake.open(path) as file:
             while piece := file.read(PIECE_BYTES):
                 if stop.is_set():
                     raise _Stopped

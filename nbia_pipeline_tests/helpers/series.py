@@ -10,7 +10,9 @@ import pytest
 
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import Receipt, publish_series
+from nbia_pipeline.lake.store import LocalStore
+from nbia_pipeline.mirror.journal import publish_series
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import SERIES
@@ -49,15 +51,14 @@ def stage(work: Path, one: Receipt) -> None:
 def crash_before_the_move(lake: Lake, one: Receipt) -> None:
     """Leave what a process leaves that dies between the entry of the journal and the move."""
 
-    def crash(self: Lake, staged: Path, path: str) -> None:
+    def crash(self: LocalStore, staged: Path, path: str) -> None:
         raise Crash
 
-    assert lake.local is not None
-    work = lake.local / ".staging" / "host.1.abc"
+    work = Path(lake.uri, ".staging", "host.1.abc")
     work.mkdir(parents=True)
     stage(work, one)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lake, "publish_folder", crash)
+        patch.setattr(LocalStore, "publish_folder", crash)
         with pytest.raises(Crash):
             publish_series(lake, one, work / "files")
 

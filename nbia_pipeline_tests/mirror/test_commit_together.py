@@ -1,4 +1,4 @@
-"""Two who settle and publish at once harm each other in nothing; large journals and tables are settled in pieces."""
+"""Two who commit and publish at once do each other no harm; large journals and tables are committed in pieces."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import STAGING
-from nbia_pipeline.mirror import commit as receipts_module
-from nbia_pipeline.mirror.commit import Receipt, commit, note_failure, staged_by_journal
-from nbia_pipeline.mirror.merge import instances_of, with_instances
+from nbia_pipeline.mirror import journal
+from nbia_pipeline.mirror.commit import commit, instances_of, with_instances
+from nbia_pipeline.mirror.journal import record_failure, staged_by_journal
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.committer import EACH, LISTED, work
@@ -103,11 +104,11 @@ def _instances(count: int) -> list[VerifiedInstance]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_journal_is_committed_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     lake = Lake(str(tmp_path))
     for number in range(2 * EACH):
         publish(lake, receipt(size=number + 1, n=number))
-    monkeypatch.setattr(receipts_module, "SLICE_INSTANCES", size)
+    monkeypatch.setattr(journal, "SLICE_INSTANCES", size)
     commit(lake, "A", series_table(LISTED))
     expect_all_there(lake)
     assert commit(lake, "A", series_table(LISTED)).equals(lake.read_table(IMAGE_SERIES, "A"))
@@ -116,7 +117,7 @@ def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_crash_between_the_tables_costs_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(str(tmp_path))
     publish(lake, receipt(n=1))
-    note_failure(lake, Receipt(wanted(2), "quarantined", 3, reason="short"))
+    record_failure(lake, Receipt(wanted(2), "quarantined", 3, reason="short"))
     for step in ("write_pieces", "write_table", "remove"):
         with monkeypatch.context() as patch:
             was = getattr(Lake, step)
@@ -139,7 +140,7 @@ def test_leftovers_of_dead_processes_vanish_and_what_the_journal_needs_does_not(
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt())
     dead = subprocess.run(
-        [sys.executable, "-c", "import os; from nbia_pipeline.lake.owner import this_process; print(this_process())"],
+        [sys.executable, "-c", "import os; from nbia_pipeline.lake.lock import this_process; print(this_process())"],
         capture_output=True,
         text=True,
         check=True,

@@ -19,7 +19,7 @@ import pytest
 
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
-from nbia_pipeline.lake import LakeError
+from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.faults import custom
 from nbia_pipeline_tests.helpers.mirrored_archive import DOWNLOADS, MirroredArchive
@@ -33,8 +33,12 @@ Remount = Callable[[str], None]
 
 
 @pytest.fixture
-def small_disk(site: MirroredArchive, tmp_path: Path) -> Iterator[Remount]:
-    """A file system in memory under the lake; gives what changes its options, like ``size=2m`` or ``ro``."""
+def small_disk(site: MirroredArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remount]:
+    """A file system in memory under the lake; gives what changes its options, like ``size=2m`` or ``ro``.
+
+    A plan does not see how small it is, as if it were filled only afterwards.
+    """
+    monkeypatch.setattr(Lake, "free_bytes", lambda self: None)
     disk = tmp_path / "disk"
     disk.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "nbia-test", disk], capture_output=True)
@@ -108,7 +112,7 @@ def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
 
     done = subprocess.run(words, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert os.strerror(errno.EFBIG) in done.stderr and "NBIA_LAKE" in done.stderr
+    assert os.strerror(errno.EFBIG) in done.stderr and "check that it is a place" in done.stderr
     site.collections = tuple(sorted({c["Collection"] for c in site.control.series()} - {"Thorax-Trial (limited)"}))
     site.expect_nothing_wrong()
     assert subprocess.run(words, cwd=ROOT, timeout=60).returncode == 0
@@ -159,7 +163,7 @@ def test_a_lake_that_becomes_read_only(site: MirroredArchive, small_disk: Remoun
     site.around.inject(HASHED, custom(act), times=50)
     done = subprocess.run([*MIRROR, site.url, str(site.folder)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert os.strerror(errno.EROFS) in done.stderr and "NBIA_LAKE" in done.stderr
+    assert os.strerror(errno.EROFS) in done.stderr and "check that it is a place" in done.stderr
     small_disk("rw")
     truth.expect_whole_or_absent(site.folder, site.expected())
     assert len(truth.finished(site.folder, site.archive, site.collections)) <= after
@@ -192,7 +196,7 @@ def test_a_lake_without_permission(site: MirroredArchive) -> None:
 def test_a_lake_below_a_file(site: MirroredArchive, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     site.folder = tmp_path / "file" / "lake"
-    with pytest.raises(LakeError, match="NBIA_LAKE"):
+    with pytest.raises(LakeError, match="check that it is a place"):
         site.run()
     assert site.asked(HASHED) == 0
 
