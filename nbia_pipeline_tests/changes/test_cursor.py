@@ -97,6 +97,7 @@ def test_the_cursor_stays_small(found: dict[Bucket, str]) -> None:
     assert len(after.encode().encode()) <= CURSOR_BYTES
 
 
+@pytest.mark.slow
 def test_the_cursor_stays_small_with_long_names_and_days_far_ahead() -> None:
     found = {(f"{'Ж' * 900} {i}", TODAY + timedelta(days=i % 400 - 6)): "x" * 11 for i in range(100_000)}
     after = next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True)

@@ -144,6 +144,7 @@ def expect_state(seen: pa.Table, model: Model) -> None:
     assert {uid: r["Version"] for uid, r in rows.items()} == model.versions
 
 
+@pytest.mark.slow
 @given(HISTORIES)
 @settings(max_examples=60, deadline=None)
 def test_any_history_is_told_as_the_model_tells_it(history: list[tuple[int, Rows]]) -> None:
@@ -157,6 +158,7 @@ def test_any_history_is_told_as_the_model_tells_it(history: list[tuple[int, Rows
     assert said_by(pa.concat_tables(feed)) == model.said
 
 
+@pytest.mark.slow
 @given(HISTORIES, st.data())
 @settings(max_examples=60, deadline=None)
 def test_the_feed_alone_leads_from_any_state_to_the_next(history: list[tuple[int, Rows]], data: st.DataObject) -> None:
@@ -261,6 +263,7 @@ def list_collections(lake: Lake, names: list[str], hours: float, kept: str = '["
 CRASHES = st.one_of(st.none(), st.tuples(st.sampled_from([0, 1]), st.booleans()))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from([1, 6]), LISTINGS, CRASHES), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_a_crash_at_any_write_changes_nothing_once_it_ran_again(history: list[tuple[int, Rows, Any]]) -> None:
@@ -285,6 +288,7 @@ def test_a_crash_at_any_write_changes_nothing_once_it_ran_again(history: list[tu
         expect_state(lake.read_table(SERIES_SEEN, "C"), model)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from([1, 6]), LISTINGS, CRASHES), min_size=2, max_size=6))
 @settings(max_examples=25, deadline=None)
 def test_a_crash_and_another_listing_leave_a_feed_without_gap_or_repetition(

@@ -28,6 +28,8 @@ from nbia_pipeline_tests.helpers.pipeline import QIN, LivePipeline
 from nbia_pipeline_tests.helpers.series import Crash
 from nbia_pipeline_tests.helpers.tiny import running
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Prepared:

@@ -20,6 +20,8 @@ from nbia_pipeline.mirror import selection
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES, SERIES
 from nbia_pipeline.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 KEY = dg.AssetKey(["nbia", "cart_images"])
 NAME = "A colleague's cart"
 

@@ -17,6 +17,8 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline_tests.helpers.ticker import KNOWN, MONDAY, Make, Ticker, asked, day
 
+pytestmark = pytest.mark.slow
+
 BACKLOG = "nbia_image_backlog"
 
 

@@ -30,6 +30,8 @@ from nbia_pipeline.preview.sheet import INLINE_CHARACTERS
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]  # so that other processes find this module
 BREAST = "QIN_Breast.v2"
 IMAGES = dg.AssetKey(["nbia", "images"])

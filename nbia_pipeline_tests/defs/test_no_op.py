@@ -16,6 +16,8 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.archives import Serve
 from nbia_pipeline_tests.helpers.faults import Faults
 
+pytestmark = pytest.mark.slow
+
 SERIES = 2000
 
 

@@ -20,6 +20,8 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, QIN, TABLES, LivePipeline, Pipeline
 from nbia_pipeline_tests.helpers.tiny import running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(

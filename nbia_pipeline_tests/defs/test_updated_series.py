@@ -292,6 +292,7 @@ def test_html_for_everything(make: Make, control: Operations, serve: Callable[[A
 # --- size
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_new_series_in_a_tick(
     ticker: Ticker, control: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,7 @@ def test_the_command_has_no_control_interface_unless_asked() -> None:
         assert line_of(process) == ""
 
 
+@pytest.mark.slow
 def test_an_archive_of_ones_own_ends_with_its_block() -> None:
     with own_archive(control_port=0) as (url, control_url):
         assert requests.get(f"{url}/services/up", timeout=10).text == "up"
@@ -232,6 +233,7 @@ def nbia_archive_options():
 """
 
 
+@pytest.mark.slow
 def test_a_foreign_project_uses_the_fixtures(tmp_path: Path) -> None:
     (tmp_path / "test_foreign.py").write_text(textwrap.dedent(FOREIGN))
     (tmp_path / "conftest.py").write_text(FOREIGN_CONFTEST)

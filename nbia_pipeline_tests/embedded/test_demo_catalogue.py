@@ -227,6 +227,7 @@ def test_scale_rule(scale: int, matrix: int, slices: int) -> None:
     assert geometry.slices * geometry.thickness == pytest.approx(200)
 
 
+@pytest.mark.slow
 def test_a_large_scale_makes_gigabytes_on_paper_only() -> None:
     catalog = demo_catalog(100)
     assert sum(catalog.series["FileSize"].to_pylist()) > 3_000_000_000

@@ -377,6 +377,7 @@ def test_an_answer_on_its_way_is_not_kept_beyond_a_change(make_site: Callable[..
     assert len(site.session.get(ask, timeout=30).json()) == 19_999
 
 
+@pytest.mark.slow
 def test_many_threads_change_and_ask(make_site: Callable[..., ArchiveClient]) -> None:
     site = make_site()
     problems: list[str] = []

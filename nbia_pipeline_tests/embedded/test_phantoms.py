@@ -161,6 +161,7 @@ print(total.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes() -> None:
     digests = {
         subprocess.run(

@@ -39,6 +39,7 @@ def expect_all_there(lake: Lake) -> None:
     assert lake.names_in(f"{STAGING}/journal/A") == []
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_collection_lose_no_receipt(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     words = [sys.executable, "-m", "nbia_pipeline_tests.helpers.committer", str(tmp_path)]

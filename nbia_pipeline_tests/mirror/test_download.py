@@ -107,6 +107,7 @@ def test_a_download_that_stays_damaged_is_mended_instance_by_instance(
     assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_download_that_stays_hostile_is_quarantined_and_nothing_is_published(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, name: str

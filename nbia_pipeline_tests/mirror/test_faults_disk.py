@@ -102,6 +102,7 @@ def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Re
     site.expect_true()
 
 
+@pytest.mark.slow
 def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
     """A limit of the process, as a quota is: small files pass, larger ones do not."""
     words = [*MIRROR, site.url, str(site.folder)]
@@ -209,6 +210,7 @@ def _all_public(site: MirroredArchive) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(site: MirroredArchive) -> None:
     site.collections = _all_public(site)
     words = [*MIRROR, site.url, str(site.folder)]
