@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from nbia_pipeline.archive import ArchiveUnreachable, NbiaClient, Patience
+from nbia_pipeline.archive import ArchiveUnreachable, ClientOptions, NbiaClient
 from nbia_pipeline.settings import EMBEDDED, KNOWN_ARCHIVES, Settings
 
 
-def connect(settings: Settings, patience: Patience | None = None) -> NbiaClient:
+def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaClient:
     """Return a client of the archive that the settings name; the caller closes it.
 
     The embedded archive is started unless a process of this user runs it already.
 
     Args:
         settings: which archive, and the account.
-        patience: how long to wait and how often to try.
+        options: how long to wait and how often to try.
 
     Raises:
         ArchiveUnreachable: the embedded archive cannot be started.
@@ -24,7 +24,7 @@ def connect(settings: Settings, patience: Patience | None = None) -> NbiaClient:
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
-        patience=patience,
+        options=options,
     )
 
 

@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from nbia_pipeline.schema.account import GUEST as GUEST
 from nbia_pipeline.text import similar_names
-
-GUEST = "nbia_guest"
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",

@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from nbia_pipeline.archive import NbiaClient, Patience
+from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
@@ -19,7 +19,7 @@ from nbia_pipeline.embedded.server.tokens import TokenStore
 from nbia_pipeline_tests.helpers.faults import Faults
 from nbia_pipeline_tests.helpers.tiny import Clock, running
 
-FAST = Patience(connect=2, silence=5, tries=3, first_wait=0.01, longest_wait=0.05)
+FAST = ClientOptions(connect_timeout=2, read_timeout=5, tries=3, backoff=0.01, max_backoff=0.05)
 
 Serve = Callable[[ASGIApp], str]
 
@@ -48,7 +48,7 @@ class TestArchive:
 
     def client(self, **options: Any) -> NbiaClient:
         """Return a client; the caller closes it, or lets the token be forgotten."""
-        return NbiaClient(self.url, **{"patience": FAST, **options})
+        return NbiaClient(self.url, **{"options": FAST, **options})
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.archive.answers import answer_schema
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.schema import TABLES, Form, Shape, Table, normalise, shapes
 
@@ -17,7 +16,7 @@ TIME = pa.timestamp("us")
 @named
 def test_every_column_of_a_shape_is_in_its_table(shape: Shape) -> None:
     columns = {k.column for k in shape.keys if k.column is not None}
-    assert columns <= set(answer_schema(shape).names)
+    assert columns <= set(shape.schema.names)
 
 
 @named
@@ -61,7 +60,7 @@ def test_a_form_can_be_read_into_the_type_of_its_column(shape: Shape) -> None:
         Form.JAVA: {pa.date32(), TIME},
         Form.EPOCH_MS: {TIME},
     }
-    schema = answer_schema(shape)
+    schema = shape.schema
     for key in shape.keys:
         if key.column is not None:
             assert schema.field(key.column).type in fits[key.form], key

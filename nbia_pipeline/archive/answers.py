@@ -1,8 +1,10 @@
-"""From the bytes of an answer to an Arrow table of fixed schema.
+"""From the bytes of an answer to an Arrow table of fixed schema, and whether its rows are those asked for.
 
 Lists arrive as one JSON array, of up to hundreds of megabytes. It is read in pieces: Arrow's JSON reader
 takes each piece if it is exactly as the server writes it, and a tolerant reader takes the others (numbers
 as text, the guide's spellings, any of the date forms). Both give the same values.
+
+The server ignores filters silently, so rows that do not satisfy what was asked are an error, not data.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -45,11 +47,6 @@ _FAST_FORMS = {
 }
 
 
-def answer_schema(shape: Shape) -> pa.Schema:
-    """Return the Arrow schema of an answer of `shape`: its table's, else its own keys as numbers or text."""
-    return shape.schema
-
-
 def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
     """Read a JSON array of flat objects, as the list endpoints send it.
 
@@ -58,15 +55,15 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
         shape: the keys that the endpoint sends.
 
     Returns:
-        A table of :func:`answer_schema`; omitted keys are null.
+        A table of the shape's schema; omitted keys are null.
 
     Raises:
         BadAnswer: the body is not such an array, ends early, or a value does not fit its column.
 
-    Server: where it fails at a row, it closes the array there and answers 200. That cannot be told from a
+    Server: where it fails at a row, it closes the array there and answers 200. That looks like a
     shorter list; only what was known of the list before can show it.
     """
-    schema = answer_schema(shape)
+    schema = shape.schema
     batches = list(_in_parallel(lambda piece: _table_of(piece, shape, schema), _pieces(chunks)))
     table = pa.concat_tables(batches) if batches else schema.empty_table()
     _expect_identity(table, shape)
@@ -80,7 +77,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
         BadAnswer: the header has none of the shape's keys, a row has another number of cells, or a cell does not
             end.
     """
-    schema = answer_schema(shape)
+    schema = shape.schema
     if not text.strip():
         return schema.empty_table()
     try:
@@ -90,7 +87,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     header = rows[0]
     if not {normalise(h) for h in header} & set(shape.columns_by_wire_name()):
-        raise BadAnswer(_not_what_was_due(text, "a CSV table"))
+        raise _not_a("a CSV table", text)
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
         raise BadAnswer("the CSV table ends early: the answer was cut, try later", retryable=True)
     for number, row in enumerate(rows, start=1):
@@ -105,7 +102,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
 
 
 def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> Iterator[pa.Table]:
-    """Yield what `read` makes of each piece, in order; few pieces are held at a time, whatever their number."""
+    """Yield what `read` makes of each piece, in order; only a few pieces are in memory at a time."""
     first, second = next(pieces, None), next(pieces, None)
     if first is None or second is None:  # as most answers are: threads would cost more than they gain
         yield from map(read, () if first is None else (first,))
@@ -131,13 +128,14 @@ def _expect_identity(table: pa.Table, shape: Shape) -> None:
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield runs of whole objects, parted by commas, without the array's brackets."""
+    """Yield runs of whole objects, separated by commas, without the array's brackets."""
     buffer = bytearray()
     opened = False
     for chunk in chunks:
         buffer += chunk
-        if not opened and buffer.lstrip(_BLANKS):
-            _expect_array(buffer)
+        if not opened and (start := buffer.lstrip(_BLANKS)):
+            if not start.startswith(b"["):
+                raise _not_a("a JSON array", bytes(start[:300]).decode("utf-8", "replace"))
             del buffer[: buffer.index(b"[") + 1]
             opened = True
         if opened and len(buffer) >= PIECE_BYTES:
@@ -145,30 +143,24 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
             if cut:
                 yield bytes(buffer[:cut])
                 del buffer[: cut + 1]
-    rest = bytes(buffer).rstrip(_BLANKS)
     if not opened:
-        if rest:
-            raise BadAnswer(_not_what_was_due(rest.decode("utf-8", "replace"), "a JSON array"))
         return
+    rest = bytes(buffer).rstrip(_BLANKS)
     if not rest.endswith(b"]"):
         raise BadAnswer("the JSON array ends early: the answer was cut, try later", retryable=True)
     if rest := rest[:-1].strip(_BLANKS):
         yield rest
 
 
-def _expect_array(buffer: bytearray) -> None:
-    if not buffer.lstrip(_BLANKS).startswith(b"["):
-        raise BadAnswer(_not_what_was_due(bytes(buffer[:300]).decode("utf-8", "replace"), "a JSON array"))
-
-
-def _not_what_was_due(text: str, due: str) -> str:
+def _not_a(expected: str, text: str) -> BadAnswer:
     start = " ".join(text.split())[:200]
+    what = f"the answer is not {expected}, it begins {start!r}: check base_url"
     if start.startswith("<"):
-        return (
-            f"the answer is HTML or XML where {due} was due: a proxy or a login page may stand between you and "
-            f"the archive, or NBIA_ARCHIVE may not be an NBIA base URL; it begins {start!r}"
+        what = (
+            f"the answer is HTML or XML instead of {expected}: a proxy or a login page may stand between you and "
+            f"the archive, or base_url may not be that of an NBIA archive; it begins {start!r}"
         )
-    return f"the answer is not {due}, it begins {start!r}: check NBIA_ARCHIVE"
+    return BadAnswer(what, arguments=("base_url",))
 
 
 def _last_boundary(buffer: bytearray) -> int:
@@ -192,7 +184,7 @@ def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     if any(key.form not in _FAST_FORMS for key in shape.keys):
         raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
     if not piece.startswith(b"{"):
-        raise pa.ArrowInvalid("not an object")  # Arrow's reader dies of a null in its place
+        raise pa.ArrowInvalid("not an object")  # Arrow's reader crashes at a null in its place
     wire = pa.schema([pa.field(k.name, _wire_type(k.column, k.form, schema)) for k in shape.keys])
     # One object a line; the blank makes the cuts countable. A row without its first key is left to the other reader.
     first = shape.keys[0].name.encode()
@@ -336,7 +328,7 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the server states no zone, so no
 
 
 def read_time(raw: object) -> datetime | None:
-    """Read a time in any of the forms that the archive writes (reference: trap 14).
+    """Read a time in any of the forms that the archive writes.
 
     ``2011-11-08 08:08:01.0``, ``2011-11-08``, ``11-08-2011``, ``Tue Nov 08 08:08:01 CST 2011`` and
     milliseconds since 1970. A zone's name is dropped: the server's clock is unknown.
@@ -361,12 +353,12 @@ def read_time(raw: object) -> datetime | None:
 
 def read_day(raw: object) -> date | None:
     """Read a day in any of the forms of :func:`read_time`; a time of day is refused, not dropped."""
-    time = read_time(raw)
-    if time is None:
+    moment = read_time(raw)
+    if moment is None:
         return None
-    if (time.hour, time.minute, time.second, time.microsecond) != (0, 0, 0, 0):
+    if moment.time() != time():
         raise ValueError("a day with a time of day")
-    return time.date()
+    return moment.date()
 
 
 _READERS: dict[pa.DataType, Callable[[object], object]] = {
@@ -377,3 +369,89 @@ _READERS: dict[pa.DataType, Callable[[object], object]] = {
     DAY: read_day,
     TIME: read_time,
 }
+
+
+def decoded(body: bytes) -> str:
+    """Return a body as text; raises BadAnswer where it is not UTF-8."""
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise BadAnswer(f"the answer is not UTF-8: {e}") from e
+
+
+# --- are these the rows that were asked for? Each function returns them, or raises BadAnswer where it expects others.
+
+
+def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+    """Expect `wanted` in `column` of every row, in any case, as the server compares; None expects nothing."""
+    if wanted is None:
+        return table
+    sent = pc.unique(table[column]).to_pylist()
+    others = [v for v in sent if v is None or v.casefold() != wanted.casefold()]
+    if others:
+        raise BadAnswer(f"asked for {_label(column)} {wanted!r}, the archive sent rows of {others[:3]}")
+    return table
+
+
+def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
+    """Expect `wanted` in `column` of at least half of the rows, in any case.
+
+    For studies: one that spans collections names any of them (server), but if most rows are of others, the server
+    ignored the filter.
+    """
+    same = sum(v is not None and v.casefold() == wanted.casefold() for v in table[column].to_pylist())
+    if 2 * same < table.num_rows:
+        raise BadAnswer(
+            f"asked for {_label(column)} {wanted!r}, the archive sent {table.num_rows - same} rows of others, "
+            f"{same} of it: try later"
+        )
+    return table
+
+
+def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+    """Return the rows with exactly `wanted` in `column`; all of them for None."""
+    return table if wanted is None else table.filter(pc.equal(table[column], wanted))
+
+
+def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+    """Return the rows with `wanted` in `column`, ignoring case and surrounding blanks; all of them for None.
+
+    Raises:
+        ValueError: `wanted` is blank.
+    """
+    if wanted is None:
+        return table
+    if not wanted.strip():
+        raise ValueError(f"{column} is blank: nothing would match it")
+    stored = pc.utf8_lower(pc.utf8_trim_whitespace(table[column]))
+    return table.filter(pc.fill_null(pc.equal(stored, pc.utf8_lower(pa.scalar(wanted.strip()))), False))
+
+
+def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
+    """Expect every ``DateReleased`` to be after the midnight that begins `day`.
+
+    A server that reads the day in another order silently starts at another day. Where `shape` has days only, a
+    release on `day` itself may be one later that day.
+    """
+    days_only = any(k.column == "DateReleased" and k.form is Form.US_DAY for k in shape.keys)
+    after = pc.greater_equal if days_only else pc.greater
+    midnight = pa.scalar(datetime.combine(day, time()), pa.timestamp("us"))
+    late = pc.fill_null(after(table["DateReleased"], midnight), False)
+    if not pc.all(late, min_count=0).as_py():
+        early = table.filter(pc.invert(late)).slice(0, 1).select(["SeriesInstanceUID", "DateReleased"]).to_pylist()[0]
+        raise BadAnswer(
+            f"asked for releases after {day}, the archive sent series {early['SeriesInstanceUID']} of "
+            f"{early['DateReleased']}"
+        )
+    return table
+
+
+def non_null(table: pa.Table, column: str) -> list[str]:
+    """Return the values of `column`, and expect one in every row."""
+    if table[column].null_count:
+        raise BadAnswer(f"the archive sent {table[column].null_count} rows without {column}: try later")
+    return list(table[column].to_pylist())
+
+
+def _label(column: str) -> str:
+    return column if column.endswith(("UID", "ID")) else column.lower()

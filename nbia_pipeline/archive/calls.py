@@ -1,4 +1,4 @@
-"""How the calls are made: names and values on the wire, answers read, and an empty answer not believed at once."""
+"""How the client makes its calls: spell names and values, read answers, doubt an empty list."""
 
 from __future__ import annotations
 
@@ -9,57 +9,38 @@ from typing import TypeVar
 import pyarrow as pa
 import requests
 
-from nbia_pipeline.archive.answers import read_csv, read_json
-from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
-from nbia_pipeline.archive.errors import ArchiveUnreachable, BadAnswer
-from nbia_pipeline.archive.expect import without_gaps
-from nbia_pipeline.archive.transport import Patience, Session, pieces
-from nbia_pipeline.settings import GUEST
+from nbia_pipeline.archive.answers import decoded, non_null, read_csv, read_json
+from nbia_pipeline.archive.endpoints import Dialect, Endpoint
+from nbia_pipeline.archive.errors import BadAnswer, ServerError
+from nbia_pipeline.archive.transport import Session, chunks_of
 
 T = TypeVar("T")
 
 Argument = str | date | Sequence[str] | None
-"""What a call is asked for: text, a day, or a list of UIDs; None is left out."""
+"""An argument of a call: text, a day, or a list of UIDs; None is left out."""
+
+# Server: what the counts call a value that is not set.
+_NULL_NAMES = {"modality_counts": "", "body_part_counts": "NOT SPECIFIED", "manufacturer_counts": ""}
 
 
-class Caller:
-    """What the calls of the client share; see :class:`~nbia_pipeline.archive.NbiaClient`.
+class Calls:
+    """What the methods of :class:`~nbia_pipeline.archive.NbiaClient` are made of.
 
-    One call is here: the list of collections is what an empty answer is doubted by.
+    Args:
+        session: sends the requests.
+        dialect: version of the API.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        api: str = "v2",
-        username: str = GUEST,
-        password: str = "",
-        ca_bundle: str | None = None,
-        patience: Patience | None = None,
-    ) -> None:
-        if api not in DIALECTS:
-            raise ValueError(f"api is {api!r}: use {' or '.join(DIALECTS)}")
-        self._dialect = DIALECTS[api]
-        # On v4 a stale token is worse than none, so only an account of one's own gets one.
-        account = (username, password) if self._dialect.needs_token or username != GUEST else None
-        self._session = Session(base_url, account, ca_bundle=ca_bundle, patience=patience)
-
-    def collection_values(self) -> list[str]:
-        """Return the names of the collections that the account may see, sorted, in their exact spelling."""
-        return sorted(without_gaps(self._list("collection_values"), "Collection"))
+    def __init__(self, session: Session, dialect: Dialect) -> None:
+        self._session = session
+        self._dialect = dialect
 
     def _bytes(self, name: str, read: Callable[[Iterator[bytes]], T], /, **arguments: Argument) -> T:
         endpoint = self._dialect.endpoint(name)
-        return self._session.call(
-            endpoint.method,
-            endpoint.path,
-            on_the_wire(endpoint, arguments),
-            lambda answer: read(pieces(answer)),
-        )
+        return self._call(endpoint, arguments, lambda answer: read(chunks_of(answer)))
 
-    def _text(self, name: str, read: Callable[[str], T], /, **arguments: Argument) -> T:
-        return self._bytes(name, lambda chunks: read(_utf8(b"".join(chunks)).strip()), **arguments)
+    def _call(self, endpoint: Endpoint, arguments: dict[str, Argument], read: Callable[[requests.Response], T]) -> T:
+        return self._session.call(endpoint.method, endpoint.path, on_the_wire(endpoint, arguments), read)
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:
         """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""
@@ -69,53 +50,107 @@ class Caller:
             table = self._rows(endpoint, arguments)
             if table.num_rows or not (with_token and endpoint.empty_if_unauthorized):
                 return table
-        except ArchiveUnreachable as e:
-            if e.status != 500 or not (with_token and endpoint.refusal_is_500):
+        except ServerError:
+            if not (with_token and endpoint.refusal_is_500):
                 raise
         self._confirm_token()
         return self._rows(endpoint, arguments)
 
     def _confirm_token(self) -> None:
-        """Make sure that the next call goes out with a token that the archive takes.
+        """Make sure that the next call goes out with a token that the archive accepts.
 
         v2: getCollectionValues answers 401 where the lists answer "no rows", and the session then logs in
-        anew. v4 swallows it there too, so the token is replaced.
+        again. v4 answers "no rows" there too, so the token is replaced.
         """
-        if self._dialect.endpoint("collection_values").empty_if_unauthorized:
-            tokens = self._session.tokens
-            if tokens:
-                tokens.reject(tokens.current())
-            return
-        self._rows(self._dialect.endpoint("collection_values"), {})
+        endpoint = self._dialect.endpoint("collection_values")
+        tokens = self._session.tokens
+        if not endpoint.empty_if_unauthorized:
+            self._rows(endpoint, {})
+        elif tokens:
+            tokens.reject(tokens.current())
 
     def _rows(self, endpoint: Endpoint, arguments: dict[str, Argument]) -> pa.Table:
-        shape = endpoint.shape
-        assert shape is not None  # noqa: S101 - lists have one
-
         def read(answer: requests.Response) -> pa.Table:
             if endpoint.media == "csv":
-                return read_csv(_utf8(answer.content), shape)
-            return read_json(pieces(answer), shape)
+                return read_csv(decoded(answer.content), endpoint.rows)
+            return read_json(chunks_of(answer), endpoint.rows)
 
-        return self._session.call(endpoint.method, endpoint.path, on_the_wire(endpoint, arguments), read)
+        return self._call(endpoint, arguments, read)
+
+    def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
+        """List what a collection holds. Empty is refused while the archive lists the collection: it has series then.
+
+        Between two calls a token can run out and a collection can come or go, hence several tries.
+        """
+        for _ in range(self._session.options.tries):
+            table = self._list(name, collection=collection)
+            if table.num_rows or collection not in self._collection_names():
+                return table
+        raise BadAnswer(
+            f"the archive lists collection {collection!r}, but sends nothing of it: nothing is changed, try later",
+            retryable=True,
+        )
+
+    def _collection_names(self) -> list[str]:
+        return sorted(non_null(self._list("collection_values"), "Collection"))
+
+    def _values(self, name: str, **filters: str | None) -> list[str | None]:
+        return list(self._list(name, **filters)[self._column(name)].to_pylist())
+
+    def _counts(self, name: str, collection: str | None, **filters: Argument) -> dict[str | None, int | None]:
+        counted = self._list(name, collection=collection, **filters)
+        if collection and not counted.num_rows:
+            # Server: the unversioned counts compare the collection's case, the lists do not.
+            folded = collection.casefold()
+            spelled = next((c for c in self._collection_names() if c.casefold() == folded), collection)
+            counted = self._list(name, collection=spelled, **filters)
+        names = [None if v in (None, _NULL_NAMES[name]) else v for v in counted["criteria"].to_pylist()]
+        return dict(zip(names, counted["count"].to_pylist(), strict=True))
+
+    def _with_counts(self, values: str, counts: str) -> pa.Table:
+        """Join a list of values with its counts; the server counts null under a name of its own."""
+        table = self._list(values)
+        names = table[self._column(values)].to_pylist()
+        patients = _by_name(names, self._list(counts), _NULL_NAMES[counts])
+        return table.set_column(
+            table.schema.get_field_index("PatientCount"),
+            table.schema.field("PatientCount"),
+            pa.array([patients.get(n) for n in names], pa.int64()),
+        )
+
+    def _column(self, values: str) -> str:
+        """Return the column that a list of values fills; each has one key only."""
+        return self._dialect.endpoint(values).rows.keys[0].name
+
+
+def _by_name(names: Sequence[str | None], counted: pa.Table, null_as: str) -> dict[str | None, int | None]:
+    """Map each of `names` to its count.
+
+    v4 upper-cases the names but not what it counts (server). A name for several spellings gets no count: a
+    patient may be counted under each.
+    """
+    known = set(names)
+    found: dict[str | None, list[int | None]] = {}
+    for criteria, count in zip(counted["criteria"].to_pylist(), counted["count"].to_pylist(), strict=True):
+        name = None if criteria in (None, null_as) else criteria
+        found.setdefault(name if name is None or name in known else name.upper(), []).append(count)
+    return {name: counts[0] for name, counts in found.items() if len(counts) == 1}
 
 
 def on_the_wire(endpoint: Endpoint, arguments: dict[str, Argument]) -> dict[str, str]:
-    """Spell names and values as the endpoint wants them.
+    """Spell names and values as the endpoint expects them.
 
     The server ignores a name that it does not know, and an empty value matches nothing: both are refused here.
 
     Raises:
         ValueError: a name that the endpoint does not take, an empty value, a UID with a comma.
-        TypeError: something else than text, a day where one is due, or a list where one is due.
+        TypeError: a value that is not text, not a day, or not a list where one is expected.
     """
-    wire = {}
+    wire = dict(endpoint.constants)
     for name, value in arguments.items():
         if value is None:
             continue
         if name not in endpoint.parameters:
-            if name == "format":  # JSON is the only format that some endpoints have
-                continue
             raise ValueError(f"{endpoint.path} takes no {name}")
         text = _spelled(name, value, endpoint)
         if not text:
@@ -127,10 +162,10 @@ def on_the_wire(endpoint: Endpoint, arguments: dict[str, Argument]) -> dict[str,
 def _spelled(name: str, value: str | date | Sequence[str], endpoint: Endpoint) -> str:
     if name == "since":
         if not isinstance(value, date):
-            # The server takes days and months in any order without a word.
+            # The server accepts days and months in any order without an error.
             raise TypeError(f"{name} is {value!r}: give a datetime.date")
         return _day(value, endpoint)
-    if not endpoint.at_most or name == "format":
+    if not endpoint.max_values:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}: give a text")
         return value
@@ -147,10 +182,3 @@ def _day(value: date, endpoint: Endpoint) -> str:
         day -= timedelta(days=endpoint.days_earlier)
     # strftime does not pad the year everywhere, and the server would read another one.
     return day.strftime(endpoint.date_format.replace("%Y", f"{day.year:04d}"))
-
-
-def _utf8(body: bytes) -> str:
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise BadAnswer(f"the answer is not UTF-8: {e}") from e

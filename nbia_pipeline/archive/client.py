@@ -1,20 +1,60 @@
-"""The client: one method per call, days as `date`, tables as Arrow, images as streams of bytes.
-
-The calls stand by family in :mod:`~nbia_pipeline.archive.values`, :mod:`~nbia_pipeline.archive.listings`,
-:mod:`~nbia_pipeline.archive.details` and :mod:`~nbia_pipeline.archive.files`.
-"""
+"""The client: one method per call, days as `date`, tables as Arrow, images as streams of bytes."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
 from types import TracebackType
+from typing import TypeVar
 
-from nbia_pipeline.archive.details import DetailCalls
-from nbia_pipeline.archive.files import FileCalls
-from nbia_pipeline.archive.listings import ListingCalls
-from nbia_pipeline.archive.values import ValueCalls
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.archive.answers import (
+    decoded,
+    equals_ignoring_case,
+    expect_mostly,
+    expect_released_after,
+    expect_value,
+    non_null,
+    rows_with,
+)
+from nbia_pipeline.archive.calls import Argument, Calls
+from nbia_pipeline.archive.endpoints import DIALECTS
+from nbia_pipeline.archive.errors import BadAnswer, ServerError
+from nbia_pipeline.archive.transport import ClientOptions, Session
+from nbia_pipeline.schema.account import GUEST
+from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.schema.tables import SERIES_METADATA
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SHOWN = 5
+
+_MD5 = re.compile("[0-9a-fA-F]{32}")
+_LEVELS = ({"series_uid"}, {"study_uid"}, {"patient_id", "collection"}, {"collection"})
 
 
-class NbiaClient(ValueCalls, ListingCalls, DetailCalls, FileCalls):
+@dataclass(frozen=True)
+class SeriesSize:
+    """How large a series is.
+
+    Attributes:
+        file_size: sum of the sizes of its DICOM files in bytes, uncompressed: not what a download transfers.
+        image_count: number of its instances.
+    """
+
+    file_size: int
+    image_count: int
+
+
+class NbiaClient(Calls):
     """A client of one NBIA archive, for any number of threads.
 
     Args:
@@ -23,16 +63,35 @@ class NbiaClient(ValueCalls, ListingCalls, DetailCalls, FileCalls):
         username: account at the archive; the guest by default.
         password: its password; the guest has none.
         ca_bundle: file of certificates to trust, or None for the system's.
-        patience: time-outs, retries, and how many requests are in flight at a time.
+        options: time-outs, retries, and how many requests are in flight at a time.
 
     Every method raises :class:`~nbia_pipeline.archive.errors.ArchiveError` where the call fails, and never
-    returns an empty table on the word of a refused token. What cannot be sent (an empty name, a day as text) is
-    a ValueError or TypeError before anything is sent.
+    returns an empty table because a token was refused. An argument that cannot be sent (an empty name, a day as
+    text) is a ValueError or TypeError before anything is sent.
+
+    An argument that a method does not explain is one of these: `collection`, a name as :meth:`collection_values`
+    spells it; `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
 
     Example:
         >>> with NbiaClient("https://services.cancerimagingarchive.net/nbia-api") as client:
         ...     frame = client.series(collection="LIDC-IDRI").to_pandas()
     """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api: str = "v2",
+        username: str = GUEST,
+        password: str = "",
+        ca_bundle: str | None = None,
+        options: ClientOptions | None = None,
+    ) -> None:
+        if api not in DIALECTS:
+            raise ValueError(f"api is {api!r}: use {' or '.join(DIALECTS)}")
+        # On v4 a stale token is worse than none, so the guest gets none.
+        account = (username, password) if DIALECTS[api].needs_token or username != GUEST else None
+        super().__init__(Session(base_url, account, ca_bundle=ca_bundle, options=options), DIALECTS[api])
 
     def __enter__(self) -> NbiaClient:
         return self
@@ -43,3 +102,433 @@ class NbiaClient(ValueCalls, ListingCalls, DetailCalls, FileCalls):
     def close(self) -> None:
         """Log out, best effort, and close the connections."""
         self._session.close()
+
+    # --- values and counts, of the whole archive or of what a few filters leave of it
+
+    def collection_values(self) -> list[str]:
+        """Return the names of the collections that the account may see, sorted, in their exact spelling."""
+        return self._collection_names()
+
+    def modalities(self, collection: str | None = None, *, body_part: str | None = None) -> list[str | None]:
+        """Return the modalities in use, in the server's order; None stands for series without one.
+
+        v2 gives them as stored, v4 upper-cased (server).
+
+        Args:
+            collection: only of this collection, in any case.
+            body_part: only with this body part, in any case.
+        """
+        return self._values("modality_values", collection=collection, body_part=body_part)
+
+    def body_parts(self, collection: str | None = None, *, modality: str | None = None) -> list[str | None]:
+        """Return the body parts in use, upper-cased (server); None stands for series without one.
+
+        Args:
+            collection: only of this collection, in any case.
+            modality: only with this modality, in any case.
+        """
+        return self._values("body_part_values", collection=collection, modality=modality)
+
+    def manufacturers(
+        self, collection: str | None = None, *, modality: str | None = None, body_part: str | None = None
+    ) -> list[str | None]:
+        """Return the manufacturers in use; None stands for series without one.
+
+        v2 gives them as stored, so that one may come in several spellings; v4 upper-cased (server).
+
+        Args:
+            collection: only of this collection, in any case.
+            modality: only with this modality, in any case.
+            body_part: only with this body part, in any case.
+        """
+        return self._values("manufacturer_values", collection=collection, modality=modality, body_part=body_part)
+
+    def collection_counts(self) -> dict[str, int]:
+        """Return the number of patients by collection."""
+        counts = self._list("collection_counts")
+        return dict(zip(counts["criteria"].to_pylist(), counts["count"].to_pylist(), strict=True))
+
+    def modality_counts(
+        self, collection: str | None = None, *, body_part: str | None = None
+    ) -> dict[str | None, int | None]:
+        """Return the number of patients by modality; for the arguments see :meth:`modalities`."""
+        return self._counts("modality_counts", collection, body_part=body_part)
+
+    def body_part_counts(
+        self, collection: str | None = None, *, modality: str | None = None
+    ) -> dict[str | None, int | None]:
+        """Return the number of patients by body part; for the arguments see :meth:`body_parts`."""
+        return self._counts("body_part_counts", collection, modality=modality)
+
+    def manufacturer_counts(
+        self, collection: str | None = None, *, modality: str | None = None, body_part: str | None = None
+    ) -> dict[str | None, int | None]:
+        """Return the number of patients by manufacturer; for the arguments see :meth:`manufacturers`."""
+        return self._counts("manufacturer_counts", collection, modality=modality, body_part=body_part)
+
+    def modality_values(self) -> pa.Table:
+        """Return the modalities with the number of patients of each: table ``modalities``."""
+        return self._with_counts("modality_values", "modality_counts")
+
+    def body_part_values(self) -> pa.Table:
+        """Return the body parts, upper-cased by the server, with patients: table ``body_parts``."""
+        return self._with_counts("body_part_values", "body_part_counts")
+
+    def manufacturer_values(self) -> pa.Table:
+        """Return the manufacturers with the number of patients of each: table ``manufacturers``."""
+        return self._with_counts("manufacturer_values", "manufacturer_counts")
+
+    def collection_description(self, collection: str) -> pa.Table:
+        """Return the description of one collection, in its exact spelling: no row, or one, or several."""
+        return self._list("collection_descriptions", collection=collection)
+
+    def licenses(self) -> pa.Table:
+        """Return the licenses that the archive knows: getLicenses, which needs no token (server).
+
+        Columns: ``LicenseName`` (long), ``LicenseID``, ``LicenseShortName``, ``LicenseURI``, ``LicenseText``,
+        ``CommercialUse`` (``YES`` or ``NO``).
+        """
+        return self._list("licenses")
+
+    def collection_or_series_for_doi(self, doi: str, *, by_series: bool = False) -> pa.Table:
+        """Return what a DOI stands for: collections, or its series one by one.
+
+        Columns: ``Collection``, ``SeriesInstanceUID``, ``ThirdPartyAnalysis``; what was not asked for is null. A
+        collection has two rows where some of its series are by third parties.
+        Hidden series are listed too (server): not every one can be downloaded.
+
+        Args:
+            doi: the address as the archive stores it, like ``https://doi.org/10.7937/...``: the column
+                ``CollectionURI`` of table ``series``.
+            by_series: a row per series rather than per collection.
+        """
+        table = self._list("collection_or_series_for_doi", doi=doi, per="series" if by_series else "collection")
+        return first_of_each(table, *table.schema.names)
+
+    # --- patients
+
+    def patients(self, collection: str, *, patient_id: str | None = None) -> pa.Table:
+        """Return the patients of a collection: table ``patients``.
+
+        Args:
+            patient_id: only this one, in its exact case. The client filters by it: v2 finds no ID that holds a
+                lower-case letter (server).
+        """
+        if patient_id is not None and not patient_id:
+            raise ValueError("patient_id is empty: nothing would match it")
+        table = expect_value(self._rows_of_collection("patients", collection), "Collection", collection)
+        return rows_with(first_of_each(table, "Collection", "PatientID"), "PatientID", patient_id)
+
+    def patients_by_collection_and_modality(self, collection: str, modality: str) -> list[str]:
+        """Return the PatientIDs of a collection that have a series of a modality, each once.
+
+        Args:
+            modality: like ``CT``, in any case.
+        """
+        table = self._list("patients_by_collection_and_modality", collection=collection, modality=modality)
+        return list(dict.fromkeys(non_null(table, "PatientID")))
+
+    def new_patients(self, collection: str, since: date) -> pa.Table:
+        """Return the patients with a series released on the day `since` or later: table ``patients``.
+
+        v2 has no such filter, only one for "after": it is asked for the day before, and also sends patients
+        of that day whose release has a time of day.
+        """
+        table = expect_value(self._list("new_patients", collection=collection, since=since), "Collection", collection)
+        return first_of_each(table, "Collection", "PatientID")
+
+    # --- studies
+
+    def studies(self, collection: str, *, patient_id: str | None = None, study_uid: str | None = None) -> pa.Table:
+        """Return the studies of a collection: table ``studies``.
+
+        A study that spans collections is listed under each and names one of them (server).
+
+        Args:
+            patient_id: only of this patient, in the exact case.
+            study_uid: only the study of this StudyInstanceUID.
+        """
+        if patient_id is None and study_uid is None:
+            return expect_mostly(self._rows_of_collection("studies", collection), "Collection", collection)
+        table = self._list("studies", collection=collection, patient_id=patient_id, study_uid=study_uid)
+        return _of_patient_and_study(table, patient_id, study_uid)
+
+    def new_studies(self, collection: str, since: date, *, patient_id: str | None = None) -> pa.Table:
+        """Return the studies with a series released on the day `since` or later: table ``studies``.
+
+        ``SeriesCount`` counts the new series only (server). v2 sends more, see :meth:`new_patients`.
+
+        Args:
+            patient_id: only of this patient, in the exact case.
+        """
+        table = self._list("new_studies", collection=collection, since=since, patient_id=patient_id)
+        return _of_patient_and_study(table, patient_id, None)
+
+    # --- series
+
+    def series(
+        self,
+        collection: str | None = None,
+        *,
+        patient_id: str | None = None,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        modality: str | None = None,
+        body_part: str | None = None,
+        manufacturer: str | None = None,
+        model: str | None = None,
+    ) -> pa.Table:
+        """Return series: table ``series``. All filters must match.
+
+        The client filters by body part, manufacturer and model, ignoring case and surrounding blanks: v2
+        compares them case-sensitively with what is stored, and lists them upper-cased (server).
+
+        Args:
+            collection: name, as :meth:`collection_values` spells it.
+            patient_id: PatientID in its exact case.
+            study_uid: StudyInstanceUID.
+            series_uid: SeriesInstanceUID.
+            modality: like ``CT``, in any case.
+            body_part: BodyPartExamined.
+            manufacturer: Manufacturer.
+            model: ManufacturerModelName.
+
+        Raises:
+            ValueError: neither a collection nor a patient, study or series is named: the answer would be the
+                whole archive.
+        """
+        named = {"patient_id": patient_id, "study_uid": study_uid, "series_uid": series_uid, "modality": modality}
+        if collection is None and (patient_id or study_uid or series_uid) is None:
+            raise ValueError("name a collection, a patient, a study or a series: the archive is too large")
+        if collection is not None and not any(v is not None for v in named.values()):
+            table = self._rows_of_collection("series", collection)
+        else:
+            table = self._list("series", collection=collection, **named)
+        table = expect_value(table, "Collection", collection)
+        table = expect_value(table, "SeriesInstanceUID", series_uid)
+        table = expect_value(table, "Modality", modality)
+        table = _of_patient_and_study(table, patient_id, study_uid)
+        wanted = {"BodyPartExamined": body_part, "Manufacturer": manufacturer, "ManufacturerModelName": model}
+        for column, value in wanted.items():
+            table = equals_ignoring_case(table, column, value)
+        return table
+
+    def updated_series(self, since: date) -> pa.Table:
+        """Return the series released after the day `since`: table ``series``, with what v2 sends of it.
+
+        The filter is strict, and releases can be back-dated: it is a hint, not a feed. A release at the midnight
+        of `since` is not sent, so ask from some days before the last known one.
+
+        Raises:
+            BadAnswer: a row was released before: the archive read the day as another one.
+        """
+        shape = self._dialect.endpoint("updated_series").rows
+        return expect_released_after(self._list("updated_series", since=since), since, shape)
+
+    def contents_by_name(self, name: str) -> pa.Table:
+        """Return the series of a shared cart: table ``series``, with what v2 sends of it.
+
+        An unknown cart has no rows, and series that are no longer visible are left out silently (server).
+
+        Args:
+            name: of the cart, in any case.
+
+        Raises:
+            NotServed: v4 has no carts.
+        """
+        return self._list("contents_by_name", name=name)
+
+    # --- one series
+
+    def series_metadata(self, series_uids: Sequence[str]) -> pa.Table:
+        """Return the metadata of the series: table ``series_metadata``.
+
+        Asks in bulk where the archive can, else one by one in parallel. The bulk call drops a UID silently
+        where a series is hidden or unknown (server): such a series has no row here. Asked one by one, the
+        server also fails at a series without images or without the address of its license: it has no row
+        either, and the log names it.
+
+        Args:
+            series_uids: SeriesInstanceUIDs.
+
+        Raises:
+            ServerError: the archive fails at more than half of the series.
+            BadAnswer: rows of series that were not asked for.
+        """
+        if isinstance(series_uids, str):
+            raise TypeError(f"series_uids is {series_uids!r}: give a list")
+        if not series_uids:
+            return SERIES_METADATA.schema.empty_table()
+        try:
+            table = self._metadata_in_bulk(series_uids)
+        except BadAnswer as e:
+            if "series_metadata" not in self._dialect.endpoints or e.status not in (404, 405, 500):
+                raise
+            log.info("the archive has no bulk metadata, asking one by one: %s", e)
+            table = self._metadata_one_by_one(series_uids)
+        self._compare(series_uids, table)
+        return table
+
+    def series_size(self, series_uid: str) -> SeriesSize | None:
+        """Return the size of a series, or None where the archive knows none: unknown, or without images.
+
+        Slow at the server; table ``series`` has both numbers. Rights are not checked there (server).
+
+        Raises:
+            BadAnswer: more than one row.
+        """
+        rows = self._list("series_size", series_uid=series_uid).to_pylist()
+        if len(rows) > 1:
+            raise BadAnswer(f"the archive sent {len(rows)} sizes of one series")
+        # Server: v2 answers with a row of nulls for a series that it does not know.
+        if not rows or not rows[0]["ImageCount"] or rows[0]["FileSize"] is None:
+            return None
+        return SeriesSize(rows[0]["FileSize"], rows[0]["ImageCount"])
+
+    def sop_instance_uids(self, series_uid: str) -> list[str]:
+        """Return the SOPInstanceUIDs of a series; the server answers for hidden series too."""
+        return non_null(self._list("sop_instance_uids", series_uid=series_uid), "SOPInstanceUID")
+
+    def dicom_tags(self, series_uid: str) -> pa.Table:
+        r"""Return the header of one arbitrary image of a series, attribute by attribute.
+
+        Columns: ``Tag`` like ``(0008,0060)``, with a ``>`` in front for each sequence that it is nested in;
+        ``Name``; ``Value`` as text, several values joined by ``\``, or null. A sequence ends with a row whose
+        name begins with ``End``. No pixel data. Without images there are no rows (server).
+
+        Raises:
+            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
+        """
+        return self._list("dicom_tags", series_uid=series_uid)
+
+    # --- files and digests
+
+    def image(self, series_uid: str, read: Callable[[Iterator[bytes]], T], *, new_file_names: bool = False) -> T:
+        """Download the files of a series and their ``LICENSE``, as one zip without digests: getImage.
+
+        Nothing in it shows whether it is complete (server): prefer :meth:`image_with_md5`.
+
+        Args:
+            read: as for :meth:`image_with_md5`.
+            new_file_names: name the files by acquisition and instance, like ``1-07.dcm``, rather than by a
+                counter over no particular order.
+
+        Raises:
+            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
+        """
+        return self._bytes("image", read, series_uid=series_uid, new_file_names="Yes" if new_file_names else None)
+
+    def image_with_md5(self, series_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
+        """Download the files of a series and ``md5hashes.csv``, as one zip.
+
+        Args:
+            read: takes the bytes; what it returns is returned. If the stream breaks, it is called again from the
+                first byte, so it must start from scratch.
+
+        Raises:
+            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
+        """
+        return self._bytes("image_with_md5", read, series_uid=series_uid)
+
+    def single_image(self, series_uid: str, sop_instance_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
+        """Download one DICOM file.
+
+        Args:
+            read: as for :meth:`image_with_md5`.
+
+        Raises:
+            ServerError: the archive does not have the file (server: a missing file is a 500).
+        """
+        return self._bytes("single_image", read, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
+
+    def md5_of_image(self, sop_instance_uid: str) -> str | None:
+        """Return the MD5 that the archive holds of one file, in lower case; None if it has none to show.
+
+        None stands for an unknown, hidden or forbidden image as well as for one without a digest (server).
+        """
+        return self._digest("md5_of_image", sop_instance_uid=sop_instance_uid)
+
+    def md5_hierarchy(
+        self,
+        *,
+        series_uid: str | None = None,
+        study_uid: str | None = None,
+        patient_id: str | None = None,
+        collection: str | None = None,
+    ) -> str | None:
+        """Return the digest of a series, a study, a patient or a collection; None where nothing is found.
+
+        The digest of a series is the MD5 of the sorted MD5s of its files, joined; each level above is computed
+        in the same way from the one below. The digest of a series is the same for every account and there even if it
+        is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
+
+        Args:
+            series_uid: SeriesInstanceUID, alone.
+            study_uid: StudyInstanceUID, alone.
+            patient_id: PatientID, together with its collection.
+
+        Raises:
+            ValueError: another combination of arguments.
+        """
+        arguments = {"series_uid": series_uid, "study_uid": study_uid, "patient_id": patient_id}
+        given: dict[str, Argument] = {
+            name: value for name, value in {**arguments, "collection": collection}.items() if value is not None
+        }
+        if set(given) not in _LEVELS:
+            raise ValueError("name a series, or a study, or a collection, or a patient with its collection")
+        return self._digest("md5_hierarchy", **given)
+
+    # --- what several calls share
+
+    def _metadata_in_bulk(self, series_uids: Sequence[str]) -> pa.Table:
+        size = self._dialect.endpoint("series_metadata_bulk").max_values
+        runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
+        return pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
+
+    def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
+        failed: list[str] = []
+
+        def ask(series_uid: str) -> pa.Table:
+            try:
+                return self._list("series_metadata", series_uid=series_uid)
+            except ServerError as e:
+                failed.append(series_uid)
+                if 2 * len(failed) > len(series_uids):
+                    raise
+                log.warning("no metadata of series %s, the archive fails at it: %s", series_uid, e)
+                return SERIES_METADATA.schema.empty_table()
+
+        # More threads than requests may be in flight would only wait.
+        with ThreadPoolExecutor(self._session.limiter.max_in_flight, thread_name_prefix="nbia-metadata") as pool:
+            return pa.concat_tables(pool.map(ask, series_uids)).combine_chunks()
+
+    def _compare(self, series_uids: Sequence[str], table: pa.Table) -> None:
+        """Compare the series that were asked for with those that were sent."""
+        sent = table["SeriesInstanceUID"]
+        if not pc.all(pc.is_in(sent, pa.array(series_uids, pa.string())), min_count=0).as_py():
+            raise BadAnswer("the archive sent metadata of series that were not asked for")
+        missing = set(series_uids).difference(sent.to_pylist())
+        if missing:
+            log.warning(
+                "the archive has no metadata of %d of %d series, such as %s",
+                *(len(missing), len(series_uids), ", ".join(sorted(missing)[:SHOWN])),
+            )
+
+    def _digest(self, name: str, **arguments: Argument) -> str | None:
+        return self._bytes(name, lambda chunks: _md5_or_nothing(decoded(b"".join(chunks)).strip()), **arguments)
+
+
+def _of_patient_and_study(table: pa.Table, patient_id: str | None, study_uid: str | None) -> pa.Table:
+    """Return the rows of a patient and a study.
+
+    The server compares PatientIDs without regard to case, but two that differ in it are two patients.
+    """
+    table = expect_value(table, "PatientID", patient_id)
+    table = expect_value(table, "StudyInstanceUID", study_uid)
+    return rows_with(table, "PatientID", patient_id)
+
+
+def _md5_or_nothing(text: str) -> str | None:
+    if text and not _MD5.fullmatch(text):
+        raise BadAnswer(f"the answer is not an MD5, it begins {text[:80]!r}: check base_url", arguments=("base_url",))
+    return text.lower() or None

@@ -7,7 +7,7 @@ without one. The client has one method per call and no branch per dialect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from nbia_pipeline.archive.errors import NotServed
 from nbia_pipeline.schema import shapes
@@ -26,25 +26,33 @@ class Endpoint:
         path: path below the base URL.
         shape: what comes back, or None for bytes and plain text.
         parameters: wire name by the name that the client uses.
+        constants: what is always sent, by wire name.
         method: GET, or POST with a form.
         date_format: how a day is written into a parameter, for strftime.
         media: ``json`` or ``csv``.
         empty_if_unauthorized: True if a refused token looks like "no rows" here (status 200 or 204).
-        at_most: most values of a list parameter in one call, 0 where there is none.
-        refusal_is_500: True if a refused token is a 500 here, as any mishap of the server is.
-        days_earlier: how many days before the day that is meant has to be asked for: the filter is strict.
+        max_values: most values of a list parameter in one call, 0 where there is none.
+        refusal_is_500: True if a refused token is a 500 here, as any failure of the server is.
+        days_earlier: days to subtract from the day that is meant: the filter is strict.
     """
 
     path: str
     shape: Shape | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, str] = field(default_factory=dict)
     method: str = "GET"
     date_format: str = ""
     media: str = "json"
     empty_if_unauthorized: bool = True
-    at_most: int = 0
+    max_values: int = 0
     refusal_is_500: bool = False
     days_earlier: int = 0
+
+    @property
+    def rows(self) -> Shape:
+        """Shape of the rows of a list endpoint."""
+        assert self.shape is not None, f"{self.path} is not a list"  # noqa: S101
+        return self.shape
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,7 @@ class Dialect:
         other = next(d for d in DIALECTS.values() if name in d.endpoints)
         called = other.endpoints[name].path.rsplit("/", 1)[-1]
         raise NotServed(
-            f"{self.name} of the API has no {called}, {other.name} has it: use NBIA_API={other.name}, or "
-            f"NbiaClient(..., api={other.name!r})"
+            f"{self.name} of the API has no {called}, {other.name} has it: use api={other.name!r}", arguments=("api",)
         )
 
 
@@ -99,59 +106,61 @@ _NARROWED_BY = {
     "manufacturer": {**_COLLECTION, **_MODALITY, **_BODY_PART},
 }
 
-
-def _count_shape(key: str, column: str) -> Shape:
-    """v4 names the value and its count; v2 says criteria and count."""
-    return Shape(
-        f"COUNTS4_{key}",
-        None,
-        (
-            shapes.Key(key, "criteria", source=column),
-            shapes.Key("Count", "count", shapes.Form.NUMBER),
-            shapes.Key("Authorized", None, shapes.Form.NUMBER),
-        ),
-    )
+# The key of the value in the counts of v4, and the column that it fills; v2 calls it criteria everywhere.
+_COUNTED = {
+    "collection": ("Collection", "Collection"),
+    "modality": ("Modality", "Modality"),
+    "body_part": ("BodyPart", "BodyPartExamined"),
+    "manufacturer": ("Manufacturer", "Manufacturer"),
+}
 
 
-# Calls that stand below no version in v2 and below v4 in v4, hence with other rules for tokens.
-_COLLECTION_COUNTS = Endpoint("getCollectionValuesAndCounts", shapes.COUNTS, empty_if_unauthorized=False)
-_MODALITY_COUNTS = replace(_COLLECTION_COUNTS, path="getModalityValuesAndCounts", parameters=_NARROWED_BY["modality"])
-_BODY_PART_COUNTS = replace(_COLLECTION_COUNTS, path="getBodyPartValuesAndCounts", parameters=_NARROWED_BY["body_part"])
-_MANUFACTURER_COUNTS = replace(
-    _COLLECTION_COUNTS, path="getManufacturerValuesAndCounts", parameters=_NARROWED_BY["manufacturer"]
-)
-_DESCRIPTIONS = Endpoint("getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False)
-_TAGS = Endpoint(
-    "getDicomTags",
-    shapes.DICOM_TAGS,
-    {"series_uid": "SeriesUID"},
-    empty_if_unauthorized=False,
-    refusal_is_500=True,
-)
-_DOI_CONTENTS = Endpoint("getCollectionOrSeriesForDOI", shapes.DOI_CONTENTS, _DOI, method="POST")
-_MD5_HIERARCHY = Endpoint("getMD5Hierarchy", None, _HIERARCHY, method="POST", empty_if_unauthorized=False)
-# Not checked for a token anywhere, and not below a version in either dialect.
-_LICENCES = Endpoint(UNVERSIONED + "getLicenses", shapes.LICENSES, empty_if_unauthorized=False)
+def _counts(*, v4: bool) -> dict[str, Endpoint]:
+    """Return the calls that count patients: below no version in v2, hence with other rules for tokens."""
+    found = {}
+    for name, (key, column) in _COUNTED.items():
+        call = f"get{key}ValuesAndCounts"
+        filters = _NARROWED_BY.get(name, {})
+        if v4:
+            keys = (
+                shapes.Key(key, "criteria", source=column),
+                shapes.Key("Count", "count", shapes.Form.NUMBER),
+                shapes.Key("Authorized", None, shapes.Form.NUMBER),
+            )
+            found[f"{name}_counts"] = Endpoint(V4 + call, Shape(f"COUNTS4_{key}", None, keys), filters)
+        else:
+            found[f"{name}_counts"] = Endpoint(UNVERSIONED + call, shapes.COUNTS, filters, empty_if_unauthorized=False)
+    return found
 
 
-def _below(base: str, endpoint: Endpoint, shape: Shape | None = None, swallows: bool | None = None) -> Endpoint:
-    """Return `endpoint` at its place below `base`, where the dialect differs with another shape."""
-    return replace(
-        endpoint,
-        path=base + endpoint.path,
-        shape=shape or endpoint.shape,
-        empty_if_unauthorized=endpoint.empty_if_unauthorized if swallows is None else swallows,
-    )
-
-
-def _of_one_series(base: str) -> dict[str, Endpoint]:
-    """Return the calls about one series and its files, which are alike in both dialects."""
+def _same_in_both(base: str, other_base: str) -> dict[str, Endpoint]:
+    """Return the calls of which the dialects differ in the path only; a few are below `other_base`."""
     return {
+        "modality_values": Endpoint(base + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
+        "body_part_values": Endpoint(base + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
+        "manufacturer_values": Endpoint(
+            base + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _NARROWED_BY["manufacturer"]
+        ),
+        # Below no version in either dialect, and without a check of the token.
+        "licenses": Endpoint(UNVERSIONED + "getLicenses", shapes.LICENSES, empty_if_unauthorized=False),
+        "collection_or_series_for_doi": Endpoint(
+            other_base + "getCollectionOrSeriesForDOI", shapes.DOI_CONTENTS, _DOI, method="POST"
+        ),
         "series_size": Endpoint(base + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
         "sop_instance_uids": Endpoint(base + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
+        "dicom_tags": Endpoint(
+            other_base + "getDicomTags",
+            shapes.DICOM_TAGS,
+            {"series_uid": "SeriesUID"},
+            empty_if_unauthorized=False,
+            refusal_is_500=True,
+        ),
         "image": Endpoint(base + "getImage", None, _IMAGE_ZIP, empty_if_unauthorized=False),
         "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID, empty_if_unauthorized=False),
         "single_image": Endpoint(base + "getSingleImage", None, _IMAGE, empty_if_unauthorized=False),
+        "md5_hierarchy": Endpoint(
+            other_base + "getMD5Hierarchy", None, _HIERARCHY, method="POST", empty_if_unauthorized=False
+        ),
     }
 
 
@@ -159,19 +168,12 @@ _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
     endpoints={
+        **_same_in_both(V2, UNVERSIONED),
         "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
-        "modality_values": Endpoint(V2 + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
-        "body_part_values": Endpoint(V2 + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
-        "manufacturer_values": Endpoint(
-            V2 + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _NARROWED_BY["manufacturer"]
+        **_counts(v4=False),
+        "collection_descriptions": Endpoint(
+            UNVERSIONED + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False
         ),
-        "collection_counts": _below(UNVERSIONED, _COLLECTION_COUNTS),
-        "modality_counts": _below(UNVERSIONED, _MODALITY_COUNTS),
-        "body_part_counts": _below(UNVERSIONED, _BODY_PART_COUNTS),
-        "manufacturer_counts": _below(UNVERSIONED, _MANUFACTURER_COUNTS),
-        "collection_descriptions": _below(UNVERSIONED, _DESCRIPTIONS),
-        "licences": _LICENCES,
-        "collection_or_series_for_doi": _below(UNVERSIONED, _DOI_CONTENTS),
         "contents_by_name": Endpoint(V2 + "getContentsByName", shapes.SERIES_CART, {"name": "name"}),
         "patients": Endpoint(V2 + "getPatient", shapes.PATIENT, _COLLECTION),
         "patients_by_collection_and_modality": Endpoint(
@@ -200,14 +202,11 @@ _DIALECT_V2 = Dialect(
             method="POST",
             media="csv",
             empty_if_unauthorized=False,
-            at_most=5000,
+            max_values=5000,
         ),
-        "dicom_tags": _below(UNVERSIONED, _TAGS),
-        **_of_one_series(V2),
         "md5_of_image": Endpoint(
             V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, empty_if_unauthorized=False
         ),
-        "md5_hierarchy": _below(UNVERSIONED, _MD5_HIERARCHY),
     },
 )
 
@@ -215,19 +214,10 @@ _DIALECT_V4 = Dialect(
     "v4",
     needs_token=False,
     endpoints={
+        **_same_in_both(V4, V4),
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
-        "modality_values": Endpoint(V4 + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
-        "body_part_values": Endpoint(V4 + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
-        "manufacturer_values": Endpoint(
-            V4 + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _NARROWED_BY["manufacturer"]
-        ),
-        "collection_counts": _below(V4, _COLLECTION_COUNTS, _count_shape("Collection", "Collection"), True),
-        "modality_counts": _below(V4, _MODALITY_COUNTS, _count_shape("Modality", "Modality"), True),
-        "body_part_counts": _below(V4, _BODY_PART_COUNTS, _count_shape("BodyPart", "BodyPartExamined"), True),
-        "manufacturer_counts": _below(V4, _MANUFACTURER_COUNTS, _count_shape("Manufacturer", "Manufacturer"), True),
-        "collection_descriptions": _below(V4, _DESCRIPTIONS, swallows=True),
-        "licences": _LICENCES,
-        "collection_or_series_for_doi": _below(V4, _DOI_CONTENTS),
+        **_counts(v4=True),
+        "collection_descriptions": Endpoint(V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION),
         "patients": Endpoint(V4 + "getPatient", shapes.PATIENT_V4, _COLLECTION),
         "patients_by_collection_and_modality": Endpoint(
             V4 + "getPatientByCollectionAndModality", shapes.PATIENT_ID_V4, {**_COLLECTION, **_MODALITY}
@@ -247,16 +237,14 @@ _DIALECT_V4 = Dialect(
         "series_metadata_bulk": Endpoint(
             V4 + "getSeriesMetadata",
             shapes.METADATA_V4,
-            {"series_uids": "list", "format": "format"},
+            {"series_uids": "list"},
+            constants={"format": "JSON"},
             method="POST",
-            at_most=5000,
+            max_values=5000,
         ),
-        "dicom_tags": _below(V4, _TAGS),
-        **_of_one_series(V4),
         "md5_of_image": Endpoint(
             V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, empty_if_unauthorized=False
         ),
-        "md5_hierarchy": _below(V4, _MD5_HIERARCHY),
     },
 )
 

@@ -1,4 +1,16 @@
-"""What can go wrong with an archive, one class per remedy."""
+"""What can go wrong with an archive, one class per remedy.
+
+* ArchiveError
+  x ArchiveUnreachable  no usable answer at all: the network, TLS, a proxy, a time-out, 408, 429, 502, 503, 504,
+                        or no token. Check the connection, or try later: other calls fail too.
+  x ServerError         the archive answered, and failed at this request (500). Other calls may succeed: go on
+                        without this one, or try later.
+  x LoginRefused        the account or a fresh token is refused. Check username and password.
+  x NotServed           this version of the API has no such call. Use the other one.
+  x NotAvailable        unknown, hidden or forbidden: the server does not distinguish them (400). Go on without it.
+  x BadAnswer           not what the endpoint promises: HTML, a cut body, rows of another collection. Check that
+                        base_url is an NBIA archive; if it is, nothing of this answer can be trusted.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +35,24 @@ class ArchiveError(Exception):
         endpoint: path of the endpoint below the base URL.
         parameters: names and values as they went over the wire.
         body: the beginning of the answer.
-        status: HTTP status, or None where there was no answer.
+        status: HTTP status, or None if there was no answer.
         retryable: True if the same call may succeed later (a lost connection, a 503).
+        retry_after: seconds that the archive asks to wait, or None.
+        overloaded: True if the archive has too much to do: it says so, or did not answer in time.
+        arguments: names of the arguments of NbiaClient to check, such as ``("username", "password")``.
     """
 
-    def __init__(self, what: str, *, status: int | None = None, body: str = "", retryable: bool = False) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        body: str = "",
+        retryable: bool = False,
+        retry_after: float | None = None,
+        overloaded: bool = False,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.endpoint = ""
@@ -35,6 +60,9 @@ class ArchiveError(Exception):
         self.status = status
         self.body = body
         self.retryable = retryable
+        self.retry_after = retry_after
+        self.overloaded = overloaded
+        self.arguments = arguments
 
     def at(self, endpoint: str, parameters: Mapping[str, str]) -> Self:
         """Name the call that failed, unless it is named already, and return the error."""
@@ -59,15 +87,11 @@ class ArchiveError(Exception):
 
 
 class ArchiveUnreachable(ArchiveError):
-    """No connection, no answer in time, or a certificate that does not verify.
+    """No usable answer at all: no connection, no answer in time, a certificate that does not verify, a 503."""
 
-    Attributes:
-        retry_after: seconds that the archive asks to wait, or None.
-        overloaded: True if the archive has too much to do: it says so, or did not answer in time.
-    """
 
-    retry_after: float | None = None
-    overloaded: bool = False
+class ServerError(ArchiveError):
+    """The archive answered, and failed at this request: HTTP 500, also after a few tries."""
 
 
 class LoginRefused(ArchiveError):
@@ -87,7 +111,7 @@ class BadAnswer(ArchiveError):
 
 
 def _redacted(text: str, secret: str) -> str:
-    """Return `text` with stars for `secret`, also where only its beginning is there: quotes are cut."""
+    """Return `text` with stars for `secret`, even where it was cut short."""
     at = text.find(secret[:8])
     while at >= 0:
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text[at:], secret, strict=False))

@@ -1,7 +1,6 @@
-"""How much is asked of one host at a time: one limiter per host, shared by all threads of a process.
+"""How many requests one host gets at a time: one limiter per host, shared by all threads and clients of a process.
 
-Over the processes of a run the limit is kept by the Dagster pool of the assets; here it is kept over threads,
-whichever client they use.
+Over the processes of a run, the Dagster pool of the assets keeps the limit.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-IN_FLIGHT = 8
+MAX_IN_FLIGHT = 8
 GROW_AFTER = 25
 
 
@@ -21,64 +20,56 @@ class Limiter:
     """Bounds the requests in flight to one host, and learns from its refusals.
 
     The limit halves when the host has too much to do, never below one, and grows back by one after
-    `grow_after` answers in a row that came well. Requests that were in flight together count as one refusal:
-    eight of them halve the limit once.
+    `grow_after` good answers in a row. Requests that were in flight together count as one refusal: eight of them
+    halve the limit once.
 
     Args:
-        most: most requests in flight.
-        grow_after: answers until the limit grows by one.
+        max_in_flight: most requests in flight.
+        grow_after: good answers until the limit grows by one.
         clock: seconds, monotonic.
         sleep: waits for seconds.
+
+    Attributes:
+        max_in_flight: most requests in flight, when all goes well.
+        limit: most requests in flight at present.
+        in_flight: requests in flight at present.
     """
 
     def __init__(
         self,
-        most: int = IN_FLIGHT,
+        max_in_flight: int = MAX_IN_FLIGHT,
         *,
         grow_after: int = GROW_AFTER,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._most = self._limit = _at_least_one(most)
         self._grow_after = grow_after
         self._clock = clock
         self._sleep = sleep
         self._freed = threading.Condition()
-        self._in_flight = 0
+        self.in_flight = 0
         self._answered = 0
         self._refusals = 0
         self._quiet_until = clock()
         self._mine = threading.local()
+        self.max_in_flight = self.limit = 0
+        self.allow(max_in_flight)
 
-    @property
-    def most(self) -> int:
-        """Most requests in flight, when all goes well."""
-        return self._most
-
-    @property
-    def limit(self) -> int:
-        """Most requests in flight at present."""
-        return self._limit
-
-    @property
-    def in_flight(self) -> int:
-        """Requests in flight at present."""
-        return self._in_flight
-
-    def allow(self, most: int) -> None:
+    def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
+        if max_in_flight < 1:
+            raise ValueError(f"{max_in_flight} requests in flight: at least one is needed")
         with self._freed:
-            shrunk = self._limit < self._most
-            self._most = _at_least_one(most)
-            self._limit = min(self._limit, self._most) if shrunk else self._most
+            shrunk = self.limit < self.max_in_flight
+            self.max_in_flight = max_in_flight
+            self.limit = min(self.limit, self.max_in_flight) if shrunk else self.max_in_flight
             self._freed.notify_all()
 
     @contextmanager
     def slot(self) -> Iterator[int]:
-        """Wait for a place, and hold it: also while the body of the answer is read.
+        """Wait for a slot, and hold it: also while the body of the answer is read.
 
-        A call made by a thread that holds a place already needs no second one: at a limit of one it would wait
-        for itself.
+        A thread that holds a slot already gets no second one: at a limit of one it would wait for itself.
 
         Yields:
             The number of refusals so far, for :meth:`refused`.
@@ -93,31 +84,31 @@ class Limiter:
         finally:
             self._mine.holds = False
             with self._freed:
-                self._in_flight -= 1
+                self.in_flight -= 1
                 self._freed.notify()
 
     def answered(self) -> None:
-        """Note an answer that came well."""
+        """Count a good answer."""
         with self._freed:
             self._answered += 1
             if self._answered >= self._grow_after:
                 self._answered = 0
-                if self._limit < self._most:
-                    self._limit += 1
+                if self.limit < self.max_in_flight:
+                    self.limit += 1
                     self._freed.notify()
 
     def refused(self, began: int, seconds: float | None = None) -> None:
-        """Note that the host has too much to do: 429, 503, a time-out.
+        """Count a sign that the host has too much to do: 429, 503, a time-out.
 
         Args:
-            began: what :meth:`slot` gave. A request that began before the last refusal does not halve the limit
+            began: what :meth:`slot` yielded. A request that began before the last refusal does not halve the limit
                 again.
-            seconds: how long the host asks to be left alone (Retry-After): no thread begins a request before.
+            seconds: how long the host asks to wait (Retry-After): no thread begins a request earlier.
         """
         with self._freed:
             self._answered = 0
             if began >= self._refusals:
-                self._limit = max(1, self._limit // 2)
+                self.limit = max(1, self.limit // 2)
                 self._refusals += 1
             if seconds is not None:
                 self._quiet_until = max(self._quiet_until, self._clock() + seconds)
@@ -125,13 +116,13 @@ class Limiter:
     def _take(self) -> int:
         while True:
             with self._freed:
-                while self._in_flight >= self._limit:
+                while self.in_flight >= self.limit:
                     self._freed.wait()
                 pause = self._quiet_until - self._clock()
                 if pause <= 0:
-                    self._in_flight += 1
+                    self.in_flight += 1
                     return self._refusals
-                # This thread was woken for a place that it does not take yet.
+                # This thread was woken for a slot that it does not take yet.
                 self._freed.notify()
             self._sleep(pause)
 
@@ -140,30 +131,24 @@ _limiters: dict[str, Limiter] = {}
 _lock = threading.Lock()
 
 
-def limiter_of(url: str, most: int) -> Limiter:
+def limiter_of(url: str, max_in_flight: int) -> Limiter:
     """Return the limiter of the host of `url`; the last to ask sets its maximum.
 
     Args:
         url: any address at the host.
-        most: most requests in flight.
+        max_in_flight: most requests in flight.
     """
     host = urlsplit(url).netloc.rpartition("@")[2].lower()
     with _lock:
         known = _limiters.get(host)
         if known is None:
-            return _limiters.setdefault(host, Limiter(most))
-    known.allow(most)
+            return _limiters.setdefault(host, Limiter(max_in_flight))
+    known.allow(max_in_flight)
     return known
 
 
-def _at_least_one(most: int) -> int:
-    if most < 1:
-        raise ValueError(f"{most} requests in flight: at least one is needed")
-    return most
-
-
 def _forget_inherited() -> None:
-    """Start afresh after a fork: the threads that hold places are not in the child."""
+    """Start from scratch after a fork: the threads that hold slots are not in the child."""
     global _lock
     _lock = threading.Lock()
     _limiters.clear()

@@ -1,4 +1,4 @@
-"""The life of a token: asked for when first needed, renewed before it runs out, given back at the end."""
+"""The life of a token: requested when first needed, renewed before it expires, given back at the end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Tokens:
     """The token of one account at one host, shared by the threads of a process.
 
     Args:
-        post_form: sends a form to a path below the base URL and returns the answer, whatever its status.
+        post_form: sends a form to a path below the base URL and returns the answer, whatever its status; it may
+            raise ArchiveError after its own retries.
         username: account at the archive.
         password: its password; the server ignores the guest's.
         clock: seconds, monotonic.
@@ -64,7 +65,7 @@ class Tokens:
         self._refusal: LoginRefused | None = None
 
     def current(self) -> str:
-        """Return a token that is not about to run out; many threads cause one login.
+        """Return a token that is not about to expire; many threads cause one login.
 
         Raises:
             LoginRefused: the archive refuses the account.
@@ -78,7 +79,7 @@ class Tokens:
             return self._grant.access
 
     def reject(self, token: str) -> None:
-        """Forget `token`, which the archive refused; a newer one, got by another thread, is kept."""
+        """Forget `token`, which the archive refused; a newer one of another thread is kept."""
         with self._lock:
             if self._grant is not None and self._grant.access == token:
                 self._grant = None
@@ -86,8 +87,8 @@ class Tokens:
     def secrets(self) -> list[str]:
         """Return what must not appear in any text."""
         grant = self._grant
-        held = [self._password, grant.access if grant else None, grant.refresh if grant else None]
-        return [s for s in held if s]
+        secrets = [self._password, grant.access if grant else None, grant.refresh if grant else None]
+        return [s for s in secrets if s]
 
     def take(self) -> str | None:
         """Return the token, if there is one, and forget it: for the logout."""
@@ -116,28 +117,33 @@ class Tokens:
         try:
             return _grant(self._accepted(answer), asked_at)
         except ArchiveError as e:
-            held = (form.get("password", ""), form.get("refresh_token", ""))
-            raise e.at(TOKEN_PATH, {}).without(held) from e.__cause__
+            secrets = (form.get("password", ""), form.get("refresh_token", ""))
+            raise e.at(TOKEN_PATH, {}).without(secrets) from e.__cause__
 
     def _accepted(self, answer: requests.Response) -> dict[str, Any]:
-        if answer.status_code in (400, 401, 403):
+        status = answer.status_code
+        if status in (400, 401, 403):
             raise LoginRefused(
-                f"the archive refuses the account {self._username!r} ({_why(answer)}): check NBIA_USERNAME and "
-                "NBIA_PASSWORD",
-                status=answer.status_code,
+                f"the archive refuses the account {self._username!r} ({_why(answer)}): check username and password",
+                status=status,
+                arguments=("username", "password"),
             )
-        if 300 <= answer.status_code < 400:
+        if 300 <= status < 400:
             # Not followed: the form holds the password.
-            raise BadAnswer(
-                f"the archive sends the login on to {answer.headers.get('Location', '')[:200]!r}: if you trust that "
-                "address, set NBIA_ARCHIVE to its base URL",
-                status=answer.status_code,
+            raise _not_an_archive(
+                f"the archive redirects the login to {answer.headers.get('Location', '')[:200]!r}: if you trust that "
+                "address, set base_url to its base URL",
+                status,
             )
-        if answer.status_code in (404, 405) or (answer.status_code == 500 and "HTTP 404" in answer.text[:1000]):
-            raise BadAnswer("there is no token endpoint here: check NBIA_ARCHIVE", status=answer.status_code)
-        if answer.status_code != 200:
-            raise ArchiveUnreachable("the archive gives no token: try later", status=answer.status_code)
+        if status in (404, 405) or (status == 500 and "HTTP 40" in answer.text[:1000]):
+            raise _not_an_archive("there is no token endpoint here: check base_url", status)
+        if status != 200:
+            raise ArchiveUnreachable("the archive gives no token: try later", status=status)
         return _json_object(answer)
+
+
+def _not_an_archive(what: str, status: int) -> BadAnswer:
+    return BadAnswer(what, status=status, arguments=("base_url",))
 
 
 def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
@@ -149,7 +155,7 @@ def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
         access=access,
         refresh=refresh if isinstance(refresh, str) else None,
         renew_at=asked_at + _usable(reply.get("expires_in")),
-        # Without a margin: where it has run out after all, the password is sent.
+        # Without a margin: if it has expired after all, the password is sent.
         refresh_until=asked_at + _seconds(reply.get("refresh_expires_in")),
     )
 
@@ -170,30 +176,27 @@ def _seconds(lifetime: object) -> float:
 
 def _json_object(answer: requests.Response) -> dict[str, Any]:
     # The body is never quoted: it holds the token.
-    try:
-        reply = answer.json()
-    except ValueError:
-        reply = None
+    reply = _json(answer)
+    if isinstance(reply, dict):
+        return reply
+    what = "the token endpoint did not answer with a JSON object: base_url may not be that of an NBIA archive"
     if answer.text.lstrip().startswith("<"):
-        raise BadAnswer(
+        what = (
             "the token endpoint answered with HTML or XML: a proxy or a login page may stand between you and the "
-            "archive, or NBIA_ARCHIVE may not be an NBIA base URL",
-            status=answer.status_code,
+            "archive, or base_url may not be that of an NBIA archive"
         )
-    if not isinstance(reply, dict):
-        raise BadAnswer(
-            "the token endpoint did not answer with a JSON object: NBIA_ARCHIVE may not be an NBIA base URL",
-            status=answer.status_code,
-        )
-    return reply
+    raise _not_an_archive(what, answer.status_code)
 
 
 def _why(answer: requests.Response) -> str:
     """Return the error fields of a refusal (Keycloak), which hold no secret."""
+    reply = _json(answer)
+    fields = reply if isinstance(reply, dict) else {}
+    return ": ".join(str(fields[k])[:100] for k in ("error", "error_description") if k in fields) or "no reason given"
+
+
+def _json(answer: requests.Response) -> object:
     try:
-        reply = answer.json()
+        return answer.json()
     except ValueError:
-        return "no reason given"
-    if not isinstance(reply, dict):
-        return "no reason given"
-    return ": ".join(str(reply[k])[:100] for k in ("error", "error_description") if k in reply) or "no reason given"
+        return None

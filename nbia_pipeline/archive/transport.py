@@ -1,4 +1,4 @@
-"""HTTP to one archive: a pool of connections, time-outs, bounded retries, the token on every call."""
+"""HTTP to one archive: a pool of connections, time-outs, one retry loop, the token on every call."""
 
 from __future__ import annotations
 
@@ -22,20 +22,28 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotAvailable
-from nbia_pipeline.archive.rate_limit import IN_FLIGHT, Limiter, limiter_of
+from nbia_pipeline.archive.errors import (
+    ArchiveError,
+    ArchiveUnreachable,
+    BadAnswer,
+    LoginRefused,
+    NotAvailable,
+    ServerError,
+)
+from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.tokens import BearerToken, Tokens
 
 log = logging.getLogger(__name__)
 
 USER_AGENT = f"nbia-pipeline/{__version__}"
-PIECE_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 18
+CONNECTIONS = 32  # kept open, or more if more requests may be in flight
 
-# A 500 also stands for "no such path" and "no such image" (server: one mapper catches all), so it is tried
-# again only twice; the others tell of a busy or absent server.
-_MAY_PASS = {408, 429, 500, 502, 503, 504}
+# A 500 also stands for "no such path" and "no such image" (server: one mapper catches all), so it is retried
+# only twice; the others come from a busy or absent server.
+_RETRYABLE = {408, 429, 500, 502, 503, 504}
 _TRIES_OF_500 = 3
-# These tell of an archive that has too much to do: fewer requests at a time help.
+# The archive has too much to do: fewer requests at a time help.
 _OVERLOADED = {408, 429, 503, 504}
 _NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
@@ -43,24 +51,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
+class ClientOptions:
     """How long to wait and how often to try.
 
     Attributes:
-        connect: seconds for a connection.
-        silence: seconds without a byte before an answer is given up; not a limit on its length.
-        tries: calls at the most, the first included.
-        first_wait: seconds before the second try; each further wait doubles, with jitter.
-        longest_wait: seconds, the cap of a wait, also of a Retry-After.
-        in_flight: requests at a time to one host at the most, over all threads and clients of the process.
+        connect_timeout: seconds for a connection.
+        read_timeout: seconds without a byte before an answer is given up; not a limit on its length.
+        tries: at most so many calls, the first included.
+        backoff: seconds before the second try; each further wait doubles, with jitter.
+        max_backoff: seconds, the longest wait, also for a Retry-After.
+        max_in_flight: requests to one host at a time, over all threads and clients of the process.
     """
 
-    connect: float = 10.0
-    silence: float = 300.0
+    connect_timeout: float = 10.0
+    read_timeout: float = 300.0
     tries: int = 5
-    first_wait: float = 0.5
-    longest_wait: float = 60.0
-    in_flight: int = IN_FLIGHT
+    backoff: float = 0.5
+    max_backoff: float = 60.0
+    max_in_flight: int = MAX_IN_FLIGHT
 
 
 class _Http(requests.Session):
@@ -74,12 +82,12 @@ class _Http(requests.Session):
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads from the socket in large pieces: the server sends chunks of 8 KB, and so is the usual buffer."""
+    """Reads from the socket in large chunks: the server sends chunks of 8 KB, and the usual buffer is as small."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
-        self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=PIECE_BYTES))
+        self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=CHUNK_BYTES))
 
 
 class _Http1(urllib3.connection.HTTPConnection):
@@ -99,7 +107,7 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Pools of connections that read in large pieces."""
+    """Pools of connections that read in large chunks."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -113,9 +121,7 @@ class Session:
         base_url: address that ends in ``/nbia-api``.
         account: user name and password, or None to send no token at all (v4 as guest).
         ca_bundle: file of certificates to trust, or None for the system's.
-        patience: time-outs, retries, and how much is asked at a time.
-        connections: most connections kept open.
-        limiter: bounds the requests in flight; by default the one of the host.
+        options: time-outs, retries, and how many requests are in flight at a time.
     """
 
     def __init__(
@@ -124,15 +130,13 @@ class Session:
         account: tuple[str, str] | None,
         *,
         ca_bundle: str | None = None,
-        patience: Patience | None = None,
-        connections: int = 32,
-        limiter: Limiter | None = None,
+        options: ClientOptions | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self.patience = patience or Patience()
-        self.limiter = limiter or limiter_of(base_url, self.patience.in_flight)
+        self.options = options or ClientOptions()
+        self.limiter = limiter_of(base_url, self.options.max_in_flight)
         self._http = _Http()
-        kept = max(connections, self.limiter.most)
+        kept = max(CONNECTIONS, self.limiter.max_in_flight)
         adapter = _Adapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
         self._http.mount("https://", adapter)
         self._http.mount("http://", adapter)
@@ -151,12 +155,12 @@ class Session:
                 self._http.post(
                     f"{self.base_url}/logout",
                     auth=BearerToken(token),
-                    timeout=(self.patience.connect, self.patience.connect),
+                    timeout=self.options.connect_timeout,
                     verify=self._verify,
                     allow_redirects=False,
                 )
             except requests.RequestException as e:
-                log.debug("logout failed, the token will run out by itself: %s", type(e).__name__)
+                log.debug("logout failed, the token will expire by itself: %s", type(e).__name__)
         self._http.close()
 
     def call(
@@ -178,51 +182,83 @@ class Session:
 
         Raises:
             ArchiveUnreachable: no connection or no answer after all tries.
+            ServerError: the archive fails at this request (500).
             LoginRefused: the account, or a fresh token, is refused.
-            NotAvailable: status 400, the archive's word for unknown, hidden and forbidden.
+            NotAvailable: status 400, for unknown, hidden and forbidden.
             BadAnswer: anything else that is not what the endpoint promises.
         """
+
+        def send(token: str | None) -> T:
+            with self._open(method, endpoint, parameters, token) as answer:
+                _expect_success(answer, had_token=token is not None)
+                return read(answer)
+
+        return self._retrying(endpoint, parameters, send, self.tokens)
+
+    def _post_form(self, path: str, form: dict[str, str]) -> requests.Response:
+        """Post to the token endpoint; the form never gets into an error."""
+
+        def send(_: str | None) -> requests.Response:
+            # No redirects: the form holds the password.
+            with self._open("POST", path, form, None, allow_redirects=False) as answer:
+                text = answer.text  # read here, where a failure of the network is translated
+                no_such_call = answer.status_code == 500 and _NO_SUCH_CALL.search(text[:1000])
+                if answer.status_code in _RETRYABLE and not no_such_call:
+                    raise _busy(ArchiveUnreachable, "the archive gives no token: try later", answer)
+                return answer
+
+        return self._retrying(path, {}, send)
+
+    def _retrying(
+        self,
+        endpoint: str,
+        parameters: Mapping[str, str],
+        send: Callable[[str | None], T],
+        tokens: Tokens | None = None,
+    ) -> T:
+        """Return what `send` returns, called with a token; the one loop that retries."""
         tries = 0
         renewed = False
         while True:
             tries += 1
-            # Outside the tries and the place among the requests in flight: the login has its own.
-            token = self.tokens.current() if self.tokens else None
+            # Outside the tries and the slot of the limiter: a login has its own.
+            token = tokens.current() if tokens else None
             try:
-                with self._place(), self._open(method, endpoint, parameters, token) as answer:
-                    if answer.status_code != 401 or token is None or renewed:
-                        self._expect_success(answer, had_token=token is not None)
-                        return read(answer)
-                # Any call can meet a token that ran out early; a fresh one gets one more chance.
-                self._reject(token)
-                renewed = True
+                with self._slot():
+                    return send(token)
             except ArchiveError as e:
-                secrets = [*self.tokens.secrets(), token or ""] if self.tokens else []
-                e.at(endpoint, parameters).without(secrets)
-                if not e.retryable or tries >= self._tries_at(e.status):
+                e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])
+                if tokens and token and e.status == 401 and e.endpoint == endpoint and not renewed:
+                    # Any call can meet a token that expired early; a fresh one gets one more chance.
+                    tokens.reject(token)
+                    renewed = True
+                    continue
+                most = min(_TRIES_OF_500, self.options.tries) if e.status == 500 else self.options.tries
+                if not e.retryable or tries >= most:
                     raise e from e.__cause__
                 self._wait(tries, e)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Hold a place among the requests in flight, and tell the limiter how it went."""
+    def _slot(self) -> Iterator[None]:
+        """Hold a slot among the requests in flight, and report the outcome to the limiter."""
         with self.limiter.slot() as began:
             try:
                 yield
-            except ArchiveUnreachable as e:
+            except ArchiveError as e:
                 if e.overloaded:
-                    asked = None if e.retry_after is None else min(e.retry_after, self.patience.longest_wait)
+                    asked = None if e.retry_after is None else min(e.retry_after, self.options.max_backoff)
                     self.limiter.refused(began, asked)
                 raise
             self.limiter.answered()
 
-    def _reject(self, token: str) -> None:
-        if self.tokens:
-            self.tokens.reject(token)
-
     @contextmanager
     def _open(
-        self, method: str, endpoint: str, parameters: Mapping[str, str], token: str | None
+        self,
+        method: str,
+        endpoint: str,
+        parameters: Mapping[str, str],
+        token: str | None,
+        allow_redirects: bool = True,
     ) -> Iterator[requests.Response]:
         """Send one request and translate every failure of the network, also while the body is read."""
         try:
@@ -233,88 +269,30 @@ class Session:
                 data=parameters if method == "POST" else None,
                 auth=BearerToken(token) if token else _no_auth,
                 stream=True,
-                timeout=(self.patience.connect, self.patience.silence),
+                timeout=(self.options.connect_timeout, self.options.read_timeout),
                 verify=self._verify,
+                allow_redirects=allow_redirects,
             )
             with answer:
                 yield answer
         except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
             raise self._unreachable(e) from e
 
-    def _post_form(self, path: str, form: dict[str, str]) -> requests.Response:
-        """Post to the token endpoint, with retries on what can pass; the form never gets into an error."""
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                with self._place():
-                    answer = self._post_once(path, form)
-                    if answer.status_code not in _MAY_PASS or tries >= self._tries_at(answer.status_code):
-                        return answer
-                    raise _busy("no token", answer)
-            except ArchiveUnreachable as e:
-                e.at(path, {})
-                if not e.retryable or tries >= self.patience.tries:
-                    raise e from e.__cause__
-                self._wait(tries, e)
-
-    def _post_once(self, path: str, form: dict[str, str]) -> requests.Response:
-        try:
-            return self._http.post(
-                self.base_url + path,
-                data=form,
-                auth=_no_auth,
-                timeout=(self.patience.connect, self.patience.silence),
-                verify=self._verify,
-                allow_redirects=False,  # the form holds the password
-            )
-        except requests.RequestException as e:
-            raise self._unreachable(e) from e
-
-    def _tries_at(self, status: int | None) -> int:
-        return min(_TRIES_OF_500, self.patience.tries) if status == 500 else self.patience.tries
-
-    def _expect_success(self, answer: requests.Response, had_token: bool) -> None:
-        status = answer.status_code
-        if status in (200, 204):
-            return
-        body = _excerpt(answer)
-        if status == 400:
-            raise NotAvailable(
-                "the archive refuses the call: what it names is unknown, hidden or not permitted",
-                status=status,
-                body=body,
-            )
-        if status in (401, 403):
-            raise LoginRefused(
-                "the archive refuses the account: check NBIA_USERNAME and NBIA_PASSWORD, and what it may see",
-                status=status,
-                body=body,
-            )
-        if status == 500 and not had_token and body.rstrip().endswith("null"):
-            # Server: a v2 call without a token is a 500 whose message is "null".
-            raise LoginRefused("the archive wants a token: use NBIA_API=v2, or set an account", status=status)
-        if status == 500 and _NO_SUCH_CALL.search(body):
-            raise BadAnswer(
-                "the archive has no such endpoint: check NBIA_ARCHIVE and NBIA_API", status=status, body=body
-            )
-        if status in _MAY_PASS:
-            raise _busy("the archive could not answer: it may be busy, try later", answer, body)
-        raise BadAnswer("an answer of unknown kind: check NBIA_ARCHIVE", status=status, body=body)
-
     def _unreachable(self, e: Exception) -> ArchiveUnreachable:
-        """Say in one sentence what a failure of the network means and what to do."""
+        """Explain in one sentence what a failure of the network means and what to do."""
         cause = _innermost(e)
         why = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ArchiveUnreachable(
                 f"the certificate of {self.base_url} does not verify ({why}): if your site has its own "
-                "authority, set NBIA_CA_BUNDLE to its certificates"
+                "authority, set ca_bundle to its certificates",
+                arguments=("ca_bundle",),
             )
         if isinstance(e, requests.exceptions.SSLError):
             return ArchiveUnreachable(
-                f"no secure connection to {self.base_url} ({why}): check NBIA_ARCHIVE and NBIA_CA_BUNDLE",
+                f"no secure connection to {self.base_url} ({why}): check base_url and ca_bundle",
                 retryable=True,
+                arguments=("base_url", "ca_bundle"),
             )
         if isinstance(e, requests.exceptions.ProxyError):
             return ArchiveUnreachable(
@@ -322,19 +300,20 @@ class Session:
                 retryable=True,
             )
         if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
-            silent = ArchiveUnreachable(f"{self.base_url} fell silent: it may be overloaded, try later", retryable=True)
-            silent.overloaded = True
-            return silent
+            return ArchiveUnreachable(
+                f"{self.base_url} fell silent: it may be overloaded, try later", retryable=True, overloaded=True
+            )
         return ArchiveUnreachable(
-            f"no whole answer from {self.base_url} ({why}): check NBIA_ARCHIVE and your connection",
+            f"no complete answer from {self.base_url} ({why}): check base_url and your connection",
             retryable=True,
+            arguments=("base_url",),
         )
 
     def _wait(self, tries: int, problem: ArchiveError) -> None:
-        wait = min(self.patience.longest_wait, self.patience.first_wait * 2 ** (tries - 1))
+        wait = min(self.options.max_backoff, self.options.backoff * 2 ** (tries - 1))
         wait *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-        if isinstance(problem, ArchiveUnreachable) and problem.retry_after is not None:
-            wait = min(self.patience.longest_wait, max(wait, problem.retry_after))
+        if problem.retry_after is not None:
+            wait = min(self.options.max_backoff, max(wait, problem.retry_after))
         log.info("trying again in %.1f s: %s", wait, problem)
         time.sleep(wait)
 
@@ -344,21 +323,48 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _busy(what: str, answer: requests.Response, body: str = "") -> ArchiveUnreachable:
+def _expect_success(answer: requests.Response, had_token: bool) -> None:
+    status = answer.status_code
+    if status in (200, 204):
+        return
+    body = _excerpt(answer)
+
+    def problem(kind: type[ArchiveError], what: str, *arguments: str) -> ArchiveError:
+        return kind(what, status=status, body=body, arguments=arguments)
+
+    if status == 400:
+        raise problem(NotAvailable, "the archive refuses the call: what it names is unknown, hidden or not permitted")
+    if status in (401, 403):
+        what = "the archive refuses the account: check username and password, and what it may see"
+        raise problem(LoginRefused, what, "username", "password")
+    if status == 500 and not had_token and body.rstrip().endswith("null"):
+        # Server: a v2 call without a token is a 500 whose message is "null".
+        what = "the archive requires a token: use api='v2', or set username and password"
+        raise problem(LoginRefused, what, "api", "username", "password")
+    if status == 500 and _NO_SUCH_CALL.search(body):
+        raise problem(BadAnswer, "the archive has no such endpoint: check base_url and api", "base_url", "api")
+    if status in _RETRYABLE:
+        kind = ServerError if status == 500 else ArchiveUnreachable
+        raise _busy(kind, "the archive could not answer: it may be busy, try later", answer, body)
+    raise problem(BadAnswer, "an answer of unknown kind: check base_url", "base_url")
+
+
+def _busy(kind: type[ArchiveError], what: str, answer: requests.Response, body: str = "") -> ArchiveError:
     """Return the error for an archive that may answer later."""
-    problem = ArchiveUnreachable(what, status=answer.status_code, body=body, retryable=True)
-    problem.retry_after = _retry_after(answer)
-    problem.overloaded = answer.status_code in _OVERLOADED
-    return problem
+    return kind(
+        what,
+        status=answer.status_code,
+        body=body,
+        retryable=True,
+        retry_after=_retry_after(answer),
+        overloaded=answer.status_code in _OVERLOADED,
+    )
 
 
-def pieces(answer: requests.Response) -> Iterator[bytes]:
-    """Yield a body in pieces of 256 KiB.
-
-    ``iter_content`` would yield each chunk of the server by itself, and those are of 8 KB.
-    """
-    while piece := answer.raw.read(PIECE_BYTES, decode_content=True):
-        yield piece
+def chunks_of(answer: requests.Response) -> Iterator[bytes]:
+    """Yield a body in chunks of 256 KiB; ``iter_content`` would yield the server's, which are of 8 KB."""
+    while chunk := answer.raw.read(CHUNK_BYTES, decode_content=True):
+        yield chunk
 
 
 def _excerpt(answer: requests.Response) -> str:
@@ -372,8 +378,6 @@ def _retry_after(answer: requests.Response) -> float | None:
     value = answer.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
-    if not value:
-        return None
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 from pydantic import Field
 
-from nbia_pipeline.archive import NbiaClient, Patience
+from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.settings import PASSWORD, Connection, Settings
@@ -41,27 +41,27 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
     """
 
     password: str = PASSWORD
-    tries: int = Field(default=Patience.tries, ge=1, description="How often a call is made at most for one answer.")
+    tries: int = Field(default=ClientOptions.tries, ge=1, description="How often a call is made at most.")
     max_in_flight: int = Field(
-        default=Patience.in_flight,
+        default=ClientOptions.max_in_flight,
         ge=1,
         description="How many requests are in flight to the archive at a time at most, per process. The asset pool "
         "limits how many processes there are.",
     )
 
     @contextmanager
-    def client(self, patience: Patience | None = None) -> Iterator[NbiaClient]:
+    def client(self, options: ClientOptions | None = None) -> Iterator[NbiaClient]:
         """Open a client; it logs out at the end.
 
         Args:
-            patience: how long to wait and how often to try; None: as the fields say.
+            options: how long to wait and how often to try; None: as the fields say.
 
         Raises:
             SettingsError: a value is unknown or contradicts another: the fields may come from YAML or run config.
         """
         settings = Settings(**{name: getattr(self, name) for name in (*Connection.model_fields, "password")})
-        own = Patience(tries=self.tries, in_flight=self.max_in_flight)
-        with connect(settings, patience or own) as client:
+        own = ClientOptions(tries=self.tries, max_in_flight=self.max_in_flight)
+        with connect(settings, options or own) as client:
             yield client
 
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 import dagster as dg
 
 from nbia_pipeline import clock
-from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, Patience
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, ClientOptions
 from nbia_pipeline.changes.cursor import (
     Bucket,
     CursorError,
@@ -54,7 +54,7 @@ from nbia_pipeline.text import first_of
 
 # Dagster ends a tick after 60 s, but lets its function go on; so it ends by itself, with room to spare.
 TICK_SECONDS = 45.0
-TICK_PATIENCE = Patience(connect=5, silence=20, tries=2, longest_wait=5)
+TICK_OPTIONS = ClientOptions(connect_timeout=5, read_timeout=20, tries=2, max_backoff=5)
 
 # A run of a sensor is bounded, so that one large collection does not keep the others from theirs for days.
 RUN_BYTES = 50_000_000_000
@@ -121,7 +121,7 @@ def _look_for_news(names: Naming, settings: Settings, context: dg.SensorEvaluati
     since = (before or first_cursor(today, now)).since(today)
 
     def ask() -> dict[Bucket, str]:
-        with archive.client(TICK_PATIENCE) as client:
+        with archive.client(TICK_OPTIONS) as client:
             return buckets_of(client.updated_series(since), since)
 
     found = within(TICK_SECONDS, ask)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import Receipt, note_failure, publish_series
 from nbia_pipeline.mirror.repair import Verified, expect_same_set, mend, prove_without_digests
@@ -88,7 +88,7 @@ def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
         problem = future.exception()
         in_a_row = in_a_row + 1 if problem else 0
         first = first or problem
-        of_one_series = isinstance(problem, (ArchiveUnreachable, BadAnswer))
+        of_one_series = isinstance(problem, (ArchiveUnreachable, ServerError, BadAnswer))
         if problem and (in_a_row == IN_A_ROW or not of_one_series):
             for other in futures:
                 other.cancel()

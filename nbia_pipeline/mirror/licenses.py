@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.archive import ArchiveError, BadAnswer, NbiaClient, NotAvailable
+from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import license_path
 from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
@@ -126,11 +126,11 @@ def _ask(client: NbiaClient, collection: str, license: License, listed: list[dic
     for row in listed[:SERIES_ASKED]:
         try:
             text = client.image(row["SeriesInstanceUID"], read_license)
-        except (NotAvailable, BadAnswer) as e:
+        except (NotAvailable, BadAnswer, ServerError) as e:
             why = str(e)
             continue
-        except ArchiveError as e:
-            if e.status != 500:
+        except LoginRefused as e:
+            if e.status != 500:  # server: how v4 may fail at a series when the guest asks
                 raise
             why = str(e)
             continue

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient, NotAvailable
+from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.mirror.commit import COUNT_AND_SIZE, MD5
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, VerifiedInstance, series_md5, take_single
@@ -125,9 +125,7 @@ def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
     """
     try:
         return client.md5_hierarchy(series_uid=uid)
-    except (BadAnswer, LoginRefused, NotAvailable, ArchiveUnreachable) as e:
-        if isinstance(e, ArchiveUnreachable) and e.status != 500:
-            raise
+    except (BadAnswer, LoginRefused, NotAvailable, ServerError) as e:
         log.info("series %s: no digest of the whole: %s", uid, e)
         return None
 
@@ -137,9 +135,7 @@ def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> 
     most = wanted.FileSize if wanted.FileSize is not None else 1 << 36
     try:
         return client.single_image(series, uid, lambda chunks: take_single(chunks, files, series, uid, most))
-    except ArchiveUnreachable as e:
-        if e.status != 500:
-            raise
+    except ServerError as e:
         # Server: how it says that the file is not on its disk.
         raise NotVerified(f"instance {uid} is not in the zip, and the archive cannot send it by itself: {e}") from e
 

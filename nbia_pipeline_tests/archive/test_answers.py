@@ -66,7 +66,7 @@ def read(column: str, value: Any, shape: Shape = shapes.SERIES_V2, key: str | No
 
 
 def both_readers(body: bytes, shape: Shape) -> tuple[pa.Table, pa.Table]:
-    schema = answers.answer_schema(shape)
+    schema = shape.schema
     piece = body[1:-1]
     return answers._read_fast(piece, shape, schema), answers._read_tolerantly(piece, shape, schema)
 
@@ -414,9 +414,9 @@ def test_an_error_in_the_place_of_rows_is_refused() -> None:
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><html>", b"\n  <html><body>Sign in</body></html>", b"<Results/>"])
 def test_html_is_called_html(body: bytes) -> None:
-    with pytest.raises(BadAnswer, match="is HTML or XML where a JSON array was due: a proxy or a login page"):
+    with pytest.raises(BadAnswer, match="is HTML or XML instead of a JSON array: a proxy or a login page"):
         read_json([body], shapes.SERIES_V2)
-    with pytest.raises(BadAnswer, match="is HTML or XML where a CSV table was due"):
+    with pytest.raises(BadAnswer, match="is HTML or XML instead of a CSV table"):
         read_csv(body.decode(), shapes.METADATA2)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pydicom
 import pytest
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
@@ -36,13 +36,13 @@ EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the times of the tables have no z
 
 @pytest.fixture(scope="module")
 def client(demo_archive: str) -> Iterator[NbiaClient]:
-    with NbiaClient(demo_archive, patience=FAST) as made:
+    with NbiaClient(demo_archive, options=FAST) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def member(demo_archive: str) -> Iterator[NbiaClient]:
-    with NbiaClient(demo_archive, username=MEMBER, password=MEMBER_PASSWORD, patience=FAST) as made:
+    with NbiaClient(demo_archive, username=MEMBER, password=MEMBER_PASSWORD, options=FAST) as made:
         yield made
 
 
@@ -104,13 +104,13 @@ def test_patients_are_counted_by_collection(member: NbiaClient, demo: Catalog) -
 
 @every_collection
 def test_a_description_is_that_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
-    facts = demo.descriptions[collection]
+    described = demo.descriptions[collection]
     row = {
         "Collection": collection,
         "PatientCount": None,
-        "Description": facts.description,
-        "DescriptionURI": facts.uri,
-        "DescriptionTimestamp": EPOCH + timedelta(milliseconds=facts.edited_ms),
+        "Description": described.description,
+        "DescriptionURI": described.uri,
+        "DescriptionTimestamp": EPOCH + timedelta(milliseconds=described.edited_ms),
     }
     assert_same(member.collection_description(collection), [row], "collections")
 
@@ -222,7 +222,15 @@ def test_many_series_are_asked_for_in_runs(
     monkeypatch.setitem(
         DIALECTS["v2"].endpoints,
         "series_metadata_bulk",
-        Endpoint(bulk.path, bulk.shape, bulk.parameters, "POST", media="csv", empty_if_unauthorized=False, at_most=10),
+        Endpoint(
+            bulk.path,
+            bulk.shape,
+            bulk.parameters,
+            method="POST",
+            media="csv",
+            empty_if_unauthorized=False,
+            max_values=10,
+        ),
     )
     uids = uids_of(visible(demo))
     with archive.client() as client:
@@ -263,7 +271,7 @@ def test_an_unknown_collection_is_empty_only_after_the_token_was_confirmed(archi
 @pytest.mark.parametrize("method", ["series", "patients", "studies"])
 def test_a_listed_collection_that_comes_back_empty_is_not_believed(archive: TestArchive, method: str) -> None:
     endpoint = {"series": "getSeries", "patients": "getPatient", "studies": "getPatientStudy"}[method]
-    # An empty answer is asked for twice, because of the token, and the pair as often as the patience allows.
+    # An empty answer is asked for twice, because of the token, and the pair as often as the options allow.
     archive.faults.inject(endpoint, answer(200), times=2 * FAST.tries)
     with archive.client() as client:
         with pytest.raises(BadAnswer, match="lists collection 'TCGA-DEMO', but sends nothing of it") as caught:
@@ -418,7 +426,7 @@ def test_unknown_and_hidden_series_cannot_be_downloaded(archive: TestArchive, de
 
 def test_a_missing_image_is_given_up_after_three_tries(archive: TestArchive, demo: Catalog) -> None:
     uid = visible(demo)[0]["SeriesInstanceUID"]
-    with archive.client() as client, pytest.raises(ArchiveUnreachable, match="status 500"):
+    with archive.client() as client, pytest.raises(ServerError, match="status 500"):
         client.single_image(uid, "9.9.9", b"".join)
     assert archive.faults.count("getSingleImage") == 3
 

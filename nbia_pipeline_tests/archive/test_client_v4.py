@@ -30,13 +30,13 @@ every_collection = pytest.mark.parametrize("collection", [*PUBLIC, RESTRICTED])
 
 @pytest.fixture(scope="module")
 def client(demo_archive: str) -> Iterator[NbiaClient]:
-    with NbiaClient(demo_archive, api="v4", patience=FAST) as made:
+    with NbiaClient(demo_archive, api="v4", options=FAST) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def member(demo_archive: str) -> Iterator[NbiaClient]:
-    with NbiaClient(demo_archive, api="v4", username=MEMBER, password=MEMBER_PASSWORD, patience=FAST) as made:
+    with NbiaClient(demo_archive, api="v4", username=MEMBER, password=MEMBER_PASSWORD, options=FAST) as made:
         yield made
 
 
@@ -102,8 +102,8 @@ def test_patients_are_counted_by_collection(client: NbiaClient, demo: Catalog) -
 
 @every_collection
 def test_a_description_is_that_of_the_catalogue(member: NbiaClient, demo: Catalog, collection: str) -> None:
-    facts = demo.descriptions[collection]
-    row = {"Collection": collection, "Description": facts.description, "DescriptionURI": facts.uri}
+    described = demo.descriptions[collection]
+    row = {"Collection": collection, "Description": described.description, "DescriptionURI": described.uri}
     assert_same(member.collection_description(collection), [row], "collections")
 
 
@@ -160,7 +160,7 @@ def test_a_guest_gets_nothing_of_a_restricted_collection(client: NbiaClient, dem
 def test_v2_and_v4_agree_on_what_both_serve(client: NbiaClient, demo_archive: str) -> None:
     both = {k.column for k in shapes.SERIES_V2.keys} & {k.column for k in shapes.SERIES_V4.keys}
     names = sorted(n for n in both - {"TimeStamp", "DateReleased"} if n)
-    with NbiaClient(demo_archive, patience=FAST) as v2:
+    with NbiaClient(demo_archive, options=FAST) as v2:
         for collection in PUBLIC:
             old, new = (c.series(collection).sort_by("SeriesInstanceUID") for c in (v2, client))
             assert old.select(names).equals(new.select(names))
@@ -189,6 +189,6 @@ def test_an_account_of_ones_own_logs_in(archive: TestArchive) -> None:
 
 def test_a_500_of_a_guest_is_not_taken_for_a_stale_token(archive: TestArchive) -> None:
     archive.faults.inject("getPatient", answer(500, NULL), times=9)
-    with archive.client(api="v4") as client, pytest.raises(Exception, match="wants a token"):
+    with archive.client(api="v4") as client, pytest.raises(Exception, match="requires a token"):
         client.patients("TCGA-DEMO")
     assert archive.faults.count("getPatient") == 1

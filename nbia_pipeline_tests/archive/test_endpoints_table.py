@@ -36,7 +36,7 @@ CALLS: dict[str, Callable[[NbiaClient], Any]] = {
     "body_part_counts": lambda c: c.body_part_counts(C),
     "manufacturer_counts": lambda c: c.manufacturer_counts(C),
     "collection_description": lambda c: c.collection_description(C),
-    "licences": lambda c: c.licenses(),
+    "licenses": lambda c: c.licenses(),
     "collection_or_series_for_doi": lambda c: c.collection_or_series_for_doi("https://doi.org/10.5072/x"),
     "contents_by_name": lambda c: c.contents_by_name("cart"),
     "patients": lambda c: c.patients(C),
@@ -123,8 +123,9 @@ def test_a_method_calls_its_endpoint(archive: TestArchive, api: str, line: Line)
 
 def test_the_assets_named_use_the_methods_named() -> None:
     package = Path(nbia_pipeline.__file__).parent
-    files = [p for name in ("assets", "transfer") for p in sorted((package / name).glob("*.py"))]
-    source = "".join(p.read_text() for p in [*files, package / "sensors.py"])
+    folders = ("changes", "mirror", "verify", "defs/assets")
+    files = [p for name in folders for p in sorted((package / name).glob("*.py"))]
+    source = "".join(p.read_text() for p in [*files, package / "defs" / "sensors.py"])
     used = set(re.findall(r"(?:\bclient|NbiaClient)\.(\w+)", source))
     for line in LINES:
         assert set(line.assets) <= {*TABLES, "images", "cart_images", "news", "sensor"}

@@ -1,4 +1,4 @@
-"""No host is asked more than it can bear: how many requests are in flight, over all threads of a process."""
+"""No host gets more requests than it can handle: how many are in flight, over all threads of a process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, Limiter, NbiaClient, Patience, rate_limit
-from nbia_pipeline.archive.rate_limit import IN_FLIGHT, limiter_of
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, ClientOptions, Limiter, NbiaClient, rate_limit
+from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.transport import Session
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline_tests.conftest import FAST, Serve, TestArchive
@@ -61,7 +61,7 @@ class Crowd:
 
 def ask_often(url: str, calls: int = 40, threads: int = 20, in_flight: int = 8, clients: int = 1) -> None:
     """Ask from many threads, by one client or by several."""
-    made = [NbiaClient(url, api="v4", patience=replace(FAST, in_flight=in_flight)) for _ in range(clients)]
+    made = [NbiaClient(url, api="v4", options=replace(FAST, max_in_flight=in_flight)) for _ in range(clients)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda n: made[n % clients].collection_values(), range(calls)))
 
@@ -78,18 +78,18 @@ def test_no_more_requests_are_in_flight_than_allowed(serve: Serve, in_flight: in
 
 
 def test_eight_is_the_default() -> None:
-    assert (Patience().in_flight, IN_FLIGHT) == (8, 8)
+    assert (ClientOptions().max_in_flight, MAX_IN_FLIGHT) == (8, 8)
     assert NbiaResource().max_in_flight == 8
 
 
 def test_the_resource_passes_its_maximum_on(archive: TestArchive) -> None:
     with NbiaResource(archive=archive.url, max_in_flight=5).client() as client:
-        assert client._session.limiter.most == 5
+        assert client._session.limiter.max_in_flight == 5
 
 
 def test_a_login_counts_as_well(serve: Serve) -> None:
     url = serve(Faults(Crowd()))
-    with pytest.raises(ArchiveError), NbiaClient(url, patience=replace(FAST, in_flight=1)) as client:
+    with pytest.raises(ArchiveError), NbiaClient(url, options=replace(FAST, max_in_flight=1)) as client:
         client.collection_values()
     assert client._session.limiter.in_flight == 0
 
@@ -104,8 +104,8 @@ def test_an_archive_that_has_too_much_to_do_is_asked_half_as_much(serve: Serve, 
     faults = Faults(crowd)
     url = serve(faults)
     faults.inject("getCollectionValues", fault, times=3)
-    patience = replace(FAST, tries=9, silence=0.3)
-    with NbiaClient(url, api="v4", patience=patience) as client:
+    options = replace(FAST, tries=9, read_timeout=0.3)
+    with NbiaClient(url, api="v4", options=options) as client:
         client.collection_values()
     assert _limit_of(url) == 1
     ask_often(url, calls=12)
@@ -117,7 +117,7 @@ def test_other_mishaps_change_nothing(serve: Serve, fault: Fault) -> None:
     faults = Faults(Crowd())
     url = serve(faults)
     faults.inject("getCollectionValues", fault, times=2)
-    with NbiaClient(url, api="v4", patience=FAST) as client:
+    with NbiaClient(url, api="v4", options=FAST) as client:
         for _ in range(2):
             try:
                 client.collection_values()
@@ -130,7 +130,7 @@ def test_a_busy_token_endpoint_counts_too(serve: Serve, archive: TestArchive) ->
     faults = Faults(archive.faults)
     url = serve(faults)
     faults.inject("token", answer(503))
-    with NbiaClient(url, patience=FAST) as client:
+    with NbiaClient(url, options=FAST) as client:
         assert client.collection_values() != []
     assert _limit_of(url) == 4
 
@@ -139,7 +139,7 @@ def test_the_limit_grows_back_one_by_one(serve: Serve) -> None:
     faults = Faults(Crowd(seconds=0))
     url = serve(faults)
     faults.inject("getCollectionValues", answer(503))
-    with NbiaClient(url, api="v4", patience=FAST) as client:
+    with NbiaClient(url, api="v4", options=FAST) as client:
         client.collection_values()
         limits = [4]
         for _ in range(110):
@@ -154,8 +154,8 @@ def test_retry_after_holds_back_every_thread(serve: Serve) -> None:
     faults = Faults(crowd)
     url = serve(faults)
     faults.inject("getCollectionValues", answer(429, retry_after="1"))
-    patience = replace(FAST, longest_wait=5, in_flight=4)
-    one, other = (NbiaClient(url, api="v4", patience=patience) for _ in range(2))
+    options = replace(FAST, max_backoff=5, max_in_flight=4)
+    one, other = (NbiaClient(url, api="v4", options=options) for _ in range(2))
     first = threading.Thread(target=one.collection_values)
     first.start()
     while first.is_alive() and limiter_of(url, 4).limit == 4:
@@ -166,15 +166,15 @@ def test_retry_after_holds_back_every_thread(serve: Serve) -> None:
     assert min(crowd.begun) - began > 0.5
 
 
-def test_retry_after_beyond_the_longest_wait_is_cut(serve: Serve) -> None:
+def test_retry_after_beyond_the_maximum_is_cut(serve: Serve) -> None:
     faults = Faults(Crowd(seconds=0))
     url = serve(faults)
     faults.inject("getCollectionValues", answer(503, retry_after="100000"))
-    with NbiaClient(url, api="v4", patience=FAST) as client:
+    with NbiaClient(url, api="v4", options=FAST) as client:
         assert client.collection_values() == []
 
 
-def test_a_broken_download_gives_its_place_back(archive: TestArchive) -> None:
+def test_a_broken_download_gives_its_slot_back(archive: TestArchive) -> None:
     archive.faults.inject("getSOPInstanceUIDs", cut(5), times=9)
     with archive.client() as client:
         with pytest.raises(ArchiveUnreachable):
@@ -184,7 +184,7 @@ def test_a_broken_download_gives_its_place_back(archive: TestArchive) -> None:
 
 
 def test_a_reader_that_calls_the_client_does_not_wait_for_itself(archive: TestArchive) -> None:
-    with archive.client(patience=replace(FAST, in_flight=1)) as client:
+    with archive.client(options=replace(FAST, max_in_flight=1)) as client:
         uid = client.series("TCGA-DEMO")["SeriesInstanceUID"][0].as_py()
         uids = client.image_with_md5(uid, lambda chunks: client.sop_instance_uids(uid))
         assert len(uids) == 18
@@ -202,7 +202,7 @@ def test_metadata_one_by_one_uses_what_is_allowed(serve: Serve) -> None:
                 await super().__call__(scope, receive, send)
 
     crowd = Metadata()
-    with NbiaClient(serve(crowd), patience=replace(FAST, in_flight=11)) as client:
+    with NbiaClient(serve(crowd), options=replace(FAST, max_in_flight=11)) as client:
         client.series_metadata([f"1.{n}" for n in range(60)])
     assert 8 < crowd.most <= 11
 
@@ -231,7 +231,7 @@ def test_the_last_client_sets_the_maximum() -> None:
     limiter.refused(0)
     assert limiter_of("https://c.example/", 20).limit == 3
     assert limiter_of("https://c.example/", 2).limit == 2
-    assert limiter.most == 2
+    assert limiter.max_in_flight == 2
 
 
 @pytest.mark.parametrize("most", [0, -1])
@@ -239,7 +239,7 @@ def test_a_maximum_of_nothing_is_refused(most: int) -> None:
     with pytest.raises(ValueError, match="at least one is needed"):
         Limiter(most)
     with pytest.raises(ValueError, match="at least one is needed"):
-        Session("http://d.example/nbia-api", None, patience=Patience(in_flight=most))
+        Session("http://d.example/nbia-api", None, options=ClientOptions(max_in_flight=most))
 
 
 def test_requests_that_were_refused_together_halve_the_limit_once() -> None:
@@ -251,7 +251,7 @@ def test_requests_that_were_refused_together_halve_the_limit_once() -> None:
     assert limiter.limit == 2
 
 
-def test_a_refusal_begins_the_count_of_good_answers_anew() -> None:
+def test_a_refusal_begins_the_count_of_good_answers_again() -> None:
     limiter = Time().limiter(4, grow_after=3)
     limiter.refused(0)
     limiter.answered()
@@ -313,22 +313,22 @@ def test_the_limit_stays_between_one_and_the_maximum(
                 assert began == refusals
                 assert limiter.in_flight == 1
                 assert clock.now >= quiet_until
-        assert 1 <= limiter.limit <= limiter.most
+        assert 1 <= limiter.limit <= limiter.max_in_flight
         assert limiter.in_flight == 0
-    for _ in range(limiter.most * grow_after):
+    for _ in range(limiter.max_in_flight * grow_after):
         limiter.answered()
-    assert limiter.limit == limiter.most
+    assert limiter.limit == limiter.max_in_flight
 
 
 @settings(max_examples=20, deadline=None)
 @given(most=st.integers(1, 6), refused=st.sets(st.integers(0, 59)))
-def test_threads_never_hold_more_places_than_the_limit_at_their_start(most: int, refused: set[int]) -> None:
+def test_threads_never_hold_more_slots_than_the_limit_at_their_start(most: int, refused: set[int]) -> None:
     limiter = Limiter(most, grow_after=2)
     seen: list[tuple[int, int]] = []
 
     def call(number: int) -> None:
         with limiter.slot() as began:
-            seen.append((limiter.in_flight, limiter.most))
+            seen.append((limiter.in_flight, limiter.max_in_flight))
             if number in refused:
                 limiter.refused(began)
             else:

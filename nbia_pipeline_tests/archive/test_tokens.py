@@ -38,7 +38,7 @@ def list_series(session: Session, collection: str = COLLECTION) -> bytes:
 
 @pytest.fixture
 def session(archive: TestArchive) -> Iterator[Session]:
-    made = Session(archive.url, (GUEST, ""), patience=FAST)
+    made = Session(archive.url, (GUEST, ""), options=FAST)
     yield made
     made.close()
 
@@ -189,7 +189,7 @@ def test_v4_with_an_account_finds_out_a_forgotten_token(archive: TestArchive, ca
 
 def test_a_fresh_token_that_is_refused_is_a_refused_login(archive: TestArchive, session: Session) -> None:
     archive.faults.inject("getSeries", answer(401), times=2)
-    with pytest.raises(LoginRefused, match="check NBIA_USERNAME and NBIA_PASSWORD"):
+    with pytest.raises(LoginRefused, match="check username and password"):
         list_series(session)
     assert (archive.faults.count("getSeries"), archive.faults.count(GRANT)) == (2, 2)
 
@@ -215,7 +215,7 @@ def test_a_wrong_password_is_refused_by_name_and_not_shown(archive: TestArchive)
         client.collection_values()
     assert "'demo_member'" in str(caught.value)
     assert "Invalid user credentials" in str(caught.value)
-    assert "check NBIA_USERNAME and NBIA_PASSWORD" in str(caught.value)
+    assert "check username and password" in str(caught.value)
     assert "hunter-2" not in repr(caught.value) + str(caught.value) + str(vars(caught.value))
     assert archive.faults.count(GRANT) == 1
 
@@ -288,7 +288,7 @@ def test_the_password_does_not_go_to_another_host(archive: TestArchive, serve: S
     other, url = elsewhere(serve)
     archive.faults.inject(GRANT, answer(status, location=f"{url}/oauth/token"))
     with (
-        pytest.raises(BadAnswer, match=r"sends the login on to 'http://localhost.* set NBIA_ARCHIVE"),
+        pytest.raises(BadAnswer, match=r"redirects the login to 'http://localhost.* set base_url"),
         archive.client(username=MEMBER, password=MEMBER_PASSWORD) as client,
     ):
         client.collection_values()
@@ -345,7 +345,7 @@ def test_closing_logs_out_once(archive: TestArchive) -> None:
 @pytest.mark.parametrize("fault", [answer(500, b"null"), answer(404), html(), silence(), answer(302, location="/x")])
 def test_a_logout_that_fails_is_harmless(archive: TestArchive, fault: Fault) -> None:
     archive.faults.inject("logout", fault)
-    with archive.client(patience=replace(FAST, connect=0.2)) as client:
+    with archive.client(options=replace(FAST, connect_timeout=0.2)) as client:
         assert COLLECTION in client.collection_values()
     assert archive.faults.count("logout") == 1
 

@@ -1,6 +1,6 @@
-"""The 48 traps of the real server, one test each: what it does, and that nothing is lost or wrong for it.
+"""48 known traps of the real server, one test each: what it does, and that no data are lost or wrong because of it.
 
-Where a trap is not the client's business, the docstring says whose it is, and the test asks there.
+Where a trap does not concern the client, the docstring names what it concerns, and the test checks that.
 """
 
 # ruff: noqa: DTZ001 - the server's times have no zone
@@ -21,7 +21,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient, NotAvailable, SeriesSize
+from nbia_pipeline.archive import (
+    ArchiveUnreachable,
+    BadAnswer,
+    LoginRefused,
+    NbiaClient,
+    NotAvailable,
+    SeriesSize,
+    ServerError,
+)
 from nbia_pipeline.archive import transport as session_module
 from nbia_pipeline.archive.answers import PIECE_BYTES, read_json
 from nbia_pipeline.archive.endpoints import DIALECTS
@@ -69,9 +77,9 @@ def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(SMALL))[0]
 
 
-def uid_of(demo: Catalog, **facts: Any) -> str:
-    """Return the first series of the catalogue with these facts."""
-    rows = (r for r in demo.series.to_pylist() if all(r[k] == v for k, v in facts.items()))
+def uid_of(demo: Catalog, **properties: Any) -> str:
+    """Return the first series of the catalog with these properties."""
+    rows = (r for r in demo.series.to_pylist() if all(r[k] == v for k, v in properties.items()))
     return str(next(rows)["SeriesInstanceUID"])
 
 
@@ -106,8 +114,8 @@ def test_trap_02_an_expired_token_does_not_look_like_no_data(archive: TestArchiv
 
 
 def test_trap_03_a_500_for_want_of_a_token_is_asked_once(archive: TestArchive) -> None:
-    session = Session(archive.url, None, patience=FAST)
-    with pytest.raises(LoginRefused, match="wants a token"):
+    session = Session(archive.url, None, options=FAST)
+    with pytest.raises(LoginRefused, match="requires a token"):
         session.call("GET", "/services/v2/getCollectionValues", {}, lambda a: a.content)
     assert len(archive.faults.seen) == 1
 
@@ -138,8 +146,8 @@ def test_trap_06_unknown_hidden_and_forbidden_are_not_told_apart(client: NbiaCli
 
 
 def test_trap_07_a_500_is_not_tried_for_ever(archive: TestArchive, demo: Catalog) -> None:
-    with archive.client(patience=replace(FAST, tries=50)) as client:
-        with pytest.raises(ArchiveUnreachable, match="status 500"):
+    with archive.client(options=replace(FAST, tries=50)) as client:
+        with pytest.raises(ServerError, match="status 500"):
             client.single_image(uid_of(demo, Collection=COLLECTION), "9.9.9", b"".join)
         assert archive.faults.count("getSingleImage") == 3
         archive.faults.inject("getPatientStudy", answer(500, NO_SUCH_ENDPOINT))
@@ -214,7 +222,7 @@ def test_trap_14_every_form_of_a_date_is_read(archive: TestArchive, client: Nbia
 
 
 def test_trap_15_a_release_at_midnight_needs_a_day_of_overlap(client: NbiaClient) -> None:
-    """The overlap is the business of whoever polls; the method says so."""
+    """The caller that polls must overlap the days; the docstring of the method explains it."""
     midnight = datetime(2019, 8, 12)
     assert midnight not in client.updated_series(date(2019, 8, 12))["DateReleased"].to_pylist()
     assert midnight in client.updated_series(date(2019, 8, 11))["DateReleased"].to_pylist()
@@ -243,7 +251,7 @@ def test_trap_18_a_series_without_a_release_is_in_the_full_list(client: NbiaClie
 def test_trap_19_a_series_that_is_no_longer_listed_keeps_its_files(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: receipts and files stay, and no plan ever removes."""
+    """For the engine: receipts and files stay, and no plan ever removes."""
     listed = client.series(SMALL)
     path = fetch_series(client, lake, wanted).path
     without = listed.filter(pa.compute.not_equal(listed["SeriesInstanceUID"], wanted.SeriesInstanceUID))
@@ -257,7 +265,7 @@ def test_trap_19_a_series_that_is_no_longer_listed_keeps_its_files(
 def test_trap_20_new_content_under_the_same_uid_is_fetched_again(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: any part of the fingerprint counts."""
+    """For the engine: any part of the fingerprint counts."""
     fetch_series(client, lake, wanted)
     listed = client.series(SMALL).filter(pa.compute.field("SeriesInstanceUID") == wanted.SeriesInstanceUID)
     receipts = commit(lake, SMALL, listed)
@@ -271,7 +279,7 @@ def test_trap_20_new_content_under_the_same_uid_is_fetched_again(
 def test_trap_21_a_series_that_changed_since_it_was_listed_is_listed_again(
     client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: what arrives is compared with what was listed, and kept as it is listed now."""
+    """For the engine: what arrives is compared with what was listed, and kept as it is listed now."""
     before = replace(wanted, ImageCount=(wanted.ImageCount or 0) - 1)
     receipt = fetch_series(client, lake, before)
     assert (receipt.status, receipt.attempts, receipt.wanted) == (COMPLETE, 2, wanted)
@@ -293,20 +301,20 @@ def fetched_after(
 def test_trap_22_a_valid_zip_with_fewer_files_is_not_taken(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: the list of digests, written last, must be there."""
+    """For the engine: the list of digests, written last, must be there."""
     assert fetched_after(zips.without_first, archive, client, lake, wanted) == (COMPLETE, 2)
 
 
 def test_trap_23_a_cut_file_in_a_valid_zip_is_not_taken(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: every file is digested, and the one that is cut is fetched by itself."""
+    """For the engine: every file is digested, and the one that is cut is fetched by itself."""
     assert fetched_after(zips.truncated_file, archive, client, lake, wanted) == (COMPLETE, 1)
     assert archive.faults.count("getSingleImage") == 1
 
 
 def test_trap_24_licence_and_digests_are_not_images(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
-    """The business of transfer: they are neither counted nor kept. The licence is in the series table."""
+    """For the engine: they are neither counted nor kept. The license is in the series table."""
     assert names_in(client.image(wanted.SeriesInstanceUID, b"".join))[0] == "LICENSE"
     with_digests = names_in(client.image_with_md5(wanted.SeriesInstanceUID, b"".join))
     assert "LICENSE" not in with_digests
@@ -333,13 +341,13 @@ def test_trap_26_a_download_starts_afresh_and_ends_by_silence_only(
     assert len(downloads) == 2
     assert not {"range", "if-none-match", "if-modified-since"} & set().union(*(d.headers for d in downloads))
     archive.faults.inject("getImageWithMD5Hash", silence(b"PK"))
-    hasty = replace(FAST, silence=0.1, tries=1)
-    with archive.client(patience=hasty) as other, pytest.raises(ArchiveUnreachable, match="fell silent"):
+    hasty = replace(FAST, read_timeout=0.1, tries=1)
+    with archive.client(options=hasty) as other, pytest.raises(ArchiveUnreachable, match="fell silent"):
         other.image_with_md5(wanted.SeriesInstanceUID, b"".join)
 
 
 def test_trap_27_files_are_named_by_what_is_in_them(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
-    """The business of transfer: the names in the zip are counters over no particular order."""
+    """For the engine: the names in the zip are counters over no particular order."""
     first, second = (zips.unpack(client.image_with_md5(wanted.SeriesInstanceUID, b"".join)) for _ in range(2))
     assert [n for n, _ in first] == [n for n, _ in second]
     assert [c for _, c in first] != [c for _, c in second]
@@ -350,7 +358,7 @@ def test_trap_27_files_are_named_by_what_is_in_them(client: NbiaClient, lake: La
 def test_trap_28_a_hostile_name_writes_nothing(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, tmp_path: Path
 ) -> None:
-    """The business of transfer."""
+    """For the engine: it writes nothing outside its folder."""
     assert fetched_after(zips.climbing_name, archive, client, lake, wanted) == (COMPLETE, 2)
     assert list(tmp_path.rglob("evil*")) == []
 
@@ -447,7 +455,7 @@ def test_trap_38_repeated_rows_come_once(archive: TestArchive, client: NbiaClien
 def test_trap_39_a_list_of_instances_is_no_promise_of_a_download(
     client: NbiaClient, lake: Lake, demo: Catalog, wanted: WantedSeries
 ) -> None:
-    """The business of transfer: what is refused is unavailable, whatever is listed."""
+    """For the engine: what is refused is unavailable, even if it is listed."""
     uid = hidden(demo)
     assert client.sop_instance_uids(uid) != []
     assert fetch_series(client, lake, replace(wanted, SeriesInstanceUID=uid)).status == UNAVAILABLE
@@ -471,7 +479,7 @@ def test_trap_41_what_bulk_metadata_leave_out_is_named(
 
 def test_trap_42_tokens_are_per_host(archive: TestArchive, serve: Serve, demo: Catalog) -> None:
     other = Faults(create_app(demo))
-    with archive.client() as one, NbiaClient(serve(other), patience=FAST) as two:
+    with archive.client() as one, NbiaClient(serve(other), options=FAST) as two:
         assert one.collection_values() == two.collection_values()
     sent = [f.calls("getCollectionValues")[0].headers["authorization"] for f in (archive.faults, other)]
     assert sent[0] != sent[1]
@@ -495,8 +503,8 @@ def test_trap_44_csv_is_read_only_where_every_cell_is_quoted(archive: TestArchiv
 
 
 def test_trap_45_xml_and_html_are_never_asked_for_nor_read(archive: TestArchive, client: NbiaClient) -> None:
-    formats = {e.parameters.get("format") for d in DIALECTS.values() for e in d.endpoints.values()}
-    assert formats == {None, "format"}  # the one that is sent is JSON
+    formats = {e.constants.get("format") for d in DIALECTS.values() for e in d.endpoints.values()}
+    assert formats == {None, "JSON"}
     archive.faults.inject("getSeries", answer(200, b"<Results><Row></Row></Results>"))
     with pytest.raises(BadAnswer, match="HTML or XML"):
         client.series(COLLECTION)
@@ -520,7 +528,7 @@ def _and(pieces: Iterator[bytes], last: bytes) -> Iterator[bytes]:
 
 
 def test_trap_47_the_client_keeps_no_answers_on_top_of_the_servers(archive: TestArchive, client: NbiaClient) -> None:
-    """How often to poll is the business of whoever polls; the client adds no cache that would grow old."""
+    """The caller decides how often to poll; the client adds no cache that would become stale."""
     archive.faults.inject("getCollectionValues", answer(200, rows({"Collection": "Old"})))
     assert client.collection_values() == ["Old"]
     assert COLLECTION in client.collection_values()
@@ -530,7 +538,7 @@ def test_trap_47_the_client_keeps_no_answers_on_top_of_the_servers(archive: Test
 def test_trap_48_certificates_are_verified(certificate: tuple[Path, Path]) -> None:
     with (
         serving_tls(certificate, "127.0.0.1") as url,
-        NbiaClient(url, patience=FAST) as client,
+        NbiaClient(url, options=FAST) as client,
         pytest.raises(ArchiveUnreachable, match="does not verify"),
     ):
         client.collection_values()

@@ -128,7 +128,7 @@ def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lake = Lake(str(tmp_path / "lake"))
-    with NbiaClient(fresh_nbia_archive.url, patience=FAST) as client:
+    with NbiaClient(fresh_nbia_archive.url, options=FAST) as client:
         mirror(client, lake, COLLECTIONS[0])
     monkeypatch.setenv("NBIA_LAKE", lake.uri)
     monkeypatch.setenv("NBIA_ARCHIVE", fresh_nbia_archive.url)

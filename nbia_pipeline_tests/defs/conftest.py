@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from starlette.applications import Starlette
 
-from nbia_pipeline.archive import Patience
+from nbia_pipeline.archive import ClientOptions
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
@@ -18,7 +18,7 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.conftest import serving
 from nbia_pipeline_tests.helpers.ticker import KNOWN, MONDAY, PARTITIONS, Make, Ticker
 
-QUICK = Patience(connect=2, silence=1, tries=2, first_wait=0.01, longest_wait=0.05)
+QUICK = ClientOptions(connect_timeout=2, read_timeout=1, tries=2, backoff=0.01, max_backoff=0.05)
 
 
 @pytest.fixture(scope="package")
@@ -56,8 +56,8 @@ def instance(_instance: dg.DagsterInstance) -> dg.DagsterInstance:
 
 @pytest.fixture
 def make(url: str, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Make a code location over the archive, with short patience; its collections are registered."""
-    monkeypatch.setattr("nbia_pipeline.defs.sensors.TICK_PATIENCE", QUICK)
+    """Make a code location over the archive, with short time-outs; its collections are registered."""
+    monkeypatch.setattr("nbia_pipeline.defs.sensors.TICK_OPTIONS", QUICK)
 
     def make(**settings: Any) -> Ticker:
         known = {"archive": url, "lake": str(tmp_path / "lake"), "images": ("TCGA-*",)}

@@ -40,7 +40,7 @@ IMAGE_CALLS = {"getImage", "getImageWithMD5Hash", "getSingleImage", "getDCMImage
 def mirrored(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake with the images of two collections, as runs leave it."""
     lake = Lake(str(tmp_path_factory.mktemp("mirrored")))
-    with NbiaClient(demo_archive, patience=FAST) as client:
+    with NbiaClient(demo_archive, options=FAST) as client:
         for name in COUNTS:
             series = client.series(name)
             lake.write_table(SERIES, series, name)

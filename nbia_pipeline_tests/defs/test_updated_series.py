@@ -219,10 +219,10 @@ def test_the_same_news_after_the_same_cursor_has_the_same_key(ticker: Ticker, co
 
 FAILURES = {
     "busy": ([Fault("status", status=503, endpoint="getUpdatedSeries")], "it may be busy, try later"),
-    "gone": ([Fault("drop")], "no whole answer from"),
+    "gone": ([Fault("drop")], "no complete answer from"),
     "html": ([Fault("html", endpoint="getUpdatedSeries")], "HTML"),
     "garbage": ([Fault("garbage", endpoint="getUpdatedSeries")], "getUpdatedSeries"),
-    "cut": ([Fault("cut", endpoint="getUpdatedSeries", fraction=0.5)], "no whole answer from"),
+    "cut": ([Fault("cut", endpoint="getUpdatedSeries", fraction=0.5)], "no complete answer from"),
     "silent": ([Fault("stall", endpoint="getUpdatedSeries", fraction=0.5)], "fell silent"),
     "token refused": ([Fault("status", endpoint="token", status=401)], "refuses the account"),
     "empty": ([Fault("empty", endpoint="getUpdatedSeries")], "Suspicious: the archive says that nothing was released"),
@@ -248,7 +248,7 @@ def test_a_tick_that_fails_says_why_and_loses_nothing(ticker: Ticker, control: O
 
 def test_an_archive_that_is_not_there(make: Make, control: Operations) -> None:
     ticker = make(archive="http://127.0.0.1:9/nbia-api")
-    assert "no whole answer from http://127.0.0.1:9/nbia-api" in ticker.tick(SENSOR, MONDAY).skip_message
+    assert "no complete answer from http://127.0.0.1:9/nbia-api" in ticker.tick(SENSOR, MONDAY).skip_message
     assert ticker.cursors == {}
 
 

@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from nbia_pipeline.archive import ArchiveError, NbiaClient, Patience
+from nbia_pipeline.archive import ArchiveError, ClientOptions, NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import STAGING
 from nbia_pipeline.mirror.commit import Receipt, commit, staged_by_journal
@@ -32,7 +32,7 @@ DONE, NOT_ALL, UNUSABLE = 0, 2, 3
 # Small ones, so that there are several in every collection of the demo.
 BATCH_SERIES = 5
 
-SHORT = Patience(connect=2, silence=10, tries=3, first_wait=0.01, longest_wait=0.05)
+SHORT = ClientOptions(connect_timeout=2, read_timeout=10, tries=3, backoff=0.01, max_backoff=0.05)
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 _CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
@@ -96,7 +96,7 @@ def main(url: str, lake: str, die_at: str | None = None) -> int:
     if die_at is not None:
         watch_changes(at)
     try:
-        with NbiaClient(url, patience=SHORT) as client:
+        with NbiaClient(url, options=SHORT) as client:
             receipts = mirror(client, Lake(lake))
     except (ArchiveError, LakeError) as e:
         sys.stderr.write(f"{type(e).__name__}: {e}\n")

@@ -36,7 +36,7 @@ class Site:
         around: a layer around it, for faults that its control does not know; it sees every request.
         folder: the lake.
         collections: what is mirrored.
-        patience: how long the client waits.
+        options: how long the client waits.
         proofs: ``Proof`` of the series where it is not ``md5``.
         api: ``v2`` or ``v4``.
         calm: what a lake of these collections holds if nothing disturbs it, while the archive is as it was.
@@ -47,7 +47,7 @@ class Site:
     around: Faults
     folder: Path
     collections: tuple[str, ...] = (BREAST,)
-    patience: Any = FAST
+    options: Any = FAST
     proofs: dict[str, str] = field(default_factory=dict)
     api: str = "v2"
     calm: dict[tuple[str, ...], truth.Contents] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Site:
 
     def client(self) -> NbiaClient:
         """Return a client; the caller closes it."""
-        return NbiaClient(self.url, api=self.api, patience=self.patience)
+        return NbiaClient(self.url, api=self.api, options=self.options)
 
     def run(self, **options: Any) -> list[Receipt]:
         """Mirror once; nothing that was finished before may be asked for again.

@@ -31,7 +31,7 @@ LISTED = "getSOPInstanceUIDs"
 SLICES = 14
 
 # Long enough for an answer on a busy machine.
-IMPATIENT = replace(FAST, silence=1.0)
+IMPATIENT = replace(FAST, read_timeout=1.0)
 
 
 @pytest.mark.parametrize("endpoint", [HASHED, LISTED])
@@ -87,7 +87,7 @@ def _reset(fraction: float) -> faults.Fault:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
 def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
-    site.patience = IMPATIENT
+    site.options = IMPATIENT
     site.wrong(Fault("stall", HASHED, fraction=fraction, times=1), Fault("stall", LISTED, fraction=fraction, times=1))
     site.run()
     assert site.asked(HASHED) == 5 + 1
@@ -95,8 +95,8 @@ def test_silence_is_not_waited_out(site: Site, fraction: float) -> None:
 
 
 def test_slowness_is_no_silence(site: Site) -> None:
-    """A pause shorter than the patience costs nothing, however long the whole takes."""
-    site.patience = IMPATIENT
+    """A pause shorter than the time-out costs nothing, however long the whole takes."""
+    site.options = IMPATIENT
     site.wrong(Fault("stall", HASHED, fraction=0.5, seconds=0.2))
     site.run()
     assert site.asked(HASHED) == 5
@@ -188,7 +188,7 @@ def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalog, tmp_path:
     runs: list[object] = []
     with _served(around) as port:
         site = _site_at(port, around, tmp_path / "lake")
-    site.patience = replace(FAST, tries=200, first_wait=0.02)
+    site.options = replace(FAST, tries=200, backoff=0.02)
     thread = threading.Thread(target=lambda: runs.append(site.run()))
     thread.start()
     time.sleep(0.2)

@@ -193,7 +193,7 @@ def test_duckdb_reads_the_texts(client: NbiaClient, tmp_path: Path, series: pa.T
 
 def test_the_stream_is_left_once_the_text_is_there(fresh_nbia_archive: NbiaArchive, tmp_path: Path) -> None:
     uid = fresh_nbia_archive.control.add_series("TCGA-DEMO", slices=600)
-    with NbiaClient(fresh_nbia_archive.url, patience=FAST) as client:
+    with NbiaClient(fresh_nbia_archive.url, options=FAST) as client:
         (row,) = [r for r in client.series("TCGA-DEMO").to_pylist() if r["SeriesInstanceUID"] == uid]
         assert row["FileSize"] > 15_000_000
         keep_licenses(client, Lake(str(tmp_path)), "TCGA-DEMO", pa.Table.from_pylist([row], schema=SERIES.schema))

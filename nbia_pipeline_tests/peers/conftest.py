@@ -64,14 +64,14 @@ def ask(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Ask:
 @pytest.fixture(scope="session")
 def ours_v2(demo_archive: str) -> Iterator[NbiaClient]:
     """Our client, speaking v2."""
-    with NbiaClient(demo_archive, patience=FAST) as client:
+    with NbiaClient(demo_archive, options=FAST) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def ours_v4(demo_archive: str) -> Iterator[NbiaClient]:
     """Our client, speaking v4."""
-    with NbiaClient(demo_archive, api="v4", patience=FAST) as client:
+    with NbiaClient(demo_archive, api="v4", options=FAST) as client:
         yield client
 
 

@@ -218,7 +218,7 @@ def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
     def news(collection: str, series: pa.Table, told: dict[str, str], *_: Any) -> Any:
         yield feed._Listing(series, feed._moment(told[LISTED_AT]), told)
 
-    patch.setattr("nbia_pipeline.archive.listings.ListingCalls._rows_of_collection", ask)
+    patch.setattr("nbia_pipeline.archive.calls.Calls._rows_of_collection", ask)
     patch.setattr(tables, "_write", write)
     patch.setattr(feed, "_news", news)
 

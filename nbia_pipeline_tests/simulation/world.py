@@ -17,7 +17,7 @@ import dagster as dg
 import pytest
 from starlette.applications import Starlette
 
-from nbia_pipeline.archive import Patience
+from nbia_pipeline.archive import ClientOptions
 from nbia_pipeline.embedded.catalog.model import ImageStore
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
@@ -41,7 +41,7 @@ JOBS = {BACKLOG_SENSOR: "nbia_images", "nbia_catalogue": "nbia_catalogue", "nbia
 FEW_BYTES = 20_000
 """What a run of a sensor fetches at the most: some series, so that there is a backlog."""
 
-QUICK = partial(Patience, connect=2, silence=2, first_wait=0.001, longest_wait=0.005)
+QUICK = partial(ClientOptions, connect_timeout=2, read_timeout=2, backoff=0.001, max_backoff=0.005)
 
 FINGERPRINT = ("ImageCount", "FileSize", "TimeStamp", "DateReleased")
 
@@ -310,8 +310,8 @@ def a_world(folder: Path, patch: pytest.MonkeyPatch, *, real_every: int = 0, zon
         app = create_app(small_catalog())
         url = stack.enter_context(running(app))
         instance = stack.enter_context(dg.DagsterInstance.ephemeral(tempdir=str(folder)))
-        patch.setattr("nbia_pipeline.defs.resources.Patience", QUICK)
-        patch.setattr("nbia_pipeline.defs.sensors.TICK_PATIENCE", QUICK(tries=2))
+        patch.setattr("nbia_pipeline.defs.resources.ClientOptions", QUICK)
+        patch.setattr("nbia_pipeline.defs.sensors.TICK_OPTIONS", QUICK(tries=2))
         patch.setattr("nbia_pipeline.defs.sensors.RUN_BYTES", FEW_BYTES)
         patch.setattr("nbia_pipeline.defs.assets.fetch_op.RETRY", dg.RetryPolicy(max_retries=0))
         world = World(app, url, instance, folder, real_every=real_every, zone=zone)
