@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID, Observation, diff, replay
-from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.layout import encode
+from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, KEPT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
@@ -92,8 +91,8 @@ def record_changes(
     Raises:
         LakeError: the collection was never listed.
     """
-    # Not the lock of settle and publish, which may be held while the archive is waited for; no name has a ~.
-    with lake.lock(f"{encode(collection)}~changes") as expect_held:
+    # Not the lock of the collection, which others may hold while they wait for the archive.
+    with lake.lock(Lock.CHANGES, collection) as expect_held:
         census = _census(lake)
         if _is_up_to_date(lake, collection, census):
             return _noted(lake, collection, SERIES_CHANGES.schema.empty_table())

@@ -9,7 +9,7 @@ from nbia_pipeline.changes.feed import present_series
 from nbia_pipeline.cli.options import add_selection, selection_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import current_receipts
-from nbia_pipeline.mirror.plan import Figures, Plan, expect_room, free_bytes, make_plan
+from nbia_pipeline.mirror.plan import Figures, Plan, expect_room, make_plan
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
 from nbia_pipeline.text import did_you_mean, first_of, size_text, table_text
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     lake = Lake(settings.lake)
     collections = _collections(lake, settings, options.collections)
     plans, notes = _plans(lake, settings, collections, options)
-    free = free_bytes(lake)
+    free = lake.free_bytes()
     print(_table(plans))
     print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:

@@ -1,4 +1,4 @@
-"""Where things lie in the lake: paths from names, and names from paths.
+"""The layout of a lake: its format, paths from names, and names from paths.
 
 All paths are relative to the lake, with ``/``. A name becomes one path segment, percent-encoded as Hive
 does wherever a character is unsafe; readers that know Hive partitioning decode it again.
@@ -11,14 +11,27 @@ from urllib.parse import unquote
 
 from nbia_pipeline.lake.errors import LakeError
 
+FORMAT = 2
+"""The newest format of a lake that this version knows, and the one that it writes.
+
+1: nbia-pipeline 0.1.0, which states no format.
+2: ``image_series`` has columns for a newer version of a series that could not be fetched: RefreshFailedAt,
+   NewerImageCount, NewerFileSize, NewerTimeStamp and NewerDateReleased.
+
+A file that an older format left is read as it is: columns that it lacks are null.
+"""
+
+FORMAT_FILE = "lake.json"
 STAGING = ".staging"
+JOURNAL = f"{STAGING}/journal"
+LOCKS = f"{STAGING}/locks"
 TABLES = "tables"
 IMAGES = "images"
 PREVIEWS = "previews"
 PART = "part-0.parquet"
 
-# A file system takes 255 bytes in a name; the longest licences would have more.
-LICENCE_NAME_CHARACTERS = 200
+# A file system takes 255 bytes in a name; the names of the longest licenses would have more.
+LICENSE_NAME_CHARACTERS = 200
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
 
@@ -33,7 +46,7 @@ def encode(name: str) -> str:
         LakeError: the name is empty.
     """
     if not name:
-        raise LakeError("an empty name has no place in the lake")
+        raise LakeError("an empty name cannot be part of a path in the lake")
     if not name.strip("."):
         return "%2E" * len(name)
     return _UNSAFE.sub(lambda m: f"%{m[0][0]:02X}".encode(), name.encode()).decode("ascii")
@@ -71,14 +84,14 @@ def instance_name(sop_instance_uid: str) -> str:
 
 
 def license_path(collection: str, license: str | None, digest: str = "") -> str:
-    """Return the path of the text of a licence, beside the patients of its collection.
+    """Return the path of the text of a license, next to the patients of its collection.
 
     :func:`encode` never makes a ``~``, so that no PatientID can have this name.
 
     Args:
         collection: exact spelling.
-        licence: LicenseName, None or empty where there is none.
-        digest: what tells two licences of one name apart; none for the first.
+        license: LicenseName, None or empty where there is none.
+        digest: what distinguishes two licenses of one name; empty for the first.
     """
-    parts = ["LICENSE", encode(license or "unnamed")[:LICENCE_NAME_CHARACTERS], *([digest] if digest else [])]
+    parts = ["LICENSE", encode(license or "unnamed")[:LICENSE_NAME_CHARACTERS], *([digest] if digest else [])]
     return f"{collection_path(collection)}/{'~'.join(parts)}.txt"

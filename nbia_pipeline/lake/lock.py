@@ -1,23 +1,27 @@
-"""Locks that the runs of a lake share: of the operating system on a disk, an object of one's own on a store.
+"""Locks that the runs of a lake share, and the names of processes, by which their leftovers are recognized.
 
-A lock on a disk ends with its process, however that ends. One on an object store is an object that only one can
-create. Its holder writes it anew now and then, so that it changes while the holder lives; whoever waits takes over
-one that did not change for a while. Nobody compares clocks: those of two machines differ.
+A lock on a disk is one of the operating system, and ends with its process, however that ends. A lock in an object
+store is an object that only one process can create. Its holder rewrites it now and then, so that it changes while the
+holder lives; a process that waits takes over a lock that has not changed for a while. Nobody compares clocks: those
+of two machines differ.
 
 The stores that create an object only if there is none: AWS S3 (s3fs), Google Cloud Storage (gcsfs), Azure (adlfs).
-One that is merely like S3 may not know the condition and write all the same; the object is therefore read again
-after it was made, which leaves a gap of one request. There, let one machine at a time work on a collection.
+A store that is merely similar to S3 may ignore the condition and write anyway; the object is therefore read again
+after it was created, which leaves a gap of one request. There, let one machine at a time work on a collection.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,21 +30,45 @@ from filelock import FileLock
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake.errors import LakeError
-from nbia_pipeline.lake.owner import this_process
+from nbia_pipeline.lake.layout import LOCKS, encode
 
 ExpectHeld = Callable[[], None]
 """Call it before what must not happen twice: it raises LakeError if the lock was lost meanwhile."""
 
+LEFTOVER_SECONDS = 7 * 24 * 3600
+HOST = socket.gethostname().replace(".", "-")
+
+
+class Lock(Enum):
+    """What a lock protects. The value is the name of its file, which versions since 0.1.0 share.
+
+    No encoded name contains a ``~``, so the locks of a collection do not collide.
+    """
+
+    COLLECTION = "{collection}"
+    """The images of a collection: its journal, its folders, and the tables ``image_series`` and ``instances``."""
+    SERIES = "{collection}.{series}"
+    """The folder of one series while its files are uploaded to an object store."""
+    CHANGES = "{collection}~changes"
+    """The tables ``series_changes`` and ``series_seen`` of a collection."""
+    VERIFICATIONS = "{collection}~verified"
+    """The table ``verifications`` of a collection."""
+
+    def path(self, collection: str, series_uid: str = "") -> str:
+        """Return the path of the lock; only ``SERIES`` takes a SeriesInstanceUID."""
+        series = encode(series_uid) if self is Lock.SERIES else ""
+        return f"{LOCKS}/{self.value.format(collection=encode(collection), series=series)}.lock"
+
 
 @dataclass(frozen=True)
-class Patience:
+class LockTimings:
     """How long things take, in seconds.
 
     Attributes:
-        beat: between two signs of life of a holder.
-        stale: without a sign of life, after which a lock is taken over; many beats.
-        wait: for a lock that is held, before giving up: as long as the longest that anybody holds one.
-        poll: between two looks at a lock that is held.
+        beat: between two heartbeats of a holder.
+        stale: without a heartbeat, after which a lock is taken over; many beats.
+        wait: for a lock that another holds, before giving up: as long as anybody ever holds one.
+        poll: between two attempts to get a lock that another holds.
     """
 
     beat: float = 15
@@ -49,11 +77,11 @@ class Patience:
     poll: float = 0.5
 
 
-_threads: WeakValueDictionary[str, _Lock] = WeakValueDictionary()
+_threads: WeakValueDictionary[str, _ThreadLock] = WeakValueDictionary()
 _threads_guard = threading.Lock()
 
 
-class _Lock:
+class _ThreadLock:
     """A lock of threads; unlike Python's own it can be kept only as long as somebody uses it."""
 
     def __init__(self) -> None:
@@ -64,10 +92,10 @@ class _Lock:
 def among_threads(name: str) -> Iterator[None]:
     """Hold a lock that the threads of this process share.
 
-    It comes before one that processes share: threads wait for each other without asking again and again.
+    Take it before a lock that processes share: threads wait for each other without polling.
     """
     with _threads_guard:
-        shared = _threads.setdefault(name, _Lock())
+        shared = _threads.setdefault(name, _ThreadLock())
     with shared.lock:
         yield
 
@@ -80,22 +108,22 @@ def file_lock(path: Path) -> Iterator[ExpectHeld]:
 
 
 @contextmanager
-def object_lock(fs: Any, path: str, patience: Patience = Patience()) -> Iterator[ExpectHeld]:
+def object_lock(fs: Any, path: str, timings: LockTimings = LockTimings()) -> Iterator[ExpectHeld]:
     """Hold a lock that is an object of a store.
 
     Args:
         fs: an fsspec file system.
         path: of the object.
-        patience: how long to wait for what.
+        timings: how long to wait for what.
 
     Raises:
         LakeError: another held it for too long, or took it over.
         OSError: the store cannot be read or written.
     """
-    held = _Held(fs, path)
-    _acquire(held, patience)
+    held = _LockObject(fs, path)
+    _acquire(held, timings)
     stop = threading.Event()
-    beating = threading.Thread(target=held.beat_until, args=(stop, patience.beat), name="nbia-lock", daemon=True)
+    beating = threading.Thread(target=held.beat_until, args=(stop, timings.beat), name="nbia-lock", daemon=True)
     beating.start()
     try:
         yield held.expect
@@ -106,8 +134,8 @@ def object_lock(fs: Any, path: str, patience: Patience = Patience()) -> Iterator
             fs.rm(path)
 
 
-class _Held:
-    """A lock object, as one that wants it or has it sees it."""
+class _LockObject:
+    """A lock object, as seen by a process that wants it or holds it."""
 
     def __init__(self, fs: Any, path: str) -> None:
         self.fs = fs
@@ -117,8 +145,8 @@ class _Held:
         self.since = clock.utc_now().isoformat(timespec="seconds")
 
     def content(self) -> bytes:
-        known = {"owner": this_process(), "since": self.since, "token": self.token, "beats": self.beats}
-        return json.dumps(known).encode()
+        properties = {"owner": this_process(), "since": self.since, "token": self.token, "beats": self.beats}
+        return json.dumps(properties).encode()
 
     def read(self) -> bytes | None:
         try:
@@ -128,58 +156,58 @@ class _Held:
         return content
 
     def create(self) -> bool:
-        """Create the object if there is none; tell whether it is ours."""
+        """Create the object if there is none; return whether it is ours."""
         return _create(self.fs, self.path, self.content()) and self.is_mine()
 
     def is_mine(self) -> bool:
-        return _about(self.read()).get("token") == self.token
+        return _parsed(self.read()).get("token") == self.token
 
     def expect(self) -> None:
         content = self.read()
-        if _about(content).get("token") != self.token:
+        if _parsed(content).get("token") != self.token:
             raise LakeError(
-                f"the lock {self.path} was taken over by {_owner_of(content)}: this process gave no sign of life for "
-                "too long. What it had in hand was left as it was; run it again"
+                f"the lock {self.path} was taken over by {_owner_of(content)}: this process sent no heartbeat for "
+                "too long. Its unfinished work was left as it was; run it again"
             )
 
     def beat_until(self, stop: threading.Event, seconds: float) -> None:
-        """Give signs of life until `stop`, or until the lock is another's."""
+        """Send heartbeats until `stop`, or until the lock is another's."""
         while not stop.wait(seconds):
             try:
                 if not self.is_mine():
-                    return  # whoever holds it now must not lose it: `expect` tells the story
+                    return  # its new holder must not lose it: `expect` raises the error
                 self.beats += 1
                 self.fs.pipe_file(self.path, self.content())
             except OSError:
-                continue  # the store may answer the next time; if it does not, others take over, and `expect` tells
+                continue  # the store may answer the next time; if not, another takes over, and `expect` raises
 
 
-def _acquire(held: _Held, patience: Patience) -> None:
+def _acquire(held: _LockObject, timings: LockTimings) -> None:
     started = time.monotonic()
-    seen: bytes | None = None
+    previous: bytes | None = None
     unchanged = 0
     while not held.create():
         content = held.read()
-        # Looks are counted, not seconds: after a pause of this process the holder's signs of life were not seen.
-        unchanged = unchanged + 1 if content == seen else 0
-        seen = content
-        if content is not None and unchanged * patience.poll > patience.stale and _take_over(held, content):
+        # Attempts are counted, not seconds: during a pause of this process it misses the holder's heartbeats.
+        unchanged = unchanged + 1 if content == previous else 0
+        previous = content
+        if content is not None and unchanged * timings.poll > timings.stale and _take_over(held, content):
             return
-        if time.monotonic() - started > patience.wait:
+        if time.monotonic() - started > timings.wait:
             raise LakeError(
-                f"the lock {held.path} is held by {_owner_of(content)}: wait for that run to end. If there is none, "
-                f"remove {held.path} and what else begins like it"
+                f"the lock {held.path} is held by {_owner_of(content)}: wait for that run to end. If it is not "
+                f"running, remove {held.path} and every object whose name begins with it"
             )
-        time.sleep(patience.poll)
+        time.sleep(timings.poll)
 
 
-def _take_over(held: _Held, stale: bytes) -> bool:
-    """Take a lock from a dead holder; tell whether that worked.
+def _take_over(held: _LockObject, stale: bytes) -> bool:
+    """Take a lock from a dead holder; return whether that worked.
 
-    Two who wait see the same dead lock. Only one of them can create the object that announces the takeover, and
-    looks again whether the lock is still the dead one before it writes its own.
+    Two that wait see the same dead lock. Only one of them can create the object that announces the takeover, and
+    it checks that the lock is still the dead one before it writes its own.
     """
-    announced = f"{held.path}.{_about(stale).get('token', 'unreadable')}"
+    announced = f"{held.path}.{_parsed(stale).get('token', 'unreadable')}"
     if not _create(held.fs, announced, held.content()):
         return False
     try:
@@ -198,14 +226,14 @@ def _create(fs: Any, path: str, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        # s3fs has another error for this, depending on its version and on the store.
+        # s3fs raises another error for this, depending on its version and on the store.
         if fs.exists(path):
             return False
         raise
     return True
 
 
-def _about(content: bytes | None) -> dict[str, Any]:
+def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
         about = json.loads(content or b"{}")
     except ValueError:
@@ -214,5 +242,40 @@ def _about(content: bytes | None) -> dict[str, Any]:
 
 
 def _owner_of(content: bytes | None) -> str:
-    about = _about(content)
+    about = _parsed(content)
     return f"{about.get('owner', 'an unknown process')} since {about.get('since', 'an unknown time')} (UTC)"
+
+
+# --- whose leftovers?
+
+
+def this_process() -> str:
+    """Return the name of this process, for what it leaves in the lake while it works."""
+    return f"{HOST}.{os.getpid()}"
+
+
+def abandoned(entry: Path) -> bool:
+    """Return whether a file or directory that is named after its process is no longer in use.
+
+    That is so if the process was on this machine and is dead, or if the entry is a week old: of a process
+    on another machine nothing else can be known.
+    """
+    try:
+        age = time.time() - entry.stat().st_mtime
+    except FileNotFoundError:
+        return False  # its owner finished meanwhile
+    if age > LEFTOVER_SECONDS:
+        return True
+    host, _, rest = entry.name.partition(".")
+    pid = rest.partition(".")[0]
+    return host == HOST and pid.isdecimal() and not _alive(int(pid))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

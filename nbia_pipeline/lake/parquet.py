@@ -1,4 +1,4 @@
-"""Parquet files of a lake: written and read piece by piece, with facts beside the rows."""
+"""Parquet files of a lake: written and read piece by piece, with properties next to the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ import pyarrow.parquet as pq
 ROW_GROUP_ROWS = 100_000
 COMPRESSION = "zstd"
 
-_FACT = b"nbia_fact:"
+_PROPERTY = b"nbia_fact:"  # as version 0.1.0 wrote it
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns and types of `schema`.
+
+    A column that the file of an older version lacks is null; one that a newer version added is left out.
+    """
+    names = set(table.schema.names)
+    columns = [
+        table[field.name].cast(field.type) if field.name in names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def groups_of(file: Any) -> Iterator[pa.Table]:
@@ -23,34 +36,38 @@ def groups_of(file: Any) -> Iterator[pa.Table]:
         yield parquet.read_row_group(group, use_threads=False)
 
 
-def rows_among(file: Any, column: str, values: Collection[str], columns: list[str]) -> Iterator[pa.Table]:
-    """Yield the rows of an open file whose value in `column` is one of `values`; groups that hold none are not read.
+def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows of an open file whose value in `column` is one of `values`; groups without any are not read.
 
     Args:
         file: the file.
-        column: of texts.
+        column: name of a column of texts.
         values: which of them.
-        columns: names of the columns to yield.
+        schema: of the rows to yield; see :func:`conform`.
     """
     parquet = pq.ParquetFile(file)
     wanted = pa.array(sorted(values), pa.string())
     for group in range(parquet.num_row_groups):
-        if _may_hold(parquet.metadata.row_group(group), column, values):
-            rows = parquet.read_row_group(group, columns=[*{*columns, column}], use_threads=False)
-            yield rows.filter(pc.is_in(rows[column], wanted)).select(columns)
+        if _may_contain(parquet.metadata.row_group(group), column, values):
+            rows = parquet.read_row_group(group, columns=[*{*schema.names, column}], use_threads=False)
+            yield conform(rows.filter(pc.is_in(rows[column], wanted)), schema)
 
 
-def _may_hold(group: Any, column: str, values: Collection[str]) -> bool:
-    """Tell whether a row group can hold one of `values`, by the least and the greatest value that it holds."""
-    known = next(c.statistics for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:
+    """Return whether a row group can contain one of `values`, by its least and its greatest value."""
+    chunks = (chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema == column)
+    chunk = next(chunks, None)
+    if chunk is None:  # an older file lacks the column: it is null
+        return False
+    known = chunk.statistics
     return known is None or not known.has_min_max or any(known.min <= value <= known.max for value in values)
 
 
 def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
-    """Write pieces of a table to a local file, and return how many rows that were.
+    """Write pieces of a table to a local file, and return the number of rows.
 
-    Every row group but the last holds between `rows` and twice as many, however small or large the pieces are: a
-    table that is written again and again, a little longer each time, keeps them so.
+    Every row group but the last has between `rows` and twice as many, however small or large the pieces are, and
+    keeps that size in a table that is rewritten many times, a little longer each time.
     """
     written = 0
     with pq.ParquetWriter(target, schema, compression=COMPRESSION) as writer:
@@ -63,24 +80,24 @@ def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], ro
 
 def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     gathered: list[pa.Table] = []
-    held = 0
+    count = 0
     for piece in pieces:
         gathered.append(piece)
-        held += piece.num_rows
-        if held >= rows:
+        count += piece.num_rows
+        if count >= rows:
             yield pa.concat_tables(gathered)
-            gathered, held = [], 0
-    if held:
+            gathered, count = [], 0
+    if count:
         yield pa.concat_tables(gathered)
 
 
 def with_properties(table: pa.Table, properties: Mapping[str, str]) -> pa.Table:
-    """Return a table whose file will hold `facts`; its rows and columns are the same."""
-    added = {_FACT + name.encode(): value.encode() for name, value in properties.items()}
+    """Return a table whose file will hold `properties`; its rows and columns are the same."""
+    added = {_PROPERTY + name.encode(): value.encode() for name, value in properties.items()}
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **added})
 
 
 def properties_of(file: Any) -> dict[str, str]:
-    """Return the facts that an open file holds."""
+    """Return the properties of an open file."""
     metadata = pq.read_schema(file).metadata or {}
-    return {n.removeprefix(_FACT).decode(): v.decode() for n, v in metadata.items() if n.startswith(_FACT)}
+    return {n.removeprefix(_PROPERTY).decode(): v.decode() for n, v in metadata.items() if n.startswith(_PROPERTY)}

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.layout import STAGING, encode, series_path
-from nbia_pipeline.lake.owner import this_process
+from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake.layout import JOURNAL, encode, series_path
+from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.merge import as_listed, failed_refreshes, instances_of, with_instances, with_receipts
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, Receipt
 from nbia_pipeline.mirror.series import (
@@ -62,28 +63,13 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
         receipt: a complete one.
         staged: local directory that holds just the files; it is moved away.
     """
-    collection = encode(receipt.wanted.Collection)
-    if lake.local is None:
-        # An upload takes its time: it keeps others from this series only, not from the collection.
-        with lake.lock(f"{collection}.{encode(receipt.wanted.SeriesInstanceUID)}") as expect_held:
-            lake.publish_folder(staged, receipt.path)
-            expect_held()
-            with lake.lock(collection):
-                _note(lake, receipt, staged=None)
-        return
-    with lake.lock(collection):
-        entry = _note(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
-        try:
-            lake.publish_folder(staged, receipt.path)
-        except LakeError:
-            # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
-            lake.remove(entry)
-            raise
+    wanted = receipt.wanted
+    lake.publish(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID, partial(_note, lake, receipt))
 
 
 def note_failure(lake: Lake, receipt: Receipt) -> None:
     """Note in the journal that a series could not be had."""
-    with lake.lock(encode(receipt.wanted.Collection)):
+    with lake.lock(Lock.COLLECTION, receipt.wanted.Collection):
         _note(lake, receipt, staged=None)
 
 
@@ -110,14 +96,14 @@ def commit(
         withdrawn: SeriesInstanceUIDs that are believed to be withdrawn.
         clear_mark: forget that a batch failed; a batch itself must not (see :func:`mark_failed`).
     """
-    with lake.lock(encode(collection)) as expect_held:
+    with lake.lock(Lock.COLLECTION, collection) as expect_held:
         if clear_mark:
             lake.remove(_mark_path(collection))
         before = lake.read_table(IMAGE_SERIES, collection)
         for entries in _slices(lake, collection):
-            for entry in entries.values():
-                _make_up_for(lake, entry)
             receipts = _receipts(entries)
+            for entry, receipt in zip(entries.values(), receipts, strict=True):
+                _make_up_for(lake, entry, receipt)
             table = as_listed(with_receipts(before, receipts), series, withdrawn)
             expect_held()
             _write_instances(lake, collection, receipts)
@@ -151,14 +137,14 @@ def already_there(lake: Lake, collection: str, batch: Sequence[WantedSeries]) ->
     held = in_order_of(wanted, lake.read_table(IMAGE_SERIES, collection, columns=[*COLUMNS, "Status", "Bytes"]))
     there = pc.and_(same_contents(wanted, held), has_files(held))
     found = set(wanted["SeriesInstanceUID"].filter(there).to_pylist())
-    with lake.lock(encode(collection)):
+    with lake.lock(Lock.COLLECTION, collection):
         # The journal is newer than the tables.
         noted = set(lake.names_in(_journal_path(collection)))
         for one in (w for w in batch if _entry_name(w) in noted):
             entry = json.loads(lake.read_bytes(_entry_path(one)) or b"{}")
             found.discard(one.SeriesInstanceUID)
             if entry and _is_of(entry, one):
-                _make_up_for(lake, entry)
+                _make_up_for(lake, entry, Receipt.from_json(entry["receipt"]))
                 found.add(one.SeriesInstanceUID)
     return found
 
@@ -204,21 +190,20 @@ def _left_behind(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]
 
 def staged_by_journal(lake: Lake) -> set[str]:
     """Return the names of the staged directories that an unsettled journal still needs."""
-    if lake.local is None:
+    if not lake.staged():
         return set()
     found = set()
-    for path in (lake.local / STAGING / "journal").glob(f"*/*{_ENTRY}"):
-        try:
-            staged = json.loads(path.read_bytes()).get("staged")
-        except FileNotFoundError:
-            continue  # another run settled it meanwhile
-        if staged:
-            found.add(staged.split("/")[0])
+    for folder in (f"{JOURNAL}/{name}" for name in lake.names_in(JOURNAL)):
+        for name in lake.names_in(folder):
+            content = lake.read_bytes(f"{folder}/{name}") if name.endswith(_ENTRY) else None
+            # None also if another run committed it meanwhile.
+            if content and (staged := json.loads(content).get("staged")):
+                found.add(staged.split("/")[0])
     return found
 
 
 def _journal_path(collection: str) -> str:
-    return f"{STAGING}/journal/{encode(collection)}"
+    return f"{JOURNAL}/{encode(collection)}"
 
 
 def _entry_name(wanted: WantedSeries) -> str:
@@ -261,12 +246,9 @@ def _receipts(entries: dict[str, dict[str, Any]]) -> list[Receipt]:
     return [Receipt.from_json(entry["receipt"]) for entry in entries.values()]
 
 
-def _make_up_for(lake: Lake, entry: dict[str, Any]) -> None:
-    if lake.local is None or entry["staged"] is None:
-        return
-    staged = lake.local / STAGING / entry["staged"]
-    if staged.exists():
-        lake.publish_folder(staged, Receipt.from_json(entry["receipt"]).path)
+def _make_up_for(lake: Lake, entry: dict[str, Any], receipt: Receipt) -> None:
+    if entry["staged"] is not None:
+        lake.publish_staged(entry["staged"], receipt.path)
 
 
 def _write_instances(lake: Lake, collection: str, receipts: Iterable[Receipt]) -> None:

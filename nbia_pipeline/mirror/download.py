@@ -113,7 +113,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
     for attempt in range(1, TRIES + 1):
         with lake.workspace() as work:
             try:
-                with lake.told(f"unpack series {wanted.SeriesInstanceUID}"):
+                with lake.storage_errors(f"unpack series {wanted.SeriesInstanceUID}"):
                     if attempt > 1:  # the listing may be older than the files
                         wanted = _as_listed_now(client, wanted)
                     proven = _attempt(client, wanted, work / "files", digests=empty < EMPTY_ZIPS, last=attempt == TRIES)

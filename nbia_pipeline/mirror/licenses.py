@@ -153,7 +153,7 @@ def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]
             row["Path"] = _free_path(collection, license, taken)
             taken.add(row["Path"])
         text = row["LicenseText"].encode()
-        if lake.size(row["Path"]) != len(text):
+        if lake.read_bytes(row["Path"]) != text:
             lake.put_bytes(row["Path"], text)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -177,7 +175,7 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
     Raises:
         LakeError: it has not; the text has the figures.
     """
-    free = free_bytes(lake)
+    free = lake.free_bytes()
     todo = sum((plan.figures for plan in plans), Figures())
     if free is None or not todo.series:
         return
@@ -189,19 +187,6 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
             f"tables and work in hand {reserve:,} more, and {free:,} bytes are free. Make room, or fetch less: "
             "select what you need, or set a bound (max_bytes)"
         )
-
-
-def free_bytes(lake: Lake) -> int | None:
-    """Return what the disk of a lake has free, in bytes, None for an object store.
-
-    Raises:
-        LakeError: the disk cannot be asked.
-    """
-    if lake.local is None:
-        return None
-    with lake.told("measure the free room"):
-        folder = next(f for f in (lake.local, *lake.local.parents, Path("/")) if f.is_dir())
-        return shutil.disk_usage(folder).free
 
 
 # --- was it tried in vain?

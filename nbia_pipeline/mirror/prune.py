@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.changes.feed import present_series, withdrawn_series
-from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import encode
+from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
@@ -87,7 +86,7 @@ def prune(lake: Lake, what: Prunable, *, tell: Callable[[str], None] = lambda ui
     Raises:
         LakeError: the lake cannot be written; call it again to finish.
     """
-    with lake.lock(encode(what.collection)) as expect_held:
+    with lake.lock(Lock.COLLECTION, what.collection) as expect_held:
         now = prunable(lake, what.collection)
         uids = what.series & now.series if now else frozenset()
         if not now or not uids:

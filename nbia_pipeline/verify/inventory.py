@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import encode, series_path
+from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
 
 _COLUMNS = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
@@ -98,8 +98,7 @@ def note(lake: Lake, verdicts: Iterable[VerifyResult]) -> None:
         by_collection.setdefault(verdict.held.collection, []).append(_noted(verdict))
     for collection, rows in by_collection.items():
         fresh = pa.Table.from_pylist(rows, schema=VERIFICATIONS.schema)
-        # No patient and no collection has a ~ in its encoded name: this lock is not the one of the receipts.
-        with lake.lock(f"{encode(collection)}~verified"):
+        with lake.lock(Lock.VERIFICATIONS, collection):
             old = lake.read_table(VERIFICATIONS, collection)
             kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], fresh["SeriesInstanceUID"])))
             both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.feed import present_series, withdrawn_series
-from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import encode
+from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.commit import Receipt, commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.plan import batches
@@ -101,7 +100,7 @@ def _demote(lake: Lake, collection: str, findings: Mapping[str, str]) -> None:
     """Let the receipts of damaged series say so; those that are not complete stay as they are."""
     if not findings:
         return
-    with lake.lock(encode(collection)):
+    with lake.lock(Lock.COLLECTION, collection):
         receipts = lake.read_table(IMAGE_SERIES, collection)
         chosen = pc.and_(
             pc.is_in(receipts["SeriesInstanceUID"], value_set=pa.array(list(findings), pa.string())),

@@ -370,7 +370,7 @@ def _size_is_wrong(found: int | None, expected: int) -> str | None:
 def _content_is_wrong(lake: Lake, path: str, expected: str, stop: threading.Event) -> str | None:
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with lake.told(f"read {path}"), lake.open(path) as file:
+        with lake.storage_errors(f"read {path}"), lake.open(path) as file:
             while piece := file.read(PIECE_BYTES):
                 if stop.is_set():
                     raise _Stopped

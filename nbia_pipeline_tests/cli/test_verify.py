@@ -62,7 +62,7 @@ def damage(lake: Lake, collection: str = COLLECTIONS[0]) -> str:
 
 
 def verified(lake: Lake) -> int:
-    counted = duckdb.execute(f"SELECT count(*) FROM '{lake.local}/tables/verifications/*/*.parquet'").fetchone()
+    counted = duckdb.execute(f"SELECT count(*) FROM '{lake.uri}/tables/verifications/*/*.parquet'").fetchone()
     assert counted is not None
     return int(counted[0])
 

@@ -47,8 +47,7 @@ def mirrored(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
             keep_licenses(client, lake, name, series)
             fetch_batch(client, lake, wanted_series(series))
             commit(lake, name, series)
-    assert lake.local is not None
-    return lake.local
+    return Path(lake.uri)
 
 
 @pytest.fixture

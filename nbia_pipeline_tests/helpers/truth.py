@@ -132,7 +132,7 @@ def column(lake: Path, name: str) -> dict[str, Any]:
 
 def leftovers(lake: Path) -> list[str]:
     """Return everything in a lake that should not be there between two runs."""
-    strange = [p.name for p in lake.glob("*") if p.name not in ("images", "tables", ".staging")]
+    strange = [p.name for p in lake.glob("*") if p.name not in ("images", "tables", "lake.json", ".staging")]
     staging = lake / ".staging"
     for path in staging.rglob("*") if staging.is_dir() else ():
         top, *rest = path.relative_to(staging).parts

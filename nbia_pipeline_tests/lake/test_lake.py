@@ -1,22 +1,26 @@
-"""The lake replaces whole, never by nothing, and every reader reads it."""
+"""The lake replaces a table as a whole, never with nothing, and every reader can read it."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
-from nbia_pipeline.lake import Lake, LakeError, WouldEmpty, parquet
-from nbia_pipeline.lake.layout import STAGING, table_path
+from nbia_pipeline.lake import Lake, LakeError, Lock, WouldEmpty, parquet
+from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, STAGING, table_path
+from nbia_pipeline.lake.store import LocalStore, ObjectStore, Store
 from nbia_pipeline.schema.tables import COLLECTIONS, STUDIES
 
 NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
@@ -56,7 +60,7 @@ def test_what_was_never_written_has_no_rows(lake: Lake) -> None:
     assert lake.collections_of(STUDIES) == []
 
 
-def test_a_table_with_rows_is_never_replaced_by_none(lake: Lake) -> None:
+def test_a_table_with_rows_is_never_replaced_by_one_without(lake: Lake) -> None:
     lake.write_table(STUDIES, studies("A", 2), "A")
     with pytest.raises(WouldEmpty, match="left as it was"):
         lake.write_table(STUDIES, STUDIES.schema.empty_table(), "A")
@@ -85,7 +89,7 @@ def test_no_temporary_file_lies_among_the_tables(tmp_path: Path) -> None:
     lake.check_writable()
     lake.write_table(STUDIES, studies("A", 2), "A")
     files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
-    assert files == [table_path("studies", "A")]
+    assert sorted(files) == ["lake.json", table_path("studies", "A")]
 
 
 def test_a_reader_sees_the_old_table_or_the_new_one(tmp_path: Path) -> None:
@@ -111,14 +115,16 @@ def test_a_lake_that_cannot_be_written_says_where_why_and_what_to_do(tmp_path: P
     (tmp_path / "file").write_text("not a directory")
     lake = Lake(str(tmp_path / "file" / "lake"))
     with pytest.raises(
-        LakeError, match=r"cannot write in the lake .*file/lake \(Not a directory\): check that NBIA_LAKE"
-    ):
+        LakeError, match=r"cannot write in the lake .*file/lake \(Not a directory\): check that it is a place"
+    ) as raised:
         lake.check_writable()
+    assert raised.value.arguments == ("lake",)
 
 
 def test_an_unknown_kind_of_lake_is_refused() -> None:
-    with pytest.raises(LakeError, match=r"NBIA_LAKE is 'foo://x' .*: set it to"):
+    with pytest.raises(LakeError, match=r"the lake 'foo://x' cannot be opened .*: set it to") as raised:
         Lake("foo://x")
+    assert raised.value.arguments == ("lake",)
 
 
 def test_a_damaged_table_is_an_error_not_an_empty_table(tmp_path: Path) -> None:
@@ -129,15 +135,22 @@ def test_a_damaged_table_is_an_error_not_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_files_replaces_the_older_one(lake: Lake) -> None:
+    records: list[str | None] = []
+
+    def record(staged: str | None) -> str:
+        records.append(staged)
+        return "entry"
+
     for names in (["a.dcm", "b.dcm"], ["b.dcm", "c.dcm"]):
         with lake.workspace() as work:
             (work / "files").mkdir()
             for name in names:
                 (work / "files" / name).write_text(f"{name} of {names}")
-            lake.publish_folder(work / "files", "images/A/P/1/2")
+            lake.publish(work / "files", "images/A/P/1/2", "A", "2", record)
     held = lake.read_files("images/A/P/1/2")
     assert {path.rsplit("/", 1)[-1] for path in held} == {"b.dcm", "c.dcm"}
     assert held["images/A/P/1/2/b.dcm"] == b"b.dcm of ['b.dcm', 'c.dcm']"
+    assert len(records) == 2
 
 
 def test_a_workspace_is_gone_after_its_block(lake: Lake) -> None:
@@ -146,7 +159,7 @@ def test_a_workspace_is_gone_after_its_block(lake: Lake) -> None:
     assert not work.exists()
 
 
-def test_what_a_dead_process_left_is_swept_and_what_a_live_one_uses_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_dead_process_are_swept_and_a_workspace_in_use_is_not(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     dead = subprocess.run(
         [
@@ -175,7 +188,7 @@ def test_what_the_journal_names_is_not_swept(tmp_path: Path) -> None:
     assert lake.sweep(keep=set()) == 1
 
 
-def test_facts_are_kept_beside_the_rows_and_change_no_schema(lake: Lake) -> None:
+def test_properties_are_kept_beside_the_rows_and_change_no_schema(lake: Lake) -> None:
     data = studies("A", 3)
     lake.write_table(STUDIES, data, "A", properties={"listed_at": "2026-01-02T03:04:05", "of": "Ä"})
     assert lake.read_properties(STUDIES, "A") == {"listed_at": "2026-01-02T03:04:05", "of": "Ä"}
@@ -195,3 +208,100 @@ def test_row_groups_keep_their_size_however_often_a_table_grows(tmp_path: Path) 
             groups = list(parquet.groups_of(opened))
         assert [r for g in groups for r in g.to_pylist()] == table.to_pylist()
         assert all(10 <= g.num_rows <= 20 for g in groups[:-1])
+
+
+# --- files of other versions
+
+
+def put_parquet(lake: Lake, path: str, rows: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    lake.put_bytes(path, sink.getvalue())
+
+
+def test_a_column_that_an_older_file_lacks_is_null_and_one_that_a_newer_file_has_is_left_out(lake: Lake) -> None:
+    older = studies("A", 3).select(["StudyInstanceUID", "PatientID"]).append_column("Future", pa.array([1, 2, 3]))
+    put_parquet(lake, table_path("studies", "A"), older)
+    expected = [
+        dict.fromkeys(STUDIES.schema.names) | {"StudyInstanceUID": f"1.{n}", "PatientID": f"P{n}", "Collection": "A"}
+        for n in range(3)
+    ]
+    for read in (lake.read_table(STUDIES, "A"), *lake.read_pieces(STUDIES, "A")):
+        assert read.to_pylist() == expected
+        assert read.schema.equals(STUDIES.schema, check_metadata=True)
+    only = lake.read_table(STUDIES, "A", columns=["StudyDescription", "Collection"])
+    assert only.to_pylist() == [{"StudyDescription": None, "Collection": "A"}] * 3
+    columns = ["StudyDescription", "PatientID"]
+    rows = lake.read_rows(STUDIES, "A", "StudyInstanceUID", {"1.1"}, columns)
+    assert rows.to_pylist() == [{"StudyDescription": None, "PatientID": "P1"}]
+    assert lake.read_rows(STUDIES, "A", "StudyInstanceUID", {"1.1"}, columns[:1]).num_rows == 1
+    assert lake.read_rows(STUDIES, "A", "StudyDescription", {"x"}, columns).num_rows == 0
+    grown = pa.concat_tables([*lake.read_pieces(STUDIES, "A"), studies("A", 1)])
+    assert lake.write_pieces(STUDIES, [grown], "A") == 4
+    assert lake.read_table(STUDIES, "A").equals(grown)
+
+
+def test_a_lake_states_its_format_once_it_is_opened_for_writing(lake: Lake) -> None:
+    assert lake.format == FORMAT
+    lake.write_table(STUDIES, studies("A", 1), "A")
+    assert lake.format == 1, "version 0.1.0 stated none"
+    lake.check_writable()
+    assert lake.format == Lake(lake.uri).format == FORMAT
+    about = json.loads(lake.read_bytes(FORMAT_FILE) or b"")
+    assert about["format"] == 2 and about["written_by"].startswith("nbia-pipeline ")
+
+
+def test_an_older_format_is_raised_and_the_same_is_not_written_again(lake: Lake) -> None:
+    lake.put_bytes(FORMAT_FILE, b'{"format": 1}')
+    assert lake.format == 1
+    lake.check_writable()
+    assert lake.format == FORMAT
+    same = json.dumps({"format": FORMAT, "written_by": "another"}).encode()
+    lake.put_bytes(FORMAT_FILE, same)
+    lake.check_writable()
+    assert lake.read_bytes(FORMAT_FILE) == same
+
+
+def test_a_lake_of_a_newer_format_is_refused_whatever_is_done_with_it(lake: Lake) -> None:
+    lake.write_table(STUDIES, studies("A", 1), "A")
+    newer = json.dumps({"format": FORMAT + 1, "written_by": "nbia-pipeline 7.1"}).encode()
+    lake.put_bytes(FORMAT_FILE, newer)
+    uses: list[Callable[[Lake], object]] = [
+        lambda late: late.format,
+        lambda late: late.check_writable(),
+        lambda late: late.read_table(STUDIES, "A"),
+        lambda late: late.count_rows(STUDIES, "A"),
+        lambda late: late.write_table(STUDIES, studies("A", 2), "A"),
+        lambda late: late.put_bytes("x", b""),
+        lambda late: late.lock(Lock.COLLECTION, "A").__enter__(),
+        lambda late: late.workspace().__enter__(),
+    ]
+    for use in uses:
+        with pytest.raises(LakeError, match=r"has format 3, and .* knows formats up to 2: upgrade it; .* 7\.1"):
+            use(Lake(lake.uri))
+    assert lake.read_bytes(FORMAT_FILE) == newer
+    assert lake.count_rows(STUDIES, "A") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": "x"}', b"\xff"])
+def test_a_lake_whose_format_cannot_be_read_is_refused(lake: Lake, content: bytes) -> None:
+    lake.put_bytes(FORMAT_FILE, content)
+    with pytest.raises(LakeError, match=r"lake\.json does not state the format of the lake .*: restore the file"):
+        Lake(lake.uri).read_table(STUDIES, "A")
+
+
+def test_the_format_is_read_once_and_not_at_every_use(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.check_writable()
+    opened = Lake(lake.uri)
+    reads: list[str] = []
+    for store in (LocalStore, ObjectStore):
+        was = store.read
+
+        def read(self: Store, path: str, _was: Callable[[Store, str], bytes | None] = was) -> bytes | None:
+            reads.append(path)
+            return _was(self, path)
+
+        monkeypatch.setattr(store, "read", read)
+    for _ in range(3):
+        opened.read_table(STUDIES, "A")
+    assert reads.count(FORMAT_FILE) == 1

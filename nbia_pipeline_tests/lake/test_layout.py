@@ -1,4 +1,4 @@
-"""Names become paths and come back; no name leads out of its place."""
+"""Names become paths and come back; no name leads out of its folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_name_is_one_plain_segment(name: str) -> None:
 
 
 @given(NAMES, NAMES)
-def test_two_names_never_share_a_place(a: str, b: str) -> None:
+def test_two_names_never_share_a_path(a: str, b: str) -> None:
     assert (encode(a) == encode(b)) == (a == b)
 
 

@@ -1,4 +1,4 @@
-"""Locks exclude, outlive nobody, and are taken over from the dead only."""
+"""Locks exclude, do not outlive their process, and are taken over only from dead ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.lock import Patience, object_lock
-from nbia_pipeline.lake.owner import this_process
+from nbia_pipeline.lake import Lake, LakeError, Lock
+from nbia_pipeline.lake.lock import LockTimings, object_lock, this_process
 
-QUICK = Patience(beat=0.02, stale=0.3, wait=5, poll=0.005)
+QUICK = LockTimings(beat=0.02, stale=0.3, wait=5, poll=0.005)
 
 
 class Store(MemoryFileSystem):  # type: ignore[misc]
-    """A store that creates as a real one does: of two who create one object, one is refused."""
+    """A store that creates as a real one does: of two that create one object, one is refused."""
 
     cachable = False
     _one_at_a_time = threading.Lock()
@@ -32,14 +31,14 @@ class Store(MemoryFileSystem):  # type: ignore[misc]
 
 
 class Forgetful(Store):
-    """A store that is merely like S3: it ignores the condition of a create."""
+    """A store that is merely similar to S3: it ignores the condition of a create."""
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         super().pipe_file(path, value)
 
 
 class Odd(Store):
-    """A store whose refusal is not FileExistsError (s3fs, where a store words its answer otherwise)."""
+    """A store whose refusal is not FileExistsError (s3fs, where a store words its answer differently)."""
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         try:
@@ -66,7 +65,7 @@ def all_at_once(count: int, do: Callable[[int], None]) -> None:
     def one(number: int) -> None:
         try:
             do(number)
-        except BaseException as e:  # noqa: BLE001 - told by the thread of the test
+        except BaseException as e:  # noqa: BLE001 - the thread of the test raises it
             problems.append(e)
 
     threads = [threading.Thread(target=one, args=(n,)) for n in range(count)]
@@ -78,7 +77,7 @@ def all_at_once(count: int, do: Callable[[int], None]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Store, Odd])
-def test_of_many_who_want_an_object_one_holds_it_at_a_time(kind: type[Store], path: str) -> None:
+def test_one_of_many_holds_an_object_at_a_time(kind: type[Store], path: str) -> None:
     store = kind()
     inside: list[int] = []
     most = 0
@@ -106,7 +105,7 @@ def test_the_locks_of_a_lake_exclude(place: str, tmp_path: Path) -> None:
     def add(number: int) -> None:
         lake = Lake(uri)
         for _ in range(5):
-            with lake.lock("a"):
+            with lake.lock(Lock.COLLECTION, "a"):
                 before = count["a"]
                 time.sleep(0.001)
                 count["a"] = before + 1
@@ -117,8 +116,29 @@ def test_the_locks_of_a_lake_exclude(place: str, tmp_path: Path) -> None:
 
 def test_two_locks_do_not_wait_for_each_other(tmp_path: Path) -> None:
     for lake in (Lake(str(tmp_path)), Lake(f"memory://locks-{uuid.uuid4().hex}")):
-        with lake.lock("a"), lake.lock("b"):
+        with lake.lock(Lock.COLLECTION, "a"), lake.lock(Lock.COLLECTION, "b"), lake.lock(Lock.CHANGES, "a"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("lock", "names", "file"),
+    [
+        (Lock.COLLECTION, ("A b",), "A%20b.lock"),
+        (Lock.SERIES, ("A b", "1.2"), "A%20b.1.2.lock"),
+        (Lock.CHANGES, ("A b",), "A%20b~changes.lock"),
+        (Lock.VERIFICATIONS, ("A b",), "A%20b~verified.lock"),
+    ],
+)
+def test_the_files_of_locks_have_the_names_that_version_0_1_gave_them(
+    lock: Lock, names: tuple[str, ...], file: str, tmp_path: Path
+) -> None:
+    with Lake(str(tmp_path)).lock(lock, *names):
+        assert [p.name for p in (tmp_path / ".staging" / "locks").iterdir()] == [file]
+
+
+def test_a_lock_of_a_series_needs_the_series(tmp_path: Path) -> None:
+    with pytest.raises(LakeError, match="empty name"), Lake(str(tmp_path)).lock(Lock.SERIES, "A"):
+        pass
 
 
 def test_a_lock_is_released_when_its_block_fails(path: str) -> None:
@@ -136,14 +156,14 @@ def test_a_lock_names_its_owner_and_since_when(path: str) -> None:
     assert about["since"].startswith("20")
 
 
-def test_who_waits_too_long_is_told_who_holds_it(path: str) -> None:
+def test_the_error_after_waiting_too_long_names_the_holder(path: str) -> None:
     store = Store()
     dead(store, path)
     with (
         pytest.raises(
             LakeError, match=r"held by elsewhere\.7 since 2024-01-02T03:04:05 \(UTC\): wait .* remove /lock-"
         ),
-        object_lock(store, path, Patience(stale=60, wait=0.05, poll=0.01)),
+        object_lock(store, path, LockTimings(stale=60, wait=0.05, poll=0.01)),
     ):
         pass
     assert store.exists(path), "another's lock was removed"
@@ -169,7 +189,7 @@ def test_the_lock_of_a_dead_process_is_taken_over_once(path: str) -> None:
 
 
 def test_the_lock_of_a_living_process_is_not_taken_over(path: str) -> None:
-    """It is held for longer than a sign of life may be away."""
+    """It is held for longer than a heartbeat may be missing."""
     store = Store()
     order: list[str] = []
     holding = threading.Event()
@@ -189,9 +209,9 @@ def test_the_lock_of_a_living_process_is_not_taken_over(path: str) -> None:
     assert order == ["first", "second"]
 
 
-def test_who_lost_a_lock_is_told_and_leaves_the_others_alone(path: str) -> None:
+def test_losing_a_lock_is_an_error_and_the_new_holder_keeps_it(path: str) -> None:
     store = Store()
-    with object_lock(store, path, Patience(beat=60)) as expect_held:
+    with object_lock(store, path, LockTimings(beat=60)) as expect_held:
         expect_held()
         theirs = dead(store, path)
         with pytest.raises(LakeError, match=r"taken over by elsewhere\.7 .* run it again"):
@@ -199,7 +219,7 @@ def test_who_lost_a_lock_is_told_and_leaves_the_others_alone(path: str) -> None:
     assert store.cat_file(path) == theirs
 
 
-def test_a_sign_of_life_does_not_overwrite_another_holder(path: str) -> None:
+def test_a_heartbeat_does_not_overwrite_another_holder(path: str) -> None:
     store = Store()
     with object_lock(store, path, QUICK):
         theirs = dead(store, path)
@@ -208,7 +228,7 @@ def test_a_sign_of_life_does_not_overwrite_another_holder(path: str) -> None:
 
 
 def test_where_a_store_ignores_the_condition_the_loser_notices(path: str) -> None:
-    """What was written last counts; who finds another's name in the object did not get it."""
+    """The last write counts; a process that finds another's name in the object did not get the lock."""
     store = Forgetful()
     reading = store.cat_file
 
@@ -218,13 +238,13 @@ def test_where_a_store_ignores_the_condition_the_loser_notices(path: str) -> Non
 
     order: list[str] = []
     waited = Overtaken()
-    with pytest.raises(LakeError, match=r"elsewhere\.7"), object_lock(waited, path, Patience(wait=0.02, poll=0.01)):
+    with pytest.raises(LakeError, match=r"elsewhere\.7"), object_lock(waited, path, LockTimings(wait=0.02, poll=0.01)):
         order.append("held")
     assert order == []
 
 
-def test_who_comes_second_to_a_dead_lock_leaves_the_lock_of_the_first_alone(path: str) -> None:
-    """Between the decision to take over and the deed, another took over, and is done announcing it."""
+def test_the_second_to_find_a_dead_lock_leaves_the_lock_of_the_first_alone(path: str) -> None:
+    """Another takes over after the decision to do so and before the deed, and has finished announcing it."""
     theirs = json.dumps({"owner": "first.1", "token": "first", "beats": 0}).encode()
     looks = 0
 
@@ -246,5 +266,5 @@ def test_who_comes_second_to_a_dead_lock_leaves_the_lock_of_the_first_alone(path
 
     store = Slow()
     dead(store, path)
-    with object_lock(store, path, Patience(beat=60, stale=0.1, wait=60, poll=0.01)):
+    with object_lock(store, path, LockTimings(beat=60, stale=0.1, wait=60, poll=0.01)):
         assert looks == 5

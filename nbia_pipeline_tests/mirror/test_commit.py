@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.store import LocalStore
 from nbia_pipeline.mirror.commit import (
     Receipt,
     already_there,
@@ -132,15 +133,14 @@ def test_a_series_that_is_no_longer_listed_keeps_its_receipt(lake: Lake) -> None
 def crash_before_the_move(lake: Lake, one: Receipt) -> None:
     """Leave what a process leaves that dies between the entry of the journal and the move."""
 
-    def crash(self: Lake, staged: Path, path: str) -> None:
+    def crash(self: LocalStore, staged: Path, path: str) -> None:
         raise Crash
 
-    assert lake.local is not None
-    work = lake.local / ".staging" / "host.1.abc"
+    work = Path(lake.uri, ".staging", "host.1.abc")
     work.mkdir(parents=True)
     _stage(work, one)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lake, "publish_folder", crash)
+        patch.setattr(LocalStore, "publish_folder", crash)
         with pytest.raises(Crash):
             publish_series(lake, one, work / "files")
 

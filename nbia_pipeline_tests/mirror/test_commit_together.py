@@ -31,7 +31,7 @@ LISTED = [wanted(n) for n in range(2 * EACH)]
 
 PROCESS = """
 import sys
-from nbia_pipeline_tests.transfer.test_settle_together import work
+from nbia_pipeline_tests.mirror.test_commit_together import work
 from nbia_pipeline.lake import Lake
 print("ready", flush=True)
 sys.stdin.readline()
@@ -159,7 +159,7 @@ def test_leftovers_of_dead_processes_vanish_and_what_the_journal_needs_does_not(
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt())
     dead = subprocess.run(
-        [sys.executable, "-c", "import os; from nbia_pipeline.lake.owner import this_process; print(this_process())"],
+        [sys.executable, "-c", "import os; from nbia_pipeline.lake.lock import this_process; print(this_process())"],
         capture_output=True,
         text=True,
         check=True,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import Receipt
-from nbia_pipeline.mirror.plan import Figures, Plan, batches, expect_room, free_bytes, make_plan, refresh_failed
+from nbia_pipeline.mirror.plan import Figures, Plan, batches, expect_room, make_plan, refresh_failed
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.mirror.series import COLUMNS, WantedSeries, in_order_of, same_content, same_contents
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
@@ -174,10 +174,10 @@ def test_what_needs_nothing_is_never_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_room_is_that_of_the_disk_and_an_object_store_has_no_bound(tmp_path: Path) -> None:
-    measured = free_bytes(Lake(str(tmp_path / "not" / "yet")))
+    measured = Lake(str(tmp_path / "not" / "yet")).free_bytes()
     assert measured is not None
     assert abs(measured - shutil.disk_usage(tmp_path).free) < 10**9
-    assert free_bytes(Lake("memory://room")) is None
+    assert Lake("memory://room").free_bytes() is None
     expect_room(Lake("memory://room"), plan_of(10**18))
 
 

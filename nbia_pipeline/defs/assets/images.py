@@ -20,7 +20,7 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import staged_by_journal
 from nbia_pipeline.mirror.licenses import keep_licenses
-from nbia_pipeline.mirror.plan import BATCH_SERIES, Plan, batches, expect_room, free_bytes, make_plan
+from nbia_pipeline.mirror.plan import BATCH_SERIES, Plan, batches, expect_room, make_plan
 from nbia_pipeline.mirror.selection import Selection, with_lists
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
@@ -149,7 +149,7 @@ def planned_outputs(plan: Plan, batch_series: int, started: float, **properties:
 
 def plan_text(plan: Plan, lake: Lake) -> str:
     """Return what a run will do, before a byte moves: what it fetches, what is there, what the disk has free."""
-    free = free_bytes(lake)
+    free = lake.free_bytes()
     parts = [
         f"{plan.figures.series} series to fetch ({plan.files:,} files, {size_text(plan.bytes)})",
         f"{plan.done} of {plan.wanted} in the lake ({size_text(plan.done_figures.bytes)})",

@@ -1,0 +1,285 @@
+"""Where the files of a lake are kept: on a disk, or in an object store.
+
+Both stores have the same methods, so that nobody else asks which of the two it is. All paths are relative to the
+lake, with ``/``. What goes wrong is an OSError.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from nbia_pipeline.lake.errors import LakeError
+from nbia_pipeline.lake.layout import IMAGES, JOURNAL, LOCKS, STAGING
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, file_lock, object_lock, this_process
+
+Record = Callable[["str | None"], str]
+"""Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
+
+_MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
+
+
+def open_store(uri: str) -> Store:
+    """Return the store of a lake.
+
+    Args:
+        uri: absolute directory, or URI such as ``s3://bucket/lake``.
+
+    Raises:
+        LakeError: no file system is known for the URI.
+    """
+    try:
+        # Others write too: what an object store remembers of its lists would soon be wrong.
+        fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except (ValueError, ImportError) as e:
+        raise LakeError(
+            f"the lake {uri!r} cannot be opened ({e}): set it to a directory, or to a URI whose fsspec package is "
+            "installed",
+            arguments=("lake",),
+        ) from e
+    return (LocalStore if isinstance(fs, LocalFileSystem) else ObjectStore)(fs, root.rstrip("/"))
+
+
+class _Store:
+    """What both stores do in the same way.
+
+    Args:
+        fs: an fsspec file system.
+        root: path of the lake in it.
+    """
+
+    def __init__(self, fs: Any, root: str) -> None:
+        self.fs = fs
+        self.root = root
+
+    def full(self, path: str) -> str:
+        """Return the path of a file in the file system."""
+        return f"{self.root}/{path}"
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file or folder."""
+        return bool(self.fs.exists(self.full(path)))
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a file, None if there is no such file."""
+        try:
+            content: bytes = self.fs.cat_file(self.full(path))
+        except _MISSING:
+            return None
+        return content
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading; the caller closes it."""
+        file: BinaryIO = self.fs.open(self.full(path), "rb")
+        return file
+
+    def remove(self, path: str) -> None:
+        """Remove a file; it may be gone already."""
+        if self.exists(path):
+            self.fs.rm(self.full(path))
+
+    def names_in(self, folder: str) -> list[str]:
+        """Return the names of what is in a folder, sorted; none if there is no such folder."""
+        try:
+            return sorted(_name(entry) for entry in self.fs.ls(self.full(folder), detail=False))
+        except _MISSING:
+            return []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of all files below a folder, by path."""
+        found = self.fs.find(self.full(folder), detail=True)
+        return {str(name).removeprefix(f"{self.root}/"): int(about["size"]) for name, about in found.items()}
+
+
+class LocalStore(_Store):
+    """A directory on a disk: a file or folder is replaced by a rename from the staging area on the same file system."""
+
+    def __init__(self, fs: Any, root: str) -> None:
+        super().__init__(fs, root)
+        self._folder = Path(root)
+        self._staging = self._folder / STAGING
+
+    def put(self, path: str, data: Any) -> None:
+        """Write bytes or an Arrow buffer to a file, whole or not at all; missing folders are made."""
+        staged = self._new_name()
+        try:
+            staged.write_bytes(data)
+            self.put_file(staged, path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def put_file(self, staged: Path, path: str) -> None:
+        """Move a file of a workspace to its path in the lake; missing folders are made."""
+        target = self._folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(target)
+
+    def make_workspace(self) -> Path:
+        """Make a directory in the staging area; the caller removes it."""
+        folder = self._new_name()
+        folder.mkdir()
+        return folder
+
+    def publish_folder(self, staged: Path, path: str) -> None:
+        """Make a directory of a workspace a folder of the lake; an older one steps aside and is removed afterwards."""
+        target = self._folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = staged.parent / f"{staged.name}.old"
+        if target.exists():
+            target.rename(aside)
+        try:
+            staged.rename(target)
+        except OSError:
+            if aside.exists():
+                aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
+        """Write the entry of the journal first, so that a crash before the move can be made up for."""
+        with self.lock(Lock.COLLECTION, collection):
+            entry = record(staged.relative_to(self._staging).as_posix())
+            try:
+                self.publish_folder(staged, path)
+            except OSError:
+                # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
+                self.remove(entry)
+                raise
+
+    def publish_staged(self, name: str, path: str) -> None:
+        """Publish the directory that an entry of the journal names, if it is still staged."""
+        if (self._staging / name).exists():
+            self.publish_folder(self._staging / name, path)
+
+    def staged(self) -> list[str]:
+        """Return the names of what is in the staging area besides locks and journal."""
+        return [name for name in self.names_in(STAGING) if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
+
+    def sweep(self, keep: set[str]) -> int:
+        """Remove what dead processes left in the staging area, except for `keep`; return how many entries."""
+        dead = [entry for name in self.staged() if name not in keep and abandoned(entry := self._staging / name)]
+        for entry in dead:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        return len(dead)
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder of image files, and the folders above it that become empty; it may be gone already.
+
+        It is renamed at once and deleted afterwards, so that no reader finds half of it.
+        """
+        folder = self._folder / path
+        if folder.is_dir():
+            aside = self._new_name(".old")
+            folder.rename(aside)
+            shutil.rmtree(aside)
+        for above in folder.relative_to(self._folder).parents:
+            if above == Path(IMAGES) or not _removed_if_empty(self._folder / above):
+                return
+
+    @contextmanager
+    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
+        """Hold a lock that the processes of this machine share."""
+        path = self._folder / lock.path(collection, series_uid)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path) as expect_held:
+            yield expect_held
+
+    def free_bytes(self) -> int:
+        """Return the free space of the disk in bytes; the lake itself need not exist yet."""
+        return shutil.disk_usage(next(f for f in (self._folder, *self._folder.parents) if f.is_dir())).free
+
+    def _new_name(self, suffix: str = "") -> Path:
+        """Return a path in the staging area that nobody uses."""
+        self._staging.mkdir(parents=True, exist_ok=True)
+        return self._staging / f"{this_process()}.{uuid.uuid4().hex}{suffix}"
+
+
+class ObjectStore(_Store):
+    """A prefix of an object store: a file is replaced by a whole PUT, a folder file by file."""
+
+    def put(self, path: str, data: Any) -> None:
+        """Write bytes or an Arrow buffer to an object, whole or not at all."""
+        with self.fs.open(self.full(path), "wb") as file:
+            file.write(data)
+
+    def put_file(self, staged: Path, path: str) -> None:
+        """Upload a file of a workspace."""
+        self.fs.put_file(str(staged), self.full(path))
+
+    def make_workspace(self) -> Path:
+        """Make a temporary directory; the caller removes it."""
+        return Path(tempfile.mkdtemp(prefix="nbia-"))
+
+    def publish_folder(self, staged: Path, path: str) -> None:
+        """Upload the files of a directory of a workspace to a folder of the lake, then remove older ones."""
+        names = {file.name for file in staged.iterdir()}
+        for name in sorted(names):
+            self.put_file(staged / name, f"{path}/{name}")
+        for old in self.fs.ls(self.full(path), detail=False):
+            if _name(old) not in names:
+                self.fs.rm(old)
+
+    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
+        """Upload the files before the entry of the journal is written, which names no staged directory."""
+        # An upload takes its time: it keeps others from this series only, not from the collection.
+        with self.lock(Lock.SERIES, collection, series_uid) as expect_held:
+            self.publish_folder(staged, path)
+            expect_held()
+            with self.lock(Lock.COLLECTION, collection):
+                record(None)
+
+    def publish_staged(self, name: str, path: str) -> None:
+        """Do nothing: files are uploaded before their entry is written."""
+
+    def staged(self) -> list[str]:
+        """Return nothing: there is no staging area but for locks and journal."""
+        return []
+
+    def sweep(self, keep: set[str]) -> int:
+        """Do nothing and return 0, for the same reason."""
+        return 0
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder; it may be gone already."""
+        self.fs.invalidate_cache(self.full(path))
+        if self.exists(path):
+            self.fs.rm(self.full(path), recursive=True)
+
+    @contextmanager
+    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
+        """Hold a lock that all processes share that write to the store."""
+        path = self.full(lock.path(collection, series_uid))
+        with among_threads(path), object_lock(self.fs, path) as expect_held:
+            yield expect_held
+
+    def free_bytes(self) -> None:
+        """Return None: there is no bound."""
+        return None
+
+
+Store: TypeAlias = LocalStore | ObjectStore
+
+
+def _name(entry: Any) -> str:
+    return str(entry).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _removed_if_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:  # it is not empty
+        return False
+    return True
