@@ -53,18 +53,15 @@ def engine(job: Job) -> None:
     """Fetch with the engine of nbia_pipeline, without Dagster, into a fresh lake."""
     from nbia_pipeline.archive import NbiaClient
     from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.commit import commit
-    from nbia_pipeline.mirror.download import fetch_batch
-    from nbia_pipeline.mirror.plan import batches, make_plan
+    from nbia_pipeline.mirror.engine import Mirror
 
     with NbiaClient(job.url) as client:
-        series = client.series(job.collection)
+        mirror = Mirror(client, Lake(str(job.files)))
+        mirror.update_tables(job.collection)
         with timed(Path(job.folder)):
-            lake = Lake(str(job.files))
-            plan = make_plan(series, commit(lake, job.collection, series))
-            for batch in batches(plan.todo):
-                fetch_batch(client, lake, batch)
-            receipts = commit(lake, job.collection, series)
+            for batch in mirror.plan(job.collection).batches():
+                mirror.fetch(batch)
+            receipts = mirror.commit(job.collection)
     _expect_proven(receipts["Status"].to_pylist(), receipts["Proof"].to_pylist(), len(job.uids))
 
 

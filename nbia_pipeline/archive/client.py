@@ -99,6 +99,11 @@ class NbiaClient(Calls):
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
+    @property
+    def api(self) -> str:
+        """The dialect that the archive is asked in, ``v2`` or ``v4``."""
+        return self._dialect.name
+
     def close(self) -> None:
         """Log out, best effort, and close the connections."""
         self._session.close()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from nbia_pipeline.changes.feed import present_series
 from nbia_pipeline.cli.options import add_selection, selection_of
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import current_receipts
-from nbia_pipeline.mirror.plan import Figures, Plan, expect_room, free_bytes, make_plan
+from nbia_pipeline.mirror.engine import preview
+from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, expect_room
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
 from nbia_pipeline.text import did_you_mean, first_of, size_text, table_text
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     lake = Lake(settings.lake)
     collections = _collections(lake, settings, options.collections)
     plans, notes = _plans(lake, settings, collections, options)
-    free = free_bytes(lake)
+    free = lake.free_bytes()
     print(_table(plans))
     print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
@@ -68,16 +67,14 @@ def _plans(
 ) -> tuple[dict[str, Plan], list[str]]:
     """Return the plan of each collection, and what a person should know about them."""
     selection = selection_of(options, settings)
+    bounds = Bounds(options.max_bytes, options.max_series)
     plans: dict[str, Plan] = {}
     notes: list[str] = []
     for collection in collections:
         if not lake.has_table(SERIES, collection):
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
-        series = present_series(lake, collection)
-        receipts = current_receipts(lake, collection, series)
-        bounds = {"max_bytes": options.max_bytes, "max_series": options.max_series}
-        plan = plans[collection] = make_plan(series, receipts, selection=selection, **bounds)
+        plan = plans[collection] = preview(lake, collection, selection, bounds)
         if not settings.mirrors_images_of(collection):
             variable = settings.name_of("images")
             notes.append(f"{collection}: its images are not mirrored: a run fetches them once {variable} names it")

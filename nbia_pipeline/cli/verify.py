@@ -15,12 +15,12 @@ from nbia_pipeline.cli.home import STOPPED, WRONG_CALL, fail, to_stderr
 from nbia_pipeline.cli.options import count
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings, matching, unmatched
 from nbia_pipeline.text import did_you_mean, size_text
 from nbia_pipeline.verify.inventory import VerifyResult
-from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, mend
+from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_verification, read_again, share_of
 
 PROGRESS_SECONDS = 10.0
@@ -107,7 +107,7 @@ def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -
     """Fetch damaged series and read them again; False if any of them is not complete now."""
     lake.check_writable()
     with connect(settings) as client:
-        outcome = mend(client, lake, damaged, tell=_print_receipt)
+        outcome = refetch(client, lake, damaged, on_result=_print_receipt)
     again = read_again(lake, [share_of(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
     print(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)

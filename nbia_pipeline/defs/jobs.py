@@ -59,10 +59,11 @@ def build_jobs(naming: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
 
 
 def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:
-    """Return the run config of a job with images.
+    """Return the run config of a job with images; none where nothing is asked for.
 
     Args:
         naming: of the archive.
         fields: fields of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
     """
-    return {"ops": {f"{naming.prefix}__images": {"ops": {naming.of("plan_images"): {"config": fields}}}}}
+    images = naming.key("images").to_python_identifier()
+    return {"ops": {images: {"ops": {naming.of("plan_images"): {"config": fields}}}}} if fields else {}

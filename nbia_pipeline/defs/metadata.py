@@ -1,7 +1,9 @@
-"""How tables look in the Dagster UI: the columns of the definition, the figures of a materialization."""
+"""What the Dagster UI shows: columns and figures of tables, sizes of series, and the contact sheet."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,6 +11,8 @@ import pyarrow as pa
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
+from nbia_pipeline.preview.contact_sheet import contact_sheet
+from nbia_pipeline.preview.sheet import inline_markdown
 from nbia_pipeline.schema import Column, Table
 
 _TYPE_NAMES = {
@@ -19,6 +23,8 @@ _TYPE_NAMES = {
     pa.date32(): "date",
     pa.timestamp("us"): "timestamp",
 }
+
+# --- tables
 
 
 def column_schema(table: Table) -> dg.TableSchema:
@@ -50,11 +56,91 @@ def definition_metadata(table: Table) -> dict[str, Any]:
 def materialisation_metadata(
     table: Table, lake: Lake, rows: int, size: int, seconds: float, collection: str | None = None
 ) -> dict[str, Any]:
-    """Return the figures of one written table or partition: rows, bytes, seconds and where it lies."""
+    """Return the figures of one written table or partition: rows, bytes, seconds and its path."""
     count = "dagster/row_count" if collection is None else "dagster/partition_row_count"
     return {
         count: rows,
         "bytes": size,
         "seconds": round(seconds, 3),
         "path": dg.MetadataValue.path(lake.url(table_path(table.name, collection))),
+    }
+
+
+# --- how large the series are, as a small table with bars
+
+MEGABYTE = 1_000_000
+BOUNDS = tuple(n * MEGABYTE for n in (1, 3, 10, 30, 100, 300, 1000, 3000))
+"""Sizes in bytes at which the classes part."""
+
+LABELS = (
+    "below 1 MB",
+    "1 to 3 MB",
+    "3 to 10 MB",
+    "10 to 30 MB",
+    "30 to 100 MB",
+    "100 to 300 MB",
+    "0.3 to 1 GB",
+    "1 to 3 GB",
+    "3 GB and more",
+)
+BAR = 30
+
+
+def size_classes(sizes: Iterable[int]) -> list[int]:
+    """Return how many sizes (bytes) fall into each class."""
+    counts = [0] * len(LABELS)
+    for size in sizes:
+        counts[bisect_right(BOUNDS, size)] += 1
+    return counts
+
+
+def histogram(in_lake: Sequence[int], fetched: Sequence[int]) -> str:
+    """Return a table in Markdown: a line for each class from the smallest to the largest that occurs.
+
+    Args:
+        in_lake: series in the lake, by class.
+        fetched: series that this run fetched, by class.
+    """
+    used = [n for n, counts in enumerate(zip(in_lake, fetched, strict=True)) if any(counts)]
+    lines = ["| series of | in the lake | fetched now | |", "|---|---:|---:|:---|"]
+    for n in range(used[0], used[-1] + 1) if used else ():
+        bar = "█" * -(-BAR * in_lake[n] // max(*in_lake, 1))
+        lines.append(f"| {LABELS[n]} | {in_lake[n]:,} | {fetched[n]:,} | {bar} |")
+    return "\n".join(lines)
+
+
+# --- the contact sheet
+
+
+def contact_sheet_metadata(
+    log: dg.DagsterLogManager, lake: Lake, collection: str, receipts: pa.Table, series: pa.Table
+) -> dict[str, Any]:
+    """Return the contact sheet of a collection as metadata: the picture, and the path of the large one.
+
+    A picture must never fail a run. What could not be drawn is logged as a warning, and marked on the sheet.
+
+    Args:
+        log: of the step.
+        lake: the lake.
+        collection: exact spelling.
+        receipts: its rows of ``image_series``.
+        series: its rows of ``series``.
+    """
+    try:
+        sheet = contact_sheet(lake, collection, receipts, series)
+        if sheet is None:
+            return {}
+        inline = inline_markdown(sheet.png, collection)
+    except Exception as e:  # noqa: BLE001 - whatever it is: the images are in the lake, and the log has the error
+        log.warning(f"the contact sheet of {collection} could not be drawn ({type(e).__name__}: {e})")
+        return {"contact_sheet": dg.MetadataValue.text(f"could not be drawn: {type(e).__name__}: {e}")}
+    if sheet.undrawn:
+        uid, why = next(iter(sheet.undrawn.items()))
+        log.warning(
+            f"{len(sheet.undrawn)} of the {sheet.series} series on the contact sheet of {collection} could not be "
+            f"drawn, the first: {uid}, {why}"
+        )
+    return {
+        "contact_sheet": dg.MetadataValue.md(inline or "The picture is too large to be shown here."),
+        "contact_sheet_path": dg.MetadataValue.path(lake.url(sheet.path)),
     }

@@ -31,7 +31,6 @@ from nbia_pipeline.changes.cursor import (
     next_cursor,
     read_cursor,
 )
-from nbia_pipeline.changes.feed import present_series
 from nbia_pipeline.defs.jobs import (
     ARCHIVE_TAG,
     CATALOG_JOB,
@@ -45,8 +44,8 @@ from nbia_pipeline.defs.jobs import (
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import current_receipts
-from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.engine import preview
+from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching
@@ -300,8 +299,7 @@ def _look_for_backlog(names: Naming, settings: Settings, context: dg.SensorEvalu
 
 def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
     """Return the listed series of a collection that are not in the lake, but for those given up for now."""
-    series = present_series(lake, collection)
-    return make_plan(series, current_receipts(lake, collection, series), retry=False).todo
+    return preview(lake, collection, bounds=Bounds(retry=False)).todo
 
 
 def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[str]:

@@ -2,5 +2,6 @@
 
 from nbia_pipeline.lake.errors import LakeError, WouldEmpty
 from nbia_pipeline.lake.lake import Lake
+from nbia_pipeline.lake.lock import Lock
 
-__all__ = ["Lake", "LakeError", "WouldEmpty"]
+__all__ = ["Lake", "LakeError", "Lock", "WouldEmpty"]

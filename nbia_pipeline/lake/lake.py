@@ -21,8 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.lake import parquet
 from nbia_pipeline.lake.errors import LakeError, WouldEmpty
-from nbia_pipeline.lake.layout import IMAGES, PART, STAGING, TABLES, decode, table_path
-from nbia_pipeline.lake.lock import ExpectHeld, among_threads, file_lock, object_lock
+from nbia_pipeline.lake.layout import IMAGES, PART, STAGING, TABLES, decode, encode, table_path
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, among_threads, file_lock, object_lock
 from nbia_pipeline.lake.owner import abandoned, this_process
 from nbia_pipeline.schema import Table
 
@@ -94,6 +94,8 @@ class Lake:
             read = file.read(columns=[n for n in schema.names if not _by_path(n, collection)], use_threads=False)
         if collection is not None and PARTITION in schema.names:
             read = read.append_column(PARTITION, pa.repeat(pa.scalar(collection), read.num_rows))
+        for field in (f for f in schema if f.name not in read.schema.names):  # the file is of an older version
+            read = read.append_column(field, pa.nulls(read.num_rows, field.type))
         return read.select(schema.names).cast(schema)
 
     def write_table(
@@ -373,17 +375,19 @@ class Lake:
                     return
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[ExpectHeld]:
+    def lock(self, what: Lock | str, *names: str) -> Iterator[ExpectHeld]:
         """Hold a lock that all who write this lake share; gives what tells whether it is still held.
 
         On a disk, those are the processes of one machine.
 
         Args:
-            name: of the lock, as a path segment.
+            what: is kept from others.
+            names: the collection, and the series where it is one.
 
         Raises:
             LakeError: it cannot be had, or was lost.
         """
+        name = f"{'.'.join(encode(n) for n in names)}{what.value}" if isinstance(what, Lock) else what
         path = f"{STAGING}/locks/{name}.lock"
         with self.told(f"lock {path}"):
             if self.local is None:
@@ -393,6 +397,18 @@ class Lake:
                 (self.local / path).parent.mkdir(parents=True, exist_ok=True)
                 with file_lock(self.local / path) as expect_held:
                     yield expect_held
+
+    def free_bytes(self) -> int | None:
+        """Return what the disk of the lake has free, in bytes, None for an object store.
+
+        Raises:
+            LakeError: the disk cannot be asked.
+        """
+        if self.local is None:
+            return None
+        with self.told("measure the free room"):
+            folder = next(f for f in (self.local, *self.local.parents, Path("/")) if f.is_dir())
+            return shutil.disk_usage(folder).free
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how much that was.
@@ -458,6 +474,8 @@ class Lake:
                 f"cannot {what} in the lake {self.uri} ({why}): check that NBIA_LAKE names a place that you may "
                 "write and that has room"
             ) from e
+
+    storage_errors = told
 
 
 def _removed_if_empty(folder: Path) -> bool:

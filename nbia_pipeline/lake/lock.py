@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,6 +31,15 @@ from nbia_pipeline.lake.owner import this_process
 
 ExpectHeld = Callable[[], None]
 """Call it before what must not happen twice: it raises LakeError if the lock was lost meanwhile."""
+
+
+class Lock(Enum):
+    """What a lock keeps from others; its value ends the name of the lock."""
+
+    COLLECTION = ""
+    SERIES = "~series"
+    CHANGES = "~changes"
+    VERIFICATIONS = "~verified"
 
 
 @dataclass(frozen=True)

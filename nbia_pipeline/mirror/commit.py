@@ -1,104 +1,48 @@
-"""Receipts: what was fetched and how it is proven. Written to a journal at once, to the tables by and by.
+"""From the journal to the tables: what becomes of ``image_series`` and ``instances`` when series were fetched.
 
-The journal is what makes a finished series survive a crash. An entry is written before the files take
-their place, and names the staged directory: if that is still there later, the move is made up for; if it is
-gone, the move was done.
+The functions from tables to tables are made for a hundred thousand series and millions of instances.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.layout import STAGING, encode, series_path
-from nbia_pipeline.lake.owner import this_process
-from nbia_pipeline.mirror.merge import as_listed, failed_refreshes, instances_of, with_instances, with_receipts
-from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, Receipt
+from nbia_pipeline.changes.feed import present_series, withdrawn_series
+from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake.layout import instance_name, series_path
+from nbia_pipeline.mirror import journal
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import (
     COLUMNS,
+    FINGERPRINT,
+    NEWER,
+    NO_NEWER,
     WantedSeries,
     as_table,
+    collections_of,
     has_files,
     in_order_of,
-    same_content,
     same_contents,
 )
-from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
+from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 
-__all__ = [
-    "COUNT_AND_SIZE",
-    "MD5",
-    "Receipt",
-    "already_there",
-    "commit",
-    "current_receipts",
-    "failed_refreshes",
-    "has_failed",
-    "mark_failed",
-    "note_failure",
-    "publish_series",
-    "staged_by_journal",
-]
+NOT_FETCHED = "not fetched yet"
 
-# So many rows of instances are settled at a time: some hundred bytes each, whatever the journal holds.
-SLICE_INSTANCES = 250_000
-
-FAILED = "failed"
-_ENTRY = ".json"
+_UID = "SeriesInstanceUID"
+_ORDER = [(name, "ascending") for name in (_UID, "InstanceNumber", "SOPInstanceUID")]
 
 
-def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
-    """Put a verified series into its place, and note it in the journal.
-
-    Args:
-        lake: where to.
-        receipt: a complete one.
-        staged: local directory that holds just the files; it is moved away.
-    """
-    collection = encode(receipt.wanted.Collection)
-    if lake.local is None:
-        # An upload takes its time: it keeps others from this series only, not from the collection.
-        with lake.lock(f"{collection}.{encode(receipt.wanted.SeriesInstanceUID)}") as expect_held:
-            lake.publish_folder(staged, receipt.path)
-            expect_held()
-            with lake.lock(collection):
-                _note(lake, receipt, staged=None)
-        return
-    with lake.lock(collection):
-        entry = _note(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
-        try:
-            lake.publish_folder(staged, receipt.path)
-        except LakeError:
-            # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
-            lake.remove(entry)
-            raise
-
-
-def note_failure(lake: Lake, receipt: Receipt) -> None:
-    """Note in the journal that a series could not be had."""
-    with lake.lock(encode(receipt.wanted.Collection)):
-        _note(lake, receipt, staged=None)
-
-
-def commit(
-    lake: Lake,
-    collection: str,
-    series: pa.Table,
-    *,
-    withdrawn: frozenset[str] = frozenset(),
-    clear_mark: bool = True,
-) -> pa.Table:
+def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear_mark: bool = True) -> pa.Table:
     """Carry the journal of a collection over into its tables, and return its receipts.
 
-    Moves that a crash prevented are made first. What the receipts then say of series that are new, gone, or back
-    is told in :func:`~nbia_pipeline.mirror.merge.as_listed`. Without anything new no table is written.
+    Moves that a crash prevented are made first. For series that are new, gone, or back, see :func:`as_listed`.
+    Without anything new no table is written.
 
     An entry of the journal is removed after both tables hold it, so that a crash costs none; the index of the files
     comes first, so that no receipt is there without its files.
@@ -106,167 +50,81 @@ def commit(
     Args:
         lake: the lake.
         collection: which partition.
-        series: the rows of its ``series`` table.
-        withdrawn: SeriesInstanceUIDs that are believed to be withdrawn.
-        clear_mark: forget that a batch failed; a batch itself must not (see :func:`mark_failed`).
+        series: rows of its ``series`` table; None for all that are listed and not withdrawn.
+        clear_mark: forget that a batch failed; a batch itself must not (see :func:`journal.mark_failed`).
+
+    Raises:
+        LakeError: the lake cannot be read or written.
     """
-    with lake.lock(encode(collection)) as expect_held:
+    if series is None:
+        series = present_series(lake, collection)
+    withdrawn = withdrawn_series(lake, collection)
+    with lake.lock(Lock.COLLECTION, collection) as expect_held:
         if clear_mark:
-            lake.remove(_mark_path(collection))
-        before = lake.read_table(IMAGE_SERIES, collection)
-        for entries in _slices(lake, collection):
-            for entry in entries.values():
-                _make_up_for(lake, entry)
-            receipts = _receipts(entries)
-            table = as_listed(with_receipts(before, receipts), series, withdrawn)
+            journal.clear_mark(lake, collection)
+        before, exists = lake.read_table(IMAGE_SERIES, collection), lake.has_table(IMAGE_SERIES, collection)
+        for entries in journal.read_slices(lake, collection):
+            for entry in entries:
+                journal.finish_move(lake, entry)
+            receipts = [entry.receipt for entry in entries]
+            table = as_listed(with_receipts(upgraded(before), receipts), series, withdrawn)
             expect_held()
             _write_instances(lake, collection, receipts)
-            for path in _left_behind(before, receipts):
+            for path in _outdated_folders(before, receipts):
                 lake.remove_folder(path)
-            if not table.equals(before) or not lake.has_table(IMAGE_SERIES, collection):
+            if not table.equals(before) or not exists or lacks_columns(lake, collection):
                 lake.write_table(IMAGE_SERIES, table, collection)
-            for path in entries:
-                lake.remove(path)
-            before = table
+            for entry in entries:
+                lake.remove(entry.path)
+            before, exists = table, True
         return before
+
+
+def commit_journal(lake: Lake, collection: str) -> None:
+    """Carry the journal over and nothing else: for a batch of a run in which one failed.
+
+    Raises:
+        LakeError: the lake cannot be read or written.
+    """
+    commit(lake, collection, as_table([]), clear_mark=False)
 
 
 def current_receipts(lake: Lake, collection: str, series: pa.Table) -> pa.Table:
     """Return the receipts as :func:`commit` would, and change nothing."""
-    table = lake.read_table(IMAGE_SERIES, collection)
-    for entries in _slices(lake, collection):
-        table = with_receipts(table, _receipts(entries))
+    table = upgraded(lake.read_table(IMAGE_SERIES, collection))
+    for entries in journal.read_slices(lake, collection):
+        table = with_receipts(table, [entry.receipt for entry in entries])
     return as_listed(table, series)
 
 
-def already_there(lake: Lake, collection: str, batch: Sequence[WantedSeries]) -> set[str]:
-    """Return the SeriesInstanceUIDs of a batch that need no fetch any more: an earlier try of it got them.
-
-    Args:
-        lake: the lake.
-        collection: which partition.
-        batch: series of it.
-    """
-    wanted = as_table(batch)
-    held = in_order_of(wanted, lake.read_table(IMAGE_SERIES, collection, columns=[*COLUMNS, "Status", "Bytes"]))
-    there = pc.and_(same_contents(wanted, held), has_files(held))
-    found = set(wanted["SeriesInstanceUID"].filter(there).to_pylist())
-    with lake.lock(encode(collection)):
+def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
+    """Return the SeriesInstanceUIDs of a batch that need no fetch: an earlier attempt at it has fetched them."""
+    found: set[str] = set()
+    columns = [*COLUMNS, "Status", "Bytes"]
+    for collection in collections_of(batch):
+        wanted = as_table(w for w in batch if w.Collection == collection)
+        table = lake.read_table(IMAGE_SERIES, collection, columns=columns)
+        with lake.lock(Lock.COLLECTION, collection):
+            entries = journal.read_entries(lake, collection, wanted[_UID].to_pylist())
+            for entry in entries:
+                journal.finish_move(lake, entry)
         # The journal is newer than the tables.
-        noted = set(lake.names_in(_journal_path(collection)))
-        for one in (w for w in batch if _entry_name(w) in noted):
-            entry = json.loads(lake.read_bytes(_entry_path(one)) or b"{}")
-            found.discard(one.SeriesInstanceUID)
-            if entry and _is_of(entry, one):
-                _make_up_for(lake, entry)
-                found.add(one.SeriesInstanceUID)
+        newer = _table([entry.receipt.row() for entry in entries]).select(columns)
+        known = pa.concat_tables([table.filter(pc.invert(pc.is_in(table[_UID], newer[_UID]))), newer])
+        receipts = in_order_of(wanted, known)
+        there = pc.and_(same_contents(wanted, receipts), has_files(receipts))
+        found |= set(wanted[_UID].filter(there).to_pylist())
     return found
 
 
-def _is_of(entry: dict[str, Any], wanted: WantedSeries) -> bool:
-    receipt = Receipt.from_json(entry["receipt"])
-    return receipt.status == COMPLETE and same_content(wanted, receipt.row())
-
-
-# --- a batch that fails
-
-
-def mark_failed(lake: Lake, collection: str) -> None:
-    """Note that a batch of a collection failed, so that the others see to it that what they fetched is published.
-
-    Nobody finishes a run with a failed batch, so whoever comes last must settle. The failed batch marks, then
-    settles; every other batch notes its receipts, then looks for the mark, and settles if there is one. Take the
-    moment at which the failed batch reads the journal. What another noted before, that settling carries over. What
-    it noted after, it noted after the mark was made: so it finds the mark, and settles itself. Both settle with
-    ``clear_mark=False``; the next plan, or the end of the run, clears it.
-    """
-    lake.put_bytes(_mark_path(collection), this_process().encode())
-
-
-def has_failed(lake: Lake, collection: str) -> bool:
-    """Tell whether a batch of a collection failed since the mark was cleared; see :func:`mark_failed`."""
-    return lake.read_bytes(_mark_path(collection)) is not None
-
-
-def _left_behind(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]:
-    """Yield where the older files of series lie that came back under another patient or study."""
+def _outdated_folders(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]:
+    """Yield the directories of the older files of series that came back under another patient or study."""
     fresh = {r.wanted.SeriesInstanceUID: r.path for r in receipts if r.status == COMPLETE}
-    known = before.filter(pc.is_in(before["SeriesInstanceUID"], value_set=pa.array(list(fresh), pa.string())))
+    known = before.filter(pc.is_in(before[_UID], value_set=pa.array(list(fresh), pa.string())))
     for row in known.filter(has_files(known)).to_pylist():
-        uid = row["SeriesInstanceUID"]
-        path = series_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], uid)
-        if path != fresh[uid]:
+        path = series_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], row[_UID])
+        if path != fresh[row[_UID]]:
             yield path
-
-
-# --- the journal
-
-
-def staged_by_journal(lake: Lake) -> set[str]:
-    """Return the names of the staged directories that an unsettled journal still needs."""
-    if lake.local is None:
-        return set()
-    found = set()
-    for path in (lake.local / STAGING / "journal").glob(f"*/*{_ENTRY}"):
-        try:
-            staged = json.loads(path.read_bytes()).get("staged")
-        except FileNotFoundError:
-            continue  # another run settled it meanwhile
-        if staged:
-            found.add(staged.split("/")[0])
-    return found
-
-
-def _journal_path(collection: str) -> str:
-    return f"{STAGING}/journal/{encode(collection)}"
-
-
-def _entry_name(wanted: WantedSeries) -> str:
-    return f"{encode(wanted.SeriesInstanceUID)}{_ENTRY}"
-
-
-def _entry_path(wanted: WantedSeries) -> str:
-    return f"{_journal_path(wanted.Collection)}/{_entry_name(wanted)}"
-
-
-def _mark_path(collection: str) -> str:
-    return f"{_journal_path(collection)}/{FAILED}"
-
-
-def _note(lake: Lake, receipt: Receipt, staged: str | None) -> str:
-    entry = json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode()
-    path = _entry_path(receipt.wanted)
-    lake.put_bytes(path, entry)
-    return path
-
-
-def _slices(lake: Lake, collection: str) -> Iterator[dict[str, dict[str, Any]]]:
-    """Yield the entries of a journal by path, some at a time; at least once, without any."""
-    folder = _journal_path(collection)
-    entries: dict[str, dict[str, Any]] = {}
-    size = 0
-    for path in (f"{folder}/{name}" for name in lake.names_in(folder) if name.endswith(_ENTRY)):
-        content = lake.read_bytes(path)
-        if content is None:
-            continue  # who only looks has no lock: it was settled meanwhile
-        entries[path] = json.loads(content)
-        size += len(entries[path]["receipt"]["instances"])
-        if size >= SLICE_INSTANCES:
-            yield entries
-            entries, size = {}, 0
-    yield entries
-
-
-def _receipts(entries: dict[str, dict[str, Any]]) -> list[Receipt]:
-    return [Receipt.from_json(entry["receipt"]) for entry in entries.values()]
-
-
-def _make_up_for(lake: Lake, entry: dict[str, Any]) -> None:
-    if lake.local is None or entry["staged"] is None:
-        return
-    staged = lake.local / STAGING / entry["staged"]
-    if staged.exists():
-        lake.publish_folder(staged, Receipt.from_json(entry["receipt"]).path)
 
 
 def _write_instances(lake: Lake, collection: str, receipts: Iterable[Receipt]) -> None:
@@ -278,3 +136,124 @@ def _write_instances(lake: Lake, collection: str, receipts: Iterable[Receipt]) -
     replaced = pa.array([r.wanted.SeriesInstanceUID for r in fresh], pa.string())
     pieces = with_instances(lake.read_pieces(INSTANCES, collection), instances_of(fresh), replaced)
     lake.write_pieces(INSTANCES, pieces, collection)
+
+
+# --- image_series
+
+
+def with_receipts(table: pa.Table, receipts: Sequence[Receipt]) -> pa.Table:
+    """Return ``image_series`` with new receipts instead of older ones of the same series.
+
+    A failed attempt to refresh a series does not undo the whole one that the lake still holds: its receipt stays,
+    with the version that could not be fetched, and why.
+    """
+    if not receipts:
+        return table
+    fresh = {r.wanted.SeriesInstanceUID: r for r in receipts}
+    replaced = pc.is_in(table[_UID], value_set=pa.array(list(fresh), pa.string()))
+    older = table.filter(replaced)
+    whole = {row[_UID]: row for row in older.filter(has_files(older)).to_pylist()}
+    rows = [_row(receipt, whole.get(uid)) for uid, receipt in fresh.items()]
+    return pa.concat_tables([table.filter(pc.invert(replaced)), _table(rows)]).sort_by(_UID)
+
+
+def _row(receipt: Receipt, whole: dict[str, Any] | None) -> dict[str, Any]:
+    if receipt.status == COMPLETE or whole is None:
+        return receipt.row()
+    newer = receipt.wanted
+    reason = (
+        f"the newer version ({newer.ImageCount} images, {newer.FileSize} bytes, submitted {newer.TimeStamp}, "
+        f"released {newer.DateReleased}) could not be fetched: {receipt.reason}"
+    )
+    fingerprint = {column: getattr(newer, name) for name, column in zip(FINGERPRINT, NEWER, strict=True)}
+    return {**whole, "Reason": reason, "RefreshFailedAt": receipt.fetched_at, **fingerprint}
+
+
+def as_listed(table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = ()) -> pa.Table:
+    """Return ``image_series`` as it follows from what the archive lists now.
+
+    A listed series without a receipt gets the status ``pending``. A withdrawn one keeps everything else of its
+    row, as its files stay; if it is listed again it is ``complete`` as before, or ``pending`` where its files were
+    pruned. Receipts of an older content stay as they are.
+
+    Args:
+        table: rows of ``image_series``.
+        series: the rows of the collection's ``series`` table.
+        withdrawn: SeriesInstanceUIDs that are believed to be withdrawn; one that is listed is not.
+    """
+    listed = series.select(COLUMNS)
+    is_listed = pc.is_in(table[_UID], value_set=listed[_UID])
+    gone = pc.and_(pc.is_in(table[_UID], value_set=pa.array(list(withdrawn), pa.string())), pc.invert(is_listed))
+    returned = pc.and_(pc.equal(table["Status"], WITHDRAWN), is_listed)
+    status = pc.if_else(gone, WITHDRAWN, table["Status"])
+    status = pc.if_else(returned, pc.if_else(pc.is_valid(table["Bytes"]), COMPLETE, PENDING), status)
+    table = _with_column(table, "Status", status)
+    # What could not be refreshed may be what is listed again: then nothing is wrong with it.
+    current = pc.and_(is_listed, same_contents(in_order_of(table, listed), table))
+    current = pc.and_(current, pc.equal(status, COMPLETE))
+    for name in ("Reason", *NO_NEWER):
+        table = _with_column(
+            table, name, pc.if_else(current, pa.scalar(None, table.schema.field(name).type), table[name])
+        )
+    table = table.filter(pc.invert(pc.and_(pc.equal(status, PENDING), is_listed)))
+    new = listed.filter(pc.invert(pc.is_in(listed[_UID], value_set=table[_UID])))
+    return pa.concat_tables([table, _pending(new)]).sort_by(_UID)
+
+
+def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), values)
+
+
+def _pending(listed: pa.Table) -> pa.Table:
+    """Return the receipts of series that were never fetched."""
+    known = {"Status": PENDING, "Attempts": 0, "Healed": 0, "Reason": NOT_FETCHED}
+    columns = [
+        listed[f.name].cast(f.type)
+        if f.name in COLUMNS
+        else pa.repeat(pa.scalar(known.get(f.name), f.type), len(listed))
+        for f in IMAGE_SERIES.schema
+    ]
+    return pa.table(columns, schema=IMAGE_SERIES.schema)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema)
+
+
+# --- instances
+
+
+def instances_of(receipts: Iterable[Receipt]) -> pa.Table:
+    """Return the rows of ``instances`` of the complete ones among some receipts, in the order of the table."""
+    columns: dict[str, list[Any]] = {c.name: [] for c in INSTANCES.columns}
+    for receipt in receipts:
+        if receipt.status != COMPLETE:
+            continue
+        count, path = len(receipt.instances), receipt.path
+        columns[_UID] += [receipt.wanted.SeriesInstanceUID] * count
+        columns["Collection"] += [receipt.wanted.Collection] * count
+        columns["Path"] += [f"{path}/{instance_name(i.SOPInstanceUID)}" for i in receipt.instances]
+        for name in ("SOPInstanceUID", "SOPClassUID", "InstanceNumber", "Size", "MD5"):
+            columns[name] += [getattr(i, name) for i in receipt.instances]
+    return pa.table(columns, schema=INSTANCES.schema).sort_by(_ORDER)
+
+
+def with_instances(pieces: Iterable[pa.Table], new: pa.Table, replaced: pa.Array) -> Iterator[pa.Table]:
+    """Merge new rows into ``instances`` piece by piece, so that memory does not grow with the table.
+
+    Args:
+        pieces: of the table, in its order: by series, number and UID.
+        new: rows in the same order.
+        replaced: SeriesInstanceUIDs whose older rows are dropped.
+    """
+    done = 0
+    for piece in pieces:
+        kept = piece.filter(pc.invert(pc.is_in(piece[_UID], value_set=replaced)))
+        if not kept.num_rows:
+            continue
+        upto = done + (pc.sum(pc.less_equal(new[_UID].slice(done), kept[_UID][-1])).as_py() or 0)
+        between = new.slice(done, upto - done)
+        yield pa.concat_tables([kept, between]).sort_by(_ORDER) if between.num_rows else kept
+        done = upto
+    yield new.slice(done)

@@ -1,8 +1,8 @@
 """What identifies a DICOM file, read from its first kilobytes.
 
-A full parser takes a millisecond for each file, most of what a slice costs otherwise. So the common encodings
+A full parser takes 200 to 330 µs for each file, this one 32. So the common encodings
 (explicit and implicit VR, little endian) are walked here, element by element, up to the last one that is needed;
-whatever is out of the ordinary is left to pydicom, which has the last word.
+anything unusual is left to pydicom, which has the last word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pydicom
 HEAD_BYTES = 1 << 16
 
 _MAGIC_AT = 128
-_EXPLICIT = {b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.1.98"}
 _IMPLICIT = b"1.2.840.10008.1.2"
 _BIG_OR_DEFLATED = {b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"}
 _LONG_FORM = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
@@ -33,7 +32,7 @@ _KEYWORDS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumb
 
 
 class NotDicom(Exception):
-    """A file that is no DICOM image with a UID of its own."""
+    """A file that is not a DICOM image with a UID of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Header:
         SOPInstanceUID: DICOM (0008,0018).
         SeriesInstanceUID: DICOM (0020,000E); empty if the file has none.
         SOPClassUID: DICOM (0008,0016), or None.
-        InstanceNumber: DICOM (0020,0013), or None where it is absent or no number that a column can hold.
+        InstanceNumber: DICOM (0020,0013), or None where it is absent or not a number that a column can hold.
     """
 
     SOPInstanceUID: str
@@ -57,7 +56,7 @@ def read_header(file: bytes | Path) -> Header:
     """Return the header of a DICOM file.
 
     Args:
-        file: its whole contents, or where it lies.
+        file: its whole contents, or its path.
 
     Raises:
         NotDicom: it is not DICOM, or has no SOPInstanceUID.
@@ -82,7 +81,7 @@ def read_header(file: bytes | Path) -> Header:
 
 
 def _walk(head: bytes) -> dict[int, str] | None:
-    """Return the values of the tags that are needed, or None where pydicom is to be asked."""
+    """Return the values of the tags that are needed, or None where pydicom must be asked."""
     if head[_MAGIC_AT : _MAGIC_AT + 4] != b"DICM":
         return None
     meta = _elements(head, _MAGIC_AT + 4, {_TRANSFER_SYNTAX}, explicit=True, before=0x00030000)
@@ -112,7 +111,7 @@ def _elements(
         tag = group << 16 | element
         if tag >= before:
             return found, at
-        if tag <= last:  # out of order: not for us
+        if tag <= last:  # out of order: pydicom decides
             return None
         last = tag
         if not explicit:
@@ -144,7 +143,7 @@ def _by_pydicom(file: bytes | Path) -> dict[int, str]:
 
 
 def _number(text: str | None) -> int | None:
-    """Return an InstanceNumber that a column can hold, else None: it is no identity, and sites write all sorts."""
+    """Return an InstanceNumber that a column can hold, else None: it identifies nothing, and sites write anything."""
     try:
         number = int(text or "")
     except ValueError:

@@ -1,20 +1,21 @@
-"""Fetch series: download, verify, mend, publish; what cannot be proven is tried again, then quarantined."""
+"""Fetch series: download, verify, repair, publish; what cannot be verified is retried, then quarantined."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import Receipt, note_failure, publish_series
-from nbia_pipeline.mirror.repair import Verified, expect_same_set, mend, prove_without_digests
-from nbia_pipeline.mirror.series import WantedSeries, same_content, wanted_series
+from nbia_pipeline.mirror.journal import publish_series, record_failure
+from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.repair import Verified, complete, complete_without_digests, expect_same_set
+from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
 from nbia_pipeline.mirror.streams import Streams
-from nbia_pipeline.mirror.unpack import Bounds, NotVerified, unpack
+from nbia_pipeline.mirror.unpack import NotVerified, ZipBounds, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ UNKNOWN_BYTES = 1 << 36
 
 
 class NoImages(NotVerified):
-    """A zip in good order without an image."""
+    """An intact zip without an image."""
 
 
 def fetch_batch(
@@ -39,19 +40,19 @@ def fetch_batch(
     batch: Sequence[WantedSeries],
     *,
     streams: int = STREAMS,
-    tell: Callable[[Receipt], None] = lambda receipt: None,
+    on_result: Callable[[Receipt], None] = lambda receipt: None,
 ) -> list[Receipt]:
     """Fetch the series of a batch over a bounded pool of threads, the largest first.
 
-    Each series is published, and noted in the journal, as soon as it is verified. One whose calls fail, a 500 say,
-    may be the only one: the others are fetched all the same, unless several fail in a row.
+    Each series is published, and recorded in the journal, as soon as it is verified. One whose calls fail, with a 500
+    for example, may be the only one: the others are still fetched, unless several fail in a row.
 
     Args:
         client: the archive.
         lake: where to.
         batch: the series.
-        streams: downloads at a time at the most; fewer while the archive or the processors are busy.
-        tell: called with every outcome, from any thread.
+        streams: downloads at a time, at most; fewer while the archive or the processors are busy.
+        on_result: called with every outcome, from any thread.
 
     Returns:
         One receipt per series, in the order of the batch.
@@ -62,12 +63,12 @@ def fetch_batch(
         LakeError: the lake cannot be written.
     """
 
-    places = Streams(streams)
+    slots = Streams(streams)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        with places.place():
+        with slots.slot():
             receipt = fetch_series(client, lake, wanted)
-        tell(receipt)
+        on_result(receipt)
         return receipt
 
     with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
@@ -107,92 +108,80 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
     try:
         _ = Receipt(wanted, COMPLETE, 0).path
     except LakeError as e:
-        return _failed(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
+        return record_failure(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
     reason = ""
     empty = 0
     for attempt in range(1, TRIES + 1):
         with lake.workspace() as work:
             try:
-                with lake.told(f"unpack series {wanted.SeriesInstanceUID}"):
+                with lake.storage_errors(f"unpack series {wanted.SeriesInstanceUID}"):
                     if attempt > 1:  # the listing may be older than the files
-                        wanted = _as_listed_now(client, wanted)
-                    proven = _attempt(client, wanted, work / "files", digests=empty < EMPTY_ZIPS, last=attempt == TRIES)
-                    if proven.healed:
+                        wanted = _listed_now(client, wanted) or wanted
+                    digests, last = empty < EMPTY_ZIPS, attempt == TRIES
+                    verified = _attempt(client, wanted, work / "files", digests=digests, last=last)
+                    if verified.repaired:
                         _expect_not_replaced(client, wanted)
-                    if sum(i.Size for i in proven.instances) != wanted.FileSize:
-                        wanted = _as_listed_now(client, wanted)
+                    if sum(i.Size for i in verified.instances) != wanted.FileSize:
+                        wanted = _listed_now(client, wanted) or wanted
             except NotVerified as e:
                 reason = str(e)
                 empty += isinstance(e, NoImages)
                 log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
                 continue
             except NotAvailable as e:
-                return _failed(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
-            receipt = Receipt(wanted, COMPLETE, attempt, proven.instances, healed=proven.healed, proof=proven.proof)
+                return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
+            receipt = Receipt(wanted, COMPLETE, attempt, **vars(verified))
             publish_series(lake, receipt, work / "files")
             return receipt
-    return _failed(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
-
-
-def _failed(lake: Lake, receipt: Receipt) -> Receipt:
-    note_failure(lake, receipt)
-    return receipt
+    return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
 
 
 def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Verified:
-    """Download a series once, and prove it.
+    """Download a series once, and verify it.
 
     Args:
         client: the archive.
         wanted: the series.
-        files: directory to be made.
+        files: directory to create.
         digests: ask for the zip with digests; else for the one without.
-        last: no other attempt follows, so mend whatever can be mended.
+        last: no other attempt follows, so repair whatever can be repaired.
     """
     uid = wanted.SeriesInstanceUID
     bounds = _bounds(client, wanted)
     download = client.image_with_md5 if digests else client.image
     unpacked = download(uid, lambda chunks: unpack(chunks, files, uid, bounds))
-    # Asked after the download: an instance that came meanwhile is then missing, and fetched.
+    # Asked after the download: an instance that was added meanwhile is then missing, and fetched.
     listed = client.sop_instance_uids(uid)
     if not unpacked.instances and not unpacked.faults and not (last and listed):
         raise NoImages(f"the archive sent a zip without images; getSOPInstanceUIDs lists {len(listed)}")
     expect_same_set(wanted, unpacked, listed)
     if digests:
-        return mend(client, wanted, unpacked, listed, files, whatever_it_takes=last)
-    return prove_without_digests(client, wanted, unpacked, listed, files)
+        return complete(client, wanted, unpacked, listed, files, even_if_many=last)
+    return complete_without_digests(client, wanted, unpacked, listed, files)
 
 
-def _bounds(client: NbiaClient, wanted: WantedSeries) -> Bounds:
+def _bounds(client: NbiaClient, wanted: WantedSeries) -> ZipBounds:
     if wanted.FileSize is not None:
-        return Bounds.announced(wanted.FileSize, wanted.ImageCount)
+        return ZipBounds.announced(wanted.FileSize, wanted.ImageCount)
     size = client.series_size(wanted.SeriesInstanceUID)
     if size is None:
-        return Bounds.announced(UNKNOWN_BYTES, wanted.ImageCount)
-    return Bounds.announced(size.file_size, size.image_count)
-
-
-def _as_listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries:
-    """Return the series with the fingerprint that the archive lists now; as it was where it lists none or moved it."""
-    return _listed_now(client, wanted) or wanted
+        return ZipBounds.announced(UNKNOWN_BYTES, wanted.ImageCount)
+    return ZipBounds.announced(size.file_size, size.image_count)
 
 
 def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:
+    """Return the series with the fingerprint that the archive lists now; None where it lists none or moved it."""
     for now in wanted_series(client.series(series_uid=wanted.SeriesInstanceUID)):
-        if (now.Collection, now.PatientID, now.StudyInstanceUID) == (
-            wanted.Collection,
-            wanted.PatientID,
-            wanted.StudyInstanceUID,
-        ):
+        if replace(wanted, **{name: getattr(now, name) for name in FINGERPRINT}) == now:
             return now
     return None
 
 
 def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:
-    """Make sure that what was mended is no mixture of an older and a newer content under the same UIDs.
+    """Make sure that what was repaired does not mix an older and a newer content under the same UIDs.
 
     Server: replacing a series hides it, and getSingleImage answers for hidden ones too.
     """
     now = _listed_now(client, wanted)
-    if now is None or not same_content(now, asdict(wanted)):
+    if now is None or not same_content(now, wanted):
         raise NotVerified("single instances were fetched, and meanwhile the archive hid or replaced the series")

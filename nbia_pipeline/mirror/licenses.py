@@ -1,4 +1,4 @@
-"""The licences of a collection: their texts beside its images and in table ``licences``.
+"""The licenses of a collection: their texts next to its images and in table ``licences``.
 
 Data without their terms are useless to the people who use them. The text is the entry ``LICENSE`` that getImage
 sends before the first image (server), so that a few kilobytes of the smallest series are enough.
@@ -24,31 +24,31 @@ log = logging.getLogger(__name__)
 
 LICENSE = "LICENSE"
 MOST_BYTES = 1 << 20
-# A series can be hidden since it was listed; others tell the same.
+# A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
 
-_FACTS = ["SeriesInstanceUID", "FileSize", "ImageCount"]
+_COLUMNS = ["SeriesInstanceUID", "FileSize", "ImageCount"]
 
 
 @dataclass(frozen=True, order=True)
 class License:
-    """A licence as series name it; empty where they name none, which sorts where None would not."""
+    """A license as series name it; empty where they name none, which sorts where None would not."""
 
     name: str
     uri: str
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.name, f"<{self.uri}>" if self.uri else "") if part) or "no licence"
+        return " ".join(part for part in (self.name, f"<{self.uri}>" if self.uri else "") if part) or "no license"
 
 
 def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Table) -> pa.Table:
-    """Make sure that the text of every licence of a collection is in the lake, and return its table of licences.
+    """Make sure that the text of every license of a collection is in the lake, and return its table of licenses.
 
-    A text that is there is not asked for again. One that the archive does not serve is null in the table, is told
-    in the log, and is asked for again by the next run. A licence that no series names any more stays.
+    A text that is there is not asked for again. One that the archive does not serve is null in the table and logged
+    as a warning, and the next run asks again. A license that no series names any more stays.
 
     Args:
-        client: the archive; without a missing text it is not asked anything.
+        client: the archive; it is asked only for missing texts.
         lake: where to.
         collection: which partition.
         series: the rows of its ``series`` table.
@@ -58,9 +58,11 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
         LakeError: the lake cannot be written.
     """
     before = lake.read_table(LICENSES, collection)
-    rows = {_licence_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
-    for license, listed in _series_by_licence(series).items():
-        row = rows.setdefault(license, _row(collection, listed[0]))
+    rows = {_license_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
+    for license, listed in _series_by_license(series).items():
+        named = {name: listed[0][name] for name in ("LicenseName", "LicenseURI")}
+        new = {"Collection": collection, **named, "LicenseText": None, "Path": None}
+        row = rows.setdefault(license, new)
         row["SeriesCount"] = len(listed)
         if row["LicenseText"] is None:
             row["LicenseText"] = _ask(client, collection, license, listed)
@@ -72,7 +74,7 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
 
 
 def read_license(chunks: Iterator[bytes]) -> str | None:
-    """Return the text of the licence that begins a zip of getImage; nothing after it is read.
+    """Return the text of the license that begins a zip of getImage; nothing after it is read.
 
     Args:
         chunks: the bytes of the zip.
@@ -81,7 +83,7 @@ def read_license(chunks: Iterator[bytes]) -> str | None:
         The text, None where it is empty or missing: the server has none to give.
 
     Raises:
-        BadAnswer: this is no zip, or the licence is longer than any.
+        BadAnswer: this is not a zip, or the license is longer than any real one.
     """
     try:
         first = next(stream_entries(chunks), None)
@@ -93,35 +95,28 @@ def read_license(chunks: Iterator[bytes]) -> str | None:
             if len(text) > MOST_BYTES:
                 raise BadAnswer(f"the LICENSE is longer than {MOST_BYTES:,} bytes")
     except InvalidZip as e:
-        raise BadAnswer(f"no LICENSE can be read: {e}") from e
+        raise BadAnswer(f"the LICENSE cannot be read: {e}") from e
     return _decoded(bytes(text)).strip() or None
 
 
-def _series_by_licence(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
-    """Return the rows of the series by licence, the smallest with images first."""
+def _series_by_license(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
+    """Return the rows of the series by license, the smallest with images first."""
     found: dict[License, list[dict[str, Any]]] = {}
-    for row in series.select([*_FACTS, "LicenseName", "LicenseURI"]).to_pylist():
-        found.setdefault(_licence_of(row), []).append(row)
+    for row in series.select([*_COLUMNS, "LicenseName", "LicenseURI"]).to_pylist():
+        found.setdefault(_license_of(row), []).append(row)
     for rows in found.values():
-        rows.sort(key=_size)
+        rows.sort(
+            key=lambda r: (r["ImageCount"] == 0, r["FileSize"] is None, r["FileSize"] or 0, r["SeriesInstanceUID"])
+        )
     return found
 
 
-def _size(row: dict[str, Any]) -> tuple[bool, bool, int, str]:
-    return row["ImageCount"] == 0, row["FileSize"] is None, row["FileSize"] or 0, row["SeriesInstanceUID"]
-
-
-def _licence_of(row: dict[str, Any]) -> License:
+def _license_of(row: dict[str, Any]) -> License:
     return License(row["LicenseName"] or "", row["LicenseURI"] or "")
 
 
-def _row(collection: str, named: dict[str, Any]) -> dict[str, Any]:
-    known = {name: named[name] for name in ("LicenseName", "LicenseURI")}
-    return {"Collection": collection, **known, "LicenseText": None, "Path": None}
-
-
 def _ask(client: NbiaClient, collection: str, license: License, listed: list[dict[str, Any]]) -> str | None:
-    """Ask for the text of a licence; what the archive answers instead is told in the log."""
+    """Ask for the text of a license; a warning in the log states what the archive answers instead."""
     why = ""
     for row in listed[:SERIES_ASKED]:
         try:
@@ -143,7 +138,7 @@ def _ask(client: NbiaClient, collection: str, license: License, listed: list[dic
 
 
 def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]]) -> None:
-    """Put each text where its row says; a file that was removed is written again."""
+    """Write each text to the path in its row; a file that was removed is written again."""
     taken = {row["Path"] for row in rows.values() if row["Path"]}
     for license in sorted(rows):
         row = rows[license]
@@ -158,7 +153,7 @@ def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]
 
 
 def _free_path(collection: str, license: License, taken: set[str]) -> str:
-    """Return the path of a licence; where two share a name, their addresses tell them apart."""
+    """Return the path of a license; where two share a name, their addresses distinguish them."""
     path = license_path(collection, license.name)
     if path not in taken:
         return path

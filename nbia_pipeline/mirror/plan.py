@@ -1,12 +1,10 @@
-"""What is wanted minus what is there: the series to fetch, their batches, and whether the disk has room for them."""
+"""What is wanted minus what is in the lake: the series to fetch, their batches, and whether the disk has room."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,19 +12,48 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.selection import Selection
-from nbia_pipeline.mirror.series import COLUMNS, WantedSeries, has_files, in_order_of, same_contents, wanted_series
+from nbia_pipeline.mirror.series import (
+    COLUMNS,
+    NEWER,
+    WantedSeries,
+    has_files,
+    in_order_of,
+    refresh_failed,
+    same_contents,
+    wanted_series,
+)
 from nbia_pipeline.schema.status import QUARANTINED, UNAVAILABLE
+from nbia_pipeline.text import size_text
 
 BATCH_BYTES = 2_000_000_000
 BATCH_SERIES = 200
-TRIED_AGAIN_AFTER = timedelta(days=1)
+RETRY_AFTER = timedelta(days=1)
 
-# What a run needs beside its image files: tables and journal, the old version of a series until the new one is
-# whole, an instance that is healed. Two hundredths of the images are ample; of a small run they would be too little.
+# What a run needs besides its image files: tables and journal, the old version of a series until the new one is
+# whole, an instance that is repaired. Two percent of the images are ample, except for a small run.
 RESERVE_SHARE = 0.02
 RESERVE_BYTES = 50_000_000
 
 EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much one run fetches.
+
+    Attributes:
+        max_bytes: most bytes to fetch, None for no bound; the first series is always planned.
+        max_series: most series to fetch, None for no bound.
+        retry: False leaves out what is quarantined with the content that is listed now, or was unavailable within
+            the last day: the archive hides a series while it is curated, and a sensor must find it when it is back.
+    """
+
+    max_bytes: int | None = None
+    max_series: int | None = None
+    retry: bool = True
+
+
+NO_BOUNDS = Bounds()
 
 
 @dataclass(frozen=True)
@@ -67,20 +94,22 @@ class Plan:
     """What a run would do.
 
     Attributes:
-        todo: the series to fetch: first those that were never tried, then those tried in vain; each by UID.
+        todo: the series to fetch: first those that were never tried, then those that failed before; each by UID.
         left: wanted as well, but beyond the bounds of this run.
         wanted_figures: all that is wanted.
         done_figures: what of it is in the lake, whole and with the same fingerprint.
         unselected: how many listed series the selection leaves out.
-        given_up: how many were tried in vain and are not to be tried again by this run.
+        given_up: how many failed before and are not retried by this run.
+        selected: all that is wanted, as rows of a ``series`` table with the columns of :class:`WantedSeries`.
     """
 
     todo: list[WantedSeries]
     left: list[WantedSeries]
     wanted_figures: Figures
     done_figures: Figures
-    unselected: int = 0
-    given_up: int = 0
+    unselected: int
+    given_up: int
+    selected: pa.Table = field(compare=False, repr=False)
 
     @property
     def wanted(self) -> int:
@@ -97,15 +126,30 @@ class Plan:
         """How much there is to fetch."""
         return Figures.of(self.todo)
 
-    @property
-    def files(self) -> int:
-        """How many files there are to fetch."""
-        return self.figures.files
+    def batches(self, max_series: int = BATCH_SERIES) -> Iterator[list[WantedSeries]]:
+        """Cut the series to fetch into batches of at most 2 GB and so many series."""
+        return batches(self.todo, max_series=max_series)
 
-    @property
-    def bytes(self) -> int:
-        """How many bytes there are to fetch, as far as they are announced."""
-        return self.figures.bytes
+    def text(self, free: int | None = None) -> str:
+        """Return what a run will do, before a byte moves: what it fetches and what is in the lake.
+
+        Args:
+            free: bytes that the disk has free, None where that is not known.
+        """
+        todo = self.figures
+        parts = [
+            f"{todo.series} series to fetch ({todo.files:,} files, {size_text(todo.bytes)})",
+            f"{self.done} of {self.wanted} in the lake ({size_text(self.done_figures.bytes)})",
+        ]
+        if self.left:
+            parts.append(f"{len(self.left)} deferred to a later run")
+        if self.given_up:
+            parts.append(f"{self.given_up} failed before and are not retried")
+        if self.unselected:
+            parts.append(f"{self.unselected} not selected")
+        if free is not None:
+            parts.append(f"{size_text(free)} free on the disk")
+        return ", ".join(parts)
 
 
 def make_plan(
@@ -119,32 +163,23 @@ def make_plan(
 ) -> Plan:
     """Compare what the archive lists with what the lake holds.
 
-    A receipt counts as there if it has files and the fingerprint that is listed now; one that was withdrawn kept
-    its files. What was tried in vain comes last, so that it never keeps a bounded run from the others.
+    A series is in the lake if its receipt has files and the fingerprint that is listed now; one that was withdrawn
+    kept its files. What failed before comes last, so that it never keeps a bounded run from the others.
 
     Args:
         series: rows of the ``series`` table.
         receipts: rows of the ``image_series`` table, with those of the journal.
         selection: which of the series are wanted; all by default.
-        max_bytes: most bytes to fetch, None for no bound; the first series is always planned.
-        max_series: most series to fetch, None for no bound.
-        retry: False leaves out what is quarantined with the content that is listed now, or was unavailable within
-            the last day: the archive hides a series while it is curated, and a sensor shall find it when it is back.
+        max_bytes, max_series, retry: see :class:`Bounds`.
     """
     selected = selection.apply(series).select(COLUMNS).sort_by("SeriesInstanceUID")
-    held = in_order_of(selected, receipts)
-    same = same_contents(selected, held)
-    there = pc.and_(same, has_files(held))
-    vain = pc.and_(_tried_in_vain(selected, held, same), pc.invert(there))
-    never = pc.invert(pc.or_(there, vain))
-    missing = wanted_series(selected.filter(never))
-    given_up = 0
-    if retry:
-        missing += wanted_series(selected.filter(vain))
-    else:
-        again = pc.and_(vain, _unavailable_for_a_day(held))
-        missing += wanted_series(selected.filter(again))
-        given_up = (pc.sum(vain).as_py() or 0) - (pc.sum(again).as_py() or 0)
+    known = in_order_of(selected, receipts)
+    same = same_contents(selected, known)
+    there = pc.and_(same, has_files(known))
+    failed = pc.and_(_failed_before(selected, known, same), pc.invert(there))
+    again = failed if retry else pc.and_(failed, _unavailable_for_a_day(known))
+    never = pc.invert(pc.or_(there, failed))
+    missing = wanted_series(selected.filter(never)) + wanted_series(selected.filter(again))
     todo = _within(missing, max_bytes, max_series)
     return Plan(
         todo,
@@ -152,7 +187,8 @@ def make_plan(
         wanted_figures=Figures.of_table(selected),
         done_figures=Figures.of_table(selected.filter(there)),
         unselected=series.num_rows - selected.num_rows,
-        given_up=given_up,
+        given_up=(pc.sum(failed).as_py() or 0) - (pc.sum(again).as_py() or 0),
+        selected=selected,
     )
 
 
@@ -171,13 +207,13 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
     """Make sure that the disk of a lake has room for what is to be fetched; an object store has no bound.
 
     Args:
-        lake: where to.
-        plans: what for.
+        lake: where the files go.
+        plans: what is to be fetched.
 
     Raises:
-        LakeError: it has not; the text has the figures.
+        LakeError: it does not; the text has the figures.
     """
-    free = free_bytes(lake)
+    free = lake.free_bytes()
     todo = sum((plan.figures for plan in plans), Figures())
     if free is None or not todo.series:
         return
@@ -186,51 +222,23 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
         unsized = f", and {todo.unsized} of them are announced without a size" if todo.unsized else ""
         raise LakeError(
             f"the lake {lake.uri} has too little room: {todo.series} series need {todo.bytes:,} bytes{unsized}, "
-            f"tables and work in hand {reserve:,} more, and {free:,} bytes are free. Make room, or fetch less: "
+            f"tables and work in progress {reserve:,} more, and {free:,} bytes are free. Make room, or fetch less: "
             "select what you need, or set a bound (max_bytes)"
         )
 
 
-def free_bytes(lake: Lake) -> int | None:
-    """Return what the disk of a lake has free, in bytes, None for an object store.
-
-    Raises:
-        LakeError: the disk cannot be asked.
-    """
-    if lake.local is None:
-        return None
-    with lake.told("measure the free room"):
-        folder = next(f for f in (lake.local, *lake.local.parents, Path("/")) if f.is_dir())
-        return shutil.disk_usage(folder).free
+# --- did it fail before?
 
 
-# --- was it tried in vain?
-
-
-def refresh_failed(wanted: WantedSeries) -> str:
-    """Return how the reason begins in the receipt of a whole series whose newer version could not be fetched.
-
-    It names the version: an even newer one was not tried yet.
-    """
-    return (
-        f"the newer version ({wanted.ImageCount} images, {wanted.FileSize} bytes, submitted {wanted.TimeStamp}, "
-        f"released {wanted.DateReleased}) could not be fetched: "
-    )
-
-
-def _tried_in_vain(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) -> pa.Array:
-    """Tell of every series whether what is listed now was tried, and could not be had."""
+def _failed_before(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Tell of every series whether the content that is listed now was tried, and could not be fetched."""
     refused = pc.is_in(receipts["Status"], value_set=pa.array([QUARANTINED, UNAVAILABLE]))
-    outdated = pc.and_(has_files(receipts), pc.and_(pc.invert(same), pc.is_valid(receipts["Reason"])))
-    rows = series.filter(outdated).to_pylist()
-    reasons = receipts.filter(outdated)["Reason"].to_pylist()
-    failed = [r.startswith(refresh_failed(WantedSeries(**row))) for row, r in zip(rows, reasons, strict=True)]
-    refused = pc.and_(refused, same).combine_chunks()
-    return pc.replace_with_mask(refused, outdated.combine_chunks(), pa.array(failed, pa.bool_()))
+    outdated = pc.and_(refresh_failed(receipts), same_contents(series, receipts, NEWER))
+    return pc.or_(pc.and_(refused, same), outdated)
 
 
-def _unavailable_for_a_day(receipts: pa.Table) -> pa.Array:
-    long_ago = pc.less(receipts["FetchedAt"], pa.scalar(clock.utc_now() - TRIED_AGAIN_AFTER, pa.timestamp("us")))
+def _unavailable_for_a_day(receipts: pa.Table) -> pa.ChunkedArray:
+    long_ago = pc.less(receipts["FetchedAt"], pa.scalar(clock.utc_now() - RETRY_AFTER, pa.timestamp("us")))
     unavailable = pc.equal(receipts["Status"], UNAVAILABLE)
     return pc.fill_null(pc.and_(unavailable, long_ago), False)
 
@@ -241,7 +249,7 @@ def _unavailable_for_a_day(receipts: pa.Table) -> pa.Array:
 def batches(
     todo: Iterable[WantedSeries], max_bytes: int = BATCH_BYTES, max_series: int = BATCH_SERIES
 ) -> Iterator[list[WantedSeries]]:
-    """Cut the series to fetch into batches bounded by bytes and count; each holds one series at least."""
+    """Cut the series to fetch into batches bounded by bytes and count; each holds at least one series."""
     batch: list[WantedSeries] = []
     size = 0
     for one in todo:

@@ -1,4 +1,4 @@
-"""How far a batch is, told at a pace at which a person reads."""
+"""How far a batch is, logged at a pace at which a person reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.text import duration_text, size_text
 
@@ -15,20 +15,23 @@ NEXT_SECONDS = 30.0
 
 
 class Progress:
-    """Counts the series of a batch that are done, and now and then says how far it is.
+    """Counts the series of a batch that are done, and reports now and then how far it is.
 
     A line after ten seconds, then one every half a minute: in Dagster each is a row of a database.
 
     Args:
         batch: the series to fetch.
-        say: takes a line; called from any thread, one at a time.
+        on_progress: takes a line; called from any thread, one at a time.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, batch: Sequence[WantedSeries], say: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+        self,
+        batch: Sequence[WantedSeries],
+        on_progress: Callable[[str], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._say = say
+        self._on_progress = on_progress
         self._clock = clock
         self._lock = threading.Lock()
         self._series = len(batch)
@@ -38,13 +41,13 @@ class Progress:
         self._passed = 0
         self.receipts: list[Receipt] = []
 
-    def tell(self, receipt: Receipt) -> None:
-        """Take the outcome of a series; for ``fetch_batch``, from any thread."""
+    def add(self, receipt: Receipt) -> None:
+        """Take the outcome of a series, from any thread."""
         with self._lock:
             self.receipts.append(receipt)
             self._passed += receipt.wanted.FileSize or 0
             if self._clock() >= self._due:
-                self._say(self.line())
+                self._on_progress(self.line())
                 self._due = self._clock() + NEXT_SECONDS
 
     def line(self) -> str:

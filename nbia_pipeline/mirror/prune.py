@@ -1,14 +1,13 @@
-"""What becomes of the files of withdrawn series: their receipts are told, and on request they are deleted.
+"""What becomes of the files of withdrawn series: their receipts show it, and on request they are deleted.
 
 A pruned series keeps its receipt, which then states no size; should the archive list it again it is fetched. The
-receipt is written first, then the files go, then their rows in ``instances``: whatever a crash leaves over is found
-by those rows, and the next prune finishes it. At no time does a receipt state files that are not there.
+receipt is written first, then the files go, then their rows in ``instances``: whatever a crash leaves is found by
+those rows, and the next prune finishes it. At no time does a receipt state files that are not there.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,10 +16,10 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
-from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import encode
+from nbia_pipeline.changes.feed import withdrawn_series
+from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
 
@@ -34,8 +33,8 @@ class Prunable:
         series: their UIDs.
         files: how many files.
         bytes: their size.
-        since: when the first of the listings without one of them was asked (UTC).
-        until: the same, of the one that went last.
+        since: when the first listing without one of them was asked (UTC).
+        until: the same, of the one that was withdrawn last.
     """
 
     collection: str
@@ -47,19 +46,20 @@ class Prunable:
 
 
 def mark_withdrawn(lake: Lake, collection: str) -> None:
-    """Let the receipts say which series are withdrawn, and which are no more; without receipts nothing is done."""
+    """Update which receipts are marked as withdrawn; without receipts nothing is done."""
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=[UID, "Status"])
     withdrawn = withdrawn_series(lake, collection)
-    held = set(receipts[UID].to_pylist())
+    known = set(receipts[UID].to_pylist())
     marked = set(receipts.filter(pc.equal(receipts["Status"], WITHDRAWN))[UID].to_pylist())
-    if held & withdrawn != marked:
-        commit(lake, collection, present_series(lake, collection), withdrawn=withdrawn, clear_mark=False)
+    if known & withdrawn != marked:
+        commit(lake, collection, clear_mark=False)
 
 
 def prunable(lake: Lake, collection: str) -> Prunable | None:
     """Return what :func:`prune` would delete of a collection, None where there is nothing.
 
-    That is what receipts call withdrawn, of series whose withdrawal is believed and which no listing names now.
+    These are the files of series that receipts mark as withdrawn, whose withdrawal is believed, and which no listing
+    names now.
 
     Raises:
         LakeError: the lake cannot be read.
@@ -76,18 +76,17 @@ def prunable(lake: Lake, collection: str) -> Prunable | None:
     return Prunable(collection, found, files.num_rows, pc.sum(files["Size"]).as_py(), span["min"], span["max"])
 
 
-def prune(lake: Lake, what: Prunable, *, tell: Callable[[str], None] = lambda uid: None) -> Prunable | None:
+def prune(lake: Lake, what: Prunable) -> Prunable | None:
     """Delete the files of withdrawn series, and return what was deleted; None if nothing was left to delete.
 
     Args:
         lake: the lake.
-        what: what :func:`prunable` said; a series that returned meanwhile is spared.
-        tell: called with the UID of every series whose files are gone.
+        what: what :func:`prunable` returned; a series that returned meanwhile is spared.
 
     Raises:
         LakeError: the lake cannot be written; call it again to finish.
     """
-    with lake.lock(encode(what.collection)) as expect_held:
+    with lake.lock(Lock.COLLECTION, what.collection) as expect_held:
         now = prunable(lake, what.collection)
         uids = what.series & now.series if now else frozenset()
         if not now or not uids:
@@ -96,11 +95,9 @@ def prune(lake: Lake, what: Prunable, *, tell: Callable[[str], None] = lambda ui
         instances = lake.read_table(INSTANCES, what.collection)
         chosen = pc.is_in(instances[UID], value_set=_texts(uids))
         gone = instances.filter(chosen)
-        for uid, folders in sorted(_folders(gone).items()):
+        for folder in sorted({path.rsplit("/", 1)[0] for path in gone["Path"].to_pylist()}):
             expect_held()
-            for folder in folders:
-                lake.remove_folder(folder)
-            tell(uid)
+            lake.remove_folder(folder)
         kept = instances.filter(pc.invert(chosen))
         lake.write_table(INSTANCES, kept, what.collection, may_empty=True)
     return Prunable(what.collection, uids, gone.num_rows, pc.sum(gone["Size"]).as_py(), now.since, now.until)
@@ -113,23 +110,15 @@ def _candidates(lake: Lake, collection: str) -> set[str]:
 
 
 def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
-    """Let the receipts say that the files are gone, before they are."""
+    """Let the receipts state that the files are gone, before they are."""
     receipts = lake.read_table(IMAGE_SERIES, collection)
     chosen = pc.is_in(receipts[UID], value_set=_texts(uids))
     why = f"pruned on {clock.utc_now():%Y-%m-%d}: the archive withdrew it"
-    for name, value in (("Bytes", None), ("Reason", why)):
+    for name, value in {**NO_NEWER, "Bytes": None, "Reason": why}.items():
         field = receipts.schema.field(name)
         values = pc.if_else(chosen, pa.scalar(value, field.type), receipts[name])
         receipts = receipts.set_column(receipts.schema.get_field_index(name), field, values)
     lake.write_table(IMAGE_SERIES, receipts, collection)
-
-
-def _folders(instances: pa.Table) -> dict[str, set[str]]:
-    """Return the directories of the files of each series."""
-    folders: dict[str, set[str]] = defaultdict(set)
-    for uid, path in zip(instances[UID].to_pylist(), instances["Path"].to_pylist(), strict=True):
-        folders[uid].add(path.rsplit("/", 1)[0])
-    return folders
 
 
 def _texts(values: Iterable[str]) -> pa.Array:

@@ -8,12 +8,14 @@ from typing import Any
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake.layout import series_path
-from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.mirror.series import NO_NEWER, WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance, series_md5
 from nbia_pipeline.schema.status import COMPLETE
 
 MD5 = "md5"
 COUNT_AND_SIZE = "count+size"
+
+_KEYS_OF_0_1 = {"healed": "repaired", "proof": "verified_by"}
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class Receipt:
     Attributes:
         wanted: the series as it was listed when it was fetched.
         status: ``complete``, ``unavailable`` or ``quarantined``.
-        attempts: downloads that it took.
+        attempts: how many downloads it took.
         instances: the verified files; none unless complete.
         reason: why it is not complete.
-        healed: instances that were fetched one by one.
-        proof: what proves the files, ``md5`` or ``count+size``.
+        repaired: instances that were fetched one by one.
+        verified_by: what proves the files, ``md5`` or ``count+size``.
         fetched_at: when (UTC, without a zone).
     """
 
@@ -36,8 +38,8 @@ class Receipt:
     attempts: int
     instances: list[VerifiedInstance] = field(default_factory=list)
     reason: str | None = None
-    healed: int = 0
-    proof: str = MD5
+    repaired: int = 0
+    verified_by: str = MD5
     fetched_at: datetime = field(default_factory=lambda: clock.utc_now())
 
     @property
@@ -56,9 +58,10 @@ class Receipt:
             "SeriesMD5": series_md5([i.MD5 for i in self.instances]) if complete else None,
             "FetchedAt": self.fetched_at,
             "Attempts": self.attempts,
-            "Healed": self.healed,
-            "Proof": self.proof if complete else None,
+            "Healed": self.repaired,
+            "Proof": self.verified_by if complete else None,
             "Reason": self.reason,
+            **NO_NEWER,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -71,10 +74,10 @@ class Receipt:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Receipt:
-        """Return what :meth:`to_json` was made of."""
+        """Return what :meth:`to_json` was made of, by this version or by 0.1.0."""
         return cls(
             **{
-                **values,
+                **{_KEYS_OF_0_1.get(name, name): value for name, value in values.items()},
                 "wanted": WantedSeries.from_json(values["wanted"]),
                 "instances": [VerifiedInstance(**i) for i in values["instances"]],
                 "fetched_at": datetime.fromisoformat(values["fetched_at"]),

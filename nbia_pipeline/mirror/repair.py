@@ -1,4 +1,4 @@
-"""What a zip left open is closed here: instance by instance, or by the proof that is left without digests."""
+"""Complete and verify what a zip left open: instance by instance, or by count and size where there are no digests."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
-from nbia_pipeline.mirror.commit import COUNT_AND_SIZE, MD5
+from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, VerifiedInstance, series_md5, take_single
 
 log = logging.getLogger(__name__)
 
-# A download short of more than this part of its instances is made again rather than mended.
-WORTH_MENDING = 0.5
+# A download that lacks more than this part of its instances is repeated rather than repaired.
+WORTH_REPAIRING = 0.5
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A series whose every instance is proven.
+    """A series whose every instance is verified.
 
     Attributes:
         instances: in the order of InstanceNumber.
-        healed: how many were fetched one by one.
-        proof: ``md5``, or ``count+size`` where the archive holds no digest of some instance.
+        repaired: how many were fetched one by one.
+        verified_by: ``md5``, or ``count+size`` where the archive holds no digest of some instance.
     """
 
     instances: list[VerifiedInstance]
-    healed: int
-    proof: str
+    repaired: int
+    verified_by: str
 
 
 def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str]) -> None:
-    """Make sure that zip, list and table speak of the same instances; what the zip lacks can be mended.
+    """Make sure that zip, list and table agree on the instances; what the zip lacks can be repaired.
 
     Raises:
         NotVerified: the zip holds an instance that getSOPInstanceUIDs does not list, or the list and the table have
@@ -49,63 +49,63 @@ def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[s
         )
 
 
-def mend(
+def complete(
     client: NbiaClient,
     wanted: WantedSeries,
     unpacked: Unpacked,
     listed: Sequence[str],
     files: Path,
     *,
-    whatever_it_takes: bool,
+    even_if_many: bool,
 ) -> Verified:
-    """Prove every listed instance: by the zip's list of digests, else one by one.
+    """Verify every listed instance: by the zip's list of digests, else one by one.
 
     An instance that the zip lacks, or whose digest is wrong, is fetched with getSingleImage and compared with
-    getMD5HashForImage. Where the archive holds no digest of it, count and total size must do.
+    getMD5HashForImage. Where the archive holds no digest of it, count and total size must match.
 
     Args:
         client: the archive.
         wanted: the series as listed.
         unpacked: what getImageWithMD5Hash sent.
-        listed: what getSOPInstanceUIDs says.
+        listed: what getSOPInstanceUIDs lists.
         files: directory that holds the files; those fetched here are added.
-        whatever_it_takes: mend also what another download would mend with fewer calls.
+        even_if_many: repair also what another download would repair with fewer calls.
 
     Raises:
-        NotVerified: an instance cannot be had or proven, or too much is missing.
+        NotVerified: an instance cannot be fetched or verified, or too much is missing.
         NotAvailable: the archive refuses the series meanwhile.
     """
-    proven = unpacked.proven()
-    open_ones = [uid for uid in listed if uid not in proven]
-    if len(open_ones) > WORTH_MENDING * len(listed) and not whatever_it_takes:
+    verified = unpacked.verified()
+    open_ones = [uid for uid in listed if uid not in verified]
+    if len(open_ones) > WORTH_REPAIRING * len(listed) and not even_if_many:
         raise NotVerified(f"{_shortage(unpacked, listed)}{_faults(unpacked)}")
-    healed, undigested = 0, 0
-    # What is missing comes first: if the archive cannot send it, the rest need not be asked for.
+    repaired, undigested = 0, 0
+    # What is missing comes first: if the archive cannot send it, there is no need to ask for the rest.
     for uid in sorted(open_ones, key=lambda uid: uid in unpacked.instances):
         expected = client.md5_of_image(uid) or (unpacked.digests or {}).get(unpacked.names.get(uid, "")) or None
         instance = unpacked.instances.get(uid)
         if instance is None or expected != instance.MD5:
             instance = _single(client, wanted, uid, files)
-            healed += 1
+            repaired += 1
         if expected is None:
             undigested += 1
         elif expected != instance.MD5:
-            raise NotVerified(f"instance {uid} has MD5 {instance.MD5} also by itself, the archive holds {expected}")
-        proven[uid] = instance
+            raise NotVerified(f"instance {uid} has MD5 {instance.MD5} by itself too, the archive holds {expected}")
+        verified[uid] = instance
     if undigested:
-        _expect_size(wanted, proven.values())
-    return Verified(_in_order(proven.values()), healed, COUNT_AND_SIZE if undigested else MD5)
+        _expect_size(wanted, verified.values())
+    return Verified(_in_order(verified.values()), repaired, COUNT_AND_SIZE if undigested else MD5)
 
 
-def prove_without_digests(
+def complete_without_digests(
     client: NbiaClient, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], files: Path
 ) -> Verified:
-    """Prove what getImage sent, which has no list of digests: by the set of instances and their total size.
+    """Verify what getImage sent, which has no list of digests: by the set of instances and their total size.
 
-    The digest that getMD5Hierarchy holds of the series is a better proof, where it is the same.
+    The digest that getMD5Hierarchy holds of the series proves more, where it is the same.
 
     Raises:
-        NotVerified: an instance cannot be had, or the total is not FileSize.
+        NotVerified: an instance cannot be fetched, or the total is not FileSize.
         NotAvailable: the archive refuses the series meanwhile.
     """
     instances = dict(unpacked.instances)
@@ -119,9 +119,9 @@ def prove_without_digests(
 
 
 def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
-    """Return the digest that getMD5Hierarchy holds of a series, None where it cannot be had.
+    """Return the digest that getMD5Hierarchy holds of a series, None where the archive does not give it.
 
-    Not every server lets everybody ask for it, and it is not needed.
+    Not every server lets every account ask for it, and it is not needed.
     """
     try:
         return client.md5_hierarchy(series_uid=uid)
@@ -136,7 +136,7 @@ def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> 
     try:
         return client.single_image(series, uid, lambda chunks: take_single(chunks, files, series, uid, most))
     except ServerError as e:
-        # Server: how it says that the file is not on its disk.
+        # Server: its answer where the file is not on its disk.
         raise NotVerified(f"instance {uid} is not in the zip, and the archive cannot send it by itself: {e}") from e
 
 
@@ -144,7 +144,7 @@ def _expect_size(wanted: WantedSeries, instances: Iterable[VerifiedInstance]) ->
     size = sum(i.Size for i in instances)
     if size != wanted.FileSize:
         raise NotVerified(
-            f"the archive holds no digest of some instances, and the files have {size} bytes where getSeries says "
+            f"the archive holds no digest of some instances, and the files have {size} bytes where getSeries states "
             f"{wanted.FileSize}"
         )
 
@@ -158,9 +158,9 @@ def _shortage(unpacked: Unpacked, listed: Sequence[str]) -> str:
     text = f"getSOPInstanceUIDs lists {len(listed)} instances, the zip lacks {missing}"
     if unpacked.digests is None:
         return f"{text} and has no list of digests: the archive stopped half-way"
-    return f"{text}, and {len(listed) - missing - len(unpacked.proven())} have not the digest listed"
+    return f"{text}, and {len(listed) - missing - len(unpacked.verified())} do not have the digest listed"
 
 
 def _faults(unpacked: Unpacked) -> str:
     shown = "; ".join(unpacked.faults[:3])
-    return f"; thrown away: {shown}" if shown else ""
+    return f"; discarded: {shown}" if shown else ""

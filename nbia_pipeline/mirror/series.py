@@ -1,10 +1,10 @@
-"""A series as the archive lists it, and whether a receipt is of the content that is listed now."""
+"""A series as the archive lists it, and whether a receipt is of that content."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, time
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -45,11 +45,18 @@ class WantedSeries:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> WantedSeries:
         """Return what :meth:`to_json` was made of."""
-        times = {k: datetime.fromisoformat(values[k]) for k in ("TimeStamp", "DateReleased") if values[k]}
+        times = {k: datetime.fromisoformat(values[k]) for k in TIMES if values[k]}
         return cls(**{**values, **times})
 
 
 COLUMNS = [f.name for f in fields(WantedSeries)]
+TIMES = ("TimeStamp", "DateReleased")
+FINGERPRINT = ("ImageCount", "FileSize", *TIMES)
+"""What the content of a series is recognized by."""
+NEWER = tuple(f"Newer{name}" for name in FINGERPRINT)
+"""Columns of a receipt: the fingerprint of the newer version that could not be fetched."""
+NO_NEWER = dict.fromkeys(("RefreshFailedAt", *NEWER))
+"""Their values in a receipt without such a version."""
 
 
 def wanted_series(series: pa.Table) -> list[WantedSeries]:
@@ -58,13 +65,18 @@ def wanted_series(series: pa.Table) -> list[WantedSeries]:
     return sorted((WantedSeries(**row) for row in rows), key=lambda w: w.SeriesInstanceUID)
 
 
+def collections_of(wanted: Iterable[WantedSeries]) -> list[str]:
+    """Return the collections of some series, sorted."""
+    return sorted({w.Collection for w in wanted})
+
+
 def as_table(wanted: Iterable[WantedSeries]) -> pa.Table:
     """Return wanted series as rows of a ``series`` table, with the columns that they have."""
     schema = pa.schema([SERIES.schema.field(name) for name in COLUMNS])
     return pa.Table.from_pylist([asdict(w) for w in wanted], schema=schema)
 
 
-# --- is it there?
+# --- is it in the lake?
 
 
 def in_order_of(series: pa.Table, receipts: pa.Table) -> pa.Table:
@@ -80,48 +92,33 @@ def has_files(receipts: pa.Table) -> pa.ChunkedArray:
     return pc.fill_null(pc.or_kleene(pc.equal(receipts["Status"], COMPLETE), withdrawn), False)
 
 
-def same_contents(series: pa.Table, receipts: pa.Table) -> pa.ChunkedArray:
+def refresh_failed(receipts: pa.Table) -> pa.ChunkedArray:
+    """Tell of every receipt whether the lake holds the series, and its newest version could not be fetched."""
+    return pc.and_(has_files(receipts), pc.is_valid(receipts["RefreshFailedAt"]))
+
+
+def same_contents(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[str] = FINGERPRINT) -> pa.ChunkedArray:
     """Tell of every series whether the receipt in its row is of the content that the archive lists now.
 
-    This is :func:`same_content` for whole tables.
+    Null equals null, and nothing else. A time that is a bare day (v4 keeps no more) equals any time of that day.
 
     Args:
         series: rows of a ``series`` table.
         receipts: their receipts, as :func:`in_order_of` returns them.
+        fingerprint: the columns of the receipts to compare; ``NEWER`` for the version that could not be fetched.
     """
     same = pc.is_valid(receipts["SeriesInstanceUID"])
-    for name in ("ImageCount", "FileSize"):
-        same = pc.and_(same, _equal(series[name], receipts[name]))
-    for name in ("TimeStamp", "DateReleased"):
-        same = pc.and_(same, _same_times(series[name], receipts[name]))
+    for name, column in zip(FINGERPRINT, fingerprint, strict=True):
+        a, b = series[name], receipts[column]
+        equal = pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b)))
+        if name in TIMES:
+            day_a, day_b = (pc.floor_temporal(x, unit="day") for x in (a, b))
+            bare = pc.and_(pc.equal(day_a, day_b), pc.or_(pc.equal(a, day_a), pc.equal(b, day_b)))
+            equal = pc.or_(equal, pc.fill_null(bare, False))
+        same = pc.and_(same, equal)
     return same
 
 
-def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Compare values; null equals null, and nothing else."""
-    return pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b)))
-
-
-def _same_times(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
-    day_a, day_b = (pc.floor_temporal(x, unit="day") for x in (a, b))
-    bare = pc.and_(pc.equal(day_a, day_b), pc.or_(pc.equal(a, day_a), pc.equal(b, day_b)))
-    return pc.or_(_equal(a, b), pc.fill_null(bare, False))
-
-
-def same_content(wanted: WantedSeries, receipt: dict[str, Any] | None) -> bool:
-    """Tell whether a receipt is of the content that the archive lists now."""
-    if receipt is None:
-        return False
-    same_numbers = (wanted.ImageCount, wanted.FileSize) == (receipt["ImageCount"], receipt["FileSize"])
-    return (
-        same_numbers
-        and _same_time(wanted.TimeStamp, receipt["TimeStamp"])
-        and _same_time(wanted.DateReleased, receipt["DateReleased"])
-    )
-
-
-def _same_time(a: datetime | None, b: datetime | None) -> bool:
-    """Compare two times; one that is a bare day (v4 keeps no more) equals any time of that day."""
-    if a is None or b is None or a == b:
-        return a == b
-    return a.date() == b.date() and time(0) in (a.time(), b.time())
+def same_content(one: WantedSeries, other: WantedSeries) -> bool:
+    """Tell whether two listings of a series are of the same content."""
+    return bool(same_contents(as_table([one]), as_table([other]))[0].as_py())

@@ -1,8 +1,8 @@
-"""How many series are downloaded at a time: as many as the archive and the processors bear.
+"""How many series are downloaded at a time: as many as the archive and the processors can handle.
 
-How much is asked of the archive at a time is bounded by the client, which steps back when the archive is busy. Here
-the own side is looked at: while downloads wait for the network, more of them help; once the processors are busy
-unpacking and hashing, more of them only get into each other's way.
+How many requests are in flight is bounded by the client, which steps back when the archive is busy. Here
+the processors are watched: while downloads wait for the network, more of them help; once the processors are busy
+unpacking and hashing, more of them only get in each other's way.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-LOOK_SECONDS = 0.1
+ADJUST_SECONDS = 0.1
 # Parts of the processors' time that this process takes.
 IDLE = 0.6
 BUSY = 0.85
 
 
 class Streams:
-    """A number of places that grows while the processors are idle, and shrinks while they are busy.
+    """A number of slots that grows while the processors are idle, and shrinks while they are busy.
 
-    It begins with one place more than there are processors, doubles at every look that finds them idle, and falls
-    by one at every look that finds them busy.
+    It begins with one slot more than there are processors, doubles whenever they are found idle, and falls by one
+    whenever they are found busy.
 
     Args:
-        most: most places.
+        most: highest number of slots.
         cores: processors.
         clock: seconds, monotonic.
         cpu: seconds of processor time that this process took.
@@ -45,17 +45,17 @@ class Streams:
         self._least = self.allowed = min(most, self._cores + 1)
         self._clock = clock
         self._cpu = cpu
-        self._looked = (clock(), cpu())
+        self._measured = (clock(), cpu())
         self._taken = 0
         self._freed = threading.Condition()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Wait for a place, and hold it."""
+    def slot(self) -> Iterator[None]:
+        """Wait for a slot, and occupy it."""
         with self._freed:
             while self._taken >= self.allowed:
-                self._freed.wait(LOOK_SECONDS)
-                self.look()
+                self._freed.wait(ADJUST_SECONDS)
+                self.adjust()
             self._taken += 1
         try:
             yield
@@ -64,14 +64,14 @@ class Streams:
                 self._taken -= 1
                 self._freed.notify()
 
-    def look(self) -> None:
-        """Set the number of places by what the processors did since the last look, if that is long enough ago."""
+    def adjust(self) -> None:
+        """Set the number of slots by what the processors did since the last time, if that is long enough ago."""
         now, used = self._clock(), self._cpu()
-        seconds = now - self._looked[0]
-        if seconds < LOOK_SECONDS:
+        seconds = now - self._measured[0]
+        if seconds < ADJUST_SECONDS:
             return
-        busy = (used - self._looked[1]) / seconds / self._cores
-        self._looked = (now, used)
+        busy = (used - self._measured[1]) / seconds / self._cores
+        self._measured = (now, used)
         if busy < IDLE:
             self.allowed = min(self._most, self.allowed * 2)
             self._freed.notify_all()

@@ -1,4 +1,4 @@
-"""Unpack what arrives, and tell what of it is proven. Nothing here decides what to do about the rest."""
+"""Unpack what arrives, and find out what of it is verified. Nothing here decides what to do about the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MD5_LIST = "md5hashes.csv"
 LICENSE = "LICENSE"
 # Files up to this size are written once and under their name; larger ones pass through a temporary one.
 IN_MEMORY_BYTES = 4 << 20
-# A zip may hold so much more than was announced: no more than is refused before it touches the disk.
+# A zip may hold this much more than was announced; what exceeds it is refused before it touches the disk.
 SPARE_BYTES = IN_MEMORY_BYTES
 SPARE_FILES = 1000
 LIST_BYTES = 64 << 20
@@ -55,13 +55,13 @@ class VerifiedInstance:
 
 @dataclass
 class Unpacked:
-    """What came in one zip, and lies in a directory under the names that it shall have.
+    """What arrived in one zip, and is in a directory under its final names.
 
     Attributes:
         instances: the files of the series by SOPInstanceUID.
         names: the zip's name of each of them.
         digests: the MD5s that the zip lists, by the zip's names; None where it has no such list.
-        faults: what was thrown away, one sentence each.
+        faults: what was discarded, one sentence each.
     """
 
     instances: dict[str, VerifiedInstance] = field(default_factory=dict)
@@ -69,14 +69,14 @@ class Unpacked:
     digests: dict[str, str] | None = None
     faults: list[str] = field(default_factory=list)
 
-    def proven(self) -> dict[str, VerifiedInstance]:
+    def verified(self) -> dict[str, VerifiedInstance]:
         """Return the files whose MD5 is the one that the zip lists."""
         digests = self.digests or {}
         return {uid: i for uid, i in self.instances.items() if digests.get(self.names[uid]) == i.MD5}
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ZipBounds:
     """What a zip may unpack to at most.
 
     Attributes:
@@ -88,16 +88,16 @@ class Bounds:
     files: int
 
     @classmethod
-    def announced(cls, size: int, count: int | None) -> Bounds:
+    def announced(cls, size: int, count: int | None) -> ZipBounds:
         """Return the bounds of a series for which the archive announced `size` bytes in `count` files."""
         return cls(size + SPARE_BYTES, 2 * (count or 0) + SPARE_FILES)
 
 
-def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: Bounds) -> Unpacked:
+def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBounds) -> Unpacked:
     """Unpack a zip while it arrives, hashing what is written.
 
-    A file that is damaged, no DICOM, or of another series is thrown away and noted; the others stay. Files are
-    named by SOPInstanceUID: the zip's names are counters that change (server).
+    A file that is damaged, not DICOM, or of another series is discarded and listed as a fault; the others stay. Files
+    are named by SOPInstanceUID: the zip's names are counters that change (server).
 
     Args:
         chunks: the zip.
@@ -106,19 +106,19 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: Bound
         bounds: what it may unpack to.
 
     Raises:
-        NotVerified: the stream is no whole zip, or its list of digests is unreadable.
-        Hostile: a name is a path or stands twice, or there is more than `bounds` allow.
+        NotVerified: the stream is not a whole zip, or its list of digests is unreadable.
+        UnsafeZip: a name is a path or is used twice, or there is more than `bounds` allow.
         OSError: the disk cannot be written.
     """
     _empty(target)
     found = Unpacked()
-    seen: set[str] = set()
+    names: set[str] = set()
     left = bounds.bytes
     try:
         for entry in stream_entries(chunks):
-            _expect_plain_name(entry.name, seen)
-            seen.add(entry.name)
-            if len(seen) > bounds.files:
+            _expect_plain_name(entry.name, names)
+            names.add(entry.name)
+            if len(names) > bounds.files:
                 raise UnsafeZip(f"the zip holds more than {bounds.files} files, far more than the archive announced")
             if entry.name == MD5_LIST:
                 found.digests = _listed_digests(_all_of(entry, LIST_BYTES))
@@ -143,7 +143,7 @@ def take_single(chunks: Iterable[bytes], target: Path, series_uid: str, sop_uid:
 
     Raises:
         NotVerified: it is not that instance.
-        Hostile: it is longer than `most`.
+        UnsafeZip: it is longer than `most`.
     """
     instance = _store(_bounded(chunks, most), target, series_uid)
     if instance.SOPInstanceUID != sop_uid:
@@ -158,7 +158,7 @@ def series_md5(digests: Sequence[str]) -> str:
 
 
 def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> int:
-    """Store one image of the zip, and return its size; a bad one is noted instead."""
+    """Store one image of the zip, and return its size; a bad one is listed as a fault instead."""
     size = 0
 
     def counted() -> Iterator[bytes]:
@@ -172,7 +172,7 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
     except UnsafeZip:
         raise
     except NotVerified as e:
-        for _ in counted():  # so that a thrown away file counts as well
+        for _ in counted():  # so that a discarded file counts as well
             pass
         found.faults.append(f"{entry.name}: {e}")
         return size
@@ -188,32 +188,32 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
 def _store(
     pieces: Iterable[bytes], target: Path, series_uid: str, taken: dict[str, VerifiedInstance] | None = None
 ) -> VerifiedInstance:
-    """Write a file under its SOPInstanceUID while hashing it; nothing of it stays if it is refused."""
+    """Write a file under its SOPInstanceUID while hashing it; if it is refused, nothing of it stays."""
     digest = hashlib.md5(usedforsecurity=False)
-    held: list[bytes] = []
+    in_memory: list[bytes] = []
     size = 0
     rest = iter(pieces)
     for piece in rest:
         digest.update(piece)
-        held.append(piece)
+        in_memory.append(piece)
         size += len(piece)
         if size > IN_MEMORY_BYTES:
             break
     large = target / _UNPACKING
     try:
         if size > IN_MEMORY_BYTES:
-            size += _spill(held, rest, large, digest)
-        whole = large if size > IN_MEMORY_BYTES else b"".join(held)
+            size += _spill(in_memory, rest, large, digest)
+        whole = large if size > IN_MEMORY_BYTES else b"".join(in_memory)
         header = read_header(whole)
         if header.SeriesInstanceUID != series_uid:
             raise NotVerified(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
         if taken and header.SOPInstanceUID in taken:
             raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
-        place = target / instance_name(header.SOPInstanceUID)
+        final = target / instance_name(header.SOPInstanceUID)
         if isinstance(whole, bytes):
-            place.write_bytes(whole)
+            final.write_bytes(whole)
         else:
-            large.replace(place)
+            large.replace(final)
     except NotDicom as e:
         raise NotVerified(str(e)) from e
     finally:
@@ -221,12 +221,12 @@ def _store(
     return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest.hexdigest())
 
 
-def _spill(held: list[bytes], rest: Iterator[bytes], large: Path, digest: hashlib._Hash) -> int:
-    """Write what was held and all the rest to a file; return the size of the rest."""
+def _spill(in_memory: list[bytes], rest: Iterator[bytes], large: Path, digest: hashlib._Hash) -> int:
+    """Write what is in memory and all the rest to a file; return the size of the rest."""
     more = 0
     with large.open("wb") as file:
-        file.writelines(held)
-        held.clear()
+        file.writelines(in_memory)
+        in_memory.clear()
         for piece in rest:
             digest.update(piece)
             more += file.write(piece)
@@ -246,10 +246,10 @@ def _all_of(entry: Entry, most: int) -> bytes:
     return b"".join(_bounded(entry, most))
 
 
-def _expect_plain_name(name: str, seen: set[str]) -> None:
+def _expect_plain_name(name: str, names: set[str]) -> None:
     if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
         raise UnsafeZip(f"the zip holds a name that is a path: {name[:100]!r}")
-    if name in seen:
+    if name in names:
         raise UnsafeZip(f"the zip holds the name {name[:100]!r} twice")
 
 

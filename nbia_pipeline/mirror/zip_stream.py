@@ -1,8 +1,8 @@
 """Read a zip while it arrives: no byte of it touches the disk, and memory does not grow with its size.
 
 The server streams its zips (Java's ZipOutputStream): each entry is deflated, its sizes follow it in a data
-descriptor, and stand otherwise only in the central directory at the end. So the entries are taken in the order in
-which they come, and the directory, last, tells whether these were all.
+descriptor, and are stated otherwise only in the central directory at the end. So the entries are taken in the order
+in which they arrive, and the directory, last, shows whether these were all.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WIDE_SIZES = 1  # id of the extra field with 64-bit sizes
 
 
 class InvalidZip(Exception):
-    """The stream is no zip, or not all of one; the text says what is wrong."""
+    """The stream is not a zip, or not a whole one; the text says what is wrong."""
 
 
 @dataclass
@@ -63,8 +63,8 @@ def stream_entries(chunks: Iterable[bytes]) -> Iterator[Entry]:
         chunks: the bytes of the zip, cut anywhere.
 
     Raises:
-        InvalidZip: the bytes are no zip, or end before its directory does, or the directory tells of other
-            entries than came.
+        InvalidZip: the bytes are not a zip, or end before its directory does, or the directory lists other
+            entries than arrived.
     """
     source = _Source(chunks)
     names: list[bytes] = []
@@ -72,7 +72,7 @@ def stream_entries(chunks: Iterable[bytes]) -> Iterator[Entry]:
         name, entry = _begin(source)
         names.append(name)
         yield entry
-        for _ in entry:  # what the caller left
+        for _ in entry:  # what the caller did not read
             pass
     _expect_directory(source, signature, names)
 
@@ -122,7 +122,7 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
         raise InvalidZip(f"the zip holds {name[:100]!r} in a way that the archive never uses (method {method})")
     if method == _STORED and follow:
-        raise InvalidZip(f"the zip does not say how long {name[:100]!r} is")
+        raise InvalidZip(f"the zip does not state how long {name[:100]!r} is")
     if not follow and _FULL in (packed, size):
         size, packed = _wide_sizes(extra)
     entry = Entry(name, iter(()))
@@ -221,7 +221,7 @@ def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> 
         source.take(16)
         signature = source.take(4)
     if signature != _END:
-        raise InvalidZip(f"this is no zip: {signature!r} where an entry or the end was due")
+        raise InvalidZip(f"this is not a zip: {signature!r} where an entry or the end was due")
     fixed = source.take(18)
     source.take(struct.unpack_from("<H", fixed, 16)[0])
     if source.some(1):

@@ -154,7 +154,16 @@ _COLUMNS = {
         Column("Attempts", COUNT, "How many downloads it took.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were repaired one by one.", unit="instances"),
         Column("Proof", TEXT, "What proves the files: md5, or count+size where no digest is held."),
-        Column("Reason", TEXT, "Why the series is not complete."),
+        Column("Reason", TEXT, "Why the series is not complete, or not in its newest version; a sentence for people."),
+        Column(
+            "RefreshFailedAt",
+            TIME,
+            "When the newest version of a series in the lake could not be fetched (UTC); null unless that is so.",
+        ),
+        Column("NewerImageCount", COUNT, "ImageCount of that newest version.", unit="instances"),
+        Column("NewerFileSize", COUNT, "FileSize of that newest version.", unit="bytes"),
+        Column("NewerTimeStamp", TIME, "TimeStamp of that newest version."),
+        Column("NewerDateReleased", TIME, "DateReleased of that newest version."),
         Column("Path", TEXT, "Path of the file relative to the lake."),
         Column("Size", COUNT, "Size of the file.", unit="bytes"),
         Column("MD5", TEXT, "MD5 of the file, lower-case hex."),
@@ -245,7 +254,8 @@ IMAGE_SERIES = _table(
     "image_series",
     "The receipts: one row per wanted series, with what was fetched and how it is proven.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Status ImageCount Bytes SeriesMD5 TimeStamp FileSize "
-    "DateReleased FetchedAt Attempts Healed Proof Reason",
+    "DateReleased FetchedAt Attempts Healed Proof Reason RefreshFailedAt NewerImageCount NewerFileSize NewerTimeStamp "
+    "NewerDateReleased",
     key="SeriesInstanceUID",
 )
 INSTANCES = _table(

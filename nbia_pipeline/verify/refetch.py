@@ -1,4 +1,4 @@
-"""Fetch damaged series of the lake anew."""
+"""Fetch damaged or outdated series of the lake again."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
-from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import encode
-from nbia_pipeline.mirror.commit import Receipt, commit
-from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import batches
-from nbia_pipeline.mirror.series import WantedSeries, wanted_series
+from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.series import NO_NEWER, wanted_series
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.verify.inventory import VerifyResult
 
 COMMAND = "nbia-pipeline verify --damaged --mend"
 COMMAND_OUTDATED = "nbia-pipeline verify --ask-archive --mend"
-NOT_LISTED = "the archive does not list it any more, so that it cannot be fetched anew; what is left of it stays"
+NOT_LISTED = "the archive does not list it any more, so that it cannot be fetched again; what is left of it stays"
 
 
 @dataclass
-class Mended:
-    """What came of mending.
+class RefetchResult:
+    """What came of fetching damaged series again.
 
     Attributes:
-        uids: series that were fetched anew, by collection.
+        uids: series that were fetched again, by collection.
         failures: why a series could not be, by SeriesInstanceUID.
     """
 
@@ -38,76 +37,63 @@ class Mended:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def mend(
+def refetch(
     client: NbiaClient,
     lake: Lake,
     damaged: Sequence[VerifyResult],
     *,
-    tell: Callable[[Receipt], None] = lambda receipt: None,
-) -> Mended:
-    """Fetch damaged or outdated series anew, and publish what is whole and verified in their place.
+    on_result: Callable[[Receipt], None] = lambda receipt: None,
+) -> RefetchResult:
+    """Fetch damaged or outdated series again, and publish what is whole and verified in their place.
 
-    The receipts of damaged ones turn from ``complete`` to ``pending`` first, so that from now on nobody counts on
-    what is damaged, also if the machine stops or the archive is away: then the next run fetches them. The damaged
+    The receipts of damaged ones turn from ``complete`` to ``pending`` first, so that from now on nobody relies on
+    what is damaged, even if the machine stops or the archive is down: then the next run fetches them. The damaged
     files stay until whole ones take their place.
 
     Args:
         client: the archive.
         lake: the lake.
-        damaged: verdicts with a finding.
-        tell: called with every outcome, from any thread.
+        damaged: results with a finding.
+        on_result: called with every outcome, from any thread.
 
     Raises:
-        ArchiveError: the archive cannot be reached or refuses the account; what was mended stays.
+        ArchiveError: the archive cannot be reached or refuses the account; what was fetched stays.
         LakeError: the lake cannot be written.
     """
-    mended = Mended()
+    result, mirror = RefetchResult(), Mirror(client, lake)
     for collection in sorted({v.held.collection for v in damaged}):
         findings = {v.held.uid: v.finding or "" for v in damaged if v.held.collection == collection}
-        series = present_series(lake, collection)
-        wanted = [w for w in wanted_series(series) if w.SeriesInstanceUID in findings]
+        wanted = [w for w in wanted_series(present_series(lake, collection)) if w.SeriesInstanceUID in findings]
         listed = {w.SeriesInstanceUID for w in wanted}
-        mended.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
+        result.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
         # An outdated series is whole: it stays complete until the archive's present one takes its place.
         outdated = {v.held.uid for v in damaged if v.outdated}
         _demote(lake, collection, {uid: findings[uid] for uid in listed - outdated})
         for batch in batches(wanted):
-            _fetch(client, lake, collection, series, batch, mended, tell)
-    return mended
-
-
-def _fetch(
-    client: NbiaClient,
-    lake: Lake,
-    collection: str,
-    series: pa.Table,
-    batch: Sequence[WantedSeries],
-    mended: Mended,
-    tell: Callable[[Receipt], None],
-) -> None:
-    try:
-        receipts = fetch_batch(client, lake, batch, tell=tell)
-    finally:
-        commit(lake, collection, series, withdrawn=withdrawn_series(lake, collection), clear_mark=False)
-    for receipt in receipts:
-        uid = receipt.wanted.SeriesInstanceUID
-        if receipt.status == COMPLETE:
-            mended.uids.setdefault(collection, []).append(uid)
-        else:
-            mended.failures[uid] = f"{receipt.status}: {receipt.reason}"
+            try:
+                receipts = mirror.fetch(batch, on_result=on_result)
+            finally:
+                mirror.commit(collection, clear_mark=False)
+            for receipt in receipts:
+                uid = receipt.wanted.SeriesInstanceUID
+                if receipt.status == COMPLETE:
+                    result.uids.setdefault(collection, []).append(uid)
+                else:
+                    result.failures[uid] = f"{receipt.status}: {receipt.reason}"
+    return result
 
 
 def _demote(lake: Lake, collection: str, findings: Mapping[str, str]) -> None:
-    """Let the receipts of damaged series say so; those that are not complete stay as they are."""
+    """Turn the receipts of damaged series to ``pending``; those that are not complete stay as they are."""
     if not findings:
         return
-    with lake.lock(encode(collection)):
+    with lake.lock(Lock.COLLECTION, collection):
         receipts = lake.read_table(IMAGE_SERIES, collection)
         chosen = pc.and_(
             pc.is_in(receipts["SeriesInstanceUID"], value_set=pa.array(list(findings), pa.string())),
             pc.equal(receipts["Status"], COMPLETE),
         )
-        nothing = dict.fromkeys(("Bytes", "SeriesMD5", "Proof"))
+        nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
         rows = [{**row, **nothing, "Status": PENDING} for row in receipts.filter(chosen).to_pylist()]
         for row in rows:
             row["Reason"] = f"its files in the lake were damaged: {findings[row['SeriesInstanceUID']]}"

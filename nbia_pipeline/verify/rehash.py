@@ -16,9 +16,9 @@ from itertools import islice
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import MD5, commit
+from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.mirror.receipt import MD5
 from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, note, stored_series
@@ -290,8 +290,7 @@ class _Reader:
     def _as_held_now(self, collection: str, uids: dict[str, StoredSeries]) -> list[StoredSeries]:
         """Return series as the tables hold them once they are up to what runs published; pruned ones are not there."""
         try:
-            listed, withdrawn = present_series(self._lake, collection), withdrawn_series(self._lake, collection)
-            commit(self._lake, collection, listed, withdrawn=withdrawn, clear_mark=False)
+            commit(self._lake, collection, clear_mark=False)
         except LakeError as e:
             log.warning("%s: cannot take over what runs may have published meanwhile: %s", collection, e)
         return [h for h in stored_series(self._lake, collection) if h.uid in uids]

@@ -22,7 +22,7 @@ from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.verify.inventory import VerifyResult, stored_series
-from nbia_pipeline.verify.refetch import mend
+from nbia_pipeline.verify.refetch import refetch
 from nbia_pipeline_tests.conftest import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 
@@ -152,9 +152,9 @@ def test_what_is_outdated_stays_complete_if_it_cannot_be_fetched(archive: TestAr
     outdated = VerifyResult(held, 1, 1, "outdated", outdated=True)
     archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
     with archive.client() as client:
-        assert list(mend(client, lake, [outdated]).failures) == [held.uid]
+        assert list(refetch(client, lake, [outdated]).failures) == [held.uid]
         assert set(lake.read_table(IMAGE_SERIES, COLLECTIONS[0])["Status"].to_pylist()) == {"complete"}
-        assert mend(client, lake, [outdated]).uids == {COLLECTIONS[0]: [held.uid]}
+        assert refetch(client, lake, [outdated]).uids == {COLLECTIONS[0]: [held.uid]}
 
 
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:

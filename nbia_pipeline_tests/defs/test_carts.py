@@ -18,7 +18,7 @@ from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror import cart
+from nbia_pipeline.mirror import selection
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.conftest import serving
@@ -130,7 +130,7 @@ def test_the_rows_come_from_the_lake_where_it_has_them(
     with NbiaClient(url) as client:
         mirror.lake.write_table(SERIES, client.series("QIN_Breast.v2"), "QIN_Breast.v2")
         control.requests(clear=True)
-        rows = cart.cart_series(client, mirror.lake, NAME)
+        rows = selection.cart_series(client, mirror.lake, NAME)
     asked = [r["query"] for r in control.requests() if r["endpoint"] == "getSeries"]
     assert len(asked) == 1
     assert wanted["Lung Phantom CT"] in str(asked)
@@ -148,19 +148,19 @@ def test_a_row_of_the_lake_that_is_out_of_date_is_asked_for_anew(
     with NbiaClient(url) as client:
         mirror.lake.write_table(SERIES, client.series("QIN_Breast.v2"), "QIN_Breast.v2")
         control.replace(uid, hidden=False, slices=5)
-        rows = {r["SeriesInstanceUID"]: r for r in cart.cart_series(client, mirror.lake, NAME).to_pylist()}
+        rows = {r["SeriesInstanceUID"]: r for r in selection.cart_series(client, mirror.lake, NAME).to_pylist()}
     assert rows[uid]["ImageCount"] == 5
 
 
 def test_many_series_of_a_collection_are_listed_at_once(
     mirror: Mirror, control: Operations, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cart, "ONE_BY_ONE", 2)
+    monkeypatch.setattr(selection, "ONE_BY_ONE", 2)
     uids = [r["SeriesInstanceUID"] for r in control.series("QIN_Breast.v2") if r["Visibility"] == VISIBLE]
     control.cart(NAME, uids)
     control.requests(clear=True)
     with NbiaClient(url) as client:
-        rows = cart.cart_series(client, mirror.lake, NAME)
+        rows = selection.cart_series(client, mirror.lake, NAME)
     assert sorted(rows["SeriesInstanceUID"].to_pylist()) == sorted(uids)
     assert [r["endpoint"] for r in control.requests() if r["endpoint"] == "getSeries"] == ["getSeries"]
 

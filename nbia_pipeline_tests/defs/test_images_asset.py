@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,14 @@ import pytest
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets import fetch_op
 from nbia_pipeline.defs.assets.fetch_op import failed_rows, failed_table
-from nbia_pipeline.defs.assets.finish import expect_all, problem_rows
-from nbia_pipeline.defs.assets.images import ImagesConfig
+from nbia_pipeline.defs.assets.images import ImagesConfig, expect_all, problem_rows
 from nbia_pipeline.embedded.control.client import Fault
 from nbia_pipeline.embedded.pytest_plugin import NbiaArchive
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import contact_sheet_path
-from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.mirror import engine
 from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.preview.sheet import INLINE_CHARACTERS
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
@@ -93,7 +94,7 @@ class Mirror(NamedTuple):
         return {r["SeriesInstanceUID"] for r in rows if r["Status"] == "complete"}
 
     def asked(self) -> Counter[str]:
-        """Return how often each series was asked for since the last time, in vain or not."""
+        """Return how often each series was asked for since the last time, with or without success."""
         records = self.archive.control.requests(clear=True)
         return Counter(r["query"]["SeriesInstanceUID"] for r in records if r["endpoint"] == "getImageWithMD5Hash")
 
@@ -237,7 +238,7 @@ def test_a_fault_of_ours_is_told_and_costs_the_others_nothing(mirror: Mirror, mo
             raise KeyError("a mistake in the program")
         return real(client, lake, wanted, **more)
 
-    monkeypatch.setattr(fetch_op, "fetch_batch", fetch)
+    monkeypatch.setattr(engine, "fetch_batch", fetch)
     result = mirror.run(batch_series=1)
     assert not result.success
     assert mirror.statuses() == {"complete": 4, "pending": 1}
@@ -271,7 +272,7 @@ def test_the_plan_is_told_before_a_byte_moves_and_the_figures_at_the_end(mirror:
     assert told[0].startswith(f"{BREAST}: 5 series to fetch (85 files, 2.9 MB), 0 of 5 in the lake (0 B), ")
     assert told[0].endswith(" free on the disk")
     assert told[1].startswith("b00000: 5 of 5 series, 2.9 MB, ")
-    assert told[1].endswith("; nothing amiss")
+    assert told[1].endswith("; no problems")
     assert len(told) == 2
     found = metadata(result)
     sizes = mirror.lake.read_table(SERIES, BREAST)["FileSize"].to_pylist()
@@ -316,10 +317,10 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run_and_is_told(mirror: Mirror)
     assert "the contact sheet of QIN_Breast.v2 could not be drawn" in lines(mirror.instance, result)[-1]
 
 
-def test_what_is_healed_and_what_cannot_be_had_is_told(mirror: Mirror) -> None:
-    healed, hidden, broken = mirror.uids()[:3]
+def test_what_is_repaired_and_what_cannot_be_fetched_is_reported(mirror: Mirror) -> None:
+    damaged, hidden, broken = mirror.uids()[:3]
     mirror.archive.control.faults(
-        Fault("lost_file", endpoint="getImageWithMD5Hash", series=healed, fraction=0.0),
+        Fault("lost_file", endpoint="getImageWithMD5Hash", series=damaged, fraction=0.0),
         Fault("html", endpoint="getSingleImage", series=broken),
         Fault("status", status=400, endpoint="getImageWithMD5Hash", series=hidden),
         Fault("cut_file", endpoint="getImageWithMD5Hash", series=broken),
@@ -332,12 +333,19 @@ def test_what_is_healed_and_what_cannot_be_had_is_told(mirror: Mirror) -> None:
     rows = table_rows(found["problems"])
     assert {r["series"]: r["what"].partition(":")[0] for r in rows} == {hidden: "unavailable", broken: "quarantined"}
     told = lines(mirror.instance, result)
-    assert told[1].endswith("; 1 instances healed, 1 series quarantined, 1 series unavailable")
+    assert told[1].endswith("; 1 instances repaired, 1 series quarantined, 1 series unavailable")
 
 
 def test_the_table_of_problems_names_what_could_not_be_refreshed_too() -> None:
+    failed = {"RefreshFailedAt": datetime(2026, 1, 1)}  # noqa: DTZ001 - the tables state no zone
     rows: list[dict[str, Any]] = [
-        {"SeriesInstanceUID": "1.1", "Status": "complete", "Bytes": 1, "Reason": "the newer version is broken"},
+        {
+            "SeriesInstanceUID": "1.1",
+            "Status": "complete",
+            "Bytes": 1,
+            "Reason": "the newer version is broken",
+            **failed,
+        },
         {"SeriesInstanceUID": "1.2", "Status": "complete", "Bytes": 1},
         {"SeriesInstanceUID": "1.3", "Status": "pending", "Reason": "not fetched yet"},
         {"SeriesInstanceUID": "1.4", "Status": "quarantined", "Reason": "a file is missing"},
@@ -389,7 +397,7 @@ def test_a_cart_that_nobody_knows_is_an_error_and_not_everything(mirror: Mirror)
     assert mirror.asked() == {}
 
 
-def test_what_was_tried_in_vain_can_be_left_out(mirror: Mirror) -> None:
+def test_what_failed_before_can_be_left_out(mirror: Mirror) -> None:
     hidden = mirror.uids()[0]
     mirror.archive.control.faults(
         Fault("status", status=400, endpoint="getImageWithMD5Hash", series=hidden),

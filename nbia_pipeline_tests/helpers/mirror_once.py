@@ -1,4 +1,4 @@
-"""Mirror an archive once with the engine alone: the steps of the images asset, in their order, without Dagster.
+"""Mirror an archive once with the engine alone, without Dagster.
 
 As a process of its own, for tests that kill it::
 
@@ -18,12 +18,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+import pyarrow as pa
+
 from nbia_pipeline.archive import ArchiveError, ClientOptions, NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import STAGING
-from nbia_pipeline.mirror.commit import Receipt, commit, staged_by_journal
-from nbia_pipeline.mirror.download import STREAMS, fetch_batch
-from nbia_pipeline.mirror.plan import batches, make_plan
+from nbia_pipeline.mirror.download import STREAMS
+from nbia_pipeline.mirror.engine import Mirror
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import SERIES
 
@@ -38,19 +40,24 @@ _WRITES = os.O_WRONLY | os.O_RDWR
 _CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
 
+class ImagesAlone(Mirror):
+    """Asks for no licenses: the requests and files of theirs have tests of their own."""
+
+    def _keep_licenses(self, collection: str, series: pa.Table) -> None:
+        pass
+
+
 def mirror(
     client: NbiaClient, lake: Lake, collections: Sequence[str] | None = None, streams: int = STREAMS
 ) -> list[Receipt]:
     """Mirror some collections, or all, and return what became of the series that were fetched."""
     receipts = []
+    engine = ImagesAlone(client, lake, streams=streams)
     for collection in client.collection_values() if collections is None else collections:
-        series = client.series(collection)
-        lake.write_table(SERIES, series, collection)
-        held = commit(lake, collection, series)
-        lake.sweep(keep=staged_by_journal(lake))
-        for batch in batches(make_plan(series, held).todo, max_series=BATCH_SERIES):
-            receipts += fetch_batch(client, lake, batch, streams=streams)
-        commit(lake, collection, series)
+        lake.write_table(SERIES, client.series(collection), collection)
+        for batch in engine.plan(collection).batches(BATCH_SERIES):
+            receipts += engine.fetch(batch)
+        engine.commit(collection)
     return receipts
 
 

@@ -16,7 +16,7 @@ from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import Archive, create_app
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline_tests.conftest import FAST, serving
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.faults import Faults

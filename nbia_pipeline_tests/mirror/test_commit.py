@@ -10,22 +10,14 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import (
-    Receipt,
-    already_there,
-    commit,
-    current_receipts,
-    failed_refreshes,
-    has_failed,
-    mark_failed,
-    note_failure,
-    publish_series,
-    staged_by_journal,
-)
+from nbia_pipeline.mirror.commit import already_there, commit, commit_journal, current_receipts
+from nbia_pipeline.mirror.journal import has_failed, mark_failed, publish_series, record_failure, staged_by_journal
 from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.series import NEWER, refresh_failed
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
 from nbia_pipeline_tests.mirror.test_plan import series_table, wanted
 
 ONE = wanted(1)
@@ -73,7 +65,7 @@ def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
     assert held(lake) == {instance["Path"]: instance["Size"]}
 
 
-def test_settling_twice_changes_nothing(lake: Lake) -> None:
+def test_committing_twice_changes_nothing(lake: Lake) -> None:
     publish(lake, receipt())
     first = commit(lake, "A", series_table([ONE]))
     assert commit(lake, "A", series_table([ONE])).equals(first)
@@ -93,7 +85,7 @@ def test_a_newer_version_takes_the_place_of_the_older_one(lake: Lake) -> None:
 def test_a_failed_refresh_keeps_the_whole_series_that_is_there(lake: Lake) -> None:
     publish(lake, receipt(5))
     commit(lake, "A", series_table([ONE]))
-    note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
+    record_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
     table = commit(lake, "A", series_table([replace(ONE, FileSize=200)]))
     assert table.select(["Status", "Bytes", "Reason"]).to_pylist() == [
         {
@@ -103,21 +95,31 @@ def test_a_failed_refresh_keeps_the_whole_series_that_is_there(lake: Lake) -> No
             "00:00:00) could not be fetched: short",
         }
     ]
-    assert failed_refreshes(table) == ["1.0001"]
+    assert refresh_failed(table).to_pylist() == [True]
+    assert table.select(NEWER).to_pylist() == [
+        {
+            "NewerImageCount": 3,
+            "NewerFileSize": 200,
+            "NewerTimeStamp": ONE.TimeStamp,
+            "NewerDateReleased": ONE.DateReleased,
+        }
+    ]
+    assert table["RefreshFailedAt"].null_count == 0
 
 
 def test_a_failed_refresh_is_forgotten_when_the_archive_takes_the_newer_version_back(lake: Lake) -> None:
     publish(lake, receipt(5))
     commit(lake, "A", series_table([ONE]))
-    note_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
+    record_failure(lake, Receipt(replace(ONE, FileSize=200), "quarantined", 3, reason="short"))
     commit(lake, "A", series_table([replace(ONE, FileSize=200)]))
     table = commit(lake, "A", series_table([ONE]))
     assert table.select(["Status", "Reason"]).to_pylist() == [{"Status": "complete", "Reason": None}]
-    assert failed_refreshes(table) == []
+    assert refresh_failed(table).to_pylist() == [False]
+    assert table.select([*NEWER, "RefreshFailedAt"]).to_pylist() == [dict.fromkeys([*NEWER, "RefreshFailedAt"])]
 
 
-def test_a_failure_is_kept_with_its_reason_until_it_is_mended(lake: Lake) -> None:
-    note_failure(lake, Receipt(ONE, "quarantined", 3, reason="short by one"))
+def test_a_failure_is_kept_with_its_reason_until_the_series_is_fetched(lake: Lake) -> None:
+    record_failure(lake, Receipt(ONE, "quarantined", 3, reason="short by one"))
     assert commit(lake, "A", series_table([ONE]))["Reason"].to_pylist() == ["short by one"]
     publish(lake, receipt())
     assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
@@ -195,7 +197,7 @@ def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     blocked = tmp_path / "images" / "A" / "P"
     blocked.parent.mkdir(parents=True)
-    blocked.write_text("a file where a directory shall be")
+    blocked.write_text("a file where a directory must be")
     with pytest.raises(LakeError):
         publish(lake, receipt())
     assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
@@ -225,7 +227,7 @@ def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
     assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [5]
 
 
-def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
+def test_a_commit_with_nothing_new_writes_nothing_and_reads_no_instances(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(lake, receipt())
@@ -240,10 +242,10 @@ def test_a_settling_with_nothing_new_writes_nothing_and_reads_no_instances(
 
         monkeypatch.setattr(Lake, name, noted)
     assert commit(lake, "A", series_table([wanted(2), ONE])).equals(first)
-    assert touched == ["read_table image_series"]
+    assert touched == ["read_table series_seen", "read_table image_series"]
 
 
-def test_what_would_be_settled_can_be_seen_without_settling(lake: Lake) -> None:
+def test_what_would_be_committed_can_be_seen_without_a_commit(lake: Lake) -> None:
     publish(lake, receipt())
     seen = current_receipts(lake, "A", series_table([ONE, wanted(2)]))
     assert lake.collections_of(IMAGE_SERIES) == []
@@ -257,10 +259,17 @@ def statuses(table: pa.Table) -> dict[str, str]:
     return dict(zip(table["SeriesInstanceUID"].to_pylist(), table["Status"].to_pylist(), strict=True))
 
 
+def withdraw(lake: Lake, *uids: str) -> None:
+    """Let the feed of changes believe that these series, and no others, are withdrawn."""
+    seen = [{**dict.fromkeys(SERIES_SEEN.schema.names), "SeriesInstanceUID": uid, "Withdrawn": True} for uid in uids]
+    lake.write_table(SERIES_SEEN, pa.Table.from_pylist(seen, schema=SERIES_SEEN.schema), "A", may_empty=True)
+
+
 def test_a_withdrawn_series_keeps_all_but_its_status(lake: Lake) -> None:
     publish(lake, receipt())
     before = commit(lake, "A", series_table([ONE, wanted(2)])).to_pylist()
-    table = commit(lake, "A", series_table([wanted(2)]), withdrawn=frozenset({"1.0001", "7.7"}))
+    withdraw(lake, "1.0001", "7.7")
+    table = commit(lake, "A", series_table([wanted(2)]))
     assert table.to_pylist() == [{**before[0], "Status": "withdrawn"}, before[1]]
     assert len(held(lake)) == lake.read_table(INSTANCES, "A").num_rows == 1
     assert commit(lake, "A", series_table([wanted(2)])).equals(table), "it came back by itself"
@@ -269,26 +278,29 @@ def test_a_withdrawn_series_keeps_all_but_its_status(lake: Lake) -> None:
 def test_a_withdrawn_series_that_returns_as_it_was_is_complete_without_a_fetch(lake: Lake) -> None:
     publish(lake, receipt())
     before = commit(lake, "A", series_table([ONE]))
-    gone = commit(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    withdraw(lake, "1.0001")
+    gone = commit(lake, "A", series_table([]))
     assert statuses(gone) == {"1.0001": "withdrawn"}
     assert make_plan(series_table([ONE]), gone).todo == []
     # Believed to be withdrawn, and listed all the same: what is listed is there.
-    assert commit(lake, "A", series_table([ONE]), withdrawn=frozenset({"1.0001"})).equals(before)
+    assert commit(lake, "A", series_table([ONE])).equals(before)
 
 
 def test_a_withdrawn_series_that_returns_with_another_content_is_fetched(lake: Lake) -> None:
     publish(lake, receipt())
     commit(lake, "A", series_table([ONE]))
-    commit(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    withdraw(lake, "1.0001")
+    commit(lake, "A", series_table([]))
     revised = series_table([replace(ONE, FileSize=200)])
     assert len(make_plan(revised, commit(lake, "A", revised)).todo) == 1
     assert len(held(lake)) == 1
 
 
 def test_a_pruned_series_that_returns_is_fetched(lake: Lake) -> None:
-    note_failure(lake, Receipt(ONE, "quarantined", 3, reason="short"))
+    record_failure(lake, Receipt(ONE, "quarantined", 3, reason="short"))
     commit(lake, "A", series_table([ONE]))
-    gone = commit(lake, "A", series_table([]), withdrawn=frozenset({"1.0001"}))
+    withdraw(lake, "1.0001")
+    gone = commit(lake, "A", series_table([]))
     assert gone.select(["Status", "Bytes"]).to_pylist() == [{"Status": "withdrawn", "Bytes": None}]
     assert len(make_plan(series_table([ONE]), gone).todo) == 1
     assert statuses(commit(lake, "A", series_table([ONE]))) == {"1.0001": "pending"}
@@ -301,16 +313,16 @@ def test_a_batch_that_is_tried_again_skips_what_it_got(lake: Lake) -> None:
     publish(lake, receipt(n=1))
     commit(lake, "A", series_table([ONE]))
     publish(lake, receipt(n=2))
-    note_failure(lake, Receipt(wanted(3), "quarantined", 3, reason="short"))
-    assert already_there(lake, "A", [wanted(n) for n in (1, 2, 3, 4)]) == {"1.0001", "1.0002"}
-    assert already_there(lake, "A", [replace(wanted(n), FileSize=7) for n in (1, 2)]) == set()
+    record_failure(lake, Receipt(wanted(3), "quarantined", 3, reason="short"))
+    assert already_there(lake, [wanted(n) for n in (1, 2, 3, 4)]) == {"1.0001", "1.0002"}
+    assert already_there(lake, [replace(wanted(n), FileSize=7) for n in (1, 2)]) == set()
 
 
 def test_a_batch_that_is_tried_again_makes_up_for_the_move_that_it_counts_on(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt())
     assert held(lake) == {}
-    assert already_there(lake, "A", [ONE]) == {"1.0001"}
+    assert already_there(lake, [ONE]) == {"1.0001"}
     assert list(held(lake).values()) == [5]
 
 
@@ -318,8 +330,8 @@ def test_the_journal_is_newer_than_the_tables(lake: Lake) -> None:
     publish(lake, receipt())
     commit(lake, "A", series_table([ONE]))
     publish(lake, replace(receipt(7), wanted=replace(ONE, FileSize=200)))
-    assert already_there(lake, "A", [ONE]) == set()
-    assert already_there(lake, "A", [replace(ONE, FileSize=200)]) == {"1.0001"}
+    assert already_there(lake, [ONE]) == set()
+    assert already_there(lake, [replace(ONE, FileSize=200)]) == {"1.0001"}
 
 
 def test_a_failed_batch_leaves_a_mark_until_the_next_plan(lake: Lake) -> None:
@@ -333,21 +345,20 @@ def test_a_failed_batch_leaves_a_mark_until_the_next_plan(lake: Lake) -> None:
     assert not has_failed(lake, "A")
 
 
-@pytest.mark.parametrize("failed_settles_first", [True, False])
-def test_whatever_the_order_all_that_was_fetched_is_in_the_tables(lake: Lake, failed_settles_first: bool) -> None:
+@pytest.mark.parametrize("failed_commits_first", [True, False])
+def test_whatever_the_order_all_that_was_fetched_is_in_the_tables(lake: Lake, failed_commits_first: bool) -> None:
     """Two batches, one of which fails: the protocol of `mark_failed`, in both orders."""
-    listed = series_table([ONE, wanted(2)])
 
     def fail() -> None:
         mark_failed(lake, "A")
-        commit(lake, "A", listed, clear_mark=False)
+        commit_journal(lake, "A")
 
     def finish() -> None:
         publish(lake, receipt(n=2))
         if has_failed(lake, "A"):
-            commit(lake, "A", listed, clear_mark=False)
+            commit_journal(lake, "A")
 
     publish(lake, receipt(n=1))
-    for step in (fail, finish) if failed_settles_first else (finish, fail):
+    for step in (fail, finish) if failed_commits_first else (finish, fail):
         step()
     assert statuses(lake.read_table(IMAGE_SERIES, "A")) == {"1.0001": "complete", "1.0002": "complete"}

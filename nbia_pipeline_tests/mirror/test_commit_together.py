@@ -1,4 +1,4 @@
-"""Two who settle and publish at once harm each other in nothing; large journals and tables are settled in pieces."""
+"""Two who commit and publish at once do each other no harm; large journals and tables are committed in pieces."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import STAGING
-from nbia_pipeline.mirror import commit as receipts_module
-from nbia_pipeline.mirror.commit import Receipt, commit, note_failure, staged_by_journal
-from nbia_pipeline.mirror.merge import instances_of, with_instances
+from nbia_pipeline.mirror import journal
+from nbia_pipeline.mirror.commit import commit, instances_of, with_instances
+from nbia_pipeline.mirror.journal import record_failure, staged_by_journal
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.mirror.test_commit import crash_before_the_move, publish, receipt
@@ -31,7 +32,7 @@ LISTED = [wanted(n) for n in range(2 * EACH)]
 
 PROCESS = """
 import sys
-from nbia_pipeline_tests.transfer.test_settle_together import work
+from nbia_pipeline_tests.mirror.test_commit_together import work
 from nbia_pipeline.lake import Lake
 print("ready", flush=True)
 sys.stdin.readline()
@@ -40,7 +41,7 @@ work(Lake(sys.argv[1]), int(sys.argv[2]))
 
 
 def work(lake: Lake, first: int) -> None:
-    """Publish every other series, and settle after each few, as batches of a run in which one failed do."""
+    """Publish every other series, and commit after each few, as batches of a run in which one failed do."""
     for number in range(first, 2 * EACH, 2):
         publish(lake, receipt(size=number + 1, n=number))
         if number % 3 == 0:
@@ -123,11 +124,11 @@ def _instances(count: int) -> list[VerifiedInstance]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_journal_is_committed_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     lake = Lake(str(tmp_path))
     for number in range(2 * EACH):
         publish(lake, receipt(size=number + 1, n=number))
-    monkeypatch.setattr(receipts_module, "SLICE_INSTANCES", size)
+    monkeypatch.setattr(journal, "SLICE_INSTANCES", size)
     commit(lake, "A", series_table(LISTED))
     expect_all_there(lake)
     assert commit(lake, "A", series_table(LISTED)).equals(lake.read_table(IMAGE_SERIES, "A"))
@@ -136,7 +137,7 @@ def test_a_journal_is_settled_in_slices(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_crash_between_the_tables_costs_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(str(tmp_path))
     publish(lake, receipt(n=1))
-    note_failure(lake, Receipt(wanted(2), "quarantined", 3, reason="short"))
+    record_failure(lake, Receipt(wanted(2), "quarantined", 3, reason="short"))
     for step in ("write_pieces", "write_table", "remove"):
         with monkeypatch.context() as patch:
             was = getattr(Lake, step)

@@ -105,7 +105,7 @@ def test_a_damaged_download_is_mended_or_made_again(
     damage, downloads, healed = DAMAGES[name]
     archive.faults.inject("getImageWithMD5Hash", zips.altered(damage))
     receipt = fetch_series(client, lake, wanted)
-    assert (receipt.status, receipt.attempts, receipt.healed) == (COMPLETE, downloads, healed)
+    assert (receipt.status, receipt.attempts, receipt.repaired) == (COMPLETE, downloads, healed)
     assert archive.faults.count("getImageWithMD5Hash") == downloads
     assert archive.faults.count("getSingleImage") == healed
     assert receipt.row()["Healed"] == healed and receipt.row()["Proof"] == "md5"
@@ -120,7 +120,7 @@ def test_a_download_that_stays_damaged_is_mended_instance_by_instance(
 ) -> None:
     archive.faults.inject("getImageWithMD5Hash", zips.altered(DAMAGES[name][0]), times=9)
     receipt = fetch_series(client, lake, wanted)
-    assert (receipt.status, receipt.proof) == (COMPLETE, "md5")
+    assert (receipt.status, receipt.verified_by) == (COMPLETE, "md5")
     assert archive.faults.count("getImageWithMD5Hash") <= 3
     assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
 
@@ -167,7 +167,7 @@ def test_a_zip_that_ends_half_way_each_time_is_completed_one_by_one(
     receipt = fetch_series(client, lake, wanted)
     assert wanted.ImageCount is not None
     assert (receipt.status, receipt.attempts) == (COMPLETE, 3)
-    assert receipt.healed == wanted.ImageCount - (wanted.ImageCount + 1) // 3
+    assert receipt.repaired == wanted.ImageCount - (wanted.ImageCount + 1) // 3
     assert files_of(lake, receipt.path) == expected_files(demo, wanted.SeriesInstanceUID)
 
 
@@ -239,7 +239,7 @@ def test_a_batch_keeps_what_it_published_when_the_archive_goes_away(
         archive.faults.inject("getImageWithMD5Hash", *calls)
 
     with pytest.raises(ArchiveError):
-        fetch_batch(client, lake, wanted, streams=1, tell=fail_from_now_on)
+        fetch_batch(client, lake, wanted, streams=1, on_result=fail_from_now_on)
     assert told == ["done"]
     assert len(images_in(lake)) == wanted[0].ImageCount
 

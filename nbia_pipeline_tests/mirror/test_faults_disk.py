@@ -19,7 +19,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.control.fault import Fault
-from nbia_pipeline.lake import LakeError
+from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.mirror.conftest import DOWNLOADS, Site
 
@@ -32,8 +32,12 @@ Remount = Callable[[str], None]
 
 
 @pytest.fixture
-def small_disk(site: Site, tmp_path: Path) -> Iterator[Remount]:
-    """A file system in memory under the lake; gives what changes its options, like ``size=2m`` or ``ro``."""
+def small_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remount]:
+    """A file system in memory under the lake; gives what changes its options, like ``size=2m`` or ``ro``.
+
+    A plan does not see how small it is, as if it were filled only afterwards.
+    """
+    monkeypatch.setattr(Lake, "free_bytes", lambda self: None)
     disk = tmp_path / "disk"
     disk.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "nbia-test", disk], capture_output=True)

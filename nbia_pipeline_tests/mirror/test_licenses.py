@@ -201,8 +201,8 @@ def test_the_stream_is_left_once_the_text_is_there(fresh_nbia_archive: NbiaArchi
         assert asked["bytes"] < 1 << 20
 
 
-def test_bytes_that_are_no_zip_are_no_licence() -> None:
-    with pytest.raises(BadAnswer, match="no zip"):
+def test_bytes_that_are_not_a_zip_are_not_a_license() -> None:
+    with pytest.raises(BadAnswer, match="not a zip"):
         read_license(iter([b"<html>Sign in</html>"]))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nbia_pipeline.defs.histogram import BOUNDS, LABELS, histogram, size_classes
-from nbia_pipeline.mirror.commit import Receipt
+from nbia_pipeline.defs.metadata import BOUNDS, LABELS, histogram, size_classes
 from nbia_pipeline.mirror.progress import Progress
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.text import duration_text
@@ -37,7 +37,7 @@ def progress_lines(todo: list[WantedSeries], every: float) -> list[str]:
     progress = Progress(todo, lambda line: told.append(f"{watch.now - 100:.0f} s: {line}"), watch)
     for one in todo:
         watch.now += every
-        progress.tell(done(one))
+        progress.add(done(one))
     return told
 
 

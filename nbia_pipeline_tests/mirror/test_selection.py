@@ -85,14 +85,14 @@ def test_a_manifest_is_read_whatever_wrote_it(tmp_path: Path, end: str, mark: st
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", r"is no \.tcia manifest: it has no line 'ListOfSeriesToDownload='"),
-        (b"<!DOCTYPE html><html>Sign in</html>", r"is no \.tcia manifest: it has no line"),
-        (b"1.2.3\n1.2.4\n", r"is no \.tcia manifest: it has no line"),
+        (b"", r"is not a \.tcia manifest: it has no line 'ListOfSeriesToDownload='"),
+        (b"<!DOCTYPE html><html>Sign in</html>", r"is not a \.tcia manifest: it has no line"),
+        (b"1.2.3\n1.2.4\n", r"is not a \.tcia manifest: it has no line"),
         (HEAD.encode(), "names no series"),
         (HEAD.encode() + b"\n \n", "names no series"),
-        (HEAD.encode() + b"1.2.3\n<html>\n", r"is no \.tcia manifest: '<html>' is no SeriesInstanceUID"),
-        (HEAD.encode() + b"1." * 33 + b"1", "is no SeriesInstanceUID"),
-        (b"\xff\xfe\x00PK", r"is no \.tcia manifest: it is not a text"),
+        (HEAD.encode() + b"1.2.3\n<html>\n", r"is not a \.tcia manifest: '<html>' is not a SeriesInstanceUID"),
+        (HEAD.encode() + b"1." * 33 + b"1", "is not a SeriesInstanceUID"),
+        (b"\xff\xfe\x00PK", r"is not a \.tcia manifest: it is not a text"),
     ],
 )
 def test_what_is_no_manifest_is_an_error_that_names_the_file(tmp_path: Path, content: bytes, problem: str) -> None:

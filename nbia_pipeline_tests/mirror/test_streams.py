@@ -34,7 +34,7 @@ def after(places: Streams, machine: Machine, *busy: float) -> list[int]:
     for part in busy:
         machine.pass_second(part)
         with places._freed:
-            places.look()
+            places.adjust()
         found.append(places.allowed)
     return found
 
@@ -49,7 +49,7 @@ def test_a_look_too_soon_after_the_last_says_nothing(machine: Machine) -> None:
     places = streams(machine)
     machine.now += 0.01
     with places._freed:
-        places.look()
+        places.adjust()
     assert places.allowed == 3
 
 
@@ -59,7 +59,7 @@ def test_no_more_hold_a_place_than_are_allowed(machine: Machine) -> None:
     go_on = threading.Event()
 
     def work() -> None:
-        with places.place():
+        with places.slot():
             held.release()
             go_on.wait(30)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nbia_pipeline.mirror.unpack import Bounds, NotVerified, UnsafeZip, take_single, unpack
+from nbia_pipeline.mirror.unpack import NotVerified, UnsafeZip, ZipBounds, take_single, unpack
 from nbia_pipeline_tests.helpers.zips import MD5_LIST, pack, with_true_list
 from nbia_pipeline_tests.mirror.test_dicom_header import dicom
 
 SERIES = "1.2.3"
-ROOM = Bounds(1 << 30, 100)
+ROOM = ZipBounds(1 << 30, 100)
 
 
 def image(number: int, size: int = 100, series: str = SERIES) -> bytes:
@@ -40,7 +40,7 @@ def test_large_and_small_files_are_written_alike(tmp_path: Path) -> None:
         instance = found.instances[f"1.2.3.{n}"]
         assert (instance.Size, instance.MD5) == (len(content), hashlib.md5(content).hexdigest())
         assert (instance.InstanceNumber, found.names[f"1.2.3.{n}"]) == (n, f"{n:08d}.dcm")
-    assert found.proven() == found.instances
+    assert found.verified() == found.instances
     assert found.faults == []
 
 
@@ -76,7 +76,7 @@ def test_more_than_was_announced_never_touches_the_disk(tmp_path: Path, size: in
             yield piece
 
     with pytest.raises(UnsafeZip, match="more in the download than the archive announced"):
-        unpack(watched(), tmp_path / "files", SERIES, Bounds(1 << 20, 100))
+        unpack(watched(), tmp_path / "files", SERIES, ZipBounds(1 << 20, 100))
     assert max(written) <= 1 << 20
     assert [p.name for p in (tmp_path / "files").iterdir()] == ["1.2.3.1.dcm"]
 
@@ -84,7 +84,7 @@ def test_more_than_was_announced_never_touches_the_disk(tmp_path: Path, size: in
 def test_the_files_thrown_away_count_as_well(tmp_path: Path) -> None:
     zipped = pack([(f"{n}", bytes(400_000)) for n in range(5)])
     with pytest.raises(UnsafeZip):
-        unpack([zipped], tmp_path / "files", SERIES, Bounds(1_000_000, 100))
+        unpack([zipped], tmp_path / "files", SERIES, ZipBounds(1_000_000, 100))
 
 
 def test_too_many_files_are_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_only_the_listed_digest_proves(tmp_path: Path) -> None:
     text = "\n".join(["Filename,MD5Hash", *(f"{n},{d}" for n, d in enumerate(digests, 1)), ""])
     entries = [*((f"{n}", c) for n, c in enumerate(content, 1)), (MD5_LIST, text.encode())]
     found = unpack([pack(entries)], tmp_path / "files", SERIES, ROOM)
-    assert list(found.proven()) == ["1.2.3.1"]
+    assert list(found.verified()) == ["1.2.3.1"]
     assert list(found.instances) == ["1.2.3.1", "1.2.3.2", "1.2.3.3"]
 
 

@@ -130,9 +130,9 @@ def test_a_small_piece_that_unpacks_to_much_comes_in_bounded_pieces() -> None:
     ("body", "told"),
     [
         (b"", "the stream ended"),
-        (b"<html>sign in</html>", "this is no zip"),
+        (b"<html>sign in</html>", "this is not a zip"),
         (with_sizes([("a", b"1")]) + b"more", "bytes follow"),
-        (with_sizes([("a", b"1")]).replace(b"PK\1\2", b"PK\1\3"), "this is no zip"),
+        (with_sizes([("a", b"1")]).replace(b"PK\1\2", b"PK\1\3"), "this is not a zip"),
     ],
 )
 def test_what_is_no_zip_is_told(body: bytes, told: str) -> None:

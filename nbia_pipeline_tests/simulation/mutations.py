@@ -349,7 +349,7 @@ CHANGES = (
 
 
 def _as_many(value: bool) -> Callable[..., Any]:
-    def same(series: pa.Table, receipts: pa.Table) -> pa.ChunkedArray:
+    def same(series: pa.Table, receipts: pa.Table, fingerprint: Any = None) -> pa.ChunkedArray:
         known = receipts[UID].is_valid()
         return known if value else pa.chunked_array([pa.array([False] * series.num_rows)])
 

@@ -7,16 +7,15 @@ from typing import Any
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes.feed import returned_collections, vanished_collections
+from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
-from nbia_pipeline.defs.assets.settling import committed, listed_series
-from nbia_pipeline.defs.assets.tables import Fetched, Source, describe
+from nbia_pipeline.defs.assets.tables import Source, describe
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.download import fetch_batch
-from nbia_pipeline.mirror.licenses import keep_licenses
-from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.engine import Mirror
+from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_METADATA
 from nbia_pipeline.settings import Settings, SettingsError
 
@@ -88,10 +87,9 @@ class PlainRuns:
         tables._write(SERIES_METADATA, self._source(client), fetch, collection)
 
     def _images(self, client: NbiaClient, collection: str, **bounds: Any) -> None:
-        series = listed_series(self._lake, collection)
-        plan = make_plan(series, committed(self._lake, collection, series), **bounds)
-        keep_licenses(client, self._lake, collection, series)
+        mirror = Mirror(client, self._lake)
+        plan = mirror.plan(collection, bounds=Bounds(**bounds))
         try:
-            fetch_batch(client, self._lake, plan.todo)
+            mirror.fetch(plan.todo)
         finally:
-            committed(self._lake, collection, listed_series(self._lake, collection))
+            mirror.commit(collection)

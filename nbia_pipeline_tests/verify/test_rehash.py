@@ -16,14 +16,16 @@ import pytest
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import Receipt, commit, publish_series
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.journal import publish_series
 from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, VERIFICATIONS
 from nbia_pipeline.verify.inventory import stored_series
-from nbia_pipeline.verify.refetch import NOT_LISTED, mend
+from nbia_pipeline.verify.refetch import NOT_LISTED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 from nbia_pipeline_tests.conftest import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
@@ -57,7 +59,7 @@ def content(n: int, instance: int, version: str) -> bytes:
 
 
 def publish(lake: Lake, n: int, version: str) -> None:
-    """Publish a series as a run does; the tables follow when somebody settles."""
+    """Publish a series as a run does; the tables follow with the next commit."""
     instances = []
     with lake.workspace() as work:
         (work / "files").mkdir()
@@ -306,7 +308,7 @@ def test_damaged_series_are_fetched_anew_and_only_these(
     assert {v.held.uid for v in done.damaged} == set(damaged)
     archive.faults.reset()
     told: list[str] = []
-    outcome = mend(client, mirrored, done.damaged, tell=lambda r: told.append(r.status))
+    outcome = refetch(client, mirrored, done.damaged, on_result=lambda r: told.append(r.status))
     assert outcome.failures == {} and sorted(outcome.uids[COLLECTION]) == sorted(damaged)
     assert told == ["complete", "complete"]
     assert {r.query["SeriesInstanceUID"] for r in archive.faults.calls("getImageWithMD5Hash")} == set(damaged)
@@ -321,7 +323,7 @@ def test_what_cannot_be_mended_is_complete_no_more(archive: TestArchive, client:
     (series,) = damage(mirrored, 1)
     done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
-    outcome = mend(client, mirrored, done.damaged)
+    outcome = refetch(client, mirrored, done.damaged)
     assert outcome.uids == {}
     assert "unavailable" in outcome.failures[series] and "not been granted" in outcome.failures[series]
     assert statuses(mirrored)[series] == "unavailable"
@@ -334,7 +336,7 @@ def test_a_series_is_not_complete_while_it_is_mended(archive: TestArchive, clien
     done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     archive.faults.inject("getImageWithMD5Hash", answer(503), times=50)
     with pytest.raises(ArchiveError):
-        mend(client, mirrored, done.damaged)
+        refetch(client, mirrored, done.damaged)
     (row,) = [r for r in mirrored.read_table(IMAGE_SERIES, COLLECTION).to_pylist() if r["SeriesInstanceUID"] == series]
     assert (row["Status"], row["Bytes"], row["SeriesMD5"]) == ("pending", None, None)
     assert todo(mirrored, retry=False) == [series]
@@ -349,6 +351,6 @@ def test_a_series_that_is_listed_no_more_keeps_what_is_left(
     before = mirrored.read_table(IMAGE_SERIES, COLLECTION)
     archive.faults.reset()
     done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
-    assert mend(client, mirrored, done.damaged).failures == {series: NOT_LISTED}
+    assert refetch(client, mirrored, done.damaged).failures == {series: NOT_LISTED}
     assert mirrored.read_table(IMAGE_SERIES, COLLECTION).equals(before)
     assert archive.faults.seen == []

@@ -1,4 +1,4 @@
-"""One batch of series: fetched in one step, reported, and told in full where it fails.
+"""One batch of series: fetched in one step, and reported, in full where it fails.
 
 A batch is what a process or a machine takes at a time, and what re-execution from failure repeats.
 """
@@ -7,46 +7,43 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.assets.settling import commit_batch
 from nbia_pipeline.defs.failures import as_failure, failure
-from nbia_pipeline.defs.histogram import size_classes
+from nbia_pipeline.defs.metadata import size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import Receipt, already_there, has_failed, mark_failed
-from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.commit import already_there, commit_journal
+from nbia_pipeline.mirror.engine import Mirror
+from nbia_pipeline.mirror.journal import has_failed, mark_failed
 from nbia_pipeline.mirror.progress import Progress
-from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.series import WantedSeries, collections_of
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.settings import Settings
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-Settle = Callable[[Lake, str], None]
 SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
 
 
-def build_fetch_op(
-    names: Naming, settings: Settings, what: str = "images", commit: Settle = commit_batch
-) -> dg.OpDefinition:
+def build_fetch_op(names: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
     """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
 
     Args:
         names: of the archive.
         settings: of the archive.
-        what: name of the asset that the op is a part of.
-        settle: carries the journal of a collection over into its tables where a batch failed.
+        asset: that the op is a part of.
     """
 
     @dg.op(
-        name=names.of(f"fetch_{what}"),
+        name=names.of(f"fetch_{asset}"),
         pool=names.pool,
         retry_policy=RETRY,
         required_resource_keys={names.archive, names.lake},
@@ -58,17 +55,17 @@ def build_fetch_op(
         with as_failure(settings):
             lake = names.lake_of(context).open()
             # A retry, or another run, may have fetched some meanwhile.
-            there = _there(lake, wanted)
+            there = already_there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
-        with _told_in_full(context, settings, names.key(what), lake, missing, progress, commit):
+        with _reported_in_full(context, settings, names.key(asset), lake, missing, progress):
             if missing:
                 with names.archive_of(context).client() as client:
-                    fetch_batch(client, lake, missing, tell=progress.tell)
+                    Mirror(client, lake).fetch(missing, on_result=progress.add)
             # Another batch failed: nothing follows that would carry the receipts of this one over.
             for collection in collections_of(wanted):
                 if has_failed(lake, collection):
-                    commit(lake, collection)
+                    commit_journal(lake, collection)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
         context.log.info(f"{key}: {progress.line()}; {summary_of(report)}")
         return {**report, "batch": key}
@@ -77,14 +74,13 @@ def build_fetch_op(
 
 
 @contextmanager
-def _told_in_full(
+def _reported_in_full(
     context: dg.OpExecutionContext,
     settings: Settings,
     asset: dg.AssetKey,
     lake: Lake,
     missing: Sequence[WantedSeries],
     progress: Progress,
-    commit: Settle,
 ) -> Iterator[None]:
     """Where a batch fails: publish what it and others have fetched, record what failed, and fail the step."""
     try:
@@ -93,7 +89,7 @@ def _told_in_full(
         base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
-        _publish_the_rest(context, lake, missing, commit)
+        _commit_the_rest(context, lake, missing)
         problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
@@ -108,38 +104,24 @@ def _told_in_full(
         ) from e
 
 
-def _publish_the_rest(
-    context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries], commit: Settle
-) -> None:
+def _commit_the_rest(context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries]) -> None:
     for collection in collections_of(wanted):
         try:
             mark_failed(lake, collection)
-            commit(lake, collection)
-        except LakeError as e:  # the first error is the one to be told; the next plan makes up for this
+            commit_journal(lake, collection)
+        except LakeError as e:  # the first error is the one to report; the next plan makes up for this
             context.log.warning(f"what was fetched of {collection} is not in the tables yet, but in the journal: {e}")
-
-
-def _there(lake: Lake, wanted: Sequence[WantedSeries]) -> set[str]:
-    found: set[str] = set()
-    for collection in collections_of(wanted):
-        found |= already_there(lake, collection, [w for w in wanted if w.Collection == collection])
-    return found
-
-
-def collections_of(wanted: Sequence[WantedSeries]) -> list[str]:
-    """Return the collections of some series, sorted."""
-    return sorted({w.Collection for w in wanted})
 
 
 def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:
     """Return what was not fetched and why: what the archive refused, then what the problem stopped."""
-    told = {r.wanted.SeriesInstanceUID for r in receipts}
+    tried = {r.wanted.SeriesInstanceUID for r in receipts}
     refused = [
         {"series": r.wanted.SeriesInstanceUID, "what": f"{r.status}: {r.reason}"}
         for r in receipts
         if r.status != COMPLETE
     ]
-    stopped = [w for w in wanted if w.SeriesInstanceUID not in told]
+    stopped = [w for w in wanted if w.SeriesInstanceUID not in tried]
     return [*refused, *({"series": w.SeriesInstanceUID, "what": f"not fetched: {problem}"} for w in stopped)]
 
 
@@ -164,7 +146,7 @@ def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dic
         "fetched": len(fetched),
         "files": sum(len(r.instances) for r in fetched),
         "bytes": sum(sizes),
-        "healed": sum(r.healed for r in fetched),
+        "repaired": sum(r.repaired for r in fetched),
         "quarantined": status[QUARANTINED],
         "unavailable": status[UNAVAILABLE],
         "already_there": there,
@@ -175,22 +157,21 @@ def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dic
 
 
 def summary_of(report: dict[str, Any]) -> str:
-    """Return what was out of the ordinary in a batch, in words."""
-    told = {
-        "healed": "instances healed",
+    """Return what a batch had to do besides fetching, in words."""
+    words = {
+        "repaired": "instances repaired",
         "quarantined": "series quarantined",
         "unavailable": "series unavailable",
-        "already_there": "series there already",
+        "already_there": "series in the lake already",
     }
-    odd = [f"{report[name]} {words}" for name, words in told.items() if report[name]]
-    return ", ".join(odd) or "nothing amiss"
+    return ", ".join(f"{report[name]} {text}" for name, text in words.items() if report[name]) or "no problems"
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process ever held, in bytes."""
+    """Return the most memory that this process ever used, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: what getrusage says there began as the peak of the process that started this one
-        held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(held.split()[1]) * 1024
+    if status.exists():  # Linux: what getrusage reports there began as the peak of the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

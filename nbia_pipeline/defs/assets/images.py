@@ -1,57 +1,70 @@
 """The images of a collection: plan, fetch in batches that Dagster spreads over processes, finish.
 
 Inside: a graph with dynamic outputs. One mapped step is one batch of series; re-execution from failure
-repeats only the batches that failed, and a new run plans afresh from what the lake holds.
+repeats only the batches that failed, and a new run makes a new plan from what the lake holds.
 """
 
 import time
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.defs.assets.fetch_op import build_fetch_op
-from nbia_pipeline.defs.assets.finish import build_finish_op
-from nbia_pipeline.defs.assets.settling import committed, listed_series
+from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, failed_table
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import definition_metadata
+from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definition_metadata, histogram, size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import staged_by_journal
-from nbia_pipeline.mirror.licenses import keep_licenses
-from nbia_pipeline.mirror.plan import BATCH_SERIES, Plan, batches, expect_room, free_bytes, make_plan
+from nbia_pipeline.lake.layout import collection_path
+from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.mirror.engine import Mirror, listed_series
+from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
 from nbia_pipeline.mirror.selection import Selection, with_lists
-from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.mirror.series import refresh_failed
+from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import size_text
 
+NAME = "images"
 DESCRIPTION = (
-    "The image files of the collection, one per instance, each verified. Every series is there whole or not at "
+    "The image files of the collection, one per instance, each verified. A series is in the lake whole or not at "
     "all; its receipt is in table image_series, its files are listed in table instances."
 )
+STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
 
 class RunBounds(dg.Config):
-    """How much one run fetches, and how it is cut. What is left gets the status ``pending``."""
+    """How much one run fetches, and how it is cut. The rest gets the status ``pending``."""
 
-    max_bytes: int | None = Field(default=None, ge=1, description="Fetch no more bytes than this; the rest waits.")
-    max_series: int | None = Field(default=None, ge=1, description="Fetch no more series than this; the rest waits.")
+    max_bytes: int | None = Field(
+        default=None, ge=1, description="Fetch at most this many bytes; the rest is left for a later run."
+    )
+    max_series: int | None = Field(
+        default=None, ge=1, description="Fetch at most this many series; the rest is left for a later run."
+    )
     retry: bool = Field(
         default=True,
-        description="Try again what is quarantined or unavailable and did not change since. False: of these only what "
-        "was unavailable a day ago.",
+        description="Retry what is quarantined or unavailable and did not change since. False: of these only what "
+        "was unavailable a day ago or earlier.",
     )
     batch_series: int = Field(
         default=BATCH_SERIES,
         ge=1,
-        description="Series per batch at the most. A batch is what a process takes, and what re-execution repeats.",
+        description="Most series per batch. A batch is what a process takes, and what re-execution repeats.",
     )
+
+    def bounds(self) -> Bounds:
+        """Return how much to fetch."""
+        return Bounds(self.max_bytes, self.max_series, self.retry)
 
 
 class ImagesConfig(RunBounds):
-    """What one run fetches: a selection, and bounds. What is left gets the status ``pending``."""
+    """What one run fetches: a selection, and bounds. The rest gets the status ``pending``."""
 
     modalities: list[str] = Field(default=[], description="Only these modalities, like CT; any case. None: all.")
     body_parts: list[str] = Field(default=[], description="Only these values of BodyPartExamined; any case. None: all.")
@@ -59,10 +72,10 @@ class ImagesConfig(RunBounds):
     series: list[str] = Field(default=[], description="Only these SeriesInstanceUIDs. None: all.")
     manifest: str | None = Field(
         default=None,
-        description="Path of a .tcia manifest, on the machine that runs this step: only its series, with those named.",
+        description="Path of a .tcia manifest, on the machine that runs this step: only its series, and those named.",
     )
     cart: str | None = Field(
-        default=None, description="Name of a shared cart: only its series, with those named. API v2 only."
+        default=None, description="Name of a shared cart: only its series, and those named. API v2 only."
     )
 
     def selection(self, client: NbiaClient) -> Selection:
@@ -76,12 +89,27 @@ class ImagesConfig(RunBounds):
         return with_lists(Selection(*map(tuple, fields)), manifest=self.manifest, cart=self.cart, client=client)
 
 
+Config = TypeVar("Config", bound=RunBounds)
+
+
 def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
-    plan, fetch, finish = _plan_op(names, settings), build_fetch_op(names, settings), build_finish_op(names, settings)
+
+    def make_plan(context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
+        collection = context.partition_key
+        if not settings.mirrors_images_of(collection):
+            raise SettingsError(
+                f"the images of {collection!r} are not mirrored: add the collection to {settings.name_of('images')} to "
+                "mirror them"
+            )
+        selection = config.selection(mirror.client)
+        return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
+
+    plan = build_plan_op(names, settings, NAME, ImagesConfig, make_plan, ins={"after": dg.In(dg.Nothing)})
+    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
 
     @dg.graph_asset(
-        name="images",
+        name=NAME,
         key_prefix=names.prefix,
         partitions_def=names.partitions,
         description=DESCRIPTION,
@@ -97,77 +125,131 @@ def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition
     return images
 
 
-def _plan_op(names: Naming, settings: Settings) -> dg.OpDefinition:
-    @dg.op(
-        name=names.of("plan_images"),
-        ins={"after": dg.In(dg.Nothing)},
-        out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
-        required_resource_keys={names.archive, names.lake},
-    )
-    def plan_images(context: dg.OpExecutionContext, config: ImagesConfig) -> Any:
-        collection = context.partition_key
-        started = time.time()
-        with as_failure(settings), names.archive_of(context).client() as client:
-            _expect_mirrored(settings, collection)
-            lake = names.lake_of(context).open()
-            selection = config.selection(client)
-            series = listed_series(lake, collection)
-            receipts = committed(lake, collection, series)
-            swept = lake.sweep(keep=staged_by_journal(lake))
-            plan = make_plan(
-                series,
-                receipts,
-                selection=selection,
-                max_bytes=config.max_bytes,
-                max_series=config.max_series,
-                retry=config.retry,
-            )
-            context.log.info(f"{collection}: {plan_text(plan, lake)}" + (f", {swept} leftovers swept" if swept else ""))
-            expect_room(lake, plan)
-            keep_licenses(client, lake, collection, series)
-        yield from planned_outputs(plan, config.batch_series, started)
-
-    return plan_images
+def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
+    collection = context.partition_key
+    series = listed_series(lake, collection)
+    receipts = commit(lake, collection, series)
+    sizes = receipts.filter(pc.equal(receipts["Status"], COMPLETE))["Bytes"].to_pylist()
+    fetched = [sum(r["sizes"][n] for r in reports) for n in range(len(LABELS))]
+    return {
+        **contact_sheet_metadata(context.log, lake, collection, receipts, series),
+        "dagster/partition_row_count": receipts.num_rows,
+        "path": dg.MetadataValue.path(lake.url(collection_path(collection))),
+        **receipts_metadata(receipts),
+        "series_sizes": dg.MetadataValue.md(histogram(size_classes(sizes), fetched)),
+    }
 
 
-def planned_outputs(plan: Plan, batch_series: int, started: float, **properties: Any) -> Any:
-    """Yield the outputs of a plan op: ``found``, one for each batch, and ``summary`` for the finish op.
+# --- the first and the last step of an asset of images
+
+
+def build_plan_op(
+    names: Naming,
+    settings: Settings,
+    asset: str,
+    config_type: type[Config],
+    make_plan: Callable[[dg.OpExecutionContext, Config, Mirror], tuple[Plan, dict[str, Any]]],
+    ins: Mapping[str, dg.In] | None = None,
+) -> dg.OpDefinition:
+    """Return the op that plans a run: outputs ``found``, one for each batch, and ``summary`` for the finish op.
 
     Args:
-        plan: what to fetch.
-        batch_series: series per batch at the most.
-        started: when the run began, seconds since 1970.
-        facts: what else the finish op shall know, as plain JSON values.
+        names: of the archive.
+        settings: of the archive.
+        asset: that the op is a part of.
+        config_type: what a run can be asked for.
+        make_plan: returns the plan, and what else the finish op must know, as plain JSON values.
+        ins: of the op.
     """
-    planned = list(batches(plan.todo, max_series=batch_series))
-    keys = [f"b{n:05d}" for n in range(len(planned))]
-    for key, batch in zip(keys, planned, strict=True):
-        yield dg.DynamicOutput([WantedSeries.to_json(w) for w in batch], mapping_key=key, output_name="found")
-    summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **properties}
-    yield dg.Output(summary, output_name="summary")
+
+    @dg.op(
+        name=names.of(f"plan_{asset}"),
+        ins=ins,
+        out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
+        config_schema=config_type.to_config_schema().as_field(),
+        required_resource_keys={names.archive, names.lake},
+    )
+    def plan_op(context: dg.OpExecutionContext) -> Any:
+        started = time.time()
+        config = config_type(**context.op_config)
+        with as_failure(settings), names.archive_of(context).client() as client:
+            plan, more = make_plan(context, config, Mirror(client, names.lake_of(context).open()))
+        keys = []
+        for number, batch in enumerate(plan.batches(config.batch_series)):
+            keys.append(f"b{number:05d}")
+            yield dg.DynamicOutput([w.to_json() for w in batch], mapping_key=keys[-1], output_name="found")
+        summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **more}
+        yield dg.Output(summary, output_name="summary")
+
+    return plan_op
 
 
-def plan_text(plan: Plan, lake: Lake) -> str:
-    """Return what a run will do, before a byte moves: what it fetches, what is there, what the disk has free."""
-    free = free_bytes(lake)
-    parts = [
-        f"{plan.figures.series} series to fetch ({plan.files:,} files, {size_text(plan.bytes)})",
-        f"{plan.done} of {plan.wanted} in the lake ({size_text(plan.done_figures.bytes)})",
-    ]
-    if plan.left:
-        parts.append(f"{len(plan.left)} left for a later run")
-    if plan.given_up:
-        parts.append(f"{plan.given_up} tried in vain before and left out")
-    if plan.unselected:
-        parts.append(f"{plan.unselected} not selected")
-    if free is not None:
-        parts.append(f"{size_text(free)} free on the disk")
-    return ", ".join(parts)
+def build_finish_op(
+    names: Naming,
+    settings: Settings,
+    asset: str,
+    finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
+) -> dg.OpDefinition:
+    """Return the op that ends a run: receipts into the tables, figures into the asset's page.
+
+    Args:
+        names: of the archive.
+        settings: of the archive.
+        asset: that the op is a part of.
+        finish: commits, and returns what the lake holds, as metadata.
+    """
+
+    @dg.op(name=names.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
+    def finish_op(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
+        expect_all(summary, reports)
+        with as_failure(settings):
+            metadata = finish(context, names.lake_of(context).open(), summary, reports)
+        yield dg.Output(None, metadata={**metadata, **run_metadata(summary, reports)})
+
+    return finish_op
 
 
-def _expect_mirrored(settings: Settings, collection: str) -> None:
-    if not settings.mirrors_images_of(collection):
-        raise SettingsError(
-            f"the images of {collection!r} are not mirrored: add the collection to {settings.name_of('images')} if "
-            "they should be"
-        )
+def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:
+    """Make sure that every planned batch was run: Dask's executor, for one, drops dynamic steps and reports success."""
+    missing = set(summary["batches"]) - {r["batch"] for r in reports}
+    if missing:
+        raise dg.Failure(f"the executor did not run {len(missing)} of {len(summary['batches'])} batches")
+
+
+def receipts_metadata(receipts: pa.Table) -> dict[str, Any]:
+    """Return what receipts state: how many have which status, bytes in the lake, and what is missing and why."""
+    status = Counter(receipts["Status"].to_pylist())
+    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
+    problems = problem_rows(receipts)
+    return {
+        **{s: status[s] for s in STATUSES},
+        "bytes": pc.sum(complete["Bytes"]).as_py() or 0,
+        **({"problems": failed_table(problems)} if problems else {}),
+    }
+
+
+def problem_rows(receipts: pa.Table) -> list[dict[str, str]]:
+    """Return the series that could not be fetched, or not in their newest version, with the reason."""
+    refused = pc.is_in(receipts["Status"], pa.array([QUARANTINED, UNAVAILABLE]))
+    rows = receipts.filter(pc.or_(refused, refresh_failed(receipts))).to_pylist()
+    return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
+
+
+def run_metadata(summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
+    """Return what the run did."""
+
+    def total(name: str) -> int:
+        return sum(r[name] for r in reports)
+
+    seconds = max(time.time() - summary["started"], 1e-3)
+    return {
+        "fetched_series": total("fetched"),
+        "fetched_files": total("files"),
+        "fetched_bytes": total("bytes"),
+        "healed_instances": total("repaired"),
+        "skipped_series": summary["done"] + total("already_there"),
+        "left_series": summary["left"],
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(total("bytes") / seconds),
+        "peak_memory_bytes": max((r["peak_memory_bytes"] for r in reports), default=0),
+    }

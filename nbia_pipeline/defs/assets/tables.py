@@ -2,18 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.changes.feed import returned_collections, vanished_collections
+from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, note_collections
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
@@ -21,29 +21,14 @@ from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialisation_metadata
 from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.commit import staged_by_journal
+from nbia_pipeline.mirror import journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
-from nbia_pipeline.schema.status import API, KEPT, LISTED_AT
+from nbia_pipeline.schema.status import KEPT
 from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
 from nbia_pipeline.text import did_you_mean, first_of
 
 DESCRIPTIONS_AT_A_TIME = 8
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What was fetched for a table.
-
-    Attributes:
-        rows: the rows.
-        facts: what is true of them as a whole, beside when and in which dialect they were asked.
-        figures: what there is to say of the fetch, for the UI.
-    """
-
-    rows: pa.Table
-    properties: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +79,7 @@ def _collections(names: Naming, settings: Settings) -> dg.AssetsDefinition:
             source = Source(client, settings.api, lake)
             known = lake.collections_of(t.SERIES)
             metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
-            lake.sweep(keep=staged_by_journal(lake))
+            journal.sweep(lake)
             vanished = vanished_collections(lake)
             # Nothing else would: what the archive does not list has no listing of series, and no run of its own.
             note_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
@@ -220,15 +205,7 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
 
 def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
     started = time.perf_counter()
-    # Before the question: what changes meanwhile is of a later listing.
-    properties = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
-    fetched = fetch()
-    if fetched.rows.num_rows == 0 and collection is not None:
-        raise BadAnswer(
-            f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
-            "restricted to another account. What the lake holds was left as it was"
-        )
-    size = source.lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
+    fetched, size = write_listing(source.lake, table, source.api, fetch, collection)
     seconds = time.perf_counter() - started
     figures = materialisation_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}

@@ -1,0 +1,59 @@
+"""Listings of the archive, written as tables of the lake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from nbia_pipeline import clock
+from nbia_pipeline.archive import BadAnswer
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.status import API, LISTED_AT
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched for a table.
+
+    Attributes:
+        rows: the rows.
+        properties: of the table's file, besides when and in which dialect the archive was asked.
+        figures: about the fetch, for people.
+    """
+
+    rows: pa.Table
+    properties: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_listing(
+    lake: Lake, table: Table, api: str, fetch: Callable[[], Fetched], collection: str | None = None
+) -> tuple[Fetched, int]:
+    """Write a table, or one collection of it, from its own fetch; return what was fetched, and the file's bytes.
+
+    Args:
+        lake: where to.
+        table: which one.
+        api: the dialect that the archive is asked in.
+        fetch: asks the archive.
+        collection: the partition, None for an unpartitioned table.
+
+    Raises:
+        BadAnswer: the archive has nothing in the collection.
+        ArchiveError: the archive cannot be asked.
+        LakeError: the lake cannot be written; the old table stays.
+    """
+    # Before the question: what changes meanwhile belongs to a later listing.
+    properties = {LISTED_AT: clock.utc_now().isoformat(), API: api}
+    fetched = fetch()
+    if fetched.rows.num_rows == 0 and collection is not None:
+        raise BadAnswer(
+            f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
+            "restricted to another account. What the lake holds was left as it was"
+        )
+    size = lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
+    return fetched, size

@@ -1,0 +1,179 @@
+"""The journal: the outcome of a series, written down at once; :mod:`~nbia_pipeline.mirror.commit` has the tables.
+
+The journal is what makes a finished series survive a crash. An entry is written before the files take their place,
+and names the staged directory: if that is still there later, the move is made then; if not, it was made before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbia_pipeline.lake import Lake, LakeError, Lock
+from nbia_pipeline.lake.layout import STAGING, encode
+from nbia_pipeline.lake.owner import this_process
+from nbia_pipeline.mirror.receipt import Receipt
+
+# Entries with about so many instances are read at a time: some hundred bytes each, whatever the journal holds.
+SLICE_INSTANCES = 250_000
+
+FAILED = "failed"
+_JSON = ".json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the journal.
+
+    Attributes:
+        path: its file, relative to the lake.
+        receipt: the outcome of the series.
+        staged: directory of its files below the staging area, until they take their place; None where there is none.
+    """
+
+    path: str
+    receipt: Receipt
+    staged: str | None
+
+
+def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
+    """Move the files of a verified series to where they belong, and record it in the journal.
+
+    Args:
+        lake: where to.
+        receipt: a complete one.
+        staged: local directory that holds just the files; it is moved away.
+    """
+    collection = receipt.wanted.Collection
+    if lake.local is None:
+        # An upload takes its time: it keeps others from this series only, not from the collection.
+        with lake.lock(Lock.SERIES, collection, receipt.wanted.SeriesInstanceUID) as expect_held:
+            lake.publish_folder(staged, receipt.path)
+            expect_held()
+            with lake.lock(Lock.COLLECTION, collection):
+                _write(lake, receipt, staged=None)
+        return
+    with lake.lock(Lock.COLLECTION, collection):
+        entry = _write(lake, receipt, staged=staged.relative_to(lake.local / STAGING).as_posix())
+        try:
+            lake.publish_folder(staged, receipt.path)
+        except LakeError:
+            # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
+            lake.remove(entry)
+            raise
+
+
+def record_failure(lake: Lake, receipt: Receipt) -> Receipt:
+    """Record in the journal that a series could not be fetched, and return the receipt."""
+    with lake.lock(Lock.COLLECTION, receipt.wanted.Collection):
+        _write(lake, receipt, staged=None)
+    return receipt
+
+
+def read_slices(lake: Lake, collection: str) -> Iterator[list[Entry]]:
+    """Yield the entries of a journal, some at a time; an empty list where there are none."""
+    entries: list[Entry] = []
+    size = 0
+    for entry in _read(lake, (f"{_folder(collection)}/{name}" for name in lake.names_in(_folder(collection)))):
+        entries.append(entry)
+        size += len(entry.receipt.instances)
+        if size >= SLICE_INSTANCES:
+            yield entries
+            entries, size = [], 0
+    yield entries
+
+
+def read_entries(lake: Lake, collection: str, uids: Iterable[str]) -> list[Entry]:
+    """Return the entries of some series of a collection."""
+    present = set(lake.names_in(_folder(collection)))
+    return list(_read(lake, (_path(collection, uid) for uid in uids if _name(uid) in present)))
+
+
+def finish_move(lake: Lake, entry: Entry) -> None:
+    """Move the files of an entry to their place, unless that was done before."""
+    if lake.local is None or entry.staged is None:
+        return
+    staged = lake.local / STAGING / entry.staged
+    if staged.exists():
+        lake.publish_folder(staged, entry.receipt.path)
+
+
+def sweep(lake: Lake) -> int:
+    """Remove what dead processes left in the staging area and no journal needs; return how much that was."""
+    return lake.sweep(keep=staged_by_journal(lake))
+
+
+def staged_by_journal(lake: Lake) -> set[str]:
+    """Return the names of the staged directories that a journal still needs."""
+    if lake.local is None:
+        return set()
+    found = set()
+    for path in (lake.local / STAGING / "journal").glob(f"*/*{_JSON}"):
+        try:
+            staged = json.loads(path.read_bytes()).get("staged")
+        except FileNotFoundError:
+            continue  # another run committed it meanwhile
+        if staged:
+            found.add(staged.split("/")[0])
+    return found
+
+
+# --- a batch that fails
+
+
+def mark_failed(lake: Lake, collection: str) -> None:
+    """Mark that a batch of a collection failed, so that the other batches commit what they fetched.
+
+    A run with a failed batch has no last step, so the last batch to end must commit. The failed batch marks, then
+    commits; every other batch writes its entries, then looks for the mark, and commits if there is one. Take the
+    moment at which the failed batch reads the journal. What another wrote before, that commit carries over. What it
+    wrote after, it wrote after the mark was made: so it finds the mark, and commits itself. Both leave the mark; the
+    next plan, or the end of the run, clears it.
+    """
+    lake.put_bytes(_mark(collection), this_process().encode())
+
+
+def has_failed(lake: Lake, collection: str) -> bool:
+    """Tell whether a batch of a collection failed since the mark was cleared; see :func:`mark_failed`."""
+    return lake.read_bytes(_mark(collection)) is not None
+
+
+def clear_mark(lake: Lake, collection: str) -> None:
+    """Forget that a batch of a collection failed."""
+    lake.remove(_mark(collection))
+
+
+# --- files
+
+
+def _folder(collection: str) -> str:
+    return f"{STAGING}/journal/{encode(collection)}"
+
+
+def _mark(collection: str) -> str:
+    return f"{_folder(collection)}/{FAILED}"
+
+
+def _name(uid: str) -> str:
+    return f"{encode(uid)}{_JSON}"
+
+
+def _path(collection: str, uid: str) -> str:
+    return f"{_folder(collection)}/{_name(uid)}"
+
+
+def _read(lake: Lake, paths: Iterable[str]) -> Iterator[Entry]:
+    for path in paths:
+        content = lake.read_bytes(path) if path.endswith(_JSON) else None
+        if content is not None:  # a reader without the lock may find that it was committed meanwhile
+            values = json.loads(content)
+            yield Entry(path, Receipt.from_json(values["receipt"]), values["staged"])
+
+
+def _write(lake: Lake, receipt: Receipt, staged: str | None) -> str:
+    entry = json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode()
+    path = _path(receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID)
+    lake.put_bytes(path, entry)
+    return path

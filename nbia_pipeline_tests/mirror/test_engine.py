@@ -1,0 +1,167 @@
+"""The front door of the engine: a collection listed, planned, fetched and committed, without Dagster."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.compute as pc
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.engine import Mirror, MirrorResult, preview
+from nbia_pipeline.mirror.plan import Bounds
+from nbia_pipeline.mirror.selection import Selection
+from nbia_pipeline.schema.status import API
+from nbia_pipeline.schema.tables import (
+    IMAGE_SERIES,
+    INSTANCES,
+    LICENSES,
+    PATIENTS,
+    SERIES,
+    SERIES_CHANGES,
+    SERIES_SEEN,
+    STUDIES,
+)
+from nbia_pipeline_tests.conftest import TestArchive
+from nbia_pipeline_tests.helpers.faults import answer
+
+BREAST = "QIN_Breast.v2"
+DOWNLOAD = "getImageWithMD5Hash"
+
+
+@pytest.fixture(params=["v2"])
+def client(archive: TestArchive, request: pytest.FixtureRequest) -> Iterator[NbiaClient]:
+    with archive.client(api=request.param) as client:
+        yield client
+
+
+@pytest.fixture
+def mirror(client: NbiaClient, tmp_path: Path) -> Mirror:
+    return Mirror(client, Lake(str(tmp_path / "lake")))
+
+
+def statuses(lake: Lake) -> dict[str, str]:
+    rows = lake.read_table(IMAGE_SERIES, BREAST, columns=["SeriesInstanceUID", "Status"])
+    return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+
+
+@pytest.mark.parametrize("client", ["v2", "v4"], indirect=True)
+def test_a_collection_is_mirrored_into_a_new_lake(
+    archive: TestArchive, client: NbiaClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = Mirror(client, Lake("lake")).run(BREAST)
+    listed = client.series(BREAST)
+    size = pc.sum(listed["FileSize"]).as_py()
+    assert result == MirrorResult(wanted=5, already_there=0, fetched=5, files=85, bytes=size, left=0, failed={})
+
+    lake = Lake(str(tmp_path / "lake"))
+    rows = {t.name: lake.count_rows(t, BREAST) for t in (PATIENTS, STUDIES, SERIES, SERIES_CHANGES, SERIES_SEEN)}
+    assert rows == {"patients": 2, "studies": 3, "series": 5, "series_changes": 5, "series_seen": 5}
+    assert lake.read_table(SERIES, BREAST).sort_by("SeriesInstanceUID").equals(listed.sort_by("SeriesInstanceUID"))
+    assert lake.read_properties(SERIES, BREAST)[API] == client.api
+    assert statuses(lake) == dict.fromkeys(listed["SeriesInstanceUID"].to_pylist(), "complete")
+    assert lake.read_table(LICENSES, BREAST)["LicenseText"].null_count == 0
+    instances = lake.read_table(INSTANCES, BREAST).to_pylist()
+    assert len(instances) == 85
+    for row in instances:
+        content = (tmp_path / "lake" / row["Path"]).read_bytes()
+        assert (len(content), hashlib.md5(content).hexdigest()) == (row["Size"], row["MD5"])
+
+    archive.faults.reset()
+    again = Mirror(client, Lake("lake")).run(BREAST)
+    assert again == MirrorResult(wanted=5, already_there=5, fetched=0, files=0, bytes=0, left=0, failed={})
+    assert {r.endpoint for r in archive.faults.seen} == {"getPatient", "getPatientStudy", "getSeries"}
+
+
+def test_a_run_in_steps_fetches_what_is_planned(archive: TestArchive, mirror: Mirror) -> None:
+    mirror.update_tables(BREAST)
+    lines: list[str] = []
+    fetched: list[str] = []
+    plan = mirror.plan(BREAST, Selection(modalities=("mr",)), Bounds(max_series=2), on_progress=lines.append)
+    assert len(plan.todo) == 2 and plan.unselected > 0
+    assert lines[0].startswith(f"{BREAST}: 2 series to fetch (") and f"{plan.unselected} not selected" in lines[0]
+    assert archive.faults.calls(DOWNLOAD) == []
+    assert set(statuses(mirror.lake).values()) == {"pending"}
+    batches = list(plan.batches(1))
+    assert [len(batch) for batch in batches] == [1, 1]
+    for batch in batches:
+        mirror.fetch(batch, on_result=lambda receipt: fetched.append(receipt.wanted.SeriesInstanceUID))
+    assert fetched == [w.SeriesInstanceUID for w in plan.todo]
+    receipts = mirror.commit(BREAST)
+    complete = receipts.filter(pc.equal(receipts["Status"], "complete"))
+    assert complete["SeriesInstanceUID"].to_pylist() == sorted(fetched)
+    assert mirror.lake.read_table(IMAGE_SERIES, BREAST).equals(receipts)
+    assert mirror.run(BREAST).fetched == 3
+
+
+def test_a_plan_begins_with_what_a_run_left_that_was_killed(archive: TestArchive, mirror: Mirror) -> None:
+    mirror.update_tables(BREAST)
+    mirror.fetch(mirror.plan(BREAST).todo[:2])
+    assert set(statuses(mirror.lake).values()) == {"pending"}, "nothing was committed"
+    seen = preview(mirror.lake, BREAST)
+    plan = mirror.plan(BREAST)
+    assert plan == seen
+    assert (plan.done, len(plan.todo)) == (2, 3)
+    assert sorted(statuses(mirror.lake).values()) == ["complete"] * 2 + ["pending"] * 3
+
+
+def test_a_preview_changes_nothing(mirror: Mirror) -> None:
+    mirror.update_tables(BREAST)
+    before = mirror.lake.sizes("")
+    assert len(preview(mirror.lake, BREAST, bounds=Bounds(max_series=4)).left) == 1
+    assert mirror.lake.sizes("") == before
+
+
+def test_what_cannot_be_fetched_is_named_with_its_reason(archive: TestArchive, mirror: Mirror) -> None:
+    archive.faults.inject(DOWNLOAD, answer(400, b"The user has not been granted the access"))
+    result = mirror.run(BREAST)
+    assert (result.fetched, len(result.failed)) == (4, 1)
+    ((uid, reason),) = result.failed.items()
+    assert reason.startswith("unavailable: ") and "has not been granted" in reason
+    assert statuses(mirror.lake)[uid] == "unavailable"
+    assert mirror.run(BREAST, bounds=Bounds(retry=False)).fetched == 0
+    assert mirror.run(BREAST).fetched == 1
+
+
+def test_what_was_fetched_before_the_archive_failed_is_in_the_tables(archive: TestArchive, mirror: Mirror) -> None:
+    mirror.streams = 1
+    archive.faults.inject(DOWNLOAD, no_fault, no_fault)
+    archive.faults.inject(DOWNLOAD, answer(503), times=9)  # each call is tried three times
+    with pytest.raises(ArchiveError):
+        mirror.run(BREAST)
+    assert sorted(statuses(mirror.lake).values()) == ["complete"] * 2 + ["pending"] * 3
+    assert mirror.run(BREAST).fetched == 3
+
+
+async def no_fault(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer as the archive does."""
+    await app(scope, receive, send)
+
+
+def test_too_little_room_is_refused_before_a_byte_moves(
+    archive: TestArchive, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    lines: list[str] = []
+    with pytest.raises(LakeError, match="too little room: 5 series need"):
+        mirror.run(BREAST, on_progress=lines.append)
+    assert lines[0].endswith(", 1.0 kB free on the disk")
+    assert not [r for r in archive.faults.seen if "Image" in r.endpoint]
+
+
+def test_a_collection_that_was_never_listed_cannot_be_planned(mirror: Mirror) -> None:
+    with pytest.raises(LakeError, match="has no rows for 'QIN_Breast"):
+        mirror.plan(BREAST)
+
+
+def test_a_collection_that_is_unknown_is_an_error(mirror: Mirror) -> None:
+    with pytest.raises(ArchiveError, match="the archive has nothing in 'No Such'"):
+        mirror.run("No Such")
+    assert mirror.lake.collections_of(SERIES) == []
