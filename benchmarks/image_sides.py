@@ -70,7 +70,7 @@ def dagster(job: Job) -> None:
     import dagster as dg
 
     from nbia_pipeline.cli.home import dagster_home
-    from nbia_pipeline.cli.main_job import run_main_job
+    from nbia_pipeline.cli.run import run_main_job
     from nbia_pipeline.lake import Lake
     from nbia_pipeline.schema.tables import IMAGE_SERIES
     from nbia_pipeline.settings import Settings
@@ -81,7 +81,7 @@ def dagster(job: Job) -> None:
     settings = Settings(archive=job.url, lake=str(job.files), collections=only, images=only)
     marks: list[tuple[str, float]] = []
     with dg.DagsterInstance.get() as instance:
-        outcome = run_main_job(settings, instance, tell=lambda line: marks.append((line, cpu_seconds())))
+        outcome = run_main_job(settings, instance, lambda line: marks.append((line, cpu_seconds())))
     if outcome.problems:
         raise SystemExit("\n".join(outcome.problems))
     # The parts follow one another: what was used when the images were done, less what was used before.

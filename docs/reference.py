@@ -49,9 +49,9 @@ def tables_page() -> str:
         "",
         NOTE,
         "",
-        "A column is named by its DICOM keyword where one exists, else as the archive's guide names it. The meaning and the",
-        "DICOM tag stand in the Parquet field metadata and in the Dagster UI too. `Collection` is in the path of a partition,",
-        "not in its file.",
+        "A column is named by its DICOM keyword where one exists, else as the archive's guide names it. The meaning and",
+        "the DICOM tag stand in the Parquet field metadata and in the Dagster UI too. `Collection` is in the path of a",
+        "partition, not in its file.",
         "",
     ]
     return "\n".join([*intro, *(line for table in TABLES.values() for line in table_lines(table))]).rstrip() + "\n"

@@ -1,61 +1,57 @@
 """The archive as a Dagster component, for those who describe their project in YAML."""
 
 import os
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.defs.partitions import PREFIX
-from nbia_pipeline.settings import (
-    CATALOGUE_CRON,
-    EMBEDDED,
-    GUEST,
-    POLL_SECONDS,
-    RECONCILE_CRON,
-    Settings,
-    SettingsError,
-)
+from nbia_pipeline.defs.naming import PREFIX, Naming
+from nbia_pipeline.settings import Pipeline, Settings, SettingsError, field_of, values_of
 
 
-class NbiaComponent(dg.Component, dg.Model, dg.Resolvable):
+class NbiaComponent(Pipeline, dg.Component, dg.Model, dg.Resolvable):
     """Mirrors an NBIA archive (The Cancer Imaging Archive) into a data lake.
 
-    The fields are those of the NBIA_* variables. The password is given by the name of the environment variable
-    that holds it: a value in YAML would be shown in the UI.
+    The fields are those of the NBIA_* variables. Only the password is given by the name of the environment variable
+    that holds it, because a value in YAML would be shown in the UI.
+
+    .. code-block:: yaml
+
+        type: nbia_pipeline.NbiaComponent
+        attributes:
+          archive: tcia
+          lake: s3://bucket/lake
+          collections: ["TCGA-*"]
+          images: ["TCGA-LUAD"]
     """
 
-    archive: str = Field(default=EMBEDDED, description="embedded, tcia, nlst, or a base URL that ends in /nbia-api.")
-    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
-    username: str = Field(default=GUEST, description="Account at the archive.")
     password_env: str | None = Field(default=None, description="Name of the variable that holds its password.")
-    lake: str = Field(default="./lake", description="Directory or URI of the lake.")
-    collections: list[str] = Field(default=["*"], description="Names or globs: the collections whose tables are kept.")
-    images: list[str] | None = Field(
-        default=None, description="Names or globs: the collections whose images are mirrored."
-    )
-    ca_bundle: str | None = Field(default=None, description="File of certificates to trust; None: the system's.")
-    poll_seconds: int = Field(default=POLL_SECONDS, description="Seconds between two ticks of a sensor.")
-    catalogue_cron: str = Field(default=CATALOGUE_CRON, description="When the catalogue is listed (UTC).")
-    reconcile_cron: str = Field(default=RECONCILE_CRON, description="When every kept collection is listed whole (UTC).")
     prefix: str = Field(default=PREFIX, description="First part of the asset keys; another one for a second archive.")
 
+    def __init__(self, **given: Any) -> None:
+        with values_of(type(self)):
+            super().__init__(**given)
+
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return the definitions of the archive; a wrong field is a SettingsError that names its variable."""
-        if self.password_env and not os.environ.get(self.password_env):
+        """Return the definitions of the archive.
+
+        Raises:
+            SettingsError: a value is unknown or contradicts another; the text names its field.
+        """
+        password = os.environ.get(self.password_env, "") if self.password_env else ""
+        if self.password_env and not password:
             raise SettingsError(f"password_env names {self.password_env}, which is not set: set it to the password")
-        settings = Settings(
-            archive=self.archive,
-            api=self.api,
-            username=self.username,
-            password=os.environ.get(self.password_env, "") if self.password_env else "",
-            lake=self.lake,
-            collections=tuple(self.collections),
-            images=None if self.images is None else tuple(self.images),
-            ca_bundle=self.ca_bundle,
-            poll_seconds=self.poll_seconds,
-            catalogue_cron=self.catalogue_cron,
-            reconcile_cron=self.reconcile_cron,
-        )
+        shared = {name: getattr(self, name) for name in Pipeline.model_fields}
+        settings = Settings(_field_of, password=password, **shared)
         return build_definitions(settings, Naming(self.prefix), self.password_env)
+
+
+NbiaArchiveComponent = NbiaComponent
+"""The name in version 0.1.0, for YAML that was written then."""
+
+
+def _field_of(argument: str) -> str:
+    """Return the field of the component that an argument of the library comes from."""
+    return "password_env" if argument == "password" else field_of(argument)

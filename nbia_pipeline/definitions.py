@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, build_news_asset, build_table_assets
+from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, build_released_asset, build_table_assets
 from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.jobs import build_jobs
@@ -15,53 +15,45 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
 from nbia_pipeline.defs.schedules import build_schedules
 from nbia_pipeline.defs.sensors import build_sensors
-from nbia_pipeline.settings import Settings
+from nbia_pipeline.settings import Connection, Settings, variable_of
 
-PASSWORD_ENV = "NBIA_PASSWORD"  # noqa: S105 - the name of a variable
+PASSWORD_ENV = variable_of("password")
 
-# The schedules list everything once a day. Images are not here: without news there is nothing to materialize.
+# The schedules list everything once a day. Images are not here: if nothing is new, they are not materialized.
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_window=timedelta(days=3))
 
 
 def build_definitions(
-    settings: Settings, names: Naming | None = None, password_env: str | None = PASSWORD_ENV
+    settings: Settings, naming: Naming | None = None, password_env: str | None = PASSWORD_ENV
 ) -> dg.Definitions:
     """Return assets, checks, jobs and resources of one archive. Touches no network and no disk.
 
     Args:
         settings: where the data come from and where they go.
-        names: the names of its assets; those of the first archive by default.
+        naming: the names of its assets; those of the first archive by default.
         password_env: name of the variable that holds the password, if one does.
 
     Raises:
-        SettingsError: a schedule's cron expression is none.
+        SettingsError: a schedule's cron expression is not valid.
     """
-    names = names or Naming()
+    naming = naming or Naming()
     password: str | dg.EnvVar = settings.password
     if password_env and os.environ.get(password_env) == settings.password:
         password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
-    archive = NbiaResource(
-        archive=settings.archive,
-        api=settings.api,
-        username=settings.username,
-        password=password,
-        collections=list(settings.collections),
-        images=list(settings.images or ()),
-        ca_bundle=settings.ca_bundle,
-    )
-    jobs = build_jobs(names)
+    archive = NbiaResource(**{name: getattr(settings, name) for name in Connection.model_fields}, password=password)
+    jobs = build_jobs(naming)
     return dg.Definitions(
         assets=[
-            *(_kept_fresh(a) for a in build_table_assets(names)),
-            build_images_asset(names),
-            build_cart_asset(names),
-            build_news_asset(names),
+            *(_kept_fresh(a) for a in build_table_assets(naming, settings)),
+            build_images_asset(naming, settings),
+            build_cart_asset(naming, settings),
+            build_released_asset(naming, settings),
         ],
-        asset_checks=[*build_checks(names), build_cart_check(names)],
+        asset_checks=[*build_checks(naming, settings), build_cart_check(naming)],
         jobs=jobs,
-        sensors=build_sensors(names, settings, jobs),
-        schedules=build_schedules(names, settings, jobs),
-        resources={names.archive: archive, names.lake: LakeResource(uri=settings.lake)},
+        sensors=build_sensors(naming, settings, jobs),
+        schedules=build_schedules(naming, settings, jobs),
+        resources={naming.archive: archive, naming.lake: LakeResource(uri=settings.lake)},
     )
 
 

@@ -1,16 +1,19 @@
-"""The configuration: read once from the environment, into one typed and checked object."""
+"""The configuration: one model, whose fields the environment, the YAML component and the archive resource share."""
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from nbia_pipeline.schema.account import GUEST as GUEST
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from nbia_pipeline.schema.account import GUEST
+from nbia_pipeline.text import similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -18,121 +21,181 @@ KNOWN_ARCHIVES = {
 }
 EMBEDDED = "embedded"
 
-CATALOGUE_CRON = "0 2 * * *"
-RECONCILE_CRON = "0 3 * * *"
-POLL_SECONDS = 3600
-SOONEST_POLL_SECONDS = 60  # the server keeps its answers that long
+MIN_POLL_SECONDS = 60  # the server keeps its answers that long
 
-VARIABLES = (
-    "NBIA_ARCHIVE",
-    "NBIA_API",
-    "NBIA_USERNAME",
-    "NBIA_PASSWORD",
-    "NBIA_LAKE",
-    "NBIA_COLLECTIONS",
-    "NBIA_IMAGES",
-    "NBIA_CA_BUNDLE",
-    "NBIA_POLL_SECONDS",
-    "NBIA_CATALOGUE_CRON",
-    "NBIA_RECONCILE_CRON",
+PASSWORD: Any = Field(
+    default="",
+    repr=False,
+    json_schema_extra={"dagster__is_secret": True},
+    description="Its password, empty for the guest; never printed.",
 )
+"""The field of the password, for the models that may hold one. YAML may not: it would be shown in the UI."""
 
 
-class SettingsError(ValueError):
-    """A variable that cannot be used; the message names it, its value and the remedy."""
+class SettingsError(Exception):
+    """A setting that cannot be used; the text names it as the person wrote it, its value and the remedy."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Where the data come from and where they go. Checked when made.
+def field_of(argument: str) -> str:
+    """Return the field of :class:`Settings` that an argument of the library comes from."""
+    return {"base_url": "archive", "uri": "lake"}.get(argument, argument)
 
-    Attributes:
-        archive: ``embedded``, ``tcia``, ``nlst``, or a base URL that ends in ``/nbia-api``.
-        api: ``v2`` (the guide's, with a token) or ``v4`` (no token needed).
-        username: account at the archive.
-        password: its password; never printed.
-        lake: absolute directory, or URI, of the lake.
-        collections: names or globs of the collections whose tables are kept.
-        images: names or globs of the collections whose images are mirrored; None takes the default:
-            all of the embedded archive, none of another.
-        ca_bundle: file of certificates to trust, or None for the system's.
-        poll_seconds: seconds between two ticks of a sensor.
-        catalogue_cron: when the schedule of the catalogue fires (UTC); Dagster checks it when definitions are built.
-        reconcile_cron: when the schedule that lists every kept collection whole fires (UTC); likewise.
+
+def variable_of(argument: str) -> str:
+    """Return the environment variable that an argument of the library, or a field of the settings, comes from."""
+    return f"NBIA_{field_of(argument).upper()}"
+
+
+@contextmanager
+def values_of(model: type[BaseModel], name_of: Callable[[str], str] = field_of) -> Iterator[None]:
+    """Turn pydantic's errors about the values of a model into ours.
+
+    Args:
+        model: which one is made inside.
+        name_of: what the person calls a field.
+
+    Raises:
+        SettingsError: a value has the wrong type, or is not of a field.
+    """
+    try:
+        yield
+    except ValidationError as e:
+        raise _not_valid(e.errors()[0], model, name_of) from None  # its text shows values, and one may be the password
+
+
+class Connection(BaseModel):
+    """Which archive, and how it is reached: the fields that settings, component and resource share."""
+
+    model_config = ConfigDict(frozen=True)
+
+    archive: str = Field(
+        default=EMBEDDED,
+        description=f"{EMBEDDED}, {', '.join(KNOWN_ARCHIVES)}, or a base URL that ends in /nbia-api.",
+    )
+    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
+    username: str = Field(default=GUEST, description="Account at the archive.")
+    ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
+
+
+class Pipeline(Connection):
+    """What is mirrored, to where and when: the fields that settings and component share."""
+
+    lake: str = Field(default="./lake", description="Directory or URI of the lake.")
+    collections: tuple[str, ...] = Field(
+        default=("*",), description="Names or globs of the collections whose tables are kept."
+    )
+    images: tuple[str, ...] | None = Field(
+        default=None,
+        description="Names or globs of the collections whose images are mirrored. None: all of the embedded archive, "
+        "none of another.",
+    )
+    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
+    catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
+    reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+
+
+class Settings(Pipeline):
+    """The configuration of one archive, checked when it is made.
+
+    The fields' own descriptions are those of :class:`Connection` and :class:`Pipeline`. Afterwards ``lake`` is an
+    absolute directory or a URI, and ``images`` is a tuple. Cron expressions are checked when the definitions are built.
+
+    Args:
+        name_of: what the person calls a setting, given its field: the field itself, or a variable. For error texts.
+        given: values of fields.
 
     Raises:
         SettingsError: a value is unknown or contradicts another.
     """
 
-    archive: str = EMBEDDED
-    api: str = "v2"
-    username: str = GUEST
-    password: str = field(default="", repr=False)
-    lake: str = "./lake"
-    collections: tuple[str, ...] = ("*",)
-    images: tuple[str, ...] | None = None
-    ca_bundle: str | None = None
-    poll_seconds: int = POLL_SECONDS
-    catalogue_cron: str = CATALOGUE_CRON
-    reconcile_cron: str = RECONCILE_CRON
+    model_config = ConfigDict(extra="forbid")
 
-    def __post_init__(self) -> None:
-        _check_archive(self.archive)
-        if self.api not in ("v2", "v4"):
-            raise SettingsError(f"NBIA_API is {self.api!r}: set it to v2 or v4")
-        _check_account(self.username, self.password)
+    password: str = PASSWORD
+    _name_of: Callable[[str], str] = PrivateAttr()
+
+    def __init__(self, name_of: Callable[[str], str] = field_of, /, **given: Any) -> None:
+        with values_of(type(self), name_of):
+            super().__init__(**given)
+        self._name_of = name_of
+        self._check_archive()
+        self._check_account()
+        self._check_selection()
         if not self.lake.strip():
-            raise SettingsError("NBIA_LAKE is empty: set it to a directory or a URI such as s3://bucket/lake")
-        if not self.collections:
-            raise SettingsError("NBIA_COLLECTIONS is empty: name collections or globs, or unset it for all")
+            raise SettingsError(f"{name_of('lake')} is empty: set it to a directory or a URI such as s3://bucket/lake")
         if self.ca_bundle is not None and not Path(self.ca_bundle).is_file():
-            raise SettingsError(f"NBIA_CA_BUNDLE is {self.ca_bundle!r}: there is no such file")
-        if self.poll_seconds < SOONEST_POLL_SECONDS:
+            raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle!r}: there is no such file")
+        if self.poll_seconds < MIN_POLL_SECONDS:
             raise SettingsError(
-                f"NBIA_POLL_SECONDS is {self.poll_seconds}: set it to {SOONEST_POLL_SECONDS} or more, for the server "
-                "keeps its answers that long"
+                f"{name_of('poll_seconds')} is {self.poll_seconds}: set it to {MIN_POLL_SECONDS} or more, because the "
+                "server keeps its answers that long"
             )
         if "://" not in self.lake:
             object.__setattr__(self, "lake", str(Path(self.lake).expanduser().absolute()))
-        if self.images is None:
-            object.__setattr__(self, "images", ("*",) if self.archive == EMBEDDED else ())
-        _check_images_are_kept(self.images or (), self.collections)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the ``NBIA_*`` variables; an unset or empty one takes its default.
 
-        ``NBIA_IMAGES`` alone tells empty (no images) from unset.
+        Only ``NBIA_IMAGES`` may be set and empty: no images.
 
         Raises:
             SettingsError: a value is wrong, or a variable is a misspelling of a known one.
         """
-        env = dict(os.environ if environ is None else environ)
+        env = os.environ if environ is None else environ
         _refuse_misspelt(env)
-        given: dict[str, object] = {}
-        for variable in (
-            "NBIA_ARCHIVE",
-            "NBIA_API",
-            "NBIA_USERNAME",
-            "NBIA_PASSWORD",
-            "NBIA_LAKE",
-            "NBIA_CA_BUNDLE",
-            "NBIA_CATALOGUE_CRON",
-            "NBIA_RECONCILE_CRON",
-        ):
-            if env.get(variable):
-                given[variable.removeprefix("NBIA_").lower()] = env[variable]
-        if env.get("NBIA_COLLECTIONS"):
-            given["collections"] = split_names(env["NBIA_COLLECTIONS"])
-        if "NBIA_IMAGES" in env:
-            given["images"] = split_names(env["NBIA_IMAGES"])
-        if env.get("NBIA_POLL_SECONDS"):
-            given["poll_seconds"] = _whole_number("NBIA_POLL_SECONDS", env["NBIA_POLL_SECONDS"])
-        return cls(**given)  # type: ignore[arg-type]
+        given: dict[str, Any] = {}
+        for name in cls.model_fields:
+            text = env.get(variable_of(name))
+            if text or (text is not None and name == "images"):
+                given[name] = split_names(text) if name in ("collections", "images") else text
+        return cls(variable_of, **given)
+
+    def name_of(self, argument: str) -> str:
+        """Return what the person who wrote the settings calls one of them: its field, or its variable."""
+        return self._name_of(argument)
 
     def mirrors_images_of(self, collection: str) -> bool:
-        """Tell whether the images of `collection` are mirrored."""
+        """Return whether the images of `collection` are mirrored."""
         return bool(matching(self.images or (), [collection]))
+
+    def _check_archive(self) -> None:
+        if self.api not in ("v2", "v4"):
+            raise SettingsError(f"{self.name_of('api')} is {self.api!r}: set it to v2 or v4")
+        if self.archive == EMBEDDED or self.archive in KNOWN_ARCHIVES:
+            return
+        name = self.name_of("archive")
+        if "@" in self.archive:  # anywhere: the value is not shown, because it may hold a password
+            account = f"{self.name_of('username')} and {self.name_of('password')}"
+            raise SettingsError(f"{name} holds an account: put it into {account} instead")
+        if not _is_base_url(self.archive):
+            names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
+            raise SettingsError(
+                f"{name} is {self.archive!r}: set it to {names}, or to a base URL that ends in /nbia-api, such as "
+                "https://archive.example.org/nbia-api"
+            )
+
+    def _check_account(self) -> None:
+        username, password = self.name_of("username"), self.name_of("password")
+        if self.username == GUEST and self.password:
+            raise SettingsError(f"{password} is set, but {username} is the guest {GUEST}: name the account it is for")
+        if self.username != GUEST and not self.password:
+            raise SettingsError(f"{username} is {self.username!r}, but {password} is empty: set it too")
+
+    def _check_selection(self) -> None:
+        collections = self.name_of("collections")
+        if not self.collections:
+            raise SettingsError(f"{collections} is empty: name collections or globs, or leave it out for all")
+        if self.images is None:
+            object.__setattr__(self, "images", ("*",) if self.archive == EMBEDDED else ())
+        for name in self.images or ():
+            if not is_glob(name) and not matching(self.collections, [name]):
+                raise SettingsError(
+                    f"{self.name_of('images')} names {name!r}, but {collections} ({', '.join(self.collections)}) "
+                    "leaves it out: its images need its series table, so add it there too"
+                )
+
+
+VARIABLES = tuple(variable_of(name) for name in Settings.model_fields)
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -150,45 +213,21 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def unmatched(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Map each pattern that matches none of `names` to the names that look like it."""
+    """Map each pattern that matches none of `names` to the names that are similar to it."""
     known = list(names)
-    folded = {n.casefold(): n for n in known}
-    return {
-        p: [folded[c] for c in difflib.get_close_matches(p.casefold(), folded, n=3)]
-        for p in patterns
-        if not matching([p], known)
-    }
+    return {p: similar_names(p, known) for p in patterns if not matching([p], known)}
 
 
 def is_glob(pattern: str) -> bool:
-    """Tell whether `pattern` holds a wildcard."""
+    """Return whether `pattern` contains a wildcard."""
     return any(c in pattern for c in "*?[")
-
-
-def _whole_number(variable: str, text: str) -> int:
-    if not text.strip().isdecimal():
-        raise SettingsError(f"{variable} is {text!r}: set it to a whole number")
-    return int(text)
-
-
-def _check_archive(archive: str) -> None:
-    if archive == EMBEDDED or archive in KNOWN_ARCHIVES:
-        return
-    if "@" in archive:  # wherever it stands: the value is not shown, for it may hold a password
-        raise SettingsError("NBIA_ARCHIVE holds an account: put it into NBIA_USERNAME and NBIA_PASSWORD instead")
-    if not _is_base_url(archive):
-        names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
-        raise SettingsError(
-            f"NBIA_ARCHIVE is {archive!r}: set it to {names}, or to a base URL that ends in /nbia-api, "
-            "such as https://archive.example.org/nbia-api"
-        )
 
 
 def _is_base_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         known_port = parts.port is None or parts.port > 0
-    except ValueError:  # a port or an address that cannot be
+    except ValueError:  # not a valid port or address
         return False
     return (
         known_port
@@ -200,27 +239,25 @@ def _is_base_url(text: str) -> bool:
     )
 
 
-def _check_account(username: str, password: str) -> None:
-    if username == GUEST and password:
-        raise SettingsError(
-            f"NBIA_PASSWORD is set, but NBIA_USERNAME is the guest {GUEST}: name the account it belongs to"
-        )
-    if username != GUEST and not password:
-        raise SettingsError(f"NBIA_USERNAME is {username!r}, but NBIA_PASSWORD is empty: set it too")
-
-
-def _check_images_are_kept(images: tuple[str, ...], collections: tuple[str, ...]) -> None:
-    for name in images:
-        if not is_glob(name) and not matching(collections, [name]):
-            raise SettingsError(
-                f"NBIA_IMAGES names {name!r}, but NBIA_COLLECTIONS ({', '.join(collections)}) leaves it out: "
-                "its images need its series table, so add it there too"
-            )
+def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callable[[str], str]) -> SettingsError:
+    """Return what is wrong with the type of a value, in our words."""
+    field = str(found["loc"][0])
+    if found["type"] == "extra_forbidden":
+        return SettingsError(f"{field} is not a setting{_did_you_mean(field, model.model_fields)}")
+    kinds = {"collections": "a list of names or globs", "images": "a list of names or globs"}
+    kind = "a whole number" if model.model_fields[field].annotation is int else kinds.get(field, "a text")
+    shown = f"not {kind}" if field == "password" else repr(found["input"])
+    return SettingsError(f"{name_of(field)} is {shown}: set it to {kind}")
 
 
 def _refuse_misspelt(env: Mapping[str, str]) -> None:
     for variable in env:
         if variable.startswith("NBIA_") and variable not in VARIABLES:
-            close = difflib.get_close_matches(variable, VARIABLES, n=1, cutoff=0.8)
-            if close:
-                raise SettingsError(f"{variable} is not a variable of nbia_pipeline: did you mean {close[0]}?")
+            hint = _did_you_mean(variable, VARIABLES)
+            if hint:  # others may use the prefix too
+                raise SettingsError(f"{variable} is not a variable of nbia_pipeline{hint}")
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = similar_names(name, known, shown=1, cutoff=0.8)
+    return f": did you mean {close[0]}?" if close else ""

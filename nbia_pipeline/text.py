@@ -1,6 +1,9 @@
-"""Numbers as a person reads them."""
+"""Numbers, lists and tables as a person reads them."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def size_text(size: float) -> str:
@@ -22,3 +25,50 @@ def duration_text(seconds: float) -> str:
         if whole >= unit:
             return f"{whole // unit} {name} {whole % unit // smaller} {smaller_name}"
     return f"{whole} s"
+
+
+def first_of(names: Sequence[str], shown: int = 10) -> str:
+    """Return the first names of a list and how many follow, like ``A, B and 3 more``."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def similar_names(name: str, known: Iterable[str], shown: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Return the known names that `name` may be a misspelling of, the most similar first, in any case.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+        shown: how many are returned at most.
+        cutoff: how similar they must be, from 0 to 1.
+    """
+    folded = {n.casefold(): n for n in known}
+    return [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, n=shown, cutoff=cutoff)]
+
+
+def did_you_mean(similar: Sequence[str], otherwise: str) -> str:
+    """Return the question whether one of some similar names was meant, or another hint where there are none."""
+    return f"did you mean {' or '.join(similar)}?" if similar else otherwise
+
+
+def table_text(rows: Sequence[Sequence[str]], numbers: bool = True, total: bool = True) -> str:
+    """Return a table for a terminal: a header, a rule, and rows.
+
+    Args:
+        rows: the header, then the rows.
+        numbers: True if all columns but the first are numbers, which are aligned to the right.
+        total: True if the last row is a total, with a rule above it.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if numbers and n else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    rule = "-" * max(map(len, lines))
+    lines.insert(1, rule)
+    if total:
+        lines.insert(-1, rule)
+    return "\n".join(lines)

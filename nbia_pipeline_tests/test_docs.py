@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import re
 import shutil
@@ -13,13 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from nbia_pipeline.mirror.engine import Mirror
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.cli.main import COMMANDS
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import VARIABLES
@@ -173,18 +172,3 @@ def test_the_engine_of_the_readme_mirrors_a_collection(address: str, tmp_path: P
 @pytest.mark.parametrize("target", ["demo", "test", "test-fast", "dev", "lint", "types"])
 def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
-
-
-def test_every_yaml_snippet_is_a_component(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import yaml
-
-    from nbia_pipeline.component import NbiaComponent
-
-    for code in blocks(README, "yaml"):
-        attributes = yaml.safe_load(code)["attributes"]
-        with contextlib.chdir(tmp_path) if sys.version_info >= (3, 11) else contextlib.nullcontext():
-            monkeypatch.setenv(attributes["password_env"], "secret")
-            component = (
-                NbiaComponent.resolve_from_dict(attributes) if hasattr(NbiaComponent, "resolve_from_dict") else None
-            )
-        assert component is None or component.archive == attributes["archive"]

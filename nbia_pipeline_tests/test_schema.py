@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.schema import TABLES, Form, Shape, Table, normalise, shapes
+from nbia_pipeline.schema import TABLES, Form, Shape, Table, normalize, shapes
 
 SHAPES = [s for s in vars(shapes).values() if isinstance(s, Shape)]
 ENDPOINT_SHAPES = {e.shape.name: e.shape for d in DIALECTS.values() for e in d.endpoints.values() if e.shape}
@@ -21,7 +21,7 @@ def test_every_column_of_a_shape_is_in_its_table(shape: Shape) -> None:
 
 @named
 def test_no_two_keys_of_a_shape_are_told_apart_by_blanks_or_case_only(shape: Shape) -> None:
-    spellings = [normalise(k.name) for k in shape.keys]
+    spellings = [normalize(k.name) for k in shape.keys]
     assert len(spellings) == len(set(spellings))
 
 
@@ -35,8 +35,8 @@ def test_no_two_keys_of_a_shape_fill_the_same_column(shape: Shape) -> None:
 def test_the_spellings_of_guide_and_server_fill_the_same_column(shape: Shape) -> None:
     known = shape.columns_by_wire_name()
     for key in shape.keys:
-        assert known[normalise(key.name)] == key.column
-        assert known[normalise(key.guide or key.name)] == key.column
+        assert known[normalize(key.name)] == key.column
+        assert known[normalize(key.guide or key.name)] == key.column
 
 
 @named
@@ -120,7 +120,7 @@ def test_a_shape_has_as_many_keys_as_the_server_sends(shape: Shape, count: int) 
 def test_every_known_spelling_fills_the_column(shape: Shape, column: str | None, spellings: list[str]) -> None:
     known = shape.columns_by_wire_name()
     for spelling in spellings:
-        assert known[normalise(spelling)] == column
+        assert known[normalize(spelling)] == column
 
 
 # --- the contract

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster.components.testing.utils import component_defs
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nbia_pipeline
+from nbia_pipeline.archive import LoginRefused
+from nbia_pipeline.component import NbiaComponent
+from nbia_pipeline.defs.resources import NbiaResource
+from nbia_pipeline.errors import error_text
+from nbia_pipeline.lake import LakeError
 from nbia_pipeline.settings import Settings, SettingsError, is_glob, matching, split_names, unmatched
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -133,7 +143,7 @@ def test_the_password_is_not_printed() -> None:
         ({"NBIA_LAKE": "  "}, "NBIA_LAKE is empty"),
         ({"NBIA_COLLECTIONS": " , "}, "NBIA_COLLECTIONS is empty"),
         ({"NBIA_POLL_SECONDS": "hourly"}, "NBIA_POLL_SECONDS is 'hourly': set it to a whole number"),
-        ({"NBIA_POLL_SECONDS": "-60"}, "NBIA_POLL_SECONDS is '-60': set it to a whole number"),
+        ({"NBIA_POLL_SECONDS": "-60"}, "NBIA_POLL_SECONDS is -60: set it to 60 or more"),
         ({"NBIA_POLL_SECONDS": "59"}, "NBIA_POLL_SECONDS is 59: set it to 60 or more"),
         ({"NBIA_CA_BUNDLE": "/no/such/file"}, "NBIA_CA_BUNDLE is '/no/such/file': there is no such file"),
         (
@@ -194,10 +204,122 @@ def test_images_of_kept_collections_and_globs_are_accepted(images: str) -> None:
     assert read(NBIA_COLLECTIONS="A,B*", NBIA_IMAGES=images).images == split_names(images)
 
 
-def test_the_resource_fields_are_checked_alike() -> None:
-    given: dict[str, Any] = {"archive": "tcia", "api": "v5"}
-    with pytest.raises(SettingsError, match="NBIA_API"):
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"api": "v5"}, "{api} is 'v5': set it to v2 or v4"),
+    ({"archive": "https://x.org"}, "{archive} is 'https://x.org': set it to embedded, tcia, nlst, or to a base URL"),
+    ({"archive": "https://me:p@x.org/nbia-api"}, "{archive} holds an account: put it into {username} and {password}"),
+    ({"username": "me"}, "{username} is 'me', but {password} is empty"),
+    ({"lake": " "}, "{lake} is empty"),
+    ({"collections": " , "}, "{collections} is empty"),
+    ({"collections": "A,B*", "images": "C"}, "{images} names 'C', but {collections} (A, B*) leaves it out"),
+    ({"ca_bundle": "/no/such"}, "{ca_bundle} is '/no/such': there is no such file"),
+    ({"poll_seconds": "59"}, "{poll_seconds} is 59: set it to 60 or more"),
+    ({"poll_seconds": "hourly"}, "{poll_seconds} is 'hourly': set it to a whole number"),
+]
+
+
+@pytest.mark.parametrize(("given", "sentence"), WRONG)
+def test_an_error_names_what_was_written(given: dict[str, Any], sentence: str) -> None:
+    variables = {name: f"NBIA_{name.upper()}" for name in Settings.model_fields}
+    with pytest.raises(SettingsError, match="^" + re.escape(sentence.format(**variables))):
+        read(**{variables[name]: text for name, text in given.items()})
+    lists = {name: split_names(text) for name, text in given.items() if name in ("collections", "images")}
+    of_python = re.escape(sentence.format(**{name: name for name in variables}))
+    with pytest.raises(SettingsError, match="^" + of_python):
+        Settings(**{**given, **lists})
+    of_yaml = re.escape(sentence.format(**{name: name for name in variables} | {"password": "password_env"}))
+    with pytest.raises(SettingsError, match="^" + of_yaml):
+        component_defs(component=NbiaComponent(**{**given, **lists}))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"archives": "tcia"}, "archives is not a setting: did you mean archive?"),
+        ({"xyz": 1}, "xyz is not a setting"),
+        ({"api": 2}, "api is 2: set it to a text"),
+        ({"collections": "A"}, "collections is 'A': set it to a list of names or globs"),
+        ({"poll_seconds": 61.5}, "poll_seconds is 61.5: set it to a whole number"),
+        ({"password": 12345}, "password is not a text: set it to a text"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_a_sentence_of_ours(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match="^" + re.escape(sentence)) as caught:
         Settings(**given)
+    assert "12345" not in str(caught.value)
+
+
+def test_the_resource_checks_its_fields() -> None:
+    with (
+        pytest.raises(SettingsError, match=r"^api is 'v5'"),
+        NbiaResource(archive="tcia", api="v5").client(),
+    ):
+        pass
+
+
+# --- errors of the library
+
+
+def library_error(text: str, *arguments: str) -> Exception:
+    error = LoginRefused(text, status=401)
+    error.arguments = arguments  # type: ignore[attr-defined,unused-ignore]
+    return error
+
+
+def test_the_variables_of_the_arguments_are_appended_before_the_call() -> None:
+    error = library_error("check username and password", "username", "password")
+    assert error_text(error) == "check username and password (NBIA_USERNAME, NBIA_PASSWORD) [status 401]"
+    assert error_text(library_error("check base_url", "base_url")) == "check base_url (NBIA_ARCHIVE) [status 401]"
+
+
+def test_an_argument_that_has_the_name_of_the_field_needs_no_other() -> None:
+    error = library_error("check username and base_url", "username", "base_url")
+    assert error_text(error, Settings().name_of) == "check username and base_url (archive) [status 401]"
+
+
+def test_other_errors_keep_their_texts() -> None:
+    assert error_text(library_error("give it more time", "read_timeout")) == "give it more time [status 401]"
+    assert error_text(LakeError("no room")) == "no room"
+
+
+# --- the face of the package
+
+
+def test_the_package_imports_nothing_until_it_is_asked() -> None:
+    code = "import sys, nbia_pipeline; print(sorted(m for m in sys.modules if m.split('.')[0] in "
+    code += "('dagster', 'pyarrow', 'pydantic', 'requests', 'numpy') or m.startswith('nbia_pipeline')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['nbia_pipeline', 'nbia_pipeline._version']"
+
+
+def test_the_names_of_the_package_are_there() -> None:
+    for name in nbia_pipeline.__all__:
+        if name != "Mirror" or importlib.util.find_spec("nbia_pipeline.mirror.engine"):
+            assert getattr(nbia_pipeline, name) is not None
+    assert set(nbia_pipeline.__all__) <= set(dir(nbia_pipeline))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = nbia_pipeline.Nothing
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], []])
+def test_the_help_of_the_command_imports_nothing_that_is_slow(words: list[str]) -> None:
+    code = f"""
+import sys
+from nbia_pipeline.cli.main import main
+try:
+    main({words!r})
+except SystemExit:
+    print(sorted({{m.split(".")[0] for m in sys.modules}} & {{"dagster", "pyarrow", "pydantic", "requests", "numpy"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["plan", "verify", "prune", "released", "archive", "dev"])
+def test_only_the_command_that_runs_jobs_imports_dagster(command: str) -> None:
+    code = f"import sys, nbia_pipeline.cli.{command}; print('dagster' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # --- names and globs

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from nbia_pipeline.archive.errors import BadAnswer
-from nbia_pipeline.schema.shapes import Form, Shape, normalise
+from nbia_pipeline.schema.shapes import Form, Shape, normalize
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
 
 PIECE_BYTES = 4 << 20
@@ -86,7 +86,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     header = rows[0]
-    if not {normalise(h) for h in header} & set(shape.columns_by_wire_name()):
+    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name()):
         raise _not_a("a CSV table", text)
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
         raise BadAnswer("the CSV table ends early: the answer was cut, try later", retryable=True)
@@ -249,11 +249,11 @@ def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
             raise BadAnswer(f"element {number} of the array is {type(row).__name__}, not an object")
         for key, raw in row.items():
             if key not in known:
-                known[key] = columns_of.get(normalise(key))
+                known[key] = columns_of.get(normalize(key))
             column = known[key]
             if column is not None and raw is not None:
                 values[column][number] = _read(raw, readers[column], key)
-        if row and not any(normalise(key) in columns_of for key in row):
+        if row and not any(normalize(key) in columns_of for key in row):
             raise BadAnswer(f"element {number} of the array has none of the keys of {shape.name}: {sorted(row)[:5]}")
     try:
         arrays = [pa.array(values[field.name], field.type) for field in schema]

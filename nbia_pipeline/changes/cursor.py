@@ -1,10 +1,10 @@
-"""What the feed of updated series said last time, and what is new in it: kept small, whatever it says.
+"""The cursor of the sensor of updated series: what the last answer contained, in a bounded number of bytes.
 
-getUpdatedSeries answers "released after this day", by days, and releases can be dated back. So it is asked from a
-week before the last time, and what was seen then is subtracted. What was seen is kept as one digest for all that a
-collection released on a day: a series more, one less, or any other value in its row is another digest.
+getUpdatedSeries answers "released after this day", by days, and releases can be back-dated. So it is asked from a
+week before the last time, and what it answered then is subtracted. The cursor keeps one digest of all that a
+collection released on a day: one series more, one less, or another value in a row gives another digest.
 
-Whatever is lost here is found by the next listing of the whole collection; nothing here decides about content.
+What is missed here is found by the next listing of the whole collection; nothing here decides about content.
 """
 
 from __future__ import annotations
@@ -33,80 +33,79 @@ _NULL, _BETWEEN, _END = "\x00", "\x1f", "\x1e"
 Bucket = tuple[str, date]
 """What a collection released on a day."""
 
-Seen = Mapping[Bucket, str]
+Digests = Mapping[Bucket, str]
 """Digest by bucket."""
 
 
 class CursorError(ValueError):
-    """A cursor that cannot be read; the text says what one looks like."""
+    """The cursor cannot be read; the text says what a valid one looks like."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where the sensor stands.
+    """What the sensor knows after a tick.
 
     Attributes:
-        day: day (UTC) of the last time that the feed was read whole.
-        edition: counts the ticks that brought news. A series that is hidden, shown, hidden and shown again brings
-            the same news twice; the edition tells them apart.
-        seen: digest by bucket. Where those of each collection would take too much room, the collections share
-            `SLOTS` slots, whose numbers stand in the place of their names.
-        shared: whether they do.
+        day: day (UTC) of the last complete answer.
+        sequence: counts the ticks that found something new. A series that is hidden, shown, hidden and shown again
+            gives the same digest twice; the sequence number distinguishes the two.
+        digests: digest by bucket. Where those of each collection would take too many bytes, the collections share
+            `SLOTS` slots, whose numbers replace their names.
+        shared: whether the collections share slots.
     """
 
     day: date
-    edition: int
-    seen: Seen = field(default_factory=dict)
+    sequence: int
+    digests: Digests = field(default_factory=dict)
     shared: bool = False
 
     def since(self, today: date) -> date:
-        """Return the day to ask from: the overlap before the last time, and at the latest before today."""
+        """Return the day to ask from: the overlap before the last answer, or before today if that is earlier."""
         return min(self.day, today) - OVERLAP
 
-    def sees(self, since: date) -> bool:
-        """Tell whether something was seen that an answer from `since` on should hold again."""
-        return any(day > since for _, day in self.seen)
+    def expects_rows(self, since: date) -> bool:
+        """Return whether the last answer had rows that an answer from `since` on should contain again."""
+        return any(day > since for _, day in self.digests)
 
     def encode(self) -> str:
-        """Return the cursor as text."""
+        """Return the cursor as JSON; its keys are those of saved cursors and stay as they are."""
         seen: dict[str, dict[str, str]] = defaultdict(dict)
-        for (place, day), digest in sorted(self.seen.items()):
-            seen[day.isoformat()][place] = digest
-        known = {"v": _VERSION, "day": self.day.isoformat(), "edition": self.edition, "shared": self.shared}
-        return json.dumps({**known, "seen": seen}, ensure_ascii=False, separators=(",", ":"))
+        for (name, day), digest in sorted(self.digests.items()):
+            seen[day.isoformat()][name] = digest
+        fields = {"v": _VERSION, "day": self.day.isoformat(), "edition": self.sequence, "shared": self.shared}
+        return json.dumps({**fields, "seen": seen}, ensure_ascii=False, separators=(",", ":"))
 
 
 def first_cursor(day: date, now: datetime) -> Cursor:
-    """Return a cursor that has seen nothing.
+    """Return a cursor without digests.
 
     Args:
         day: releases from a week before this day on are asked for.
-        now: the present moment: what is new after a fresh start is never taken for what was new before it.
+        now: the present moment (UTC). It begins the sequence, so that no run key of an earlier start is used again.
     """
-    return Cursor(day, edition=int((now - datetime(1970, 1, 1)).total_seconds()))  # noqa: DTZ001 - both without a zone
+    return Cursor(day, sequence=int((now - datetime(1970, 1, 1)).total_seconds()))  # noqa: DTZ001 - both without a zone
 
 
 def read_cursor(text: str | None, now: datetime) -> Cursor | None:
     """Return the cursor of a text; None where there is none yet.
 
-    A plain day, like ``2026-01-01``, is what a person may set: everything since then (and the week before it) is
-    news.
+    A person may set a plain day, like ``2026-01-01``: everything since then (and the week before it) counts as new.
 
     Raises:
-        CursorError: the text is neither.
+        CursorError: the text is neither a day nor a saved cursor.
     """
     if not text or not text.strip():
         return None
     try:
         return first_cursor(date.fromisoformat(text.strip()), now)
     except ValueError:
-        pass  # not a day, so it is one of ours
+        pass  # not a day: a saved cursor, then
     try:
-        known = json.loads(text)
-        if known["v"] != _VERSION:
-            raise CursorError(f"the cursor is of version {known['v']}, this program writes {_VERSION}: {_REMEDY}")
-        seen = {(p, date.fromisoformat(d)): str(x) for d, places in known["seen"].items() for p, x in places.items()}
-        return Cursor(date.fromisoformat(known["day"]), int(known["edition"]), seen, bool(known["shared"]))
+        saved = json.loads(text)
+        if saved["v"] != _VERSION:
+            raise CursorError(f"the cursor has version {saved['v']}, this program reads {_VERSION}: {_REMEDY}")
+        digests = {(n, date.fromisoformat(d)): str(x) for d, names in saved["seen"].items() for n, x in names.items()}
+        return Cursor(date.fromisoformat(saved["day"]), int(saved["edition"]), digests, bool(saved["shared"]))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, CursorError):
             raise
@@ -120,7 +119,7 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
     """Return the digest of each bucket of an answer.
 
     Only whole days count: of `since` itself the archive sends the releases with a time of day, and not those at
-    midnight. A row without a collection belongs to none and is left out.
+    midnight. A row without a collection is left out.
 
     Args:
         series: rows of getUpdatedSeries, with ``Collection`` and ``DateReleased``; every column counts.
@@ -144,49 +143,49 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
     return digests
 
 
-def news_of(before: Cursor, found: Seen) -> dict[str, str]:
-    """Return the collections with buckets that are new or other than before, each with a name for its news.
+def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
+    """Return the collections with new or changed buckets, each with a digest of these.
 
-    The name is the same for the same news after the same cursor, and another one otherwise. Buckets that are gone
-    are no news: only a listing of the whole collection can tell what happened to them.
+    The digest is the same for the same buckets after the same cursor, and another one otherwise. Buckets that are
+    gone do not count: only a listing of the whole collection can show what happened to them.
 
     Args:
-        before: what was seen the last time.
-        found: what was found now, from ``before.since(today)`` on.
+        before: the cursor of the last answer.
+        found: the digests of this answer, from ``before.since(today)`` on.
     """
     changes: dict[str, list[str]] = defaultdict(list)
-    now = _share(found, before.day) if before.shared else found
+    now = _by_slot(found, before.day) if before.shared else found
     for bucket, digest in found.items():
-        place = _slot(bucket, before.day) if before.shared else bucket
-        if before.seen.get(place) != now[place]:
-            changes[bucket[0]].append(f"{bucket[1]} {before.seen.get(place)} {digest}")
+        key = _slot(bucket, before.day) if before.shared else bucket
+        if before.digests.get(key) != now[key]:
+            changes[bucket[0]].append(f"{bucket[1]} {before.digests.get(key)} {digest}")
     return {
-        collection: _digest(_BETWEEN.join([str(before.edition), *sorted(lines)]).encode())
+        collection: _digest(_BETWEEN.join([str(before.sequence), *sorted(lines)]).encode())
         for collection, lines in sorted(changes.items())
     }
 
 
-def next_cursor(before: Cursor, found: Seen, today: date, news: bool) -> Cursor:
-    """Return the cursor after an answer was dealt with.
+def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> Cursor:
+    """Return the cursor after an answer.
 
-    What an answer of the next time cannot hold any more is dropped, and so is what has vanished: a series that
-    returns is news again.
+    Buckets that the next answer cannot contain any more are dropped, and so are those that have vanished: a series
+    that returns counts as new.
 
     Args:
-        before: the cursor of this time.
+        before: the cursor before the answer.
         found: the digests of the answer.
         today: the present day (UTC).
-        news: whether there was any.
+        changed: whether the answer had new or changed buckets.
     """
     kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > today - OVERLAP}
-    after = Cursor(today, before.edition + news, kept)
+    after = Cursor(today, before.sequence + changed, kept)
     if len(after.encode().encode()) <= CURSOR_BYTES:
         return after
-    return Cursor(today, after.edition, _share(kept, today), shared=True)
+    return Cursor(today, after.sequence, _by_slot(kept, today), shared=True)
 
 
-def _share(found: Seen, day: date) -> dict[Bucket, str]:
-    """Return one digest for all collections of a slot, by day: a bounded number, whatever was released."""
+def _by_slot(found: Digests, day: date) -> dict[Bucket, str]:
+    """Return one digest for all collections of a slot, by day: a bounded number of digests."""
     members: dict[Bucket, list[str]] = defaultdict(list)
     for bucket, digest in found.items():
         members[_slot(bucket, day)].append(_BETWEEN.join([bucket[0], bucket[1].isoformat(), digest]))
@@ -199,7 +198,7 @@ def _slot(bucket: Bucket, day: date) -> Bucket:
 
 
 def _lines(series: pa.Table) -> pa.ChunkedArray:
-    """Return each row as one text that tells it from any other."""
+    """Return each row as one text; different rows have different texts."""
     cells: Iterable[pa.ChunkedArray] = (pc.fill_null(pc.cast(c, pa.string()), _NULL) for c in series.columns)
     return pc.binary_join_element_wise(*cells, pa.scalar(_END), _BETWEEN)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.schema.arrow import first_of_each, same_times, same_values
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
 
 ADDED = "added"
@@ -31,111 +31,102 @@ _IDENTITY = [UID, "StudyInstanceUID", "PatientID", "Collection"]
 
 @dataclass(frozen=True)
 class Observation:
-    """How a listing was come by.
+    """When and how a listing was made.
 
     Attributes:
-        listed_at: when it was asked (UTC).
-        seen_at: when its changes are noted (UTC).
+        listed_at: when the archive was asked (UTC).
+        recorded_at: when its changes are recorded (UTC).
         run_id: by which Dagster run.
-        wait: a withdrawal is believed once a series was missing for so long, from one listing to another.
-        exact: it was asked in the same dialect as the state. Else a column that is empty as a whole on one side
+        wait: a withdrawal is confirmed once a series was missing for so long, from one listing to another.
+        exact: the listing is in the same dialect as the state. Otherwise a column that is entirely null on one side
             is not compared, and a time that is a bare day equals any time of that day (v4 keeps no more).
     """
 
     listed_at: datetime
-    seen_at: datetime
+    recorded_at: datetime
     run_id: str
     wait: timedelta
     exact: bool = True
 
 
-def diff(seen: pa.Table, listed: pa.Table, seeing: Observation) -> tuple[pa.Table, pa.Table]:
+def diff(state: pa.Table, listed: pa.Table, observation: Observation) -> tuple[pa.Table, pa.Table]:
     """Compare a listing with the state, and return the changes and the next state.
 
     Every series with a change gets one version more. A series that returns with other values has a row
-    ``returned`` and rows ``revised`` of the same version. Absence is noted in the state only, until it lasted.
+    ``returned`` and rows ``revised`` of the same version. An absence is recorded in the state only, until it has
+    lasted long enough.
 
     Args:
-        seen: table ``series_seen``; without rows before the first listing.
+        state: table ``series_seen``; without rows before the first listing.
         listed: table ``series``; of rows with the same UID the first counts.
-        seeing: when and how it was listed.
+        observation: when and how it was listed.
     """
-    listed = _once_each(listed)
-    at = pc.index_in(listed[UID], value_set=seen[UID])
-    fresh = _as_seen(_chosen(listed, pc.is_null(at)), version=1)
-    now, returned, revisions = _present(seen, at.drop_null(), _chosen(listed, pc.is_valid(at)), seeing)
-    gone, lost = _absent(_chosen(seen, pc.invert(pc.is_in(seen[UID], value_set=listed[UID]))), seeing)
+    listed = first_of_each(listed, UID)
+    at = pc.index_in(listed[UID], value_set=state[UID])
+    fresh = _as_state(_chosen(listed, pc.is_null(at)), version=1)
+    now, returned, revisions = _present(state, at.drop_null(), _chosen(listed, pc.is_valid(at)), observation)
+    gone, lost = _absent(_chosen(state, pc.invert(pc.is_in(state[UID], value_set=listed[UID]))), observation)
     changes = [
-        _rows(fresh, ADDED, seeing),
-        _rows(now.filter(returned), RETURNED, seeing),
-        *(_rows(now.filter(where), REVISED, seeing, *values) for where, values in revisions),
-        _rows(gone.filter(lost), WITHDRAWN, seeing),
+        _rows(fresh, ADDED, observation),
+        _rows(now.filter(returned), RETURNED, observation),
+        *(_rows(now.filter(where), REVISED, observation, *values) for where, values in revisions),
+        _rows(gone.filter(lost), WITHDRAWN, observation),
     ]
     return pa.concat_tables(changes), pa.concat_tables([now, gone, fresh])
 
 
-def _once_each(listed: pa.Table) -> pa.Table:
-    return listed if pc.count_distinct(listed[UID]).as_py() == listed.num_rows else first_of_each(listed, UID)
-
-
 def _chosen(table: pa.Table, mask: Any) -> pa.Table:
-    """Return the rows that a mask chooses; no copy of them where it chooses all or none."""
+    """Return the rows that a mask selects; without a copy where it selects all or none."""
     if not pc.any(mask, min_count=0).as_py():
         return table.slice(0, 0)
     return table if pc.all(mask).as_py() else table.filter(mask)
 
 
-def _present(seen: pa.Table, at: Any, listed: pa.Table, seeing: Observation) -> tuple[pa.Table, Any, list[Any]]:
+def _present(state: pa.Table, at: Any, listed: pa.Table, observation: Observation) -> tuple[pa.Table, Any, list[Any]]:
     """Compare the series that are listed and known, column by column: a copy of a whole listing is large.
 
     Args:
-        seen: the state.
-        at: for each row of `listed` its place in the state.
+        state: the state.
+        at: for each row of `listed` its index in the state.
         listed: the rows.
-        seeing: how they were listed.
+        observation: how they were listed.
 
     Returns:
         Their next state; which of them returned; and for each column with differences where those are, and the
         column, the old values and the new ones.
     """
-    returned = seen["Withdrawn"].take(at)
+    returned = state["Withdrawn"].take(at)
     moved, revisions = returned, []
     for column in COMPARED:
-        old, new = seen[column].take(at), listed[column]
-        where = _differs(old, new, seeing.exact)
+        old, new = state[column].take(at), listed[column]
+        where = _differs(old, new, observation.exact)
         if pc.any(where, min_count=0).as_py():
             moved = pc.or_(moved, where)
             values = (pc.cast(side.filter(where), pa.string()) for side in (old, new))
             revisions.append((where, (column, *values)))
-    version = pc.add(seen["Version"].take(at), pc.cast(moved, pa.int64()))
-    return _as_seen(listed, version), returned, revisions
+    version = pc.add(state["Version"].take(at), pc.cast(moved, pa.int64()))
+    return _as_state(listed, version), returned, revisions
 
 
-def _absent(gone: pa.Table, seeing: Observation) -> tuple[pa.Table, Any]:
+def _absent(gone: pa.Table, observation: Observation) -> tuple[pa.Table, Any]:
     """Return the next state of the series that are not listed, and which of them count as withdrawn from now on."""
-    since = pc.coalesce(gone["MissingSince"], pa.scalar(seeing.listed_at, TIME))
-    long_ago = pc.less_equal(since, pa.scalar(seeing.listed_at - seeing.wait, TIME))
+    since = pc.coalesce(gone["MissingSince"], pa.scalar(observation.listed_at, TIME))
+    long_ago = pc.less_equal(since, pa.scalar(observation.listed_at - observation.wait, TIME))
     lost = pc.and_(long_ago, pc.invert(gone["Withdrawn"]))
     withdrawn = pc.or_(gone["Withdrawn"], lost)
     version = pc.add(gone["Version"], pc.cast(lost, pa.int64()))
-    return _as_seen(gone.select(SERIES.schema.names), version, since, withdrawn), lost
+    return _as_state(gone.select(SERIES.schema.names), version, since, withdrawn), lost
 
 
 def _differs(old: pa.ChunkedArray, new: pa.ChunkedArray, exact: bool) -> Any:
-    """Return where two columns differ; null equals null and nothing else, an empty text neither."""
-    one_is_null = pc.xor(pc.is_null(old), pc.is_null(new))
+    """Return where two columns differ; see :class:`Observation` for columns that are not `exact`."""
     if not exact and len(old) in (old.null_count, new.null_count):
-        return pc.and_(one_is_null, False)
-    differ = pc.or_(one_is_null, pc.fill_null(pc.not_equal(old, new), False))
-    if exact or old.type != TIME:
-        return differ
-    old_day, new_day = (pc.floor_temporal(times, unit="day") for times in (old, new))
-    bare = pc.or_(pc.equal(old, old_day), pc.equal(new, new_day))
-    same = pc.fill_null(pc.and_(pc.equal(old_day, new_day), bare), False)
-    return pc.and_(differ, pc.invert(same))
+        return _all(False, len(old), pa.bool_())
+    same = same_times if old.type == TIME and not exact else same_values
+    return pc.invert(same(old, new))
 
 
-def _as_seen(series: pa.Table, version: Any, since: Any = None, withdrawn: Any = False) -> pa.Table:
+def _as_state(series: pa.Table, version: Any, since: Any = None, withdrawn: Any = False) -> pa.Table:
     """Return rows of ``series`` as rows of ``series_seen``."""
     columns = [series[name] for name in SERIES.schema.names]
     for value, kind in ((since, TIME), (withdrawn, pa.bool_()), (version, pa.int64())):
@@ -148,7 +139,7 @@ def _all(value: Any, count: int, kind: pa.DataType) -> pa.Array:
 
 
 def _rows(
-    series: pa.Table, change: str, seeing: Observation, column: str | None = None, old: Any = None, new: Any = None
+    series: pa.Table, change: str, observation: Observation, column: str | None = None, old: Any = None, new: Any = None
 ) -> pa.Table:
     """Return rows of ``series_changes`` for rows of ``series_seen``."""
     text, count = pa.string(), series.num_rows
@@ -158,29 +149,29 @@ def _rows(
         "ColumnName": _all(column, count, text),
         "OldValue": _all(None, count, text) if old is None else old,
         "NewValue": _all(None, count, text) if new is None else new,
-        "SeenAt": _all(seeing.seen_at, count, TIME),
-        "ListedAt": _all(seeing.listed_at, count, TIME),
-        "RunID": _all(seeing.run_id, count, text),
+        "SeenAt": _all(observation.recorded_at, count, TIME),
+        "ListedAt": _all(observation.listed_at, count, TIME),
+        "RunID": _all(observation.run_id, count, text),
     }
     return pa.table([values[name] for name in SERIES_CHANGES.schema.names], schema=SERIES_CHANGES.schema)
 
 
-def replay(seen: pa.Table, changes: pa.Table, listed: pa.Table) -> pa.Table:
+def replay(state: pa.Table, changes: pa.Table, listed: pa.Table) -> pa.Table:
     """Apply changes to the state that they were made from, and return the state that they led to.
 
     Args:
-        seen: table ``series_seen``.
+        state: table ``series_seen``.
         changes: rows of ``series_changes``, in their order.
-        listed: the present ``series`` table: what is known of series that were added, beside their names.
+        listed: the present ``series`` table: it has the values of added series, of which the feed has the names only.
     """
     if not changes.num_rows:
-        return seen
-    unknown = changes.filter(pc.invert(pc.is_in(changes[UID], value_set=seen[UID])))
+        return state
+    unknown = changes.filter(pc.invert(pc.is_in(changes[UID], value_set=state[UID])))
     first = first_of_each(unknown, UID).select([*_IDENTITY, "Version"])
     here = listed.filter(pc.is_in(listed[UID], value_set=first[UID]))
     nameless = first.filter(pc.invert(pc.is_in(first[UID], value_set=listed[UID])))
     bare = pa.Table.from_pylist(nameless.select(_IDENTITY).to_pylist(), schema=SERIES.schema)
-    state = pa.concat_tables([seen, *(_as_seen(rows, version=1) for rows in (first_of_each(here, UID), bare))])
+    state = pa.concat_tables([state, *(_as_state(rows, version=1) for rows in (first_of_each(here, UID), bare))])
     moves = changes.filter(pc.not_equal(changes["Change"], ADDED))
     touched = pc.is_in(state[UID], value_set=moves[UID])
     rows = {row[UID]: row for row in state.filter(touched).to_pylist()}
@@ -201,7 +192,7 @@ def _apply(change: dict[str, Any], row: dict[str, Any]) -> None:
 
 
 def value_of(column: str, text: str | None) -> Any:
-    """Return what an ``OldValue`` or ``NewValue`` of a column of ``series`` stands for."""
+    """Return the value of a column of ``series`` that an ``OldValue`` or ``NewValue`` represents."""
     return pa.scalar(text, pa.string()).cast(SERIES.column(column).type).as_py()
 
 

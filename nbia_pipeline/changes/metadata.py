@@ -1,12 +1,9 @@
-"""The metadata of a collection's series, asked for where they are new: of added, revised and returned series only.
+"""The metadata of a collection's series, requested only for series that were added, revised or returned.
 
-The table accounts for a number of rows of ``series_changes``: those after them name the series to ask for anew.
+The table accounts for a number of rows of ``series_changes``: the rows after them name the series to ask for again.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,39 +11,26 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
-from nbia_pipeline.changes.feed import is_recorded
+from nbia_pipeline.changes.listing import Fetched
+from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """The metadata of a collection.
-
-    Attributes:
-        table: rows of ``series_metadata``.
-        facts: what is true of it as a whole, for the lake.
-        asked: series that the archive was asked about.
-        kept: series whose rows the lake had, and which did not change since.
-    """
-
-    table: pa.Table
-    properties: Mapping[str, str] = field(default_factory=dict)
-    asked: int = 0
-    kept: int = 0
-
-
-def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, full: bool = False) -> Metadata:
+def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, full: bool = False) -> Fetched:
     """Return the metadata of the series that the collection's ``series`` table lists.
 
-    A series is asked about if the table has no row of it, or if the feed of changes says that it was added, revised
-    or returned since. All are asked about where the feed does not know the present listing, or the rows came in
-    another dialect. A series that the archive has no metadata of has no row, and is asked about again the next time.
+    Its figures are ``asked``, the series that the archive was asked about, and ``kept``, those whose rows the lake had
+    and which did not change since.
+
+    The archive is asked about a series if the table has no row of it, or if it was added, revised or returned since
+    by the feed of changes; about all series if the feed does not account for the present listing, or if the rows
+    came in another dialect. A series without metadata has no row, and is asked about again the next time.
 
     Args:
         client: the archive.
-        lake: the lake; it is read only.
+        lake: the lake; it is only read.
         collection: which one.
         api: dialect of the client, ``v2`` or ``v4``.
         full: ask about every series.
@@ -64,13 +48,13 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, fu
     if current:
         properties[CHANGES] = str(feed.num_rows)
     if full or not current or CHANGES not in known or known.get(API) != api:
-        return Metadata(client.series_metadata(listed.to_pylist()), properties, asked=len(listed))
+        return Fetched(client.series_metadata(listed.to_pylist()), properties, {"asked": len(listed), "kept": 0})
     stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
     rows = lake.read_table(SERIES_METADATA, collection)
     rows = rows.filter(pc.is_in(rows[UID], value_set=listed))
     rows = rows.filter(pc.invert(pc.is_in(rows[UID], value_set=pa.array(sorted(stale), pa.string()))))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
+    figures = {"asked": len(wanted), "kept": len(listed) - len(wanted)}
     if not wanted:
-        return Metadata(rows, {**properties, LISTED_AT: known[LISTED_AT]}, kept=len(listed))
-    fetched = client.series_metadata(wanted)
-    return Metadata(pa.concat_tables([rows, fetched]), properties, asked=len(wanted), kept=len(listed) - len(wanted))
+        return Fetched(rows, {**properties, LISTED_AT: known[LISTED_AT]}, figures)
+    return Fetched(pa.concat_tables([rows, client.series_metadata(wanted)]), properties, figures)

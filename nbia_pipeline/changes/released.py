@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 import pyarrow as pa
 
 from nbia_pipeline.archive import NbiaClient, NotAvailable
+from nbia_pipeline.text import did_you_mean, first_of, similar_names
 
 LOOK_BACK = timedelta(days=30)
-"""How far back to look where nothing says since when."""
+"""How far back to look where no day is given."""
 
 PATIENT_COLUMNS = ("PatientID", "PatientSex", "EthnicGroup", "SpeciesDescription", "Phantom")
 STUDY_COLUMNS = ("PatientID", "StudyDate", "StudyDescription", "SeriesCount", "StudyInstanceUID")
 
 
 @dataclass(frozen=True)
-class News:
+class Released:
     """What is new in a collection.
 
     Attributes:
         collection: its exact spelling.
-        since: the day from which on a release counts.
+        since: releases count from this day on.
         patients: patients with a series released since: table ``patients``, by PatientID.
         studies: studies with such a series: table ``studies``, by patient and day; SeriesCount counts the new ones.
     """
@@ -34,8 +34,8 @@ class News:
     studies: pa.Table
 
 
-def ask_news(client: NbiaClient, collection: str, since: date) -> News:
-    """Ask the archive what is new in a collection.
+def ask_released(client: NbiaClient, collection: str, since: date) -> Released:
+    """Ask the archive what was released in a collection since a day.
 
     Args:
         client: the archive.
@@ -43,16 +43,14 @@ def ask_news(client: NbiaClient, collection: str, since: date) -> News:
         since: a day.
 
     Raises:
-        NotAvailable: there is no such collection for the account.
+        NotAvailable: the archive lists no such collection for the account.
         ArchiveError: the archive cannot be asked.
     """
     listed = client.collection_values()
     if collection not in listed:
-        folded = {name.casefold(): name for name in listed}
-        similar = [folded[c] for c in difflib.get_close_matches(collection.casefold(), folded, n=3)]
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"there are {', '.join(listed[:10])}"
+        hint = did_you_mean(similar_names(collection, listed), f"there are {first_of(listed)}")
         raise NotAvailable(f"the archive lists no collection {collection!r} for this account: {hint}")
     patients = client.new_patients(collection, since).sort_by("PatientID")
     studies = client.new_studies(collection, since)
     order = [(name, "ascending") for name in ("PatientID", "StudyDate", "StudyInstanceUID")]
-    return News(collection, since, patients, studies.sort_by(order))
+    return Released(collection, since, patients, studies.sort_by(order))

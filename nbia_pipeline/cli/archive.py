@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from nbia_pipeline.cli.home import fail
+from nbia_pipeline.embedded.__main__ import main as serve
 from nbia_pipeline.embedded.options import add_archive_options
-
-HELP = "serve the embedded archive by itself"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; 1 if the port cannot be had."""
-    from nbia_pipeline.embedded.__main__ import main as serve
-
+    """Serve until Ctrl-C; 1 if the port is not available."""
     try:
         serve(_words(options))
     except OSError as e:
@@ -38,7 +35,7 @@ def _words(options: argparse.Namespace) -> list[str]:
     words: list[str] = []
     for name, value in vars(options).items():
         switch = "--" + name.replace("_", "-")
-        if name == "command" or value is None or value is False:
+        if name in ("command", "rest") or value is None or value is False:
             continue
         words += [switch] if value is True else [switch, str(value)]
     return words

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
 
-from nbia_pipeline.cli.home import HomeError, dagster_home, fail
+from nbia_pipeline.cli.home import dagster_home
+from nbia_pipeline.settings import Settings
 
-HELP = "start the Dagster UI; what follows is for `dagster dev`, like --port 3001"
 WORKSPACE = "workspace.yaml"
 WORKSPACE_YAML = """\
 load_from:
@@ -18,25 +19,20 @@ load_from:
 """
 
 
-def dev(words: list[str]) -> int:
-    """Become ``dagster dev``; returns only if it cannot be started.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add no options: all of them are those of ``dagster dev``."""
 
-    Args:
-        words: the arguments that are for it.
-    """
-    from nbia_pipeline.settings import Settings, SettingsError
 
-    try:
-        Settings.from_env()
-        home = dagster_home()
-    except (SettingsError, HomeError) as e:
-        return fail(str(e))
+def run(options: argparse.Namespace) -> int:
+    """Become ``dagster dev``; returns only if it cannot be started."""
+    Settings.from_env()
+    home = dagster_home()
     workspace = Path(WORKSPACE)
     if not workspace.is_file():
-        # Not `-m`: it names the code location after the module, and sensor state hangs on that name.
+        # Not `-m`: it names the code location after the module, and sensor state is kept by that name.
         workspace = home / WORKSPACE
         workspace.write_text(WORKSPACE_YAML, encoding="utf-8")
     where = ["-w", str(workspace)]
-    # Dagster starts its servers by name: they stand beside this Python, which may not be on the PATH.
+    # Dagster starts its servers by name: they are next to this Python, which may not be on the PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *where, *words])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *where, *options.rest])  # noqa: S606

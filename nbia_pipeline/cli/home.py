@@ -1,10 +1,14 @@
-"""The directory of Dagster's records, and how a command says that it failed."""
+"""The directory of Dagster's records, and how a command fails."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from nbia_pipeline.errors import OURS, error_text
 
 HOME = "dagster_home"
 DAGSTER_YAML = """\
@@ -16,6 +20,9 @@ concurrency:
   pools:
     default_limit: 4
 """
+
+WRONG_CALL = 2
+STOPPED = 130  # what a shell reports for Ctrl-C
 
 
 class HomeError(Exception):
@@ -43,7 +50,21 @@ def dagster_home() -> Path:
     return home
 
 
-def fail(sentence: str) -> int:
+def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command and return its exit code; an error of ours becomes one sentence."""
+    try:
+        return run(options)
+    except (*OURS, HomeError) as e:
+        sys.stdout.flush()  # what was printed before it stands above it
+        return fail(error_text(e))
+
+
+def fail(sentence: str, code: int = 1) -> int:
     """Print why a command failed, and return its exit code."""
+    to_stderr(sentence)
+    return code
+
+
+def to_stderr(sentence: str) -> None:
+    """Print what is wrong."""
     print(f"nbia-pipeline: {sentence}", file=sys.stderr)
-    return 1

@@ -1,53 +1,58 @@
-"""The ``nbia-pipeline`` command: its words, and which module of :mod:`nbia_pipeline.cli` takes them."""
+"""The ``nbia-pipeline`` command: which module of :mod:`nbia_pipeline.cli` each subcommand is in.
+
+Only the module of the command that is called is imported, so that ``--help`` does not wait for Dagster.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from typing import Protocol
+from importlib import import_module
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli import archive, dev, plan, prune, released, run, verify
 
-
-class Command(Protocol):
-    """What a module of a command holds."""
-
-    HELP: str
-
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options of the command."""
-
-    def run(self, options: argparse.Namespace) -> int:
-        """Do it, and return the exit code."""
-        ...
-
-
-COMMANDS: dict[str, Command] = {
-    "run": run,
-    "plan": plan,
-    "verify": verify,
-    "prune": prune,
-    "news": released,
-    "archive": archive,
+# Each module has `add_options(parser)` and `run(options)`, which returns the exit code. An error of ours that `run`
+# raises is printed as one sentence.
+COMMANDS = {
+    "dev": ("nbia_pipeline.cli.dev", "start the Dagster UI; what follows is for `dagster dev`, like --port 3001"),
+    "run": ("nbia_pipeline.cli.run", "materialize tables and images, and show what was done"),
+    "plan": ("nbia_pipeline.cli.plan", "show which images a run would fetch, and whether the disk has room for them"),
+    "verify": (
+        "nbia_pipeline.cli.verify",
+        "read the image files in the lake again and compare them with their receipts",
+    ),
+    "prune": ("nbia_pipeline.cli.prune", "delete the files of series that the archive withdrew, after showing which"),
+    "released": (
+        "nbia_pipeline.cli.released",
+        "show the patients and studies of a collection that were released since a day",
+    ),
+    "archive": ("nbia_pipeline.cli.archive", "serve the embedded archive by itself"),
 }
+RENAMED = {"news": "released"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 1 where something failed, or 2 for a wrong call."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else ""
+    if name in RENAMED:
+        print(f"nbia-pipeline: `{name}` is now called `{RENAMED[name]}`", file=sys.stderr)
+        name = words[0] = RENAMED[name]
     parser = argparse.ArgumentParser(
         prog="nbia-pipeline",
-        description="Mirror a medical-image archive (NBIA) into a data lake. The NBIA_* variables say from where and "
-        "to where; without any, everything comes from the embedded archive and goes to ./lake.",
+        description="Mirror a medical-image archive (NBIA) into a data lake. The NBIA_* variables name the archive and "
+        "the lake; without any, everything comes from the embedded archive and goes to ./lake.",
     )
     parser.add_argument("--version", action="version", version=f"nbia-pipeline {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("dev", help=dev.HELP)
-    for name, command in COMMANDS.items():
-        command.add_options(commands.add_parser(name, help=command.HELP))
-    options, rest = parser.parse_known_args(arguments)
-    if options.command == "dev":
-        return dev.dev(rest)
-    if rest:
-        parser.error(f"unknown words: {' '.join(rest)}")
-    return COMMANDS[options.command].run(options)
+    parsers = {each: commands.add_parser(each, help=text) for each, (_, text) in COMMANDS.items()}
+    if name not in COMMANDS:
+        parser.parse_args(words)  # prints the help, the version or what is wrong, and exits
+    command = import_module(COMMANDS[name][0])
+    command.add_options(parsers[name])
+    options, rest = parser.parse_known_args(words)
+    options.rest = rest
+    if rest and name != "dev":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return int(import_module("nbia_pipeline.cli.home").exit_code(command.run, options))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nbia_pipeline.mirror.selection import Selection
-    from nbia_pipeline.settings import Settings
+from nbia_pipeline.connect import connect
+from nbia_pipeline.mirror.selection import Selection, with_lists
+from nbia_pipeline.settings import Settings
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -31,13 +31,13 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     several("--series", "series", "UID", "this SeriesInstanceUID")
     group.add_argument("--manifest", type=Path, metavar="FILE", help="the series of a .tcia manifest")
     group.add_argument("--cart", metavar="NAME", help="the series of a shared cart (v2 of the API)")
-    bounds = parser.add_argument_group("how much", "Bounds of the images of one collection; what is left comes later.")
-    bounds.add_argument("--max-bytes", type=size, metavar="SIZE", help="fetch this much at the most, as 10GB")
-    bounds.add_argument("--max-series", type=count, metavar="N", help="fetch so many series at the most")
+    bounds = parser.add_argument_group("how much", "Bounds of the images of one collection; the rest is for later.")
+    bounds.add_argument("--max-bytes", type=size, metavar="SIZE", help="fetch at most this much, as 10GB")
+    bounds.add_argument("--max-series", type=count, metavar="N", help="fetch at most this many series")
 
 
-def images_config(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what was asked for as run config of the step that plans images; nothing that was not asked for."""
+def images_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for as fields of ``ImagesConfig``; nothing that was not asked for."""
     asked: dict[str, Any] = {name: getattr(options, name) for name in (*_LISTS, "cart", "max_bytes", "max_series")}
     # Dagster's step may have another working directory.
     asked["manifest"] = None if options.manifest is None else str(options.manifest.absolute())
@@ -51,15 +51,10 @@ def selection_of(options: argparse.Namespace, settings: Settings) -> Selection:
         SelectionError: the manifest or the cart names no series.
         ArchiveError: the archive cannot be asked for the cart.
     """
-    from nbia_pipeline.mirror.selection import Selection, with_lists
-
     selection = Selection(*(tuple(getattr(options, name)) for name in _LISTS))
     if options.cart is None:
         return with_lists(selection, manifest=options.manifest)
-    # Imported here: without a cart, no archive and no Dagster are needed.
-    from nbia_pipeline.defs.resources import client_of
-
-    with client_of(settings) as client:
+    with connect(settings) as client:
         return with_lists(selection, manifest=options.manifest, cart=options.cart, client=client)
 
 
@@ -67,12 +62,12 @@ def size(text: str) -> int:
     """Read a size such as ``10GB``, ``1.5 TB`` or ``500000``, in powers of ten.
 
     Raises:
-        argparse.ArgumentTypeError: it is none, or nothing.
+        argparse.ArgumentTypeError: it is not valid, or less than a byte.
     """
     found = _SIZE.fullmatch(text.strip())
     value = int(float(found[1]) * _UNITS[found[2].lower().removesuffix("b")]) if found else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 10GB, 500MB or 1.5TB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use a value such as 10GB, 500MB or 1.5TB")
     return value
 
 
@@ -80,8 +75,8 @@ def count(text: str) -> int:
     """Read a number of one or more.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not valid.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of one or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from nbia_pipeline.cli.home import fail
 from nbia_pipeline.cli.options import add_selection, selection_of
-from nbia_pipeline.text import size_text
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.engine import preview
+from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, expect_room
+from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
+from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
+from nbia_pipeline.text import did_you_mean, first_of, size_text, table_text
 
-if TYPE_CHECKING:
-    from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.plan import Figures, Plan
-    from nbia_pipeline.settings import Settings
-
-HELP = "show which images a run would fetch, and whether the disk has room for them"
-DESCRIPTION = (
-    "Shows what a run would fetch, from what the lake knows: series, files and bytes that are wanted, that are there, "
-    "that would be fetched, and that a bound leaves for later. Nothing is fetched and nothing is written. Exit code: "
-    "0, or 1 where the disk has too little room or the plan cannot be made."
-)
 _PARTS = ("wanted", "in the lake", "to fetch", "left")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.description = DESCRIPTION
+    parser.description = (
+        "Shows what a run would fetch, from what the lake knows: how many series, files and bytes are wanted, are in "
+        "the lake, would be fetched, and would be left for later by a bound. Nothing is fetched and nothing is "
+        "written. Exit code: 0, or 1 where the disk has too little room or the plan cannot be made."
+    )
     parser.add_argument(
         "collections",
         nargs="*",
@@ -37,40 +33,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the plan; 1 if there is too little room, or something is wrong."""
-    from nbia_pipeline.archive import ArchiveError
-    from nbia_pipeline.lake import Lake, LakeError
-    from nbia_pipeline.mirror.plan import expect_room
-    from nbia_pipeline.mirror.selection import SelectionError
-    from nbia_pipeline.settings import Settings, SettingsError
-
-    try:
-        settings = Settings.from_env()
-        lake = Lake(settings.lake)
-        collections = _collections(lake, settings, options.collections)
-        plans, notes = _plans(lake, settings, collections, options)
-        free = lake.free_bytes()
-        print(_table(plans))
-        print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
-        for note in notes:
-            print(f"Note      {note}")
-        expect_room(lake, *plans.values())
-    except (SettingsError, SelectionError, LakeError, ArchiveError) as e:
-        sys.stdout.flush()
-        return fail(str(e))
+    """Print the plan."""
+    settings = Settings.from_env()
+    lake = Lake(settings.lake)
+    collections = _collections(lake, settings, options.collections)
+    plans, notes = _plans(lake, settings, collections, options)
+    free = lake.free_bytes()
+    print(_table(plans))
+    print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
+    for note in notes:
+        print(f"Note      {note}")
+    expect_room(lake, *plans.values())
     return 0
 
 
 def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[str]:
-    """Return the collections to plan for.
-
-    Raises:
-        SettingsError: a name or glob matches none, or no collection is known yet.
-        LakeError: the lake cannot be read.
-    """
-    from nbia_pipeline.schema.tables import COLLECTIONS
-    from nbia_pipeline.settings import SettingsError, matching, unmatched
-
     kept: list[str] = sorted(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     if not kept:
         raise SettingsError(
@@ -78,7 +55,7 @@ def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[st
             "and `series`"
         )
     for pattern, similar in unmatched(patterns, kept).items():
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"it knows {', '.join(kept[:10])}"
+        hint = did_you_mean(similar, f"it knows {first_of(kept)}")
         raise SettingsError(f"the lake knows no collection {pattern!r}: {hint}")
     if patterns:
         return matching(patterns, kept)
@@ -89,10 +66,6 @@ def _plans(
     lake: Lake, settings: Settings, collections: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Plan], list[str]]:
     """Return the plan of each collection, and what a person should know about them."""
-    from nbia_pipeline.mirror.engine import preview
-    from nbia_pipeline.mirror.plan import Bounds
-    from nbia_pipeline.schema.tables import SERIES
-
     selection = selection_of(options, settings)
     plans: dict[str, Plan] = {}
     notes: list[str] = []
@@ -103,7 +76,8 @@ def _plans(
         bounds = Bounds(options.max_bytes, options.max_series)
         plan = plans[collection] = preview(lake, collection, selection, bounds)
         if not settings.mirrors_images_of(collection):
-            notes.append(f"{collection}: its images are not mirrored: a run fetches them once NBIA_IMAGES names it")
+            variable = settings.name_of("images")
+            notes.append(f"{collection}: its images are not mirrored: a run fetches them once {variable} names it")
         if plan.figures.unsized:
             notes.append(f"{collection}: {plan.figures.unsized} series to fetch are announced without a size")
     unselected = sum(plan.unselected for plan in plans.values())
@@ -112,21 +86,14 @@ def _plans(
     return plans, notes
 
 
-def _table(plans: dict[str, Plan]) -> str:
-    from nbia_pipeline.cli.report import aligned
-    from nbia_pipeline.mirror.plan import Figures
-
-    parts = {name: _figures(plan) for name, plan in plans.items()}
+def _table(plans: Mapping[str, Plan]) -> str:
+    parts = {
+        name: [plan.wanted_figures, plan.done_figures, plan.figures, Figures.of(plan.left)]
+        for name, plan in plans.items()
+    }
     total = [sum(column, Figures()) for column in zip(*parts.values(), strict=True)] or [Figures()] * len(_PARTS)
     header = ["collection", *(word for part in _PARTS for word in (part, "files", "size"))]
-    rows = [[name, *_cells(figures)] for name, figures in parts.items()]
-    return "\n".join(aligned([header, *rows, ["total", *_cells(total)]]))
-
-
-def _figures(plan: Plan) -> list[Figures]:
-    from nbia_pipeline.mirror.plan import Figures
-
-    return [plan.wanted_figures, plan.done_figures, plan.figures, Figures.of(plan.left)]
+    return table_text([header, *([name, *_cells(part)] for name, part in parts.items()), ["total", *_cells(total)]])
 
 
 def _cells(figures: list[Figures]) -> list[str]:

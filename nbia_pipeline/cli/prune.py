@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from nbia_pipeline.cli.home import fail
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.prune import Prunable, prunable, prune
+from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import size_text
-
-if TYPE_CHECKING:
-    from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.prune import Prunable
-
-HELP = "delete the files of series that the archive withdrew, after showing which"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,26 +21,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show what would be deleted, ask, delete; 1 if that was refused or failed."""
-    from nbia_pipeline.lake import Lake, LakeError
-    from nbia_pipeline.settings import Settings, SettingsError
-
-    try:
-        return _run(Lake(Settings.from_env().lake), options.collections, options.yes)
-    except (SettingsError, LakeError) as e:
-        return fail(str(e))
-
-
-def _run(lake: Lake, names: list[str], sure: bool) -> int:
-    from nbia_pipeline.mirror.prune import prunable, prune
-    from nbia_pipeline.schema.tables import IMAGE_SERIES
-
-    held = lake.collections_of(IMAGE_SERIES)
-    unknown = [repr(name) for name in names if name not in held]
+    """Show what would be deleted, ask, delete; 1 if the person declines."""
+    lake, names = Lake(Settings.from_env().lake), options.collections
+    stored = lake.collections_of(IMAGE_SERIES)
+    unknown = [repr(name) for name in names if name not in stored]
     if unknown:
-        there = f"there are those of {', '.join(held)}" if held else "there are none at all"
+        there = f"there are those of {', '.join(stored)}" if stored else "there are none at all"
         return fail(f"{lake.uri} holds no images of {', '.join(unknown)}: {there}")
-    found = [p for p in (prunable(lake, c) for c in dict.fromkeys(names or held)) if p is not None]
+    found = [p for p in (prunable(lake, c) for c in dict.fromkeys(names or stored)) if p is not None]
     if not found:
         print(f"Nothing to delete: {lake.uri} holds no files of withdrawn series.")
         return 0
@@ -52,9 +37,9 @@ def _run(lake: Lake, names: list[str], sure: bool) -> int:
         print(f"  {one.collection}: {_amount([one])}, missing since {_span(one)}")
     if len(found) > 1:
         print(f"  in all: {_amount(found)}")
-    if not sure and not sys.stdin.isatty():
-        return fail("nothing was deleted: add --yes, for there is no terminal to ask on")
-    if not sure and input("Delete these files for good? Type yes: ").strip().lower() != "yes":
+    if not options.yes and not sys.stdin.isatty():
+        return fail("nothing was deleted: add --yes, because there is no terminal to ask on")
+    if not options.yes and input("Delete these files for good? Type yes: ").strip().lower() != "yes":
         return fail("nothing was deleted")
     deleted = [d for d in (prune(lake, p) for p in found) if d is not None]
     print(f"Deleted {_amount(deleted)}. The receipts stay; a series that returns is fetched again.")

@@ -1,16 +1,33 @@
-"""``nbia-pipeline run``: the main job, once, in this terminal."""
+"""``nbia-pipeline run``: the main job from start to end, in one process: catalog, tables, images.
+
+These are the jobs that the UI, the schedules and the sensors run. Here they run one after the other, with their events
+in the Dagster instance.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dagster as dg
+import pyarrow.compute as pc
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import HomeError, dagster_home, fail
-from nbia_pipeline.cli.options import add_selection, images_config
+from nbia_pipeline.cli.home import STOPPED, dagster_home, fail, to_stderr
+from nbia_pipeline.cli.options import add_selection, images_fields
+from nbia_pipeline.cli.summary import PARTITIONED, CollectionSummary, Outcome, summary
+from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.defs.jobs import CATALOG, CATALOG_JOB, IMAGES_JOB, RANGE_END, RANGE_START, TABLES_JOB, images_config
+from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.selection import read_manifest
+from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
+from nbia_pipeline.settings import Settings
 
-HELP = "materialize tables and images, and show what was done"
-STOPPED = 130  # what a shell reports for Ctrl-C
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,36 +37,143 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the main job; 0 if all went well, 1 if anything failed."""
-    # Imported here: `--help` and `archive` need no Dagster.
-    import dagster as dg
-
-    from nbia_pipeline.cli.main_job import run_main_job
-    from nbia_pipeline.cli.report import summary
-    from nbia_pipeline.lake import LakeError
-    from nbia_pipeline.mirror.selection import SelectionError, read_manifest
-    from nbia_pipeline.settings import Settings, SettingsError
-
-    try:
-        settings = Settings.from_env()
-        if options.manifest is not None:
-            read_manifest(options.manifest)  # a wrong file is told before anything begins
-        home = dagster_home()
-    except (SettingsError, SelectionError, HomeError) as e:
-        return fail(str(e))
+    settings = Settings.from_env()
+    if options.manifest is not None:
+        read_manifest(options.manifest)  # a wrong file is reported before anything begins
+    home = dagster_home()
     print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
     try:
         with dg.DagsterInstance.get() as instance:
             outcome = run_main_job(
-                settings, instance, tell=lambda line: print(line, flush=True), images=images_config(options)
+                settings, instance, lambda line: print(line, flush=True), images=images_fields(options)
             )
-    except (LakeError, SettingsError) as e:
-        return fail(str(e))
     except KeyboardInterrupt:
-        fail("stopped; what was finished stays, and the next run goes on from there")
-        return STOPPED
+        return fail("stopped; what was finished stays, and the next run continues from there", STOPPED)
     print(summary(outcome, home))
     for name, found in outcome.warnings.items():
-        print(f"nbia-pipeline: warning: {name}: {found}", file=sys.stderr)
+        to_stderr(f"warning: {name}: {found}")
     for problem in outcome.problems:
-        print(f"nbia-pipeline: {problem}", file=sys.stderr)
+        to_stderr(problem)
     return 1 if outcome.problems else 0
+
+
+def run_main_job(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    on_progress: Callable[[str], None] = lambda line: None,
+    images: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Materialize everything that the settings ask for.
+
+    A collection that fails costs only itself; the outcome names it.
+
+    Args:
+        settings: where the data come from and where they go.
+        instance: where Dagster keeps the events and the partitions.
+        on_progress: called with one line per part done.
+        images: which images to fetch, and how much of them: fields of ``ImagesConfig``. None: all.
+
+    Raises:
+        KeyboardInterrupt: the person pressed Ctrl-C; what was finished stays.
+        LakeError: the lake cannot be read.
+    """
+    naming = Naming()
+    runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
+    # First alone: where the archive or the lake cannot be used at all, that is reported once, and soon.
+    if not runner.run(CATALOG_JOB, "collections", asset_selection=[naming.key(COLLECTIONS.name)]):
+        return runner.outcome
+    values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
+    runner.run(CATALOG_JOB, "values", asset_selection=values)
+    lake = Lake(settings.lake)
+    kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
+    registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
+    for first, last in contiguous_ranges(kept, registered):
+        label = first if first == last else f"{first} to {last}"
+        runner.run(TABLES_JOB, label, tags={RANGE_START: first, RANGE_END: last})
+    config = images_config(naming, **(images or {}))
+    for collection in (c for c in kept if settings.mirrors_images_of(c)):
+        if lake.count_rows(SERIES, collection):
+            runner.run(IMAGES_JOB, collection, config, partition_key=collection)
+    runner.outcome.partly = bool(images)
+    runner.outcome.collections = [summarize(lake, c, settings) for c in sorted(kept)]
+    return runner.outcome
+
+
+def summarize(lake: Lake, collection: str, settings: Settings) -> CollectionSummary:
+    """Return what the lake holds of a collection."""
+    receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "ImageCount", "Bytes"])
+    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
+    rows = {table.name: lake.count_rows(table, collection) for table in PARTITIONED}
+    return CollectionSummary(
+        collection,
+        rows,
+        complete=complete.num_rows,
+        wanted=rows[SERIES.name] if settings.mirrors_images_of(collection) else 0,
+        files=pc.sum(complete["ImageCount"]).as_py() or 0,
+        bytes=pc.sum(complete["Bytes"]).as_py() or 0,
+    )
+
+
+class _Runner:
+    def __init__(
+        self,
+        definitions: dg.Definitions,
+        naming: Naming,
+        instance: dg.DagsterInstance,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self._definitions = definitions
+        self._naming = naming
+        self._instance = instance
+        self._on_progress = on_progress
+        self.outcome = Outcome()
+
+    def run(self, job: str, label: str, config: Mapping[str, Any] | None = None, **how: Any) -> bool:
+        """Run one job and take its results into the outcome; False if it failed."""
+        started = time.perf_counter()
+        result = self._definitions.resolve_job_def(self._naming.of(job)).execute_in_process(
+            instance=self._instance, run_config={**_QUIET, **(config or {})}, raise_on_error=False, **how
+        )
+        seconds = time.perf_counter() - started
+        self.outcome.seconds[job] += seconds
+        for event in result.all_events:
+            self._take(event)
+        word = "done" if result.success else "FAILED"
+        self._on_progress(f"  {job:<10} {label:<32} {word:>6} {seconds:7.1f} s")
+        return bool(result.success)
+
+    def _take(self, event: dg.DagsterEvent) -> None:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                raise KeyboardInterrupt  # Dagster ends the run and continues; a person wants all of it to end
+            sentence = _sentence(event)
+            if sentence not in self.outcome.failures:
+                self.outcome.failures.append(sentence)
+        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+            self._take_check(event.asset_check_evaluation_data)
+        elif event.is_step_materialization and event.asset_key == self._naming.key("images"):
+            metadata = event.step_materialization_data.materialization.metadata
+            for name, entry in metadata.items():
+                if isinstance(entry.value, int):
+                    self.outcome.fetched[name] += entry.value
+
+    def _take_check(self, evaluation: Any) -> None:
+        name = f"{evaluation.asset_key.path[-1]} {evaluation.check_name}"
+        for found in (self.outcome.checks, self.outcome.warnings):
+            found.pop(name, None)
+        if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.WARN:
+            self.outcome.warnings[name] = str(evaluation.description)
+        else:
+            self.outcome.checks[name] = None if evaluation.passed else str(evaluation.description)
+
+
+def _sentence(event: dg.DagsterEvent) -> str:
+    """Return the sentence of a failed step: that of its Failure, else of its error."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else f"step {event.step_key} failed"

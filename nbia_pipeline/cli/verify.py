@@ -1,151 +1,129 @@
-"""``nbia-pipeline verify``: read the files of the lake again, and mend what is damaged."""
+"""``nbia-pipeline verify``: read the files of the lake again, and repair what is damaged."""
 
 from __future__ import annotations
 
 import argparse
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from nbia_pipeline import clock
-from nbia_pipeline.cli.home import fail
-from nbia_pipeline.text import size_text
+from nbia_pipeline.cli.home import STOPPED, WRONG_CALL, fail, to_stderr
+from nbia_pipeline.cli.options import count
+from nbia_pipeline.connect import connect
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline.settings import Settings, matching, unmatched
+from nbia_pipeline.text import did_you_mean, size_text
+from nbia_pipeline.verify.inventory import VerifyResult
+from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
+from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_series, plan_verification, read_again
 
-if TYPE_CHECKING:
-    from nbia_pipeline.lake import Lake
-    from nbia_pipeline.mirror.receipt import Receipt
-    from nbia_pipeline.settings import Settings
-    from nbia_pipeline.verify.inventory import VerifyResult
-    from nbia_pipeline.verify.rehash import VerifyRun
-
-HELP = "read the image files in the lake again and compare them with their receipts"
-DESCRIPTION = (
-    "Reads the image files in the lake again and compares size and MD5 with what was noted when they were fetched. "
-    "What was found damaged comes first, then what was not read for longest; with --for, each call goes on where "
-    "the last one stopped. Exit code: 0 all read and good, 1 damage found (or it could not be done), 2 a wrong "
-    "call, 3 the time was up before everything was read and nothing was bad."
-)
-TELL_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0
 SHOWN = 10
-WRONG_CALL = 2
 NOT_ALL = 3
-STOPPED = 130  # what a shell reports for Ctrl-C
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.description = DESCRIPTION
+    parser.description = (
+        "Reads the image files in the lake again and compares size and MD5 with those recorded when they were fetched. "
+        "What was found damaged comes first, then what was not read for longest; with --for, each call continues "
+        "where the last one stopped. Exit code: 0 everything was read and is good, 1 damage found (or it could not be "
+        "done), 2 a wrong call, 3 the time was up before everything was read and nothing was damaged."
+    )
     parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="names or globs (default: all)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--all", action="store_true", help="every series (default)")
-    what.add_argument("--sample", type=_positive, metavar="N", help="N series, chosen at random")
+    what.add_argument("--sample", type=count, metavar="N", help="N series, chosen at random")
     what.add_argument("--damaged", action="store_true", help="only what was found damaged before")
     parser.add_argument("--seed", type=int, metavar="S", help="repeat the --sample of a call that printed this seed")
     parser.add_argument("--for", dest="seconds", type=_seconds, metavar="TIME", help="begin nothing after TIME, as 30m")
-    parser.add_argument("--threads", type=_positive, default=3, metavar="N", help="series at a time (%(default)s)")
+    parser.add_argument("--threads", type=count, default=3, metavar="N", help="series at a time (%(default)s)")
     parser.add_argument("--ask-archive", action="store_true", help="compare with the archive's own digests too")
-    parser.add_argument("--mend", action="store_true", help="fetch damaged series anew, and read them again")
+    parser.add_argument(
+        "--repair", "--mend", action="store_true", help="fetch damaged series again, and read them once more"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify, mend if asked to, and return the exit code."""
-    from nbia_pipeline.archive import ArchiveError
-    from nbia_pipeline.lake import LakeError
-    from nbia_pipeline.settings import Settings, SettingsError
-
+    """Verify, repair if asked to, and return the exit code."""
     if options.seed is not None and options.sample is None:
-        return _wrong_call("--seed belongs to --sample")
+        return fail("--seed belongs to --sample", WRONG_CALL)
     try:
         return _verify(Settings.from_env(), options)
-    except (SettingsError, LakeError, ArchiveError) as e:
-        return fail(str(e))
     except KeyboardInterrupt:
-        fail("stopped; what was read is noted, and --for goes on from there")
-        return STOPPED
+        return fail("stopped; what was read is recorded, and --for continues from there", STOPPED)
 
 
 def _verify(settings: Settings, options: argparse.Namespace) -> int:
-    from nbia_pipeline.lake import Lake
-    from nbia_pipeline.schema.tables import IMAGE_SERIES
-    from nbia_pipeline.settings import matching, unmatched
-    from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED
-    from nbia_pipeline.verify.rehash import digest_check, plan_verification, read_again
-
     lake = Lake(settings.lake)
-    held = lake.collections_of(IMAGE_SERIES)
-    for name, close in unmatched(options.collections, held).items():
-        hint = f"did you mean {' or '.join(close)}?" if close else f"it holds {', '.join(held) or 'none'}"
-        return _wrong_call(f"the lake holds no images of {name!r}: {hint}")
+    stored = lake.collections_of(IMAGE_SERIES)
+    for name, similar in unmatched(options.collections, stored).items():
+        hint = did_you_mean(similar, f"it holds {', '.join(stored) or 'none'}")
+        return fail(f"the lake holds no images of {name!r}: {hint}", WRONG_CALL)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    shares = plan_verification(
+    planned = plan_verification(
         lake,
-        matching(options.collections, held) if options.collections else held,
+        matching(options.collections, stored) if options.collections else stored,
         sample=options.sample,
         seed=seed,
         damaged_only=options.damaged,
     )
-    wanted = sum(share.series for share in shares)
+    wanted = sum(part.series for part in planned)
     sampled = f", a sample with --seed {seed}" if options.sample is not None else ""
-    plural = "" if len(shares) == 1 else "s"
-    size = size_text(sum(share.bytes for share in shares))
+    plural = "" if len(planned) == 1 else "s"
+    size = size_text(sum(part.bytes for part in planned))
     print(
-        f"{settings.lake}: {wanted:,} series, {size}, in {len(shares)} collection{plural} to read{sampled}", flush=True
+        f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}", flush=True
     )
-    from nbia_pipeline.defs.resources import client_of
-
-    with client_of(settings) if options.ask_archive else nullcontext() as client:
+    with connect(settings) if options.ask_archive else nullcontext() as client:
         done = read_again(
             lake,
-            shares,
+            planned,
             threads=options.threads,
-            opinion=digest_check(client) if client else None,
+            extra_check=digest_check(client) if client else None,
             enough=_enough(options.seconds),
-            tell=_Teller(),
+            on_progress=_ProgressPrinter(),
         )
     print(_summary(done))
     _print_damage(done.damaged)
     left = NOT_ALL if done.stopped else 0
     if not done.damaged:
         return left
-    if options.mend:
-        return left if _mended(settings, lake, done.damaged) else 1
-    print(f"to mend it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
+    if options.repair:
+        return left if _repaired(settings, lake, done.damaged) else 1
+    print(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
     return 1
 
 
-def _mended(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:
-    """Fetch damaged series anew and read them again; False if any of them is not whole now."""
-    from nbia_pipeline.verify.refetch import refetch
-    from nbia_pipeline.verify.rehash import read_again, share_of
-
+def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:
+    """Fetch damaged series and read them again; False if any of them is not complete now."""
     lake.check_writable()
-    from nbia_pipeline.defs.resources import client_of
-
-    with client_of(settings) as client:
-        outcome = refetch(client, lake, damaged, on_result=lambda r: print(f"  {_receipt_text(r)}", flush=True))
-    again = read_again(lake, [share_of(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
-    print(f"mended {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
+    with connect(settings) as client:
+        outcome = refetch(client, lake, damaged, on_result=_print_receipt)
+    again = read_again(lake, [plan_series(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
+    print(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)
     for uid, why in list(outcome.failures.items())[:SHOWN]:
-        print(f"nbia-pipeline: series {uid} could not be mended, {why}", file=sys.stderr)
+        to_stderr(f"series {uid} could not be repaired, {why}")
     return not again.damaged and not outcome.failures
 
 
-class _Teller:
-    """Prints how far it is, every ten seconds."""
+class _ProgressPrinter:
+    """Prints how far a verification is, every ten seconds."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
     def __call__(self, done: VerifyRun) -> None:
-        if time.monotonic() - self._last < TELL_SECONDS:
+        if time.monotonic() - self._last < PROGRESS_SECONDS:
             return
         self._last = time.monotonic()
         left = max(0, done.wanted_bytes - done.bytes) / done.rate if done.rate else 0.0
@@ -173,25 +151,15 @@ def _summary(done: VerifyRun) -> str:
 
 
 def _print_damage(damaged: Sequence[VerifyResult]) -> None:
-    for verdict in damaged[:SHOWN]:
-        print(f"nbia-pipeline: {verdict}", file=sys.stderr)
+    for result in damaged[:SHOWN]:
+        to_stderr(str(result))
     if len(damaged) > SHOWN:
-        print(f"nbia-pipeline: and {len(damaged) - SHOWN:,} more, in table verifications", file=sys.stderr)
+        to_stderr(f"and {len(damaged) - SHOWN:,} more, in table verifications")
 
 
-def _receipt_text(receipt: Receipt) -> str:
-    return f"{receipt.wanted.Collection}: series {receipt.wanted.SeriesInstanceUID} {receipt.status}"
-
-
-def _wrong_call(sentence: str) -> int:
-    fail(sentence)
-    return WRONG_CALL
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
+def _print_receipt(receipt: Receipt) -> None:
+    series = receipt.wanted
+    print(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}", flush=True)
 
 
 def _seconds(text: str) -> int:

@@ -8,32 +8,32 @@ from contextlib import contextmanager
 import dagster as dg
 
 from nbia_pipeline.archive import ArchiveError
-from nbia_pipeline.lake import LakeError
-from nbia_pipeline.mirror.selection import SelectionError
-from nbia_pipeline.settings import SettingsError
-
-OURS = (ArchiveError, LakeError, SettingsError, SelectionError)
-"""Errors whose text is made for a person: it says what was wrong, where, and what to do."""
+from nbia_pipeline.errors import OURS, error_text
+from nbia_pipeline.settings import Settings
 
 
 @contextmanager
-def as_failure() -> Iterator[None]:
+def as_failure(settings: Settings) -> Iterator[None]:
     """Turn an error of the archive, the lake, the settings or a selection into a `dagster.Failure`.
 
-    Only what may pass by itself may be retried by a retry policy.
+    A retry policy retries only what may succeed when it is tried again.
+
+    Args:
+        settings: of the archive; they know what the person calls each setting.
     """
     try:
         yield
     except OURS as e:
-        raise failure(e) from e
+        raise failure(e, settings) from e
 
 
-def failure(e: Exception) -> dg.Failure:
-    """Return the failure for one of our errors."""
+def failure(e: Exception, settings: Settings) -> dg.Failure:
+    """Return the failure for one of our errors; see :func:`as_failure`."""
     metadata: dict[str, str | int] = {"error": type(e).__name__}
     if isinstance(e, ArchiveError):
         if e.endpoint:
             metadata["endpoint"] = e.endpoint
         if e.status is not None:
             metadata["status"] = e.status
-    return dg.Failure(str(e), metadata=metadata, allow_retries=isinstance(e, ArchiveError) and e.retryable)
+    retryable = isinstance(e, ArchiveError) and e.retryable
+    return dg.Failure(error_text(e, settings.name_of), metadata=metadata, allow_retries=retryable)

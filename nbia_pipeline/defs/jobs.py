@@ -1,9 +1,9 @@
-"""The jobs: catalogue, tables, images, and tables with images as one. In this order they are the main job."""
+"""The jobs: catalog, tables, images, and tables with images as one. In this order they are the main job."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -27,34 +27,43 @@ RANGE_END = "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 
 
-def build_jobs(names: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
+_AssetJob: Any = type(dg.define_asset_job("any"))  # Dagster has no public name for it
+
+
+class _OnePartitionJob(_AssetJob):  # type: ignore[misc]
+    """A job of tables, which may share a run, and images, which may not.
+
+    It takes one collection per run, which is what we want; Dagster warns of that each time it resolves the job.
+    """
+
+    def resolve(self, *args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f"Asset job {self.name} materializes assets with varying")
+            return super().resolve(*args, **kwargs)
+
+
+def build_jobs(naming: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
     """Return the jobs of one archive; each runs the checks of its assets too."""
 
-    def job(what: str, assets: Collection[str], description: str) -> dg.UnresolvedAssetJobDefinition:
-        return dg.define_asset_job(
-            names.of(what),
-            selection=dg.AssetSelection.assets(*(names.key(a) for a in assets)),
-            description=description,
-            tags={ARCHIVE_TAG: names.prefix},
-        )
+    def job(what: str, assets: Sequence[str], description: str, kind: Any = dg.define_asset_job) -> Any:
+        selection = dg.AssetSelection.assets(*map(naming.key, assets))
+        tags = {ARCHIVE_TAG: naming.prefix}
+        return kind(naming.of(what), selection=selection, description=description, tags=tags)
 
-    # Tables may share a run and images may not; the job of both takes one collection at a time, which is what we want.
-    # Dagster says so at every load, when it resolves the job.
-    warnings.filterwarnings("ignore", message=f"Asset job {names.of(UPDATE_JOB)} materializes assets with varying")
     return [
         job(CATALOG_JOB, CATALOG, "The tables of the whole archive; registers new collections as partitions."),
         job(TABLES_JOB, TABLES, "Patients, studies, series, their changes and metadata, of collections."),
         job(IMAGES_JOB, IMAGES, "The image files of a collection, verified."),
-        job(UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files."),
+        job(UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files.", _OnePartitionJob),
     ]
 
 
-def images_config(names: Naming, **fields: Any) -> dict[str, Any]:
+def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:
     """Return the run config of a job with images; none where nothing is asked for.
 
     Args:
-        names: of the archive.
-        fields: of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
+        naming: of the archive.
+        fields: fields of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
     """
-    images = names.key("images").to_python_identifier()
-    return {"ops": {images: {"ops": {names.of("plan_images"): {"config": fields}}}}} if fields else {}
+    images = naming.key("images").to_python_identifier()
+    return {"ops": {images: {"ops": {naming.of("plan_images"): {"config": fields}}}}} if fields else {}

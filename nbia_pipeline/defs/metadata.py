@@ -53,7 +53,7 @@ def definition_metadata(table: Table) -> dict[str, Any]:
     }
 
 
-def materialisation_metadata(
+def materialization_metadata(
     table: Table, lake: Lake, rows: int, size: int, seconds: float, collection: str | None = None
 ) -> dict[str, Any]:
     """Return the figures of one written table or partition: rows, bytes, seconds and its path."""

@@ -1,13 +1,18 @@
-"""The names that belong to one archive, so that two archives live in one code location."""
+"""The names that belong to one archive, so that two archives live in one code location; and its partitions.
+
+There is one partition per collection, never one per series: an archive has a million of those.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import dagster as dg
 
-from nbia_pipeline.defs.partitions import PREFIX, cart_partitions, collection_partitions
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
+
+PREFIX = "nbia"
 
 Context = (
     dg.AssetExecutionContext
@@ -25,8 +30,8 @@ class Naming:
 
     Attributes:
         prefix: first part of the asset keys, ``nbia`` unless a second archive stands beside the first.
-        partitions: the collections of the archive.
-        carts: the shared carts whose images are wanted.
+        partitions: the kept collections of the archive, in their exact spelling.
+        carts: the shared carts whose images are wanted; each is added by hand, by its name.
     """
 
     prefix: str = PREFIX
@@ -34,8 +39,8 @@ class Naming:
     carts: dg.DynamicPartitionsDefinition = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "partitions", collection_partitions(self.prefix))
-        object.__setattr__(self, "carts", cart_partitions(self.prefix))
+        object.__setattr__(self, "partitions", dg.DynamicPartitionsDefinition(name=self.of("collections")))
+        object.__setattr__(self, "carts", dg.DynamicPartitionsDefinition(name=self.of("carts")))
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive."""
@@ -69,3 +74,23 @@ class Naming:
         """Return the lake resource of a running step or tick."""
         resource: LakeResource = getattr(context.resources, self.lake)
         return resource
+
+
+def register(
+    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, collections: list[str]
+) -> list[str]:
+    """Add the collections that are not partitions yet, sorted, and return them.
+
+    Partitions of collections that are gone stay: their tables and files do too.
+    """
+    name = str(partitions.name)
+    new = sorted(set(collections) - set(instance.get_dynamic_partitions(name)))
+    if new:
+        instance.add_dynamic_partitions(name, new)
+    return new
+
+
+def contiguous_ranges(keys: list[str], registered: list[str]) -> list[tuple[str, str]]:
+    """Cover `keys` by ranges of neighbors in the order of registration, as single-run backfills need them."""
+    stretches = [list(stretch) for wanted, stretch in groupby(registered, set(keys).__contains__) if wanted]
+    return [(stretch[0], stretch[-1]) for stretch in stretches]

@@ -1,7 +1,7 @@
-"""The schedules: the catalogue, and the listing of every kept collection whole.
+"""The schedules: the catalog, and the complete listing of every kept collection.
 
-What the feed of updated series cannot tell (withdrawals, revisions without a new date, other licences, releases dated
-back by more than a week) is found by listing everything. They are off until a person turns them on.
+A complete listing finds what the feed of updated series cannot show: withdrawals, revisions without a new date, other
+licenses, releases back-dated by more than a week. The schedules are off until a person turns them on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 import dagster as dg
 
 from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
-from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.defs.partitions import contiguous_ranges
+from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings, SettingsError, matching
 
-# A collection that fails keeps the others of its run from their last steps; so a run has only so many.
+# Where one collection fails, Dagster skips the later steps of all others of its run; so a run has only so many.
 COLLECTIONS_PER_RUN = 25
 
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
@@ -34,26 +34,26 @@ def build_schedules(
         jobs: what they run; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
 
     Raises:
-        SettingsError: a cron expression that Dagster does not take.
+        SettingsError: Dagster does not accept a cron expression.
     """
     known = {job.name: job for job in jobs or build_jobs(names)}
     return [
-        _checked("NBIA_CATALOGUE_CRON", settings.catalogue_cron, lambda: _catalogue(names, settings, known)),
-        _checked("NBIA_RECONCILE_CRON", settings.reconcile_cron, lambda: _reconcile(names, settings, known)),
+        _checked(settings, "catalogue_cron", lambda: _catalog(names, settings, known)),
+        _checked(settings, "reconcile_cron", lambda: _reconcile(names, settings, known)),
     ]
 
 
-def _checked(variable: str, cron: str, build: Callable[[], dg.ScheduleDefinition]) -> dg.ScheduleDefinition:
+def _checked(settings: Settings, field: str, build: Callable[[], dg.ScheduleDefinition]) -> dg.ScheduleDefinition:
     try:
         return build()
     except dg.DagsterInvalidDefinitionError as e:
         raise SettingsError(
-            f"{variable} is {cron!r}: set it to a cron expression of five fields, such as '0 3 * * *' for three in the "
-            "morning (UTC)"
+            f"{settings.name_of(field)} is {getattr(settings, field)!r}: set it to a cron expression of five fields, "
+            "such as '0 3 * * *' for three in the morning (UTC)"
         ) from e
 
 
-def _catalogue(
+def _catalog(
     names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
@@ -74,27 +74,26 @@ def _reconcile(
         job=jobs[names.of(TABLES_JOB)],
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        required_resource_keys={names.archive, names.lake},
+        required_resource_keys={names.lake},
         description=(
-            "Lists every kept collection whole, and notes what was added, revised, withdrawn or came back. Let the "
-            "catalogue be listed before: it says which collections there are."
+            "Lists every kept collection completely, and records which series were added, revised, withdrawn or "
+            "returned. Run it after the catalog, which says which collections there are."
         ),
     )
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:
         try:
             lake = names.lake_of(context).open(write=False)
-            patterns = names.archive_of(context).settings().collections
-            yield from _requests(names, lake, patterns, context.instance)
-        except (LakeError, SettingsError) as e:
-            yield dg.SkipReason(f"Nothing was requested: {e}")
+            yield from _requests(names, lake, settings.collections, context.instance)
+        except LakeError as e:
+            yield dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return reconcile
 
 
 def _requests(names: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
-    """Yield runs over stretches of listed collections.
+    """Yield runs over ranges of the listed collections.
 
-    One that is not listed any more cannot be listed whole; materializing `collections` notes that it is gone.
+    One that the archive does not list any more is left out; materializing `collections` records that it is gone.
     """
     listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))

@@ -1,8 +1,7 @@
-"""The sensors: what was released since the last look, and what of the images is still to be fetched.
+"""The sensors: one finds what was released since its last tick, the other which images are still to be fetched.
 
-They decide nothing about content. A run that they ask for lists the collection anew and works out the difference to
-the lake by itself, so a tick that is lost, or that asks once too often, costs time and nothing else. They are off
-until a person turns them on.
+They decide nothing about content. A run that they request lists the collection again and compares it with the lake,
+so a lost tick, or a superfluous request, costs time and nothing else. They are off until a person turns them on.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from nbia_pipeline.changes.cursor import (
     Bucket,
     CursorError,
     buckets_of,
+    changed_collections,
     first_cursor,
-    news_of,
     next_cursor,
     read_cursor,
 )
@@ -42,18 +41,20 @@ from nbia_pipeline.defs.jobs import (
     images_config,
 )
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching
+from nbia_pipeline.text import first_of
 
-# Dagster ends a tick after 60 s, but lets its function go on; so it ends by itself, with room to spare.
+# Dagster ends a tick after 60 s, but lets its function go on. So it ends by itself, well before that.
 TICK_SECONDS = 45.0
 TICK_OPTIONS = ClientOptions(connect_timeout=5, read_timeout=20, tries=2, max_backoff=5)
 
-# A run of a sensor is bounded, so that one large collection does not keep the others from theirs for days.
+# A run that a sensor requests is bounded, so that one large collection does not hold up the others for days.
 RUN_BYTES = 50_000_000_000
 
 SHOWN = 5
@@ -77,40 +78,40 @@ def build_sensors(
 
     Args:
         names: of the archive.
-        settings: how often they look.
-        jobs: what they ask for; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
+        settings: how often they tick.
+        jobs: what they request; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
     """
     known = {job.name: job for job in jobs or build_jobs(names)}
-    return [_updated_series(names, known, settings.poll_seconds), _image_backlog(names, known, settings.poll_seconds)]
+    return [_updated_series(names, settings, known), _image_backlog(names, settings, known)]
 
 
 # --- what was released
 
 
 def _updated_series(
-    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("updated_series"),
         jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOG_JOB)],
-        minimum_interval_seconds=seconds,
+        minimum_interval_seconds=settings.poll_seconds,
         required_resource_keys={names.archive},
         description=(
-            "Asks the archive what was released since the last look, and a week before, and requests one run for each "
-            "collection with something new. The first tick only notes what is there. To start from a day, set the "
+            "Asks the archive what was released since a week before the last tick, and requests one run for each "
+            "collection with something new. The first tick only records what is there. To start from a day, set the "
             "cursor to it, like 2026-01-01."
         ),
     )
     def updated_series(context: dg.SensorEvaluationContext) -> Tick:
         try:
-            return _look_for_news(names, context)
+            return _updated_series_tick(names, settings, context)
         except (ArchiveError, SettingsError, CursorError) as e:
-            return dg.SkipReason(f"Nothing was changed: {e}")
+            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return updated_series
 
 
-def _look_for_news(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
+def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
     archive = names.archive_of(context)
     now = clock.utc_now()
     today = now.date()
@@ -123,32 +124,33 @@ def _look_for_news(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
 
     found = within(TICK_SECONDS, ask)
     if before is None:
-        started = next_cursor(first_cursor(today, now), found, today, news=False)
+        started = next_cursor(first_cursor(today, now), found, today, changed=False)
         return dg.SensorResult(skip_reason=_started(found, since), cursor=started.encode())
     if not found:
-        return dg.SkipReason(_empty(since, suspicious=before.sees(since)))
-    news = news_of(before, found)
-    cursor = next_cursor(before, found, today, news=bool(news)).encode()
-    return _requests(names, context, archive.settings(), news, cursor) or dg.SensorResult(
-        skip_reason=_nothing_new(news, found, since), cursor=cursor
+        return dg.SkipReason(_empty(since, suspicious=before.expects_rows(since)))
+    changed = changed_collections(before, found)
+    cursor = next_cursor(before, found, today, changed=bool(changed)).encode()
+    return _requests(names, context, settings, changed, cursor) or dg.SensorResult(
+        skip_reason=_nothing_new(settings, changed, found, since), cursor=cursor
     )
 
 
 def _requests(
-    names: Naming, context: dg.SensorEvaluationContext, settings: Settings, news: Mapping[str, str], cursor: str
+    names: Naming, context: dg.SensorEvaluationContext, settings: Settings, changed: Mapping[str, str], cursor: str
 ) -> dg.SensorResult | None:
-    """Return one run for each kept collection with news, and the partitions of those that are new."""
+    """Return one run for each kept collection that changed, and the partitions of those that are new."""
     registered = context.instance.get_dynamic_partitions(str(names.partitions.name))
     by_partition: dict[str, list[str]] = defaultdict(list)
-    for collection, name in news.items():
-        by_partition[spelled(collection, registered)].append(name)
+    for collection, digest in changed.items():
+        by_partition[spelled(collection, registered)].append(digest)
     kept = sorted(matching(settings.collections, by_partition))
     if not kept:
         return None
     added = [c for c in kept if c not in set(registered)]
-    runs = [_run(names, settings, c, _short(*by_partition[c])) for c in kept]
+    jobs = {c: UPDATE_JOB if settings.mirrors_images_of(c) else TABLES_JOB for c in kept}
+    runs = [_run(names, jobs[c], c, _short(*by_partition[c])) for c in kept]
     if added:
-        # The table of collections shall have them too: until then they would count as not listed.
+        # The table of collections must have them too: until then they count as not listed.
         key = f"collections:{_short(added, cursor)}"
         runs.append(dg.RunRequest(run_key=key, job_name=names.of(CATALOG_JOB), tags={ARCHIVE_TAG: names.prefix}))
     return dg.SensorResult(
@@ -158,49 +160,48 @@ def _requests(
     )
 
 
-def _run(names: Naming, settings: Settings, collection: str, news: str) -> dg.RunRequest:
-    mirrored = settings.mirrors_images_of(collection)
+def _run(names: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
     return dg.RunRequest(
-        run_key=f"{collection}:{news}",
-        job_name=names.of(UPDATE_JOB if mirrored else TABLES_JOB),
+        run_key=f"{collection}:{key}",
+        job_name=names.of(job),
         partition_key=collection,
-        run_config=images_config(names, retry=False, max_bytes=RUN_BYTES) if mirrored else None,
+        run_config=None if job == TABLES_JOB else images_config(names, retry=False, max_bytes=RUN_BYTES),
         tags={ARCHIVE_TAG: names.prefix},
     )
 
 
 def spelled(collection: str, registered: Iterable[str]) -> str:
-    """Return a collection as its partition spells it: the feed may use another case (the server compares without)."""
+    """Return a collection as its partition spells it: an answer may use another case (the server ignores case)."""
     known = set(registered)
     if collection in known:
         return collection
-    alike = [name for name in known if name.casefold() == collection.casefold()]
-    return alike[0] if len(alike) == 1 else collection
+    same = [name for name in known if name.casefold() == collection.casefold()]
+    return same[0] if len(same) == 1 else collection
 
 
 def _started(found: Mapping[Bucket, str], since: date) -> str:
-    known = f"what {_collections(c for c, _ in found)} released after {since} counts as known"
+    known = f"the releases of {_collections(c for c, _ in found)} after {since} count as known"
     return (
-        f"Started: {known if found else f'nothing was released after {since}'}; what comes from now on is news. If the "
-        "lake does not have the tables yet, materialize them once by hand. To start from an earlier day, set the "
-        "cursor to it, like 2026-01-01"
+        f"Started: {known if found else f'nothing was released after {since}'}; releases from now on count as "
+        "new. If the lake does not have the tables yet, materialize them once by hand. To start from an earlier day, "
+        "set the cursor to it, like 2026-01-01"
     )
 
 
 def _empty(since: date, suspicious: bool) -> str:
     if suspicious:
         return (
-            f"Suspicious: the archive says that nothing was released after {since}, but it told of some before. "
-            "Nothing was changed, the next tick asks again"
+            f"Suspicious: the archive says that nothing was released after {since}, but an earlier answer had such "
+            "releases. The cursor was not changed, the next tick asks again"
         )
     return f"Nothing was released after {since}"
 
 
-def _nothing_new(news: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
-    others = sorted(news)
-    if others:
-        return f"News only of collections that NBIA_COLLECTIONS leaves out: {_some(others)}"
-    return f"Nothing new: {_collections(c for c, _ in found)} released after {since} what is known already"
+def _nothing_new(settings: Settings, changed: Iterable[str], found: Mapping[Bucket, str], since: date) -> str:
+    if others := sorted(changed):
+        kept = settings.name_of("collections")
+        return f"New releases only in collections that {kept} leaves out: {first_of(others, SHOWN)}"
+    return f"Nothing new: all releases of {_collections(c for c, _ in found)} after {since} are known already"
 
 
 def _collections(names: Iterable[str]) -> str:
@@ -208,14 +209,10 @@ def _collections(names: Iterable[str]) -> str:
     return "1 collection" if count == 1 else f"{count or 'no'} collections"
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
 def within(seconds: float, ask: Callable[[], T]) -> T:
     """Return what `ask` returns, if it does so in time.
 
-    One that does not is left to its time-outs: a call that waits for the network cannot be broken off.
+    If it does not, it goes on until its own timeouts: a call that waits for the network cannot be interrupted.
 
     Args:
         seconds: how long to wait.
@@ -229,17 +226,17 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     def work() -> None:
         try:
             answer.set_result(ask())
-        except Exception as e:  # noqa: BLE001 - raised again where the answer is waited for
+        except Exception as e:  # noqa: BLE001 - raised again by answer.result()
             answer.set_exception(e)
 
-    # Not a pool: the interpreter would wait for its threads at the end.
+    # Not a pool: the interpreter would wait for its threads at exit.
     threading.Thread(target=work, name="nbia-tick", daemon=True).start()
     try:
         return answer.result(timeout=seconds)
     except futures.TimeoutError:
         raise ArchiveUnreachable(
-            f"the archive did not answer whole within {seconds:.0f} s: it may be busy, the next tick asks again. If "
-            "the cursor is set to a day long past, take a later one: the reconcile schedule finds the rest"
+            f"the archive did not answer completely within {seconds:.0f} s: it may be busy, the next tick asks again. "
+            "If the cursor is set to a day long past, set a later one: the reconcile schedule finds the rest"
         ) from None
 
 
@@ -247,30 +244,29 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 def _image_backlog(
-    names: Naming, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], seconds: int
+    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=names.of("image_backlog"),
         job=jobs[names.of(IMAGES_JOB)],
-        minimum_interval_seconds=seconds,
-        required_resource_keys={names.archive, names.lake},
+        minimum_interval_seconds=settings.poll_seconds,
+        required_resource_keys={names.lake},
         description=(
             "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
-            "one at a time. It asks the lake only. What is quarantined is left to a person, what was unavailable is "
-            "tried once a day."
+            "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
+            "are retried once a day."
         ),
     )
     def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
         try:
-            return _look_for_backlog(names, context)
-        except (LakeError, SettingsError) as e:
-            return dg.SkipReason(f"Nothing was requested: {e}")
+            return _image_backlog_tick(names, settings, context)
+        except LakeError as e:
+            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return image_backlog
 
 
-def _look_for_backlog(names: Naming, context: dg.SensorEvaluationContext) -> Tick:
-    settings = names.archive_of(context).settings()
+def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
     lake = names.lake_of(context).open(write=False)
     registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
     mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
@@ -284,29 +280,21 @@ def _look_for_backlog(names: Naming, context: dg.SensorEvaluationContext) -> Tic
         last = collection
         todo = [] if collection in busy else backlog(lake, collection)
         if todo:
-            # The day, so that a run that got nowhere, because the archive was down, is not the last one for ever.
-            key = f"{collection}:{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
-            runs.append(
-                dg.RunRequest(
-                    run_key=key,
-                    job_name=names.of(IMAGES_JOB),
-                    partition_key=collection,
-                    run_config=images_config(names, retry=False, max_bytes=RUN_BYTES),
-                    tags={ARCHIVE_TAG: names.prefix},
-                )
-            )
+            # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
+            key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
+            runs.append(_run(names, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
-    return dg.SensorResult(skip_reason=_no_backlog(mirrored, sorted(busy & set(mirrored))), cursor=last)
+    return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
 
 
 def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
-    """Return the listed series of a collection that are not in the lake, but for those given up for now."""
+    """Return the listed series of a collection that are not in the lake, except those that are not retried now."""
     return preview(lake, collection, bounds=Bounds(retry=False)).todo
 
 
 def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[str]:
-    """Return the collections for which a run with images waits or goes on, whoever asked for it."""
+    """Return the collections with a run of images that is queued or in progress, whatever requested it."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
     with_images = (names.of(IMAGES_JOB), names.of(UPDATE_JOB))
     return {
@@ -317,16 +305,17 @@ def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[
 
 
 def _from(collections: Sequence[str], after: str | None) -> list[str]:
-    """Return the collections in a circle, beginning with the one after `after`, where the last tick ended."""
+    """Return the collections in a circle, beginning after `after`, where the last tick ended."""
     return sorted(collections, key=lambda c: (c <= (after or ""), c))
 
 
-def _no_backlog(mirrored: Sequence[str], busy: Sequence[str]) -> str:
+def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]) -> str:
     if busy:
-        return f"Runs go on for {_some(busy)}; nothing else is to be fetched"
+        return f"In progress: {first_of(busy, SHOWN)}; there is nothing else to fetch"
     if not mirrored:
-        return "There is no series table of a collection whose images are mirrored (NBIA_IMAGES)"
-    return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or were tried in vain"
+        images = settings.name_of("images")
+        return f"There is no series table yet of a collection whose images are mirrored ({images})"
+    return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or could not be fetched"
 
 
 def _short(*texts: object) -> str:

@@ -1,8 +1,8 @@
 """The shared embedded archive: found or started when it is needed, stopped when nobody needs it.
 
-All processes of a user share one server per version, catalog and options. Each holds one open connection
-to the server's lifeline; the kernel closes it when the process ends, however it ends, and a server without
-connections stops by itself.
+All processes of a user share one server per version, catalog and options. Each keeps one connection to the
+server's lifeline; the kernel closes it when the process ends, however it ends, and a server without connections
+stops by itself.
 """
 
 from __future__ import annotations
@@ -220,15 +220,14 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
         if connection is not None:
             return connection
         if server.poll() is not None:
-            raise EmbeddedArchiveError(
-                f"the embedded archive ended with code {server.returncode} while it started; "
-                f"its log {log} ends:\n{_tail(log)}"
-            )
+            reason = f"ended with code {server.returncode} while it started"
+            break
         time.sleep(_POLL_SECONDS)
-    server.terminate()
-    raise EmbeddedArchiveError(
-        f"the embedded archive did not start within {START_SECONDS:.0f} s; its log {log} ends:\n{_tail(log)}"
-    )
+    else:
+        server.terminate()
+        reason = f"did not start within {START_SECONDS:.0f} s"
+    end = log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    raise EmbeddedArchiveError(f"the embedded archive {reason}; its log {log} ends:\n{end}")
 
 
 def _words(options: dict[str, Option]) -> list[str]:
@@ -251,10 +250,6 @@ def _environment() -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
-
-
-def _tail(log: Path) -> str:
-    return log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
 
 
 def _forget_inherited() -> None:

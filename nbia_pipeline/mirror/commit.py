@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.changes.feed import present_series, withdrawn_series
+from nbia_pipeline.changes.present import present_series, withdrawn_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.layout import instance_name, series_path
 from nbia_pipeline.mirror import journal

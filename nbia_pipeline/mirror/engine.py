@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series, record_changes
+from nbia_pipeline.changes.feed import record_changes
 from nbia_pipeline.changes.listing import Fetched, write_listing
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.commit import commit, current_receipts

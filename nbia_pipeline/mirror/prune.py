@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
-from nbia_pipeline.changes.feed import withdrawn_series
+from nbia_pipeline.changes.present import withdrawn_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.series import NO_NEWER

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.series import in_order_of
 from nbia_pipeline.schema.tables import SERIES

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline.schema.arrow import same_times, same_values
 from nbia_pipeline.schema.status import COMPLETE, WITHDRAWN
 from nbia_pipeline.schema.tables import SERIES
 
@@ -109,13 +110,8 @@ def same_contents(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[st
     """
     same = pc.is_valid(receipts["SeriesInstanceUID"])
     for name, column in zip(FINGERPRINT, fingerprint, strict=True):
-        a, b = series[name], receipts[column]
-        equal = pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b)))
-        if name in TIMES:
-            day_a, day_b = (pc.floor_temporal(x, unit="day") for x in (a, b))
-            bare = pc.and_(pc.equal(day_a, day_b), pc.or_(pc.equal(a, day_a), pc.equal(b, day_b)))
-            equal = pc.or_(equal, pc.fill_null(bare, False))
-        same = pc.and_(same, equal)
+        equal = same_times if name in TIMES else same_values
+        same = pc.and_(same, equal(series[name], receipts[column]))
     return same
 
 

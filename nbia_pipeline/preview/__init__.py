@@ -1,1 +1,1 @@
-"""What a collection looks like: one picture of some of its series; knows the lake, and nothing of HTTP or Dagster."""
+"""A preview of a collection: one picture of some of its series; knows the lake, and nothing of HTTP or Dagster."""

@@ -1,4 +1,4 @@
-"""Which series stand for a collection: the same ones as long as the lake holds the same."""
+"""Which series represent a collection: the same ones as long as the lake does not change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from nbia_pipeline.schema.status import COMPLETE
 
 MOST = 24
-MOST_LABELLED = 4
+MOST_LABELED = 4
 
-# What has no pixels of its own, or none that mean anything without the images it belongs to: a label stands for it.
-LABELLED = {
+# Series without pixels, or whose pixels mean nothing without the images that they belong to: they get a label only.
+LABELED = {
     "SEG": "segmentation",
     "RTSTRUCT": "structure set",
     "RTDOSE": "dose",
@@ -41,7 +41,7 @@ LABELLED = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """A series of the contact sheet, with what its label says.
+    """A series of the contact sheet, with the values of its label.
 
     Attributes:
         SeriesInstanceUID: DICOM (0020,000E).
@@ -63,21 +63,21 @@ class Chosen:
 
     @property
     def label_only(self) -> str | None:
-        """What it is, if it is not an image; None for an image."""
-        return LABELLED.get((self.Modality or "").strip().upper())
+        """What kind of object it is, if it is not an image; None for an image."""
+        return LABELED.get((self.Modality or "").strip().upper())
 
 
 def choose(receipts: pa.Table, series: pa.Table, most: int = MOST) -> list[Chosen]:
-    """Return the series that stand for a collection, by patient, study and number.
+    """Return the series that represent a collection, ordered by patient, study and number.
 
-    The modalities take turns, and within one the patients do; whose turn it is, chance decides, but the chance
-    is the digest of the UID: the choice is the same every time, and a new series seldom changes it. Of series
-    that are labelled only no more than a few are taken as long as there are images.
+    The modalities take turns, and within one the patients do. The order within a turn is random, but given by the
+    digest of the UID: the choice is the same every time, and a new series seldom changes it. Only a few series with
+    a label are taken as long as there are images.
 
     Args:
         receipts: rows of ``image_series``; only complete series can be shown.
         series: rows of ``series``, which know the modality.
-        most: series at the most.
+        most: how many series at most.
     """
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE)).select(
         ["SeriesInstanceUID", "PatientID", "SeriesMD5", "ImageCount", "Bytes"]
@@ -85,18 +85,19 @@ def choose(receipts: pa.Table, series: pa.Table, most: int = MOST) -> list[Chose
     uids = series["SeriesInstanceUID"].to_pylist()
     modalities = dict(zip(uids, series["Modality"].to_pylist(), strict=True))
     images: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
-    labelled: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
+    labeled: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
     for row, (uid, patient) in enumerate(
         zip(complete["SeriesInstanceUID"].to_pylist(), complete["PatientID"].to_pylist(), strict=True)
     ):
         modality = (modalities.get(uid) or "").strip().upper()
-        kind = labelled if modality in LABELLED else images
-        kind[modality].append((_chance(uid), patient, row))
+        kind = labeled if modality in LABELED else images
+        kind[modality].append((_random(uid), patient, row))
     shown = list(islice(_in_turns(images), most))
-    others = list(islice(_in_turns(labelled), max(MOST_LABELLED, most - len(shown))))
+    others = list(islice(_in_turns(labeled), max(MOST_LABELED, most - len(shown))))
     rows = complete.take(pa.array(shown[: most - len(others)] + others, pa.int64())).to_pylist()
-    known = _series_rows(series, [r["SeriesInstanceUID"] for r in rows])
-    return [_chosen(r, known.get(r["SeriesInstanceUID"], {})) for r in sorted(rows, key=lambda r: _place(r, known))]
+    listed = _listed(series, [r["SeriesInstanceUID"] for r in rows])
+    rows = sorted(({**listed.get(r["SeriesInstanceUID"], {}), **r} for r in rows), key=_position)
+    return [Chosen(**{f.name: row.get(f.name) for f in fields(Chosen)}) for row in rows]
 
 
 def digest_of(chosen: Sequence[Chosen], version: str) -> str:
@@ -105,12 +106,12 @@ def digest_of(chosen: Sequence[Chosen], version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _chance(uid: str) -> bytes:
+def _random(uid: str) -> bytes:
     return hashlib.md5(uid.encode(), usedforsecurity=False).digest()
 
 
 def _in_turns(by_modality: dict[str, list[tuple[bytes, str, int]]]) -> Iterator[int]:
-    """Yield rows: a first series of each modality, then a second, as long as there are any."""
+    """Yield rows: the first series of each modality, then the second ones, as long as there are any."""
     queues = [_patients_in_turns(by_modality[modality]) for modality in sorted(by_modality)]
     while queues:
         still = []
@@ -123,7 +124,7 @@ def _in_turns(by_modality: dict[str, list[tuple[bytes, str, int]]]) -> Iterator[
 
 
 def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> Iterator[int]:
-    """Yield rows by chance, but a second series of a patient after the first of every other."""
+    """Yield rows in random order, but the second series of a patient after the first of every other."""
     waiting = sorted(candidates)
     while waiting:
         seen: set[str] = set()
@@ -137,26 +138,13 @@ def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> Iterator
         waiting = later
 
 
-def _series_rows(series: pa.Table, uids: list[str]) -> dict[str, dict[str, Any]]:
+def _listed(series: pa.Table, uids: list[str]) -> dict[str, dict[str, Any]]:
     columns = ["SeriesInstanceUID", "Modality", "SeriesDescription", "StudyDate", "StudyInstanceUID", "SeriesNumber"]
     found = series.filter(pc.is_in(series["SeriesInstanceUID"], pa.array(uids, pa.string()))).select(columns)
-    return {r["SeriesInstanceUID"]: r for r in found.to_pylist()}
+    return {row["SeriesInstanceUID"]: row for row in found.to_pylist()}
 
 
-def _place(row: dict[str, Any], known: dict[str, dict[str, Any]]) -> tuple[str, str, str, int, str]:
-    uid = row["SeriesInstanceUID"]
-    properties = known.get(uid, {})
-    day = str(properties.get("StudyDate") or "")
-    return row["PatientID"], day, properties.get("StudyInstanceUID") or "", properties.get("SeriesNumber") or 0, uid
-
-
-def _chosen(row: dict[str, Any], properties: dict[str, Any]) -> Chosen:
-    return Chosen(
-        SeriesInstanceUID=row["SeriesInstanceUID"],
-        SeriesMD5=row["SeriesMD5"],
-        Modality=properties.get("Modality"),
-        PatientID=row["PatientID"],
-        SeriesDescription=properties.get("SeriesDescription"),
-        ImageCount=row["ImageCount"],
-        Bytes=row["Bytes"],
-    )
+def _position(row: dict[str, Any]) -> tuple[str, str, str, int, str]:
+    day = str(row.get("StudyDate") or "")
+    study, number = row.get("StudyInstanceUID") or "", row.get("SeriesNumber") or 0
+    return row["PatientID"], day, study, number, row["SeriesInstanceUID"]

@@ -1,4 +1,4 @@
-"""The contact sheet of a collection: chosen, drawn and put into the lake; drawn again only if it would change."""
+"""The contact sheet of a collection: a picture in the lake, drawn again only if it would change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nbia_pipeline.preview.sheet import Tile, as_png, digest_in, draw_sheet
 from nbia_pipeline.schema.tables import INSTANCES
 
 VERSION = "1"
-"""To be raised when the drawing changes, so that old sheets are drawn again."""
+"""Increase it when the drawing changes, so that old sheets are drawn again."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class ContactSheet:
     """The picture of a collection.
 
     Attributes:
-        path: where it lies, relative to the lake.
-        png: its bytes.
+        path: of the file, relative to the lake.
+        png: its content.
         series: how many it shows.
-        drawn: True if it was drawn now, False if the one in the lake was still right.
+        drawn: True if it was drawn now, False if the one in the lake was still valid.
         undrawn: why images are not drawn, by SeriesInstanceUID; only of a sheet that was drawn now.
     """
 
@@ -41,8 +41,7 @@ class ContactSheet:
 def contact_sheet(lake: Lake, collection: str, receipts: pa.Table, series: pa.Table) -> ContactSheet | None:
     """Return the contact sheet of a collection; None if none of its series is in the lake.
 
-    One file of each chosen series is read (two where it has phases), and none if the sheet in the lake shows the
-    same already.
+    One file of each chosen series is read (two if it has phases), and none if the sheet in the lake is still valid.
 
     Args:
         lake: the lake.
@@ -51,7 +50,7 @@ def contact_sheet(lake: Lake, collection: str, receipts: pa.Table, series: pa.Ta
         series: its rows of ``series``.
 
     Raises:
-        LakeError: the picture cannot be written. A series that cannot be read is a tile that says so.
+        LakeError: the picture cannot be written. A series that cannot be read gets a tile with the reason.
     """
     chosen = choose(receipts, series)
     if not chosen:
@@ -87,7 +86,7 @@ def _tile(lake: Lake, chosen: Chosen, paths: list[str]) -> Tile:
 
 
 def middle_of(paths: Sequence[str], phases: int = 1) -> str:
-    """Return the middle of the files of a series, or of its middle phase: the middle of all may be an end of two."""
+    """Return the middle file of a series, or of its middle phase: the middle of all files may be the end of a phase."""
     slices = len(paths) // phases
     return paths[phases // 2 * slices + slices // 2]
 

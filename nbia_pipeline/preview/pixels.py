@@ -1,4 +1,4 @@
-"""From a DICOM file to grey values that a person can look at."""
+"""From a DICOM file to gray values that a person can view."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 MOST_FRAME_BYTES = 128 * 1024 * 1024
 MOST_ELEMENT_BYTES = 1024 * 1024
 EDGE = 1024
-"""A frame with longer edges is thinned out to about this many pixels: it ends as a small tile anyway."""
+"""A frame with longer edges is reduced to about this many pixels: it becomes a small tile anyway."""
 
 # Windows for CT, level and width in Hounsfield units, as radiologists set them.
 SOFT_TISSUE = (40.0, 400.0)
@@ -25,34 +25,34 @@ LUNG_TISSUE = (-900.0, -500.0)
 LUNG_SHARE = 0.1
 
 PERCENTILES = (1.0, 99.0)
-PET_PERCENTILES = (0.0, 99.5)  # uptake is bright in few places, and nothing is darker than none
+PET_PERCENTILES = (0.0, 99.5)  # few places are bright with uptake, and no uptake is black
 
-Grey = NDArray[np.uint8]
-"""Rows and columns of grey values, or rows, columns and three colours; 0 to 255."""
+Gray = NDArray[np.uint8]
+"""Rows and columns of gray values, or rows, columns and three colors; 0 to 255."""
 
 
 class NotDrawable(Exception):
-    """The file cannot be drawn; the text says why, short enough for a tile."""
+    """The file cannot be drawn; the text gives the reason, short enough for a tile."""
 
 
-def picture_of(file: BinaryIO, modality: str | None) -> Grey:
+def picture_of(file: BinaryIO, modality: str | None) -> Gray:
     """Return the image of a file, the middle one if it has many, windowed so that its content can be seen.
 
-    Only this frame is decoded. CT is windowed in Hounsfield units, for lungs where there are any; all else between
-    percentiles of its values, since these have no common scale.
+    Only this frame is decoded. CT is windowed in Hounsfield units, with a lung window if it shows lungs; all other
+    modalities between percentiles of their values, which have no common scale.
 
     Args:
         file: a DICOM file, open for reading.
         modality: Modality (0008,0060), or None.
 
     Raises:
-        NotDrawable: there is no image in it, or none that can be decoded here.
+        NotDrawable: the file contains no image, or none that can be decoded here.
     """
     try:
         return _picture_of(file, (modality or "").strip().upper())
     except NotDrawable:
         raise
-    except Exception as e:  # pydicom and its decoders meet broken files with errors of every kind
+    except Exception as e:  # pydicom and its decoders raise errors of all kinds for broken files
         raise NotDrawable(f"{type(e).__name__}: {e}"[:160]) from e
 
 
@@ -69,7 +69,7 @@ def phases_of(file: BinaryIO) -> int:
         raise NotDrawable(f"{type(e).__name__}: {e}"[:160]) from e
 
 
-def _picture_of(file: BinaryIO, modality: str) -> Grey:
+def _picture_of(file: BinaryIO, modality: str) -> Gray:
     header = _header(file)
     frames = int(header.get("NumberOfFrames") or 1)
     pixels = pixel_array(file, index=frames // 2)
@@ -79,17 +79,17 @@ def _picture_of(file: BinaryIO, modality: str) -> Grey:
     step = max(1, -(-max(pixels.shape[:2]) // EDGE))
     pixels = pixels[::step, ::step]
     if pixels.ndim == 3:
-        return _colours(pixels, header)
-    grey = windowed(pixels, header, modality)
-    return np.asarray(255 - grey, np.uint8) if kind == "MONOCHROME1" else grey
+        return _colors(pixels, header)
+    gray = windowed(pixels, header, modality)
+    return np.asarray(255 - gray, np.uint8) if kind == "MONOCHROME1" else gray
 
 
 def _header(file: BinaryIO) -> Dataset:
-    """Read the header, and refuse what cannot be decoded here, or not in bounded memory."""
+    """Read the header, and refuse a file that cannot be decoded here, or not in bounded memory."""
     file.seek(0)
     header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=MOST_ELEMENT_BYTES)
     if "Rows" not in header:
-        raise NotDrawable("there is no image in it")
+        raise NotDrawable("it contains no image")
     syntax = header.file_meta.TransferSyntaxUID
     if syntax == DeflatedExplicitVRLittleEndian or not _decodable(syntax):
         raise NotDrawable(f"no decoder for {syntax.name}")
@@ -106,14 +106,14 @@ def _decodable(syntax: UID) -> bool:
         return False
 
 
-def windowed(pixels: NDArray[Any], header: Dataset, modality: str) -> Grey:
-    """Return stored values as grey values, black to white.
+def windowed(pixels: NDArray[Any], header: Dataset, modality: str) -> Gray:
+    """Return stored values as gray values, black to white.
 
     Args:
         pixels: rows and columns of stored values.
         header: with RescaleSlope (0028,1053), RescaleIntercept (0028,1052) and PixelPaddingValue (0028,0120), if
             the file has them.
-        modality: Modality (0008,0060) in capitals.
+        modality: Modality (0008,0060) in upper case.
     """
     values = pixels.astype(np.float32)
     known = np.isfinite(values)
@@ -131,7 +131,7 @@ def windowed(pixels: NDArray[Any], header: Dataset, modality: str) -> Grey:
     else:
         low = high = 0.0
     if high <= low:
-        return np.full(values.shape, 127, np.uint8)  # one value only: grey, so that the tile is seen to be an image
+        return np.full(values.shape, 127, np.uint8)  # a single value: gray, so that the tile looks like an image
     shades = np.clip((np.where(known, values, low) - low) / (high - low), 0, 1) * 255
     return np.asarray(np.rint(shades), np.uint8)
 
@@ -142,7 +142,7 @@ def _ct_window(hounsfield: NDArray[np.float32]) -> tuple[float, float]:
     return LUNG if share > LUNG_SHARE else SOFT_TISSUE
 
 
-def _colours(pixels: NDArray[Any], header: Dataset) -> Grey:
+def _colors(pixels: NDArray[Any], header: Dataset) -> Gray:
     if pixels.shape[2] != 3:
         raise NotDrawable(f"{pixels.shape[2]} samples per pixel")
     bits = 8 * pixels.dtype.itemsize if "RedPaletteColorLookupTableData" in header else int(header.BitsStored)

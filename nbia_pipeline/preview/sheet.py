@@ -29,20 +29,20 @@ PALE = (160, 168, 178)
 _DASHES = str.maketrans("–—‐‑−“”‘’", "-----\"\"''")
 
 DIGEST = "nbia-digest"
-"""Text chunk of the PNG: the digest of what it shows."""
+"""Text chunk of the PNG with the digest of its content."""
 
 INLINE_CHARACTERS = 30_000
-# How small and how coarse a picture may get until its base64 text is short enough for an event of Dagster.
+# Scales and qualities to try until the base64 text of the picture is short enough for an event of Dagster.
 _INLINE_STEPS = ((1.0, 60), (1.0, 40), (0.8, 40), (0.8, 25), (0.6, 30), (0.6, 15), (0.4, 20), (0.25, 15))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One field of the sheet.
+    """One tile of the sheet.
 
     Attributes:
         chosen: the series.
-        picture: grey values or colours, or None if a label stands for it.
+        picture: gray values or colors, or None if the tile has a label instead.
         note: why there is no picture.
     """
 
@@ -76,8 +76,8 @@ def _draw_tile(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
         pen.rectangle((left, top, left + EDGE - 1, top + EDGE - 1), (0, 0, 0))
         picture = _scaled(tile.picture)
         sheet.paste(picture, (left + (EDGE - picture.width) // 2, top + (EDGE - picture.height) // 2))
-    for number, (line, colour) in enumerate(zip(label_of(tile.chosen), (BRIGHT, PALE, PALE), strict=True)):
-        pen.text((left, top + EDGE + 4 + number * LINE), fitted(line, EDGE, 12), colour, _font(12))
+    for number, (line, color) in enumerate(zip(label_of(tile.chosen), (BRIGHT, PALE, PALE), strict=True)):
+        pen.text((left, top + EDGE + 4 + number * LINE), fitted(line, EDGE, 12), color, _font(12))
 
 
 def label_of(chosen: Chosen) -> tuple[str, str, str]:
@@ -98,7 +98,7 @@ def _scaled(picture: NDArray[np.uint8]) -> Image.Image:
 
 
 def fitted(text: str, width: float, points: int) -> str:
-    """Return `text` on one line, with dots where it would be wider than `width` pixels."""
+    """Return `text` on one line, shortened with dots to `width` pixels if it is wider."""
     text = plain(text[:200])
     if _font(points).getlength(text) <= width:
         return text
@@ -108,7 +108,7 @@ def fitted(text: str, width: float, points: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Return `text` in ASCII, all that Pillow's own font has: accents are dropped, what has no like becomes ``?``."""
+    """Return `text` in ASCII, all that Pillow's own font has: without accents, and with ``?`` for other characters."""
     text = text.translate(_DASHES)
     parts = unicodedata.normalize("NFKD", text)
     kept = "".join(c for c in parts if not unicodedata.combining(c))
@@ -140,18 +140,18 @@ def as_png(sheet: Image.Image, digest: str) -> bytes:
 
 
 def digest_in(png: bytes) -> str | None:
-    """Return the digest in a PNG file, or None if it has none or is no picture."""
+    """Return the digest in a PNG file, or None if it has none or is not a picture."""
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
             return str(picture.info[DIGEST]) if DIGEST in picture.info else None
-    except (OSError, SyntaxError):  # what Pillow calls broken
+    except (OSError, SyntaxError):  # what Pillow raises for broken files
         return None
 
 
 def inline_markdown(png: bytes, title: str) -> str | None:
-    """Return a small version as an inline image in Markdown, of 30,000 characters at the most.
+    """Return a small version as an inline image in Markdown, of at most 30,000 characters.
 
-    Dagster keeps it in the row of the event and shows it in the asset's page; None if it cannot be that small.
+    Dagster stores it with the event and shows it on the asset's page. None if it cannot be that small.
     """
     with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
         sheet = picture.convert("RGB")

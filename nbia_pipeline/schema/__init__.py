@@ -1,6 +1,6 @@
 """The table of truth: what the lake's tables hold and how the archive writes it."""
 
-from nbia_pipeline.schema.shapes import Form, Key, Shape, normalise
+from nbia_pipeline.schema.shapes import Form, Key, Shape, normalize
 from nbia_pipeline.schema.tables import TABLES, Column, Table
 
-__all__ = ["TABLES", "Column", "Form", "Key", "Shape", "Table", "normalise"]
+__all__ = ["TABLES", "Column", "Form", "Key", "Shape", "Table", "normalize"]

@@ -7,7 +7,19 @@ import pyarrow.compute as pc
 
 
 def first_of_each(table: pa.Table, *key: str) -> pa.Table:
-    """Return the first row of each value of `key`: the server repeats some (reference: trap 38)."""
+    """Return the first row of each value of `key`: the server repeats some rows."""
     numbered = table.select(list(key)).append_column("__row", pa.array(range(table.num_rows), pa.int64()))
     firsts = numbered.group_by(list(key)).aggregate([("__row", "min")])["__row_min"]
     return table if len(firsts) == table.num_rows else table.take(pc.take(firsts, pc.sort_indices(firsts)))
+
+
+def same_values(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return where two columns are equal; null equals null and nothing else."""
+    return pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b)))
+
+
+def same_times(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return where two columns of times are equal; a bare day (v4 keeps no more) equals any time of that day."""
+    day_a, day_b = (pc.floor_temporal(times, unit="day") for times in (a, b))
+    bare = pc.and_(pc.equal(day_a, day_b), pc.or_(pc.equal(a, day_a), pc.equal(b, day_b)))
+    return pc.or_(same_values(a, b), pc.fill_null(bare, False))

@@ -2,12 +2,12 @@
 
 A shape is what one family of endpoints sends in one dialect. The client reads answers by these shapes
 and the embedded archive writes them by the same ones. The spelling is the server's; where the official
-guide prints another one, it stands beside it as `guide`. Facts come from the server's source.
+guide prints another one, it is given as `guide`. The facts come from the server's source.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -87,27 +87,34 @@ class Shape:
         return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in self.keys if k.column])
 
     def columns_by_wire_name(self) -> dict[str, str | None]:
-        """Map each spelling, normalised by :func:`normalise`, to its column (None: not wanted)."""
+        """Map each spelling, normalized by :func:`normalize`, to its column (None: not wanted)."""
         return self._columns_by_wire_name
 
     @cached_property
     def _columns_by_wire_name(self) -> dict[str, str | None]:
         return {
-            normalise(spelling): key.column
+            normalize(spelling): key.column
             for key in self.keys
             for spelling in (key.name, key.guide)
             if spelling is not None
         }
 
 
-def normalise(wire_name: str) -> str:
+def normalize(wire_name: str) -> str:
     """Return a key without spaces and case, so that the guide's and the server's spellings meet."""
     return wire_name.replace(" ", "").casefold()
 
 
-def _keys(text: str, **exceptions: Key) -> tuple[Key, ...]:
-    """Make keys from names parted by spaces; `exceptions` replace the plain text key of their name."""
-    return tuple(exceptions.get(name, Key(name, name)) for name in text.split())
+def _keys(text: str, table: Table | None = None, /, **exceptions: Key) -> tuple[Key, ...]:
+    """Make keys from names separated by spaces; `exceptions` replace the plain text key of their name.
+
+    Where a table is given, a key of a column that it lacks fills none.
+    """
+    keys = tuple(exceptions.get(name, Key(name, name)) for name in text.split())
+    if table is None:
+        return keys
+    columns = table.schema.names
+    return tuple(k if k.column in columns else replace(k, column=None, source=k.column) for k in keys)
 
 
 _AUTHORIZED = Key("Authorized", None, Form.NUMBER)
@@ -198,7 +205,7 @@ SERIES_SIZE = Shape(
 )
 SOP_INSTANCE_UIDS = Shape("SOP_INSTANCE_UIDS", None, _keys("SOPInstanceUID"))
 
-# Every value is a string. "File Location" holds the Study ID; descriptions are sanitised.
+# Every value is a string. "File Location" holds the Study ID; descriptions are sanitized.
 META27 = Shape(
     "META27",
     SERIES_METADATA,
@@ -279,9 +286,9 @@ DESCRIPTIONS = Shape(
     ),
 )
 
-# The lake has no table for these: a licence, a DICOM attribute, what a DOI stands for.
+# The lake has no table for these: a license, a DICOM attribute, what a DOI refers to.
 LICENSES = Shape(
-    "LICENCES",
+    "LICENSES",
     None,
     (
         Key("longName", "LicenseName"),
@@ -350,10 +357,9 @@ SERIES_V4 = Shape(
 )
 
 
-def _unwanted(name: str) -> Key:
-    return Key(name, None, source=name)
-
-
+_V4_DECIMALS = {
+    name: Key(name, name, Form.DECIMAL_TEXT) for name in ("SeriesNumber", "LongitudinalTemporalOffsetFromEvent")
+}
 METADATA_V4 = Shape(
     "META4",
     SERIES_METADATA,
@@ -366,28 +372,8 @@ METADATA_V4 = Shape(
             "AnnotationsFlag Manufacturer ManufacturerModelName PixelSpacing(mm)-Row SliceThickness(mm) "
             "SoftwareVersions ImageCount MaxSubmissionTimestamp LicenseName LicenseURI DataDescriptionURI "
             "FileSize ReleasedStatus DateReleased ThirdPartyAnalysis",
-            **{
-                **_SERIES_FORMS,
-                **_V4_RENAMES,
-                "SeriesNumber": Key("SeriesNumber", "SeriesNumber", Form.DECIMAL_TEXT),
-                "AdmittingDiagnosisDescription": Key(
-                    "AdmittingDiagnosisDescription", None, source="AdmittingDiagnosesDescription"
-                ),
-                "LongitudinalTemporalOffsetFromEvent": Key(
-                    "LongitudinalTemporalOffsetFromEvent",
-                    None,
-                    Form.DECIMAL_TEXT,
-                    source="LongitudinalTemporalOffsetFromEvent",
-                ),
-                **{
-                    name: _unwanted(name)
-                    for name in (
-                        "PatientName PatientSex EthnicGroup Phantom SpeciesCode SpeciesDescription PatientAge "
-                        "LongitudinalTemporalEventType Site PixelSpacing(mm)-Row SliceThickness(mm) "
-                        "ReleasedStatus"
-                    ).split()
-                },
-            },
+            SERIES_METADATA,
+            **{**_SERIES_FORMS, **_V4_RENAMES, **_V4_DECIMALS},
         ),
         Key("Authorized", None),
     ),

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 COMPLETE = "complete"
-PENDING = "pending"
-UNAVAILABLE = "unavailable"
-QUARANTINED = "quarantined"
-WITHDRAWN = "withdrawn"
+"""All files of the series are in the lake, verified."""
 
-# Properties of a table's file, kept beside its rows (:meth:`Lake.read_properties`). Every table from the
-# archive has the first two.
+PENDING = "pending"
+"""The series is listed and not fetched yet, or must be fetched again."""
+
+UNAVAILABLE = "unavailable"
+"""The archive lists the series and refuses its files."""
+
+QUARANTINED = "quarantined"
+"""The files that the archive sends could not be verified."""
+
+WITHDRAWN = "withdrawn"
+"""The archive does not list the series any more; its files stay until they are pruned."""
+
+# Properties of a table's file, kept with its rows (:meth:`Lake.read_properties`). Every table from the archive has
+# the first two.
 
 LISTED_AT = "listed_at"
-"""When the archive was asked: UTC, ISO 8601, the moment before the question."""
+"""When the archive was asked: UTC, ISO 8601, the moment before the request."""
 
 API = "api"
-"""Dialect that it was asked in, ``v2`` or ``v4``: they serve other columns and other precisions of time."""
+"""Dialect of the request, ``v2`` or ``v4``: they serve different columns and different precisions of time."""
 
 KEPT = "kept"
-"""Of ``collections``: JSON list of the names or globs that said which collections to keep."""
+"""Of ``collections``: JSON list of the names or globs of the collections to keep."""
 
 CHANGES = "changes"
-"""How many rows of ``series_changes`` the file accounts for: the feed is append-only, so that is a place in it."""
+"""How many rows of ``series_changes`` the file accounts for: the feed is append-only, so this is a position in it."""
 
 ABSENT_AT = "absent_at"
-"""Of ``series_seen``: the last listing of all collections that was taken into account (its ``listed_at``)."""
+"""Of ``series_seen``: ``listed_at`` of the last list of collections that lacked this one, if it was recorded."""

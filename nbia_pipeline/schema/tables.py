@@ -1,7 +1,7 @@
 """The tables of the lake: every column's name, type, unit, DICOM tag and meaning.
 
 A column is named by its DICOM keyword where one exists, else as the NBIA guide names it, and is
-spelled alike in every table. Days are ``date32``, times ``timestamp[us]`` without a zone (the server
+spelled the same in every table. Days are ``date32``, times ``timestamp[us]`` without a zone (the server
 states none), counts and sizes ``int64``, UIDs ``string``.
 
 The Arrow schemas, the column panels of the Dagster UI, the parsing of answers and the answers of the
@@ -91,7 +91,7 @@ _COLUMNS = {
         Column("InstanceNumber", COUNT, "Number of the instance within its series.", "0020,0013"),
         Column("PatientID", TEXT, "Identifier of the patient within the collection.", "0010,0020"),
         Column("PatientName", TEXT, "Name of the patient after de-identification.", "0010,0010"),
-        Column("PatientBirthDate", DAY, "Date of birth; emptied by curation.", "0010,0030"),
+        Column("PatientBirthDate", DAY, "Date of birth; usually removed in curation.", "0010,0030"),
         Column("PatientSex", TEXT, "Sex of the patient.", "0010,0040"),
         Column("PatientAge", TEXT, "Age of the patient at the study, like 061Y.", "0010,1010"),
         Column("EthnicGroup", TEXT, "Ethnic group of the patient.", "0010,2160"),
@@ -123,22 +123,22 @@ _COLUMNS = {
         Column("Collection", TEXT, "Collection, in the exact spelling of getCollectionValues."),
         Column("Site", TEXT, "Site that sent the series; served by v4 only."),
         Column("PatientCount", COUNT, "Number of patients.", unit="patients"),
-        Column("SeriesCount", COUNT, "Number of visible series: of the study, or with the licence.", unit="series"),
+        Column("SeriesCount", COUNT, "Number of visible series: of the study, or with the license.", unit="series"),
         Column("ImageCount", COUNT, "Number of instances of the series.", unit="instances"),
         Column("FileSize", COUNT, "Sum of the sizes of the DICOM files, uncompressed.", unit="bytes"),
-        Column("AnnotationsFlag", FLAG, "Whether annotations are said to exist; unreliable."),
+        Column("AnnotationsFlag", FLAG, "Whether annotations exist, according to the archive; unreliable."),
         Column("AnnotationSize", COUNT, "Size of the annotation files.", unit="bytes"),
         Column(
             "TimeStamp",
             TIME,
-            "Last submission of any image of the series, in the server's unstated zone; v4 keeps the day only.",
+            "Last submission of any image of the series, in the server's unstated time zone; v4 gives only the day.",
         ),
-        Column("DateReleased", TIME, "Release, normally a day at midnight; can be back-dated."),
+        Column("DateReleased", TIME, "Date of release, normally at midnight; can be back-dated."),
         Column("ReleasedStatus", TEXT, "Whether the series is released; served by v4 only."),
-        Column("LicenseName", TEXT, "Long name of the licence of the data."),
-        Column("LicenseURI", TEXT, "Address of the licence."),
+        Column("LicenseName", TEXT, "Long name of the license of the data."),
+        Column("LicenseURI", TEXT, "Address of the license."),
         Column("CollectionURI", TEXT, "DOI of the collection or of the derived data set."),
-        Column("ThirdPartyAnalysis", TEXT, "YES if others than the submitter made the data."),
+        Column("ThirdPartyAnalysis", TEXT, "YES if the data were not made by the original submitter."),
         Column("Description", TEXT, "Description of the collection, as HTML."),
         Column("DescriptionURI", TEXT, "DOI of the collection."),
         Column("DescriptionTimestamp", TIME, "When the description was last edited (UTC)."),
@@ -152,8 +152,8 @@ _COLUMNS = {
         Column("SeriesMD5", TEXT, "MD5 of the sorted MD5s of the files: the server's own formula."),
         Column("FetchedAt", TIME, "When the series was fetched (UTC)."),
         Column("Attempts", COUNT, "How many downloads it took.", unit="downloads"),
-        Column("Healed", COUNT, "Instances that were repaired one by one.", unit="instances"),
-        Column("Proof", TEXT, "What proves the files: md5, or count+size where no digest is held."),
+        Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
+        Column("Proof", TEXT, "How the files were verified: md5, or count+size where the archive has no digests."),
         Column("Reason", TEXT, "Why the series is not complete, or not in its newest version; a sentence for people."),
         Column(
             "RefreshFailedAt",
@@ -170,17 +170,21 @@ _COLUMNS = {
         # --- what the pipeline adds: the feed of changes
         Column("Change", TEXT, "added, revised, withdrawn or returned."),
         Column("ColumnName", TEXT, "Which column of series was revised; null for the other changes."),
-        Column("OldValue", TEXT, "Value before the revision, as text; null is null."),
-        Column("NewValue", TEXT, "Value after the revision, as text; null is null."),
-        Column("SeenAt", TIME, "When the change was noted (UTC)."),
-        Column("ListedAt", TIME, "When the listing was asked that showed the change (UTC)."),
-        Column("RunID", TEXT, "Dagster run that noted the change."),
-        Column("Version", COUNT, "Number of the series' state: 1 when it was added, one more with every change."),
-        Column("MissingSince", TIME, "When the first listing without the series was asked (UTC); null if listed."),
-        Column("Withdrawn", FLAG, "Whether the withdrawal is believed: two listings apart in time agree."),
-        Column("LicenseText", TEXT, "Text of the licence: LICENSE of getImage; null where the archive serves none."),
+        Column("OldValue", TEXT, "Value before the revision, as text; null if it was null."),
+        Column("NewValue", TEXT, "Value after the revision, as text; null if it was null."),
+        Column("SeenAt", TIME, "When the change was recorded (UTC)."),
+        Column("ListedAt", TIME, "Time of the listing that shows the change (UTC)."),
+        Column("RunID", TEXT, "Dagster run that recorded the change."),
+        Column("Version", COUNT, "Version of the series: 1 when it was added, one more with every change."),
+        Column(
+            "MissingSince",
+            TIME,
+            "Time of the first listing without the series (UTC); null if it is listed.",
+        ),
+        Column("Withdrawn", FLAG, "Whether the withdrawal is confirmed: two listings apart in time lack the series."),
+        Column("LicenseText", TEXT, "Text of the license: file LICENSE of getImage; null if the archive serves none."),
         Column("VerifiedAt", TIME, "When the files of the series were last read again (UTC)."),
-        Column("Finding", TEXT, "What was wrong with the files; null if they are as they were fetched."),
+        Column("Finding", TEXT, "What is wrong with the files; null if they are as they were fetched."),
     )
 }
 
@@ -252,7 +256,7 @@ SERIES_METADATA = _table(
 )
 IMAGE_SERIES = _table(
     "image_series",
-    "The receipts: one row per wanted series, with what was fetched and how it is proven.",
+    "The receipts: one row per wanted series, with what was fetched and how it was verified.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Status ImageCount Bytes SeriesMD5 TimeStamp FileSize "
     "DateReleased FetchedAt Attempts Healed Proof Reason RefreshFailedAt NewerImageCount NewerFileSize NewerTimeStamp "
     "NewerDateReleased",
@@ -266,13 +270,13 @@ INSTANCES = _table(
 )
 LICENSES = _table(
     "licences",
-    "One row per licence that series of the collection name, with its text; SeriesCount is 0 where none does any more.",
+    "One row per license of the collection's series, with its text; SeriesCount is 0 if no series has it any more.",
     "Collection LicenseName LicenseURI SeriesCount LicenseText Path",
     key="Collection LicenseName LicenseURI",
 )
 VERIFICATIONS = _table(
     "verifications",
-    "One row per series whose files were read again after they were fetched: nbia-pipeline verify, check intact.",
+    "One row per series whose files were read again since they were fetched, by nbia-pipeline verify or check intact.",
     "SeriesInstanceUID Collection SeriesMD5 VerifiedAt Finding",
     key="SeriesInstanceUID",
 )
@@ -286,27 +290,10 @@ SERIES_CHANGES = _table(
 )
 SERIES_SEEN = Table(
     "series_seen",
-    "One row per series that was ever listed, as it was last: what series_changes compares the next listing with.",
+    "One row per series that was ever listed, with its last values: the next listing is compared with them.",
     (*SERIES.columns, *(_COLUMNS[c] for c in ("MissingSince", "Withdrawn", "Version"))),
     key=("SeriesInstanceUID",),
 )
 
-TABLES = {
-    t.name: t
-    for t in (
-        COLLECTIONS,
-        MODALITIES,
-        BODY_PARTS,
-        MANUFACTURERS,
-        PATIENTS,
-        STUDIES,
-        SERIES,
-        SERIES_METADATA,
-        IMAGE_SERIES,
-        INSTANCES,
-        LICENSES,
-        VERIFICATIONS,
-        SERIES_CHANGES,
-        SERIES_SEEN,
-    )
-}
+TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}
+"""Every table of this module by its name, in the order above."""

@@ -1,11 +1,13 @@
-"""What the lake holds by its receipts, and when the files of each series were last read again.
+"""The series whose files should be in the lake by their receipts, and when these files were last checked.
 
-The notes are table ``verifications``, one partition per collection. They make verification go round: what was
-found damaged comes first, until it is mended; then what was not looked at for longest. A fetch is a look, too.
+Results are kept in table ``verifications``, one partition per collection. They set the order of verification: series
+that were found damaged come first, until they are fetched again; then those that were not checked for longest. A
+fetch counts as a check.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +21,13 @@ from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
 
-_COLUMNS = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
-_NOTED = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()
+_RECEIPT = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
+_RESULT = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()
 
 
 @dataclass(frozen=True)
 class StoredSeries:
-    """A series whose files shall be in the lake: its receipt says so.
+    """A series whose files should be in the lake, by its receipt.
 
     Attributes:
         collection: exact spelling.
@@ -33,9 +35,9 @@ class StoredSeries:
         path: directory of its files, relative to the lake.
         bytes: sum of the sizes of its files.
         digest: SeriesMD5 of the receipt.
-        seen: when its files were fetched or last read again.
+        checked_at: when its files were fetched or last read again (UTC).
         finding: what was wrong with them then, or None.
-        proof: what proved them when they were fetched.
+        verified_by: how they were verified when they were fetched: column Proof of the receipt.
     """
 
     collection: str
@@ -43,59 +45,66 @@ class StoredSeries:
     path: str
     bytes: int
     digest: str | None
-    seen: datetime
+    checked_at: datetime
     finding: str | None = None
-    proof: str | None = None
+    verified_by: str | None = None
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What the files of a series are now.
+    """How the files of a series compare with its receipt.
 
     Attributes:
-        held: the series.
+        series: the series.
         files: how many were read.
         bytes: how much that was.
         finding: what is wrong, None if they are as they were fetched.
         outdated: True if they are, but the archive has others now.
     """
 
-    held: StoredSeries
+    series: StoredSeries
     files: int
     bytes: int
     finding: str | None
     outdated: bool = False
 
     def __str__(self) -> str:
-        return f"{self.held.collection}: series {self.held.uid}, {self.finding or 'as it was fetched'}"
+        return f"{self.series.collection}: series {self.series.uid}, {self.finding or 'as it was fetched'}"
 
 
 def stored_series(lake: Lake, collection: str) -> list[StoredSeries]:
-    """Return the series that the lake holds of a collection, in the order in which they want to be read again.
+    """Return the series of a collection that are in the lake, in the order in which they should be read again.
 
-    These are the complete ones and those withdrawn ones whose files are there: receipts that state a size.
+    These are the complete ones, and those withdrawn ones whose files are there: receipts that state a size.
 
     Args:
         lake: the lake.
         collection: which partition.
     """
-    receipts = lake.read_table(IMAGE_SERIES, collection, columns=_COLUMNS)
-    rows = receipts.filter(pc.is_valid(receipts["Bytes"]))
-    noted = lake.read_table(VERIFICATIONS, collection, columns=_NOTED)
-    notes = {uid: rest for uid, *rest in _tuples(noted)}
-    found = [_held(collection, row, notes.get(row[0])) for row in _tuples(rows)]
-    return sorted(found, key=lambda h: (h.finding is None, h.seen, h.uid))
+    receipts = lake.read_table(IMAGE_SERIES, collection, columns=_RECEIPT)
+    results = {uid: rest for uid, *rest in _tuples(lake.read_table(VERIFICATIONS, collection, columns=_RESULT))}
+    rows = _tuples(receipts.filter(pc.is_valid(receipts["Bytes"])))
+    stored = [_stored(collection, row, results.get(row[0])) for row in rows]
+    return sorted(stored, key=lambda s: (s.finding is None, s.checked_at, s.uid))
 
 
-def note(lake: Lake, verdicts: Iterable[VerifyResult]) -> None:
-    """Keep what was found, for the order of the next round and for the asset check.
+def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
+    """Keep results, for the order of the next verification and for the asset check.
 
     Raises:
         LakeError: the lake cannot be written.
     """
-    by_collection: dict[str, list[dict[str, Any]]] = {}
-    for verdict in verdicts:
-        by_collection.setdefault(verdict.held.collection, []).append(_noted(verdict))
+    by_collection: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        by_collection[result.series.collection].append(
+            {
+                "SeriesInstanceUID": result.series.uid,
+                "Collection": result.series.collection,
+                "SeriesMD5": result.series.digest,
+                "VerifiedAt": clock.utc_now(),
+                "Finding": result.finding,
+            }
+        )
     for collection, rows in by_collection.items():
         fresh = pa.Table.from_pylist(rows, schema=VERIFICATIONS.schema)
         with lake.lock(Lock.VERIFICATIONS, collection):
@@ -109,23 +118,12 @@ def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
-def _held(collection: str, row: tuple[Any, ...], noted: list[Any] | None) -> StoredSeries:
-    uid, study, patient, size, digest, fetched, proof = row
+def _stored(collection: str, row: tuple[Any, ...], result: list[Any] | None) -> StoredSeries:
+    uid, study, patient, size, digest, fetched, verified_by = row
     path = series_path(collection, patient, study, uid)
-    seen = fetched or datetime.min  # noqa: DTZ901 - the tables state no zone
+    checked_at = fetched or datetime.min  # noqa: DTZ901 - the tables state no zone
     finding = None
-    # A note about files that were fetched anew since says nothing about those that are there.
-    if noted is not None and noted[0] == digest and noted[1] >= seen:
-        seen, finding = noted[1:]
-    return StoredSeries(collection, uid, path, size, digest, seen, finding, proof)
-
-
-def _noted(verdict: VerifyResult) -> dict[str, Any]:
-    held = verdict.held
-    return {
-        "SeriesInstanceUID": held.uid,
-        "Collection": held.collection,
-        "SeriesMD5": held.digest,
-        "VerifiedAt": clock.utc_now(),
-        "Finding": verdict.finding,
-    }
+    # A result from before the last fetch is not about the files that are there now.
+    if result is not None and result[0] == digest and result[1] >= checked_at:
+        checked_at, finding = result[1:]
+    return StoredSeries(collection, uid, path, size, digest, checked_at, finding, verified_by)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import batches
@@ -61,13 +61,13 @@ def refetch(
         LakeError: the lake cannot be written.
     """
     result, mirror = RefetchResult(), Mirror(client, lake)
-    for collection in sorted({v.held.collection for v in damaged}):
-        findings = {v.held.uid: v.finding or "" for v in damaged if v.held.collection == collection}
+    for collection in sorted({v.series.collection for v in damaged}):
+        findings = {v.series.uid: v.finding or "" for v in damaged if v.series.collection == collection}
         wanted = [w for w in wanted_series(present_series(lake, collection)) if w.SeriesInstanceUID in findings]
         listed = {w.SeriesInstanceUID for w in wanted}
         result.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
         # An outdated series is whole: it stays complete until the archive's present one takes its place.
-        outdated = {v.held.uid for v in damaged if v.outdated}
+        outdated = {v.series.uid for v in damaged if v.outdated}
         _demote(lake, collection, {uid: findings[uid] for uid in listed - outdated})
         for batch in batches(wanted):
             try:

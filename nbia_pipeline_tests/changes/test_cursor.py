@@ -1,4 +1,4 @@
-"""What was seen of the feed: kept small, never losing news, whatever the archive releases."""
+"""The cursor of the sensor: small, and never missing a release, whatever the archive releases."""
 
 # ruff: noqa: DTZ001 - the server's times, and ours, have no zone
 
@@ -18,8 +18,8 @@ from nbia_pipeline.changes.cursor import (
     Cursor,
     CursorError,
     buckets_of,
+    changed_collections,
     first_cursor,
-    news_of,
     next_cursor,
     read_cursor,
 )
@@ -51,8 +51,8 @@ def rows(*released: tuple[str, str, str]) -> pa.Table:
 
 
 @given(DAYS, st.integers(0, 2**40), FOUND, st.booleans())
-def test_a_cursor_comes_back_from_its_text(day: date, edition: int, seen: dict[Bucket, str], shared: bool) -> None:
-    cursor = Cursor(day, edition, seen, shared)
+def test_a_cursor_comes_back_from_its_text(day: date, sequence: int, digests: dict[Bucket, str], shared: bool) -> None:
+    cursor = Cursor(day, sequence, digests, shared)
     assert read_cursor(cursor.encode(), NOW) == cursor
 
 
@@ -72,10 +72,10 @@ def test_any_text_is_a_cursor_or_refused(text: str) -> None:
         assert cursor is None or isinstance(cursor, Cursor)
 
 
-def test_a_plain_day_has_seen_nothing() -> None:
+def test_a_plain_day_has_no_digests() -> None:
     cursor = read_cursor(" 2026-01-15 ", NOW)
     assert cursor is not None
-    assert (cursor.day, cursor.seen) == (date(2026, 1, 15), {})
+    assert (cursor.day, cursor.digests) == (date(2026, 1, 15), {})
     assert cursor.since(TODAY) == date(2026, 1, 8)
 
 
@@ -93,73 +93,73 @@ def test_the_window_begins_a_week_before_the_last_time_and_before_today(day: dat
 @given(st.one_of(FOUND, CROWDED))
 @settings(max_examples=60, deadline=None)
 def test_the_cursor_stays_small(found: dict[Bucket, str]) -> None:
-    after = next_cursor(first_cursor(TODAY, NOW), found, TODAY, news=True)
+    after = next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True)
     assert len(after.encode().encode()) <= CURSOR_BYTES
 
 
 @pytest.mark.slow
 def test_the_cursor_stays_small_with_long_names_and_days_far_ahead() -> None:
     found = {(f"{'Ж' * 900} {i}", TODAY + timedelta(days=i % 400 - 6)): "x" * 11 for i in range(100_000)}
-    after = next_cursor(first_cursor(TODAY, NOW), found, TODAY, news=True)
+    after = next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True)
     assert after.shared
     assert len(after.encode().encode()) <= CURSOR_BYTES
 
 
 def test_two_hundred_collections_on_a_day_are_kept_one_by_one() -> None:
     found = {(f"A Collection {i:03d}", TODAY): "x" * 11 for i in range(200)}
-    assert not next_cursor(first_cursor(TODAY, NOW), found, TODAY, news=True).shared
+    assert not next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True).shared
 
 
-# --- what is news
+# --- what has changed
 
 
 @given(st.one_of(FOUND, CROWDED), st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_what_was_seen_is_no_news_however_the_window_slides(found: dict[Bucket, str], later: int) -> None:
-    cursor = next_cursor(first_cursor(TODAY, NOW), found, TODAY, news=True)
+def test_what_is_known_has_not_changed_however_the_window_slides(found: dict[Bucket, str], later: int) -> None:
+    cursor = next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True)
     for n in range(later):
         today = TODAY + timedelta(days=n)
         answer = {bucket: digest for bucket, digest in found.items() if bucket[1] > cursor.since(today)}
-        assert news_of(cursor, answer) == {}
-        cursor = next_cursor(cursor, answer, today, news=False)
+        assert changed_collections(cursor, answer) == {}
+        cursor = next_cursor(cursor, answer, today, changed=False)
 
 
 @given(st.one_of(FOUND, CROWDED), NAMES, DAYS, DIGESTS, st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_what_is_new_or_other_is_always_news(
+def test_what_is_new_or_different_has_always_changed(
     found: dict[Bucket, str], collection: str, day: date, digest: str, later: int
 ) -> None:
     today = TODAY + timedelta(days=later)
-    cursor = next_cursor(first_cursor(TODAY, NOW), found, TODAY, news=True)
+    cursor = next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True)
     if found.get((collection, day)) == digest or day <= cursor.since(today):
         return
-    assert collection in news_of(cursor, {**found, (collection, day): digest})
+    assert collection in changed_collections(cursor, {**found, (collection, day): digest})
 
 
 @given(FOUND, NAMES, DAYS)
-def test_only_collections_with_news_are_named_while_there_is_room(
+def test_only_collections_that_changed_are_named_while_there_is_room(
     found: dict[Bucket, str], collection: str, day: date
 ) -> None:
     cursor = Cursor(TODAY, 1, found)
-    assert set(news_of(cursor, {**found, (collection, day): "something new"})) == {collection}
+    assert set(changed_collections(cursor, {**found, (collection, day): "something new"})) == {collection}
 
 
 def test_where_room_is_short_the_others_of_the_slot_are_asked_for_too_and_not_all() -> None:
     found = {(f"collection {i}", TODAY - timedelta(days=i % 6)): "x" * 11 for i in range(3000)}
-    cursor = next_cursor(first_cursor(TODAY, NOW), found, TODAY, news=True)
+    cursor = next_cursor(first_cursor(TODAY, NOW), found, TODAY, changed=True)
     assert cursor.shared
-    news = news_of(cursor, {**found, ("collection 7", TODAY): "new"})
-    assert "collection 7" in news
-    assert len(news) < 3000 / 32 * 2
+    changed = changed_collections(cursor, {**found, ("collection 7", TODAY): "new"})
+    assert "collection 7" in changed
+    assert len(changed) < 3000 / 32 * 2
 
 
-def test_the_name_of_news_tells_one_edition_from_another() -> None:
+def test_the_digest_of_a_change_differs_from_one_sequence_number_to_the_next() -> None:
     found = {("A", TODAY): "x"}
     first = first_cursor(TODAY, NOW)
-    assert news_of(first, found) == news_of(first, found)
-    shown = next_cursor(first, found, TODAY, news=True)
-    hidden = next_cursor(shown, {}, TODAY, news=False)
-    assert news_of(hidden, found)["A"] != news_of(first, found)["A"]
+    assert changed_collections(first, found) == changed_collections(first, found)
+    shown = next_cursor(first, found, TODAY, changed=True)
+    hidden = next_cursor(shown, {}, TODAY, changed=False)
+    assert changed_collections(hidden, found)["A"] != changed_collections(first, found)["A"]
 
 
 # --- digests of an answer
@@ -214,5 +214,5 @@ def test_a_row_without_collection_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("answer", [rows(), rows(("1", "A", "2026-03-01"))])
-def test_an_answer_without_news_has_no_buckets(answer: pa.Table) -> None:
+def test_an_answer_without_new_releases_has_no_buckets(answer: pa.Table) -> None:
     assert buckets_of(answer, date(2026, 3, 1)) == {}

@@ -30,9 +30,9 @@ from nbia_pipeline.changes.diff import (
     replay,
     value_of,
 )
-from nbia_pipeline.changes.feed import (
+from nbia_pipeline.changes.feed import record_changes
+from nbia_pipeline.changes.present import (
     present_series,
-    record_changes,
     returned_collections,
     vanished_collections,
     withdrawn_series,
@@ -61,7 +61,7 @@ def hour(hours: float) -> datetime:
     return START + timedelta(hours=hours)
 
 
-def seeing(hours: float, exact: bool = True) -> Observation:
+def observed(hours: float, exact: bool = True) -> Observation:
     return Observation(hour(hours), hour(hours), "run", WAIT, exact)
 
 
@@ -151,7 +151,7 @@ def test_any_history_is_told_as_the_model_tells_it(history: list[tuple[int, Rows
     model, seen, feed, now = Model(), NOTHING_SEEN, [], 0.0
     for gap, rows in history:
         now += gap
-        changes, seen = diff(seen, table_of(rows), seeing(now))
+        changes, seen = diff(seen, table_of(rows), observed(now))
         feed.append(changes)
         model.look(rows, hour(now))
         expect_state(seen, model)
@@ -166,7 +166,7 @@ def test_the_feed_alone_leads_from_any_state_to_the_next(history: list[tuple[int
     states, feed, now = [NOTHING_SEEN], [], 0.0
     for gap, rows in history:
         now += gap
-        changes, seen = diff(states[-1], table_of(rows), seeing(now))
+        changes, seen = diff(states[-1], table_of(rows), observed(now))
         feed.append(changes)
         states.append(seen)
     start = data.draw(st.integers(0, len(history) - 1))
@@ -190,29 +190,29 @@ def kinds(changes: pa.Table) -> dict[str, int]:
 
 
 def test_null_and_empty_are_two_values() -> None:
-    _, seen = diff(NOTHING_SEEN, table_of({"a": {**A, "LicenseName": None}}), seeing(0))
-    changes, _ = diff(seen, table_of({"a": {**A, "LicenseName": ""}}), seeing(1))
+    _, seen = diff(NOTHING_SEEN, table_of({"a": {**A, "LicenseName": None}}), observed(0))
+    changes, _ = diff(seen, table_of({"a": {**A, "LicenseName": ""}}), observed(1))
     (row,) = changes.to_pylist()
     assert (row["ColumnName"], row["OldValue"], row["NewValue"]) == ("LicenseName", None, "")
 
 
 def test_a_series_that_is_listed_twice_is_added_once() -> None:
-    changes, seen = diff(NOTHING_SEEN, pa.concat_tables([table_of({"a": A}), table_of({"a": A})]), seeing(0))
+    changes, seen = diff(NOTHING_SEEN, pa.concat_tables([table_of({"a": A}), table_of({"a": A})]), observed(0))
     assert (changes.num_rows, seen.num_rows) == (1, 1)
 
 
 def test_the_other_dialect_is_no_revision() -> None:
     v2 = {"a": {**A, "Site": None}, "b": {**A, "Site": None}}
     v4 = {u: {**A, "Site": "North", "TimeStamp": datetime(2024, 3, 5), "LicenseName": "x"} for u in v2}
-    _, seen = diff(NOTHING_SEEN, table_of(v2), seeing(0))
-    changes, seen = diff(seen, table_of(v4), seeing(1, exact=False))
+    _, seen = diff(NOTHING_SEEN, table_of(v2), observed(0))
+    changes, seen = diff(seen, table_of(v4), observed(1, exact=False))
     assert kinds(changes) == {}
-    changes, seen = diff(seen, table_of(v2), seeing(2, exact=False))
+    changes, seen = diff(seen, table_of(v2), observed(2, exact=False))
     assert kinds(changes) == {}
-    changes, _ = diff(seen, table_of({**v4, "a": {**v4["a"], "TimeStamp": datetime(2024, 3, 6)}}), seeing(3, False))
+    changes, _ = diff(seen, table_of({**v4, "a": {**v4["a"], "TimeStamp": datetime(2024, 3, 6)}}), observed(3, False))
     assert [(r[UID], r["ColumnName"]) for r in changes.to_pylist()] == [("a", "TimeStamp")]
     # In one dialect the same differences are revisions.
-    changes, _ = diff(seen, table_of(v4), seeing(3))
+    changes, _ = diff(seen, table_of(v4), observed(3))
     assert {(r[UID], r["ColumnName"]) for r in changes.to_pylist()} == {
         (u, c) for u in v2 for c in ("Site", "TimeStamp")
     }

@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 
 from nbia_pipeline.cli.main import main
-from nbia_pipeline.cli.main_job import run_main_job
-from nbia_pipeline.cli.options import add_selection, images_config, size
+from nbia_pipeline.cli.options import add_selection, images_fields, size
+from nbia_pipeline.cli.run import run_main_job
 from nbia_pipeline.defs.assets.images import ImagesConfig
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
@@ -172,7 +172,7 @@ def options(*words: str) -> argparse.Namespace:
 
 def test_the_options_are_the_run_config_of_the_plan_op() -> None:
     words = "--modality CT --modality MR --body-part B --patient P --series 1.2 --manifest m.tcia --cart C".split()
-    config = images_config(options(*words, "--max-bytes", "1.5 TB", "--max-series", "7"))
+    config = images_fields(options(*words, "--max-bytes", "1.5 TB", "--max-series", "7"))
     assert config == {
         "modalities": ["CT", "MR"],
         "body_parts": ["B"],
@@ -184,7 +184,7 @@ def test_the_options_are_the_run_config_of_the_plan_op() -> None:
         "max_series": 7,
     }
     assert set(config) <= set(ImagesConfig.model_fields)
-    assert images_config(options()) == {}
+    assert images_fields(options()) == {}
 
 
 @pytest.mark.parametrize(
@@ -196,5 +196,5 @@ def test_a_size_is_read_in_powers_of_ten(text: str, value: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "10 GiB", "1e9", "0.0001kB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no size: write it like 10GB"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a size: use a value such as 10GB, 500MB or 1\.5TB$"):
         size(text)

@@ -180,7 +180,7 @@ def test_without_a_terminal_nothing_goes_unless_told(
     assert main(["prune"]) == 1
     said = capsys.readouterr()
     assert f"  {QIN}: 2 series" in said.out
-    assert said.err == "nbia-pipeline: nothing was deleted: add --yes, for there is no terminal to ask on\n"
+    assert said.err == "nbia-pipeline: nothing was deleted: add --yes, because there is no terminal to ask on\n"
     assert files(world) == before
     assert statuses(world) == {"complete": 3, "withdrawn": 2}
 

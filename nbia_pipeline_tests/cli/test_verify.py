@@ -85,7 +85,7 @@ def test_damage_is_named_with_the_command_that_mends_it(lake: Lake, capsys: pyte
     out, err = capsys.readouterr()
     assert "1 damaged" in out
     assert re.search(rf"nbia-pipeline: Lung Phantom CT: series {re.escape(uid)}, of \d+ files: missing [0-9.]+dcm", err)
-    assert out.splitlines()[-1] == "to mend it: nbia-pipeline verify --damaged --mend"
+    assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --damaged --mend"
 
 
 def test_that_command_mends_it(archive: TestArchive, lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_that_command_mends_it(archive: TestArchive, lake: Lake, capsys: pytest.
     assert verify("--damaged", "--mend") == 0
     out, _ = capsys.readouterr()
     assert "1 series" in out and f"Lung Phantom CT: series {uid} complete" in out
-    assert "mended 1 of 1 damaged series" in out
+    assert "repaired 1 of 1 damaged series" in out
     assert archive.faults.count("getImageWithMD5Hash") == 1
     assert verify() == 0
     assert verify("--damaged") == 0
@@ -107,8 +107,8 @@ def test_what_cannot_be_mended_is_said(archive: TestArchive, lake: Lake, capsys:
     archive.faults.inject("getImageWithMD5Hash", answer(400, b"The user has not been granted the access"))
     assert verify("--mend") == 1
     out, err = capsys.readouterr()
-    assert "mended 0 of 1 damaged series" in out
-    assert f"series {uid} could not be mended, unavailable: " in err
+    assert "repaired 0 of 1 damaged series" in out
+    assert f"series {uid} could not be repaired, unavailable: " in err
     assert "unavailable" in lake.read_table(IMAGE_SERIES, COLLECTIONS[0])["Status"].to_pylist()
 
 
@@ -141,9 +141,9 @@ def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
     assert re.search(
         rf"{re.escape(held.uid)}, outdated: the archive .* digest is [0-9a-f]+, .* lake {held.digest}", err
     )
-    assert out.splitlines()[-1] == "to mend it: nbia-pipeline verify --ask-archive --mend"
+    assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --ask-archive --mend"
     assert verify("--ask-archive", "--mend") == 0
-    assert "mended 1 of 1 damaged series" in capsys.readouterr()[0]
+    assert "repaired 1 of 1 damaged series" in capsys.readouterr()[0]
     assert verify("--ask-archive") == 0
 
 
@@ -228,7 +228,7 @@ def test_a_wrong_call_is_told_from_damage(
 def test_progress_comes_at_a_human_pace(
     lake: Lake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbia_pipeline.cli.verify.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("nbia_pipeline.cli.verify.PROGRESS_SECONDS", 0.0)
     assert verify() == 0
     lines = capsys.readouterr()[0].splitlines()
     assert re.match(r"  9 of 9 series, 5\.0 MB at .*B/s, about 0:00:00 left", lines[-2])

@@ -203,7 +203,7 @@ def test_a_collection_that_fails_costs_only_itself(archive: TestArchive, pipelin
 def test_images_of_a_collection_that_is_not_mirrored_are_refused(full: Pipeline, archive: TestArchive) -> None:
     result = full.run("images", partition_key="HeadNeckMix")
     assert not result.success
-    assert "the images of 'HeadNeckMix' are not mirrored: add the collection to NBIA_IMAGES" in full.sentence(result)
+    assert "the images of 'HeadNeckMix' are not mirrored: add the collection to images if" in full.sentence(result)
     assert archive.faults.count("getImageWithMD5Hash") == 0
 
 
@@ -252,5 +252,5 @@ def test_two_archives_live_in_one_code_location(tmp_path: Path) -> None:
 def test_a_name_that_the_archive_listed_once_is_no_misspelling() -> None:
     settings = Settings(collections=("A", "B"), images=("B",))
     assert kept_collections(settings, ["A"], known=["B"]) == ["A"]
-    with pytest.raises(SettingsError, match="NBIA_COLLECTIONS has 'B', which matches no collection"):
+    with pytest.raises(SettingsError, match="collections has 'B', which matches no collection"):
         kept_collections(settings, ["A"])

@@ -58,7 +58,8 @@ def lake(mirrored: Path, tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def subject(archive: TestArchive, lake: Lake) -> Subject:
-    return Subject(lake, NbiaResource(archive=archive.url, images=["*"], tries=1))
+    settings = Settings(archive=archive.url, images=("*",))
+    return Subject(lake, settings, NbiaResource(archive=archive.url, tries=1))
 
 
 def found(report: Report) -> list[Finding]:
@@ -131,10 +132,10 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
     uid = rows[0]["SeriesInstanceUID"]
     assert table.records[0].data["finding"] == f"series {uid} is quarantined: short by one"
     command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:10])
-    assert complete.metadata["mend"].value == f"`{command}`"
+    assert complete.metadata["remedy"].value == f"`{command}`"
     assert complete.description is not None
     assert f"13 findings, the first: series {uid} is quarantined: short by one" in complete.description
-    assert "To mend it: nbia-pipeline run --series" in complete.description
+    assert "To fix it: nbia-pipeline run --series" in complete.description
     # Nothing is held, so that nothing lacks a licence or can be damaged.
     assert [name for name in CHECKS if not checks[name].passed] == ["complete"]
 
@@ -183,7 +184,7 @@ def test_only_mirrored_collections_with_receipts_are_to_be_complete(
     change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(Status="pending", Bytes=None))
     lake.write_table(SERIES, lake.read_table(SERIES, CT), "TCGA-DEMO")
     assert len(found(images.complete(subject))) == 9
-    other = Subject(lake, NbiaResource(archive=archive.url, images=[CT, "TCGA-DEMO"]))
+    other = Subject(lake, Settings(archive=archive.url, images=(CT, "TCGA-DEMO")))
     assert found(images.complete(other)) == []
 
 
@@ -204,7 +205,7 @@ def test_damage_is_told_until_it_is_mended(
     (finding,) = found(report)
     assert (finding.collection, finding.series) == (CT, uid)
     assert finding.what.startswith(f"series {uid} is damaged, of ") and ": missing " in finding.what
-    assert report.mend([finding]) == "nbia-pipeline verify --damaged --mend"
+    assert report.remedy([finding]) == "nbia-pipeline verify --damaged --mend"
     # However little is read, what is known to be damaged is read first.
     monkeypatch.setattr(images, "INTACT_BYTES", 1)
     for _ in range(3):
@@ -270,7 +271,7 @@ def test_a_few_series_are_asked_for_and_others_each_day(
     monkeypatch.setattr(images, "ASKED_PER_COLLECTION", 2)
     today = asked(archive, subject)
     assert len(today) == 4
-    of_the_run = Subject(lake, subject.archive, partition=CT)
+    of_the_run = Subject(lake, subject.settings, subject.archive, partition=CT)
     uids = set(lake.read_table(IMAGE_SERIES, CT)["SeriesInstanceUID"].to_pylist())
     assert asked(archive, of_the_run) == today & uids
     days = []
@@ -307,7 +308,7 @@ def test_series_without_a_licence_are_found(lake: Lake, subject: Subject) -> Non
     )
     rows = change(lake, SERIES, CT, lambda r: r.update(next(states, {})))
     (finding,) = found(images.licensed(subject))
-    assert finding.what == "2 series name no licence: " + ", ".join(r["SeriesInstanceUID"] for r in rows[:2])
+    assert finding.what == "2 series name no license: " + ", ".join(r["SeriesInstanceUID"] for r in rows[:2])
 
 
 def test_what_is_not_in_the_lake_needs_no_licence(lake: Lake, subject: Subject) -> None:

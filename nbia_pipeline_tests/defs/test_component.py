@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster.components.testing.utils import component_defs, create_defs_folder_sandbox
 
 from nbia_pipeline.component import NbiaComponent
-from nbia_pipeline.settings import SettingsError
+from nbia_pipeline.defs.resources import NbiaResource
+from nbia_pipeline.settings import Connection, Settings, SettingsError
 
 
-def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["NbiaComponent", "component.NbiaComponent", "component.NbiaArchiveComponent"])
+def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setenv("MY_SECRET", "not to be shown")
     attributes = {
         "archive": "nlst",
@@ -27,12 +31,12 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(
             component_cls=NbiaComponent,
-            defs_yaml_contents={"type": "nbia_pipeline.component.NbiaComponent", "attributes": attributes},
+            defs_yaml_contents={"type": f"nbia_pipeline.{name}", "attributes": attributes},
         )
         with sandbox.load_component_and_build_defs(defs_path=folder) as (_, definitions):
             assert dg.AssetKey(["nlst", "series"]) in definitions.resolve_all_asset_keys()
             archive = (definitions.resources or {})["nlst_archive"]
-            assert (archive.archive, archive.username, archive.images) == ("nlst", "me", ["NLST"])
+            assert (archive.archive, archive.username) == ("nlst", "me")
             assert archive.password == "MY_SECRET"
             assert "not to be shown" not in repr(archive)
             repository = definitions.get_repository_def()
@@ -40,7 +44,25 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
             assert repository.get_schedule_def("nlst_reconcile").cron_schedule == "@weekly"
 
 
-def test_a_wrong_field_is_refused_by_name() -> None:
-    component = NbiaComponent(api="v3")
-    with pytest.raises(SettingsError, match="NBIA_API is 'v3'"):
-        component_defs(component=component)
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"api": "v3"}, "api is 'v3': set it to v2 or v4"),
+        ({"lake": " "}, "lake is empty"),
+        ({"username": "me"}, "username is 'me', but password_env is empty"),
+        ({"images": ["A"], "collections": ["B"]}, "images names 'A', but collections (B) leaves it out"),
+        ({"reconcile_cron": "daily"}, "reconcile_cron is 'daily': set it to a cron expression"),
+        ({"password_env": "NOT_THERE"}, "password_env names NOT_THERE, which is not set"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}"):
+        component_defs(component=NbiaComponent(**fields))
+
+
+def test_the_fields_are_those_of_the_settings_but_for_the_password() -> None:
+    shared = {name: (f.default, f.description) for name, f in Settings.model_fields.items() if name != "password"}
+    fields = {name: (f.default, f.description) for name, f in NbiaComponent.model_fields.items()}
+    assert {name: fields[name] for name in fields if name not in ("password_env", "prefix")} == shared
+    connection = set(Connection.model_fields) | {"password", "tries", "max_in_flight"}
+    assert set(NbiaResource.model_fields) == connection

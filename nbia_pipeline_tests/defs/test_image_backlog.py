@@ -119,7 +119,7 @@ def test_one_run_at_a_time_whoever_asked_for_it(mirror: Ticker, job: str, key: s
         assert asked(tick) == [("nbia_images", "TCGA-DEMO")]
     else:
         assert tick.run_requests == []
-        assert tick.skip_message == "Runs go on for TCGA-DEMO; nothing else is to be fetched"
+        assert tick.skip_message == "In progress: TCGA-DEMO; there is nothing else to fetch"
 
 
 def test_a_lake_that_cannot_be_read(mirror: Ticker) -> None:

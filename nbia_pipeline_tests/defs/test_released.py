@@ -59,7 +59,7 @@ def test_the_command_shows_what_was_released_since(
     patients: list[str],
 ) -> None:
     monkeypatch.setenv("NBIA_API", api)
-    assert main(["news", COLLECTION, *(["--since", since] if since else [])]) == 0
+    assert main(["released", COLLECTION, *(["--since", since] if since else [])]) == 0
     out = capsys.readouterr().out
     assert f"New in {COLLECTION} since {since or '2026-02-07'}: {found}" in out
     tables = [line.split()[0] for line in out.splitlines() if line.startswith("NEW-")]
@@ -68,9 +68,17 @@ def test_the_command_shows_what_was_released_since(
 
 @pytest.mark.usefixtures("ask", "control")
 def test_a_study_is_shown_with_the_number_of_its_new_series(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["news", COLLECTION, "--since", "2026-02-01"])
+    main(["released", COLLECTION, "--since", "2026-02-01"])
     lines = [line for line in capsys.readouterr().out.splitlines() if "1.2.4" in line]
     assert [line.split()[-2:] for line in lines] == [["2", "1.2.4"]]
+
+
+@pytest.mark.usefixtures("ask", "control")
+def test_the_old_name_of_the_command_works_and_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["news", COLLECTION]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"New in {COLLECTION} since ")
+    assert err == "nbia-pipeline: `news` is now called `released`\n"
 
 
 @pytest.mark.usefixtures("ask", "control")
@@ -81,7 +89,7 @@ def test_a_study_is_shown_with_the_number_of_its_new_series(capsys: pytest.Captu
 def test_an_unknown_collection_comes_with_what_looks_like_it(
     capsys: pytest.CaptureFixture[str], name: str, hint: str
 ) -> None:
-    assert main(["news", name]) == 1
+    assert main(["released", name]) == 1
     error = capsys.readouterr().err
     assert f"the archive lists no collection '{name}' for this account: " in error
     assert hint in error
@@ -93,16 +101,16 @@ def test_a_bad_day_is_refused_before_anything_is_asked(
     capsys: pytest.CaptureFixture[str], control: Operations, day: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["news", COLLECTION, "--since", day])
+        main(["released", COLLECTION, "--since", day])
     assert stopped.value.code == 2
-    assert f"{day!r} is no day: write it like 2024-01-01" in capsys.readouterr().err
+    assert f"{day!r} is not a day: use a value such as 2024-01-01" in capsys.readouterr().err
     assert control.requests() == []
 
 
 @pytest.mark.usefixtures("ask")
 def test_an_archive_that_fails_is_a_sentence(capsys: pytest.CaptureFixture[str], control: Operations) -> None:
     control.faults(Fault("html", endpoint="NewPatientsInCollection"))
-    assert main(["news", COLLECTION]) == 1
+    assert main(["released", COLLECTION]) == 1
     assert "HTML" in capsys.readouterr().err
 
 
@@ -171,7 +179,9 @@ def test_a_long_report_is_cut_and_its_figures_are_not(
 def test_a_bad_day_in_the_config_is_a_sentence(url: str, tmp_path: Path, instance: dg.DagsterInstance) -> None:
     result = report(url, tmp_path, instance, "01/02/2024")
     (event,) = [e for e in result.all_events if e.is_step_failure]
-    assert event.step_failure_data.user_failure_data.description == "since is '01/02/2024': give a day like 2024-01-01"
+    assert (
+        event.step_failure_data.user_failure_data.description == "since is '01/02/2024': use a day such as 2024-01-01"
+    )
 
 
 def test_the_report_is_in_no_job() -> None:

@@ -136,8 +136,11 @@ def test_a_cron_expression_that_is_none_is_refused_by_name(
     field: str, variable: str, cron: str, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"lake": str(tmp_path), field: cron}
-    with pytest.raises(SettingsError, match=f"{variable} is '{cron.replace('*', '.')}': set it to a cron expression"):
+    sentence = f"is '{cron.replace('*', '.')}': set it to a cron expression"
+    with pytest.raises(SettingsError, match=f"^{field} {sentence}"):
         build_definitions(Settings(**settings))
+    with pytest.raises(SettingsError, match=f"^{variable} {sentence}"):
+        build_definitions(Settings.from_env({"NBIA_LAKE": str(tmp_path), variable: cron}))
 
 
 def test_the_ui_shows_which_tables_are_stale(tmp_path: Path) -> None:

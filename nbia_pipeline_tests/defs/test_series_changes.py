@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from nbia_pipeline import clock
-from nbia_pipeline.changes.feed import withdrawn_series
+from nbia_pipeline.changes.present import withdrawn_series
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app

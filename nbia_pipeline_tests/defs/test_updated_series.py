@@ -45,13 +45,13 @@ def test_the_first_tick_takes_what_is_there_as_known(make: Make, control: Operat
     ticker = make()
     first = ticker.tick(SENSOR, MONDAY)
     assert first.run_requests == []
-    assert "Started: what 1 collection released after 2026-03-02 counts as known" in first.skip_message
+    assert "Started: the releases of 1 collection after 2026-03-02 count as known" in first.skip_message
     second = ticker.tick(SENSOR, day(1))
     assert second.run_requests == []
-    assert "Nothing new: 1 collection released after 2026-03-02" in second.skip_message
+    assert "Nothing new: all releases of 1 collection after 2026-03-02 are known already" in second.skip_message
 
 
-def test_what_comes_after_a_first_tick_that_saw_nothing_is_news(ticker: Ticker, control: Operations) -> None:
+def test_what_comes_after_a_first_tick_without_releases_is_new(ticker: Ticker, control: Operations) -> None:
     control.add_series("TCGA-DEMO", released=date(2026, 3, 9))
     assert asked(ticker.tick(SENSOR, day(0.1))) == TCGA
 
@@ -124,7 +124,7 @@ def test_collections_that_are_not_kept_are_named_and_left_alone(make: Make, cont
     control.add_series("QIN_Breast.v2", released=date(2026, 3, 10))
     tick = ticker.tick(SENSOR, day(1))
     assert tick.run_requests == []
-    assert "NBIA_COLLECTIONS leaves out: QIN_Breast.v2" in tick.skip_message
+    assert "collections leaves out: QIN_Breast.v2" in tick.skip_message
 
 
 def test_a_collection_in_another_case_is_the_registered_one(ticker: Ticker, control: Operations) -> None:
@@ -164,7 +164,7 @@ def test_released_while_nobody_looked(ticker: Ticker, control: Operations) -> No
     assert asked(ticker.tick(SENSOR, day(100))) == TCGA
 
 
-def test_a_window_that_slides_brings_no_news(ticker: Ticker, control: Operations) -> None:
+def test_a_window_that_slides_finds_nothing_new(ticker: Ticker, control: Operations) -> None:
     for n in range(6):
         control.add_series("TCGA-DEMO", released=datetime(2026, 3, 9 + n, 0 if n % 2 else 15))
     assert asked(ticker.tick(SENSOR, day(5))) == TCGA
@@ -178,14 +178,14 @@ def test_a_release_dated_ahead_is_asked_for_once(ticker: Ticker, control: Operat
     assert [f for f in found if f] == [TCGA]
 
 
-def test_hidden_and_shown_again_is_news_every_time(ticker: Ticker, control: Operations) -> None:
+def test_hidden_and_shown_again_is_new_every_time(ticker: Ticker, control: Operations) -> None:
     uid = control.add_series("TCGA-DEMO", released=date(2026, 3, 9))
     control.add_series("QIN_Breast.v2", released=date(2026, 3, 9))
     first = ticker.tick(SENSOR, day(0.1))
     keys = [r.run_key for r in first.run_requests if r.partition_key == "TCGA-DEMO"]
     for n in range(2, 5):
         control.hide(uid)
-        assert ticker.tick(SENSOR, day(n / 10)).run_requests == [], "what vanished is no news"
+        assert ticker.tick(SENSOR, day(n / 10)).run_requests == [], "what vanished is not new"
         control.show(uid)
         tick = ticker.tick(SENSOR, day(n / 10 + 0.05))
         assert asked(tick) == TCGA
@@ -204,7 +204,7 @@ def test_every_value_of_a_row_counts(make: Make, control: Operations) -> None:
     assert ticker.tick(SENSOR, day(0.5)).run_requests == []
 
 
-def test_the_same_news_after_the_same_cursor_has_the_same_key(ticker: Ticker, control: Operations) -> None:
+def test_the_same_change_after_the_same_cursor_has_the_same_key(ticker: Ticker, control: Operations) -> None:
     control.add_series("TCGA-DEMO", released=date(2026, 3, 9))
     before = ticker.cursors[SENSOR]
     keys = set()
@@ -279,7 +279,7 @@ def test_a_tick_has_a_deadline(ticker: Ticker, control: Operations, monkeypatch:
 
     control.faults(Fault("custom", act=wait))
     try:
-        assert "did not answer whole within 0 s" in ticker.tick(SENSOR, day(1)).skip_message
+        assert "did not answer completely within 0 s" in ticker.tick(SENSOR, day(1)).skip_message
     finally:
         over.set()
 

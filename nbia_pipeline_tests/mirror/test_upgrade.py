@@ -25,7 +25,7 @@ import pytest
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.cli.main_job import run_main_job
+from nbia_pipeline.cli.run import run_main_job
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake

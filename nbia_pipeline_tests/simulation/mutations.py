@@ -18,7 +18,7 @@ import pytest
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes import cursor as cursors
-from nbia_pipeline.changes import feed
+from nbia_pipeline.changes import feed, present
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.defs import sensors
 from nbia_pipeline.defs.assets import tables
@@ -82,19 +82,19 @@ def _believe_an_empty_feed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _move_the_cursor_on_failure(patch: pytest.MonkeyPatch) -> None:
-    honest = sensors._look_for_news
+    honest = sensors._updated_series_tick
 
-    def look(names: Any, context: dg.SensorEvaluationContext) -> Any:
+    def look(names: Any, settings: Any, context: dg.SensorEvaluationContext) -> Any:
         try:
-            return honest(names, context)
+            return honest(names, settings, context)
         except ArchiveError as e:
             now = clock.utc_now()
             before = cursors.read_cursor(context.cursor, now)
             assert before is not None
-            moved = cursors.Cursor(now.date(), before.edition, before.seen)
+            moved = cursors.Cursor(now.date(), before.sequence, before.digests)
             return dg.SensorResult(skip_reason=str(e), cursor=moved.encode())
 
-    patch.setattr(sensors, "_look_for_news", look)
+    patch.setattr(sensors, "_updated_series_tick", look)
 
 
 def _since_today(self: cursors.Cursor, today: date) -> date:
@@ -111,7 +111,7 @@ def _forget_the_seen(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(*words: Any, **more: Any) -> cursors.Cursor:
         cursor = honest(*words, **more)
-        return cursors.Cursor(cursor.day, cursor.edition)
+        return cursors.Cursor(cursor.day, cursor.sequence)
 
     patch.setattr(sensors, "next_cursor", forgetful)
 
@@ -202,7 +202,7 @@ def _wait(hours: float) -> Mutate:
     def impatient(*words: Any, wait: timedelta, **more: Any) -> feed.ChangeSummary:
         return feed.record_changes(*words, wait=timedelta(hours=hours), **more)
 
-    return _set("defs.assets.changes.acknowledge", impatient)
+    return _set("defs.assets.changes.record_changes", impatient)
 
 
 def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
@@ -210,17 +210,17 @@ def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
         return client._list(name, collection=collection)
 
     def write(table: Any, source: tables.Source, fetch: Any, collection: str | None = None) -> None:
-        facts = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
+        properties = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
         fetched = fetch()
-        facts |= fetched.facts
-        source.lake.write_table(table, fetched.rows, collection, properties=facts, may_empty=True)
+        properties |= fetched.properties
+        source.lake.write_table(table, fetched.rows, collection, properties=properties, may_empty=True)
 
-    def news(collection: str, series: pa.Table, told: dict[str, str], *_: Any) -> Any:
-        yield feed._Listing(series, feed._moment(told[LISTED_AT]), told)
+    def every_listing(collection: str, series: pa.Table, properties: dict[str, str], *_: Any) -> Any:
+        yield feed._Listing(series, present.moment(properties[LISTED_AT]), properties)
 
     patch.setattr("nbia_pipeline.archive.calls.Calls._rows_of_collection", ask)
     patch.setattr(tables, "_write", write)
-    patch.setattr(feed, "_news", news)
+    patch.setattr(feed, "_new_listings", every_listing)
 
 
 def _believe_an_empty_list_of_collections(patch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def _believe_an_empty_list_of_collections(patch: pytest.MonkeyPatch) -> None:
 
 def _dies_once(patch: pytest.MonkeyPatch) -> None:
     """Let the first run after the second day die between its two writes, whichever comes first."""
-    honest_append, honest_keep = feed._append, feed._keep
+    honest_append, honest_keep = feed._append, feed._write_state
     written: list[str] = []
     dead: list[bool] = []
 
@@ -255,11 +255,11 @@ def _dies_once(patch: pytest.MonkeyPatch) -> None:
         honest_keep(*words)
 
     patch.setattr(feed, "_append", append)
-    patch.setattr(feed, "_keep", keep)
+    patch.setattr(feed, "_write_state", keep)
 
 
 def _state_first(patch: pytest.MonkeyPatch) -> None:
-    append, keep = feed._append, feed._keep
+    append, keep = feed._append, feed._write_state
     waiting: list[pa.Table] = []
 
     def keep_then_append(lake: Lake, collection: str, state: Any) -> None:
@@ -268,7 +268,7 @@ def _state_first(patch: pytest.MonkeyPatch) -> None:
             append(lake, collection, waiting.pop())
 
     patch.setattr(feed, "_append", lambda lake, collection, rows: waiting.append(rows))
-    patch.setattr(feed, "_keep", keep_then_append)
+    patch.setattr(feed, "_write_state", keep_then_append)
 
 
 def _never(*_: Any, **__: Any) -> bool:
@@ -325,12 +325,12 @@ CHANGES = (
     ),
     Mutation(
         "a collection that vanishes not missed",
-        _set("changes.feed._is_absent", _never),
+        _set("changes.present.CollectionListing.lacks_since", _never),
         (*BEGIN, at(2, "hide", names=GAMMA), at(2.1, CATALOG), at(2.4, CATALOG), at(2.41, RECONCILE)),
     ),
     Mutation(
-        "an absence not forgiven",
-        _set("changes.feed._is_back", _never),
+        "an absence not cleared",
+        _set("changes.present.CollectionListing.ends_absence", _never),
         (
             *BEGIN,
             at(2, "hide", names=GAMMA),

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.changes.feed import returned_collections, vanished_collections
 from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.metadata import metadata_of
+from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
 from nbia_pipeline.defs.assets.tables import Source, describe
@@ -35,11 +35,7 @@ class PlainRuns:
         self._register = register
         self._lake = Lake(settings.lake)
         fields = ("archive", "api", "username", "password", "ca_bundle")
-        self._archive = NbiaResource(
-            **{name: getattr(settings, name) for name in fields},
-            collections=list(settings.collections),
-            images=list(settings.images or ()),
-        )
+        self._archive = NbiaResource(**{name: getattr(settings, name) for name in fields})
         self._jobs: dict[str, list[Callable[..., None]]] = {
             "nbia_catalogue": [self._catalogue],
             "nbia_tables": self._tables(),
@@ -71,7 +67,7 @@ class PlainRuns:
         return Source(client, self._settings.api, self._lake)
 
     def _catalogue(self, client: NbiaClient, _: str) -> None:
-        tables._write(COLLECTIONS, self._source(client), lambda: describe(client, self._archive.settings()))
+        tables._write(COLLECTIONS, self._source(client), lambda: describe(client, self._settings))
         for collection in [*vanished_collections(self._lake), *returned_collections(self._lake)]:
             self._changes(client, collection)
         listed = self._lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
@@ -81,12 +77,11 @@ class PlainRuns:
         tables._write(SERIES, self._source(client), lambda: Fetched(client.series(collection)), collection)
 
     def _changes(self, client: NbiaClient, collection: str) -> None:
-        changes.note_changes(self._lake, collection, RUN, ChangesConfig())
+        changes.record_collection(self._lake, collection, RUN, ChangesConfig())
 
     def _metadata(self, client: NbiaClient, collection: str) -> None:
         def fetch() -> Fetched:
-            found = metadata_of(client, self._lake, collection, self._settings.api)
-            return Fetched(found.table, found.properties)
+            return metadata_of(client, self._lake, collection, self._settings.api)
 
         tables._write(SERIES_METADATA, self._source(client), fetch, collection)
 

@@ -97,7 +97,7 @@ def after(series: int) -> Callable[[VerifyRun], bool]:
     return lambda done: next(begun) >= series
 
 
-def test_a_whole_lake_is_read_and_noted(lake: Lake) -> None:
+def test_a_whole_lake_is_read_and_recorded(lake: Lake) -> None:
     done = read_all(lake)
     size = sum(len(content(n, i, "first")) for n in range(SERIES_COUNT) for i in range(FILES))
     assert (done.wanted, done.wanted_bytes) == (SERIES_COUNT, size)
@@ -154,12 +154,12 @@ def test_damage_is_found_and_named(lake: Lake, damage: Callable[[Lake], None], f
     damage(lake)
     finding = f"of {2 if damage is lose_row else 3} files: {finding}"
     done = read_all(lake)
-    assert [(v.held.uid, v.finding) for v in done.damaged] == [(uid(2), finding)]
+    assert [(v.series.uid, v.finding) for v in done.damaged] == [(uid(2), finding)]
     assert done.checked == SERIES_COUNT
     assert findings(lake) == {uid(n): finding if n == 2 else None for n in range(SERIES_COUNT)}
 
 
-def test_a_round_goes_on_where_the_last_one_stopped(lake: Lake) -> None:
+def test_a_run_goes_on_where_the_last_one_stopped(lake: Lake) -> None:
     first, rest = order(lake)[:2], order(lake)[2:]
     done = read_all(lake, enough=after(2))
     assert done.stopped and done.checked == 2
@@ -230,24 +230,26 @@ def test_only_what_the_lake_says_it_holds_is_read(lake: Lake) -> None:
     assert sorted(order(lake)) == [uid(0), uid(1), uid(4)]
 
 
-def test_a_lake_that_cannot_be_noted_in_is_read_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lake_in_which_nothing_can_be_recorded_is_read_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lake = filled(Lake(str(tmp_path / "lake")))
     lake.put_bytes("tables/verifications/Collection=A", b"in the way")
     lake.remove(path(2, 1))
     with caplog.at_level(logging.WARNING):
         done = read_all(lake)
     assert done.checked == SERIES_COUNT
-    assert [v.held.uid for v in done.damaged] == [uid(2)]
-    assert "cannot note which series were verified" in caplog.text
+    assert [v.series.uid for v in done.damaged] == [uid(2)]
+    assert "cannot record which series were verified" in caplog.text
 
 
-def test_what_was_read_is_noted_when_the_round_is_broken_off(lake: Lake) -> None:
+def test_what_was_read_is_recorded_when_the_run_is_interrupted(lake: Lake) -> None:
     def stop(done: VerifyRun) -> None:
         if done.checked == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_all(lake, tell=stop, threads=1)
+        read_all(lake, on_progress=stop, threads=1)
     assert len(findings(lake)) == 3
 
 
@@ -298,7 +300,7 @@ def test_damaged_series_are_fetched_anew_and_only_these(
 ) -> None:
     damaged = damage(mirrored, 2)
     done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
-    assert {v.held.uid for v in done.damaged} == set(damaged)
+    assert {v.series.uid for v in done.damaged} == set(damaged)
     archive.faults.reset()
     told: list[str] = []
     outcome = refetch(client, mirrored, done.damaged, on_result=lambda r: told.append(r.status))

@@ -2,7 +2,7 @@
 
 from nbia_pipeline.defs.assets.carts import build_cart_asset
 from nbia_pipeline.defs.assets.images import build_images_asset
-from nbia_pipeline.defs.assets.released import build_news_asset
+from nbia_pipeline.defs.assets.released import build_released_asset
 from nbia_pipeline.defs.assets.tables import build_table_assets
 
-__all__ = ["build_cart_asset", "build_images_asset", "build_news_asset", "build_table_assets"]
+__all__ = ["build_cart_asset", "build_images_asset", "build_released_asset", "build_table_assets"]

@@ -21,6 +21,7 @@ from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import Plan, make_plan
 from nbia_pipeline.mirror.series import WantedSeries, as_table, collections_of, wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline.settings import Settings
 
 NAME = "cart_images"
 DESCRIPTION = (
@@ -30,10 +31,10 @@ DESCRIPTION = (
 WHOLE = "series_in_lake"
 
 
-def build_cart_asset(names: Naming) -> dg.AssetsDefinition:
+def build_cart_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``cart_images`` asset of one archive."""
-    plan = build_plan_op(names, NAME, RunBounds, _plan)
-    fetch, finish = build_fetch_op(names, NAME), build_finish_op(names, NAME, _finish)
+    plan = build_plan_op(names, settings, NAME, RunBounds, _plan)
+    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
 
     @dg.graph_asset(
         name=NAME,

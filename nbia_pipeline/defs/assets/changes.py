@@ -1,4 +1,4 @@
-"""The feed of changes as an asset: what the last listings show, noted once each."""
+"""The feed of changes as an asset: what changed from one listing to the next, recorded once."""
 
 import time
 from datetime import timedelta
@@ -11,80 +11,83 @@ from nbia_pipeline.changes.diff import REVISED, kinds_of
 from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_changes
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialisation_metadata
+from nbia_pipeline.defs.metadata import materialization_metadata
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.prune import mark_withdrawn
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
+from nbia_pipeline.settings import Settings
 
 SHOWN = 10
-# From so many series on, a listing that lacks more than half of them is worth a warning.
+# With at least so many series, a listing that lacks more than half of them deserves a warning.
 LARGE_COLLECTION = 20
 
 
 class ChangesConfig(dg.Config):
-    """When a withdrawal is believed."""
+    """When a withdrawal is confirmed."""
 
     withdrawal_hours: float = Field(
         default=WITHDRAWAL_HOURS,
         ge=0,
-        description="A series is withdrawn once it was missing for so long, from one full listing to another.",
+        description="A series is withdrawn once it was missing for so many hours, from one full listing to another.",
     )
 
 
-def build_changes_asset(names: Naming) -> dg.AssetsDefinition:
+def build_changes_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``series_changes`` asset of one archive."""
 
     @partitioned_asset(names, SERIES_CHANGES, after=[COLLECTIONS, SERIES], calls_archive=False)
     def series_changes(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
-        with as_failure():
+        with as_failure(settings):
             lake = names.lake_of(context).open()
-            each_partition(
-                names, SERIES_CHANGES, context, lake, lambda c: note_changes(lake, c, context.run.run_id, config)[1]
-            )
+
+            def make(collection: str) -> dict[str, Any]:
+                return record_collection(lake, collection, context.run.run_id, config)[1]
+
+            each_partition(names, settings, SERIES_CHANGES, context, lake, make)
         return dg.MaterializeResult()
 
     return series_changes
 
 
-def note_collections(
+def record_collections(
     names: Naming, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
 ) -> None:
-    """Take the last listings of some collections into account, from a step of another asset."""
+    """Record the changes of some collections, from a step of another asset."""
     for collection in collections:
-        noted, metadata = note_changes(lake, collection, context.run.run_id, config)
-        if noted.changes.num_rows:
+        summary, metadata = record_collection(lake, collection, context.run.run_id, config)
+        if summary.changes.num_rows:
             record(context, names.key(SERIES_CHANGES.name), {collection: metadata})
 
 
-def note_changes(
+def record_collection(
     lake: Lake, collection: str, run_id: str, config: ChangesConfig
 ) -> tuple[ChangeSummary, dict[str, Any]]:
-    """Take the last listings of a collection into account, and return what they brought and how the UI shows it.
+    """Record what the last listings of a collection changed, and return it with the metadata for the UI.
 
-    The receipts of series that are withdrawn or came back are told so.
+    The receipts of series that are withdrawn, or that returned, are updated.
     """
     started = time.perf_counter()
-    noted = record_changes(lake, collection, run_id=run_id, wait=timedelta(hours=config.withdrawal_hours))
+    summary = record_changes(lake, collection, run_id=run_id, wait=timedelta(hours=config.withdrawal_hours))
     mark_withdrawn(lake, collection)
     size = sum(lake.sizes(table_path(SERIES_CHANGES.name, collection)).values())
     seconds = time.perf_counter() - started
-    metadata = materialisation_metadata(SERIES_CHANGES, lake, noted.rows, size, seconds, collection)
-    return noted, {**metadata, **_figures(noted)}
+    metadata = materialization_metadata(SERIES_CHANGES, lake, summary.rows, size, seconds, collection)
+    return summary, {**metadata, **_figures(summary)}
 
 
-def _figures(noted: ChangeSummary) -> dict[str, Any]:
-    """Return what changed, in figures and by its first rows, and what is missing without being withdrawn yet."""
-    figures: dict[str, Any] = {**kinds_of(noted.changes), "listed": noted.listed, "missing": noted.missing}
-    if noted.changes.num_rows:
-        figures["first_changes"] = dg.MetadataValue.table(
-            [_shown(row) for row in noted.changes.slice(0, SHOWN).to_pylist()]
-        )
-    if noted.missing > noted.listed and noted.missing + noted.listed >= LARGE_COLLECTION:
+def _figures(summary: ChangeSummary) -> dict[str, Any]:
+    """Return how many series changed, the first changes, and how many are missing but not withdrawn yet."""
+    figures: dict[str, Any] = {**kinds_of(summary.changes), "listed": summary.listed, "missing": summary.missing}
+    if summary.changes.num_rows:
+        rows = summary.changes.slice(0, SHOWN).to_pylist()
+        figures["first_changes"] = dg.MetadataValue.table([_shown(row) for row in rows])
+    known = summary.missing + summary.listed
+    if summary.missing > summary.listed and known >= LARGE_COLLECTION:
         figures["warning"] = (
-            f"{noted.missing} of {noted.missing + noted.listed} series are missing from the last listing. They count "
-            "as withdrawn only if a listing some hours later lacks them too"
+            f"{summary.missing} of {known} series are missing from the last listing. They count as withdrawn only if a "
+            "listing some hours later lacks them too"
         )
     return figures
 

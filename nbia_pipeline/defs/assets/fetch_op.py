@@ -14,9 +14,10 @@ from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.failures import OURS, as_failure, failure
+from nbia_pipeline.defs.failures import as_failure, failure
 from nbia_pipeline.defs.metadata import size_classes
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import already_there, commit_journal
 from nbia_pipeline.mirror.engine import Mirror
@@ -25,17 +26,19 @@ from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries, collections_of
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
+from nbia_pipeline.settings import Settings
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
 
 
-def build_fetch_op(names: Naming, asset: str) -> dg.OpDefinition:
+def build_fetch_op(names: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
     """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
 
     Args:
         names: of the archive.
+        settings: of the archive.
         asset: that the op is a part of.
     """
 
@@ -49,13 +52,13 @@ def build_fetch_op(names: Naming, asset: str) -> dg.OpDefinition:
         key = str(context.get_mapping_key())
         wanted = [WantedSeries.from_json(w) for w in batch]
         started = time.perf_counter()
-        with as_failure():
+        with as_failure(settings):
             lake = names.lake_of(context).open()
             # A retry, or another run, may have fetched some meanwhile.
             there = already_there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
-        with _reported_in_full(context, names.key(asset), lake, missing, progress):
+        with _reported_in_full(context, settings, names.key(asset), lake, missing, progress):
             if missing:
                 with names.archive_of(context).client() as client:
                     Mirror(client, lake).fetch(missing, on_result=progress.add)
@@ -73,6 +76,7 @@ def build_fetch_op(names: Naming, asset: str) -> dg.OpDefinition:
 @contextmanager
 def _reported_in_full(
     context: dg.OpExecutionContext,
+    settings: Settings,
     asset: dg.AssetKey,
     lake: Lake,
     missing: Sequence[WantedSeries],
@@ -82,11 +86,11 @@ def _reported_in_full(
     try:
         yield
     except Exception as e:
-        base = failure(e)
+        base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
         _commit_the_rest(context, lake, missing)
-        problem = str(e) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
+        problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
         key = context.get_mapping_key()

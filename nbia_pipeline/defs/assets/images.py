@@ -28,7 +28,7 @@ from nbia_pipeline.mirror.selection import Selection, with_lists
 from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
-from nbia_pipeline.settings import SettingsError
+from nbia_pipeline.settings import Settings, SettingsError
 
 NAME = "images"
 DESCRIPTION = (
@@ -92,20 +92,21 @@ class ImagesConfig(RunBounds):
 Config = TypeVar("Config", bound=RunBounds)
 
 
-def build_images_asset(names: Naming) -> dg.AssetsDefinition:
+def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
 
     def make_plan(context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
         collection = context.partition_key
-        if not names.archive_of(context).settings().mirrors_images_of(collection):
+        if not settings.mirrors_images_of(collection):
             raise SettingsError(
-                f"the images of {collection!r} are not mirrored: add the collection to NBIA_IMAGES to mirror them"
+                f"the images of {collection!r} are not mirrored: add the collection to {settings.name_of('images')} "
+                "to mirror them"
             )
         selection = config.selection(mirror.client)
         return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
 
-    plan = build_plan_op(names, NAME, ImagesConfig, make_plan, ins={"after": dg.In(dg.Nothing)})
-    fetch, finish = build_fetch_op(names, NAME), build_finish_op(names, NAME, _finish)
+    plan = build_plan_op(names, settings, NAME, ImagesConfig, make_plan, ins={"after": dg.In(dg.Nothing)})
+    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
 
     @dg.graph_asset(
         name=NAME,
@@ -144,6 +145,7 @@ def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any],
 
 def build_plan_op(
     names: Naming,
+    settings: Settings,
     asset: str,
     config_type: type[Config],
     make_plan: Callable[[dg.OpExecutionContext, Config, Mirror], tuple[Plan, dict[str, Any]]],
@@ -153,6 +155,7 @@ def build_plan_op(
 
     Args:
         names: of the archive.
+        settings: of the archive.
         asset: that the op is a part of.
         config_type: what a run can be asked for.
         make_plan: returns the plan, and what else the finish op must know, as plain JSON values.
@@ -169,7 +172,7 @@ def build_plan_op(
     def plan_op(context: dg.OpExecutionContext) -> Any:
         started = time.time()
         config = config_type(**context.op_config)
-        with as_failure(), names.archive_of(context).client() as client:
+        with as_failure(settings), names.archive_of(context).client() as client:
             plan, more = make_plan(context, config, Mirror(client, names.lake_of(context).open()))
         keys = []
         for number, batch in enumerate(plan.batches(config.batch_series)):
@@ -183,6 +186,7 @@ def build_plan_op(
 
 def build_finish_op(
     names: Naming,
+    settings: Settings,
     asset: str,
     finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
 ) -> dg.OpDefinition:
@@ -190,6 +194,7 @@ def build_finish_op(
 
     Args:
         names: of the archive.
+        settings: of the archive.
         asset: that the op is a part of.
         finish: commits, and returns what the lake holds, as metadata.
     """
@@ -197,7 +202,7 @@ def build_finish_op(
     @dg.op(name=names.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
     def finish_op(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
-        with as_failure():
+        with as_failure(settings):
             metadata = finish(context, names.lake_of(context).open(), summary, reports)
         yield dg.Output(None, metadata={**metadata, **run_metadata(summary, reports)})
 

@@ -1,4 +1,4 @@
-"""What the assets of tables share: the decorator, and how the partitions of one run are worked off."""
+"""What the assets of tables share: the decorator, and the processing of the partitions of one run."""
 
 import logging
 import warnings
@@ -11,13 +11,15 @@ import dagster as dg
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.defs.metadata import definition_metadata
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
+from nbia_pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Collections in flight at a time: the largest and, beside it, the others. More gain nothing and cost memory.
+# The largest collection and, at the same time, the others. More at a time gain nothing and cost memory.
 COLLECTIONS_AT_A_TIME = 2
 
 Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
@@ -29,11 +31,11 @@ def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **mo
     Args:
         names: of the archive.
         table: which one.
-        calls_archive: whether it needs the archive, and a place in the pool of those who call it.
+        calls_archive: whether it needs the archive, and so counts against the pool that limits such steps.
         more: arguments of :func:`dagster.asset`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests notice if it changes
+        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests fail if it changes
         decorator: Decorator = dg.asset(
             key=names.key(table.name),
             description=table.description,
@@ -54,7 +56,7 @@ def partitioned_asset(
     Args:
         names: of the archive.
         table: which one.
-        after: the tables that it is made from.
+        after: the tables that it depends on.
         calls_archive: whether it needs the archive.
     """
     return table_asset(
@@ -70,6 +72,7 @@ def partitioned_asset(
 
 def each_partition(
     names: Naming,
+    settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
     lake: Lake,
@@ -80,17 +83,18 @@ def each_partition(
 
     Args:
         names: of the archive.
+        settings: of the archive.
         table: whose partitions they are.
         context: of the step.
         lake: the lake.
         make: makes the partition of a collection and returns its metadata; called from several threads.
-        salvage: called with the collections that were made if others failed: Dagster skips the steps that follow.
+        salvage: called with the collections that were made if others failed: Dagster then skips the next steps.
 
     Raises:
         dagster.Failure: some could not be made.
     """
     made: dict[str, dict[str, Any]] = {}
-    failed: dict[str, Exception] = {}
+    failed: dict[str, str] = {}
     with ThreadPoolExecutor(COLLECTIONS_AT_A_TIME, thread_name_prefix=f"nbia-{table.name}") as pool:
         collections = {pool.submit(make, c): c for c in largest_first(lake, list(context.partition_keys))}
         for future in as_completed(collections):
@@ -99,9 +103,9 @@ def each_partition(
                 made[collection] = future.result()
             except (ArchiveError, LakeError) as e:
                 log.warning("%s of %s: %s", table.name, collection, e)
-                failed[collection] = e
+                failed[collection] = error_text(e, settings.name_of)
             else:
-                # Here rather than at the end: Dagster takes its time for it, and meanwhile the others go on.
+                # Here rather than at the end: Dagster is slow at this, and meanwhile the other thread goes on.
                 context.add_asset_metadata(made[collection], partition_key=collection)
     if failed:
         record(context, names.key(table.name), made)
@@ -110,9 +114,9 @@ def each_partition(
 
 
 def largest_first(lake: Lake, collections: list[str]) -> list[str]:
-    """Return the collections by falling number of patients, so that none of the large ones runs alone at the end.
+    """Return the collections by decreasing number of patients, so that no large one runs alone at the end.
 
-    Those whose number is not known come last, in the order given.
+    Collections without a known number come last, in the given order.
     """
     known = lake.read_table(COLLECTIONS, columns=["Collection", "PatientCount"])
     patients = dict(zip(known["Collection"].to_pylist(), known["PatientCount"].to_pylist(), strict=True))
@@ -120,16 +124,16 @@ def largest_first(lake: Lake, collections: list[str]) -> list[str]:
 
 
 def record(context: dg.AssetExecutionContext, key: dg.AssetKey, made: dict[str, dict[str, Any]]) -> None:
-    """Tell Dagster of partitions that were made although the step fails, or is another asset's."""
+    """Report partitions to Dagster that were made although the step fails, or belongs to another asset."""
     for collection, metadata in made.items():
         context.log_event(dg.AssetMaterialization(asset_key=key, partition=collection, metadata=metadata))
 
 
-def _failure_of(failed: dict[str, Exception], done: int) -> dg.Failure:
+def _failure_of(failed: dict[str, str], done: int) -> dg.Failure:
     first = next(iter(failed.values()))
     if len(failed) == 1 and not done:
-        return dg.Failure(str(first), metadata={"collection": next(iter(failed))})
-    rows = [dg.TableRecord({"collection": c, "reason": str(e)}) for c, e in failed.items()]
+        return dg.Failure(first, metadata={"collection": next(iter(failed))})
+    rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
     return dg.Failure(
         f"{len(failed)} collections failed, {done} were written. {next(iter(failed))}: {first}",
         metadata={"failed": dg.MetadataValue.table(rows)},

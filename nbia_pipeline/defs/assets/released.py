@@ -1,4 +1,4 @@
-"""What is new in a collection, as a report: nothing is written to the lake, the figures stand in the UI."""
+"""What was released in a collection, as a report: nothing is written to the lake, the UI shows the figures."""
 
 from datetime import date, datetime, timezone
 from typing import Any
@@ -8,27 +8,27 @@ import pyarrow as pa
 from pydantic import Field
 
 from nbia_pipeline import clock
-from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_news
+from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.schema.tables import COLLECTIONS
-from nbia_pipeline.settings import SettingsError
+from nbia_pipeline.settings import Settings, SettingsError
 
 NAME = "news"
 SHOWN = 50
 
 
-class NewsConfig(dg.Config):
-    """Since when."""
+class ReleasedConfig(dg.Config):
+    """The day to start from."""
 
     since: str | None = Field(
         default=None,
-        description="A day like 2024-01-01. None: the day of the last report of the collection, else 30 days ago.",
+        description="A day like 2024-01-01. Default: the day of the last report of the collection, or 30 days ago.",
     )
 
 
-def build_news_asset(names: Naming) -> dg.AssetsDefinition:
-    """Return the ``news`` asset of one archive."""
+def build_released_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset of one archive that reports releases; its key is ``news``."""
 
     @dg.asset(
         key=names.key(NAME),
@@ -40,12 +40,12 @@ def build_news_asset(names: Naming) -> dg.AssetsDefinition:
         required_resource_keys={names.archive},
         pool=names.pool,
     )
-    def news(context: dg.AssetExecutionContext, config: NewsConfig) -> dg.MaterializeResult[Any]:
+    def released(context: dg.AssetExecutionContext, config: ReleasedConfig) -> dg.MaterializeResult[Any]:
         collection = context.partition_key
-        with as_failure():
+        with as_failure(settings):
             since = _day(config.since) if config.since else _since(context.instance, names.key(NAME), collection)
             with names.archive_of(context).client() as client:
-                found = ask_news(client, collection, since)
+                found = ask_released(client, collection, since)
         return dg.MaterializeResult(
             metadata={
                 "since": since.isoformat(),
@@ -56,18 +56,18 @@ def build_news_asset(names: Naming) -> dg.AssetsDefinition:
             }
         )
 
-    return news
+    return released
 
 
 def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError as e:
-        raise SettingsError(f"since is {text!r}: give a day like 2024-01-01") from e
+        raise SettingsError(f"since is {text!r}: use a day such as 2024-01-01") from e
 
 
 def _since(instance: dg.DagsterInstance, key: dg.AssetKey, collection: str) -> date:
-    """Return the day of the last report: that day is asked about again, for more may have been released on it."""
+    """Return the day of the last report: more may have been released on that day since."""
     last = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[collection]), limit=1
     ).records

@@ -12,21 +12,21 @@ import pyarrow as pa
 from pydantic import Field
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient
-from nbia_pipeline.changes.feed import returned_collections, vanished_collections
 from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
-from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, note_collections
+from nbia_pipeline.changes.present import returned_collections, vanished_collections
+from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialisation_metadata
-from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.defs.partitions import register
+from nbia_pipeline.defs.metadata import materialization_metadata
+from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import KEPT
 from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
+from nbia_pipeline.text import did_you_mean, first_of
 
 DESCRIPTIONS_AT_A_TIME = 8
 
@@ -37,8 +37,8 @@ class Source:
 
     Attributes:
         client: the archive.
-        api: the dialect that it is asked in.
-        lake: the lake that it goes to.
+        api: dialect of the client.
+        lake: where the table is written to.
     """
 
     client: NbiaClient
@@ -47,44 +47,42 @@ class Source:
 
 
 class MetadataConfig(dg.Config):
-    """What a run of ``series_metadata`` asks."""
+    """What a run of ``series_metadata`` asks for."""
 
     full: bool = Field(
         default=False,
-        description="Ask about all series, not only about new and revised ones: for what the series table cannot "
-        "show, such as the SOP class.",
+        description="Ask about all series, not only about new and revised ones: finds changes that the series table "
+        "does not show, such as another SOP class.",
     )
 
 
-def build_table_assets(names: Naming) -> list[dg.AssetsDefinition]:
-    """Return the table assets of one archive, in the order of the design's table."""
+def build_table_assets(names: Naming, settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return the table assets of one archive."""
     return [
-        _collections(names),
-        _values(names, t.MODALITIES, NbiaClient.modality_values),
-        _values(names, t.BODY_PARTS, NbiaClient.body_part_values),
-        _values(names, t.MANUFACTURERS, NbiaClient.manufacturer_values),
-        _listing(names, t.PATIENTS, lambda client, c: client.patients(c)),
-        _listing(names, t.STUDIES, lambda client, c: client.studies(c)),
-        _series(names),
-        build_changes_asset(names),
-        _series_metadata(names),
+        _collections(names, settings),
+        _values(names, settings, t.MODALITIES, NbiaClient.modality_values),
+        _values(names, settings, t.BODY_PARTS, NbiaClient.body_part_values),
+        _values(names, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
+        _listing(names, settings, t.PATIENTS, lambda client, c: client.patients(c)),
+        _listing(names, settings, t.STUDIES, lambda client, c: client.studies(c)),
+        _series(names, settings),
+        build_changes_asset(names, settings),
+        _series_metadata(names, settings),
     ]
 
 
-def _collections(names: Naming) -> dg.AssetsDefinition:
+def _collections(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     @table_asset(names, t.COLLECTIONS, group_name="catalogue")
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
-        archive = names.archive_of(context)
-        with as_failure(), archive.client() as client:
+        with as_failure(settings), names.archive_of(context).client() as client:
             lake = names.lake_of(context).open()
-            settings = archive.settings()
             source = Source(client, settings.api, lake)
             known = lake.collections_of(t.SERIES)
             metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
-            # Nothing else would: what the archive does not list has no listing of series, and no run of its own.
-            note_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
+            # No other step does: a collection that the archive does not list has no listing of series, and no run.
+            record_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
         kept = lake.read_table(t.COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
         new = register(context.instance, names.partitions, kept)
         return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new), "vanished": len(vanished)})
@@ -92,67 +90,69 @@ def _collections(names: Naming) -> dg.AssetsDefinition:
     return collections
 
 
-def _values(names: Naming, table: Table, fetch: Callable[[NbiaClient], pa.Table]) -> dg.AssetsDefinition:
+def _values(
+    names: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient], pa.Table]
+) -> dg.AssetsDefinition:
     @table_asset(names, table, group_name="catalogue")
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        archive = names.archive_of(context)
-        with as_failure(), archive.client() as client:
-            source = Source(client, archive.api, names.lake_of(context).open())
+        with as_failure(settings), names.archive_of(context).client() as client:
+            source = Source(client, settings.api, names.lake_of(context).open())
             return dg.MaterializeResult(metadata=_write(table, source, lambda: Fetched(fetch(client))))
 
     return values
 
 
-def _listing(names: Naming, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]) -> dg.AssetsDefinition:
+def _listing(
+    names: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]
+) -> dg.AssetsDefinition:
     """Return a table whose partitions are each one listing of the archive."""
 
     @partitioned_asset(names, table, after=[t.COLLECTIONS])
     def listing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        return _each(names, table, context, lambda source, c: Fetched(fetch(source.client, c)))
+        return _each(names, settings, table, context, lambda source, c: Fetched(fetch(source.client, c)))
 
     return listing
 
 
-def _series(names: Naming) -> dg.AssetsDefinition:
+def _series(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     @partitioned_asset(names, t.SERIES, after=[t.COLLECTIONS])
     def series(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
             # One collection that fails for days must not keep the changes of all others from the feed.
-            note_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
+            record_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
 
-        return _each(names, t.SERIES, context, lambda source, c: Fetched(source.client.series(c)), salvage)
+        return _each(names, settings, t.SERIES, context, lambda source, c: Fetched(source.client.series(c)), salvage)
 
     return series
 
 
-def _series_metadata(names: Naming) -> dg.AssetsDefinition:
+def _series_metadata(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(source: Source, collection: str) -> Fetched:
-            found = metadata_of(source.client, source.lake, collection, source.api, full=config.full)
-            return Fetched(found.table, found.properties, {"asked": found.asked, "kept": found.kept})
+            return metadata_of(source.client, source.lake, collection, source.api, full=config.full)
 
-        return _each(names, t.SERIES_METADATA, context, fetch)
+        return _each(names, settings, t.SERIES_METADATA, context, fetch)
 
     return series_metadata
 
 
 def _each(
     names: Naming,
+    settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
     fetch: Callable[[Source, str], Fetched],
     salvage: Callable[[list[str]], None] = lambda made: None,
 ) -> dg.MaterializeResult[Any]:
     """Write the partitions of a run, each from its own fetch."""
-    archive = names.archive_of(context)
-    with as_failure(), archive.client() as client:
-        source = Source(client, archive.api, names.lake_of(context).open())
+    with as_failure(settings), names.archive_of(context).client() as client:
+        source = Source(client, settings.api, names.lake_of(context).open())
 
         def make(collection: str) -> dict[str, Any]:
             return _write(table, source, lambda: fetch(source, collection), collection)
 
-        each_partition(names, table, context, source.lake, make, salvage)
+        each_partition(names, settings, table, context, source.lake, make, salvage)
     return dg.MaterializeResult()
 
 
@@ -162,27 +162,23 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
     Args:
         settings: the names and globs.
         listed: what the archive lists.
-        known: what the lake has tables of. One of these that is not listed any more was withdrawn: no error of the
-            settings.
+        known: what the lake has tables of. One of these that is not listed any more was withdrawn, which is not an
+            error of the settings.
 
     Raises:
         BadAnswer: the archive lists none at all.
-        SettingsError: a name or glob of NBIA_COLLECTIONS or NBIA_IMAGES matches nothing.
+        SettingsError: a name or glob of the collections or of the images matches nothing.
     """
     if not listed:
-        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try later")
-    for variable, patterns in (("NBIA_COLLECTIONS", settings.collections), ("NBIA_IMAGES", settings.images or ())):
+        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try again later")
+    for argument, patterns in (("collections", settings.collections), ("images", settings.images or ())):
         for pattern, similar in unmatched(patterns, [*listed, *known]).items():
-            hint = f"did you mean {', '.join(similar)}?" if similar else f"there are {_some(listed)}"
+            hint = did_you_mean(similar, f"there are {first_of(listed)}")
             raise SettingsError(
-                f"{variable} has {pattern!r}, which matches no collection that {settings.username!r} may see: {hint} "
-                "(names are case-sensitive)"
+                f"{settings.name_of(argument)} has {pattern!r}, which matches no collection that {settings.username!r} "
+                f"may see: {hint} (names are case-sensitive)"
             )
     return matching(settings.collections, listed)
-
-
-def _some(listed: list[str]) -> str:
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
 
 def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) -> Fetched:
@@ -210,5 +206,5 @@ def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collectio
     started = time.perf_counter()
     fetched, size = write_listing(source.lake, table, source.api, fetch, collection)
     seconds = time.perf_counter() - started
-    figures = materialisation_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
+    figures = materialization_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}

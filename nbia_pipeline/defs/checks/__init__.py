@@ -1,18 +1,19 @@
-"""The asset checks: what the lake holds agrees with itself, and nothing that is listed is missing.
+"""The asset checks: the tables and files of the lake are consistent, and nothing that is listed is missing.
 
-Each check looks at all collections, whichever partition was just materialized: Dagster shows one result per check,
-and a pass for one collection must not hide the failure of another. Those that cannot look at everything each time
-say what they looked at.
+Each check covers all collections, whichever partition was just materialized: Dagster shows one result per check, and
+a pass for one collection must not hide the failure of another. Checks that cannot cover everything each time show
+what they covered.
 """
 
 import dagster as dg
 
 from nbia_pipeline.defs.checks import images, tables
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.settings import Settings
 
 __all__ = ["build_checks"]
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one archive."""
-    return [*tables.build_checks(names), *images.build_checks(names)]
+    return [*tables.build_checks(names, settings), *images.build_checks(names, settings)]

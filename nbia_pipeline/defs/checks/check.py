@@ -1,4 +1,4 @@
-"""How a check is made of a function that finds what is wrong."""
+"""Build a check from a function that finds what is wrong."""
 
 import textwrap
 from collections.abc import Callable, Iterable
@@ -12,10 +12,11 @@ from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.settings import Settings
 
 SHOWN = 10
-# Of the command in the sentence; the whole one is in the metadata.
-MEND_CHARACTERS = 120
+# Of the command in the description; the whole one is in the metadata.
+REMEDY_CHARACTERS = 120
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Finding:
     Attributes:
         collection: where.
         what: what is wrong, in one sentence.
-        series: SeriesInstanceUID, None where it is not about one series.
+        series: SeriesInstanceUID, None if it is not about one series.
     """
 
     collection: str
@@ -35,15 +36,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a check looks at.
+    """What a check examines.
 
     Attributes:
-        lake: the lake, not to be written but for notes.
-        archive: the archive resource; not made for a check that does not say it needs it.
+        lake: the lake; a check writes nothing but the results of a verification.
+        settings: of the archive.
+        archive: the archive resource, for checks that are built with `needs_archive`.
         partition: the collection of the run, None where it has none.
     """
 
     lake: Lake
+    settings: Settings
     archive: NbiaResource | None = None
     partition: str | None = None
 
@@ -54,48 +57,51 @@ class Report:
 
     Attributes:
         findings: what is wrong; only the first ten are kept.
-        facts: what was looked at, as metadata.
-        mend: returns the command that mends the first findings.
+        properties: what was covered, as metadata.
+        remedy: returns the command that fixes the first findings.
     """
 
     findings: Iterable[Finding]
     properties: dict[str, Any] = field(default_factory=dict)
-    mend: Callable[[list[Finding]], str | None] = lambda first: None
+    remedy: Callable[[list[Finding]], str | None] = lambda first: None
 
 
 def build_check(
     names: Naming,
+    settings: Settings,
     asset: str,
     name: str,
     description: str,
-    look: Callable[[Subject], Report],
+    find: Callable[[Subject], Report],
     *,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     needs_archive: bool = False,
 ) -> dg.AssetChecksDefinition:
-    """Return a check that passes where nothing is found.
+    """Return a check that passes if it finds nothing wrong.
 
     Args:
         names: of the archive.
+        settings: of the archive.
         asset: which asset it is about.
         name: of the check.
-        description: what is so if it passes, in one sentence.
-        look: finds what is wrong.
+        description: what is true if it passes, in one sentence.
+        find: finds what is wrong.
         severity: of a finding.
-        needs_archive: True if it looks at the archive or its settings too.
+        needs_archive: True if it asks the archive too.
     """
     needed = {names.lake, names.archive} if needs_archive else {names.lake}
 
     @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys=needed)
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         step = context.op_execution_context
-        with as_failure():
+        with as_failure(settings):
             subject = Subject(
                 names.lake_of(context).open(write=False),
+                settings,
                 names.archive_of(context) if needs_archive else None,
                 step.partition_key if step.has_partition_key else None,
             )
-            report = look(subject)
+            report = find(subject)
             findings = iter(report.findings)
             first = list(islice(findings, SHOWN))
             count = len(first) + sum(1 for _ in findings)
@@ -112,9 +118,8 @@ def _result(
     if first:
         rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
         metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-        text += f" Not so: {count} findings, the first: {first[0].what}"
-        mend = report.mend(first)
-        if mend:
-            metadata["mend"] = dg.MetadataValue.md(f"`{mend}`")
-            text += f". To mend it: {textwrap.shorten(mend, MEND_CHARACTERS, placeholder=' ...')}"
+        text += f" It failed with {count} findings, the first: {first[0].what}"
+        if remedy := report.remedy(first):
+            metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
+            text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
     return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)

@@ -1,8 +1,9 @@
-"""The checks of the images: all there, as they were fetched, as the archive has them, and with their terms."""
+"""The checks of the images: they are complete, intact, as the archive has them, and licensed."""
 
 import random
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.changes.feed import present_series
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
@@ -20,10 +21,12 @@ from nbia_pipeline.mirror.receipt import MD5
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import first_of
 from nbia_pipeline.verify import refetch
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 
-# Each run of images re-reads about so much of the lake, whatever its size; the next one goes on from there.
+# Each run of images reads about so much of the lake again, whatever its size; the next one goes on from there.
 INTACT_BYTES = 250_000_000
 INTACT_SECONDS = 5
 # Small requests, one for each series.
@@ -33,38 +36,30 @@ ASKED_AT_MOST = 100
 _UID = "SeriesInstanceUID"
 
 
-def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
+def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
+    check = partial(build_check, names, settings, "images")
     return [
-        build_check(
-            names,
-            "images",
+        check(
             "complete",
-            "Every listed series of a mirrored collection is in the lake, whole, verified and as listed now.",
+            "Every listed series of a mirrored collection is in the lake: complete, verified and as listed now.",
             complete,
-            needs_archive=True,
         ),
-        build_check(
-            names,
-            "images",
+        check(
             "intact",
-            "The files that were read again are as they were when they were fetched; each run reads others.",
+            "The files that were read again are as they were when they were fetched. Each run reads other files.",
             intact,
         ),
-        build_check(
-            names,
-            "images",
+        check(
             "agrees_with_archive",
             "The archive's own digests of a sample of series are those of the files in the lake.",
             agrees_with_archive,
             severity=dg.AssetCheckSeverity.WARN,
             needs_archive=True,
         ),
-        build_check(
-            names,
-            "images",
+        check(
             "licensed",
-            "Every complete series names its licence, and the text of the licence is in the lake.",
+            "Every complete series names its license, and the text of the license is in the lake.",
             licensed,
             severity=dg.AssetCheckSeverity.WARN,
         ),
@@ -76,7 +71,7 @@ def build_checks(names: Naming) -> list[dg.AssetChecksDefinition]:
 
 def complete(subject: Subject) -> Report:
     """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
-    return Report(incomplete(subject.lake, _mirrored(subject)), mend=_run_them)
+    return Report(incomplete(subject.lake, _mirrored(subject)), remedy=_run_them)
 
 
 def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
@@ -86,9 +81,9 @@ def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
         todo = make_plan(present_series(lake, collection), receipts).todo
         uids = pa.array([series.SeriesInstanceUID for series in todo], pa.string())
         known = receipts.filter(pc.is_in(receipts[_UID], value_set=uids)).select([_UID, "Status", "Reason"])
-        held = {row[_UID]: row for row in known.to_pylist()}
+        by_uid = {row[_UID]: row for row in known.to_pylist()}
         for series in todo:
-            receipt = held.get(series.SeriesInstanceUID, {})
+            receipt = by_uid.get(series.SeriesInstanceUID, {})
             status = receipt.get("Status", PENDING)
             why = receipt.get("Reason") or "not fetched yet"
             if status == COMPLETE:
@@ -105,25 +100,26 @@ def _run_them(first: list[Finding]) -> str:
 
 
 def intact(subject: Subject) -> Report:
-    """Read a part of the lake again, what is known to be damaged first, then what was not read for longest."""
+    """Read a part of the lake again: what is known to be damaged first, then what was not checked for longest."""
     lake = subject.lake
     until = clock.utc_now() + timedelta(seconds=INTACT_SECONDS)
 
-    def enough(done: VerifyRun) -> bool:
-        return done.bytes >= INTACT_BYTES or clock.utc_now() >= until
+    def enough(run: VerifyRun) -> bool:
+        return run.bytes >= INTACT_BYTES or clock.utc_now() >= until
 
-    done = read_again(lake, plan_verification(lake, lake.collections_of(IMAGE_SERIES)), enough=enough)
+    run = read_again(lake, plan_verification(lake, lake.collections_of(IMAGE_SERIES)), enough=enough)
     properties = {
-        "read_series": done.checked,
-        "stored_series": done.wanted,
-        "read_files": done.files,
-        "read_bytes": done.bytes,
-        "bytes_per_second": round(done.rate),
+        "read_series": run.checked,
+        "stored_series": run.wanted,
+        "read_files": run.files,
+        "read_bytes": run.bytes,
+        "bytes_per_second": round(run.rate),
     }
     findings = (
-        Finding(v.held.collection, f"series {v.held.uid} is damaged, {v.finding}", v.held.uid) for v in done.damaged
+        Finding(v.series.collection, f"series {v.series.uid} is damaged, {v.finding}", v.series.uid)
+        for v in run.damaged
     )
-    return Report(findings, properties, mend=lambda first: refetch.COMMAND)
+    return Report(findings, properties, remedy=lambda first: refetch.COMMAND)
 
 
 # --- agrees_with_archive
@@ -132,18 +128,18 @@ def intact(subject: Subject) -> Report:
 def agrees_with_archive(subject: Subject) -> Report:
     """Ask the archive for its digests of some series of the run's collection, or of all mirrored ones.
 
-    It is a hint: the archive may have replaced a series without a sign that the tables show.
+    This finds series that the archive replaced without a change that its tables show.
     """
     chosen = _chosen(subject)
     counts = {"asked": 0, "not_held": 0}
-    assert subject.archive is not None  # noqa: S101 - build_check gives what was said to be needed
+    assert subject.archive is not None  # noqa: S101 - built with needs_archive
     with subject.archive.client() as client:
         findings = list(_disagreements(client, chosen, counts))
-    return Report(findings, dict(counts), mend=lambda first: refetch.COMMAND_OUTDATED)
+    return Report(findings, dict(counts), remedy=lambda first: refetch.COMMAND_OUTDATED)
 
 
 def _chosen(subject: Subject) -> list[dict[str, Any]]:
-    """Choose complete series by chance, others each day; whose digests the archive held when they were fetched."""
+    """Choose complete series at random, others each day, of which the archive had digests when they were fetched."""
     collections = _mirrored(subject)
     if subject.partition in collections:
         collections = [subject.partition]
@@ -151,11 +147,11 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     for collection in collections:
         receipts = subject.lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "SeriesMD5", "Proof"])
-        proven = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.equal(receipts["Proof"], MD5)))
-        rows = range(proven.num_rows)
+        verified = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.equal(receipts["Proof"], MD5)))
+        rows = range(verified.num_rows)
         chance = random.Random(f"{day} {collection}")  # noqa: S311 - no secret
         picked = sorted(chance.sample(rows, min(ASKED_PER_COLLECTION, len(rows))))
-        chosen += [{**row, "Collection": collection} for row in proven.take(pa.array(picked, pa.int64())).to_pylist()]
+        chosen += [{**row, "Collection": collection} for row in verified.take(pa.array(picked, pa.int64())).to_pylist()]
     return random.Random(str(day)).sample(chosen, min(ASKED_AT_MOST, len(chosen)))  # noqa: S311 - no secret
 
 
@@ -168,7 +164,7 @@ def _disagreements(client: NbiaClient, chosen: list[dict[str, Any]], counts: dic
             yield Finding(row["Collection"], f"the archive cannot be asked for its digests: {e}")
             return
         counts["asked"] += 1
-        if digest is None:  # it holds none now, which says nothing about the files
+        if digest is None:  # the archive has none now, which says nothing about the files
             counts["not_held"] += 1
         elif digest != row["SeriesMD5"]:
             what = f"the archive has other files: its digest is {digest}, that of the lake {row['SeriesMD5']}"
@@ -179,12 +175,12 @@ def _disagreements(client: NbiaClient, chosen: list[dict[str, Any]], counts: dic
 
 
 def licensed(subject: Subject) -> Report:
-    """Look for the licence of every complete series, and for its text."""
-    return Report(unlicensed(subject.lake), mend=lambda first: "nbia-pipeline run")
+    """Look for the license of every complete series, and for its text."""
+    return Report(unlicensed(subject.lake), remedy=lambda first: "nbia-pipeline run")
 
 
 def unlicensed(lake: Lake) -> Iterator[Finding]:
-    """Yield, by licence, the complete series that name none, or whose licence has no text in the lake."""
+    """Yield, by license, the complete series that name none, or whose license has no text in the lake."""
     for collection in lake.collections_of(IMAGE_SERIES):
         receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
         complete = receipts.filter(has_files(receipts))[_UID]
@@ -195,16 +191,16 @@ def unlicensed(lake: Lake) -> Iterator[Finding]:
         for row in listed.filter(pc.is_in(listed[_UID], value_set=pc.unique(complete))).to_pylist():
             named.setdefault(_license(row), []).append(row[_UID])
         for license, uids in sorted(named.items()):
-            yield from _licence_findings(collection, license, uids, has_text=license in known)
+            yield from _license_findings(collection, license, uids, has_text=license in known)
 
 
-def _licence_findings(collection: str, license: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
-    shown = ", ".join(uids[:SHOWN]) + (f" and {len(uids) - SHOWN} more" if len(uids) > SHOWN else "")
+def _license_findings(collection: str, license: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
+    shown = first_of(uids, SHOWN)
     if not any(license):
-        yield Finding(collection, f"{len(uids)} series name no licence: {shown}", uids[0])
+        yield Finding(collection, f"{len(uids)} series name no license: {shown}", uids[0])
     elif not has_text:
         name = license[0] or license[1]
-        what = f"the text of {name!r} is not in the lake: the archive served none, or was not asked yet"
+        what = f"the text of {name!r} is not in the lake: the archive serves none, or was not asked yet"
         yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
 
 
@@ -213,7 +209,6 @@ def _license(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _mirrored(subject: Subject) -> list[str]:
-    """Return the mirrored collections that have receipts: of others nothing was asked for yet."""
-    assert subject.archive is not None  # noqa: S101 - build_check gives what was said to be needed
-    settings = subject.archive.settings()
-    return [name for name in subject.lake.collections_of(IMAGE_SERIES) if settings.mirrors_images_of(name)]
+    """Return the mirrored collections that have receipts: of others no image was requested yet."""
+    stored = subject.lake.collections_of(IMAGE_SERIES)
+    return [name for name in stored if subject.settings.mirrors_images_of(name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -86,6 +87,12 @@ def bad_request(text: str) -> Reply:
     return Reply(text.encode(), 400, "application/json")
 
 
+def json_reply(answer: object) -> Reply:
+    """Return a small answer as JSON."""
+    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return Reply(body, content_type="application/json")
+
+
 @dataclass
 class Settings:
     """The settings of an embedded archive besides its catalog.
@@ -106,7 +113,7 @@ class Call:
     """One request, as an endpoint sees it.
 
     Attributes:
-        holdings: what the archive holds.
+        holdings: the series of the archive.
         settings: how the archive is set.
         query: first value of every query parameter.
         form: all values of every form field.

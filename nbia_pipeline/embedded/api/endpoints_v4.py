@@ -30,13 +30,8 @@ _LENIENT = "getCollectionValuesAndCounts"
 
 def _as_v4(e: Endpoint, auth: Auth) -> Endpoint:
     """Return an endpoint of another version as v4 has it."""
-    strict = "form" if e.method == "POST" else "query"
-    return replace(
-        e,
-        path=f"v4/{e.path}",
-        auth=_AUTH.get(e.path, auth),
-        strict_params=None if e.path == _LENIENT else strict,
-    )
+    strict = None if e.path == _LENIENT else "form" if e.method == "POST" else "query"
+    return replace(e, path=f"v4/{e.path}", auth=_AUTH.get(e.path, auth), strict_params=strict)
 
 
 _list = partial(endpoint, auth=Auth.V4_LIST, formats=True, strict_params="query")

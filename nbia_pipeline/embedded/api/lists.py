@@ -223,7 +223,7 @@ def _meta27(row: pa.Table) -> pa.Table:
     """Return a row as getSeriesMetaData shows it.
 
     Server: descriptions keep only ASCII letters, digits, space, dot and hyphen; commas of the manufacturer
-    become spaces; the flag says whether the column is set, whatever it says; an unknown study day is an
+    become spaces; the flag is whether the column is set, whatever its value; an unknown study day is an
     empty string; no annotations are 0 bytes.
     """
     changed = {

@@ -47,14 +47,11 @@ QC_V2 = Shape(
 )
 """getSeriesQCInfo of v2."""
 
-
-def _with_visibility(keys: tuple[Key, ...]) -> tuple[Key, ...]:
-    """Insert the visibility before the released status, as v4 does."""
-    position = next(n for n, key in enumerate(keys) if key.name == "ReleasedStatus")
-    return (*keys[:position], Key("Visibility", _TEXT), *keys[position:])
-
-
-QC_V4 = replace(shapes.METADATA_V4, name="QC4", keys=_with_visibility(shapes.METADATA_V4.keys))
+_KEYS_V4 = shapes.METADATA_V4.keys
+_POSITION = [key.name for key in _KEYS_V4].index("ReleasedStatus")
+QC_V4 = replace(
+    shapes.METADATA_V4, name="QC4", keys=(*_KEYS_V4[:_POSITION], Key("Visibility", _TEXT), *_KEYS_V4[_POSITION:])
+)
 """getSeriesQCInfo of v4."""
 
 DENIED = Shape("DENIED", None, (Key("SeriesInstanceUID", "SeriesInstanceUID"),))
@@ -67,18 +64,13 @@ DOI_COLLECTIONS = Shape("DOI_COLLECTIONS", None, (*_DOI_COLLECTION, _DOI_AUTHORI
 DOI_SERIES = Shape(
     "DOI_SERIES",
     None,
-    (
-        _DOI_COLLECTION[0],
-        Key("seriesInstanceUID", "SeriesInstanceUID"),
-        _DOI_COLLECTION[1],
-        _DOI_AUTHORIZED,
-    ),
+    (_DOI_COLLECTION[0], Key("seriesInstanceUID", "SeriesInstanceUID"), _DOI_COLLECTION[1], _DOI_AUTHORIZED),
 )
 """getCollectionOrSeriesForDOI per series."""
 
 
 def qc_info(call: Call) -> Rows:
-    """getSeriesQCInfo: series of any visibility, so that hidden can be told from gone.
+    """getSeriesQCInfo: series of any visibility, so that a hidden one differs from a deleted one.
 
     Server: v4 sends the columns of getSeriesMetadata and the visibility.
     """

@@ -25,21 +25,12 @@ JAVA_ZONE = "CDT"
 """Zone name in Java's date text. Server: its own zone, which no answer states."""
 
 _BARE_FORMS = frozenset({Form.NUMBER, Form.BOOLEAN, Form.EPOCH_MS})
+_SLOW_FORMS = frozenset({Form.DECIMAL_TEXT, Form.DATETIME, Form.ISO_DAY, Form.US_DAY, Form.JAVA})
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 # Backslash comes first: the other replacements add backslashes of their own.
-_JSON_ESCAPES = {
-    "\\": "\\\\",
-    '"': '\\"',
-    "/": "\\/",
-    "\b": "\\b",
-    "\t": "\\t",
-    "\n": "\\n",
-    "\f": "\\f",
-    "\r": "\\r",
-    **{chr(code): f"\\u{code:04x}" for code in range(32) if chr(code) not in "\b\t\n\f\r"},
-}
+_JSON_ESCAPES = {c: json.dumps(c)[1:-1] for c in ("\\", '"', *map(chr, range(32)))} | {"/": "\\/"}
 _JSON_SPECIAL = "".join(_JSON_ESCAPES).encode()
 # Server: v4 reads these straight from SQL, whose decimals keep their zeros in CSV.
 _NATIVE_DECIMALS = frozenset({"SeriesNumber", "LongitudinalTemporalOffsetFromEvent"})
@@ -48,8 +39,7 @@ _NATIVE_DECIMALS = frozenset({"SeriesNumber", "LongitudinalTemporalOffsetFromEve
 def with_native_decimals(shape: Shape) -> Shape:
     """Return `shape` as v4 writes it in CSV: decimal numbers like ``500.000000``."""
     return replace(
-        shape,
-        keys=tuple(replace(k, form=Form.DECIMAL_TEXT) if k.name in _NATIVE_DECIMALS else k for k in shape.keys),
+        shape, keys=tuple(replace(k, form=Form.DECIMAL_TEXT) if k.name in _NATIVE_DECIMALS else k for k in shape.keys)
     )
 
 
@@ -194,7 +184,8 @@ def _texts(batch: pa.RecordBatch, key: Key) -> pa.Array:
         return pa.nulls(batch.num_rows, pa.string())
     if pa.types.is_string(values.type):
         return values
-    return _WRITERS[key.form](values)
+    write = _WRITERS[key.form]
+    return _by_unique(values, write) if key.form in _SLOW_FORMS else write(values)
 
 
 def _by_unique(values: pa.Array, write: Callable[[pa.Array], pa.Array]) -> pa.Array:
@@ -211,9 +202,9 @@ def _number(values: pa.Array) -> pa.Array:
 
 
 def _decimal(values: pa.Array) -> pa.Array:
-    if pa.types.is_integer(values.type):
-        return pc.binary_join_element_wise(values.cast(pa.string()), ".000000", "")
-    return _by_unique(values, lambda v: pa.array([f"{x:.6f}" for x in v.to_pylist()], pa.string()))
+    # A whole number beyond 2**53 must not become a float.
+    texts = [f"{x}.000000" if isinstance(x, int) else f"{x:.6f}" for x in values.to_pylist()]
+    return pa.array(texts, pa.string())
 
 
 def _flag(values: pa.Array) -> pa.Array:
@@ -222,29 +213,21 @@ def _flag(values: pa.Array) -> pa.Array:
 
 def _datetime(values: pa.Array) -> pa.Array:
     """Write ``2014-11-06 00:00:00.0``: one fraction digit at least, no zeros beyond it."""
-    return _by_unique(values, _datetime_slowly)
-
-
-def _datetime_slowly(values: pa.Array) -> pa.Array:
     micros = values.cast(pa.timestamp("us")).cast(pa.string())
     return pc.replace_substring_regex(micros, r"(\.\d+?)0*$", r"\1")
 
 
 def _iso_day(values: pa.Array) -> pa.Array:
-    return _by_unique(values, lambda v: v.cast(pa.date32(), safe=False).cast(pa.string()))
+    return values.cast(pa.date32(), safe=False).cast(pa.string())
 
 
 def _us_day(values: pa.Array) -> pa.Array:
-    return _by_unique(values, _us_day_slowly)
-
-
-def _us_day_slowly(values: pa.Array) -> pa.Array:
-    days = values.cast(pa.date32(), safe=False).cast(pa.string())
+    days = _iso_day(values)
     return pc.binary_join_element_wise(pc.utf8_slice_codeunits(days, 5), pc.utf8_slice_codeunits(days, 0, 4), "-")
 
 
 def _java(values: pa.Array) -> pa.Array:
-    return _by_unique(values, lambda v: pa.array([_java_text(x) for x in v.to_pylist()], pa.string()))
+    return pa.array([_java_text(x) for x in values.to_pylist()], pa.string())
 
 
 def _java_text(moment: date | datetime) -> str:

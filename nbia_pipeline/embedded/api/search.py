@@ -6,7 +6,6 @@ cache per user, and the internal keys of studies and series, which are checksums
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.embedded.api import dates
-from nbia_pipeline.embedded.api.endpoint import Call, Reply, ServerFault
+from nbia_pipeline.embedded.api.endpoint import Call, Reply, ServerFault, json_reply
 
 Row = dict[str, Any]
 Criteria = Mapping[str, list[str]]
@@ -31,12 +30,11 @@ _EQUAL = {
     "CollectionCriteria": "Collection",
     "ImageModalityCriteria": "Modality",
     "AnatomicalSiteCriteria": "BodyPartExamined",
+    "BodyPartExaminedCriteria": "BodyPartExamined",
     "ManufacturerCriteria": "Manufacturer",
     "PatientCriteria": "PatientID",
     "SpeciesCriteria": "SpeciesCode",
 }
-# Another name of the same criterion.
-_SYNONYMS = {"BodyPartExaminedCriteria": "AnatomicalSiteCriteria"}
 _FACETS = {
     "bodyParts": "BodyPartExamined",
     "modalities": "Modality",
@@ -73,8 +71,7 @@ def simple_search(call: Call) -> Reply:
         **({"minTimepoints": min(timepoints), "maxTimepoints": max(timepoints)} if timepoints else {}),
         "sort": f"{sort_field} {direction}",
     }
-    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
-    return Reply(body, content_type="application/json")
+    return json_reply(answer)
 
 
 def manifest(call: Call) -> Reply:
@@ -129,7 +126,7 @@ def _numbered(form: Criteria) -> Iterable[tuple[int, str]]:
 def _criteria(form: Criteria) -> dict[str, list[str]]:
     criteria: dict[str, list[str]] = {}
     for number, kind in _numbered(form):
-        criteria.setdefault(_SYNONYMS.get(kind, kind), []).extend(form.get(f"value{number}", []))
+        criteria.setdefault(kind, []).extend(form.get(f"value{number}", []))
     return criteria
 
 

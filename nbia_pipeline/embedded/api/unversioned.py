@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from nbia_pipeline.embedded.api.downloads import refused
-from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Handler, Reply, Rows
+from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Handler, Reply, Rows, json_reply
 from nbia_pipeline.embedded.api.lists import authorized, filtered
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
 from nbia_pipeline.schema import shapes
@@ -23,11 +22,11 @@ from nbia_pipeline.schema.shapes import Form, Shape
 
 _AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
 _FILTERS = ("Modality", "BodyPartExamined")
-_V4_DESCRIPTION_KEYS = ("id", "description", "collectionName", "descriptionURI")
-_DESCRIPTIONS_V4 = Shape(
-    "DESCRIPTIONS4",
-    shapes.DESCRIPTIONS.table,
-    tuple(k for name in _V4_DESCRIPTION_KEYS for k in shapes.DESCRIPTIONS.keys if k.name == name),
+_KEYS = {key.name: key for key in shapes.DESCRIPTIONS.keys}
+_DESCRIPTIONS_V4 = replace(
+    shapes.DESCRIPTIONS,
+    name="DESCRIPTIONS4",
+    keys=tuple(_KEYS[name] for name in ("id", "description", "collectionName", "descriptionURI")),
 )
 _PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
@@ -95,7 +94,7 @@ def licenses(call: Call) -> Reply:
         }
         for number, pair in enumerate((p for p in pairs if p["LicenseName"] is not None), 1)
     ]
-    return _json(answer)
+    return json_reply(answer)
 
 
 def md5_hierarchy(call: Call) -> Reply:
@@ -136,7 +135,7 @@ def dicom_tags(call: Call) -> Reply:
     except (KeyError, OSError):
         return EMPTY
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
-    return _json([*_tags(dataset.file_meta), *_tags(dataset)])
+    return json_reply([*_tags(dataset.file_meta), *_tags(dataset)])
 
 
 def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> pa.Table:
@@ -192,11 +191,6 @@ def _patient_hash(call: Call, rows: pa.Table) -> str:
 
 def _digest_reply(digest: str) -> Reply:
     return Reply(digest.encode(), content_type="text/plain")
-
-
-def _json(answer: object) -> Reply:
-    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
-    return Reply(body, content_type="application/json")
 
 
 def _tags(dataset: Dataset, depth: str = "") -> Iterator[dict[str, str | None]]:

@@ -1,8 +1,8 @@
 """Write a zip as a stream from files that are deflated already.
 
 The standard library's writer deflates on every download; here a file is deflated once and then copied,
-which leaves a benchmark's processors to the client. The layout is that of a streamed zip: each entry has a
-data descriptor behind it, and sizes stand in the central directory only.
+which leaves a benchmark's processors to the client. The layout is that of a streamed zip: a data descriptor
+follows each entry, and sizes are in the central directory only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Packed:
     data: bytes
 
     def to_bytes(self) -> bytes:
-        """Return the file and its facts as one string of bytes."""
+        """Return the file with its checksum and size as one string of bytes."""
         return struct.pack("<IQ", self.crc, self.size) + self.data
 
     @classmethod
@@ -51,7 +51,7 @@ def pack(data: bytes) -> Packed:
     """Deflate a file, quickly rather than well.
 
     Raises:
-        ValueError: for a file of 4 GiB or more, which a stream of this kind cannot hold.
+        ValueError: the file has 4 GiB or more, too much for a streamed zip entry.
     """
     if len(data) >= _FULL:
         raise ValueError("a file of 4 GiB or more does not fit into a streamed zip entry")

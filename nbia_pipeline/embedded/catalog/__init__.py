@@ -1,1 +1,1 @@
-"""What an archive holds: rows of series and their files."""
+"""The content of an archive: series rows and their files."""

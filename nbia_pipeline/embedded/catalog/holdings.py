@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class Holdings:
         """Arrange the rows of `catalog`."""
         self._lock = threading.Lock()
         self._state = _arranged(catalog, serial=1)
-        self._series_of_instance: tuple[int, dict[str, str]] | None = None
+        self._series_of_instance: tuple[int, dict[str, str]] = (0, {})
 
     @property
     def catalog(self) -> Catalog:
@@ -134,7 +134,7 @@ class Holdings:
         parts = [
             _with_visibility(state.slices[name], visibility)
             for name in _named(state.slices, collection, ignore_case)
-            if _permitted(state, name, rights)
+            if rights is None or name not in state.catalog.restricted or name in rights
         ]
         return pa.concat_tables(parts) if parts else state.catalog.series.slice(0, 0)
 
@@ -153,18 +153,14 @@ class Holdings:
         return _with_visibility(wanted, visibility)
 
     def series_of_instance(self, sop_uid: str) -> str | None:
-        """Return the series of an instance, or None; the first call lists the instances of every series."""
+        """Return the series of an instance, or None; the first call after a change lists all instances."""
         with self._lock:
-            if self._series_of_instance is None or self._series_of_instance[0] != self._state.serial:
-                self._series_of_instance = self._state.serial, dict(self._instance_pairs())
+            state, images = self._state, self._state.catalog.images
+            if images is not None and self._series_of_instance[0] != state.serial:
+                uids = state.catalog.series["SeriesInstanceUID"].to_pylist()
+                known = {i.sop_instance_uid: uid for uid in uids for i in images.instances(uid)}
+                self._series_of_instance = state.serial, known
             return self._series_of_instance[1].get(sop_uid)
-
-    def _instance_pairs(self) -> Iterator[tuple[str, str]]:
-        images = self.catalog.images
-        if images is not None:
-            for series_uid in self.catalog.series["SeriesInstanceUID"].to_pylist():
-                for instance in images.instances(series_uid):
-                    yield instance.sop_instance_uid, series_uid
 
 
 def _arranged(catalog: Catalog, serial: int) -> _State:
@@ -181,10 +177,6 @@ def filled_in(series: pa.Table) -> pa.Table:
             position = series.schema.get_field_index(name)
             series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
     return series
-
-
-def _permitted(state: _State, collection: str, rights: Collection[str] | None) -> bool:
-    return rights is None or collection not in state.catalog.restricted or collection in rights
 
 
 def _compact(table: pa.Table) -> pa.Table:

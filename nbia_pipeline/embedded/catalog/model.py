@@ -25,16 +25,13 @@ _EXTRA_COLUMNS = [
 ]
 
 
-def _schema() -> pa.Schema:
-    fields: dict[str, pa.Field] = {}
-    for table in ("series", "patients", "studies"):
-        for column in TABLES[table].columns:
-            if column.name != "SeriesCount":
-                fields.setdefault(column.name, pa.field(column.name, column.type))
-    return pa.schema([*fields.values(), *_EXTRA_COLUMNS])
-
-
-CATALOG_SCHEMA: pa.Schema = _schema()
+_OF_TABLES = {
+    column.name: pa.field(column.name, column.type)
+    for table in ("series", "patients", "studies")
+    for column in TABLES[table].columns
+    if column.name != "SeriesCount"
+}
+CATALOG_SCHEMA: pa.Schema = pa.schema([*_OF_TABLES.values(), *_EXTRA_COLUMNS])
 """Columns of the wide table of a catalog: a row per series, with the columns of its patient and study."""
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,31 +56,31 @@ class Control:
 
     def release(self, series: Uids, day: Day | None = None) -> None:
         """Make series visible and released; None: today."""
-        self._do("release", series=_listed(series), day=_text(day))
+        self._do("release", series=series, day=day)
 
     def back_date(self, series: Uids, day: Day) -> None:
         """Change the day of release, and nothing else."""
-        self._do("back_date", series=_listed(series), day=_text(day))
+        self._do("back_date", series=series, day=day)
 
     def hide(self, series: Uids, code: int = 2) -> None:
         """Hide series."""
-        self._do("hide", series=_listed(series), code=code)
+        self._do("hide", series=series, code=code)
 
     def show(self, series: Uids) -> None:
         """Make hidden series visible."""
-        self._do("show", series=_listed(series))
+        self._do("show", series=series)
 
     def replace(self, series: Uids, hidden: bool = True, slices: int | None = None) -> None:
         """Give series new contents under the same UIDs."""
-        self._do("replace", series=_listed(series), hidden=hidden, slices=slices)
+        self._do("replace", series=series, hidden=hidden, slices=slices)
 
     def delete(self, series: Uids) -> None:
         """Delete series physically."""
-        self._do("delete", series=_listed(series))
+        self._do("delete", series=series)
 
     def edit(self, series: Uids, **columns: Any) -> None:
         """Change columns of series, like ``LicenseName="..."``."""
-        self._do("edit", series=_listed(series), **_texts(columns))
+        self._do("edit", series=series, **columns)
 
     def add_series(
         self,
@@ -100,17 +101,16 @@ class Control:
                 like=like,
                 patient=patient,
                 study=study,
-                released=_text(released),
+                released=released,
                 visible=visible,
                 slices=slices,
-                **_texts(columns),
+                **columns,
             )
         )
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of all series, of any visibility; times as ISO 8601."""
-        rows: list[dict[str, Any]] = self._do("series", collection=collection)
-        return rows
+        return list(self._do("series", collection=collection))
 
     def add_collection(self, name: str, description: str = "", uri: str = "", restricted: bool = False) -> None:
         """Add a collection or change its description."""
@@ -118,10 +118,10 @@ class Control:
 
     def cart(self, name: str, series: Uids) -> None:
         """Share a cart of series under a name."""
-        self._do("cart", name=name, series=_listed(series))
+        self._do("cart", name=name, series=series)
 
     def expire_tokens(self) -> None:
-        """Let every token run out now."""
+        """Let every token expire now."""
         self._do("expire_tokens")
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
@@ -130,7 +130,7 @@ class Control:
 
     def now(self, moment: Day | None = None) -> str:
         """Set the server's clock, or let it follow the real one; return its time."""
-        return str(self._do("now", moment=_text(moment)))
+        return str(self._do("now", moment=moment))
 
     def latency(self, seconds: float) -> None:
         """Delay the beginning of every answer."""
@@ -150,33 +150,25 @@ class Control:
 
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
         """Return the requests so far: method, path, endpoint, query, status, bytes, seconds, fault."""
-        records: list[dict[str, Any]] = self._do("requests", clear=clear)
-        return records
+        return list(self._do("requests", clear=clear))
 
     def events(self) -> list[dict[str, Any]]:
         """Return the changes so far, in order: time, action, series, columns."""
-        events: list[dict[str, Any]] = self._do("events")
-        return events
+        return list(self._do("events"))
 
     def reset(self) -> None:
         """Undo everything."""
         self._do("reset")
 
     def _do(self, operation: str, **arguments: Any) -> Any:
-        answer = self._session.post(f"{self.url}{PATH}/{operation}", json=arguments, timeout=TIMEOUT_SECONDS)
+        body = json.dumps(arguments, default=_plain)
+        answer = self._session.post(f"{self.url}{PATH}/{operation}", body, timeout=TIMEOUT_SECONDS)
         content = answer.json()
         if answer.status_code != 200:
             raise ControlError(content["error"])
         return content["result"]
 
 
-def _listed(series: Uids) -> list[str]:
-    return [series] if isinstance(series, str) else list(series)
-
-
-def _text(day: Day | None) -> str | None:
-    return day.isoformat() if isinstance(day, dt.date) else day
-
-
-def _texts(columns: dict[str, Any]) -> dict[str, Any]:
-    return {name: _text(value) if isinstance(value, dt.date) else value for name, value in columns.items()}
+def _plain(value: dt.date | Iterable[Any]) -> str | list[Any]:
+    """Return days and moments as ISO 8601, UIDs as a list."""
+    return value.isoformat() if isinstance(value, dt.date) else list(value)

@@ -41,7 +41,7 @@ class Tokens(Protocol):
     refresh_lifetime: float
 
     def expire_all(self) -> None:
-        """Let every token run out now."""
+        """Let every token expire now."""
 
 
 class Operations:
@@ -98,7 +98,7 @@ class Operations:
         self._edit("back_date", series, {"DateReleased": self._day(day)})
 
     def hide(self, series: Uids, code: int = NOT_VISIBLE) -> None:
-        """Hide series: they vanish from the lists without any other sign.
+        """Hide series: they disappear from the lists without any other sign.
 
         Args:
             series: which ones.
@@ -107,7 +107,7 @@ class Operations:
         self._edit("hide", series, {"Visibility": code})
 
     def show(self, series: Uids) -> None:
-        """Let series return (or appear): only their visibility changes, not the day of release."""
+        """Make hidden series visible: only their visibility changes, not the day of release."""
         self._edit("show", series, {"Visibility": VISIBLE})
 
     def replace(self, series: Uids, hidden: bool = True, slices: int | None = None) -> None:
@@ -179,13 +179,12 @@ class Operations:
             template = self._template(collection, like)
             self._added += 1
             uid = uid_of("added", collection, self._added)
-            moment = self.clock()
             row = {
                 **template,
                 "SeriesInstanceUID": uid,
                 "StudyInstanceUID": study or uid_of("added study", collection, self._added),
                 "Collection": collection,
-                "TimeStamp": moment,
+                "TimeStamp": self.clock(),
                 "DateReleased": self._day(released) if visible else None,
                 "ReleasedStatus": "Yes" if visible else "No",
                 "Visibility": VISIBLE if visible else _NOT_REVIEWED,
@@ -231,14 +230,13 @@ class Operations:
     def cart(self, name: str, series: Uids) -> None:
         """Share a cart of series under a name; an existing one of that name is replaced."""
         with self._lock:
-            uids = _listed(series)
-            carts = {**self._holdings.catalog.carts, name: tuple(uids)}
-            self._swap("cart", uids, {}, {"name": name}, carts=carts)
+            carts = {**self._holdings.catalog.carts, name: tuple(_listed(series))}
+            self._swap("cart", carts[name], {}, {"name": name}, carts=carts)
 
     # --- tokens
 
     def expire_tokens(self) -> None:
-        """Let every token run out now."""
+        """Let every token expire now."""
         self._tokens.expire_all()
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
@@ -279,7 +277,7 @@ class Operations:
         """Set the faults of the requests from now on; without any, there are none.
 
         Args:
-            faults: the faults, the first that strikes wins.
+            faults: the faults, the first that applies wins.
             seed: seed of the probabilities.
         """
         self._traffic.plan(faults, seed)
@@ -405,7 +403,7 @@ class Operations:
         )
 
     def _with_files(self, template: str, row: dict[str, Any], slices: int | None) -> dict[str, Any]:
-        """Give a new series files; return its whole row."""
+        """Give a new series files; return its complete row."""
         store = self._overlay()
         plan = store.plan(template)
         if (plan is None or plan.source is None) and row["Modality"] not in DRAWABLE:

@@ -73,7 +73,7 @@ class _Planned:
 
     fault: Fault
     seen: int = 0
-    struck: int = 0
+    applied: int = 0
 
 
 class Traffic:
@@ -150,11 +150,11 @@ class Traffic:
         """Decide whether a fault that matches is applied; the caller holds the lock."""
         fault = planned.fault
         planned.seen += 1
-        if planned.seen <= fault.skip or (fault.times is not None and planned.struck >= fault.times):
+        if planned.seen <= fault.skip or (fault.times is not None and planned.applied >= fault.times):
             return False
         if fault.probability < 1 and self._chance.random() >= fault.probability:
             return False
-        planned.struck += 1
+        planned.applied += 1
         return True
 
 

@@ -65,7 +65,6 @@ def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec,
     series = study.series[number - 1]
     key = (collection.name, patient.patient_id, study.day)
     released = dt.datetime.fromisoformat(study.released)
-    drawn = not series.contrasts
     doi = _doi(collection)
     return {
         **DEFAULTS,
@@ -88,7 +87,7 @@ def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec,
         "DateReleased": released,
         "LicenseName": collection.license[0],
         "LicenseURI": collection.license[1],
-        "CollectionURI": f"{doi}.derived" if drawn else doi,
+        "CollectionURI": doi if series.contrasts else f"{doi}.derived",
         **collection.columns,
         **patient.columns,
         **study.columns,

@@ -1,6 +1,6 @@
 """The index of the Imaging Data Commons as a catalog: a million real series, tables only.
 
-It is what the benchmarks measure tables with. The package ``idc-index-data`` holds the index.
+The benchmarks of tables use it. The package ``idc-index-data`` contains the index.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Catalog
+from nbia_pipeline.embedded.demo.tables import BY4, BYNC4
 
 _COLUMNS = (
     "collection_id PatientID SeriesInstanceUID StudyInstanceUID source_DOI PatientAge PatientSex StudyDate "
@@ -22,22 +23,13 @@ _COLUMNS = (
     "series_revised_idc_version series_size_MB"
 ).split()
 _LICENSES = {
-    "CC BY 3.0": (
-        "Creative Commons Attribution 3.0 Unported License",
-        "http://creativecommons.org/licenses/by/3.0/",
-    ),
-    "CC BY 4.0": (
-        "Creative Commons Attribution 4.0 International License",
-        "https://creativecommons.org/licenses/by/4.0/",
-    ),
+    "CC BY 3.0": ("Creative Commons Attribution 3.0 Unported License", "http://creativecommons.org/licenses/by/3.0/"),
+    "CC BY 4.0": BY4,
     "CC BY-NC 3.0": (
         "Creative Commons Attribution-NonCommercial 3.0 Unported License",
         "https://creativecommons.org/licenses/by-nc/3.0/",
     ),
-    "CC BY-NC 4.0": (
-        "Creative Commons Attribution-NonCommercial 4.0 International License",
-        "https://creativecommons.org/licenses/by-nc/4.0/",
-    ),
+    "CC BY-NC 4.0": BYNC4,
 }
 _OTHER_LICENSE_URI = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 _START_YEAR = 2020

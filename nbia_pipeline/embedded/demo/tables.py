@@ -10,19 +10,18 @@ import datetime as dt
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbia_pipeline.embedded.catalog import holdings
+
 RESTRICTED = "Thorax-Trial (limited)"
 """The collection that a guest does not see."""
 
 _BY3 = ("Creative Commons Attribution 3.0 Unported License", "https://creativecommons.org/licenses/by/3.0/")
-_BY4 = ("Creative Commons Attribution 4.0 International License", "https://creativecommons.org/licenses/by/4.0/")
-_BYNC4 = (
+BY4 = ("Creative Commons Attribution 4.0 International License", "https://creativecommons.org/licenses/by/4.0/")
+BYNC4 = (
     "Creative Commons Attribution-NonCommercial 4.0 International License",
     "https://creativecommons.org/licenses/by-nc/4.0/",
 )
-_LIMITED = (
-    "TCIA Restricted License",
-    "https://www.cancerimagingarchive.net/data-usage-policies-and-restrictions/",
-)
+_LIMITED = ("TCIA Restricted License", "https://www.cancerimagingarchive.net/data-usage-policies-and-restrictions/")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class CollectionSpec:
 
     Attributes:
         name: exact spelling.
-        title: what its description says.
+        title: the text of its description.
         anatomy: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.ANATOMIES`.
         license: LicenseName and LicenseURI.
         patients: its patients.
@@ -163,7 +162,7 @@ COLLECTIONS = (
         "TCGA-DEMO",
         "Chest CT and PET of synthetic patients with growing and shrinking lesions",
         "torso",
-        _BY4,
+        BY4,
         (
             _patient(
                 "TCGA-DM-A001",
@@ -215,7 +214,7 @@ COLLECTIONS = (
         "HeadNeckMix",
         "Head scans with planning contours",
         "head",
-        _BYNC4,
+        BYNC4,
         (
             _patient(
                 "HNM-001",
@@ -305,15 +304,12 @@ BODY_PARTS = {"torso": "CHEST", "head": "HEAD", "breast": "BREAST"}
 PROTOCOLS = {"CT": "Routine 120 kVp", "MR": "Standard/3T", "PT": "WB FDG"}
 MODELS = {"CT": "Phantom CT 64", "MR": "Phantom MR 3T", "PT": "Phantom PET", "SEG": "Reader", "RTSTRUCT": "Planner"}
 DEFAULTS: dict[str, Any] = {
+    **holdings.DEFAULTS,
     "Site": None,
     "EthnicGroup": "White",
     "PatientSex": "M",
     "PatientAge": "057Y",
     "PatientBirthDate": None,
-    "Phantom": "NO",
-    # What the server answers where nothing is stored.
-    "SpeciesCode": "337915000",
-    "SpeciesDescription": "Homo sapiens",
     "AdmittingDiagnosesDescription": None,
     "LongitudinalTemporalEventType": None,
     "LongitudinalTemporalOffsetFromEvent": None,

@@ -50,21 +50,6 @@ class Ellipsoid:
 
 
 @dataclass(frozen=True)
-class Body:
-    """One patient (or test object).
-
-    Attributes:
-        shapes: the tissues in the order of painting.
-        lesion: the finding, painted last.
-        structures: what a planner outlines, by the name of the region of interest.
-    """
-
-    shapes: tuple[Ellipsoid, ...]
-    lesion: Ellipsoid
-    structures: Mapping[str, Ellipsoid]
-
-
-@dataclass(frozen=True)
 class Contrast:
     """What the tissues look like in one kind of image.
 
@@ -265,12 +250,12 @@ _CYLINDER = (
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """A kind of body and how it is usually scanned.
+class Body:
+    """The body of a patient (or a test object) and how it is usually scanned.
 
     Attributes:
-        shapes: the tissues of the average patient.
-        lesion: its finding.
+        shapes: the tissues in the order of painting.
+        lesion: the finding, painted last.
         field_of_view: edge of an image in mm.
         extent: length of a stack in mm.
         structures: what a planner outlines, by the name of the region of interest.
@@ -284,23 +269,20 @@ class Anatomy:
 
 
 ANATOMIES = {
-    "torso": Anatomy(
+    "torso": Body(
         _TORSO,
         Ellipsoid("lesion", (-84, -16, 34), (19, 17, 38), 4),
         400,
         200,
         {"Lung_R": _LUNG_R, "Lung_L": _LUNG_L, "Heart": _HEART},
     ),
-    "head": Anatomy(
-        _HEAD,
-        Ellipsoid("lesion", (27, -28, 22), (15, 18, 24), 4),
-        256,
-        150,
-        {"Brain": _BRAIN, "Eye_R": _EYE_R},
+    "head": Body(
+        _HEAD, Ellipsoid("lesion", (27, -28, 22), (15, 18, 24), 4), 256, 150, {"Brain": _BRAIN, "Eye_R": _EYE_R}
     ),
-    "breast": Anatomy(_BREAST, Ellipsoid("lesion", (-84, -28, 8), (15, 14, 22), 4), 360, 130),
-    "cylinder": Anatomy(_CYLINDER, Ellipsoid("lesion", (0, 0, 0), (22, 22, 50), 10), 250, 120),
+    "breast": Body(_BREAST, Ellipsoid("lesion", (-84, -28, 8), (15, 14, 22), 4), 360, 130),
+    "cylinder": Body(_CYLINDER, Ellipsoid("lesion", (0, 0, 0), (22, 22, 50), 10), 250, 120),
 }
+"""The average patient by kind of anatomy."""
 
 _HOUNSFIELD = {
     "air": -1000, "lung": -835, "fat": -95, "muscle": 52, "blood": 46, "heart": 44, "liver": 62,
@@ -365,5 +347,5 @@ def body(anatomy: str, patient: str, growth: float = 1.0) -> Body:
         shift = [digest[i] % 11 - 5 for i in (1, 2, 3)]
         x, y, z = lesion.center
         lesion = replace(lesion, center=(x + shift[0], y + shift[1], z + shift[2]))
-    structures = {name: fit(shape) for name, shape in kind.structures.items()}
-    return Body(tuple(fit(shape) for shape in kind.shapes), lesion, structures)
+    shapes, structures = map(fit, kind.shapes), {name: fit(shape) for name, shape in kind.structures.items()}
+    return replace(kind, shapes=tuple(shapes), lesion=lesion, structures=structures)

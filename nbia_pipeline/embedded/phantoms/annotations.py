@@ -37,11 +37,7 @@ def _source(plan: SeriesPlan) -> SeriesPlan:
 
 
 def _reference(images: SeriesPlan, index: int, **more: object) -> Dataset:
-    return _item(
-        ReferencedSOPClassUID=images.sop_class,
-        ReferencedSOPInstanceUID=images.sop_instance(index),
-        **more,
-    )
+    return _item(ReferencedSOPClassUID=images.sop_class, ReferencedSOPInstanceUID=images.sop_instance(index), **more)
 
 
 def _frame(images: SeriesPlan, index: int, number: int) -> Dataset:
@@ -80,11 +76,7 @@ def _dimensions(plan: SeriesPlan) -> dict[str, object]:
     organization = uid_of(plan.uid, "dimensions")
     # (0062,000B) within (0062,000A), then (0020,0032) within (0020,9113).
     indices = [
-        _item(
-            DimensionOrganizationUID=organization,
-            DimensionIndexPointer=pointer,
-            FunctionalGroupPointer=group,
-        )
+        _item(DimensionOrganizationUID=organization, DimensionIndexPointer=pointer, FunctionalGroupPointer=group)
         for pointer, group in ((0x0062000B, 0x0062000A), (0x00200032, 0x00209113))
     ]
     return {
@@ -142,10 +134,7 @@ def segmentation(plan: SeriesPlan) -> bytes:
             "PixelRepresentation": 0,
             "LossyImageCompression": "00",
             "ReferencedSeriesSequence": [
-                _item(
-                    SeriesInstanceUID=images.uid,
-                    ReferencedInstanceSequence=[_reference(images, i) for i in slices],
-                )
+                _item(SeriesInstanceUID=images.uid, ReferencedInstanceSequence=[_reference(images, i) for i in slices])
             ],
             "SharedFunctionalGroupsSequence": [_shared_groups(images)],
             "PerFrameFunctionalGroupsSequence": [_frame(images, i, number) for number, i in enumerate(slices, 1)],
@@ -174,8 +163,7 @@ def _contours(shape: Ellipsoid, images: SeriesPlan) -> list[Dataset]:
 
 def _frame_reference(plan: SeriesPlan, images: SeriesPlan) -> Dataset:
     series = _item(
-        SeriesInstanceUID=images.uid,
-        ContourImageSequence=[_reference(images, i) for i in range(images.count)],
+        SeriesInstanceUID=images.uid, ContourImageSequence=[_reference(images, i) for i in range(images.count)]
     )
     study = _item(
         ReferencedSOPClassUID=_DETACHED_STUDY,

@@ -38,7 +38,7 @@ SOP_CLASSES = {
 
 CT_INTERCEPT = -1024
 BECQUEREL_PER_SUV = 5000.0
-"""Bq/ml per unit of SUV: 370 MBq given to 74 kg, as RadionuclideTotalDose and PatientWeight say."""
+"""Bq/ml per unit of SUV: 370 MBq given to 74 kg, as in RadionuclideTotalDose and PatientWeight."""
 
 PIXEL_DATA = 0x7FE00010
 _LARGEST_SIGNED = 32767
@@ -54,7 +54,7 @@ _IF_KNOWN = (
 
 @dataclass(frozen=True)
 class SeriesPlan:
-    """All that the files of one series follow from.
+    """The parameters from which the files of one series follow.
 
     Attributes:
         row: the row of the catalog, by column name.
@@ -124,9 +124,9 @@ def decimal(value: float) -> str:
 
 
 def put(dataset: Dataset, keyword: str, value: object) -> None:
-    """Set an attribute as the archive holds it, even if the standard forbids it.
+    """Set an attribute as the catalog has it, even if the standard forbids it.
 
-    Archives hold code strings in mixed case (BodyPartExamined ``Chest``); pydicom would refuse them.
+    Archives have code strings in mixed case (BodyPartExamined ``Chest``); pydicom would refuse them.
     """
     tag = tag_for_keyword(keyword)
     if tag is None:
@@ -188,7 +188,7 @@ def common(plan: SeriesPlan) -> Dataset:
     if plan.source and plan.revision:
         # What is drawn has no noise to differ in.
         put(dataset, "InstanceCreationTime", f"{plan.revision % 240000:06d}")
-    # The block in which the archive's own anonymizer (CTP) notes collection and site.
+    # The block in which the archive's own anonymizer (CTP) records collection and site.
     block = dataset.private_block(0x0013, "CTP", create=True)
     block.add_new(0x10, "LO", row["Collection"])
     block.add_new(0x12, "LO", row["Site"])
@@ -265,10 +265,7 @@ def _mr_module(plan: SeriesPlan) -> dict[str, object]:
     )
     timing: dict[str, object] = {} if inversion is None else {"InversionTime": str(inversion)}
     if len(plan.contrasts) > 1:
-        timing |= {
-            "NumberOfTemporalPositions": len(plan.contrasts),
-            "ContrastBolusAgent": "Gadolinium-based agent",
-        }
+        timing |= {"NumberOfTemporalPositions": len(plan.contrasts), "ContrastBolusAgent": "Gadolinium-based agent"}
     return timing | {
         "ImageType": ["ORIGINAL", "PRIMARY", "M"],
         "ScanningSequence": "SE" if echo > 4 else "GR",
@@ -326,7 +323,7 @@ _MODULES = {"CT": _ct_module, "MR": _mr_module, "PT": _pt_module}
 def varying(plan: SeriesPlan, index: int) -> dict[str, list[str]]:
     """Return the attributes in which the images of a series differ, as texts; all but SOPInstanceUID.
 
-    The sizes of the files are reckoned from these (see :func:`image_sizes`).
+    The sizes of the files are computed from these (see :func:`image_sizes`).
 
     Args:
         plan: a CT, MR or PT series.

@@ -20,24 +20,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from nbia_pipeline.embedded.api import render
-from nbia_pipeline.embedded.api.endpoint import (
-    EMPTY,
-    UNABLE,
-    Auth,
-    Call,
-    Endpoint,
-    Reply,
-    Rows,
-    ServerFault,
-    Settings,
-)
+from nbia_pipeline.embedded.api.endpoint import EMPTY, UNABLE, Auth, Call, Endpoint, Reply, Rows, ServerFault, Settings
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.catalog.holdings import Holdings
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.traffic import Traffic
 from nbia_pipeline.embedded.server.archive import Archive
 from nbia_pipeline.embedded.server.fault_injection import FaultInjection
-from nbia_pipeline.embedded.server.tokens import TokenRequestError, TokenStore
+from nbia_pipeline.embedded.server.tokens import TokenStore
 
 API = "/nbia-api"
 SERVICES = f"{API}/services"
@@ -65,12 +55,12 @@ def create_app(
 
     Args:
         catalog: what it serves.
-        token_lifetime: seconds that an access token lives (guide: 7200).
-        refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
+        token_lifetime: lifetime of an access token in seconds (guide: 7200).
+        refresh_lifetime: lifetime of a refresh token in seconds; None: that of an access token.
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
-        clock: seconds from any start, never going back; what the life of tokens is measured with.
+        clock: a monotonic clock in seconds; measures the lifetime of tokens.
         latency: seconds before every answer.
-        bandwidth: bytes per second of every answer; None: no bound.
+        bandwidth: bytes per second of every answer; None: no limit.
 
     Returns:
         The application; its ``state.archive`` is the :class:`Archive`, whose ``control`` changes it.
@@ -91,12 +81,12 @@ def create_app(
 
     app = Starlette(
         routes=[*_session_routes(archive.tokens), *(_route(archive, e) for e in ENDPOINTS)],
-        exception_handlers={HTTPException: _routing_error, ServerFault: _server_fault, Exception: _bug},
+        exception_handlers=dict.fromkeys((HTTPException, ServerFault, Exception), _failed),
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.archive = archive
-    # Outside even of Starlette's own layers: faults need the connection itself.
+    # Outside of Starlette's own layers too: faults need the connection itself.
     app.middleware_stack = FaultInjection(app.build_middleware_stack(), API, archive.traffic, archive.control)
     return app
 
@@ -202,11 +192,9 @@ def _body(rows: Rows, pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
 
 def _format_of(endpoint: Endpoint, call: Call) -> str | None:
     """Return the value of ``format``, or None where it is not given or not read."""
-    if "format" not in endpoint.allowed:
-        return None
     if endpoint.method == "GET":
         return call.query.get("format")
-    return call.form.get("format", [None])[0]
+    return call.form.get("format", [None])[0] if "format" in endpoint.allowed else None
 
 
 def _route(archive: Archive, endpoint: Endpoint) -> Route:
@@ -224,10 +212,7 @@ def _session_routes(tokens: TokenStore) -> Iterator[Route]:
 
     async def token(request: Request) -> Response:
         form = await _form(request)
-        try:
-            status, body = tokens.grant({name: values[0] for name, values in form.items()})
-        except TokenRequestError as error:
-            raise ServerFault(str(error)) from error
+        status, body = tokens.grant({name: values[0] for name, values in form.items()})
         return JSONResponse(body, status)
 
     async def logout(request: Request) -> Response:
@@ -263,21 +248,10 @@ def _response(reply: Reply) -> Response:
     return StreamingResponse(reply.body, reply.status, headers)
 
 
-def _unable(message: str | None) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer an error. Server: its catch-all mapper turns all into a 500, unknown paths and wrong methods too."""
+    message = error.message if isinstance(error, ServerFault) else str(error)
+    if isinstance(error, HTTPException):
+        message = f"HTTP {error.status_code} {error.detail}"
     text = UNABLE if message is None else f"{UNABLE}\n{message}"
     return _response(Reply(text.encode(), 500, "text/plain"))
-
-
-async def _routing_error(request: Request, error: Exception) -> Response:
-    """Answer unknown paths and wrong methods. Server: its catch-all mapper turns both into a 500."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class only
-    return _unable(f"HTTP {error.status_code} {error.detail}")
-
-
-async def _server_fault(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServerFault)  # noqa: S101 - registered for this class only
-    return _unable(error.message)
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    return _unable(str(error))

@@ -1,4 +1,4 @@
-"""The state of a running archive: what it holds, who is logged in, its settings, its traffic."""
+"""The state of a running archive: holdings, tokens, settings, traffic."""
 
 from __future__ import annotations
 

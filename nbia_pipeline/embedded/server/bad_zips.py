@@ -1,7 +1,4 @@
-"""Zips that are wrong on purpose: each opens, and each entry's checksum fits what is in it.
-
-Every function takes the entries of a true zip and returns those of the wrong one.
-"""
+"""Zips that are wrong on purpose: each opens, and the checksum of each entry is correct."""
 
 from __future__ import annotations
 
@@ -14,10 +11,12 @@ from collections.abc import Callable
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
 from nbia_pipeline.embedded.control.fault import Fault
 
-Entries = list[tuple[str, bytes | Packed]]
-"""Name and contents of the entries in order; contents that are packed already are taken as they are."""
+Entry = tuple[str, bytes | Packed]
+"""Name and contents of an entry; packed contents are written as they are."""
 
-LICENCE = "LICENSE"
+Entries = list[Entry]
+
+LICENSE = "LICENSE"
 HASHES = "md5hashes.csv"
 OUTSIDE_PATH = "../../outside.dcm"
 OUTSIDE_ABSOLUTE = "/tmp/outside.dcm"  # noqa: S108 - it is only a name in a zip
@@ -27,11 +26,11 @@ _BLOCK = 1 << 20
 
 
 def wrong_zip(body: bytes, fault: Fault) -> bytes:
-    """Return a zip with a fault in it; what is no zip, or has no images, is returned as it is.
+    """Return a zip with a fault in it; a body that is not a zip, or has no images, is returned as it is.
 
     Args:
-        body: a true zip.
-        fault: what goes wrong; its kind is a key of :data:`ZIP_FAULTS`.
+        body: a correct zip.
+        fault: the fault; its kind is a key of :data:`ZIP_FAULTS`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
@@ -40,86 +39,39 @@ def wrong_zip(body: bytes, fault: Fault) -> bytes:
         return body
     if not _images(entries):
         return body
+    images = _images(entries)
+    chosen = images[min(int(fault.fraction * len(images)), len(images) - 1)]
     stream = ZipStream()
     pieces: list[bytes] = []
-    for name, data in ZIP_FAULTS[fault.kind](entries, fault):
+    for name, data in ZIP_FAULTS[fault.kind](entries, chosen, fault):
         pieces += stream.entry(name, pack(data) if isinstance(data, bytes) else data)
     return b"".join([*pieces, stream.close()])
 
 
 def _images(entries: Entries) -> list[int]:
     """Return the positions of the images."""
-    return [n for n, (name, _) in enumerate(entries) if name not in (LICENCE, HASHES)]
+    return [n for n, (name, _) in enumerate(entries) if name not in (LICENSE, HASHES)]
 
 
-def _chosen(entries: Entries, fault: Fault) -> int:
-    """Return the position of the image at the fault's fraction."""
-    images = _images(entries)
-    return images[min(int(fault.fraction * len(images)), len(images) - 1)]
-
-
-def _half(data: bytes | Packed) -> bytes:
+def _half(entry: Entry) -> Entry:
+    name, data = entry
     assert isinstance(data, bytes)  # noqa: S101 - only entries that were read are cut
-    return data[: len(data) // 2]
+    return name, data[: len(data) // 2]
 
 
-def _no_files(entries: Entries, fault: Fault) -> Entries:
-    return [entry for entry in entries if entry[0] == LICENCE]
-
-
-def _missing_file(entries: Entries, fault: Fault) -> Entries:
-    return entries[: _chosen(entries, fault)]
-
-
-def _cut_file(entries: Entries, fault: Fault) -> Entries:
-    name, data = entries[_chosen(entries, fault)]
-    return [*_missing_file(entries, fault), (name, _half(data))]
-
-
-def _lost_file(entries: Entries, fault: Fault) -> Entries:
-    lost = entries[_chosen(entries, fault)][0]
+def _lost_file(entries: Entries, chosen: int, fault: Fault) -> Entries:
+    lost = entries[chosen][0]
     kept = [entry for entry in entries if entry[0] != lost]
     return _with_hashes(kept, lambda name, digest: None if name == lost else digest)
 
 
-def _short_file(entries: Entries, fault: Fault) -> Entries:
-    chosen = _chosen(entries, fault)
-    return [(name, _half(data) if n == chosen else data) for n, (name, data) in enumerate(entries)]
-
-
-def _no_hashes(entries: Entries, fault: Fault) -> Entries:
-    return [entry for entry in entries if entry[0] != HASHES]
-
-
-def _wrong_hash(entries: Entries, fault: Fault) -> Entries:
-    chosen = entries[_chosen(entries, fault)][0]
-    return _with_hashes(entries, lambda name, digest: digest[::-1] if name == chosen else digest)
-
-
-def _empty_hash(entries: Entries, fault: Fault) -> Entries:
-    chosen = entries[_chosen(entries, fault)][0]
-    return _with_hashes(entries, lambda name, digest: "" if name == chosen else digest)
-
-
-def _path_name(entries: Entries, fault: Fault) -> Entries:
-    return _with_more(entries, OUTSIDE_PATH, entries[_chosen(entries, fault)][1])
-
-
-def _absolute_name(entries: Entries, fault: Fault) -> Entries:
-    return _with_more(entries, OUTSIDE_ABSOLUTE, entries[_chosen(entries, fault)][1])
-
-
-def _duplicate_name(entries: Entries, fault: Fault) -> Entries:
-    name, data = entries[_chosen(entries, fault)]
-    return _with_more(entries, name, _half(data))
-
-
-def _bomb(entries: Entries, fault: Fault) -> Entries:
-    return _with_more(entries, BOMB, _zeros(fault.size))
+def _changed_hash(entries: Entries, chosen: int, change: Callable[[str], str]) -> Entries:
+    image = entries[chosen][0]
+    return _with_hashes(entries, lambda name, digest: change(digest) if name == image else digest)
 
 
 def _with_more(entries: Entries, name: str, data: bytes | Packed) -> Entries:
-    """Put an entry behind the images, before the list of hashes."""
+    """Insert an entry after the images, before the list of hashes."""
     last = _images(entries)[-1] + 1
     return [*entries[:last], (name, data), *entries[last:]]
 
@@ -139,7 +91,7 @@ def _with_hashes(entries: Entries, change: Callable[[str, str], str | None]) -> 
 
 @functools.lru_cache(maxsize=2)
 def _zeros(size: int) -> Packed:
-    """Return so many zeros, packed without ever holding them."""
+    """Return so many zeros, packed without holding them in memory."""
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block, crc, packed = bytes(_BLOCK), 0, []
     for start in range(0, size, _BLOCK):
@@ -149,18 +101,18 @@ def _zeros(size: int) -> Packed:
     return Packed(crc, size, b"".join([*packed, deflater.flush()]))
 
 
-ZIP_FAULTS: dict[str, Callable[[Entries, Fault], Entries]] = {
-    "no_files": _no_files,
-    "missing_file": _missing_file,
-    "cut_file": _cut_file,
+ZIP_FAULTS: dict[str, Callable[[Entries, int, Fault], Entries]] = {
+    "no_files": lambda entries, chosen, fault: [entry for entry in entries if entry[0] == LICENSE],
+    "missing_file": lambda entries, chosen, fault: entries[:chosen],
+    "cut_file": lambda entries, chosen, fault: [*entries[:chosen], _half(entries[chosen])],
     "lost_file": _lost_file,
-    "short_file": _short_file,
-    "no_hashes": _no_hashes,
-    "wrong_hash": _wrong_hash,
-    "empty_hash": _empty_hash,
-    "path_name": _path_name,
-    "absolute_name": _absolute_name,
-    "duplicate_name": _duplicate_name,
-    "bomb": _bomb,
+    "short_file": lambda entries, chosen, fault: [*entries[:chosen], _half(entries[chosen]), *entries[chosen + 1 :]],
+    "no_hashes": lambda entries, chosen, fault: [entry for entry in entries if entry[0] != HASHES],
+    "wrong_hash": lambda entries, chosen, fault: _changed_hash(entries, chosen, lambda digest: digest[::-1]),
+    "empty_hash": lambda entries, chosen, fault: _changed_hash(entries, chosen, lambda digest: ""),
+    "path_name": lambda entries, chosen, fault: _with_more(entries, OUTSIDE_PATH, entries[chosen][1]),
+    "absolute_name": lambda entries, chosen, fault: _with_more(entries, OUTSIDE_ABSOLUTE, entries[chosen][1]),
+    "duplicate_name": lambda entries, chosen, fault: _with_more(entries, *_half(entries[chosen])),
+    "bomb": lambda entries, chosen, fault: _with_more(entries, BOMB, _zeros(fault.size)),
 }
-"""What makes the entries of a wrong zip, by kind of fault."""
+"""The entries of a bad zip by kind of fault, from those of a correct one and the position of the chosen image."""

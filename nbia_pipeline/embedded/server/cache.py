@@ -27,15 +27,13 @@ class AnswerCache:
 
     def find(self, key: str) -> Reply | None:
         """Return a cached answer, or None."""
-        known = self._heads.get(key)
-        if known is None:
-            return None
         try:
+            _, head = self._heads[key]
             # Opened here rather than at the first piece, so that a later removal does no harm.
             file = self._scratch.path(key).open("rb")
-        except FileNotFoundError:
+        except (KeyError, FileNotFoundError):
             return None
-        return replace(known[1], body=_pieces_of(file))
+        return replace(head, body=_pieces_of(file))
 
     def keep(self, key: str, reply: Reply, collection: str | None = None) -> Reply:
         """Return `reply` with the same bytes; it is cached under `key` if it is large and read to its end.

@@ -1,4 +1,4 @@
-"""The outermost layer of an embedded archive: it keeps the record, slows answers down, and injects faults."""
+"""The outermost layer of an embedded archive: it records requests, slows answers down, and injects faults."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class FaultInjection:
         """Wrap an application.
 
         Args:
-            app: what answers truly.
+            app: the application that answers correctly.
             base: path of the base URL, which the record leaves out.
             traffic: how answers flow.
-            control: what faults do to the archive.
+            control: the operations that some faults call.
         """
         self._app = app
         self._base = base
@@ -50,7 +50,7 @@ class FaultInjection:
         self._control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or do what is planned instead."""
+        """Answer one request, or apply the fault that is planned for it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -124,7 +124,7 @@ class _ThrottledSend:
 
 
 def _reset_on_close(line: Any) -> None:
-    """Let a connection end with a reset; only by a second handle, because event loops hide the first one."""
+    """Make the close of a connection send a reset; by a second handle, because event loops hide the first one."""
     with socket.socket(fileno=os.dup(line.fileno())) as handle:
         # Closing with a linger of 0 seconds sends it.
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -155,7 +155,7 @@ class FaultedRequest:
         await self.app(self.scope, self.receive, self.send)
 
     async def true_answer(self) -> tuple[Message, bytes]:
-        """Return the start and the whole body of what the archive would answer."""
+        """Return the start and the complete body of the correct answer."""
         sent: list[Message] = []
 
         async def keep(message: Message) -> None:
@@ -165,7 +165,7 @@ class FaultedRequest:
         return sent[0], b"".join(message.get("body", b"") for message in sent[1:])
 
     async def answer(self, start: Message, body: bytes, more: bool = False) -> None:
-        """Send a start and a body; a stated length is made to fit."""
+        """Send a start and a body; a Content-Length is adapted."""
         headers = [(n, v) for n, v in start["headers"] if n != b"content-length"]
         stated = len(headers) < len(start["headers"])
         if stated and not more:
@@ -303,7 +303,7 @@ def _first(fields: bytes) -> dict[str, str]:
 
 
 async def _replayed(receive: Receive) -> tuple[Receive, bytes]:
-    """Read the body of a request; return it, and a `receive` that gives it once more."""
+    """Read the body of a request; return it, and a `receive` that returns it again."""
     body, more = b"", True
     while more:
         message = await receive()

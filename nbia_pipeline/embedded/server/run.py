@@ -32,7 +32,7 @@ _GOODBYE_SECONDS = 5
 
 
 class Lifeline:
-    """A port on which every client holds one connection; when the last one ends, so does the server.
+    """A port to which every client keeps one connection; when the last one ends, so does the server.
 
     Attributes:
         port: TCP port on the loopback interface, known after :meth:`open`.
@@ -119,7 +119,7 @@ def serve(
         host: address to listen on.
         port: TCP port; 0 takes a free one.
         ready: called once requests are answered.
-        linger: seconds after which to stop when no client holds a lifeline any more; None: there is no lifeline.
+        linger: seconds after which to stop when no client is connected to the lifeline; None: there is no lifeline.
         farewell: called before a server that nobody needs stops.
         control_port: TCP port of the control interface on the loopback interface, 0 for a free one; None: there is
             no control interface.

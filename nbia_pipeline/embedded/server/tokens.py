@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from nbia_pipeline.embedded.api.endpoint import ServerFault
 from nbia_pipeline.embedded.catalog.model import Account
 
 GUEST = "nbia_guest"
@@ -25,10 +26,6 @@ TokenReply = tuple[int, dict[str, str | int]]
 """Status and JSON body of the token endpoint."""
 
 
-class TokenRequestError(ValueError):
-    """A request that breaks the server itself instead of getting an answer from Keycloak."""
-
-
 @dataclass(frozen=True)
 class _Token:
     user: str
@@ -37,11 +34,11 @@ class _Token:
 
 
 class TokenStore:
-    """Tokens that are alive, and the accounts behind them.
+    """The valid tokens and their accounts.
 
     Attributes:
-        lifetime: seconds that a new access token lives; may be changed at any time.
-        refresh_lifetime: seconds that a new refresh token lives; may be changed at any time.
+        lifetime: lifetime of a new access token in seconds; may be changed at any time.
+        refresh_lifetime: lifetime of a new refresh token in seconds; may be changed at any time.
     """
 
     def __init__(
@@ -55,9 +52,9 @@ class TokenStore:
 
         Args:
             accounts: account by user name; the guest needs none.
-            lifetime: seconds that an access token lives (guide: 7200).
-            refresh_lifetime: seconds that a refresh token lives; None: as long as an access token.
-            clock: seconds from any start, never going back.
+            lifetime: lifetime of an access token in seconds (guide: 7200).
+            refresh_lifetime: lifetime of a refresh token in seconds; None: that of an access token.
+            clock: a monotonic clock in seconds.
         """
         self.lifetime = lifetime
         self.refresh_lifetime = lifetime if refresh_lifetime is None else refresh_lifetime
@@ -77,26 +74,26 @@ class TokenStore:
             Status and JSON body.
 
         Raises:
-            TokenRequestError: without ``grant_type`` or with an unknown one (server: a 500).
+            ServerFault: without ``grant_type`` or with an unknown one. Server: it fails itself, before Keycloak.
         """
         kind = form.get("grant_type")
         if kind is None:
-            raise TokenRequestError("null")
+            raise ServerFault("null")
         if kind.casefold() == "password":
             return self._grant_password(form)
         if kind.casefold() == "refresh_token":
             return self._grant_refresh(form)
         # Server: it tries to answer with status 0, which its framework refuses.
-        raise TokenRequestError("Illegal status value: 0")
+        raise ServerFault("Illegal status value: 0")
 
     def user_of(self, token: str) -> str | None:
-        """Return the user behind an access token, or None if it is unknown, expired or logged out."""
+        """Return the user of an access token, or None if it is unknown, expired or logged out."""
         with self._lock:
             known = self._access.get(token)
         return known.user if known is not None and known.expires > self._clock() else None
 
     def log_out(self, token: str) -> None:
-        """End the session behind an access token, with its refresh tokens; unknown tokens are ignored."""
+        """End the session of an access token, with its refresh tokens; unknown tokens are ignored."""
         with self._lock:
             known = self._access.get(token)
             if known is not None:
@@ -104,7 +101,7 @@ class TokenStore:
                 self._refresh = {t: k for t, k in self._refresh.items() if k.session != known.session}
 
     def expire_all(self) -> None:
-        """Let every token run out now, as if its time had passed."""
+        """Let every token expire now."""
         with self._lock:
             self._access.clear()
             self._refresh.clear()

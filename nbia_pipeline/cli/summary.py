@@ -1,0 +1,147 @@
+"""What a run did, and the summary that ends it in a terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.settings import variable_of
+from nbia_pipeline.text import size_text, table_text
+
+PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+IMAGES_COMPLETE = "images complete"
+"""The check that all images are in the lake."""
+
+
+@dataclass(frozen=True)
+class CollectionSummary:
+    """What the lake holds of one collection.
+
+    Attributes:
+        collection: its name.
+        rows: number of rows by table.
+        complete: series whose files are in the lake, verified.
+        wanted: series whose files should be in the lake; 0 where images are not mirrored.
+        files: image files.
+        bytes: their size.
+    """
+
+    collection: str
+    rows: dict[str, int]
+    complete: int
+    wanted: int
+    files: int
+    bytes: int
+
+
+@dataclass
+class Outcome:
+    """What a run of the main job did.
+
+    Attributes:
+        collections: what the lake holds now.
+        fetched: figures of the images by the name that their asset gives them: what this run fetched, repaired,
+            skipped and left, and what could not be fetched.
+        partly: True if only some of the images were asked for.
+        seconds: how long each part took.
+        checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
+        warnings: what the other checks found, whose failure is a hint and not a problem.
+        failures: one sentence for every step that failed.
+    """
+
+    collections: list[CollectionSummary] = field(default_factory=list)
+    fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    checks: dict[str, str | None] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    partly: bool = False
+
+    @property
+    def failed_checks(self) -> dict[str, str]:
+        """What the checks found that failed last, by asset and check.
+
+        Missing images are not a finding where only some were asked for, unless they could not be fetched.
+        """
+        failed = {name: found for name, found in self.checks.items() if found is not None}
+        if self.partly and not (self.fetched["quarantined"] or self.fetched["unavailable"]):
+            failed.pop(IMAGES_COMPLETE, None)
+        return failed
+
+    @property
+    def problems(self) -> list[str]:
+        """Every failed step and every check that failed last, in one sentence each."""
+        return [*self.failures, *(f"{name}: {found}" for name, found in self.failed_checks.items())]
+
+
+def summary(outcome: Outcome, home: Path) -> str:
+    """Return the summary of a run: what the lake holds, what was verified, how long it took, how to see it.
+
+    Args:
+        outcome: what the run did.
+        home: the DAGSTER_HOME that holds its events.
+    """
+    if not outcome.collections:
+        return ""
+    header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
+    rows = [_cells(c, f"{c.complete} of {c.wanted}" if c.wanted or c.complete else "-") for c in outcome.collections]
+    total = _total(outcome.collections)
+    table = table_text([header, *rows, _cells(total, f"{total.complete} of {total.wanted}")])
+    return "\n".join(["", table, "", *_sentences(outcome, total, home)])
+
+
+def _cells(c: CollectionSummary, images: str) -> list[str]:
+    return [c.collection, *(str(c.rows[t.name]) for t in PARTITIONED), images, str(c.files), size_text(c.bytes)]
+
+
+def _total(collections: Sequence[CollectionSummary]) -> CollectionSummary:
+    return CollectionSummary(
+        "total",
+        rows={t.name: sum(c.rows[t.name] for c in collections) for t in PARTITIONED},
+        complete=sum(c.complete for c in collections),
+        wanted=sum(c.wanted for c in collections),
+        files=sum(c.files for c in collections),
+        bytes=sum(c.bytes for c in collections),
+    )
+
+
+def _sentences(outcome: Outcome, total: CollectionSummary, home: Path) -> list[str]:
+    n = outcome.fetched
+    if not total.wanted:
+        lines = [f"Images    are not mirrored: {variable_of('images')} names the collections whose images should be."]
+    elif n["fetched_series"]:
+        lines = [
+            f"Fetched   {n['fetched_series']} series, {n['fetched_files']} files, {size_text(n['fetched_bytes'])}; "
+            f"{n['skipped_series']} series were there already.",
+            "Verified  when fetched: the MD5 of every file as the archive lists it, that it is DICOM, of its series;",
+            "          of every series its set of SOPInstanceUIDs and its count.",
+        ]
+    else:
+        lines = [f"Fetched   no image: {n['skipped_series']} series were there already."]
+    if n["healed_instances"]:
+        lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
+    if n["quarantined"] or n["unavailable"]:
+        lines.append(
+            f"Missing   {n['quarantined']} series are quarantined, {n['unavailable']} unavailable: table image_series "
+            "has the reasons."
+        )
+    if n["left_series"]:
+        lines.append(f"Pending   {n['left_series']} series, for a later run.")
+    passed = sum(found is None for found in outcome.checks.values())
+    checks = f"{passed} asset checks passed, {len(outcome.failed_checks)} failed"
+    if outcome.warnings:
+        checks += f", {len(outcome.warnings)} warned"
+    if passed + len(outcome.failed_checks) < len(outcome.checks):
+        checks += "; not all images were asked for, so whether all are there does not count"
+    parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
+    in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
+    dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
+    return [
+        *lines,
+        f"Checked   {checks}.",
+        f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
+        f"See it    {dev}, then http://localhost:3000",
+    ]

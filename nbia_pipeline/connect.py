@@ -1,0 +1,45 @@
+"""From settings to a client of the archive that they name."""
+
+from __future__ import annotations
+
+from nbia_pipeline.archive import ArchiveUnreachable, ClientOptions, NbiaClient
+from nbia_pipeline.settings import EMBEDDED, KNOWN_ARCHIVES, Settings
+
+
+def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaClient:
+    """Return a client of the archive that the settings name; the caller closes it.
+
+    The embedded archive is started unless a process of this user runs it already.
+
+    Args:
+        settings: which archive, and the account.
+        options: how long to wait and how often to try.
+
+    Raises:
+        ArchiveUnreachable: the embedded archive cannot be started.
+    """
+    return NbiaClient(
+        base_url(settings.archive),
+        api=settings.api,
+        username=settings.username,
+        password=settings.password,
+        ca_bundle=settings.ca_bundle,
+        options=options,
+    )
+
+
+def base_url(archive: str) -> str:
+    """Return the base URL of an archive by its name; starts the embedded one if it does not run.
+
+    Raises:
+        ArchiveUnreachable: the embedded archive cannot be started.
+    """
+    if archive == EMBEDDED:
+        # Production imports the embedded archive only where it is asked for.
+        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
+
+        try:
+            return ensure_running()
+        except EmbeddedArchiveError as e:
+            raise ArchiveUnreachable(str(e)) from e
+    return KNOWN_ARCHIVES.get(archive, archive)

@@ -1,0 +1,90 @@
+"""Compare the files of one series in the lake with its rows of table ``instances`` and with its receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.mirror.unpack import series_md5
+from nbia_pipeline.text import first_of
+from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+SHOWN = 3
+
+
+class Stopped(Exception):
+    """The comparison was stopped in the middle of a file."""
+
+
+def compare_files(
+    lake: Lake, series: StoredSeries, rows: Sequence[dict[str, Any]], stop: threading.Event
+) -> VerifyResult:
+    """Compare the files of a series with its rows of table ``instances``: sizes first, then MD5s.
+
+    Args:
+        lake: the lake.
+        series: the series.
+        rows: Path, Size and MD5 of each of its files.
+        stop: set to stop in the middle of a file.
+
+    Returns:
+        What is wrong: files that are missing, truncated, changed or unreadable; files that no row names; rows that
+        are not those of the receipt.
+
+    Raises:
+        LakeError: the directory cannot be listed.
+        Stopped: `stop` was set.
+    """
+    sizes = lake.sizes(series.path)
+    wrong: dict[str, list[str]] = defaultdict(list)
+    read = 0
+    for row in rows:
+        path = row["Path"]
+        kind = _wrong_size(sizes.pop(path, None), row["Size"])
+        if kind is None:
+            read += row["Size"]
+            kind = _wrong_content(lake, path, row["MD5"], stop)
+        if kind is not None:
+            wrong[kind].append(path.rsplit("/", 1)[-1])
+    if sizes:
+        wrong["extra"] = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
+    if series_md5([row["MD5"] for row in rows]) != series.digest:
+        wrong["other files than the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
+    return VerifyResult(series, len(rows), read, _finding(wrong, len(rows)))
+
+
+def _wrong_size(found: int | None, expected: int) -> str | None:
+    if found is None:
+        return "missing"
+    if found < expected:
+        return "truncated"
+    return None if found == expected else "longer than it was"
+
+
+def _wrong_content(lake: Lake, path: str, expected: str, stop: threading.Event) -> str | None:
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with lake.storage_errors(f"read {path}"), lake.open(path) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                if stop.is_set():
+                    raise Stopped
+                digest.update(chunk)
+    except LakeError as e:
+        log.warning("%s", e)
+        return "unreadable"
+    return None if digest.hexdigest() == expected else "changed"
+
+
+def _finding(wrong: Mapping[str, Sequence[str]], files: int) -> str | None:
+    """Return what is wrong in one sentence, like ``of 20 files: missing 1.2.dcm; changed 1.3.dcm``."""
+    if not wrong:
+        return None
+    return f"of {files} files: {'; '.join(f'{kind} {first_of(names, SHOWN)}' for kind, names in wrong.items())}"

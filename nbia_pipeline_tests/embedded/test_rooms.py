@@ -1,0 +1,56 @@
+"""The rooms of the embedded archive import each other one way, also for type checkers only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import nbia_pipeline.embedded
+
+ROOT = Path(nbia_pipeline.embedded.__file__).parent
+PACKAGE = "nbia_pipeline.embedded"
+MAY_IMPORT = {
+    "catalog": set(),
+    "phantoms": {"catalog"},
+    "demo": {"catalog", "phantoms"},
+    "api": {"catalog"},
+    "control": {"catalog", "phantoms", "api"},
+    "server": {"catalog", "api", "control"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of this project that a file imports, wherever in it the import is."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("nbia_pipeline")}
+
+
+def test_every_room_imports_only_the_rooms_below_it() -> None:
+    rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert rooms == set(MAY_IMPORT)
+    for room, allowed in MAY_IMPORT.items():
+        for path in (ROOT / room).glob("*.py"):
+            used = {name.split(".")[2] for name in imports(path) if name.startswith(f"{PACKAGE}.")}
+            assert used <= allowed | {room}, path
+
+
+def test_the_archive_imports_the_schema_and_the_version_only() -> None:
+    for path in ROOT.rglob("*.py"):
+        for name in imports(path):
+            assert name.startswith((PACKAGE, "nbia_pipeline.schema", "nbia_pipeline._version")), path
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    def module_of(path: Path) -> str:
+        return ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+    graph = {module_of(path): imports(path) for path in ROOT.rglob("*.py")}
+    graph = {module: {name for name in names if name in graph} - {module} for module, names in graph.items()}
+    while leaves := {module for module, names in graph.items() if not names}:
+        graph = {module: names - leaves for module, names in graph.items() if module not in leaves}
+    assert not graph
