@@ -425,7 +425,7 @@ class Operations:
             if not rows.num_rows:
                 rows = self._holdings.catalog.series
         if not rows.num_rows:
-            raise OperationError("the archive is empty: there is no series to make another one like")
+            raise OperationError("the archive is empty: there is no series to copy")
         return dict(rows.slice(0, 1).to_pylist()[0])
 
 
