@@ -202,6 +202,7 @@ def test_collections_are_chosen_by_name_or_glob(lake: Lake, capsys: pytest.Captu
     assert verify("QIN*", COLLECTIONS[0]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -244,6 +245,7 @@ def test_a_lake_without_images_has_nothing_to_read(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_shell_sees_the_exit_code(lake: Lake) -> None:
     damage(lake)
     done = subprocess.run([sys.executable, "-m", "nbia_pipeline", "verify"], capture_output=True, text=True)

@@ -132,6 +132,7 @@ def test_one_partition_can_be_materialised_alone(pipeline: Pipeline) -> None:
     assert pipeline.lake.collections_of(SERIES) == ["QIN_Breast.v2"]
 
 
+@pytest.mark.slow
 def test_the_checks_pass_and_one_fails_when_a_series_is_quarantined(archive: TestArchive, pipeline: Pipeline) -> None:
     assert pipeline.run("catalogue").success
     assert pipeline.run_tables().success
