@@ -77,15 +77,9 @@ class LockTimings:
     poll: float = 0.5
 
 
-_threads: WeakValueDictionary[str, _ThreadLock] = WeakValueDictionary()
+# Each is kept only as long as somebody uses it.
+_threads: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 _threads_guard = threading.Lock()
-
-
-class _ThreadLock:
-    """A lock of threads; unlike Python's own it can be kept only as long as somebody uses it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
 
 
 @contextmanager
@@ -95,8 +89,8 @@ def among_threads(name: str) -> Iterator[None]:
     Take it before a lock that processes share: threads wait for each other without polling.
     """
     with _threads_guard:
-        shared = _threads.setdefault(name, _ThreadLock())
-    with shared.lock:
+        shared = _threads.setdefault(name, threading.Lock())
+    with shared:
         yield
 
 
@@ -274,8 +268,6 @@ def abandoned(entry: Path) -> bool:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:
+        return not isinstance(e, ProcessLookupError)
     return True
