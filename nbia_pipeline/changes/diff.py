@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.schema.arrow import first_of_each, same_times, same_values
+from nbia_pipeline.schema.arrow import among, first_of_each, same_times, same_values
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
 
 ADDED = "added"
@@ -203,5 +203,4 @@ def kinds_of(changes: pa.Table) -> dict[str, int]:
 
 def uids_of(changes: pa.Table, kinds: Iterable[str]) -> set[str]:
     """Return the UIDs of the series with a change of one of these kinds."""
-    chosen = changes.filter(pc.is_in(changes["Change"], pa.array(list(kinds), pa.string())))
-    return set(pc.unique(chosen[UID]).to_pylist())
+    return set(changes.filter(among(changes["Change"], kinds))[UID].to_pylist())

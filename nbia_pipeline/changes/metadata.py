@@ -14,6 +14,7 @@ from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
 from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
@@ -51,8 +52,7 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, fu
         return Fetched(client.series_metadata(listed.to_pylist()), properties, {"asked": len(listed), "kept": 0})
     stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
     rows = lake.read_table(SERIES_METADATA, collection)
-    rows = rows.filter(pc.is_in(rows[UID], value_set=listed))
-    rows = rows.filter(pc.invert(pc.is_in(rows[UID], value_set=pa.array(sorted(stale), pa.string()))))
+    rows = rows.filter(pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale)))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
     figures = {"asked": len(wanted), "kept": len(listed) - len(wanted)}
     if not wanted:

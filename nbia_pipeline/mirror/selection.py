@@ -14,6 +14,7 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.series import in_order_of
+from nbia_pipeline.schema.arrow import among, same_values
 from nbia_pipeline.schema.tables import SERIES
 
 log = logging.getLogger(__name__)
@@ -52,19 +53,16 @@ class Selection:
         """Return the rows of a ``series`` table that are wanted, in their order."""
         for column, values in (("Modality", self.modalities), ("BodyPartExamined", self.body_parts)):
             if values:
-                series = series.filter(_among(_folded(series[column]), _folded(pa.array(values, pa.string()))))
+                wanted = _folded(pa.array(values, pa.string()))
+                series = series.filter(pc.is_in(_folded(series[column]), value_set=wanted))
         for column, values in (("PatientID", self.patients), ("SeriesInstanceUID", self.series)):
             if values:
-                series = series.filter(_among(series[column], pa.array(values, pa.string())))
+                series = series.filter(among(series[column], values))
         return series
 
 
 def _folded(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.utf8_upper(pc.utf8_trim_whitespace(values))
-
-
-def _among(values: pa.ChunkedArray, wanted: pa.Array) -> pa.ChunkedArray:
-    return pc.is_in(values, value_set=wanted)
 
 
 def with_lists(
@@ -196,13 +194,13 @@ def _known(lake: Lake, collection: str, in_cart: pa.Table) -> pa.Table:
     rows = rows.filter(pc.is_in(rows[_UID], value_set=in_cart[_UID].combine_chunks()))
     now = in_order_of(rows, in_cart)
     agree = pc.is_valid(now[_UID])
-    for a, b in ((rows[column], now[column]) for column in _OF_A_CART):
-        agree = pc.and_(agree, pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b))))
+    for column in _OF_A_CART:
+        agree = pc.and_(agree, same_values(rows[column], now[column]))
     return rows.filter(agree)
 
 
 def _listed(client: NbiaClient, collection: str, uids: list[str]) -> pa.Table:
     if len(uids) > ONE_BY_ONE:
         listed = client.series(collection)
-        return listed.filter(_among(listed[_UID], pa.array(uids, pa.string())))
+        return listed.filter(among(listed[_UID], uids))
     return pa.concat_tables([SERIES.schema.empty_table(), *(client.series(series_uid=uid) for uid in uids)])

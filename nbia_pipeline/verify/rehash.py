@@ -106,13 +106,12 @@ def plan_verification(
         seed: makes the choice of a sample repeatable.
         damaged_only: read only what was found damaged before, and not fetched again since.
     """
+    chosen: dict[str, frozenset[str] | None] = dict.fromkeys(collections)
     if sample is not None:
-        planned = [plan_series(lake, name, only) for name, only in _sample(lake, sorted(collections), sample, seed)]
+        chosen = dict(_sample(lake, sorted(collections), sample, seed))
     elif damaged_only:
-        damaged = {name: frozenset(s.uid for s in stored_series(lake, name) if s.finding) for name in collections}
-        planned = [plan_series(lake, name, only) for name, only in damaged.items()]
-    else:
-        planned = [plan_series(lake, name) for name in collections]
+        chosen = {name: frozenset(s.uid for s in stored_series(lake, name) if s.finding) for name in collections}
+    planned = [plan_series(lake, name, only) for name, only in chosen.items()]
     return sorted((p for p in planned if p.series), key=lambda p: (p.urgency, p.collection))
 
 
