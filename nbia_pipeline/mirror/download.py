@@ -161,12 +161,10 @@ def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: 
 
 
 def _bounds(client: NbiaClient, wanted: WantedSeries) -> ZipBounds:
-    if wanted.FileSize is not None:
-        return ZipBounds.announced(wanted.FileSize, wanted.ImageCount)
-    size = client.series_size(wanted.SeriesInstanceUID)
-    if size is None:
-        return ZipBounds.announced(UNKNOWN_BYTES, wanted.ImageCount)
-    return ZipBounds.announced(size.file_size, size.image_count)
+    size, count = wanted.FileSize, wanted.ImageCount
+    if size is None and (now := client.series_size(wanted.SeriesInstanceUID)):
+        size, count = now.file_size, now.image_count
+    return ZipBounds.announced(UNKNOWN_BYTES if size is None else size, count)
 
 
 def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:

@@ -17,12 +17,12 @@ import pyarrow as pa
 from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import license_path
+from nbia_pipeline.mirror.unpack import LICENSE
 from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
 from nbia_pipeline.schema.tables import LICENSES
 
 log = logging.getLogger(__name__)
 
-LICENSE = "LICENSE"
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
@@ -121,11 +121,8 @@ def _ask(client: NbiaClient, collection: str, license: License, listed: list[dic
     for row in listed[:SERIES_ASKED]:
         try:
             text = client.image(row["SeriesInstanceUID"], read_license)
-        except (NotAvailable, BadAnswer, ServerError) as e:
-            why = str(e)
-            continue
-        except LoginRefused as e:
-            if e.status != 500:  # server: how v4 may fail at a series when the guest asks
+        except (NotAvailable, BadAnswer, ServerError, LoginRefused) as e:
+            if isinstance(e, LoginRefused) and e.status != 500:  # server: how v4 may fail when the guest asks
                 raise
             why = str(e)
             continue

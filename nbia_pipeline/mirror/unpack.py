@@ -110,7 +110,8 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
         UnsafeZip: a name is a path or is used twice, or there is more than `bounds` allow.
         OSError: the disk cannot be written.
     """
-    _empty(target)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
     found = Unpacked()
     names: set[str] = set()
     left = bounds.bytes
@@ -258,9 +259,3 @@ def _listed_digests(text: bytes) -> dict[str, str]:
     if not rows or rows[0] != ["Filename", "MD5Hash"] or any(len(r) != 2 for r in rows):
         raise NotVerified(f"{MD5_LIST} is not a list of names and digests")
     return {name: digest.strip().lower() for name, digest in rows[1:]}
-
-
-def _empty(target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    target.mkdir()
