@@ -85,15 +85,8 @@ def _chosen(table: pa.Table, mask: Any) -> pa.Table:
 def _present(state: pa.Table, at: Any, listed: pa.Table, observation: Observation) -> tuple[pa.Table, Any, list[Any]]:
     """Compare the series that are listed and known, column by column: a copy of a whole listing is large.
 
-    Args:
-        state: the state.
-        at: for each row of `listed` its index in the state.
-        listed: the rows.
-        observation: how they were listed.
-
-    Returns:
-        Their next state; which of them returned; and for each column with differences where those are, and the
-        column, the old values and the new ones.
+    Row by row, `at` is the index of `listed` in the state. Returns their next state; which of them returned; and for
+    each column with differences where those are, and the column, the old values and the new ones.
     """
     returned = state["Withdrawn"].take(at)
     moved, revisions = returned, []

@@ -76,11 +76,7 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
 def read_license(chunks: Iterator[bytes]) -> str | None:
     """Return the text of the license that begins a zip of getImage; nothing after it is read.
 
-    Args:
-        chunks: the bytes of the zip.
-
-    Returns:
-        The text, None where it is empty or missing: the server has none to give.
+    It is None where the text is empty or missing: the server has none to give.
 
     Raises:
         BadAnswer: this is not a zip, or the license is longer than any real one.
@@ -102,12 +98,10 @@ def read_license(chunks: Iterator[bytes]) -> str | None:
 def _series_by_license(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
     """Return the rows of the series by license, the smallest with images first."""
     found: dict[License, list[dict[str, Any]]] = {}
-    for row in series.select([*_COLUMNS, "LicenseName", "LicenseURI"]).to_pylist():
+    order = [("FileSize", "ascending"), ("SeriesInstanceUID", "ascending")]
+    rows = series.select([*_COLUMNS, "LicenseName", "LicenseURI"]).sort_by(order).to_pylist()
+    for row in sorted(rows, key=lambda row: bool(row["ImageCount"] == 0)):
         found.setdefault(_license_of(row), []).append(row)
-    for rows in found.values():
-        rows.sort(
-            key=lambda r: (r["ImageCount"] == 0, r["FileSize"] is None, r["FileSize"] or 0, r["SeriesInstanceUID"])
-        )
     return found
 
 
@@ -152,10 +146,8 @@ def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]
 def _free_path(collection: str, license: License, taken: set[str]) -> str:
     """Return the path of a license; where two share a name, their addresses distinguish them."""
     path = license_path(collection, license.name)
-    if path not in taken:
-        return path
     digest = hashlib.md5(f"{license.name}\n{license.uri}".encode(), usedforsecurity=False).hexdigest()
-    return license_path(collection, license.name, digest[:8])
+    return path if path not in taken else license_path(collection, license.name, digest[:8])
 
 
 def _decoded(text: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def with_lists(
         if client is None:
             raise ValueError("a cart is read from the archive: pass a client")
         named += read_cart(client, cart)
-    return replace(selection, series=_once(named))
+    return replace(selection, series=tuple(dict.fromkeys(named)))
 
 
 def read_manifest(path: str | Path) -> list[str]:
@@ -122,16 +121,12 @@ def read_manifest(path: str | Path) -> list[str]:
         raise SelectionError(f"{path} is not a .tcia manifest: {wrong[:80]!r} is not a SeriesInstanceUID")
     if not uids:
         raise SelectionError(f"the manifest {path} names no series")
-    return list(_once(uids))
+    return list(dict.fromkeys(uids))
 
 
 def _is_uid(text: str) -> bool:
     """Tell whether `text` can be a UID: digits and dots, at most 64 (DICOM PS3.5, 9.1)."""
     return len(text) <= 64 and text.isascii() and text.replace(".", "").isdigit()
-
-
-def _once(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(values))
 
 
 # --- shared carts
@@ -144,7 +139,7 @@ def read_cart(client: NbiaClient, name: str) -> list[str]:
         SelectionError: it has none that this account may see, which is also how the archive answers a wrong name.
         ArchiveError: the archive cannot be asked; v4 has no carts.
     """
-    return list(_once(_rows_of_cart(client, name)[_UID].to_pylist()))
+    return list(dict.fromkeys(_rows_of_cart(client, name)[_UID].to_pylist()))
 
 
 def cart_series(client: NbiaClient, lake: Lake, name: str) -> pa.Table:

@@ -72,7 +72,7 @@ class VerifyResult:
         return f"{self.series.collection}: series {self.series.uid}, {self.finding or 'as it was fetched'}"
 
 
-def stored_series(lake: Lake, collection: str) -> list[StoredSeries]:
+def stored_series(lake: Lake, collection: str, only: frozenset[str] | None = None) -> list[StoredSeries]:
     """Return the series of a collection that are in the lake, in the order in which they should be read again.
 
     These are the complete ones, and those withdrawn ones whose files are there: receipts that state a size.
@@ -80,11 +80,12 @@ def stored_series(lake: Lake, collection: str) -> list[StoredSeries]:
     Args:
         lake: the lake.
         collection: which partition.
+        only: UIDs of the series, None for all.
     """
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=_RECEIPT)
     results = {uid: rest for uid, *rest in _tuples(lake.read_table(VERIFICATIONS, collection, columns=_RESULT))}
     rows = _tuples(receipts.filter(pc.is_valid(receipts["Bytes"])))
-    stored = [_stored(collection, row, results.get(row[0])) for row in rows]
+    stored = [_stored(collection, row, results.get(row[0])) for row in rows if only is None or row[0] in only]
     return sorted(stored, key=lambda s: (s.finding is None, s.checked_at, s.uid))
 
 

@@ -123,7 +123,7 @@ def plan_series(lake: Lake, collection: str, only: frozenset[str] | None = None)
         collection: which one.
         only: UIDs of the series, None for all that are in the lake.
     """
-    stored = _stored(lake, collection, only)
+    stored = stored_series(lake, collection, only)
     urgency = min(((s.finding is None, s.checked_at) for s in stored), default=(True, datetime.max))  # noqa: DTZ901
     return PlannedCollection(collection, len(stored), sum(s.bytes for s in stored), urgency, only)
 
@@ -165,7 +165,7 @@ def read_again(
     reader = _Reader(lake, threads, over, extra_check)
     try:
         for part in planned:
-            for result in reader.results(_stored(lake, part.collection, part.only)):
+            for result in reader.results(stored_series(lake, part.collection, part.only)):
                 run.add(result)
                 unrecorded.append(result)
                 run.seconds = time.monotonic() - started
@@ -269,11 +269,7 @@ def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[Sto
         commit(lake, collection, clear_mark=False)
     except LakeError as e:
         log.warning("%s: cannot commit what runs may have published meanwhile: %s", collection, e)
-    return _stored(lake, collection, uids)
-
-
-def _stored(lake: Lake, collection: str, only: frozenset[str] | None) -> list[StoredSeries]:
-    return [s for s in stored_series(lake, collection) if only is None or s.uid in only]
+    return stored_series(lake, collection, uids)
 
 
 def _sample(lake: Lake, collections: Sequence[str], size: int, seed: int) -> Iterator[tuple[str, frozenset[str]]]:
