@@ -15,6 +15,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
@@ -95,10 +96,8 @@ def read_cursor(text: str | None, now: datetime) -> Cursor | None:
     """
     if not text or not text.strip():
         return None
-    try:
+    with suppress(ValueError):  # it is not a day: a saved cursor, then
         return first_cursor(date.fromisoformat(text.strip()), now)
-    except ValueError:
-        pass  # not a day: a saved cursor, then
     try:
         saved = json.loads(text)
         if saved["v"] != _VERSION:

@@ -230,11 +230,6 @@ class Lake:
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")
 
-    def read_files(self, folder: str) -> dict[str, bytes]:
-        """Return the contents of the files in a folder of the lake, by path; none where there is no folder."""
-        contents = {path: self.read_bytes(path) for path in (f"{folder}/{n}" for n in self.names_in(folder))}
-        return {path: content for path, content in contents.items() if content is not None}
-
     # --- directories of image files
 
     @contextmanager

@@ -27,8 +27,6 @@ MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
 
-_COLUMNS = ["SeriesInstanceUID", "FileSize", "ImageCount"]
-
 
 @dataclass(frozen=True, order=True)
 class License:
@@ -99,7 +97,8 @@ def _series_by_license(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
     """Return the rows of the series by license, the smallest with images first."""
     found: dict[License, list[dict[str, Any]]] = {}
     order = [("FileSize", "ascending"), ("SeriesInstanceUID", "ascending")]
-    rows = series.select([*_COLUMNS, "LicenseName", "LicenseURI"]).sort_by(order).to_pylist()
+    columns = ["SeriesInstanceUID", "FileSize", "ImageCount", "LicenseName", "LicenseURI"]
+    rows = series.select(columns).sort_by(order).to_pylist()
     for row in sorted(rows, key=lambda row: bool(row["ImageCount"] == 0)):
         found.setdefault(_license_of(row), []).append(row)
     return found

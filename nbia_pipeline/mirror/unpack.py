@@ -126,7 +126,8 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
             elif entry.name == LICENSE:
                 _all_of(entry, LIST_BYTES)
             else:
-                left -= _take(entry, target, series_uid, left, found)
+                _take(entry, target, series_uid, left, found)
+                left -= entry.size
     except InvalidZip as e:
         raise NotVerified(f"the zip is not whole: {e}") from e
     return found
@@ -158,32 +159,23 @@ def series_md5(digests: Sequence[str]) -> str:
     return hashlib.md5("".join(sorted(digests)).encode(), usedforsecurity=False).hexdigest()
 
 
-def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> int:
-    """Store one image of the zip, and return its size; a bad one is listed as a fault instead."""
-    size = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal size
-        for piece in _bounded(entry, left):
-            size += len(piece)
-            yield piece
-
+def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> None:
+    """Store one image of the zip; a bad one is listed as a fault instead."""
     try:
-        instance = _store(counted(), target, series_uid, taken=found.instances)
+        instance = _store(_bounded(entry, left), target, series_uid, taken=found.instances)
     except UnsafeZip:
         raise
     except NotVerified as e:
-        for _ in counted():  # so that a discarded file counts as well
+        for _ in _bounded(entry, left):  # so that a discarded file counts as well
             pass
         found.faults.append(f"{entry.name}: {e}")
-        return size
+        return
     if not entry.intact:
         (target / instance_name(instance.SOPInstanceUID)).unlink()
         found.faults.append(f"{entry.name}: its size or checksum is not the one that the zip states")
-        return size
+        return
     found.instances[instance.SOPInstanceUID] = instance
     found.names[instance.SOPInstanceUID] = entry.name
-    return size
 
 
 def _store(

@@ -46,12 +46,14 @@ class Entry:
         name: as the zip spells it; not to be trusted.
         pieces: the contents, in pieces of at most 1 MiB.
         intact: None until the contents were read; then whether size and CRC are those that the zip states.
-        packed: how many bytes of the zip the contents took so far.
+        size: how many bytes were read so far.
+        packed: how many bytes of the zip these took.
     """
 
     name: str
     pieces: Iterator[bytes]
     intact: bool | None = None
+    size: int = 0
     packed: int = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -134,13 +136,13 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
 
 
 def _contents(source: _Source, entry: Entry, stated: tuple[int, int, int] | None, *, deflated: bool) -> Iterator[bytes]:
-    crc = size = 0
+    crc = 0
     plain = _inflated(source, entry) if deflated else _copied(source, stated[1] if stated else 0, entry)
     for piece in plain:
         crc = zlib.crc32(piece, crc)
-        size += len(piece)
+        entry.size += len(piece)
         yield piece
-    found = (crc, entry.packed, size)
+    found = (crc, entry.packed, entry.size)
     entry.intact = _descriptor_agrees(source, *found) if stated is None else found == stated
 
 
