@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from filelock import FileLock
-
 from nbia_pipeline import clock
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import LOCKS, encode
@@ -92,13 +90,6 @@ def among_threads(name: str) -> Iterator[None]:
         shared = _threads.setdefault(name, threading.Lock())
     with shared:
         yield
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[ExpectHeld]:
-    """Hold a lock of the operating system; it cannot be lost. Its directory must exist."""
-    with among_threads(str(path)), FileLock(path):
-        yield lambda: None
 
 
 @contextmanager

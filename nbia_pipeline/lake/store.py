@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import fsspec
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import IMAGES, JOURNAL, LOCKS, STAGING
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, file_lock, object_lock, this_process
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
@@ -209,8 +210,8 @@ class LocalStore(_Store):
         """Hold a lock that the processes of this machine share."""
         path = self._folder / lock.path(collection, series_uid)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path) as expect_held:
-            yield expect_held
+        with among_threads(str(path)), FileLock(path):
+            yield lambda: None  # it cannot be lost
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""

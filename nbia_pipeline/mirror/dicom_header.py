@@ -60,14 +60,8 @@ def read_header(file: bytes | Path) -> Header:
     Raises:
         NotDicom: it is not DICOM, or has no SOPInstanceUID.
     """
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            head = opened.read(HEAD_BYTES)
-    else:
-        head = file[:HEAD_BYTES]
-    values = _walk(head)
-    if values is None:
-        values = _by_pydicom(file)
+    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file) as opened:
+        values = _walk(opened.read(HEAD_BYTES)) or _by_pydicom(file)
     uid = values.get(_SOP_INSTANCE, "")
     if not uid:
         raise NotDicom("it has no SOPInstanceUID")

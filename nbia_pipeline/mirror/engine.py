@@ -109,7 +109,7 @@ class Mirror:
             self.commit(collection)
         fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
-            wanted=plan.wanted,
+            wanted=plan.wanted_figures.series,
             already_there=plan.done,
             fetched=len(fetched),
             files=sum(len(r.instances) for r in fetched),

@@ -1,7 +1,6 @@
 """The journal: the outcome of a series, written down at once; :mod:`~nbia_pipeline.mirror.commit` has the tables.
 
-The journal is what makes a finished series survive a crash. An entry is written before the files take their place,
-and names the staged directory: if that is still there later, the move is made then; if not, it was made before.
+The journal is what makes a finished series survive a crash; see :meth:`~nbia_pipeline.lake.store.LocalStore.publish`.
 """
 
 from __future__ import annotations

@@ -114,13 +114,8 @@ class Plan:
     selected: pa.Table = field(compare=False, repr=False)
 
     @property
-    def wanted(self) -> int:
-        """How many series are wanted."""
-        return self.wanted_figures.series
-
-    @property
     def done(self) -> int:
-        """How many of them are in the lake."""
+        """How many of the wanted series are in the lake."""
         return self.done_figures.series
 
     @property
@@ -141,7 +136,7 @@ class Plan:
         todo = self.figures
         parts = [
             f"{todo.series} series to fetch ({todo.files:,} files, {size_text(todo.bytes)})",
-            f"{self.done} of {self.wanted} in the lake ({size_text(self.done_figures.bytes)})",
+            f"{self.done} of {self.wanted_figures.series} in the lake ({size_text(self.done_figures.bytes)})",
         ]
         if self.left:
             parts.append(f"{len(self.left)} deferred to a later run")

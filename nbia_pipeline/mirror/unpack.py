@@ -121,10 +121,10 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
             names.add(entry.name)
             if len(names) > bounds.files:
                 raise UnsafeZip(f"the zip holds more than {bounds.files} files, far more than the archive announced")
-            if entry.name == MD5_LIST:
-                found.digests = _listed_digests(_all_of(entry, LIST_BYTES))
-            elif entry.name == LICENSE:
-                _all_of(entry, LIST_BYTES)
+            if entry.name in (MD5_LIST, LICENSE):
+                text = b"".join(_bounded(entry, LIST_BYTES))
+                if entry.name == MD5_LIST:
+                    found.digests = _listed_digests(text)
             else:
                 _take(entry, target, series_uid, left, found)
                 left -= entry.size
@@ -233,10 +233,6 @@ def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:
         if size > most:
             raise UnsafeZip("there is more in the download than the archive announced")
         yield piece
-
-
-def _all_of(entry: Entry, most: int) -> bytes:
-    return b"".join(_bounded(entry, most))
 
 
 def _expect_plain_name(name: str, names: set[str]) -> None:

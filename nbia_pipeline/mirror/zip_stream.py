@@ -105,9 +105,6 @@ class _Source:
 
     def take(self, count: int) -> bytes:
         """Return exactly `count` bytes."""
-        if len(self._held) >= count:
-            piece, self._held = bytes(self._held[:count]), self._held[count:]
-            return piece
         parts = bytearray()
         while len(parts) < count:
             more = self.some(count - len(parts))

@@ -170,20 +170,13 @@ def read_again(
                 unrecorded.append(result)
                 run.seconds = time.monotonic() - started
                 if time.monotonic() - recorded_at > RECORD_SECONDS:
-                    _record(lake, unrecorded)
+                    record(lake, unrecorded)
                     unrecorded, recorded_at = [], time.monotonic()
                 on_progress(run)
     finally:
         reader.close()
-        _record(lake, unrecorded)
+        record(lake, unrecorded)
     return run
-
-
-def _record(lake: Lake, results: Sequence[VerifyResult]) -> None:
-    try:
-        record(lake, results)
-    except LakeError as e:
-        log.warning("cannot record which series were verified, the next run begins with them again: %s", e)
 
 
 def digest_check(client: NbiaClient) -> ExtraCheck:

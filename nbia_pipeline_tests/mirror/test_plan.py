@@ -80,7 +80,12 @@ def test_what_was_never_tried_comes_before_what_failed() -> None:
     assert plan.todo == [rows[1], rows[3], rows[5], rows[0], rows[2]]
     assert make_plan(series_table(rows), receipts, bounds=Bounds(max_series=2)).todo == [rows[1], rows[3]]
     without = make_plan(series_table(rows), receipts, bounds=Bounds(retry=False))
-    assert (without.todo, without.given_up, without.wanted, without.done) == ([rows[1], rows[3], rows[5]], 2, 6, 1)
+    assert (without.todo, without.given_up, without.wanted_figures.series, without.done) == (
+        [rows[1], rows[3], rows[5]],
+        2,
+        6,
+        1,
+    )
 
 
 def test_what_was_unavailable_for_a_day_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
