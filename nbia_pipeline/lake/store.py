@@ -156,6 +156,9 @@ class LocalStore(_Store):
             collection: of the series, for the locks.
             series_uid: of the series, for the locks.
             record: writes the entry.
+
+        Raises:
+            LakeError: a lock was lost.
         """
         with self.lock(Lock.COLLECTION, collection):
             entry = record(staged.relative_to(self._staging).as_posix())
