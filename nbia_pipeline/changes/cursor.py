@@ -15,10 +15,10 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -96,10 +96,8 @@ def read_cursor(text: str | None, now: datetime) -> Cursor | None:
     """
     if not text or not text.strip():
         return None
-    try:
+    with suppress(ValueError):  # it is not a day: a saved cursor, then
         return first_cursor(date.fromisoformat(text.strip()), now)
-    except ValueError:
-        pass  # not a day: a saved cursor, then
     try:
         saved = json.loads(text)
         if saved["v"] != _VERSION:
@@ -126,21 +124,14 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
         since: the day that was asked for.
     """
     days = pc.cast(series["DateReleased"], pa.date32(), safe=False)
-    rows = pa.table({"Collection": series["Collection"], "Day": days, "Line": _lines(series)})
-    rows = rows.filter(pc.and_(pc.is_valid(rows["Collection"]), pc.greater(days, pa.scalar(since))))
-    if not rows.num_rows:
-        return {}
-    rows = rows.sort_by([(name, "ascending") for name in rows.column_names])
-    sizes = rows.group_by(["Collection", "Day"]).aggregate([([], "count_all")])
-    sizes = sizes.sort_by([("Collection", "ascending"), ("Day", "ascending")])
-    ends = np.cumsum(sizes["count_all"].to_numpy())
-    offsets, text = _text_of(rows["Line"])
-    digests: dict[Bucket, str] = {}
-    begin = 0
-    for collection, day, end in zip(sizes["Collection"].to_pylist(), sizes["Day"].to_pylist(), ends, strict=True):
-        digests[collection, day] = _digest(text[offsets[begin] : offsets[end]])
-        begin = end
-    return digests
+    lines = pc.cast(_lines(series), pa.large_string())
+    rows = pa.table({"Collection": series["Collection"], "Day": days, "Line": lines})
+    rows = rows.filter(pc.and_(pc.is_valid(rows["Collection"]), pc.greater(days, pa.scalar(since)))).sort_by("Line")
+    buckets = rows.group_by(["Collection", "Day"], use_threads=False).aggregate([("Line", "list")])
+    # Joined by Arrow, without a Python object for each line.
+    texts = pc.binary_join(buckets["Line_list"], pa.scalar("", pa.large_string()))
+    names = zip(buckets["Collection"].to_pylist(), buckets["Day"].to_pylist(), strict=True)
+    return {bucket: _digest(text.as_py().encode()) for bucket, text in zip(names, texts, strict=True)}
 
 
 def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
@@ -203,13 +194,6 @@ def _lines(series: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(*cells, pa.scalar(_END), _BETWEEN)
 
 
-def _text_of(lines: pa.ChunkedArray) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], memoryview]:
-    """Return the offsets of texts and their bytes, without a Python object for each."""
-    large = pa.concat_arrays([c.cast(pa.large_string()) for c in lines.chunks])
-    _, offsets, text = large.buffers()
-    return np.frombuffer(offsets, np.int64, len(large) + 1, large.offset * 8), memoryview(text)
-
-
-def _digest(data: bytes | memoryview) -> str:
+def _digest(data: bytes) -> str:
     short = hashlib.sha256(data).digest()[:_DIGEST_BYTES]
     return base64.urlsafe_b64encode(short).decode().rstrip("=")

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.schema.arrow import first_of_each, same_times, same_values
+from nbia_pipeline.schema.arrow import among, first_of_each, same_times, same_values
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
 
 ADDED = "added"
@@ -85,15 +85,8 @@ def _chosen(table: pa.Table, mask: Any) -> pa.Table:
 def _present(state: pa.Table, at: Any, listed: pa.Table, observation: Observation) -> tuple[pa.Table, Any, list[Any]]:
     """Compare the series that are listed and known, column by column: a copy of a whole listing is large.
 
-    Args:
-        state: the state.
-        at: for each row of `listed` its index in the state.
-        listed: the rows.
-        observation: how they were listed.
-
-    Returns:
-        Their next state; which of them returned; and for each column with differences where those are, and the
-        column, the old values and the new ones.
+    Row by row, `at` is the index of `listed` in the state. Returns their next state; which of them returned; and for
+    each column with differences where those are, and the column, the old values and the new ones.
     """
     returned = state["Withdrawn"].take(at)
     moved, revisions = returned, []
@@ -203,5 +196,4 @@ def kinds_of(changes: pa.Table) -> dict[str, int]:
 
 def uids_of(changes: pa.Table, kinds: Iterable[str]) -> set[str]:
     """Return the UIDs of the series with a change of one of these kinds."""
-    chosen = changes.filter(pc.is_in(changes["Change"], pa.array(list(kinds), pa.string())))
-    return set(pc.unique(chosen[UID]).to_pylist())
+    return set(changes.filter(among(changes["Change"], kinds))[UID].to_pylist())

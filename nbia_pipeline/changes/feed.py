@@ -18,6 +18,7 @@ from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import Observation, diff, replay
 from nbia_pipeline.changes.present import CollectionListing, collection_listing, moment, read_listing
 from nbia_pipeline.lake import Lake, LakeError, Lock
+from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
 
@@ -144,8 +145,7 @@ def _clear_absence(collection: str, collections: CollectionListing, state: _Stat
     cleared = pc.greater(state.rows["MissingSince"], pa.scalar(moment(state.properties[LISTED_AT]), TIME))
     cleared = pc.fill_null(pc.and_(cleared, pc.invert(state.rows["Withdrawn"])), False)
     since = pc.if_else(cleared, pa.scalar(None, TIME), state.rows["MissingSince"])
-    at = state.rows.schema.get_field_index("MissingSince")
-    state.rows = state.rows.set_column(at, state.rows.schema.field(at), since)
+    state.rows = with_column(state.rows, "MissingSince", since)
     state.properties = {name: value for name, value in state.properties.items() if name != ABSENT_AT}
     return True
 

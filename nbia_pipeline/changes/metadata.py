@@ -1,7 +1,4 @@
-"""The metadata of a collection's series, requested only for series that were added, revised or returned.
-
-The table accounts for a number of rows of ``series_changes``: the rows after them name the series to ask for again.
-"""
+"""The metadata of a collection's series, requested only for series that were added, revised or returned."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
 from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
@@ -47,12 +45,12 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, fu
     current = is_recorded(lake, collection)
     if current:
         properties[CHANGES] = str(feed.num_rows)
-    if full or not current or CHANGES not in known or known.get(API) != api:
-        return Fetched(client.series_metadata(listed.to_pylist()), properties, {"asked": len(listed), "kept": 0})
-    stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
-    rows = lake.read_table(SERIES_METADATA, collection)
-    rows = rows.filter(pc.is_in(rows[UID], value_set=listed))
-    rows = rows.filter(pc.invert(pc.is_in(rows[UID], value_set=pa.array(sorted(stale), pa.string()))))
+    rows = SERIES_METADATA.schema.empty_table()
+    if not full and current and CHANGES in known and known.get(API) == api:
+        # The rows of the feed that the table does not account for name the series to ask for again.
+        stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
+        rows = lake.read_table(SERIES_METADATA, collection)
+        rows = rows.filter(pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale)))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
     figures = {"asked": len(wanted), "kept": len(listed) - len(wanted)}
     if not wanted:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import ABSENT_AT, KEPT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_SEEN
 from nbia_pipeline.settings import matching
@@ -106,9 +107,7 @@ def present_series(lake: Lake, collection: str) -> pa.Table:
     """
     series = lake.read_table(SERIES, collection)
     withdrawn = withdrawn_series(lake, collection)
-    if not withdrawn:
-        return series
-    return series.filter(pc.invert(pc.is_in(series[UID], value_set=pa.array(sorted(withdrawn), pa.string()))))
+    return series.filter(pc.invert(among(series[UID], withdrawn))) if withdrawn else series
 
 
 def vanished_collections(lake: Lake) -> list[str]:

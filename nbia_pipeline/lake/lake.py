@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, update_wrapper
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +22,25 @@ from nbia_pipeline.lake import parquet
 from nbia_pipeline.lake.errors import LakeError, WouldEmpty
 from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, PART, STAGING, TABLES, decode, table_path
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
-from nbia_pipeline.lake.store import Record, Store, open_store
+from nbia_pipeline.lake.store import LocalStore, Store, open_store
 from nbia_pipeline.schema import Table
 
 PARTITION = "Collection"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_store(method: Callable[Concatenate[LocalStore, P], R], what: str) -> Callable[Concatenate[Lake, P], R]:
+    """Return a method that both stores have as one of the lake, whose errors state what was tried."""
+
+    def of_lake(lake: Lake, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with lake.storage_errors(what.format(*args)):
+            result: R = getattr(lake._store, method.__name__)(*args, **kwargs)
+            return result
+
+    update_wrapper(of_lake, method)
+    return of_lake
 
 
 class Lake:
@@ -74,10 +89,7 @@ class Lake:
                 stated = {"format": FORMAT, "written_by": f"nbia-pipeline {__version__}"}
                 self._store.put(FORMAT_FILE, json.dumps(stated).encode())
 
-    def free_bytes(self) -> int | None:
-        """Return the free space of the disk in bytes, None for an object store."""
-        with self.storage_errors("measure the free space"):
-            return self._store.free_bytes()
+    free_bytes = _of_store(LocalStore.free_bytes, "measure the free space")
 
     # --- tables
 
@@ -211,49 +223,12 @@ class Lake:
 
     # --- small files
 
-    def put_bytes(self, path: str, data: Any) -> None:
-        """Write a file whole or not at all.
-
-        Args:
-            path: where; missing directories are made.
-            data: bytes, or an Arrow buffer.
-        """
-        with self.storage_errors(f"write {path}"):
-            self._store.put(path, data)
-
-    def read_bytes(self, path: str) -> bytes | None:
-        """Return the content of a file of the lake, None where there is none."""
-        with self.storage_errors(f"read {path}"):
-            return self._store.read(path)
-
-    def names_in(self, folder: str) -> list[str]:
-        """Return the names of what is in a folder of the lake, sorted; none where there is no folder."""
-        with self.storage_errors(f"list {folder}"):
-            return self._store.names_in(folder)
-
-    def read_files(self, folder: str) -> dict[str, bytes]:
-        """Return the contents of the files in a folder of the lake, by path; none where there is no folder."""
-        contents = {path: self.read_bytes(path) for path in (f"{folder}/{n}" for n in self.names_in(folder))}
-        return {path: content for path, content in contents.items() if content is not None}
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file of the lake for reading; it can be read in pieces. The caller closes it.
-
-        Raises:
-            LakeError: there is no such file, or it cannot be read.
-        """
-        with self.storage_errors(f"read {path}"):
-            return self._store.open(path)
-
-    def remove(self, path: str) -> None:
-        """Remove a file; it may be gone already."""
-        with self.storage_errors(f"remove {path}"):
-            self._store.remove(path)
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the sizes in bytes of the files below a folder of the lake, by path; none where there is no folder."""
-        with self.storage_errors(f"list {folder}"):
-            return self._store.sizes(folder)
+    put_bytes = _of_store(LocalStore.put, "write {}")
+    read_bytes = _of_store(LocalStore.read, "read {}")
+    open = _of_store(LocalStore.open, "read {}")
+    remove = _of_store(LocalStore.remove, "remove {}")
+    names_in = _of_store(LocalStore.names_in, "list {}")
+    sizes = _of_store(LocalStore.sizes, "list {}")
 
     # --- directories of image files
 
@@ -270,34 +245,11 @@ class Lake:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
-        """Make the files of a staged directory the content of a series' folder, and record that in the journal.
-
-        On a disk the entry comes first and names the staged directory: after a crash :meth:`publish_staged` makes up
-        for the move. An object store has the files first and the entry after, without a name.
-
-        Args:
-            staged: directory in a workspace that has just the files; it is moved away.
-            path: of the folder.
-            collection: of the series, for the locks.
-            series_uid: of the series, for the locks.
-            record: writes the entry.
-
-        Raises:
-            LakeError: the lake cannot be written, or a lock was lost.
-        """
-        with self.storage_errors(f"publish {path}"):
-            self._store.publish(staged, path, collection, series_uid, record)
-
-    def publish_staged(self, name: str, path: str) -> None:
-        """Publish a staged directory that an entry of the journal names, if it still exists; hold the lock for it."""
-        with self.storage_errors(f"publish {path}"):
-            self._store.publish_staged(name, path)
-
-    def remove_folder(self, path: str) -> None:
-        """Remove a folder of image files, and the folders above it that become empty; it may be gone already."""
-        with self.storage_errors(f"remove {path}"):
-            self._store.remove_folder(path)
+    publish = _of_store(LocalStore.publish, "publish {1}")
+    publish_staged = _of_store(LocalStore.publish_staged, "publish {1}")
+    remove_folder = _of_store(LocalStore.remove_folder, "remove {}")
+    staged = _of_store(LocalStore.staged, f"list {STAGING}")
+    sweep = _of_store(LocalStore.sweep, f"sweep {STAGING}")
 
     @contextmanager
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
@@ -318,22 +270,6 @@ class Lake:
             self._store.lock(lock, collection, series_uid) as expect_held,
         ):
             yield expect_held
-
-    def staged(self) -> list[str]:
-        """Return the names of what is in the staging area of a disk besides locks and journal."""
-        with self.storage_errors(f"list {STAGING}"):
-            return self._store.staged()
-
-    def sweep(self, keep: set[str]) -> int:
-        """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
-
-        A leftover is dead if its process on this machine is, or if it is a week old.
-
-        Args:
-            keep: names of staged directories that a journal still needs.
-        """
-        with self.storage_errors(f"sweep {STAGING}"):
-            return self._store.sweep(keep)
 
     # --- helpers
 

@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from filelock import FileLock
-
 from nbia_pipeline import clock
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import LOCKS, encode
@@ -77,15 +75,9 @@ class LockTimings:
     poll: float = 0.5
 
 
-_threads: WeakValueDictionary[str, _ThreadLock] = WeakValueDictionary()
+# Each is kept only as long as somebody uses it.
+_threads: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 _threads_guard = threading.Lock()
-
-
-class _ThreadLock:
-    """A lock of threads; unlike Python's own it can be kept only as long as somebody uses it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
 
 
 @contextmanager
@@ -95,16 +87,9 @@ def among_threads(name: str) -> Iterator[None]:
     Take it before a lock that processes share: threads wait for each other without polling.
     """
     with _threads_guard:
-        shared = _threads.setdefault(name, _ThreadLock())
-    with shared.lock:
+        shared = _threads.setdefault(name, threading.Lock())
+    with shared:
         yield
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[ExpectHeld]:
-    """Hold a lock of the operating system; it cannot be lost. Its directory must exist."""
-    with among_threads(str(path)), FileLock(path):
-        yield lambda: None
 
 
 @contextmanager
@@ -274,8 +259,6 @@ def abandoned(entry: Path) -> bool:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:
+        return not isinstance(e, ProcessLookupError)
     return True

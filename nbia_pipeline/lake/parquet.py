@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from nbia_pipeline.schema.arrow import among
 
 ROW_GROUP_ROWS = 100_000
 COMPRESSION = "zstd"
@@ -37,20 +38,12 @@ def groups_of(file: Any) -> Iterator[pa.Table]:
 
 
 def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of an open file whose value in `column` is one of `values`; groups without any are not read.
-
-    Args:
-        file: the file.
-        column: name of a column of texts.
-        values: which of them.
-        schema: of the rows to yield; see :func:`conform`.
-    """
+    """Yield the rows of an open file whose value in `column` is one of `values`; groups without any are not read."""
     parquet = pq.ParquetFile(file)
-    wanted = pa.array(sorted(values), pa.string())
     for group in range(parquet.num_row_groups):
         if _may_contain(parquet.metadata.row_group(group), column, values):
             rows = parquet.read_row_group(group, columns=[*{*schema.names, column}], use_threads=False)
-            yield conform(rows.filter(pc.is_in(rows[column], wanted)), schema)
+            yield conform(rows.filter(among(rows[column], values)), schema)
 
 
 def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import fsspec
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import IMAGES, JOURNAL, LOCKS, STAGING
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, file_lock, object_lock, this_process
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
@@ -77,7 +78,7 @@ class _Store:
         return content
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for reading; the caller closes it."""
+        """Open a file for reading, in pieces if need be; it must be there. The caller closes it."""
         file: BinaryIO = self.fs.open(self.full(path), "rb")
         return file
 
@@ -94,7 +95,7 @@ class _Store:
             return []
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the sizes in bytes of all files below a folder, by path."""
+        """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder."""
         found = self.fs.find(self.full(folder), detail=True)
         return {str(name).removeprefix(f"{self.root}/"): int(about["size"]) for name, about in found.items()}
 
@@ -144,7 +145,21 @@ class LocalStore(_Store):
         shutil.rmtree(aside, ignore_errors=True)
 
     def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
-        """Write the entry of the journal first, so that a crash before the move can be made up for."""
+        """Make the files of a staged directory the content of a series' folder, and record that in the journal.
+
+        On a disk the entry comes first and names the staged directory: after a crash :meth:`publish_staged` makes up
+        for the move. An object store has the files first and the entry after, without a name.
+
+        Args:
+            staged: directory in a workspace that has just the files; it is moved away.
+            path: of the folder.
+            collection: of the series, for the locks.
+            series_uid: of the series, for the locks.
+            record: writes the entry.
+
+        Raises:
+            LakeError: a lock was lost.
+        """
         with self.lock(Lock.COLLECTION, collection):
             entry = record(staged.relative_to(self._staging).as_posix())
             try:
@@ -155,16 +170,22 @@ class LocalStore(_Store):
                 raise
 
     def publish_staged(self, name: str, path: str) -> None:
-        """Publish the directory that an entry of the journal names, if it is still staged."""
+        """Publish a staged directory that an entry of the journal names, if it still exists; hold the lock for it."""
         if (self._staging / name).exists():
             self.publish_folder(self._staging / name, path)
 
     def staged(self) -> list[str]:
-        """Return the names of what is in the staging area besides locks and journal."""
+        """Return the names of what is in the staging area of a disk besides locks and journal."""
         return [name for name in self.names_in(STAGING) if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
 
     def sweep(self, keep: set[str]) -> int:
-        """Remove what dead processes left in the staging area, except for `keep`; return how many entries."""
+        """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
+
+        A leftover is dead if its process on this machine is, or if it is a week old.
+
+        Args:
+            keep: names of staged directories that a journal still needs.
+        """
         dead = [entry for name in self.staged() if name not in keep and abandoned(entry := self._staging / name)]
         for entry in dead:
             if entry.is_dir():
@@ -192,11 +213,11 @@ class LocalStore(_Store):
         """Hold a lock that the processes of this machine share."""
         path = self._folder / lock.path(collection, series_uid)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path) as expect_held:
-            yield expect_held
+        with among_threads(str(path)), FileLock(path):
+            yield lambda: None  # it cannot be lost
 
-    def free_bytes(self) -> int:
-        """Return the free space of the disk in bytes; the lake itself need not exist yet."""
+    def free_bytes(self) -> int | None:
+        """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
         return shutil.disk_usage(next(f for f in (self._folder, *self._folder.parents) if f.is_dir())).free
 
     def _new_name(self, suffix: str = "") -> Path:

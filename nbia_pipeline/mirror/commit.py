@@ -29,6 +29,7 @@ from nbia_pipeline.mirror.series import (
     same_contents,
 )
 from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
+from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 
@@ -120,7 +121,7 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
 def _outdated_folders(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]:
     """Yield the directories of the older files of series that came back under another patient or study."""
     fresh = {r.wanted.SeriesInstanceUID: r.path for r in receipts if r.status == COMPLETE}
-    known = before.filter(pc.is_in(before[_UID], value_set=pa.array(list(fresh), pa.string())))
+    known = before.filter(among(before[_UID], fresh))
     for row in known.filter(has_files(known)).to_pylist():
         path = series_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], row[_UID])
         if path != fresh[row[_UID]]:
@@ -150,7 +151,7 @@ def with_receipts(table: pa.Table, receipts: Sequence[Receipt]) -> pa.Table:
     if not receipts:
         return table
     fresh = {r.wanted.SeriesInstanceUID: r for r in receipts}
-    replaced = pc.is_in(table[_UID], value_set=pa.array(list(fresh), pa.string()))
+    replaced = among(table[_UID], fresh)
     older = table.filter(replaced)
     whole = {row[_UID]: row for row in older.filter(has_files(older)).to_pylist()}
     rows = [_row(receipt, whole.get(uid)) for uid, receipt in fresh.items()]
@@ -183,26 +184,19 @@ def as_listed(table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = ()) 
     """
     listed = series.select(COLUMNS)
     is_listed = pc.is_in(table[_UID], value_set=listed[_UID])
-    gone = pc.and_(pc.is_in(table[_UID], value_set=pa.array(list(withdrawn), pa.string())), pc.invert(is_listed))
+    gone = pc.and_not(among(table[_UID], withdrawn), is_listed)
     returned = pc.and_(pc.equal(table["Status"], WITHDRAWN), is_listed)
     status = pc.if_else(gone, WITHDRAWN, table["Status"])
     status = pc.if_else(returned, pc.if_else(pc.is_valid(table["Bytes"]), COMPLETE, PENDING), status)
-    table = _with_column(table, "Status", status)
+    table = with_column(table, "Status", status)
     # What could not be refreshed may be what is listed again: then nothing is wrong with it.
     current = pc.and_(is_listed, same_contents(in_order_of(table, listed), table))
     current = pc.and_(current, pc.equal(status, COMPLETE))
     for name in ("Reason", *NO_NEWER):
-        table = _with_column(
-            table, name, pc.if_else(current, pa.scalar(None, table.schema.field(name).type), table[name])
-        )
+        table = with_column(table, name, pc.if_else(current, pa.scalar(None, table[name].type), table[name]))
     table = table.filter(pc.invert(pc.and_(pc.equal(status, PENDING), is_listed)))
     new = listed.filter(pc.invert(pc.is_in(listed[_UID], value_set=table[_UID])))
     return pa.concat_tables([table, _pending(new)]).sort_by(_UID)
-
-
-def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
-    index = table.schema.get_field_index(name)
-    return table.set_column(index, table.schema.field(index), values)
 
 
 def _pending(listed: pa.Table) -> pa.Table:

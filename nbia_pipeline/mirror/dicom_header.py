@@ -28,7 +28,6 @@ _SOP_INSTANCE = 0x00080018
 _SERIES = 0x0020000E
 _INSTANCE_NUMBER = 0x00200013
 _TAGS = {_SOP_CLASS, _SOP_INSTANCE, _SERIES, _INSTANCE_NUMBER}
-_KEYWORDS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "InstanceNumber"]
 
 
 class NotDicom(Exception):
@@ -61,23 +60,12 @@ def read_header(file: bytes | Path) -> Header:
     Raises:
         NotDicom: it is not DICOM, or has no SOPInstanceUID.
     """
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            head = opened.read(HEAD_BYTES)
-    else:
-        head = file[:HEAD_BYTES]
-    values = _walk(head)
-    if values is None:
-        values = _by_pydicom(file)
+    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file) as opened:
+        values = _walk(opened.read(HEAD_BYTES)) or _by_pydicom(file)
     uid = values.get(_SOP_INSTANCE, "")
     if not uid:
         raise NotDicom("it has no SOPInstanceUID")
-    return Header(
-        uid,
-        values.get(_SERIES, ""),
-        values.get(_SOP_CLASS) or None,
-        _number(values.get(_INSTANCE_NUMBER)),
-    )
+    return Header(uid, values.get(_SERIES, ""), values.get(_SOP_CLASS) or None, _number(values.get(_INSTANCE_NUMBER)))
 
 
 def _walk(head: bytes) -> dict[int, str] | None:
@@ -135,11 +123,11 @@ def _elements(
 def _by_pydicom(file: bytes | Path) -> dict[int, str]:
     source = file if isinstance(file, Path) else io.BytesIO(file)
     try:
-        header = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=_KEYWORDS)
-        values = {tag: header.get(keyword) for tag, keyword in zip(sorted(_TAGS), _KEYWORDS, strict=True)}
+        header = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=list(_TAGS))
+        elements = [header[tag] for tag in _TAGS if tag in header]
+        return {int(e.tag): str(e.value) for e in elements if e.value is not None}
     except Exception as e:
         raise NotDicom(f"it is not DICOM ({type(e).__name__}: {e})") from e
-    return {tag: str(value) for tag, value in values.items() if value is not None}
 
 
 def _number(text: str | None) -> int | None:

@@ -12,7 +12,7 @@ from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, Not
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import Receipt
-from nbia_pipeline.mirror.repair import Verified, complete, complete_without_digests, expect_same_set
+from nbia_pipeline.mirror.repair import complete, complete_without_digests, expect_same_set
 from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
 from nbia_pipeline.mirror.streams import Streams
 from nbia_pipeline.mirror.unpack import NotVerified, ZipBounds, unpack
@@ -118,10 +118,10 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
                     if attempt > 1:  # the listing may be older than the files
                         wanted = _listed_now(client, wanted) or wanted
                     digests, last = empty < EMPTY_ZIPS, attempt == TRIES
-                    verified = _attempt(client, wanted, work / "files", digests=digests, last=last)
-                    if verified.repaired:
+                    receipt = _attempt(client, wanted, work / "files", digests=digests, last=last)
+                    if receipt.repaired:
                         _expect_not_replaced(client, wanted)
-                    if sum(i.Size for i in verified.instances) != wanted.FileSize:
+                    if sum(i.Size for i in receipt.instances) != wanted.FileSize:
                         wanted = _listed_now(client, wanted) or wanted
             except NotVerified as e:
                 reason = str(e)
@@ -130,21 +130,16 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
                 continue
             except NotAvailable as e:
                 return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
-            receipt = Receipt(wanted, COMPLETE, attempt, **vars(verified))
+            receipt = replace(receipt, wanted=wanted, attempts=attempt)
             publish_series(lake, receipt, work / "files")
             return receipt
     return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
 
 
-def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Verified:
-    """Download a series once, and verify it.
+def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Receipt:
+    """Download a series once into a new directory, as a zip with or without digests, and verify it.
 
-    Args:
-        client: the archive.
-        wanted: the series.
-        files: directory to create.
-        digests: ask for the zip with digests; else for the one without.
-        last: no other attempt follows, so repair whatever can be repaired.
+    No other attempt follows the last, which repairs whatever can be repaired.
     """
     uid = wanted.SeriesInstanceUID
     bounds = _bounds(client, wanted)
@@ -161,12 +156,10 @@ def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: 
 
 
 def _bounds(client: NbiaClient, wanted: WantedSeries) -> ZipBounds:
-    if wanted.FileSize is not None:
-        return ZipBounds.announced(wanted.FileSize, wanted.ImageCount)
-    size = client.series_size(wanted.SeriesInstanceUID)
-    if size is None:
-        return ZipBounds.announced(UNKNOWN_BYTES, wanted.ImageCount)
-    return ZipBounds.announced(size.file_size, size.image_count)
+    size, count = wanted.FileSize, wanted.ImageCount
+    if size is None and (now := client.series_size(wanted.SeriesInstanceUID)):
+        size, count = now.file_size, now.image_count
+    return ZipBounds.announced(UNKNOWN_BYTES if size is None else size, count)
 
 
 def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:

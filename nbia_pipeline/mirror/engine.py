@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
@@ -109,7 +109,7 @@ class Mirror:
             self.commit(collection)
         fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
-            wanted=plan.wanted,
+            wanted=plan.wanted_figures.series,
             already_there=plan.done,
             fetched=len(fetched),
             files=sum(len(r.instances) for r in fetched),
@@ -197,7 +197,7 @@ class Mirror:
         receipts = [commit(self.lake, collection, listed) for collection, listed in series.items()]
         receipts = pa.concat_tables([t.IMAGE_SERIES.schema.empty_table(), *receipts])
         swept = journal.sweep(self.lake)
-        plan = make_plan(rows, receipts, selection=selection, **asdict(bounds))
+        plan = make_plan(rows, receipts, selection=selection, bounds=bounds)
         leftovers = f", {swept} leftovers of earlier runs removed" if swept else ""
         on_progress(f"{what}: {plan.text(self.lake.free_bytes())}{leftovers}")
         expect_room(self.lake, plan)
@@ -231,4 +231,4 @@ def preview(lake: Lake, collection: str, selection: Selection = EVERYTHING, boun
         LakeError: the lake cannot be read.
     """
     series = present_series(lake, collection)
-    return make_plan(series, current_receipts(lake, collection, series), selection=selection, **asdict(bounds))
+    return make_plan(series, current_receipts(lake, collection, series), selection=selection, bounds=bounds)

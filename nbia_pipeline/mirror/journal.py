@@ -1,7 +1,6 @@
 """The journal: the outcome of a series, written down at once; :mod:`~nbia_pipeline.mirror.commit` has the tables.
 
-The journal is what makes a finished series survive a crash. An entry is written before the files take their place,
-and names the staged directory: if that is still there later, the move is made then; if not, it was made before.
+The journal is what makes a finished series survive a crash; see :meth:`~nbia_pipeline.lake.store.LocalStore.publish`.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def read_slices(lake: Lake, collection: str) -> Iterator[list[Entry]]:
     """Yield the entries of a journal, some at a time; an empty list where there are none."""
     entries: list[Entry] = []
     size = 0
-    for entry in _read(lake, (f"{_folder(collection)}/{name}" for name in lake.names_in(_folder(collection)))):
+    for entry in _read(lake, _paths_in(lake, _folder(collection))):
         entries.append(entry)
         size += len(entry.receipt.instances)
         if size >= SLICE_INSTANCES:
@@ -92,11 +91,8 @@ def staged_by_journal(lake: Lake) -> set[str]:
     """Return the names of the staged directories that a journal still needs."""
     if not lake.staged():
         return set()
-    found: set[str] = set()
-    for collection in lake.names_in(JOURNAL):
-        paths = (f"{JOURNAL}/{collection}/{name}" for name in lake.names_in(f"{JOURNAL}/{collection}"))
-        found |= {entry.staged.split("/")[0] for entry in _read(lake, paths) if entry.staged}
-    return found
+    paths = (path for folder in _paths_in(lake, JOURNAL) for path in _paths_in(lake, folder))
+    return {entry.staged.split("/")[0] for entry in _read(lake, paths) if entry.staged}
 
 
 # --- a batch that fails
@@ -131,6 +127,10 @@ def _folder(collection: str) -> str:
     return f"{JOURNAL}/{encode(collection)}"
 
 
+def _paths_in(lake: Lake, folder: str) -> list[str]:
+    return [f"{folder}/{name}" for name in lake.names_in(folder)]
+
+
 def _mark(collection: str) -> str:
     return f"{_folder(collection)}/{FAILED}"
 
@@ -152,7 +152,6 @@ def _read(lake: Lake, paths: Iterable[str]) -> Iterator[Entry]:
 
 
 def _write(lake: Lake, receipt: Receipt, staged: str | None) -> str:
-    entry = json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode()
     path = _path(receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID)
-    lake.put_bytes(path, entry)
+    lake.put_bytes(path, json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode())
     return path

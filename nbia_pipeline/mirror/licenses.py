@@ -17,17 +17,15 @@ import pyarrow as pa
 from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import license_path
+from nbia_pipeline.mirror.unpack import LICENSE
 from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
 from nbia_pipeline.schema.tables import LICENSES
 
 log = logging.getLogger(__name__)
 
-LICENSE = "LICENSE"
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
-
-_COLUMNS = ["SeriesInstanceUID", "FileSize", "ImageCount"]
 
 
 @dataclass(frozen=True, order=True)
@@ -76,11 +74,7 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
 def read_license(chunks: Iterator[bytes]) -> str | None:
     """Return the text of the license that begins a zip of getImage; nothing after it is read.
 
-    Args:
-        chunks: the bytes of the zip.
-
-    Returns:
-        The text, None where it is empty or missing: the server has none to give.
+    It is None where the text is empty or missing: the server has none to give.
 
     Raises:
         BadAnswer: this is not a zip, or the license is longer than any real one.
@@ -102,12 +96,11 @@ def read_license(chunks: Iterator[bytes]) -> str | None:
 def _series_by_license(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
     """Return the rows of the series by license, the smallest with images first."""
     found: dict[License, list[dict[str, Any]]] = {}
-    for row in series.select([*_COLUMNS, "LicenseName", "LicenseURI"]).to_pylist():
+    order = [("FileSize", "ascending"), ("SeriesInstanceUID", "ascending")]
+    columns = ["SeriesInstanceUID", "FileSize", "ImageCount", "LicenseName", "LicenseURI"]
+    rows = series.select(columns).sort_by(order).to_pylist()
+    for row in sorted(rows, key=lambda row: bool(row["ImageCount"] == 0)):
         found.setdefault(_license_of(row), []).append(row)
-    for rows in found.values():
-        rows.sort(
-            key=lambda r: (r["ImageCount"] == 0, r["FileSize"] is None, r["FileSize"] or 0, r["SeriesInstanceUID"])
-        )
     return found
 
 
@@ -121,11 +114,8 @@ def _ask(client: NbiaClient, collection: str, license: License, listed: list[dic
     for row in listed[:SERIES_ASKED]:
         try:
             text = client.image(row["SeriesInstanceUID"], read_license)
-        except (NotAvailable, BadAnswer, ServerError) as e:
-            why = str(e)
-            continue
-        except LoginRefused as e:
-            if e.status != 500:  # server: how v4 may fail at a series when the guest asks
+        except (NotAvailable, BadAnswer, ServerError, LoginRefused) as e:
+            if isinstance(e, LoginRefused) and e.status != 500:  # server: how v4 may fail when the guest asks
                 raise
             why = str(e)
             continue
@@ -155,10 +145,8 @@ def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]
 def _free_path(collection: str, license: License, taken: set[str]) -> str:
     """Return the path of a license; where two share a name, their addresses distinguish them."""
     path = license_path(collection, license.name)
-    if path not in taken:
-        return path
     digest = hashlib.md5(f"{license.name}\n{license.uri}".encode(), usedforsecurity=False).hexdigest()
-    return license_path(collection, license.name, digest[:8])
+    return path if path not in taken else license_path(collection, license.name, digest[:8])
 
 
 def _decoded(text: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -22,6 +23,7 @@ from nbia_pipeline.mirror.series import (
     same_contents,
     wanted_series,
 )
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import QUARANTINED, UNAVAILABLE
 from nbia_pipeline.text import size_text
 
@@ -112,13 +114,8 @@ class Plan:
     selected: pa.Table = field(compare=False, repr=False)
 
     @property
-    def wanted(self) -> int:
-        """How many series are wanted."""
-        return self.wanted_figures.series
-
-    @property
     def done(self) -> int:
-        """How many of them are in the lake."""
+        """How many of the wanted series are in the lake."""
         return self.done_figures.series
 
     @property
@@ -139,7 +136,7 @@ class Plan:
         todo = self.figures
         parts = [
             f"{todo.series} series to fetch ({todo.files:,} files, {size_text(todo.bytes)})",
-            f"{self.done} of {self.wanted} in the lake ({size_text(self.done_figures.bytes)})",
+            f"{self.done} of {self.wanted_figures.series} in the lake ({size_text(self.done_figures.bytes)})",
         ]
         if self.left:
             parts.append(f"{len(self.left)} deferred to a later run")
@@ -157,9 +154,7 @@ def make_plan(
     receipts: pa.Table,
     *,
     selection: Selection = EVERYTHING,
-    max_bytes: int | None = None,
-    max_series: int | None = None,
-    retry: bool = True,
+    bounds: Bounds = NO_BOUNDS,
 ) -> Plan:
     """Compare what the archive lists with what the lake holds.
 
@@ -170,17 +165,18 @@ def make_plan(
         series: rows of the ``series`` table.
         receipts: rows of the ``image_series`` table, with those of the journal.
         selection: which of the series are wanted; all by default.
-        max_bytes, max_series, retry: see :class:`Bounds`.
+        bounds: how much to fetch.
     """
     selected = selection.apply(series).select(COLUMNS).sort_by("SeriesInstanceUID")
     known = in_order_of(selected, receipts)
     same = same_contents(selected, known)
     there = pc.and_(same, has_files(known))
     failed = pc.and_(_failed_before(selected, known, same), pc.invert(there))
-    again = failed if retry else pc.and_(failed, _unavailable_for_a_day(known))
+    again = failed if bounds.retry else pc.and_(failed, _unavailable_for_a_day(known))
     never = pc.invert(pc.or_(there, failed))
     missing = wanted_series(selected.filter(never)) + wanted_series(selected.filter(again))
-    todo = _within(missing, max_bytes, max_series)
+    most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
+    todo = next(batches(missing, most_bytes, bounds.max_series), [])
     return Plan(
         todo,
         missing[len(todo) :],
@@ -190,17 +186,6 @@ def make_plan(
         given_up=(pc.sum(failed).as_py() or 0) - (pc.sum(again).as_py() or 0),
         selected=selected,
     )
-
-
-def _within(missing: list[WantedSeries], max_bytes: int | None, max_series: int | None) -> list[WantedSeries]:
-    todo: list[WantedSeries] = []
-    planned = 0
-    for one in missing:
-        planned += one.FileSize or 0
-        if todo and ((max_bytes is not None and planned > max_bytes) or len(todo) == max_series):
-            break
-        todo.append(one)
-    return todo
 
 
 def expect_room(lake: Lake, *plans: Plan) -> None:
@@ -232,7 +217,7 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
 
 def _failed_before(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) -> pa.ChunkedArray:
     """Tell of every series whether the content that is listed now was tried, and could not be fetched."""
-    refused = pc.is_in(receipts["Status"], value_set=pa.array([QUARANTINED, UNAVAILABLE]))
+    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
     outdated = pc.and_(refresh_failed(receipts), same_contents(series, receipts, NEWER))
     return pc.or_(pc.and_(refused, same), outdated)
 
@@ -247,7 +232,7 @@ def _unavailable_for_a_day(receipts: pa.Table) -> pa.ChunkedArray:
 
 
 def batches(
-    todo: Iterable[WantedSeries], max_bytes: int = BATCH_BYTES, max_series: int = BATCH_SERIES
+    todo: Iterable[WantedSeries], max_bytes: float = BATCH_BYTES, max_series: int | None = BATCH_SERIES
 ) -> Iterator[list[WantedSeries]]:
     """Cut the series to fetch into batches bounded by bytes and count; each holds at least one series."""
     batch: list[WantedSeries] = []

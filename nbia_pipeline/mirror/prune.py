@@ -20,6 +20,7 @@ from nbia_pipeline.changes.present import withdrawn_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.series import NO_NEWER
+from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
 
@@ -47,11 +48,8 @@ class Prunable:
 
 def mark_withdrawn(lake: Lake, collection: str) -> None:
     """Update which receipts are marked as withdrawn; without receipts nothing is done."""
-    receipts = lake.read_table(IMAGE_SERIES, collection, columns=[UID, "Status"])
-    withdrawn = withdrawn_series(lake, collection)
-    known = set(receipts[UID].to_pylist())
-    marked = set(receipts.filter(pc.equal(receipts["Status"], WITHDRAWN))[UID].to_pylist())
-    if known & withdrawn != marked:
+    known, marked = _known_and_marked(lake, collection)
+    if known & withdrawn_series(lake, collection) != marked:
         commit(lake, collection, clear_mark=False)
 
 
@@ -64,15 +62,14 @@ def prunable(lake: Lake, collection: str) -> Prunable | None:
     Raises:
         LakeError: the lake cannot be read.
     """
-    uids = _candidates(lake, collection)
+    _, marked = _known_and_marked(lake, collection)
     files = lake.read_table(INSTANCES, collection, columns=[UID, "Size"])
-    files = files.filter(pc.is_in(files[UID], value_set=_texts(uids)))
+    files = files.filter(among(files[UID], marked & withdrawn_series(lake, collection)))
     if not files.num_rows:
         return None
-    seen = lake.read_table(SERIES_SEEN, collection, columns=[UID, "MissingSince"])
-    since = seen.filter(pc.is_in(seen[UID], value_set=pc.unique(files[UID])))["MissingSince"]
-    span = pc.min_max(since).as_py()
     found = frozenset(pc.unique(files[UID]).to_pylist())
+    seen = lake.read_table(SERIES_SEEN, collection, columns=[UID, "MissingSince"])
+    span = pc.min_max(seen.filter(among(seen[UID], found))["MissingSince"]).as_py()
     return Prunable(collection, found, files.num_rows, pc.sum(files["Size"]).as_py(), span["min"], span["max"])
 
 
@@ -93,7 +90,7 @@ def prune(lake: Lake, what: Prunable) -> Prunable | None:
             return None
         _state_no_files(lake, what.collection, uids)
         instances = lake.read_table(INSTANCES, what.collection)
-        chosen = pc.is_in(instances[UID], value_set=_texts(uids))
+        chosen = among(instances[UID], uids)
         gone = instances.filter(chosen)
         for folder in sorted({path.rsplit("/", 1)[0] for path in gone["Path"].to_pylist()}):
             expect_held()
@@ -103,23 +100,19 @@ def prune(lake: Lake, what: Prunable) -> Prunable | None:
     return Prunable(what.collection, uids, gone.num_rows, pc.sum(gone["Size"]).as_py(), now.since, now.until)
 
 
-def _candidates(lake: Lake, collection: str) -> set[str]:
+def _known_and_marked(lake: Lake, collection: str) -> tuple[set[str], set[str]]:
+    """Return the UIDs of the series with a receipt, and of those whose receipt marks them as withdrawn."""
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=[UID, "Status"])
-    marked = receipts.filter(pc.equal(receipts["Status"], WITHDRAWN))[UID].to_pylist()
-    return set(marked) & withdrawn_series(lake, collection)
+    marked = receipts.filter(pc.equal(receipts["Status"], WITHDRAWN))
+    return set(receipts[UID].to_pylist()), set(marked[UID].to_pylist())
 
 
 def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     """Let the receipts state that the files are gone, before they are."""
     receipts = lake.read_table(IMAGE_SERIES, collection)
-    chosen = pc.is_in(receipts[UID], value_set=_texts(uids))
+    chosen = among(receipts[UID], uids)
     why = f"pruned on {clock.utc_now():%Y-%m-%d}: the archive withdrew it"
     for name, value in {**NO_NEWER, "Bytes": None, "Reason": why}.items():
-        field = receipts.schema.field(name)
-        values = pc.if_else(chosen, pa.scalar(value, field.type), receipts[name])
-        receipts = receipts.set_column(receipts.schema.get_field_index(name), field, values)
+        values = pc.if_else(chosen, pa.scalar(value, receipts[name].type), receipts[name])
+        receipts = with_column(receipts, name, values)
     lake.write_table(IMAGE_SERIES, receipts, collection)
-
-
-def _texts(values: Iterable[str]) -> pa.Array:
-    return pa.array(sorted(values), pa.string())

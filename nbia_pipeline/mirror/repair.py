@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
-from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5
+from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, VerifiedInstance, series_md5, take_single
+from nbia_pipeline.schema.status import COMPLETE
 
 log = logging.getLogger(__name__)
 
 # A download that lacks more than this part of its instances is repeated rather than repaired.
 WORTH_REPAIRING = 0.5
-
-
-@dataclass(frozen=True)
-class Verified:
-    """A series whose every instance is verified.
-
-    Attributes:
-        instances: in the order of InstanceNumber.
-        repaired: how many were fetched one by one.
-        verified_by: ``md5``, or ``count+size`` where the archive holds no digest of some instance.
-    """
-
-    instances: list[VerifiedInstance]
-    repaired: int
-    verified_by: str
 
 
 def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str]) -> None:
@@ -57,8 +42,8 @@ def complete(
     files: Path,
     *,
     even_if_many: bool,
-) -> Verified:
-    """Verify every listed instance: by the zip's list of digests, else one by one.
+) -> Receipt:
+    """Verify every listed instance, by the zip's list of digests, else one by one; return the receipt of the download.
 
     An instance that the zip lacks, or whose digest is wrong, is fetched with getSingleImage and compared with
     getMD5HashForImage. Where the archive holds no digest of it, count and total size must match.
@@ -94,12 +79,12 @@ def complete(
         verified[uid] = instance
     if undigested:
         _expect_size(wanted, verified.values())
-    return Verified(_in_order(verified.values()), repaired, COUNT_AND_SIZE if undigested else MD5)
+    return _receipt(wanted, verified.values(), repaired, COUNT_AND_SIZE if undigested else MD5)
 
 
 def complete_without_digests(
     client: NbiaClient, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], files: Path
-) -> Verified:
+) -> Receipt:
     """Verify what getImage sent, which has no list of digests: by the set of instances and their total size.
 
     The digest that getMD5Hierarchy holds of the series proves more, where it is the same.
@@ -113,9 +98,9 @@ def complete_without_digests(
     for uid in missing:
         instances[uid] = _single(client, wanted, uid, files)
     if _digest_of_all(client, wanted.SeriesInstanceUID) == series_md5([i.MD5 for i in instances.values()]):
-        return Verified(_in_order(instances.values()), len(missing), MD5)
+        return _receipt(wanted, instances.values(), len(missing), MD5)
     _expect_size(wanted, instances.values())
-    return Verified(_in_order(instances.values()), len(missing), COUNT_AND_SIZE)
+    return _receipt(wanted, instances.values(), len(missing), COUNT_AND_SIZE)
 
 
 def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
@@ -149,8 +134,9 @@ def _expect_size(wanted: WantedSeries, instances: Iterable[VerifiedInstance]) ->
         )
 
 
-def _in_order(instances: Iterable[VerifiedInstance]) -> list[VerifiedInstance]:
-    return sorted(instances, key=lambda i: (i.InstanceNumber or 0, i.SOPInstanceUID))
+def _receipt(wanted: WantedSeries, instances: Iterable[VerifiedInstance], repaired: int, verified_by: str) -> Receipt:
+    in_order = sorted(instances, key=lambda i: (i.InstanceNumber or 0, i.SOPInstanceUID))
+    return Receipt(wanted, COMPLETE, 1, in_order, repaired=repaired, verified_by=verified_by)
 
 
 def _shortage(unpacked: Unpacked, listed: Sequence[str]) -> str:

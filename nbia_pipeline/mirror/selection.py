@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.series import in_order_of
+from nbia_pipeline.schema.arrow import among, same_values
 from nbia_pipeline.schema.tables import SERIES
 
 log = logging.getLogger(__name__)
@@ -52,19 +52,16 @@ class Selection:
         """Return the rows of a ``series`` table that are wanted, in their order."""
         for column, values in (("Modality", self.modalities), ("BodyPartExamined", self.body_parts)):
             if values:
-                series = series.filter(_among(_folded(series[column]), _folded(pa.array(values, pa.string()))))
+                wanted = _folded(pa.array(values, pa.string()))
+                series = series.filter(pc.is_in(_folded(series[column]), value_set=wanted))
         for column, values in (("PatientID", self.patients), ("SeriesInstanceUID", self.series)):
             if values:
-                series = series.filter(_among(series[column], pa.array(values, pa.string())))
+                series = series.filter(among(series[column], values))
         return series
 
 
 def _folded(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.utf8_upper(pc.utf8_trim_whitespace(values))
-
-
-def _among(values: pa.ChunkedArray, wanted: pa.Array) -> pa.ChunkedArray:
-    return pc.is_in(values, value_set=wanted)
 
 
 def with_lists(
@@ -94,7 +91,7 @@ def with_lists(
         if client is None:
             raise ValueError("a cart is read from the archive: pass a client")
         named += read_cart(client, cart)
-    return replace(selection, series=_once(named))
+    return replace(selection, series=tuple(dict.fromkeys(named)))
 
 
 def read_manifest(path: str | Path) -> list[str]:
@@ -124,16 +121,12 @@ def read_manifest(path: str | Path) -> list[str]:
         raise SelectionError(f"{path} is not a .tcia manifest: {wrong[:80]!r} is not a SeriesInstanceUID")
     if not uids:
         raise SelectionError(f"the manifest {path} names no series")
-    return list(_once(uids))
+    return list(dict.fromkeys(uids))
 
 
 def _is_uid(text: str) -> bool:
     """Tell whether `text` can be a UID: digits and dots, at most 64 (DICOM PS3.5, 9.1)."""
     return len(text) <= 64 and text.isascii() and text.replace(".", "").isdigit()
-
-
-def _once(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(values))
 
 
 # --- shared carts
@@ -146,7 +139,7 @@ def read_cart(client: NbiaClient, name: str) -> list[str]:
         SelectionError: it has none that this account may see, which is also how the archive answers a wrong name.
         ArchiveError: the archive cannot be asked; v4 has no carts.
     """
-    return list(_once(_rows_of_cart(client, name)[_UID].to_pylist()))
+    return list(dict.fromkeys(_rows_of_cart(client, name)[_UID].to_pylist()))
 
 
 def cart_series(client: NbiaClient, lake: Lake, name: str) -> pa.Table:
@@ -196,13 +189,13 @@ def _known(lake: Lake, collection: str, in_cart: pa.Table) -> pa.Table:
     rows = rows.filter(pc.is_in(rows[_UID], value_set=in_cart[_UID].combine_chunks()))
     now = in_order_of(rows, in_cart)
     agree = pc.is_valid(now[_UID])
-    for a, b in ((rows[column], now[column]) for column in _OF_A_CART):
-        agree = pc.and_(agree, pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b))))
+    for column in _OF_A_CART:
+        agree = pc.and_(agree, same_values(rows[column], now[column]))
     return rows.filter(agree)
 
 
 def _listed(client: NbiaClient, collection: str, uids: list[str]) -> pa.Table:
     if len(uids) > ONE_BY_ONE:
         listed = client.series(collection)
-        return listed.filter(_among(listed[_UID], pa.array(uids, pa.string())))
+        return listed.filter(among(listed[_UID], uids))
     return pa.concat_tables([SERIES.schema.empty_table(), *(client.series(series_uid=uid) for uid in uids)])

@@ -20,10 +20,7 @@ BUSY = 0.85
 
 
 class Streams:
-    """A number of slots that grows while the processors are idle, and shrinks while they are busy.
-
-    It begins with one slot more than there are processors, doubles whenever they are found idle, and falls by one
-    whenever they are found busy.
+    """A number of slots: one more than processors at first, doubled when these are found idle, one less when busy.
 
     Args:
         most: highest number of slots.

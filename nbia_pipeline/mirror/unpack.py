@@ -110,7 +110,8 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
         UnsafeZip: a name is a path or is used twice, or there is more than `bounds` allow.
         OSError: the disk cannot be written.
     """
-    _empty(target)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
     found = Unpacked()
     names: set[str] = set()
     left = bounds.bytes
@@ -120,12 +121,13 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
             names.add(entry.name)
             if len(names) > bounds.files:
                 raise UnsafeZip(f"the zip holds more than {bounds.files} files, far more than the archive announced")
-            if entry.name == MD5_LIST:
-                found.digests = _listed_digests(_all_of(entry, LIST_BYTES))
-            elif entry.name == LICENSE:
-                _all_of(entry, LIST_BYTES)
+            if entry.name in (MD5_LIST, LICENSE):
+                text = b"".join(_bounded(entry, LIST_BYTES))
+                if entry.name == MD5_LIST:
+                    found.digests = _listed_digests(text)
             else:
-                left -= _take(entry, target, series_uid, left, found)
+                _take(entry, target, series_uid, left, found)
+                left -= entry.size
     except InvalidZip as e:
         raise NotVerified(f"the zip is not whole: {e}") from e
     return found
@@ -157,32 +159,23 @@ def series_md5(digests: Sequence[str]) -> str:
     return hashlib.md5("".join(sorted(digests)).encode(), usedforsecurity=False).hexdigest()
 
 
-def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> int:
-    """Store one image of the zip, and return its size; a bad one is listed as a fault instead."""
-    size = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal size
-        for piece in _bounded(entry, left):
-            size += len(piece)
-            yield piece
-
+def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> None:
+    """Store one image of the zip; a bad one is listed as a fault instead."""
     try:
-        instance = _store(counted(), target, series_uid, taken=found.instances)
+        instance = _store(_bounded(entry, left), target, series_uid, taken=found.instances)
     except UnsafeZip:
         raise
     except NotVerified as e:
-        for _ in counted():  # so that a discarded file counts as well
+        for _ in _bounded(entry, left):  # so that a discarded file counts as well
             pass
         found.faults.append(f"{entry.name}: {e}")
-        return size
+        return
     if not entry.intact:
         (target / instance_name(instance.SOPInstanceUID)).unlink()
         found.faults.append(f"{entry.name}: its size or checksum is not the one that the zip states")
-        return size
+        return
     found.instances[instance.SOPInstanceUID] = instance
     found.names[instance.SOPInstanceUID] = entry.name
-    return size
 
 
 def _store(
@@ -242,10 +235,6 @@ def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:
         yield piece
 
 
-def _all_of(entry: Entry, most: int) -> bytes:
-    return b"".join(_bounded(entry, most))
-
-
 def _expect_plain_name(name: str, names: set[str]) -> None:
     if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
         raise UnsafeZip(f"the zip holds a name that is a path: {name[:100]!r}")
@@ -258,9 +247,3 @@ def _listed_digests(text: bytes) -> dict[str, str]:
     if not rows or rows[0] != ["Filename", "MD5Hash"] or any(len(r) != 2 for r in rows):
         raise NotVerified(f"{MD5_LIST} is not a list of names and digests")
     return {name: digest.strip().lower() for name, digest in rows[1:]}
-
-
-def _empty(target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    target.mkdir()

@@ -46,11 +46,15 @@ class Entry:
         name: as the zip spells it; not to be trusted.
         pieces: the contents, in pieces of at most 1 MiB.
         intact: None until the contents were read; then whether size and CRC are those that the zip states.
+        size: how many bytes were read so far.
+        packed: how many bytes of the zip these took.
     """
 
     name: str
     pieces: Iterator[bytes]
     intact: bool | None = None
+    size: int = 0
+    packed: int = 0
 
     def __iter__(self) -> Iterator[bytes]:
         return self.pieces
@@ -101,9 +105,6 @@ class _Source:
 
     def take(self, count: int) -> bytes:
         """Return exactly `count` bytes."""
-        if len(self._held) >= count:
-            piece, self._held = bytes(self._held[:count]), self._held[count:]
-            return piece
         parts = bytearray()
         while len(parts) < count:
             more = self.some(count - len(parts))
@@ -132,28 +133,17 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
 
 
 def _contents(source: _Source, entry: Entry, stated: tuple[int, int, int] | None, *, deflated: bool) -> Iterator[bytes]:
-    crc = size = 0
-    count = _Count()
-    plain = _inflated(source, count) if deflated else _copied(source, stated[1] if stated else 0, count)
+    crc = 0
+    plain = _inflated(source, entry) if deflated else _copied(source, stated[1] if stated else 0, entry)
     for piece in plain:
         crc = zlib.crc32(piece, crc)
-        size += len(piece)
+        entry.size += len(piece)
         yield piece
-    found = (crc, count.packed, size)
-    if stated is None:
-        entry.intact = _descriptor_agrees(source, *found)
-    else:
-        entry.intact = found == stated
+    found = (crc, entry.packed, entry.size)
+    entry.intact = _descriptor_agrees(source, *found) if stated is None else found == stated
 
 
-@dataclass
-class _Count:
-    """How many bytes an entry took in the zip."""
-
-    packed: int = 0
-
-
-def _inflated(source: _Source, count: _Count) -> Iterator[bytes]:
+def _inflated(source: _Source, entry: Entry) -> Iterator[bytes]:
     inflate = zlib.decompressobj(-15)
     pending: memoryview | bytes = b""
     while not inflate.eof:
@@ -167,19 +157,19 @@ def _inflated(source: _Source, count: _Count) -> Iterator[bytes]:
         except DeflateError as e:
             raise InvalidZip(f"the zip is damaged ({e})") from e
         rest = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-        count.packed += len(pending) - len(rest)
+        entry.packed += len(pending) - len(rest)
         pending = rest
         if piece:
             yield piece
     source.give_back(bytes(pending))
 
 
-def _copied(source: _Source, length: int, count: _Count) -> Iterator[bytes]:
-    while count.packed < length:
-        piece = bytes(source.some(min(PIECE_BYTES, length - count.packed)))
+def _copied(source: _Source, length: int, entry: Entry) -> Iterator[bytes]:
+    while entry.packed < length:
+        piece = bytes(source.some(min(PIECE_BYTES, length - entry.packed)))
         if not piece:
             raise InvalidZip("the zip is cut: the stream ended within a file")
-        count.packed += len(piece)
+        entry.packed += len(piece)
         yield piece
 
 

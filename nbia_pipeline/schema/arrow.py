@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+def among(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
+    """Return where a column has one of some texts."""
+    return pc.is_in(column, value_set=pa.array(list(values), pa.string()))
+
+
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return a table with other values in one of its columns, whose type stays."""
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), values)
 
 
 def first_of_each(table: pa.Table, *key: str) -> pa.Table:

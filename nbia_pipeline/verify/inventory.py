@@ -7,6 +7,7 @@ fetch counts as a check.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
+
+log = logging.getLogger(__name__)
 
 _RECEIPT = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
 _RESULT = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()
@@ -72,7 +75,7 @@ class VerifyResult:
         return f"{self.series.collection}: series {self.series.uid}, {self.finding or 'as it was fetched'}"
 
 
-def stored_series(lake: Lake, collection: str) -> list[StoredSeries]:
+def stored_series(lake: Lake, collection: str, only: frozenset[str] | None = None) -> list[StoredSeries]:
     """Return the series of a collection that are in the lake, in the order in which they should be read again.
 
     These are the complete ones, and those withdrawn ones whose files are there: receipts that state a size.
@@ -80,20 +83,17 @@ def stored_series(lake: Lake, collection: str) -> list[StoredSeries]:
     Args:
         lake: the lake.
         collection: which partition.
+        only: UIDs of the series, None for all.
     """
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=_RECEIPT)
     results = {uid: rest for uid, *rest in _tuples(lake.read_table(VERIFICATIONS, collection, columns=_RESULT))}
     rows = _tuples(receipts.filter(pc.is_valid(receipts["Bytes"])))
-    stored = [_stored(collection, row, results.get(row[0])) for row in rows]
+    stored = [_stored(collection, row, results.get(row[0])) for row in rows if only is None or row[0] in only]
     return sorted(stored, key=lambda s: (s.finding is None, s.checked_at, s.uid))
 
 
 def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
-    """Keep results, for the order of the next verification and for the asset check.
-
-    Raises:
-        LakeError: the lake cannot be written.
-    """
+    """Keep results, for the order of the next verification and for the asset check; warn where that fails."""
     by_collection: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         by_collection[result.series.collection].append(
@@ -105,13 +105,16 @@ def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
                 "Finding": result.finding,
             }
         )
-    for collection, rows in by_collection.items():
-        fresh = pa.Table.from_pylist(rows, schema=VERIFICATIONS.schema)
-        with lake.lock(Lock.VERIFICATIONS, collection):
-            old = lake.read_table(VERIFICATIONS, collection)
-            kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], fresh["SeriesInstanceUID"])))
-            both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")
-            lake.write_table(VERIFICATIONS, both, collection)
+    try:
+        for collection, rows in by_collection.items():
+            fresh = pa.Table.from_pylist(rows, schema=VERIFICATIONS.schema)
+            with lake.lock(Lock.VERIFICATIONS, collection):
+                old = lake.read_table(VERIFICATIONS, collection)
+                kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], fresh["SeriesInstanceUID"])))
+                both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")
+                lake.write_table(VERIFICATIONS, both, collection)
+    except LakeError as e:
+        log.warning("cannot record which series were verified, the next run begins with them again: %s", e)
 
 
 def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:

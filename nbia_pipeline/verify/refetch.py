@@ -15,6 +15,7 @@ from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import batches
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import NO_NEWER, wanted_series
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.verify.inventory import VerifyResult
@@ -89,10 +90,7 @@ def _demote(lake: Lake, collection: str, findings: Mapping[str, str]) -> None:
         return
     with lake.lock(Lock.COLLECTION, collection):
         receipts = lake.read_table(IMAGE_SERIES, collection)
-        chosen = pc.and_(
-            pc.is_in(receipts["SeriesInstanceUID"], value_set=pa.array(list(findings), pa.string())),
-            pc.equal(receipts["Status"], COMPLETE),
-        )
+        chosen = pc.and_(among(receipts["SeriesInstanceUID"], findings), pc.equal(receipts["Status"], COMPLETE))
         nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
         rows = [{**row, **nothing, "Status": PENDING} for row in receipts.filter(chosen).to_pylist()]
         for row in rows:

@@ -106,13 +106,12 @@ def plan_verification(
         seed: makes the choice of a sample repeatable.
         damaged_only: read only what was found damaged before, and not fetched again since.
     """
+    chosen: dict[str, frozenset[str] | None] = dict.fromkeys(collections)
     if sample is not None:
-        planned = [plan_series(lake, name, only) for name, only in _sample(lake, sorted(collections), sample, seed)]
+        chosen = dict(_sample(lake, sorted(collections), sample, seed))
     elif damaged_only:
-        damaged = {name: frozenset(s.uid for s in stored_series(lake, name) if s.finding) for name in collections}
-        planned = [plan_series(lake, name, only) for name, only in damaged.items()]
-    else:
-        planned = [plan_series(lake, name) for name in collections]
+        chosen = {name: frozenset(s.uid for s in stored_series(lake, name) if s.finding) for name in collections}
+    planned = [plan_series(lake, name, only) for name, only in chosen.items()]
     return sorted((p for p in planned if p.series), key=lambda p: (p.urgency, p.collection))
 
 
@@ -124,7 +123,7 @@ def plan_series(lake: Lake, collection: str, only: frozenset[str] | None = None)
         collection: which one.
         only: UIDs of the series, None for all that are in the lake.
     """
-    stored = _stored(lake, collection, only)
+    stored = stored_series(lake, collection, only)
     urgency = min(((s.finding is None, s.checked_at) for s in stored), default=(True, datetime.max))  # noqa: DTZ901
     return PlannedCollection(collection, len(stored), sum(s.bytes for s in stored), urgency, only)
 
@@ -166,25 +165,18 @@ def read_again(
     reader = _Reader(lake, threads, over, extra_check)
     try:
         for part in planned:
-            for result in reader.results(_stored(lake, part.collection, part.only)):
+            for result in reader.results(stored_series(lake, part.collection, part.only)):
                 run.add(result)
                 unrecorded.append(result)
                 run.seconds = time.monotonic() - started
                 if time.monotonic() - recorded_at > RECORD_SECONDS:
-                    _record(lake, unrecorded)
+                    record(lake, unrecorded)
                     unrecorded, recorded_at = [], time.monotonic()
                 on_progress(run)
     finally:
         reader.close()
-        _record(lake, unrecorded)
+        record(lake, unrecorded)
     return run
-
-
-def _record(lake: Lake, results: Sequence[VerifyResult]) -> None:
-    try:
-        record(lake, results)
-    except LakeError as e:
-        log.warning("cannot record which series were verified, the next run begins with them again: %s", e)
 
 
 def digest_check(client: NbiaClient) -> ExtraCheck:
@@ -270,11 +262,7 @@ def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[Sto
         commit(lake, collection, clear_mark=False)
     except LakeError as e:
         log.warning("%s: cannot commit what runs may have published meanwhile: %s", collection, e)
-    return _stored(lake, collection, uids)
-
-
-def _stored(lake: Lake, collection: str, only: frozenset[str] | None) -> list[StoredSeries]:
-    return [s for s in stored_series(lake, collection) if only is None or s.uid in only]
+    return stored_series(lake, collection, uids)
 
 
 def _sample(lake: Lake, collections: Sequence[str], size: int, seed: int) -> Iterator[tuple[str, frozenset[str]]]:

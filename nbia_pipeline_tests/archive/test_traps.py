@@ -49,6 +49,7 @@ from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.expected import RESTRICTED, Row, visible
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Faults, answer, cut, silence, without_query
+from nbia_pipeline_tests.helpers.series import read_files
 from nbia_pipeline_tests.helpers.tls import serving_tls
 
 COLLECTION = "TCGA-DEMO"
@@ -249,7 +250,7 @@ def test_a_series_that_is_no_longer_listed_keeps_its_files(
     kept = next(r for r in receipts.to_pylist() if r["SeriesInstanceUID"] == wanted.SeriesInstanceUID)
     assert kept["Status"] == COMPLETE
     assert wanted.SeriesInstanceUID not in [w.SeriesInstanceUID for w in make_plan(without, receipts).todo]
-    assert len(lake.read_files(path)) == wanted.ImageCount
+    assert len(read_files(lake, path)) == wanted.ImageCount
 
 
 def test_new_content_under_the_same_uid_is_fetched_again(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> None:
@@ -308,7 +309,7 @@ def test_licence_and_digests_are_not_images(client: NbiaClient, lake: Lake, want
     assert "LICENSE" not in with_digests
     assert with_digests[-1] == MD5_LIST
     receipt = fetch_series(client, lake, wanted)
-    assert len(lake.read_files(receipt.path)) == len(with_digests) - 1 == wanted.ImageCount
+    assert len(read_files(lake, receipt.path)) == len(with_digests) - 1 == wanted.ImageCount
     assert client.series(SMALL)["LicenseURI"].null_count == 0
 
 
@@ -339,7 +340,7 @@ def test_files_are_named_by_what_is_in_them(client: NbiaClient, lake: Lake, want
     first, second = (zips.unpack(client.image_with_md5(wanted.SeriesInstanceUID, b"".join)) for _ in range(2))
     assert [n for n, _ in first] == [n for n, _ in second]
     assert [c for _, c in first] != [c for _, c in second]
-    stored = {path.rsplit("/", 1)[-1] for path in lake.read_files(fetch_series(client, lake, wanted).path)}
+    stored = {path.rsplit("/", 1)[-1] for path in read_files(lake, fetch_series(client, lake, wanted).path)}
     assert stored == {f"{uid}.dcm" for uid in client.sop_instance_uids(wanted.SeriesInstanceUID)}
 
 

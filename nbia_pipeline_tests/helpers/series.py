@@ -64,7 +64,13 @@ def crash_before_the_move(lake: Lake, one: Receipt) -> None:
 
 
 def files_of(lake: Lake, path: str) -> dict[str, bytes]:
-    return {p.rsplit("/", 1)[-1]: content for p, content in lake.read_files(path).items()}
+    return {p.rsplit("/", 1)[-1]: content for p, content in read_files(lake, path).items()}
+
+
+def read_files(lake: Lake, folder: str) -> dict[str, bytes]:
+    """Return the contents of the files in a folder of the lake, by path; none where there is no folder."""
+    contents = {path: lake.read_bytes(path) for path in (f"{folder}/{n}" for n in lake.names_in(folder))}
+    return {path: content for path, content in contents.items() if content is not None}
 
 
 def expected_files(demo: Catalog, uid: str) -> dict[str, bytes]:

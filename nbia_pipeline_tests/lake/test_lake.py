@@ -22,6 +22,7 @@ from nbia_pipeline.lake import Lake, LakeError, Lock, WouldEmpty, parquet
 from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, STAGING, table_path
 from nbia_pipeline.lake.store import LocalStore, ObjectStore, Store
 from nbia_pipeline.schema.tables import COLLECTIONS, STUDIES
+from nbia_pipeline_tests.helpers.series import read_files
 
 NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
 
@@ -147,7 +148,7 @@ def test_a_folder_of_files_replaces_the_older_one(lake: Lake) -> None:
             for name in names:
                 (work / "files" / name).write_text(f"{name} of {names}")
             lake.publish(work / "files", "images/A/P/1/2", "A", "2", record)
-    held = lake.read_files("images/A/P/1/2")
+    held = read_files(lake, "images/A/P/1/2")
     assert {path.rsplit("/", 1)[-1] for path in held} == {"b.dcm", "c.dcm"}
     assert held["images/A/P/1/2/b.dcm"] == b"b.dcm of ['b.dcm', 'c.dcm']"
     assert len(records) == 2

@@ -22,6 +22,7 @@ from nbia_pipeline_tests.helpers.series import (
     Crash,
     crash_before_the_move,
     publish,
+    read_files,
     receipt,
     series_table,
     stage,
@@ -37,7 +38,7 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
 
 
 def held(lake: Lake) -> dict[str, int]:
-    return {path: len(content) for path, content in lake.read_files(receipt().path).items()}
+    return {path: len(content) for path, content in read_files(lake, receipt().path).items()}
 
 
 def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:

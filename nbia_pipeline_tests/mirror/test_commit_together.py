@@ -25,7 +25,7 @@ from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.committer import EACH, LISTED, work
-from nbia_pipeline_tests.helpers.series import crash_before_the_move, publish, receipt, series_table, wanted
+from nbia_pipeline_tests.helpers.series import crash_before_the_move, publish, read_files, receipt, series_table, wanted
 
 
 def expect_all_there(lake: Lake) -> None:
@@ -95,7 +95,7 @@ def test_two_who_fetched_the_same_series_leave_one_of_them_whole(tmp_path: Path)
         commit(lake, "A", series_table([wanted(1)]))
         rows = lake.read_table(INSTANCES, "A").to_pylist()
         assert len(rows) in versions
-        held = {path: len(content) for path, content in lake.read_files(receipt().path).items()}
+        held = {path: len(content) for path, content in read_files(lake, receipt().path).items()}
         assert held == {r["Path"]: r["Size"] for r in rows}
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import with_receipts
-from nbia_pipeline.mirror.plan import Figures, Plan, batches, expect_room, make_plan
+from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, batches, expect_room, make_plan
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.mirror.series import FINGERPRINT, NEWER, WantedSeries, in_order_of, same_content, same_contents
@@ -65,9 +65,9 @@ def test_what_is_not_complete_is_tried_again(status: str) -> None:
 def test_a_bounded_run_leaves_the_rest() -> None:
     rows = [wanted(n) for n in range(5)]
     nothing = IMAGE_SERIES.schema.empty_table()
-    assert make_plan(series_table(rows), nothing, max_series=2).left == rows[2:]
-    assert make_plan(series_table(rows), nothing, max_bytes=250).todo == rows[:2]
-    assert make_plan(series_table(rows), nothing, max_bytes=1).todo == rows[:1]
+    assert make_plan(series_table(rows), nothing, bounds=Bounds(max_series=2)).left == rows[2:]
+    assert make_plan(series_table(rows), nothing, bounds=Bounds(max_bytes=250)).todo == rows[:2]
+    assert make_plan(series_table(rows), nothing, bounds=Bounds(max_bytes=1)).todo == rows[:1]
 
 
 def test_what_was_never_tried_comes_before_what_failed() -> None:
@@ -78,34 +78,39 @@ def test_what_was_never_tried_comes_before_what_failed() -> None:
     )
     plan = make_plan(series_table(rows), receipts)
     assert plan.todo == [rows[1], rows[3], rows[5], rows[0], rows[2]]
-    assert make_plan(series_table(rows), receipts, max_series=2).todo == [rows[1], rows[3]]
-    without = make_plan(series_table(rows), receipts, retry=False)
-    assert (without.todo, without.given_up, without.wanted, without.done) == ([rows[1], rows[3], rows[5]], 2, 6, 1)
+    assert make_plan(series_table(rows), receipts, bounds=Bounds(max_series=2)).todo == [rows[1], rows[3]]
+    without = make_plan(series_table(rows), receipts, bounds=Bounds(retry=False))
+    assert (without.todo, without.given_up, without.wanted_figures.series, without.done) == (
+        [rows[1], rows[3], rows[5]],
+        2,
+        6,
+        1,
+    )
 
 
 def test_what_was_unavailable_for_a_day_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [wanted(0), wanted(1)]
     receipts = pa.concat_tables([receipts_table(rows[:1], "quarantined"), receipts_table(rows[1:], "unavailable")])
-    assert make_plan(series_table(rows), receipts, retry=False).given_up == 2
+    assert make_plan(series_table(rows), receipts, bounds=Bounds(retry=False)).given_up == 2
     tomorrow = clock.utc_now() + timedelta(days=1, minutes=1)
     monkeypatch.setattr(clock, "utc_now", lambda: tomorrow)
-    plan = make_plan(series_table(rows), receipts, retry=False)
+    plan = make_plan(series_table(rows), receipts, bounds=Bounds(retry=False))
     assert (plan.todo, plan.given_up) == ([rows[1]], 1)
 
 
 def test_what_failed_is_new_when_its_content_changed() -> None:
     listed = series_table([replace(wanted(0), FileSize=101), wanted(1)])
-    plan = make_plan(listed, receipts_table([wanted(0)], "quarantined"), retry=False)
+    plan = make_plan(listed, receipts_table([wanted(0)], "quarantined"), bounds=Bounds(retry=False))
     assert [w.SeriesInstanceUID for w in plan.todo] == ["1.0000", "1.0001"]
 
 
 def test_a_refresh_that_failed_counts_for_that_version_only() -> None:
     newer, newest = replace(wanted(0), FileSize=200), replace(wanted(0), FileSize=300)
     receipts = with_receipts(receipts_table([wanted(0)]), [Receipt(newer, "quarantined", 3, reason="short by one")])
-    assert make_plan(series_table([newer]), receipts, retry=False).given_up == 1
+    assert make_plan(series_table([newer]), receipts, bounds=Bounds(retry=False)).given_up == 1
     assert make_plan(series_table([newer, wanted(1)]), receipts).todo == [wanted(1), newer]
-    assert make_plan(series_table([newest]), receipts, retry=False).todo == [newest]
-    assert make_plan(series_table([wanted(0)]), receipts, retry=False).done == 1
+    assert make_plan(series_table([newest]), receipts, bounds=Bounds(retry=False)).todo == [newest]
+    assert make_plan(series_table([wanted(0)]), receipts, bounds=Bounds(retry=False)).done == 1
 
 
 def test_a_withdrawn_receipt_counts_as_long_as_its_files_are_there() -> None:
@@ -120,7 +125,7 @@ def test_a_plan_says_how_much_there_is_to_do() -> None:
     rows[5] = replace(rows[5], FileSize=None)
     listed = series_table(rows)
     selection = Selection(series=tuple(w.SeriesInstanceUID for w in rows[1:]))
-    plan = make_plan(listed, receipts_table(rows[:2]), selection=selection, max_series=3)
+    plan = make_plan(listed, receipts_table(rows[:2]), selection=selection, bounds=Bounds(max_series=3))
     assert plan.unselected == 1
     assert plan.wanted_figures == Figures(5, 15, 400, 1)
     assert plan.done_figures == Figures(1, 3, 100)

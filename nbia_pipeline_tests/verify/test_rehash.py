@@ -19,7 +19,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.journal import publish_series
-from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.plan import Bounds, make_plan
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.mirror.unpack import VerifiedInstance
@@ -291,7 +291,9 @@ def statuses(lake: Lake) -> dict[str, str]:
 
 
 def todo(lake: Lake, *, retry: bool = True) -> list[str]:
-    plan = make_plan(lake.read_table(SERIES, COLLECTION), lake.read_table(IMAGE_SERIES, COLLECTION), retry=retry)
+    plan = make_plan(
+        lake.read_table(SERIES, COLLECTION), lake.read_table(IMAGE_SERIES, COLLECTION), bounds=Bounds(retry=retry)
+    )
     return [w.SeriesInstanceUID for w in plan.todo]
 
 
