@@ -35,7 +35,7 @@ def _of_store(method: Callable[Concatenate[LocalStore, P], R], what: str) -> Cal
     """Return a method that both stores have as one of the lake, whose errors state what was tried."""
 
     def of_lake(lake: Lake, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with lake.storage_errors(what.format(*args)):
+        with lake.storage_errors(what.format(*args, *kwargs.values())):
             result: R = getattr(lake._store, method.__name__)(*args, **kwargs)
             return result
 
