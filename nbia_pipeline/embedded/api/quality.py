@@ -39,10 +39,7 @@ QC_V2 = Shape(
         Key("LicenseName", "LicenseName"),
         Key("Site", "Site"),
         Key("Project", "Collection"),
-        Key("PatientID", "PatientID"),
-        Key("Modality", "Modality"),
-        Key("StudyDescription", "StudyDescription"),
-        Key("SeriesDescription", "SeriesDescription"),
+        *(Key(name, name) for name in ("PatientID", "Modality", "StudyDescription", "SeriesDescription")),
     ),
 )
 """getSeriesQCInfo of v2."""
