@@ -21,7 +21,6 @@ from nbia_pipeline.embedded.demo.tables import (
     PROTOCOLS,
     RESTRICTED,
     CollectionSpec,
-    PatientSpec,
     StudySpec,
 )
 from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry
@@ -42,36 +41,29 @@ _DAY_MS = 86_400_000
 def scaled_geometry(scale: int, matrix: int, slices: int, field_of_view: float, extent: float, plane: str) -> Geometry:
     """Return a stack at a scale: the matrix grows up to 512, and what is left of the scale multiplies the slices.
 
-    Args:
-        scale: 1 or more.
-        matrix: rows and columns at scale 1.
-        slices: number of slices at scale 1.
-        field_of_view: edge of an image in mm; the same at all scales.
-        extent: length of the stack in mm; the same at all scales.
-        plane: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.PLANES`.
+    The other arguments are those of :class:`~nbia_pipeline.embedded.phantoms.anatomy.Geometry` at scale 1.
     """
     wanted = matrix * scale
-    return Geometry(
-        min(wanted, LARGEST_MATRIX), slices * max(1, wanted // LARGEST_MATRIX), field_of_view, extent, plane
-    )
+    slices *= max(1, wanted // LARGEST_MATRIX)
+    return Geometry(min(wanted, LARGEST_MATRIX), slices, field_of_view, extent, plane)
 
 
 def _doi(collection: CollectionSpec) -> str:
     return f"https://doi.org/10.5072/{re.sub('[^a-z0-9.]+', '-', collection.name.lower()).strip('-')}"
 
 
-def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, number: int) -> dict[str, Any]:
+def _columns(collection: CollectionSpec, study: StudySpec, number: int) -> dict[str, Any]:
     """Return the row of series `number` (from 1) of a study, but for counts, sizes and spacings."""
     series = study.series[number - 1]
-    key = (collection.name, patient.patient_id, study.day)
+    key = (collection.name, study.patient_id, study.day)
     released = dt.datetime.fromisoformat(study.released)
     doi = _doi(collection)
     return {
         **DEFAULTS,
         "SeriesInstanceUID": uid_of(*key, number),
         "StudyInstanceUID": uid_of(*key),
-        "PatientID": patient.patient_id,
-        "PatientName": patient.patient_id,
+        "PatientID": study.patient_id,
+        "PatientName": study.patient_id,
         "Collection": collection.name,
         "StudyDate": dt.date.fromisoformat(study.day),
         "StudyDescription": study.description,
@@ -89,48 +81,36 @@ def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec,
         "LicenseURI": collection.license[1],
         "CollectionURI": doi if series.contrasts else f"{doi}.derived",
         **collection.columns,
-        **patient.columns,
         **study.columns,
         **series.columns,
     }
 
 
-def _study_plans(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, scale: int) -> list[SeriesPlan]:
-    frame = uid_of(collection.name, patient.patient_id, study.day, "frame of reference")
+def _study_plans(collection: CollectionSpec, study: StudySpec, scale: int) -> list[SeriesPlan]:
+    frame = uid_of(collection.name, study.patient_id, study.day, "frame of reference")
     plans: list[SeriesPlan] = []
     for number, series in enumerate(study.series, 1):
         anatomy = series.anatomy or collection.anatomy
         kind = ANATOMIES[anatomy]
         # Other planes than the axial one cut the whole width of the body.
         extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
-        row = _columns(collection, patient, study, number)
+        row = _columns(collection, study, number)
         source = None if series.contrasts else plans[0]
-        geometry = (
-            source.geometry
-            if source
-            else scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
-        )
+        geometry = scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
+        geometry = source.geometry if source else geometry
         plans.append(SeriesPlan(row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source))
     return plans
 
 
 def demo_plans(scale: int = 1) -> list[SeriesPlan]:
-    """Return the plans of all series of the demo, in the order of the catalog.
-
-    Args:
-        scale: see :func:`demo_catalog`.
-
-    Raises:
-        ValueError: the scale is below 1.
-    """
+    """Return the plans of all series of the demo, in the order of the catalog; see :func:`demo_catalog`."""
     if scale < 1:
         raise ValueError(f"the scale must be 1 or more, not {scale}")
     return [
         plan
         for collection in COLLECTIONS
-        for patient in collection.patients
-        for study in patient.studies
-        for plan in _study_plans(collection, patient, study, scale)
+        for study in collection.studies
+        for plan in _study_plans(collection, study, scale)
     ]
 
 

@@ -86,22 +86,17 @@ def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
         "SpeciesCode": _constant("337915000", rows),
         "SpeciesDescription": _constant("Homo sapiens", rows),
         "Phantom": _constant("NO", rows),
-        "AnnotationSize": pa.array([0], pa.int64()).take(pa.array([0] * rows)),
-        "Visibility": pa.array([VISIBLE], pa.int64()).take(pa.array([0] * rows)),
+        "AnnotationSize": _constant(0, rows),
+        "Visibility": _constant(VISIBLE, rows),
     }
-    return pa.RecordBatch.from_arrays([_column(index, known, f) for f in CATALOG_SCHEMA], schema=CATALOG_SCHEMA)
+    columns = {**dict(zip(index.schema.names, index.columns, strict=True)), **known}
+    unknown = pa.nulls(rows)
+    arrays = [columns.get(field.name, unknown).cast(field.type) for field in CATALOG_SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=CATALOG_SCHEMA)
 
 
-def _column(index: pa.RecordBatch, known: dict[str, pa.Array], field: pa.Field) -> pa.Array:
-    if field.name in known:
-        return known[field.name].cast(field.type)
-    if field.name in index.schema.names:
-        return index.column(field.name).cast(field.type)
-    return pa.nulls(index.num_rows, field.type)
-
-
-def _constant(text: str, rows: int) -> pa.Array:
-    return pa.array([text]).take(pa.array([0] * rows, pa.int32()))
+def _constant(value: str | int, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value), rows)
 
 
 def _by_unique(values: pa.Array, derive: Callable[[object], object], kind: pa.DataType) -> pa.Array:
