@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ready=ready,
             control_port=options.control_port,
             linger=None if record is None else options.linger,
-            farewell=None if record is None else lambda: record.unlink(missing_ok=True),
+            farewell=lambda: record.unlink(missing_ok=True) if record else None,
             token_lifetime=options.token_lifetime,
             guide_spellings=options.guide_spellings,
             latency=options.latency,

@@ -162,14 +162,11 @@ def _join(record: Path) -> _Connection | None:
     """Connect to the server of `record`; None if it is not there, is stopping or does not answer."""
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
-        url, port, version = str(known["url"]), int(known["lifeline_port"]), known["version"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if version != __version__:
-        return None
-    try:
+        url, port = str(known["url"]), int(known["lifeline_port"])
+        if known["version"] != __version__:
+            return None
         line = socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_SECONDS)
-    except OSError:
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
         # From the greeting on the connection is counted: the server stays.
@@ -202,9 +199,10 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
     with log.open("wb") as output:
         server = subprocess.Popen(  # noqa: S603 - our own module, arguments are not a shell's
             [
-                *(sys.executable, "-m", "nbia_pipeline.embedded"),
-                *("--catalog", catalog, "--record", str(record)),
-                *_words(options),
+                sys.executable,
+                "-m",
+                "nbia_pipeline.embedded",
+                *_words({**options, "catalog": catalog, "record": str(record)}),
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,

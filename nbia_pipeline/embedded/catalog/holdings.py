@@ -138,12 +138,6 @@ class Holdings:
         ]
         return pa.concat_tables(parts) if parts else state.catalog.series.slice(0, 0)
 
-    def one_series(
-        self, uid: str, rights: Collection[str] | None, visibility: frozenset[int] = ONLY_VISIBLE
-    ) -> pa.Table:
-        """Return the row of one series, or no row if it is unknown, hidden or not permitted."""
-        return self.among([uid], rights, visibility)
-
     def among(
         self, uids: Iterable[str], rights: Collection[str] | None, visibility: frozenset[int] = ONLY_VISIBLE
     ) -> pa.Table:

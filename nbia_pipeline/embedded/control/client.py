@@ -44,11 +44,7 @@ class Control:
     """The control interface of an embedded archive that runs with ``--control-port``."""
 
     def __init__(self, url: str) -> None:
-        """Take the address.
-
-        Args:
-            url: address of the control port, like ``http://127.0.0.1:8043``.
-        """
+        """Take the address of the control port, like ``http://127.0.0.1:8043``."""
         self.url = url.rstrip("/")
         self._session = requests.Session()
         # It is a port of this machine: no proxy is needed.
@@ -94,19 +90,8 @@ class Control:
         **columns: Any,
     ) -> str:
         """Add a series with files of its own, made like another one; return its UID."""
-        return str(
-            self._do(
-                "add_series",
-                collection=collection,
-                like=like,
-                patient=patient,
-                study=study,
-                released=released,
-                visible=visible,
-                slices=slices,
-                **columns,
-            )
-        )
+        given = {name: value for name, value in locals().items() if name not in ("self", "columns")}
+        return str(self._do("add_series", **given, **columns))
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of all series, of any visibility; times as ISO 8601."""

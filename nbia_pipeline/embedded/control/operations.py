@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,7 +21,8 @@ from nbia_pipeline.embedded.control.client import Day, Uids
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.traffic import Traffic
 from nbia_pipeline.embedded.phantoms.dicom_files import decimal, uid_of
-from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, OverlayStore, cloned, revised
+from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, cloned, revised
+from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
 NOT_VISIBLE = 2
 _NOT_REVIEWED = 0
@@ -60,13 +61,8 @@ class Operations:
     ) -> None:
         """Take the parts of the archive.
 
-        Args:
-            holdings: the series and their files.
-            tokens: the tokens.
-            settings: the settings.
-            traffic: the record of requests and the planned faults.
-            forget: called after a change with the names of the collections whose answers are out of date, or None
-                for all of them.
+        `forget` is called after a change with the names of the collections whose answers are out of date, or None
+        for all of them.
         """
         self._holdings = holdings
         self._tokens = tokens
@@ -80,7 +76,7 @@ class Operations:
         self._now: dt.datetime | None = None
         self._added = 0
         self._events: list[dict[str, Any]] = []
-        self._images: OverlayStore | None = None
+        self._images: PhantomStore | None = None
 
     # --- series
 
@@ -121,23 +117,17 @@ class Operations:
         Raises:
             OperationError: the images are not phantoms.
         """
+        hiding = {"Visibility": _NOT_REVIEWED} if hidden else {}
         with self._lock:
-            uids = self._checked(series)
-            for uid in uids:
-                changes = {"TimeStamp": self._later(uid), **self._replaced(uid, slices)}
-                if hidden:
-                    changes["Visibility"] = _NOT_REVIEWED
-                self._apply("replace", [uid], changes, contents=True)
+            for uid in self._checked(series):
+                changes = {"TimeStamp": self._later(uid), **self._replaced(uid, slices), **hiding}
+                self._apply("replace", [uid], changes, contents=[uid])
 
     def delete(self, series: Uids) -> None:
         """Delete series physically: row and files are gone."""
         with self._lock:
             uids = self._checked(series)
-            wanted = pa.array(uids, pa.string())
-            slices = {
-                name: _without(rows, pc.is_in(rows["SeriesInstanceUID"], wanted))
-                for name, rows in self._touched(uids).items()
-            }
+            slices = {name: _without(rows, mask) for name, rows, mask in self._touched(uids)}
             self._swap("delete", uids, slices, {})
 
     def edit(self, series: Uids, **columns: Any) -> None:
@@ -191,7 +181,10 @@ class Operations:
                 **({} if patient is None else {"PatientID": patient, "PatientName": patient}),
                 **_checked_values(columns),
             }
-            self._insert(self._with_files(template["SeriesInstanceUID"], row, slices))
+            row = self._with_files(template["SeriesInstanceUID"], row, slices)
+            added = filled_in(pa.Table.from_pylist([row], schema=CATALOG_SCHEMA))
+            changed = {collection: pa.concat_tables([self._holdings.rows_of(collection), added])}
+            self._swap("add_series", [uid], changed, row, contents=[uid])
             return uid
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
@@ -324,7 +317,7 @@ class Operations:
 
     def _later(self, uid: str) -> dt.datetime:
         """Return the time of a new submission, which is later than the one before unless the clock is set."""
-        row = self._holdings.one_series(uid, None, ANY_VISIBILITY)
+        row = self._holdings.among([uid], None, ANY_VISIBILITY)
         before: dt.datetime | None = row["TimeStamp"][0].as_py()
         if self._now is not None or before is None:
             return self.clock()
@@ -339,32 +332,29 @@ class Operations:
             raise OperationError(f"there is no series {unknown[0]}" if unknown else "no series is named")
         return uids
 
-    def _touched(self, uids: Sequence[str]) -> dict[str, pa.Table]:
-        """Return the rows of the collections that contain the series."""
-        rows = self._holdings.among(uids, None, ANY_VISIBILITY)
-        return {name: self._holdings.rows_of(name) for name in pc.unique(rows["Collection"]).to_pylist()}
+    def _touched(self, uids: Sequence[str]) -> Iterator[tuple[str, pa.Table, pa.ChunkedArray]]:
+        """Yield the collections that contain the series: name, rows, and which of the rows are those of the series."""
+        touched = self._holdings.among(uids, None, ANY_VISIBILITY)
+        for name in pc.unique(touched["Collection"]).to_pylist():
+            rows = self._holdings.rows_of(name)
+            yield name, rows, pc.is_in(rows["SeriesInstanceUID"], pa.array(uids, pa.string()))
 
     def _edit(self, action: str, series: Uids, columns: Mapping[str, Any]) -> None:
         with self._lock:
             self._apply(action, self._checked(series), _checked_values(columns))
 
-    def _apply(self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: bool = False) -> None:
+    def _apply(
+        self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: Sequence[str] = ()
+    ) -> None:
         """Set columns of some series; other columns and collections are not copied."""
-        wanted, slices = pa.array(uids, pa.string()), {}
-        for name, rows in self._touched(uids).items():
-            mask = pc.is_in(rows["SeriesInstanceUID"], wanted)
+        slices = {}
+        for name, rows, mask in self._touched(uids):
             for column, value in columns.items():
                 position, field = CATALOG_SCHEMA.get_field_index(column), CATALOG_SCHEMA.field(column)
                 changed = pc.if_else(mask, pa.scalar(value, field.type), rows[column])
                 rows = rows.set_column(position, field, changed)
             slices[name] = rows
-        self._swap(action, uids, slices, columns, contents=uids if contents else ())
-
-    def _insert(self, row: Mapping[str, Any]) -> None:
-        collection, uid = row["Collection"], row["SeriesInstanceUID"]
-        before = self._holdings.rows_of(collection)
-        added = filled_in(pa.Table.from_pylist([dict(row)], schema=CATALOG_SCHEMA))
-        self._swap("add_series", [uid], {collection: pa.concat_tables([before, added])}, row, contents=[uid])
+        self._swap(action, uids, slices, columns, contents)
 
     def _swap(
         self,
@@ -379,12 +369,11 @@ class Operations:
             fields["images"] = self._images
         self._holdings.change(slices, contents, **fields)
         self._forget(slices)
-        event = {"time": self.clock(), "action": action, "series": list(uids), "columns": dict(columns)}
-        self._events.append(event)
+        self._events.append({"time": self.clock(), "action": action, "series": list(uids), "columns": dict(columns)})
 
-    def _overlay(self) -> OverlayStore:
+    def _overlay(self) -> PhantomStore:
         if self._images is None:
-            self._images = OverlayStore(self._first.images)
+            self._images = PhantomStore((), behind=self._first.images)
         return self._images
 
     def _replaced(self, uid: str, slices: int | None) -> dict[str, Any]:
@@ -398,9 +387,8 @@ class Operations:
             raise OperationError(f"the images of series {uid} are not phantoms: they cannot be replaced")
         changed = revised(plan, slices)
         store.take(changed)
-        return _counted(store, uid) | (
-            {} if slices is None else {"SliceThickness(mm)": decimal(changed.geometry.thickness)}
-        )
+        thickness = {} if slices is None else {"SliceThickness(mm)": decimal(changed.geometry.thickness)}
+        return _counted(store, uid) | thickness
 
     def _with_files(self, template: str, row: dict[str, Any], slices: int | None) -> dict[str, Any]:
         """Give a new series files; return its complete row."""
@@ -411,19 +399,18 @@ class Operations:
         # The headers of phantoms need the defaults, whatever the catalog contains.
         made = cloned(plan, {k: DEFAULTS.get(k) if v is None else v for k, v in row.items()}, slices)
         store.take(made)
-        row = {**row, "SOPClassUID": made.sop_class, **_counted(store, made.uid)}
+        row |= {"SOPClassUID": made.sop_class, **_counted(store, made.uid)}
         if made.source is None:
             row["PixelSpacing(mm)-Row"] = decimal(made.geometry.spacing)
             row["SliceThickness(mm)"] = decimal(made.geometry.thickness)
         return row
 
     def _template(self, collection: str, like: str | None) -> dict[str, Any]:
+        rows = self._holdings.rows_of(collection)
         if like is not None:
             rows = self._holdings.among(self._checked(like), None, ANY_VISIBILITY)
-        else:
-            rows = self._holdings.rows_of(collection)
-            if not rows.num_rows:
-                rows = self._holdings.catalog.series
+        elif not rows.num_rows:
+            rows = self._holdings.catalog.series
         if not rows.num_rows:
             raise OperationError("the archive is empty: there is no series to copy")
         return dict(rows.slice(0, 1).to_pylist()[0])
@@ -438,7 +425,7 @@ def _without(rows: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
     return pa.concat_tables([rows.slice(a, b - a) for a, b in zip(starts, ends, strict=True)])
 
 
-def _counted(store: OverlayStore, uid: str) -> dict[str, Any]:
+def _counted(store: PhantomStore, uid: str) -> dict[str, Any]:
     instances = store.instances(uid)
     return {"ImageCount": len(instances), "FileSize": sum(i.size for i in instances)}
 
@@ -482,12 +469,9 @@ def _moment_of(day: Day) -> dt.datetime:
 def _arrow_value(column: str, value: Any) -> Any:
     """Return the value of a column as Arrow wants it; times may come as text."""
     kind = CATALOG_SCHEMA.field(column).type
-    if value is None:
-        return None
-    if pa.types.is_timestamp(kind):
-        return _moment_of(value)
-    if pa.types.is_date(kind):
-        return _moment_of(value).date()
+    if value is not None and pa.types.is_temporal(kind):
+        moment = _moment_of(value)
+        return moment.date() if pa.types.is_date(kind) else moment
     try:
         return pa.scalar(value, kind).as_py()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -16,46 +16,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nbia_pipeline.embedded.control.client import PATH
+from nbia_pipeline.embedded.control.client import PATH, Control
 from nbia_pipeline.embedded.control.fault import Fault, FaultError
 from nbia_pipeline.embedded.control.operations import OperationError, Operations
 
-OPERATIONS = (
-    "release back_date hide show replace delete edit add_series series add_collection cart expire_tokens "
-    "token_lifetime now latency bandwidth faults guide_spellings requests events reset"
-).split()
-"""Names of the operations."""
-
-
-class PortRouter:
-    """ASGI application that routes by port: the control interface on its own, the archive on every other."""
-
-    def __init__(self, archive: ASGIApp, control: ASGIApp, control_port: int) -> None:
-        """Take the two applications.
-
-        Args:
-            archive: answers on every other port.
-            control: answers on the control port.
-            control_port: the port of the control interface.
-        """
-        self._archive = archive
-        self._control = control
-        self._port = control_port
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on according to its port."""
-        controls = scope["type"] == "http" and scope["server"][1] == self._port
-        await (self._control if controls else self._archive)(scope, receive, send)
+OPERATIONS = [name for name in vars(Control) if not name.startswith("_")]
+"""Names of the operations: the methods of the client."""
 
 
 def control_app(operations: Operations) -> Starlette:
-    """Return the web application of the control interface.
-
-    Args:
-        operations: the operations of the archive.
-    """
+    """Return the web application of the control interface to the operations of an archive."""
     return Starlette(
         routes=[
             Route(PATH, _list, methods=["GET"]),

@@ -28,8 +28,8 @@ class Archive:
 
     holdings: Holdings
     tokens: TokenStore
-    settings: Settings = field(default_factory=Settings)
-    traffic: Traffic = field(default_factory=Traffic)
+    settings: Settings
+    traffic: Traffic
     cache: AnswerCache = field(init=False)
     control: Operations = field(init=False)
 
