@@ -95,17 +95,10 @@ def ensure_running(catalog: str = "demo", **options: Option) -> str:
 def own_archive(catalog: str = "demo", **options: Option) -> Iterator[tuple[str, str | None]]:
     """Run an embedded archive of one's own, in another process, until the end of the block.
 
-    It ends with this process too, even if that is killed.
-
-    Args:
-        catalog: name of the catalog, ``demo`` or ``idc``.
-        options: options of ``python -m nbia_pipeline.embedded``, like ``control_port=0``.
+    It ends with this process too, even if that is killed. Arguments and errors are those of :func:`ensure_running`.
 
     Yields:
         Its base URL, and the address of its control interface or None.
-
-    Raises:
-        EmbeddedArchiveError: the server ends while it starts, or takes too long; with the end of its log.
     """
     with tempfile.TemporaryDirectory(prefix="nbia-pipeline-") as directory:
         record = Path(directory) / "archive.json"
@@ -180,15 +173,13 @@ def _join(record: Path) -> _Connection | None:
 
 def _answers(url: str) -> bool:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS)
-    try:
-        connection.request("GET", f"{parts.path}/services/up")
-        response = connection.getresponse()
-        return response.status == 200 and response.read() == b"up"
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=_ANSWER_SECONDS)) as connection:
+        try:
+            connection.request("GET", f"{parts.path}/services/up")
+            response = connection.getresponse()
+            return response.status == 200 and response.read() == b"up"
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connection:

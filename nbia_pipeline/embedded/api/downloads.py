@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, bad_request
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
@@ -120,15 +120,14 @@ def _by_acquisition(instances: Sequence[StoredInstance]) -> list[NamedInstance]:
     number, B to those of the instance number.
     """
     ordered = sorted(instances, key=lambda i: i.instance_number)
-    changes_a = sum(x.acquisition_number != y.acquisition_number for x, y in pairwise(ordered))
-    changes_b = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
-    named, a, b = [], 1, 0
-    for position, instance in enumerate(ordered):
-        b += 1
-        if position and instance.acquisition_number != ordered[position - 1].acquisition_number:
-            a, b = a + 1, 1
-        named.append((f"{a:0{len(str(changes_a))}d}-{b:0{len(str(changes_b))}d}.dcm", instance))
-    return named
+    changes = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
+    groups = [list(group) for _, group in groupby(ordered, key=lambda i: i.acquisition_number)]
+    width_a, width_b = len(str(len(groups) - 1)), len(str(changes))
+    return [
+        (f"{a:0{width_a}d}-{b:0{width_b}d}.dcm", instance)
+        for a, group in enumerate(groups, 1)
+        for b, instance in enumerate(group, 1)
+    ]
 
 
 def _zip_reply(

@@ -76,10 +76,7 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
     Server: several columns: every cell in double quotes, inner quotes doubled, LF, null as ``""``. One
     column: header and values unquoted, a null prints two newlines.
 
-    Args:
-        table: as for :func:`render_json`.
-        shape: keys in order.
-        guide: use the guide's spellings.
+    Args are those of :func:`render_json`.
     """
     names = [spelling(key, guide) for key in shape.keys]
     if len(names) == 1:
@@ -96,21 +93,14 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
 
 
 def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bool = True) -> bytes:
-    """Return a small `table` as Jackson writes it: ``[]`` when empty.
-
-    Args:
-        table: as for :func:`render_json`.
-        shape: keys in order.
-        guide: use the guide's spellings.
-        nulls: whether a null is written as ``null`` or its key is left out.
-    """
+    """Return a small `table` as Jackson writes it: ``[]`` when empty; without `nulls` their keys are left out."""
     rows = [
         {
             spelling(key, guide): _jackson_value(text, key)
             for key, text in zip(shape.keys, cells, strict=True)
             if nulls or text is not None
         }
-        for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH)
+        for batch in table.to_batches()
         for cells in zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()

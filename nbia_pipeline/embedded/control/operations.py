@@ -20,7 +20,7 @@ from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Collec
 from nbia_pipeline.embedded.control.client import Day, Uids
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.traffic import Traffic
-from nbia_pipeline.embedded.phantoms.dicom_files import decimal, uid_of
+from nbia_pipeline.embedded.phantoms.dicom_files import uid_of
 from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, cloned, revised
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
@@ -81,12 +81,7 @@ class Operations:
     # --- series
 
     def release(self, series: Uids, day: Day | None = None) -> None:
-        """Make series visible and released.
-
-        Args:
-            series: which ones.
-            day: DateReleased; None: the present day of the server's clock.
-        """
+        """Make series visible and released; `day` is DateReleased, None the present day of the server's clock."""
         self._edit("release", series, {"Visibility": VISIBLE, "DateReleased": self._day(day), "ReleasedStatus": "Yes"})
 
     def back_date(self, series: Uids, day: Day) -> None:
@@ -94,12 +89,7 @@ class Operations:
         self._edit("back_date", series, {"DateReleased": self._day(day)})
 
     def hide(self, series: Uids, code: int = NOT_VISIBLE) -> None:
-        """Hide series: they disappear from the lists without any other sign.
-
-        Args:
-            series: which ones.
-            code: code of the visibility.
-        """
+        """Hide series: they disappear from the lists without any other sign; `code` is that of the visibility."""
         self._edit("hide", series, {"Visibility": code})
 
     def show(self, series: Uids) -> None:
@@ -133,9 +123,7 @@ class Operations:
     def edit(self, series: Uids, **columns: Any) -> None:
         """Change columns of series: license, description, site, anything but their UID; no date moves.
 
-        Args:
-            series: which ones.
-            columns: new value by column of the catalog, like ``LicenseName="..."``; None empties it.
+        `columns` are new values by column of the catalog, like ``LicenseName="..."``; None empties one.
         """
         self._edit("edit", series, columns)
 
@@ -188,11 +176,7 @@ class Operations:
             return uid
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
-        """Return the rows of all series, whatever their visibility and the rights to see them.
-
-        Args:
-            collection: exact name of a collection; None: all.
-        """
+        """Return the rows of all series of a collection, or of all, whatever their visibility and the rights."""
         names = self._holdings.collections() if collection is None else [collection]
         return [row for name in names for row in self._holdings.rows_of(name).to_pylist()]
 
@@ -233,27 +217,16 @@ class Operations:
         self._tokens.expire_all()
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
-        """Set the lifetime of the tokens that are issued from now on.
-
-        Args:
-            seconds: of an access token.
-            refresh: of a refresh token; None: the same.
-        """
+        """Set the lifetime of the access and refresh tokens that are issued from now on; None: the same for both."""
         self._tokens.lifetime = seconds
         self._tokens.refresh_lifetime = seconds if refresh is None else refresh
 
     # --- the way the server answers
 
     def now(self, moment: Day | None = None) -> str:
-        """Set the server's clock, which then stands still, or let it follow the real one again.
+        """Set the server's clock, which then stands still, or let it follow the real one again; return its time.
 
         It sets TimeStamp and DateReleased of later changes; tokens and waits follow the real clock.
-
-        Args:
-            moment: the new time; None: the real one.
-
-        Returns:
-            The time of the server as ISO 8601.
         """
         self._now = None if moment is None else _moment_of(moment)
         return self.clock().isoformat()
@@ -267,11 +240,9 @@ class Operations:
         self._traffic.bandwidth = bytes_per_second
 
     def faults(self, *faults: Fault, seed: int = 0) -> None:
-        """Set the faults of the requests from now on; without any, there are none.
+        """Set the faults of the requests from now on, of which the first that applies wins; without any, none.
 
-        Args:
-            faults: the faults, the first that applies wins.
-            seed: seed of the probabilities.
+        `seed` is that of the probabilities.
         """
         self._traffic.plan(faults, seed)
 
@@ -280,10 +251,9 @@ class Operations:
         self._settings.guide_spellings = on
 
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
-        """Return the requests so far: method, path, endpoint, query, status, bytes, seconds, fault.
+        """Return the requests so far, and forget them if `clear`.
 
-        Args:
-            clear: forget them afterwards.
+        Each has method, path, endpoint, query, status, bytes, seconds and fault.
         """
         return self._traffic.requests(clear)
 
@@ -385,10 +355,10 @@ class Operations:
         plan = store.plan(uid)
         if plan is None:
             raise OperationError(f"the images of series {uid} are not phantoms: they cannot be replaced")
-        changed = revised(plan, slices)
-        store.take(changed)
-        thickness = {} if slices is None else {"SliceThickness(mm)": decimal(changed.geometry.thickness)}
-        return _counted(store, uid) | thickness
+        store.take(revised(plan, slices))
+        names = ("ImageCount", "FileSize", *(() if slices is None else ("SliceThickness(mm)",)))
+        columns = store.columns(uid)
+        return {name: columns[name] for name in names}
 
     def _with_files(self, template: str, row: dict[str, Any], slices: int | None) -> dict[str, Any]:
         """Give a new series files; return its complete row."""
@@ -399,11 +369,7 @@ class Operations:
         # The headers of phantoms need the defaults, whatever the catalog contains.
         made = cloned(plan, {k: DEFAULTS.get(k) if v is None else v for k, v in row.items()}, slices)
         store.take(made)
-        row |= {"SOPClassUID": made.sop_class, **_counted(store, made.uid)}
-        if made.source is None:
-            row["PixelSpacing(mm)-Row"] = decimal(made.geometry.spacing)
-            row["SliceThickness(mm)"] = decimal(made.geometry.thickness)
-        return row
+        return {**row, **store.columns(made.uid)}
 
     def _template(self, collection: str, like: str | None) -> dict[str, Any]:
         rows = self._holdings.rows_of(collection)
@@ -425,17 +391,8 @@ def _without(rows: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
     return pa.concat_tables([rows.slice(a, b - a) for a, b in zip(starts, ends, strict=True)])
 
 
-def _counted(store: PhantomStore, uid: str) -> dict[str, Any]:
-    instances = store.instances(uid)
-    return {"ImageCount": len(instances), "FileSize": sum(i.size for i in instances)}
-
-
 def _checked_values(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return new values of columns as Arrow wants them.
-
-    Raises:
-        OperationError: for a column that is not there or cannot be changed, or a value that does not fit.
-    """
+    """Return new values as Arrow wants them; refuse columns that are not there or fixed, and values that do not fit."""
     unknown = sorted(set(columns) - set(CATALOG_SCHEMA.names))
     if unknown:
         raise OperationError(f"the catalog has no column {unknown[0]}; it has {', '.join(CATALOG_SCHEMA.names)}")
@@ -451,11 +408,7 @@ def _listed(series: Uids) -> list[str]:
 
 
 def _moment_of(day: Day) -> dt.datetime:
-    """Return a naive moment; a day is its midnight.
-
-    Raises:
-        OperationError: for a text that is neither.
-    """
+    """Return a naive moment; a day is its midnight, a text that is neither is refused."""
     if isinstance(day, str):
         try:
             day = dt.datetime.fromisoformat(day)

@@ -55,16 +55,8 @@ class Exchange:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
-        return {
-            "method": self.method,
-            "path": self.path,
-            "endpoint": self.endpoint,
-            "query": dict(self.query),
-            "status": self.status,
-            "bytes": self.sent,
-            "seconds": self.seconds,
-            "fault": self.fault,
-        }
+        names = ("method", "path", "endpoint", "query", "status", "seconds", "fault")
+        return {**{name: getattr(self, name) for name in names}, "bytes": self.sent}
 
 
 @dataclass
@@ -117,12 +109,7 @@ class Traffic:
         return not self._planned
 
     def plan(self, faults: Iterable[Fault], seed: int) -> None:
-        """Set the faults of the requests from now on.
-
-        Args:
-            faults: the faults; the first that applies wins.
-            seed: seed of the probabilities.
-        """
+        """Set the faults of the requests from now on, of which the first that applies wins; `seed` of their chances."""
         with self._lock:
             self._planned = list(map(_Planned, faults))
             self._chance = random.Random(seed)  # noqa: S311 - tests want it repeatable

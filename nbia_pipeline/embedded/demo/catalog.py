@@ -24,7 +24,7 @@ from nbia_pipeline.embedded.demo.tables import (
     StudySpec,
 )
 from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry
-from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, decimal, uid_of
+from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, uid_of
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
 MEMBER = "demo_member"
@@ -114,20 +114,6 @@ def demo_plans(scale: int = 1) -> list[SeriesPlan]:
     ]
 
 
-def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
-    instances = store.instances(plan.uid)
-    # A structure set has no pixels, hence no spacing.
-    sliced = plan.modality != "RTSTRUCT"
-    return {
-        **plan.row,
-        "ImageCount": len(instances),
-        "FileSize": sum(instance.size for instance in instances),
-        "SOPClassUID": plan.sop_class,
-        "PixelSpacing(mm)-Row": decimal(plan.geometry.spacing) if sliced else None,
-        "SliceThickness(mm)": decimal(plan.geometry.thickness) if sliced else None,
-    }
-
-
 def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
     """Return the first series of every collection, the restricted one included, and all that are hidden."""
     first = {plan.row["Collection"]: plan.uid for plan in reversed(plans)}
@@ -138,10 +124,8 @@ def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
 def demo_catalog(scale: int = 1) -> Catalog:
     """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
 
-    Scale n multiplies rows and columns of every image by n, up to 512; what is left of n multiplies the
-    number of slices: an image of 128 pixels becomes 256 at scale 2 and 512 at scale 4, and at scale 100 its
-    series has 100 * 128 // 512 = 25 times as many slices (see :func:`scaled_geometry`). The stack covers the
-    same part of the body at every scale. UIDs and rows are the same at all scales, but for counts, sizes,
+    The stacks cover the same part of the body at every scale (see :func:`scaled_geometry`): an image of 128 pixels
+    has 512 at scale 4, and at scale 100 25 times as many slices. UIDs and rows are the same, but for counts, sizes,
     spacings and the additional instances. SEG and RTSTRUCT series stay single files, with more frames.
 
     Args:
@@ -154,7 +138,7 @@ def demo_catalog(scale: int = 1) -> Catalog:
     store = PhantomStore(plans)
     return Catalog(
         name="demo",
-        series=pa.Table.from_pylist([_row(plan, store) for plan in plans], schema=CATALOG_SCHEMA),
+        series=pa.Table.from_pylist([{**plan.row, **store.columns(plan.uid)} for plan in plans], schema=CATALOG_SCHEMA),
         images=store,
         restricted=frozenset({RESTRICTED}),
         accounts={MEMBER: Account(MEMBER_PASSWORD, frozenset({RESTRICTED}))},

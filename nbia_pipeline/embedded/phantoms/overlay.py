@@ -24,13 +24,7 @@ def revised(plan: SeriesPlan, slices: int | None) -> SeriesPlan:
 
 
 def cloned(plan: SeriesPlan | None, row: Mapping[str, Any], slices: int | None) -> SeriesPlan:
-    """Return the plan of a new series.
-
-    Args:
-        plan: the plan to copy; None: a small stack of a trunk.
-        row: the row of the new series.
-        slices: number of slices; None: as many as the plan has.
-    """
+    """Return the plan of a new series, copied from another one; None: a small stack of a trunk."""
     frame = uid_of(row["StudyInstanceUID"], "frame of reference")
     if plan is None or (plan.source is None and row["Modality"] not in DRAWABLE):
         kind = ANATOMIES[_ANATOMY]

@@ -6,10 +6,11 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
 from nbia_pipeline.embedded.phantoms.annotations import segmentation, structure_set
-from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, image_file, image_sizes
+from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, decimal, image_file, image_sizes
 
 CACHE_BYTES = 64 * 1024 * 1024
 
@@ -83,6 +84,20 @@ class PhantomStore:
             content = self.read(series_uid, sop_instance_uid)
             self._digests[key] = hashlib.md5(content, usedforsecurity=False).hexdigest()
         return self._digests[key]
+
+    def columns(self, series_uid: str) -> dict[str, Any]:
+        """Return the columns of a catalog that follow from the files of a planned series."""
+        plan, instances = self._plans[series_uid], self.instances(series_uid)
+        geometry = (plan.source or plan).geometry
+        # A structure set has no pixels, hence no spacing.
+        sliced = plan.modality != "RTSTRUCT"
+        return {
+            "ImageCount": len(instances),
+            "FileSize": sum(instance.size for instance in instances),
+            "SOPClassUID": plan.sop_class,
+            "PixelSpacing(mm)-Row": decimal(geometry.spacing) if sliced else None,
+            "SliceThickness(mm)": decimal(geometry.thickness) if sliced else None,
+        }
 
     def _by_uid(self, plan: SeriesPlan) -> dict[str, StoredInstance]:
         """Return the instances of a series by SOPInstanceUID, in order."""

@@ -92,14 +92,7 @@ def create_app(
 
 
 def answer(archive: Archive, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
-    """Answer one request; runs in a thread.
-
-    Args:
-        archive: what is asked.
-        endpoint: which of its endpoints.
-        query: fields of the query.
-        form: fields of the body.
-        authorization: the header, or None without one.
+    """Answer one request to an endpoint of an archive; runs in a thread.
 
     Raises:
         ServerFault: where the real server ends in a 500.
@@ -137,13 +130,7 @@ def _result(archive: Archive, endpoint: Endpoint, call: Call) -> Reply:
 
 
 def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[str] | Reply:
-    """Return the restricted collections that the caller may see, or the answer to a missing or invalid identity.
-
-    Args:
-        auth: what the endpoint does about identity.
-        header: the Authorization header, or None without one.
-        tokens: who is logged in.
-    """
+    """Return the restricted collections that the caller may see, or the answer to a missing or invalid identity."""
     without_header, invalid = auth.value
     if header is None:
         return without_header or _NO_RIGHTS
@@ -154,12 +141,7 @@ def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[st
 
 
 def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
-    """Render rows in the format that the caller asks for.
-
-    Args:
-        rows: the answer.
-        wanted: value of ``format``, in any case, or None for the endpoint's default.
-        guide: use the guide's spellings.
+    """Render rows in the format `wanted`, None for the endpoint's default; `guide` uses the guide's spellings.
 
     Raises:
         ServerFault: for a format other than JSON and CSV, if there are rows. Server: so for an unknown one; its XML
@@ -217,13 +199,10 @@ def _session_routes(tokens: TokenStore) -> Iterator[Route]:
         tokens.log_out(header[_SCHEME_LENGTH:])
         return Response(status_code=204)
 
-    async def up(request: Request) -> Response:
-        return _response(Reply(b"up", content_type="text/plain"))
-
     for base in (API, SERVICES):
         yield Route(f"{base}/oauth/token", token, methods=["POST"])
         yield Route(f"{base}/logout", logout, methods=["POST"])
-    yield Route(f"{SERVICES}/up", up)
+    yield Route(f"{SERVICES}/up", lambda request: _response(Reply(b"up", content_type="text/plain")))
 
 
 async def _form(request: Request) -> dict[str, list[str]]:

@@ -107,21 +107,6 @@ class _ThrottledSend:
         for start in range(0, len(body), CHUNK_BYTES):
             await self.send({**message, "body": body[start : start + CHUNK_BYTES]})
 
-    def hang_up(self, *, at_once: bool) -> bool:
-        """End the connection: with a reset, or after all that was sent; return whether it is accessible."""
-        # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
-        transport = getattr(getattr(self.send, "__self__", None), "transport", None)
-        if transport is None:
-            return False
-        if at_once:
-            # By a second handle, because event loops hide the first one; closing with a linger of 0 seconds sends it.
-            with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as handle:
-                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
-        else:
-            transport.close()
-        return True
-
 
 @dataclass(frozen=True)
 class FaultedRequest:
@@ -163,9 +148,22 @@ class FaultedRequest:
         await self.answer({"type": "http.response.start", "status": status, "headers": named}, body)
 
     async def hang_up(self, *, at_once: bool) -> None:
-        """End the connection; where it is not accessible, the server does so when the application returns."""
-        if self.send.hang_up(at_once=at_once):
-            await self.disconnected()
+        """End the connection: with a reset, or after all that was sent.
+
+        Where it is not accessible, the server does so when the application returns.
+        """
+        # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
+        transport = getattr(getattr(self.send.send, "__self__", None), "transport", None)
+        if transport is None:
+            return
+        if at_once:
+            # By a second handle, because event loops hide the first one; closing with a linger of 0 seconds sends it.
+            with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as handle:
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+        else:
+            transport.close()
+        await self.disconnected()
 
     async def disconnected(self) -> None:
         """Wait until the client has closed the connection."""
@@ -286,13 +284,9 @@ async def _replayed(receive: Receive) -> tuple[Receive, bytes]:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    given = False
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return messages.pop() if messages else await receive()
 
     return again, body

@@ -32,11 +32,7 @@ _GOODBYE_SECONDS = 5
 
 
 class Lifeline:
-    """A port to which every client keeps one connection; when the last one ends, so does the server.
-
-    Attributes:
-        port: TCP port on the loopback interface, known after :meth:`open`.
-    """
+    """A port of the loopback interface to which every client keeps one connection; the server ends with the last."""
 
     def __init__(self, linger: float, farewell: Callable[[], None]) -> None:
         """Stop after `linger` seconds without any connection; `farewell` is called before the port closes."""
@@ -81,13 +77,7 @@ class Lifeline:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a running server is reached.
-
-    Attributes:
-        url: base URL of the archive, like ``http://127.0.0.1:8080/nbia-api``.
-        control_url: address of the control interface, or None without one.
-        lifeline_port: port of the lifeline, or None without one.
-    """
+    """Where a running server is reached: base URL of the archive, and control interface and lifeline or None."""
 
     url: str
     control_url: str | None
@@ -131,14 +121,14 @@ def serve(
             control_url = None if control is None else _url(control)
             ready(Addresses(f"{_url(listener)}{API}", control_url, None if lifeline is None else lifeline.port))
 
-        listeners = [listener] if control is None else [listener, control]
-        asyncio.run(_serve(with_control(app, control), listeners, lifeline, started))
+        if control is None:
+            asyncio.run(_serve(app, [listener], lifeline, started))
+        else:
+            asyncio.run(_serve(with_control(app, control), [listener, control], lifeline, started))
 
 
-def with_control(app: Starlette, control: socket.socket | None) -> ASGIApp:
-    """Return an application that answers as the control interface on the port of a socket, if there is one."""
-    if control is None:
-        return app
+def with_control(app: Starlette, control: socket.socket) -> ASGIApp:
+    """Return an application that answers as the control interface on the port of a socket."""
     operations, port = control_app(app.state.archive.control), control.getsockname()[1]
 
     async def by_port(scope: Scope, receive: Receive, send: Send) -> None:
