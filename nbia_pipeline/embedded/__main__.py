@@ -17,11 +17,7 @@ from nbia_pipeline.embedded.server.run import Addresses, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and serve until stopped.
-
-    Args:
-        arguments: words of the command line; None: those of the process.
-    """
+    """Parse a command line, None for that of the process, and serve until stopped."""
     options = _parser().parse_args(arguments)
     record: Path | None = options.record
 

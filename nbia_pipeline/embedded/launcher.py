@@ -51,7 +51,6 @@ class EmbeddedArchiveError(RuntimeError):
 class _Connection:
     """A lifeline of this process."""
 
-    pid: int
     url: str
     line: socket.socket
 
@@ -79,9 +78,9 @@ def ensure_running(catalog: str = "demo", **options: Option) -> str:
     key = _key(catalog, options)
     with _threads:
         known = _connections.get(key)
-        if known is not None and known.pid == os.getpid() and _alive(known.line):
-            return known.url
         if known is not None:
+            if _alive(known.line):
+                return known.url
             known.line.close()
             del _connections[key]
         directory = state_directory()
@@ -164,7 +163,7 @@ def _join(record: Path) -> _Connection | None:
     try:
         # From the greeting on the connection is counted: the server stays.
         if line.recv(1) and _answers(url):
-            return _Connection(os.getpid(), url, line)
+            return _Connection(url, line)
     except OSError:
         pass
     line.close()

@@ -14,7 +14,6 @@ NEEDS_DATE = "A parameter, Collection and Date are required for this API call."
 _NEEDS_SERIES_FOR_IMAGE = "A parameter, SeriesInstanceUID, is required for this API call."
 _NEEDS_BOTH_UIDS = "A parameter, SeriesInstanceUID and SOPInstanceUID, are required for this API call."
 _NEEDS_MODALITY = "A parameter, Collection and Modality, are required for this API call."
-_NEEDS_NAME = "A parameter, name is required for this API call."
 _SERIES_PARAMETERS = (
     "Collection PatientID StudyInstanceUID SeriesInstanceUID Modality BodyPartExamined ManufacturerModelName "
     "Manufacturer"
@@ -75,7 +74,7 @@ _ONLY_V2 = (
 
 def _as_v1(e: Endpoint) -> Endpoint:
     """Return an endpoint of v1: always the guest's rights, a token is not read."""
-    text = _NEEDS_NAME if e.path == "getContentsByName" else e.bad_request
+    text = e.bad_request if e.path != "getContentsByName" else "A parameter, name is required for this API call."
     return replace(e, path=f"v1/{e.path}", auth=Auth.OPEN, bad_request=text)
 
 

@@ -123,8 +123,8 @@ def _criteria(form: Criteria) -> dict[str, list[str]]:
 def _of_patients(rows: pa.Table, criteria: Criteria) -> pa.Table:
     """Keep the series of the patients who meet the criteria about a patient as a whole."""
     least = max((int(v) for v in criteria.get("MinNumberOfStudiesCriteria", ())), default=0)
-    together = "all" in (v.casefold() for v in criteria.get("ModalityAndedSearchCriteria", ()))
-    wanted = {v.upper() for v in criteria.get("ImageModalityCriteria", ())} if together else set()
+    together = "all" in map(str.casefold, criteria.get("ModalityAndedSearchCriteria", ()))
+    wanted = set(map(str.upper, criteria.get("ImageModalityCriteria", ()))) if together else set()
     kept = [
         s["SeriesInstanceUID"]
         for series in _by_patient(rows).values()

@@ -146,7 +146,7 @@ class Control:
         self._do("reset")
 
     def _do(self, operation: str, **arguments: Any) -> Any:
-        body = json.dumps(arguments, default=_plain)
+        body = json.dumps(arguments, default=plain)
         answer = self._session.post(f"{self.url}{PATH}/{operation}", body, timeout=TIMEOUT_SECONDS)
         content = answer.json()
         if answer.status_code != 200:
@@ -154,6 +154,6 @@ class Control:
         return content["result"]
 
 
-def _plain(value: dt.date | Iterable[Any]) -> str | list[Any]:
+def plain(value: dt.date | Iterable[Any]) -> str | list[Any]:
     """Return days and moments as ISO 8601, UIDs as a list."""
     return value.isoformat() if isinstance(value, dt.date) else list(value)

@@ -6,9 +6,8 @@ the real server does.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nbia_pipeline.embedded.control.client import PATH, Control
+from nbia_pipeline.embedded.control.client import PATH, Control, plain
 from nbia_pipeline.embedded.control.fault import Fault, FaultError
 from nbia_pipeline.embedded.control.operations import OperationError, Operations
 
@@ -45,8 +44,11 @@ def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
         if "origin" in request.headers:
             return _json({"error": "the control interface is not for web pages"}, 403)
         try:
-            positional, named = _arguments(await request.body())
-            result = await run_in_threadpool(operation, *positional, **named)
+            named = json.loads(await request.body() or b"{}")
+            if not isinstance(named, dict):
+                raise OperationError("the arguments must be a JSON object")
+            faults = [Fault(**fault) for fault in named.pop("faults", ())]
+            result = await run_in_threadpool(operation, *faults, **named)
         # A TypeError comes from wrong names of arguments.
         except (OperationError, FaultError, TypeError, ValueError) as error:
             return _json({"error": f"{operation.__name__}: {error}"}, 400)
@@ -55,21 +57,6 @@ def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
     return respond
 
 
-def _arguments(body: bytes) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of an operation; faults become objects."""
-    given = json.loads(body or b"{}")
-    if not isinstance(given, Mapping):
-        raise OperationError("the arguments must be a JSON object")
-    named = dict(given)
-    return [Fault(**fault) for fault in named.pop("faults", ())], named
-
-
 def _json(content: object, status: int = 200) -> Response:
-    body = json.dumps(content, default=_plain, ensure_ascii=False).encode()
+    body = json.dumps(content, default=plain, ensure_ascii=False).encode()
     return Response(body, status, media_type="application/json")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dt.date):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -35,7 +35,6 @@ CART = "Demo cart"
 
 LARGEST_MATRIX = 512
 _EDITED_MS = 1_700_000_000_000
-_DAY_MS = 86_400_000
 
 
 def scaled_geometry(scale: int, matrix: int, slices: int, field_of_view: float, extent: float, plane: str) -> Geometry:
@@ -95,8 +94,8 @@ def _study_plans(collection: CollectionSpec, study: StudySpec, scale: int) -> li
         # Other planes than the axial one cut the whole width of the body.
         extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
         row = _columns(collection, study, number)
-        source = None if series.contrasts else plans[0]
         geometry = scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
+        source = None if series.contrasts else plans[0]
         geometry = source.geometry if source else geometry
         plans.append(SeriesPlan(row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source))
     return plans
@@ -147,7 +146,7 @@ def demo_catalog(scale: int = 1) -> Catalog:
                 c.name,
                 f"<p><strong>{c.title}.</strong> Synthetic images made for demonstrations &amp; tests.</p>",
                 _doi(c),
-                _EDITED_MS + _DAY_MS * number,
+                _EDITED_MS + 86_400_000 * number,
             )
             for number, c in enumerate(COLLECTIONS)
         },

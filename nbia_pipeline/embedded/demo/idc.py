@@ -71,8 +71,8 @@ def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
         "Collection": index.column("collection_id"),
         "Site": _constant("IDC", rows),
         "PatientName": index.column("PatientID"),
-        "StudyDate": _day(index.column("StudyDate")),
-        "SeriesDate": _day(index.column("SeriesDate")),
+        "StudyDate": index.column("StudyDate").cast(pa.string()),
+        "SeriesDate": index.column("SeriesDate").cast(pa.string()),
         "SeriesNumber": _whole_number(index.column("SeriesNumber")),
         "ImageCount": index.column("instanceCount"),
         "FileSize": pc.round(pc.multiply(index.column("series_size_MB"), 1e6)).cast(pa.int64()),
@@ -112,10 +112,6 @@ def _license(short_name: object) -> tuple[str, str]:
 def _month(version: object, hour: int) -> datetime:
     months = int(str(version))
     return datetime(_START_YEAR + months // 12, months % 12 + 1, 1, hour)  # noqa: DTZ001 - the server's times are naive
-
-
-def _day(texts: pa.Array) -> pa.Array:
-    return texts.cast(pa.string()).cast(pa.date32())
 
 
 def _whole_number(texts: pa.Array) -> pa.Array:

@@ -146,21 +146,6 @@ def _both(tissue: str, center: Vector, radii: Vector, sharpness: float) -> Itera
         yield Ellipsoid(tissue, (side * x, y, z), radii, sharpness)
 
 
-def _ribs() -> Iterator[Ellipsoid]:
-    """Yield pieces of bone along the chest wall that drop towards the front, level by level."""
-    for level in range(-3, 6):
-        for x, y in circle(6):
-            yield Ellipsoid("bone", (150 * x, 96 * y, 27 * level + 18 * y), (12, 6, 8), 3)
-
-
-def _vessels() -> Iterator[Ellipsoid]:
-    """Yield branches of the lung vessels, thinner with the distance from the hilum."""
-    for side in (-1, 1):
-        for k, (x, y) in enumerate(circle(3)):
-            radius = 5.5 - 0.25 * k
-            yield Ellipsoid("blood", (side * 72 + 24 * x, 42 * y, 15), (radius, radius, 70 - 3 * k), 3)
-
-
 _LUNG_R = Ellipsoid("lung", (-76, -4, 20), (64, 86, 116), 15)
 _LUNG_L = Ellipsoid("lung", (76, -4, 20), (62, 86, 116), 15)
 _HEART = Ellipsoid("heart", (26, -28, -12), (56, 50, 58), 10)
@@ -169,10 +154,20 @@ _TORSO = (
     Ellipsoid("foam", (0, 148, 0), (154, 12, CYLINDER), 20),
     Ellipsoid("fat", (0, 0, 0), (175, 121, 900), 30),
     Ellipsoid("muscle", (0, 0, 0), (161, 108, 900), 20),
-    *_ribs(),
+    # Ribs: pieces of bone along the chest wall that drop towards the front, level by level.
+    *(
+        Ellipsoid("bone", (150 * x, 96 * y, 27 * level + 18 * y), (12, 6, 8), 3)
+        for level in range(-3, 6)
+        for x, y in circle(6)
+    ),
     _LUNG_R,
     _LUNG_L,
-    *_vessels(),
+    # Branches of the lung vessels, thinner with the distance from the hilum.
+    *(
+        Ellipsoid("blood", (side * 72 + 24 * x, 42 * y, 15), (5.5 - 0.25 * k, 5.5 - 0.25 * k, 70 - 3 * k), 3)
+        for side in (-1, 1)
+        for k, (x, y) in enumerate(circle(3))
+    ),
     Ellipsoid("muscle", (0, 10, 0), (27, 96, CYLINDER), 6),
     _HEART,
     Ellipsoid("blood", (-10, -18, 55), (16, 16, 50), 10),
@@ -191,12 +186,6 @@ _TORSO = (
 )
 
 
-def _sulci() -> Iterator[Ellipsoid]:
-    """Yield clefts of the cortex."""
-    for x, y in circle(7):
-        yield Ellipsoid("csf", (57 * x, 77 * y, -6), (1.5 + 6 * x * x, 1.5 + 6 * y * y, 44), 2)
-
-
 _BRAIN = Ellipsoid("grey", (0, 0, -6), (63, 83, 92), 20)
 _EYE_R = Ellipsoid("csf", (-31, -82, -55), (12, 12, 12), 10)
 _HEAD = (
@@ -204,7 +193,8 @@ _HEAD = (
     Ellipsoid("bone", (0, 0, -8), (72, 92, 103), 25),
     Ellipsoid("csf", (0, 0, -6), (66, 86, 95), 25),
     _BRAIN,
-    *_sulci(),
+    # Clefts of the cortex.
+    *(Ellipsoid("csf", (57 * x, 77 * y, -6), (1.5 + 6 * x * x, 1.5 + 6 * y * y, 44), 2) for x, y in circle(7)),
     *_both("white", (29, 0, 2), (26, 68, 66), 6),
     Ellipsoid("csf", (0, 0, 40), (2, 80, 55), 3),
     Ellipsoid("white", (0, -2, 18), (16, 42, 7), 4),

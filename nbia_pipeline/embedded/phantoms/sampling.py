@@ -136,12 +136,7 @@ def lesion_mask(subject: Body, geometry: Geometry, index: int) -> NDArray[np.boo
 
 
 def outline(shape: Ellipsoid, geometry: Geometry, index: int) -> list[Vector]:
-    """Return the section of a shape with an axial slice as a polygon.
-
-    Args:
-        shape: what is outlined.
-        geometry: an axial stack.
-        index: which of its slices, from 0.
+    """Return the section of a shape with slice `index` (from 0) of an axial stack as a polygon.
 
     Returns:
         Points x, y, z in mm in order, for ContourData (3006,0050); none where the section is narrower

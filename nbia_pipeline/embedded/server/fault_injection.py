@@ -34,14 +34,7 @@ _SLICES_PER_SECOND = 20
 
 @dataclass(frozen=True)
 class FaultInjection:
-    """ASGI middleware around the whole application.
-
-    Attributes:
-        app: the application that answers correctly.
-        base: path of the base URL, which the record leaves out.
-        traffic: how answers flow.
-        control: the operations that some faults call.
-    """
+    """ASGI middleware around an application that answers correctly; the record leaves out the path `base`."""
 
     app: ASGIApp
     base: str

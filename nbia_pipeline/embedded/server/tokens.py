@@ -43,14 +43,7 @@ class TokenStore:
         refresh_lifetime: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make an empty store.
-
-        Args:
-            accounts: account by user name; the guest needs none.
-            lifetime: lifetime of an access token in seconds (guide: 7200).
-            refresh_lifetime: None: that of an access token.
-            clock: a monotonic clock in seconds.
-        """
+        """Make an empty store of `accounts` by user name; the other arguments are those of an application."""
         self.lifetime = lifetime
         self.refresh_lifetime = lifetime if refresh_lifetime is None else refresh_lifetime
         self._accounts = accounts
