@@ -17,11 +17,7 @@ from nbia_pipeline.embedded.server.run import Addresses, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and serve until stopped.
-
-    Args:
-        arguments: words of the command line; None: those of the process.
-    """
+    """Parse a command line, None for that of the process, and serve until stopped."""
     options = _parser().parse_args(arguments)
     record: Path | None = options.record
 
@@ -41,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ready=ready,
             control_port=options.control_port,
             linger=None if record is None else options.linger,
-            farewell=None if record is None else lambda: record.unlink(missing_ok=True),
+            farewell=lambda: record.unlink(missing_ok=True) if record else None,
             token_lifetime=options.token_lifetime,
             guide_spellings=options.guide_spellings,
             latency=options.latency,

@@ -51,7 +51,6 @@ class EmbeddedArchiveError(RuntimeError):
 class _Connection:
     """A lifeline of this process."""
 
-    pid: int
     url: str
     line: socket.socket
 
@@ -79,9 +78,9 @@ def ensure_running(catalog: str = "demo", **options: Option) -> str:
     key = _key(catalog, options)
     with _threads:
         known = _connections.get(key)
-        if known is not None and known.pid == os.getpid() and _alive(known.line):
-            return known.url
         if known is not None:
+            if _alive(known.line):
+                return known.url
             known.line.close()
             del _connections[key]
         directory = state_directory()
@@ -95,17 +94,10 @@ def ensure_running(catalog: str = "demo", **options: Option) -> str:
 def own_archive(catalog: str = "demo", **options: Option) -> Iterator[tuple[str, str | None]]:
     """Run an embedded archive of one's own, in another process, until the end of the block.
 
-    It ends with this process too, even if that is killed.
-
-    Args:
-        catalog: name of the catalog, ``demo`` or ``idc``.
-        options: options of ``python -m nbia_pipeline.embedded``, like ``control_port=0``.
+    It ends with this process too, even if that is killed. Arguments and errors are those of :func:`ensure_running`.
 
     Yields:
         Its base URL, and the address of its control interface or None.
-
-    Raises:
-        EmbeddedArchiveError: the server ends while it starts, or takes too long; with the end of its log.
     """
     with tempfile.TemporaryDirectory(prefix="nbia-pipeline-") as directory:
         record = Path(directory) / "archive.json"
@@ -162,19 +154,16 @@ def _join(record: Path) -> _Connection | None:
     """Connect to the server of `record`; None if it is not there, is stopping or does not answer."""
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
-        url, port, version = str(known["url"]), int(known["lifeline_port"]), known["version"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if version != __version__:
-        return None
-    try:
+        url, port = str(known["url"]), int(known["lifeline_port"])
+        if known["version"] != __version__:
+            return None
         line = socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_SECONDS)
-    except OSError:
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
         # From the greeting on the connection is counted: the server stays.
         if line.recv(1) and _answers(url):
-            return _Connection(os.getpid(), url, line)
+            return _Connection(url, line)
     except OSError:
         pass
     line.close()
@@ -183,15 +172,13 @@ def _join(record: Path) -> _Connection | None:
 
 def _answers(url: str) -> bool:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS)
-    try:
-        connection.request("GET", f"{parts.path}/services/up")
-        response = connection.getresponse()
-        return response.status == 200 and response.read() == b"up"
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=_ANSWER_SECONDS)) as connection:
+        try:
+            connection.request("GET", f"{parts.path}/services/up")
+            response = connection.getresponse()
+            return response.status == 200 and response.read() == b"up"
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connection:
@@ -202,9 +189,10 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
     with log.open("wb") as output:
         server = subprocess.Popen(  # noqa: S603 - our own module, arguments are not a shell's
             [
-                *(sys.executable, "-m", "nbia_pipeline.embedded"),
-                *("--catalog", catalog, "--record", str(record)),
-                *_words(options),
+                sys.executable,
+                "-m",
+                "nbia_pipeline.embedded",
+                *_words({**options, "catalog": catalog, "record": str(record)}),
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, bad_request
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
@@ -37,7 +37,7 @@ def image(call: Call) -> Reply:
     Server: v4 stops at an image without a digest even when no digests are asked for.
     """
     images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
-    found = call.holdings.one_series(uid, call.rights)
+    found = call.holdings.among([uid], call.rights)
     if not found.num_rows:
         return refused(call, uid)
     row = found.slice(0, 1).to_pylist()[0]
@@ -62,7 +62,7 @@ def image_with_md5(call: Call) -> Reply:
     Server: an image without a digest ends the answer before the first file.
     """
     images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
-    if not call.holdings.one_series(uid, call.rights).num_rows:
+    if not call.holdings.among([uid], call.rights).num_rows:
         return refused(call, uid)
     named = _numbered(call, uid)
     if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
@@ -73,7 +73,7 @@ def image_with_md5(call: Call) -> Reply:
 def single_image(call: Call) -> Reply:
     """getSingleImage: one file. Server: rights are checked, visibility is not; 500 for what is not there."""
     images, uid, sop = call.holdings.catalog.images, call.query["SeriesInstanceUID"], call.query["SOPInstanceUID"]
-    if images is None or not call.holdings.one_series(uid, call.rights, ANY_VISIBILITY).num_rows:
+    if images is None or not call.holdings.among([uid], call.rights, ANY_VISIBILITY).num_rows:
         raise ServerFault
     try:
         data = images.read(uid, sop)
@@ -89,7 +89,7 @@ def md5_of_image(call: Call) -> Reply:
     """
     sop, images = call.query.get("SOPInstanceUID" if call.v4 else "SOPInstanceUid"), call.holdings.catalog.images
     series = call.holdings.series_of_instance(sop or "")
-    if images is None or sop is None or series is None or not call.holdings.one_series(series, call.rights).num_rows:
+    if images is None or sop is None or series is None or not call.holdings.among([series], call.rights).num_rows:
         return EMPTY
     digest = images.md5(series, sop)
     return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
@@ -120,15 +120,14 @@ def _by_acquisition(instances: Sequence[StoredInstance]) -> list[NamedInstance]:
     number, B to those of the instance number.
     """
     ordered = sorted(instances, key=lambda i: i.instance_number)
-    changes_a = sum(x.acquisition_number != y.acquisition_number for x, y in pairwise(ordered))
-    changes_b = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
-    named, a, b = [], 1, 0
-    for position, instance in enumerate(ordered):
-        b += 1
-        if position and instance.acquisition_number != ordered[position - 1].acquisition_number:
-            a, b = a + 1, 1
-        named.append((f"{a:0{len(str(changes_a))}d}-{b:0{len(str(changes_b))}d}.dcm", instance))
-    return named
+    changes = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
+    groups = [list(group) for _, group in groupby(ordered, key=lambda i: i.acquisition_number)]
+    width_a, width_b = len(str(len(groups) - 1)), len(str(changes))
+    return [
+        (f"{a:0{width_a}d}-{b:0{width_b}d}.dcm", instance)
+        for a, group in enumerate(groups, 1)
+        for b, instance in enumerate(group, 1)
+    ]
 
 
 def _zip_reply(

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import pyarrow as pa
 
@@ -163,10 +162,11 @@ class Endpoint:
     Attributes:
         path: path below ``/nbia-api/services/``, like ``v2/getSeries``.
         handler: what answers.
-        auth: what is done about identity.
-        allowed: parameters that the endpoint knows; v4 refuses others.
-        required: parameters without which it answers 400.
+        parameters: names of the parameters that the endpoint knows, separated by spaces; v4 refuses others.
+        required: names of those without which it answers 400.
         bad_request: text of that 400.
+        auth: what is done about identity.
+        formats: whether it knows the parameter ``format`` too.
         user_first: True where the server resolves the user before it checks parameters.
         method: HTTP method.
         strict_params: where unknown parameters are refused: ``query``, ``form`` or None for nowhere.
@@ -174,10 +174,11 @@ class Endpoint:
 
     path: str
     handler: Handler
-    auth: Auth
-    allowed: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
+    parameters: str = ""
+    required: str = ""
     bad_request: str = ""
+    auth: Auth = field(kw_only=True)
+    formats: bool = False
     user_first: bool = False
     method: str = "GET"
     strict_params: str | None = None
@@ -185,12 +186,17 @@ class Endpoint:
     @property
     def version(self) -> str:
         """``v1``, ``v2`` or ``v4``; empty for an endpoint without a version."""
-        return self.path.partition("/")[0] if "/" in self.path else ""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def allowed(self) -> list[str]:
+        """Names of the parameters that the endpoint knows."""
+        return [*self.parameters.split(), *(["format"] if self.formats else [])]
 
     def missing(self, call: Call) -> Reply | None:
         """Return the 400 for a missing required parameter, or None if all are there."""
         given = call.query if self.method == "GET" else call.form
-        return bad_request(self.bad_request) if any(name not in given for name in self.required) else None
+        return bad_request(self.bad_request) if any(name not in given for name in self.required.split()) else None
 
     def unknown_parameter(self, call: Call) -> Reply | None:
         """Return the 400 for an unknown parameter, or None. Server: v4 only; no Content-Type is set."""
@@ -203,30 +209,3 @@ class Endpoint:
                 text = f"Invalid {self.strict_params} parameter: '{name}'. Allowed parameters are: [{allowed}]"
                 return Reply(text.encode(), 400)
         return None
-
-
-def endpoint(
-    path: str,
-    handler: Handler,
-    parameters: str = "",
-    required: str = "",
-    bad_request: str = "",
-    *,
-    auth: Auth,
-    formats: bool = False,
-    **options: Any,
-) -> Endpoint:
-    """Make a row of the table of endpoints.
-
-    Args:
-        path: as in :class:`Endpoint`.
-        handler: what answers.
-        parameters: names of the parameters that it knows, separated by spaces.
-        required: names of those that it requires.
-        bad_request: text of the 400 without them.
-        auth: what is done about identity.
-        formats: whether it knows the parameter ``format`` too.
-        options: other attributes of :class:`Endpoint`.
-    """
-    allowed = (*parameters.split(), *(["format"] if formats else []))
-    return Endpoint(path, handler, auth, allowed, tuple(required.split()), bad_request, **options)

@@ -6,27 +6,25 @@ from dataclasses import replace
 from functools import partial
 
 from nbia_pipeline.embedded.api import downloads, lists, quality, unversioned
-from nbia_pipeline.embedded.api.endpoint import Auth, Endpoint, endpoint
+from nbia_pipeline.embedded.api.endpoint import Auth, Endpoint
 from nbia_pipeline.schema import shapes
 
-NEEDS_SERIES = "A parameter, SeriesInstanceUID is required for this API call."
+_NEEDS_SERIES = "A parameter, SeriesInstanceUID is required for this API call."
 NEEDS_DATE = "A parameter, Collection and Date are required for this API call."
 _NEEDS_SERIES_FOR_IMAGE = "A parameter, SeriesInstanceUID, is required for this API call."
 _NEEDS_BOTH_UIDS = "A parameter, SeriesInstanceUID and SOPInstanceUID, are required for this API call."
 _NEEDS_MODALITY = "A parameter, Collection and Modality, are required for this API call."
-_NEEDS_NAME = "A parameter, name is required for this API call."
 _SERIES_PARAMETERS = (
     "Collection PatientID StudyInstanceUID SeriesInstanceUID Modality BodyPartExamined ManufacturerModelName "
     "Manufacturer"
 )
-_ONE_SERIES = ("SeriesInstanceUID", "SeriesInstanceUID", NEEDS_SERIES)
+_ONE_SERIES = ("SeriesInstanceUID", "SeriesInstanceUID", _NEEDS_SERIES)
 _ONE_IMAGE = ("SeriesInstanceUID SOPInstanceUID", "SeriesInstanceUID SOPInstanceUID", _NEEDS_BOTH_UIDS)
-_NEW_STUDIES = ("Collection Date PatientID", "Collection Date", NEEDS_DATE)
 _MODALITY = ("Collection Modality", "Collection Modality", _NEEDS_MODALITY)
 _NO_BODY_PART = "NOT SPECIFIED"  # Server: how it counts nulls.
 
-_list = partial(endpoint, auth=Auth.LIST, formats=True)
-_file = partial(endpoint, auth=Auth.STRICT)
+_list = partial(Endpoint, auth=Auth.LIST, formats=True)
+_file = partial(Endpoint, auth=Auth.STRICT)
 
 LISTS = (
     _list("getCollectionValues", lists.collection_values, auth=Auth.STRICT),
@@ -51,6 +49,10 @@ GET_IMAGE = _file(
 )
 """getImage of v1 and v2; v4 knows another parameter."""
 
+# Server: the name and its parameter are spelled so in v1 and v2.
+MD5_OF_IMAGE = _file("getM5HashForImage", downloads.md5_of_image, "SOPInstanceUid", user_first=True)
+"""The digest of one image; v4 spells it otherwise."""
+
 FILES = (
     _file("getImageWithMD5Hash", downloads.image_with_md5, *_ONE_SERIES[:2], _NEEDS_SERIES_FOR_IMAGE),
     _file("getSingleImage", downloads.single_image, *_ONE_IMAGE),
@@ -64,35 +66,32 @@ _ONLY_V2 = (
     ),
     _list("getSeriesMetaData", lists.series_metadata_v2, *_ONE_SERIES, auth=Auth.QUIET),
     # Server: the 400 of v2 names the wrong parameter.
-    endpoint("getContentsByName", lists.contents_by_name, "name", "name", NEEDS_SERIES, auth=Auth.LIST),
+    Endpoint("getContentsByName", lists.contents_by_name, "name", "name", _NEEDS_SERIES, auth=Auth.LIST),
     GET_IMAGE,
-    # Server: the name and its parameter are spelled so.
-    _file("getM5HashForImage", downloads.md5_of_image, "SOPInstanceUid", user_first=True),
+    MD5_OF_IMAGE,
 )
 
 
 def _as_v1(e: Endpoint) -> Endpoint:
     """Return an endpoint of v1: always the guest's rights, a token is not read."""
-    text = _NEEDS_NAME if e.path == "getContentsByName" else e.bad_request
+    text = e.bad_request if e.path != "getContentsByName" else "A parameter, name is required for this API call."
     return replace(e, path=f"v1/{e.path}", auth=Auth.OPEN, bad_request=text)
 
 
 V1 = (
     *(_as_v1(e) for e in (*LISTS, *FILES, *_ONLY_V2)),
-    endpoint("v1/getDeniedSeries", quality.denied_series, "seriesList userName", auth=Auth.OPEN, formats=True),
+    Endpoint("v1/getDeniedSeries", quality.denied_series, "seriesList userName", auth=Auth.OPEN, formats=True),
 )
 """The endpoints of v1."""
 
+QC_INFO = _list(
+    "v2/getSeriesQCInfo", quality.qc_info, "seriesId", "seriesId", _NEEDS_SERIES, auth=Auth.QUIET, method="POST"
+)
+"""The state of series in v2; v4 has it as well."""
+
 V2 = (
     *(replace(e, path=f"v2/{e.path}") for e in (*LISTS, *FILES, *_ONLY_V2)),
-    endpoint(
-        "v2/getSeriesQCInfo",
-        quality.qc_info,
-        *("seriesId", "seriesId", NEEDS_SERIES),
-        auth=Auth.QUIET,
-        formats=True,
-        method="POST",
-    ),
+    QC_INFO,
 )
 """The endpoints of v2."""
 

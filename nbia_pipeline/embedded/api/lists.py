@@ -106,7 +106,7 @@ def series_metadata_v2(call: Call) -> Rows | Reply:
     Server: 204 if the series is unknown, hidden or not permitted; 500 without images or license address.
     """
     uid = call.query["SeriesInstanceUID"]
-    row = call.holdings.one_series(uid, call.rights, ONLY_VISIBLE | {DOWNLOADABLE})
+    row = call.holdings.among([uid], call.rights, ONLY_VISIBLE | {DOWNLOADABLE})
     if not row.num_rows:
         return NO_CONTENT
     if not row["ImageCount"][0].as_py() or row["LicenseURI"][0].as_py() is None:
@@ -125,7 +125,7 @@ def series_metadata_v4(call: Call) -> Rows:
 
 def series_size(call: Call) -> Rows:
     """getSeriesSize. Server: v2 does not check rights, and an unknown series is a row with holes; v4 sends nothing."""
-    rows = call.holdings.one_series(call.query["SeriesInstanceUID"], call.rights if call.v4 else None)
+    rows = call.holdings.among([call.query["SeriesInstanceUID"]], call.rights if call.v4 else None)
     if not rows.num_rows and not call.v4:
         rows = pa.table({"FileSize": pa.nulls(1, pa.int64()), "ImageCount": pa.array([0], pa.int64())})
     return Rows(rows, shapes.SERIES_SIZE)
@@ -134,7 +134,7 @@ def series_size(call: Call) -> Rows:
 def sop_instance_uids(call: Call) -> Rows:
     """getSOPInstanceUIDs: of any visibility. Server: v4 does not check rights either."""
     uid, images = call.query["SeriesInstanceUID"], call.holdings.catalog.images
-    known = call.holdings.one_series(uid, None if call.v4 else call.rights, ANY_VISIBILITY).num_rows
+    known = call.holdings.among([uid], None if call.v4 else call.rights, ANY_VISIBILITY).num_rows
     uids = [i.sop_instance_uid for i in images.instances(uid)] if known and images is not None else []
     return Rows(pa.table({"SOPInstanceUID": pa.array(uids, pa.string())}), shapes.SOP_INSTANCE_UIDS)
 

@@ -14,15 +14,10 @@ from nbia_pipeline.embedded.catalog.model import VISIBLE
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Form, Key, Shape
 
-VISIBILITIES = {
-    0: "Not Yet Reviewed",
-    1: "Visible",
-    2: "Not Visible",
-    3: "To Be Deleted",
-    4: "Delete",
-    **{code: f"Stage {code - 4}" for code in range(5, 12)},
-    12: "Downloadable",
-}
+_STAGES = (f"Stage {number}" for number in range(1, 8))
+VISIBILITIES = dict(
+    enumerate(("Not Yet Reviewed", "Visible", "Not Visible", "To Be Deleted", "Delete", *_STAGES, "Downloadable"))
+)
 """Text of a visibility code; the stages' wording is ours."""
 
 _TEXT = "VisibilityText"
@@ -39,10 +34,7 @@ QC_V2 = Shape(
         Key("LicenseName", "LicenseName"),
         Key("Site", "Site"),
         Key("Project", "Collection"),
-        Key("PatientID", "PatientID"),
-        Key("Modality", "Modality"),
-        Key("StudyDescription", "StudyDescription"),
-        Key("SeriesDescription", "SeriesDescription"),
+        *(Key(name, name) for name in ("PatientID", "Modality", "StudyDescription", "SeriesDescription")),
     ),
 )
 """getSeriesQCInfo of v2."""
@@ -57,15 +49,11 @@ QC_V4 = replace(
 DENIED = Shape("DENIED", None, (Key("SeriesInstanceUID", "SeriesInstanceUID"),))
 """getDeniedSeries."""
 
-_DOI_COLLECTION = (Key("collection", "Collection"), Key("thirdPartyAnanlysis", "ThirdPartyAnalysis"))
-_DOI_AUTHORIZED = Key("authorized", "Authorized", Form.NUMBER)
-DOI_COLLECTIONS = Shape("DOI_COLLECTIONS", None, (*_DOI_COLLECTION, _DOI_AUTHORIZED))
+_COLLECTION = Key("collection", "Collection")
+_ANALYSIS = (Key("thirdPartyAnanlysis", "ThirdPartyAnalysis"), Key("authorized", "Authorized", Form.NUMBER))
+DOI_COLLECTIONS = Shape("DOI_COLLECTIONS", None, (_COLLECTION, *_ANALYSIS))
 """getCollectionOrSeriesForDOI per collection; the spelling of its second key is the server's."""
-DOI_SERIES = Shape(
-    "DOI_SERIES",
-    None,
-    (_DOI_COLLECTION[0], Key("seriesInstanceUID", "SeriesInstanceUID"), _DOI_COLLECTION[1], _DOI_AUTHORIZED),
-)
+DOI_SERIES = Shape("DOI_SERIES", None, (_COLLECTION, Key("seriesInstanceUID", "SeriesInstanceUID"), *_ANALYSIS))
 """getCollectionOrSeriesForDOI per series."""
 
 

@@ -26,8 +26,6 @@ JAVA_ZONE = "CDT"
 
 _BARE_FORMS = frozenset({Form.NUMBER, Form.BOOLEAN, Form.EPOCH_MS})
 _SLOW_FORMS = frozenset({Form.DECIMAL_TEXT, Form.DATETIME, Form.ISO_DAY, Form.US_DAY, Form.JAVA})
-_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 # Backslash comes first: the other replacements add backslashes of their own.
 _JSON_ESCAPES = {c: json.dumps(c)[1:-1] for c in ("\\", '"', *map(chr, range(32)))} | {"/": "\\/"}
@@ -78,10 +76,7 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
     Server: several columns: every cell in double quotes, inner quotes doubled, LF, null as ``""``. One
     column: header and values unquoted, a null prints two newlines.
 
-    Args:
-        table: as for :func:`render_json`.
-        shape: keys in order.
-        guide: use the guide's spellings.
+    Args are those of :func:`render_json`.
     """
     names = [spelling(key, guide) for key in shape.keys]
     if len(names) == 1:
@@ -98,30 +93,21 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
 
 
 def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bool = True) -> bytes:
-    """Return a small `table` as Jackson writes it: ``[]`` when empty.
-
-    Args:
-        table: as for :func:`render_json`.
-        shape: keys in order.
-        guide: use the guide's spellings.
-        nulls: whether a null is written as ``null`` or its key is left out.
-    """
+    """Return a small `table` as Jackson writes it: ``[]`` when empty; without `nulls` their keys are left out."""
     rows = [
         {
             spelling(key, guide): _jackson_value(text, key)
             for key, text in zip(shape.keys, cells, strict=True)
             if nulls or text is not None
         }
-        for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH)
+        for batch in table.to_batches()
         for cells in zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _jackson_value(text: str | None, key: Key) -> object:
-    if text is None or key.form not in _BARE_FORMS:
-        return text
-    return json.loads(text)
+    return text if text is None or key.form not in _BARE_FORMS else json.loads(text)
 
 
 def _json_rows(batch: pa.RecordBatch, shape: Shape, guide: bool) -> pa.Array:
@@ -154,14 +140,12 @@ def _escaped(texts: pa.Array) -> pa.Array:
     data = _data_of(texts)
     if len(data.translate(None, _JSON_SPECIAL)) == len(data):
         return texts
-    present = [pair for pair in _JSON_ESCAPES.items() if pair[0].encode() in data]
-    return _by_unique(texts, lambda distinct: _replaced(distinct, present))
-
-
-def _replaced(texts: pa.Array, replacements: list[tuple[str, str]]) -> pa.Array:
-    for old, new in replacements:
-        texts = pc.replace_substring(texts, old, new)
-    return texts
+    distinct = texts.dictionary_encode()
+    escaped = distinct.dictionary
+    for old, new in _JSON_ESCAPES.items():
+        if old.encode() in data:
+            escaped = pc.replace_substring(escaped, old, new)
+    return escaped.take(distinct.indices)
 
 
 def _data_of(texts: pa.Array, skip: int = 0) -> bytes:
@@ -177,24 +161,18 @@ def _data_of(texts: pa.Array, skip: int = 0) -> bytes:
 def _texts(batch: pa.RecordBatch, key: Key) -> pa.Array:
     """Return the text of every value of `key`, neither quoted nor escaped; null stays null."""
     position = batch.schema.get_field_index(key.source or key.column or key.name)
-    if position < 0:
-        return pa.nulls(batch.num_rows, pa.string())
-    values = batch.column(position)
+    values = batch.column(position) if position >= 0 else pa.nulls(batch.num_rows)
     if pa.types.is_null(values.type):
-        return pa.nulls(batch.num_rows, pa.string())
+        return values.cast(pa.string())
     if pa.types.is_string(values.type):
         return values
-    write = _WRITERS[key.form]
-    return _by_unique(values, write) if key.form in _SLOW_FORMS else write(values)
+    if key.form not in _SLOW_FORMS:
+        return _WRITERS[key.form](values)
+    distinct = values.dictionary_encode()
+    return _WRITERS[key.form](distinct.dictionary).take(distinct.indices)
 
 
-def _by_unique(values: pa.Array, write: Callable[[pa.Array], pa.Array]) -> pa.Array:
-    """Apply a slow function to the distinct values only."""
-    encoded = values.dictionary_encode()
-    return write(encoded.dictionary).take(encoded.indices)
-
-
-def _number(values: pa.Array) -> pa.Array:
+def _plain(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(values.type):
         # The kernel writes 59.0 as 59, as the server does; NaN and infinity have no JSON.
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
@@ -205,10 +183,6 @@ def _decimal(values: pa.Array) -> pa.Array:
     # A whole number beyond 2**53 must not become a float.
     texts = [f"{x}.000000" if isinstance(x, int) else f"{x:.6f}" for x in values.to_pylist()]
     return pa.array(texts, pa.string())
-
-
-def _flag(values: pa.Array) -> pa.Array:
-    return pc.if_else(values, "true", "false")
 
 
 def _datetime(values: pa.Array) -> pa.Array:
@@ -226,15 +200,10 @@ def _us_day(values: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(pc.utf8_slice_codeunits(days, 5), pc.utf8_slice_codeunits(days, 0, 4), "-")
 
 
-def _java(values: pa.Array) -> pa.Array:
-    return pa.array([_java_text(x) for x in values.to_pylist()], pa.string())
-
-
 def _java_text(moment: date | datetime) -> str:
-    """Write Java's ``Date.toString``, whose names are English whatever the locale."""
-    clock = f"{moment:%H:%M:%S}"
-    weekday, month = _WEEKDAYS[moment.weekday()], _MONTHS[moment.month - 1]
-    return f"{weekday} {month} {moment.day:02d} {clock} {JAVA_ZONE} {moment.year:04d}"
+    """Write Java's ``Date.toString``, whose names are English whatever the locale, as those of ``ctime`` are."""
+    weekday, month, _, clock, year = moment.ctime().split()
+    return f"{weekday} {month} {moment.day:02d} {clock} {JAVA_ZONE} {year}"
 
 
 def _epoch_ms(values: pa.Array) -> pa.Array:
@@ -244,15 +213,15 @@ def _epoch_ms(values: pa.Array) -> pa.Array:
 
 
 _WRITERS: dict[Form, Callable[[pa.Array], pa.Array]] = {
-    Form.TEXT: _number,
-    Form.NUMBER: _number,
-    Form.NUMBER_TEXT: _number,
+    Form.TEXT: _plain,
+    Form.NUMBER: _plain,
+    Form.NUMBER_TEXT: _plain,
     Form.DECIMAL_TEXT: _decimal,
-    Form.BOOLEAN: _flag,
-    Form.FLAG_TEXT: _flag,
+    Form.BOOLEAN: _plain,
+    Form.FLAG_TEXT: _plain,
     Form.DATETIME: _datetime,
     Form.ISO_DAY: _iso_day,
     Form.US_DAY: _us_day,
-    Form.JAVA: _java,
+    Form.JAVA: lambda values: pa.array(map(_java_text, values.to_pylist()), pa.string()),
     Form.EPOCH_MS: _epoch_ms,
 }

@@ -6,10 +6,10 @@ cache per user, and the internal keys of studies and series, which are checksums
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -56,10 +56,20 @@ _MANIFEST = (
 
 
 def simple_search(call: Call) -> Reply:
-    """getSimpleSearch: a page of patients, and counts of all that were found; nulls are left out."""
-    sort_field, direction, start, size = _page(call)
+    """getSimpleSearch: a page of patients, and counts of all that were found; nulls are left out.
+
+    Server: without any of the four fields of the page it ends in a 500.
+    """
+    given = {name: texts[0] for name, texts in call.form.items()}
+    try:
+        start, size = int(given["start"]), int(given["size"])
+        sort_field, direction = given["sortField"], given["sortDirection"]
+    except (KeyError, ValueError) as error:
+        raise ServerFault from error
     rows = _by_patient(_found(call))
     patients = [_patient(*key, of_patient) for key, of_patient in rows.items()]
+    if sort_field not in _SORTS or start < 0 or size < 0:
+        raise ServerFault
     if start > len(patients):
         raise ServerFault(f"fromIndex({start}) > toIndex({len(patients)})")
     patients.sort(key=lambda p: p[_SORTS[sort_field]], reverse=direction == "descending")
@@ -86,74 +96,43 @@ def manifest(call: Call) -> Reply:
 
 def _found(call: Call) -> pa.Table:
     """Return the series of the caller that meet the criteria in the form."""
-    criteria = _criteria(call.form)
-    rows = call.holdings.select(call.rights)
+    rows, criteria = call.holdings.select(call.rights), _criteria(call.form)
     for kind, column in _EQUAL.items():
         if kind in criteria:
             values = pa.array([value.upper() for value in criteria[kind]], pa.string())
             rows = rows.filter(pc.is_in(pc.utf8_upper(rows[column]), values))
-    for first, last in _periods(call.form):
-        released = rows["DateReleased"]
-        mask = pc.and_(
-            pc.greater_equal(released, pa.scalar(first, pa.timestamp("us"))),
-            pc.less_equal(released, pa.scalar(last, pa.timestamp("us"))),
-        )
-        rows = rows.filter(mask)
+    for period in criteria.get("DateRangeCriteria", ()):
+        first, last = map(dates.month_first, period.split(" ", 1))
+        if first is None or last is None:
+            raise ServerFault
+        rows = rows.filter((pc.field("DateReleased") >= first) & (pc.field("DateReleased") <= last))
     return _of_patients(rows, criteria)
 
 
-def _page(call: Call) -> tuple[str, str, int, int]:
-    """Return sort field, direction, start and size. Server: without any of the four it ends in a 500."""
-    given = {name: texts[0] for name, texts in call.form.items()}
-    try:
-        start, size = int(given["start"]), int(given["size"])
-        sort_field, direction = given["sortField"], given["sortDirection"]
-    except (KeyError, ValueError) as error:
-        raise ServerFault from error
-    if sort_field not in _SORTS or start < 0 or size < 0:
-        raise ServerFault
-    return sort_field, direction, start, size
-
-
-def _numbered(form: Criteria) -> Iterable[tuple[int, str]]:
-    """Yield number and type of the criteria. Server: the numbers have no gaps, the first gap ends them."""
-    number = 0
-    while f"criteriaType{number}" in form:
-        yield number, form[f"criteriaType{number}"][0]
-        number += 1
-
-
 def _criteria(form: Criteria) -> dict[str, list[str]]:
+    """Return the values by type of criterion. Server: the numbers have no gaps, the first gap ends them."""
     criteria: dict[str, list[str]] = {}
-    for number, kind in _numbered(form):
-        criteria.setdefault(kind, []).extend(form.get(f"value{number}", []))
+    for number in itertools.takewhile(lambda n: f"criteriaType{n}" in form, itertools.count()):
+        values = form.get(f"value{number}", [])
+        if form[f"criteriaType{number}"][0] == "DateRangeCriteria":
+            values = [" ".join(form.get(f"{end}Date{number}", [""])[0] for end in ("from", "to"))]
+        criteria.setdefault(form[f"criteriaType{number}"][0], []).extend(values)
     return criteria
-
-
-def _periods(form: Criteria) -> Iterable[tuple[datetime, datetime]]:
-    for number, kind in _numbered(form):
-        if kind == "DateRangeCriteria":
-            first, last = (dates.month_first(form.get(f"{end}Date{number}", [""])[0]) for end in ("from", "to"))
-            if first is None or last is None:
-                raise ServerFault
-            yield first, last
 
 
 def _of_patients(rows: pa.Table, criteria: Criteria) -> pa.Table:
     """Keep the series of the patients who meet the criteria about a patient as a whole."""
     least = max((int(v) for v in criteria.get("MinNumberOfStudiesCriteria", ())), default=0)
-    together = "all" in (v.casefold() for v in criteria.get("ModalityAndedSearchCriteria", ()))
-    wanted = {v.upper() for v in criteria.get("ImageModalityCriteria", ())} if together else set()
-    if least < 2 and not wanted:
-        return rows
-    kept = {
-        (collection, patient)
-        for (collection, patient), series in _by_patient(rows).items()
+    together = "all" in map(str.casefold, criteria.get("ModalityAndedSearchCriteria", ()))
+    wanted = set(map(str.upper, criteria.get("ImageModalityCriteria", ()))) if together else set()
+    kept = [
+        s["SeriesInstanceUID"]
+        for series in _by_patient(rows).values()
         if len({s["StudyInstanceUID"] for s in series}) >= least
         and wanted <= {str(s["Modality"]).upper() for s in series}
-    }
-    pairs = zip(rows["Collection"].to_pylist(), rows["PatientID"].to_pylist(), strict=True)
-    return rows.filter(pa.array([pair in kept for pair in pairs], pa.bool_()))
+        for s in series
+    ]
+    return rows.filter(pc.is_in(rows["SeriesInstanceUID"], pa.array(kept, pa.string())))
 
 
 def _by_patient(rows: pa.Table) -> dict[tuple[str, str], list[Row]]:

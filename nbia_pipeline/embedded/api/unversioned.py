@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -23,11 +23,10 @@ from nbia_pipeline.schema.shapes import Form, Shape
 _AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
 _FILTERS = ("Modality", "BodyPartExamined")
 _KEYS = {key.name: key for key in shapes.DESCRIPTIONS.keys}
-_DESCRIPTIONS_V4 = replace(
-    shapes.DESCRIPTIONS,
-    name="DESCRIPTIONS4",
-    keys=tuple(_KEYS[name] for name in ("id", "description", "collectionName", "descriptionURI")),
-)
+_KEYS_V4 = tuple(_KEYS[name] for name in ("id", "description", "collectionName", "descriptionURI"))
+_DESCRIPTIONS_V4 = replace(shapes.DESCRIPTIONS, name="DESCRIPTIONS4", keys=_KEYS_V4)
+# What the rows of a collection are divided into, one within the other.
+_LEVELS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
 
@@ -105,34 +104,31 @@ def md5_hierarchy(call: Call) -> Reply:
     """
     given = {name: texts[0] for name, texts in call.form.items() if texts}
     if "SeriesInstanceUID" in given:
-        uid = given["SeriesInstanceUID"]
-        known = call.holdings.one_series(uid, None, ANY_VISIBILITY).num_rows
-        return _digest_reply(_series_hash(call, uid) if known else "")
-    if "StudyInstanceUID" in given:
+        rows = call.holdings.among([given["SeriesInstanceUID"]], None, ANY_VISIBILITY)
+        digest = _hash(call, rows, ())
+    elif "StudyInstanceUID" in given:
         rows = call.holdings.select(call.rights)
-        return _digest_reply(_study_hash(call, _only(rows, "StudyInstanceUID", given["StudyInstanceUID"])))
-    if "Collection" not in given:
+        digest = _hash(call, _only(rows, "StudyInstanceUID", given["StudyInstanceUID"]), _LEVELS[2:])
+    elif "Collection" not in given:
         return EMPTY
-    if "PatientID" in given:
+    elif "PatientID" in given:
         rows = call.holdings.select(call.rights, given["Collection"])
-        return _digest_reply(_patient_hash(call, _only(rows, "PatientID", given["PatientID"])))
-    rows = call.holdings.select(frozenset(), given["Collection"])
-    return _digest_reply(
-        _combined(_patient_hash(call, _only(rows, "PatientID", p)) for p in _values(rows, "PatientID"))
-    )
+        digest = _hash(call, _only(rows, "PatientID", given["PatientID"]), _LEVELS[1:])
+    else:
+        digest = _hash(call, call.holdings.select(frozenset(), given["Collection"]), _LEVELS)
+    return Reply(digest.encode(), content_type="text/plain")
 
 
 def dicom_tags(call: Call) -> Reply:
     """getDicomTags: the header of one image of the series, file meta first, without pixel data."""
     uid, images = call.query.get("SeriesUID", ""), call.holdings.catalog.images
-    if not call.holdings.one_series(uid, call.rights).num_rows:
+    if not call.holdings.among([uid], call.rights).num_rows:
         return refused(call, uid)
-    instances = images.instances(uid) if images is not None else ()
-    if images is None or not instances:
+    if images is None:
         return EMPTY
     try:
-        data = images.read(uid, instances[0].sop_instance_uid)
-    except (KeyError, OSError):
+        data = images.read(uid, images.instances(uid)[0].sop_instance_uid)
+    except (LookupError, OSError):
         return EMPTY
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
     return json_reply([*_tags(dataset.file_meta), *_tags(dataset)])
@@ -163,49 +159,31 @@ def _only(rows: pa.Table, column: str, value: str) -> pa.Table:
     return rows.filter(pc.equal(rows[column], value))
 
 
-def _values(rows: pa.Table, column: str) -> list[str]:
-    return list(pc.unique(rows[column].drop_null()).to_pylist())
-
-
-def _combined(hashes: Iterable[str]) -> str:
-    """Return the MD5 of sorted hashes end to end; an empty text if there are none."""
+def _hash(call: Call, rows: pa.Table, levels: Sequence[str]) -> str:
+    """Return the MD5 of the sorted hashes of what `levels` distinguish, of images without any; "" for nothing."""
+    images = call.holdings.catalog.images
+    if levels:
+        values = pc.unique(rows[levels[0]].drop_null()).to_pylist()
+        hashes = [_hash(call, _only(rows, levels[0], value), levels[1:]) for value in values]
+    elif images is not None:
+        uids = rows["SeriesInstanceUID"].to_pylist()
+        hashes = [images.md5(uid, i.sop_instance_uid) or "" for uid in uids for i in images.instances(uid)]
+    else:
+        hashes = []
     known = sorted(h for h in hashes if h)
     return hashlib.md5("".join(known).encode(), usedforsecurity=False).hexdigest() if known else ""
-
-
-def _series_hash(call: Call, uid: str) -> str:
-    images = call.holdings.catalog.images
-    if images is None:
-        return ""
-    return _combined(images.md5(uid, i.sop_instance_uid) or "" for i in images.instances(uid))
-
-
-def _study_hash(call: Call, rows: pa.Table) -> str:
-    return _combined(_series_hash(call, uid) for uid in _values(rows, "SeriesInstanceUID"))
-
-
-def _patient_hash(call: Call, rows: pa.Table) -> str:
-    studies = _values(rows, "StudyInstanceUID")
-    return _combined(_study_hash(call, _only(rows, "StudyInstanceUID", uid)) for uid in studies)
-
-
-def _digest_reply(digest: str) -> Reply:
-    return Reply(digest.encode(), content_type="text/plain")
 
 
 def _tags(dataset: Dataset, depth: str = "") -> Iterator[dict[str, str | None]]:
     for element in dataset:
         if element.tag in _PIXEL_DATA:
             continue
-        yield {"element": f"{depth}{_tag(element)}", "name": element.name, "data": _data(element)}
+        tag = f"{depth}({element.tag.group:04X},{element.tag.element:04X})"
+        yield {"element": tag, "name": element.name, "data": _data(element)}
         if element.VR == "SQ":
             for item in element.value:
                 yield from _tags(item, depth + ">")
-            yield {"element": f"{depth}{_tag(element)}", "name": f"End {element.name}", "data": None}
-
-
-def _tag(element: DataElement) -> str:
-    return f"({element.tag.group:04X},{element.tag.element:04X})"
+            yield {"element": tag, "name": f"End {element.name}", "data": None}
 
 
 def _data(element: DataElement) -> str | None:

@@ -81,17 +81,17 @@ class Holdings:
             self._state = _arranged(catalog or self._state.catalog, self._state.serial + 1)
 
     def change(self, slices: Mapping[str, pa.Table], contents: Iterable[str] = (), **fields: Any) -> None:
-        """Replace the rows of some collections; all others stay as they are.
+        """Replace the rows of some collections, which are removed without any; all others stay as they are.
 
-        Args:
-            slices: the rows of each changed collection; without rows it is removed.
-            contents: UIDs of the series whose files have changed.
-            fields: new values of other fields of the catalog.
+        `contents` are the series whose files have changed, `fields` new values of other fields of the catalog.
         """
         with self._lock:
             old, serial = self._state, self._state.serial + 1
-            merged = {**old.slices, **{name: _compact(table) for name, table in slices.items()}}
-            kept = {name: merged[name] for name in sorted(merged) if merged[name].num_rows}
+            kept = {name: rows for name, rows in sorted({**old.slices, **slices}.items()) if rows.num_rows}
+            for name, rows in kept.items():
+                if rows["SeriesInstanceUID"].num_chunks > MOST_PIECES:
+                    # Each of the pieces costs time in every query.
+                    kept[name] = rows.combine_chunks()
             series = pa.concat_tables(kept.values()) if kept else old.catalog.series.slice(0, 0)
             self._state = _State(
                 replace(old.catalog, series=series, **fields),
@@ -119,16 +119,13 @@ class Holdings:
         ignore_case: bool = True,
         visibility: frozenset[int] = ONLY_VISIBLE,
     ) -> pa.Table:
-        """Return the series that a caller may see.
+        """Return the series that a caller may see, without copying where nothing is hidden.
 
         Args:
             rights: restricted collections that the caller may see; None: rights are not checked.
             collection: name to keep, or None for all.
             ignore_case: compare the name without regard to case.
             visibility: codes to keep; empty for all.
-
-        Returns:
-            Rows of schema CATALOG_SCHEMA, without copying where nothing is hidden.
         """
         state = self._state
         parts = [
@@ -137,12 +134,6 @@ class Holdings:
             if rights is None or name not in state.catalog.restricted or name in rights
         ]
         return pa.concat_tables(parts) if parts else state.catalog.series.slice(0, 0)
-
-    def one_series(
-        self, uid: str, rights: Collection[str] | None, visibility: frozenset[int] = ONLY_VISIBLE
-    ) -> pa.Table:
-        """Return the row of one series, or no row if it is unknown, hidden or not permitted."""
-        return self.among([uid], rights, visibility)
 
     def among(
         self, uids: Iterable[str], rights: Collection[str] | None, visibility: frozenset[int] = ONLY_VISIBLE
@@ -177,11 +168,6 @@ def filled_in(series: pa.Table) -> pa.Table:
             position = series.schema.get_field_index(name)
             series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
     return series
-
-
-def _compact(table: pa.Table) -> pa.Table:
-    """Return a table of few chunks: each of them costs time in every query."""
-    return table.combine_chunks() if table["SeriesInstanceUID"].num_chunks > MOST_PIECES else table
 
 
 def _slice_of(table: pa.Table, name: str) -> pa.Table:

@@ -16,22 +16,22 @@ from nbia_pipeline.schema import TABLES
 
 VISIBLE = 1
 
-_EXTRA_COLUMNS = [
-    pa.field("SOPClassUID", pa.string()),
-    pa.field("AnnotationSize", pa.int64()),
-    pa.field("PixelSpacing(mm)-Row", pa.string()),
-    pa.field("SliceThickness(mm)", pa.string()),
-    pa.field("Visibility", pa.int64()),
-]
-
-
 _OF_TABLES = {
     column.name: pa.field(column.name, column.type)
     for table in ("series", "patients", "studies")
     for column in TABLES[table].columns
     if column.name != "SeriesCount"
 }
-CATALOG_SCHEMA: pa.Schema = pa.schema([*_OF_TABLES.values(), *_EXTRA_COLUMNS])
+CATALOG_SCHEMA: pa.Schema = pa.schema(
+    [
+        *_OF_TABLES.values(),
+        pa.field("SOPClassUID", pa.string()),
+        pa.field("AnnotationSize", pa.int64()),
+        pa.field("PixelSpacing(mm)-Row", pa.string()),
+        pa.field("SliceThickness(mm)", pa.string()),
+        pa.field("Visibility", pa.int64()),
+    ]
+)
 """Columns of the wide table of a catalog: a row per series, with the columns of its patient and study."""
 
 

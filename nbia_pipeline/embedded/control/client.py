@@ -44,11 +44,7 @@ class Control:
     """The control interface of an embedded archive that runs with ``--control-port``."""
 
     def __init__(self, url: str) -> None:
-        """Take the address.
-
-        Args:
-            url: address of the control port, like ``http://127.0.0.1:8043``.
-        """
+        """Take the address of the control port, like ``http://127.0.0.1:8043``."""
         self.url = url.rstrip("/")
         self._session = requests.Session()
         # It is a port of this machine: no proxy is needed.
@@ -94,19 +90,8 @@ class Control:
         **columns: Any,
     ) -> str:
         """Add a series with files of its own, made like another one; return its UID."""
-        return str(
-            self._do(
-                "add_series",
-                collection=collection,
-                like=like,
-                patient=patient,
-                study=study,
-                released=released,
-                visible=visible,
-                slices=slices,
-                **columns,
-            )
-        )
+        given = {name: value for name, value in locals().items() if name not in ("self", "columns")}
+        return str(self._do("add_series", **given, **columns))
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of all series, of any visibility; times as ISO 8601."""
@@ -161,7 +146,7 @@ class Control:
         self._do("reset")
 
     def _do(self, operation: str, **arguments: Any) -> Any:
-        body = json.dumps(arguments, default=_plain)
+        body = json.dumps(arguments, default=plain)
         answer = self._session.post(f"{self.url}{PATH}/{operation}", body, timeout=TIMEOUT_SECONDS)
         content = answer.json()
         if answer.status_code != 200:
@@ -169,6 +154,6 @@ class Control:
         return content["result"]
 
 
-def _plain(value: dt.date | Iterable[Any]) -> str | list[Any]:
+def plain(value: dt.date | Iterable[Any]) -> str | list[Any]:
     """Return days and moments as ISO 8601, UIDs as a list."""
     return value.isoformat() if isinstance(value, dt.date) else list(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -20,8 +20,9 @@ from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, Collec
 from nbia_pipeline.embedded.control.client import Day, Uids
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.traffic import Traffic
-from nbia_pipeline.embedded.phantoms.dicom_files import decimal, uid_of
-from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, OverlayStore, cloned, revised
+from nbia_pipeline.embedded.phantoms.dicom_files import uid_of
+from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, cloned, revised
+from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
 NOT_VISIBLE = 2
 _NOT_REVIEWED = 0
@@ -60,13 +61,8 @@ class Operations:
     ) -> None:
         """Take the parts of the archive.
 
-        Args:
-            holdings: the series and their files.
-            tokens: the tokens.
-            settings: the settings.
-            traffic: the record of requests and the planned faults.
-            forget: called after a change with the names of the collections whose answers are out of date, or None
-                for all of them.
+        `forget` is called after a change with the names of the collections whose answers are out of date, or None
+        for all of them.
         """
         self._holdings = holdings
         self._tokens = tokens
@@ -80,17 +76,12 @@ class Operations:
         self._now: dt.datetime | None = None
         self._added = 0
         self._events: list[dict[str, Any]] = []
-        self._images: OverlayStore | None = None
+        self._images: PhantomStore | None = None
 
     # --- series
 
     def release(self, series: Uids, day: Day | None = None) -> None:
-        """Make series visible and released.
-
-        Args:
-            series: which ones.
-            day: DateReleased; None: the present day of the server's clock.
-        """
+        """Make series visible and released; `day` is DateReleased, None the present day of the server's clock."""
         self._edit("release", series, {"Visibility": VISIBLE, "DateReleased": self._day(day), "ReleasedStatus": "Yes"})
 
     def back_date(self, series: Uids, day: Day) -> None:
@@ -98,12 +89,7 @@ class Operations:
         self._edit("back_date", series, {"DateReleased": self._day(day)})
 
     def hide(self, series: Uids, code: int = NOT_VISIBLE) -> None:
-        """Hide series: they disappear from the lists without any other sign.
-
-        Args:
-            series: which ones.
-            code: code of the visibility.
-        """
+        """Hide series: they disappear from the lists without any other sign; `code` is that of the visibility."""
         self._edit("hide", series, {"Visibility": code})
 
     def show(self, series: Uids) -> None:
@@ -121,31 +107,23 @@ class Operations:
         Raises:
             OperationError: the images are not phantoms.
         """
+        hiding = {"Visibility": _NOT_REVIEWED} if hidden else {}
         with self._lock:
-            uids = self._checked(series)
-            for uid in uids:
-                changes = {"TimeStamp": self._later(uid), **self._replaced(uid, slices)}
-                if hidden:
-                    changes["Visibility"] = _NOT_REVIEWED
-                self._apply("replace", [uid], changes, contents=True)
+            for uid in self._checked(series):
+                changes = {"TimeStamp": self._later(uid), **self._replaced(uid, slices), **hiding}
+                self._apply("replace", [uid], changes, contents=[uid])
 
     def delete(self, series: Uids) -> None:
         """Delete series physically: row and files are gone."""
         with self._lock:
             uids = self._checked(series)
-            wanted = pa.array(uids, pa.string())
-            slices = {
-                name: _without(rows, pc.is_in(rows["SeriesInstanceUID"], wanted))
-                for name, rows in self._touched(uids).items()
-            }
+            slices = {name: _without(rows, mask) for name, rows, mask in self._touched(uids)}
             self._swap("delete", uids, slices, {})
 
     def edit(self, series: Uids, **columns: Any) -> None:
         """Change columns of series: license, description, site, anything but their UID; no date moves.
 
-        Args:
-            series: which ones.
-            columns: new value by column of the catalog, like ``LicenseName="..."``; None empties it.
+        `columns` are new values by column of the catalog, like ``LicenseName="..."``; None empties one.
         """
         self._edit("edit", series, columns)
 
@@ -191,15 +169,14 @@ class Operations:
                 **({} if patient is None else {"PatientID": patient, "PatientName": patient}),
                 **_checked_values(columns),
             }
-            self._insert(self._with_files(template["SeriesInstanceUID"], row, slices))
+            row = self._with_files(template["SeriesInstanceUID"], row, slices)
+            added = filled_in(pa.Table.from_pylist([row], schema=CATALOG_SCHEMA))
+            changed = {collection: pa.concat_tables([self._holdings.rows_of(collection), added])}
+            self._swap("add_series", [uid], changed, row, contents=[uid])
             return uid
 
     def series(self, collection: str | None = None) -> list[dict[str, Any]]:
-        """Return the rows of all series, whatever their visibility and the rights to see them.
-
-        Args:
-            collection: exact name of a collection; None: all.
-        """
+        """Return the rows of all series of a collection, or of all, whatever their visibility and the rights."""
         names = self._holdings.collections() if collection is None else [collection]
         return [row for name in names for row in self._holdings.rows_of(name).to_pylist()]
 
@@ -240,27 +217,16 @@ class Operations:
         self._tokens.expire_all()
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
-        """Set the lifetime of the tokens that are issued from now on.
-
-        Args:
-            seconds: of an access token.
-            refresh: of a refresh token; None: the same.
-        """
+        """Set the lifetime of the access and refresh tokens that are issued from now on; None: the same for both."""
         self._tokens.lifetime = seconds
         self._tokens.refresh_lifetime = seconds if refresh is None else refresh
 
     # --- the way the server answers
 
     def now(self, moment: Day | None = None) -> str:
-        """Set the server's clock, which then stands still, or let it follow the real one again.
+        """Set the server's clock, which then stands still, or let it follow the real one again; return its time.
 
         It sets TimeStamp and DateReleased of later changes; tokens and waits follow the real clock.
-
-        Args:
-            moment: the new time; None: the real one.
-
-        Returns:
-            The time of the server as ISO 8601.
         """
         self._now = None if moment is None else _moment_of(moment)
         return self.clock().isoformat()
@@ -274,11 +240,9 @@ class Operations:
         self._traffic.bandwidth = bytes_per_second
 
     def faults(self, *faults: Fault, seed: int = 0) -> None:
-        """Set the faults of the requests from now on; without any, there are none.
+        """Set the faults of the requests from now on, of which the first that applies wins; without any, none.
 
-        Args:
-            faults: the faults, the first that applies wins.
-            seed: seed of the probabilities.
+        `seed` is that of the probabilities.
         """
         self._traffic.plan(faults, seed)
 
@@ -287,10 +251,9 @@ class Operations:
         self._settings.guide_spellings = on
 
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
-        """Return the requests so far: method, path, endpoint, query, status, bytes, seconds, fault.
+        """Return the requests so far, and forget them if `clear`.
 
-        Args:
-            clear: forget them afterwards.
+        Each has method, path, endpoint, query, status, bytes, seconds and fault.
         """
         return self._traffic.requests(clear)
 
@@ -324,7 +287,7 @@ class Operations:
 
     def _later(self, uid: str) -> dt.datetime:
         """Return the time of a new submission, which is later than the one before unless the clock is set."""
-        row = self._holdings.one_series(uid, None, ANY_VISIBILITY)
+        row = self._holdings.among([uid], None, ANY_VISIBILITY)
         before: dt.datetime | None = row["TimeStamp"][0].as_py()
         if self._now is not None or before is None:
             return self.clock()
@@ -339,32 +302,29 @@ class Operations:
             raise OperationError(f"there is no series {unknown[0]}" if unknown else "no series is named")
         return uids
 
-    def _touched(self, uids: Sequence[str]) -> dict[str, pa.Table]:
-        """Return the rows of the collections that contain the series."""
-        rows = self._holdings.among(uids, None, ANY_VISIBILITY)
-        return {name: self._holdings.rows_of(name) for name in pc.unique(rows["Collection"]).to_pylist()}
+    def _touched(self, uids: Sequence[str]) -> Iterator[tuple[str, pa.Table, pa.ChunkedArray]]:
+        """Yield the collections that contain the series: name, rows, and which of the rows are those of the series."""
+        touched = self._holdings.among(uids, None, ANY_VISIBILITY)
+        for name in pc.unique(touched["Collection"]).to_pylist():
+            rows = self._holdings.rows_of(name)
+            yield name, rows, pc.is_in(rows["SeriesInstanceUID"], pa.array(uids, pa.string()))
 
     def _edit(self, action: str, series: Uids, columns: Mapping[str, Any]) -> None:
         with self._lock:
             self._apply(action, self._checked(series), _checked_values(columns))
 
-    def _apply(self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: bool = False) -> None:
+    def _apply(
+        self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: Sequence[str] = ()
+    ) -> None:
         """Set columns of some series; other columns and collections are not copied."""
-        wanted, slices = pa.array(uids, pa.string()), {}
-        for name, rows in self._touched(uids).items():
-            mask = pc.is_in(rows["SeriesInstanceUID"], wanted)
+        slices = {}
+        for name, rows, mask in self._touched(uids):
             for column, value in columns.items():
                 position, field = CATALOG_SCHEMA.get_field_index(column), CATALOG_SCHEMA.field(column)
                 changed = pc.if_else(mask, pa.scalar(value, field.type), rows[column])
                 rows = rows.set_column(position, field, changed)
             slices[name] = rows
-        self._swap(action, uids, slices, columns, contents=uids if contents else ())
-
-    def _insert(self, row: Mapping[str, Any]) -> None:
-        collection, uid = row["Collection"], row["SeriesInstanceUID"]
-        before = self._holdings.rows_of(collection)
-        added = filled_in(pa.Table.from_pylist([dict(row)], schema=CATALOG_SCHEMA))
-        self._swap("add_series", [uid], {collection: pa.concat_tables([before, added])}, row, contents=[uid])
+        self._swap(action, uids, slices, columns, contents)
 
     def _swap(
         self,
@@ -379,12 +339,11 @@ class Operations:
             fields["images"] = self._images
         self._holdings.change(slices, contents, **fields)
         self._forget(slices)
-        event = {"time": self.clock(), "action": action, "series": list(uids), "columns": dict(columns)}
-        self._events.append(event)
+        self._events.append({"time": self.clock(), "action": action, "series": list(uids), "columns": dict(columns)})
 
-    def _overlay(self) -> OverlayStore:
+    def _overlay(self) -> PhantomStore:
         if self._images is None:
-            self._images = OverlayStore(self._first.images)
+            self._images = PhantomStore((), behind=self._first.images)
         return self._images
 
     def _replaced(self, uid: str, slices: int | None) -> dict[str, Any]:
@@ -396,11 +355,10 @@ class Operations:
         plan = store.plan(uid)
         if plan is None:
             raise OperationError(f"the images of series {uid} are not phantoms: they cannot be replaced")
-        changed = revised(plan, slices)
-        store.take(changed)
-        return _counted(store, uid) | (
-            {} if slices is None else {"SliceThickness(mm)": decimal(changed.geometry.thickness)}
-        )
+        store.take(revised(plan, slices))
+        names = ("ImageCount", "FileSize", *(() if slices is None else ("SliceThickness(mm)",)))
+        columns = store.columns(uid)
+        return {name: columns[name] for name in names}
 
     def _with_files(self, template: str, row: dict[str, Any], slices: int | None) -> dict[str, Any]:
         """Give a new series files; return its complete row."""
@@ -411,19 +369,14 @@ class Operations:
         # The headers of phantoms need the defaults, whatever the catalog contains.
         made = cloned(plan, {k: DEFAULTS.get(k) if v is None else v for k, v in row.items()}, slices)
         store.take(made)
-        row = {**row, "SOPClassUID": made.sop_class, **_counted(store, made.uid)}
-        if made.source is None:
-            row["PixelSpacing(mm)-Row"] = decimal(made.geometry.spacing)
-            row["SliceThickness(mm)"] = decimal(made.geometry.thickness)
-        return row
+        return {**row, **store.columns(made.uid)}
 
     def _template(self, collection: str, like: str | None) -> dict[str, Any]:
+        rows = self._holdings.rows_of(collection)
         if like is not None:
             rows = self._holdings.among(self._checked(like), None, ANY_VISIBILITY)
-        else:
-            rows = self._holdings.rows_of(collection)
-            if not rows.num_rows:
-                rows = self._holdings.catalog.series
+        elif not rows.num_rows:
+            rows = self._holdings.catalog.series
         if not rows.num_rows:
             raise OperationError("the archive is empty: there is no series to copy")
         return dict(rows.slice(0, 1).to_pylist()[0])
@@ -438,17 +391,8 @@ def _without(rows: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
     return pa.concat_tables([rows.slice(a, b - a) for a, b in zip(starts, ends, strict=True)])
 
 
-def _counted(store: OverlayStore, uid: str) -> dict[str, Any]:
-    instances = store.instances(uid)
-    return {"ImageCount": len(instances), "FileSize": sum(i.size for i in instances)}
-
-
 def _checked_values(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return new values of columns as Arrow wants them.
-
-    Raises:
-        OperationError: for a column that is not there or cannot be changed, or a value that does not fit.
-    """
+    """Return new values as Arrow wants them; refuse columns that are not there or fixed, and values that do not fit."""
     unknown = sorted(set(columns) - set(CATALOG_SCHEMA.names))
     if unknown:
         raise OperationError(f"the catalog has no column {unknown[0]}; it has {', '.join(CATALOG_SCHEMA.names)}")
@@ -464,11 +408,7 @@ def _listed(series: Uids) -> list[str]:
 
 
 def _moment_of(day: Day) -> dt.datetime:
-    """Return a naive moment; a day is its midnight.
-
-    Raises:
-        OperationError: for a text that is neither.
-    """
+    """Return a naive moment; a day is its midnight, a text that is neither is refused."""
     if isinstance(day, str):
         try:
             day = dt.datetime.fromisoformat(day)
@@ -482,12 +422,9 @@ def _moment_of(day: Day) -> dt.datetime:
 def _arrow_value(column: str, value: Any) -> Any:
     """Return the value of a column as Arrow wants it; times may come as text."""
     kind = CATALOG_SCHEMA.field(column).type
-    if value is None:
-        return None
-    if pa.types.is_timestamp(kind):
-        return _moment_of(value)
-    if pa.types.is_date(kind):
-        return _moment_of(value).date()
+    if value is not None and pa.types.is_temporal(kind):
+        moment = _moment_of(value)
+        return moment.date() if pa.types.is_date(kind) else moment
     try:
         return pa.scalar(value, kind).as_py()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

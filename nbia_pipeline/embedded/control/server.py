@@ -6,9 +6,8 @@ the real server does.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,46 +15,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nbia_pipeline.embedded.control.client import PATH
+from nbia_pipeline.embedded.control.client import PATH, Control, plain
 from nbia_pipeline.embedded.control.fault import Fault, FaultError
 from nbia_pipeline.embedded.control.operations import OperationError, Operations
 
-OPERATIONS = (
-    "release back_date hide show replace delete edit add_series series add_collection cart expire_tokens "
-    "token_lifetime now latency bandwidth faults guide_spellings requests events reset"
-).split()
-"""Names of the operations."""
-
-
-class PortRouter:
-    """ASGI application that routes by port: the control interface on its own, the archive on every other."""
-
-    def __init__(self, archive: ASGIApp, control: ASGIApp, control_port: int) -> None:
-        """Take the two applications.
-
-        Args:
-            archive: answers on every other port.
-            control: answers on the control port.
-            control_port: the port of the control interface.
-        """
-        self._archive = archive
-        self._control = control
-        self._port = control_port
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on according to its port."""
-        controls = scope["type"] == "http" and scope["server"][1] == self._port
-        await (self._control if controls else self._archive)(scope, receive, send)
+OPERATIONS = [name for name in vars(Control) if not name.startswith("_")]
+"""Names of the operations: the methods of the client."""
 
 
 def control_app(operations: Operations) -> Starlette:
-    """Return the web application of the control interface.
-
-    Args:
-        operations: the operations of the archive.
-    """
+    """Return the web application of the control interface to the operations of an archive."""
     return Starlette(
         routes=[
             Route(PATH, _list, methods=["GET"]),
@@ -74,8 +44,11 @@ def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
         if "origin" in request.headers:
             return _json({"error": "the control interface is not for web pages"}, 403)
         try:
-            positional, named = _arguments(await request.body())
-            result = await run_in_threadpool(operation, *positional, **named)
+            named = json.loads(await request.body() or b"{}")
+            if not isinstance(named, dict):
+                raise OperationError("the arguments must be a JSON object")
+            faults = [Fault(**fault) for fault in named.pop("faults", ())]
+            result = await run_in_threadpool(operation, *faults, **named)
         # A TypeError comes from wrong names of arguments.
         except (OperationError, FaultError, TypeError, ValueError) as error:
             return _json({"error": f"{operation.__name__}: {error}"}, 400)
@@ -84,21 +57,6 @@ def _responder(operation: Callable[..., Any]) -> Callable[[Request], Any]:
     return respond
 
 
-def _arguments(body: bytes) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of an operation; faults become objects."""
-    given = json.loads(body or b"{}")
-    if not isinstance(given, Mapping):
-        raise OperationError("the arguments must be a JSON object")
-    named = dict(given)
-    return [Fault(**fault) for fault in named.pop("faults", ())], named
-
-
 def _json(content: object, status: int = 200) -> Response:
-    body = json.dumps(content, default=_plain, ensure_ascii=False).encode()
+    body = json.dumps(content, default=plain, ensure_ascii=False).encode()
     return Response(body, status, media_type="application/json")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dt.date):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

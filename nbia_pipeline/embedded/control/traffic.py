@@ -55,25 +55,35 @@ class Exchange:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
-        return {
-            "method": self.method,
-            "path": self.path,
-            "endpoint": self.endpoint,
-            "query": dict(self.query),
-            "status": self.status,
-            "bytes": self.sent,
-            "seconds": self.seconds,
-            "fault": self.fault,
-        }
+        names = ("method", "path", "endpoint", "query", "status", "seconds", "fault")
+        return {**{name: getattr(self, name) for name in names}, "bytes": self.sent}
 
 
 @dataclass
 class _Planned:
-    """A fault and how often it was applied so far."""
+    """A fault, and how many requests matched it and met it so far."""
 
     fault: Fault
     seen: int = 0
     applied: int = 0
+
+    def matches(self, exchange: Exchange) -> bool:
+        """Return whether the fault is one of this request."""
+        endpoint, series = self.fault.endpoint, self.fault.series
+        if endpoint is not None and not f"{exchange.path}/".endswith(f"/{endpoint.strip('/')}/"):
+            return False
+        return series is None or exchange.names(series)
+
+    def applies(self, chance: random.Random) -> bool:
+        """Decide whether the fault is applied to the next request that matches, and count."""
+        fault = self.fault
+        self.seen += 1
+        if self.seen <= fault.skip or (fault.times is not None and self.applied >= fault.times):
+            return False
+        if fault.probability < 1 and chance.random() >= fault.probability:
+            return False
+        self.applied += 1
+        return True
 
 
 class Traffic:
@@ -90,9 +100,8 @@ class Traffic:
         self.bandwidth = bandwidth
         self._first = latency, bandwidth
         self._lock = threading.Lock()
-        self._planned: list[_Planned] = []
-        self._chance = random.Random(0)  # noqa: S311 - tests want it repeatable
         self._records: deque[Exchange] = deque(maxlen=MOST_RECORDS)
+        self.plan((), seed=0)
 
     @property
     def quiet(self) -> bool:
@@ -100,26 +109,21 @@ class Traffic:
         return not self._planned
 
     def plan(self, faults: Iterable[Fault], seed: int) -> None:
-        """Set the faults of the requests from now on.
-
-        Args:
-            faults: the faults; the first that applies wins.
-            seed: seed of the probabilities.
-        """
+        """Set the faults of the requests from now on, of which the first that applies wins; `seed` of their chances."""
         with self._lock:
-            self._planned = [_Planned(fault) for fault in faults]
+            self._planned = list(map(_Planned, faults))
             self._chance = random.Random(seed)  # noqa: S311 - tests want it repeatable
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Let more go wrong, after what is planned already."""
         with self._lock:
-            self._planned += [_Planned(fault) for fault in faults]
+            self._planned += map(_Planned, faults)
 
     def strike(self, exchange: Exchange) -> Fault | None:
         """Return the fault to apply to a request, or None."""
         with self._lock:
             for planned in self._planned:
-                if _matches(planned.fault, exchange) and self._strikes(planned):
+                if planned.matches(exchange) and planned.applies(self._chance):
                     exchange.fault = planned.fault.kind
                     return planned.fault
         return None
@@ -145,20 +149,3 @@ class Traffic:
         self.latency, self.bandwidth = self._first
         self.plan((), 0)
         self._records.clear()
-
-    def _strikes(self, planned: _Planned) -> bool:
-        """Decide whether a fault that matches is applied; the caller holds the lock."""
-        fault = planned.fault
-        planned.seen += 1
-        if planned.seen <= fault.skip or (fault.times is not None and planned.applied >= fault.times):
-            return False
-        if fault.probability < 1 and self._chance.random() >= fault.probability:
-            return False
-        planned.applied += 1
-        return True
-
-
-def _matches(fault: Fault, exchange: Exchange) -> bool:
-    if fault.endpoint is not None and not f"{exchange.path}/".endswith(f"/{fault.endpoint.strip('/')}/"):
-        return False
-    return fault.series is None or exchange.names(fault.series)

@@ -21,11 +21,10 @@ from nbia_pipeline.embedded.demo.tables import (
     PROTOCOLS,
     RESTRICTED,
     CollectionSpec,
-    PatientSpec,
     StudySpec,
 )
 from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry
-from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, decimal, uid_of
+from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, uid_of
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
 MEMBER = "demo_member"
@@ -36,42 +35,34 @@ CART = "Demo cart"
 
 LARGEST_MATRIX = 512
 _EDITED_MS = 1_700_000_000_000
-_DAY_MS = 86_400_000
 
 
 def scaled_geometry(scale: int, matrix: int, slices: int, field_of_view: float, extent: float, plane: str) -> Geometry:
     """Return a stack at a scale: the matrix grows up to 512, and what is left of the scale multiplies the slices.
 
-    Args:
-        scale: 1 or more.
-        matrix: rows and columns at scale 1.
-        slices: number of slices at scale 1.
-        field_of_view: edge of an image in mm; the same at all scales.
-        extent: length of the stack in mm; the same at all scales.
-        plane: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.PLANES`.
+    The other arguments are those of :class:`~nbia_pipeline.embedded.phantoms.anatomy.Geometry` at scale 1.
     """
     wanted = matrix * scale
-    return Geometry(
-        min(wanted, LARGEST_MATRIX), slices * max(1, wanted // LARGEST_MATRIX), field_of_view, extent, plane
-    )
+    slices *= max(1, wanted // LARGEST_MATRIX)
+    return Geometry(min(wanted, LARGEST_MATRIX), slices, field_of_view, extent, plane)
 
 
 def _doi(collection: CollectionSpec) -> str:
     return f"https://doi.org/10.5072/{re.sub('[^a-z0-9.]+', '-', collection.name.lower()).strip('-')}"
 
 
-def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, number: int) -> dict[str, Any]:
+def _columns(collection: CollectionSpec, study: StudySpec, number: int) -> dict[str, Any]:
     """Return the row of series `number` (from 1) of a study, but for counts, sizes and spacings."""
     series = study.series[number - 1]
-    key = (collection.name, patient.patient_id, study.day)
+    key = (collection.name, study.patient_id, study.day)
     released = dt.datetime.fromisoformat(study.released)
     doi = _doi(collection)
     return {
         **DEFAULTS,
         "SeriesInstanceUID": uid_of(*key, number),
         "StudyInstanceUID": uid_of(*key),
-        "PatientID": patient.patient_id,
-        "PatientName": patient.patient_id,
+        "PatientID": study.patient_id,
+        "PatientName": study.patient_id,
         "Collection": collection.name,
         "StudyDate": dt.date.fromisoformat(study.day),
         "StudyDescription": study.description,
@@ -89,63 +80,37 @@ def _columns(collection: CollectionSpec, patient: PatientSpec, study: StudySpec,
         "LicenseURI": collection.license[1],
         "CollectionURI": doi if series.contrasts else f"{doi}.derived",
         **collection.columns,
-        **patient.columns,
         **study.columns,
         **series.columns,
     }
 
 
-def _study_plans(collection: CollectionSpec, patient: PatientSpec, study: StudySpec, scale: int) -> list[SeriesPlan]:
-    frame = uid_of(collection.name, patient.patient_id, study.day, "frame of reference")
+def _study_plans(collection: CollectionSpec, study: StudySpec, scale: int) -> list[SeriesPlan]:
+    frame = uid_of(collection.name, study.patient_id, study.day, "frame of reference")
     plans: list[SeriesPlan] = []
     for number, series in enumerate(study.series, 1):
         anatomy = series.anatomy or collection.anatomy
         kind = ANATOMIES[anatomy]
         # Other planes than the axial one cut the whole width of the body.
         extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
-        row = _columns(collection, patient, study, number)
+        row = _columns(collection, study, number)
+        geometry = scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
         source = None if series.contrasts else plans[0]
-        geometry = (
-            source.geometry
-            if source
-            else scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
-        )
+        geometry = source.geometry if source else geometry
         plans.append(SeriesPlan(row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source))
     return plans
 
 
 def demo_plans(scale: int = 1) -> list[SeriesPlan]:
-    """Return the plans of all series of the demo, in the order of the catalog.
-
-    Args:
-        scale: see :func:`demo_catalog`.
-
-    Raises:
-        ValueError: the scale is below 1.
-    """
+    """Return the plans of all series of the demo, in the order of the catalog; see :func:`demo_catalog`."""
     if scale < 1:
         raise ValueError(f"the scale must be 1 or more, not {scale}")
     return [
         plan
         for collection in COLLECTIONS
-        for patient in collection.patients
-        for study in patient.studies
-        for plan in _study_plans(collection, patient, study, scale)
+        for study in collection.studies
+        for plan in _study_plans(collection, study, scale)
     ]
-
-
-def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
-    instances = store.instances(plan.uid)
-    # A structure set has no pixels, hence no spacing.
-    sliced = plan.modality != "RTSTRUCT"
-    return {
-        **plan.row,
-        "ImageCount": len(instances),
-        "FileSize": sum(instance.size for instance in instances),
-        "SOPClassUID": plan.sop_class,
-        "PixelSpacing(mm)-Row": decimal(plan.geometry.spacing) if sliced else None,
-        "SliceThickness(mm)": decimal(plan.geometry.thickness) if sliced else None,
-    }
 
 
 def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
@@ -158,10 +123,8 @@ def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
 def demo_catalog(scale: int = 1) -> Catalog:
     """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
 
-    Scale n multiplies rows and columns of every image by n, up to 512; what is left of n multiplies the
-    number of slices: an image of 128 pixels becomes 256 at scale 2 and 512 at scale 4, and at scale 100 its
-    series has 100 * 128 // 512 = 25 times as many slices (see :func:`scaled_geometry`). The stack covers the
-    same part of the body at every scale. UIDs and rows are the same at all scales, but for counts, sizes,
+    The stacks cover the same part of the body at every scale (see :func:`scaled_geometry`): an image of 128 pixels
+    has 512 at scale 4, and at scale 100 25 times as many slices. UIDs and rows are the same, but for counts, sizes,
     spacings and the additional instances. SEG and RTSTRUCT series stay single files, with more frames.
 
     Args:
@@ -174,7 +137,7 @@ def demo_catalog(scale: int = 1) -> Catalog:
     store = PhantomStore(plans)
     return Catalog(
         name="demo",
-        series=pa.Table.from_pylist([_row(plan, store) for plan in plans], schema=CATALOG_SCHEMA),
+        series=pa.Table.from_pylist([{**plan.row, **store.columns(plan.uid)} for plan in plans], schema=CATALOG_SCHEMA),
         images=store,
         restricted=frozenset({RESTRICTED}),
         accounts={MEMBER: Account(MEMBER_PASSWORD, frozenset({RESTRICTED}))},
@@ -183,7 +146,7 @@ def demo_catalog(scale: int = 1) -> Catalog:
                 c.name,
                 f"<p><strong>{c.title}.</strong> Synthetic images made for demonstrations &amp; tests.</p>",
                 _doi(c),
-                _EDITED_MS + _DAY_MS * number,
+                _EDITED_MS + 86_400_000 * number,
             )
             for number, c in enumerate(COLLECTIONS)
         },

@@ -71,8 +71,8 @@ def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
         "Collection": index.column("collection_id"),
         "Site": _constant("IDC", rows),
         "PatientName": index.column("PatientID"),
-        "StudyDate": _day(index.column("StudyDate")),
-        "SeriesDate": _day(index.column("SeriesDate")),
+        "StudyDate": index.column("StudyDate").cast(pa.string()),
+        "SeriesDate": index.column("SeriesDate").cast(pa.string()),
         "SeriesNumber": _whole_number(index.column("SeriesNumber")),
         "ImageCount": index.column("instanceCount"),
         "FileSize": pc.round(pc.multiply(index.column("series_size_MB"), 1e6)).cast(pa.int64()),
@@ -86,22 +86,17 @@ def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
         "SpeciesCode": _constant("337915000", rows),
         "SpeciesDescription": _constant("Homo sapiens", rows),
         "Phantom": _constant("NO", rows),
-        "AnnotationSize": pa.array([0], pa.int64()).take(pa.array([0] * rows)),
-        "Visibility": pa.array([VISIBLE], pa.int64()).take(pa.array([0] * rows)),
+        "AnnotationSize": _constant(0, rows),
+        "Visibility": _constant(VISIBLE, rows),
     }
-    return pa.RecordBatch.from_arrays([_column(index, known, f) for f in CATALOG_SCHEMA], schema=CATALOG_SCHEMA)
+    columns = {**dict(zip(index.schema.names, index.columns, strict=True)), **known}
+    unknown = pa.nulls(rows)
+    arrays = [columns.get(field.name, unknown).cast(field.type) for field in CATALOG_SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=CATALOG_SCHEMA)
 
 
-def _column(index: pa.RecordBatch, known: dict[str, pa.Array], field: pa.Field) -> pa.Array:
-    if field.name in known:
-        return known[field.name].cast(field.type)
-    if field.name in index.schema.names:
-        return index.column(field.name).cast(field.type)
-    return pa.nulls(index.num_rows, field.type)
-
-
-def _constant(text: str, rows: int) -> pa.Array:
-    return pa.array([text]).take(pa.array([0] * rows, pa.int32()))
+def _constant(value: str | int, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value), rows)
 
 
 def _by_unique(values: pa.Array, derive: Callable[[object], object], kind: pa.DataType) -> pa.Array:
@@ -117,10 +112,6 @@ def _license(short_name: object) -> tuple[str, str]:
 def _month(version: object, hour: int) -> datetime:
     months = int(str(version))
     return datetime(_START_YEAR + months // 12, months % 12 + 1, 1, hour)  # noqa: DTZ001 - the server's times are naive
-
-
-def _day(texts: pa.Array) -> pa.Array:
-    return texts.cast(pa.string()).cast(pa.date32())
 
 
 def _whole_number(texts: pa.Array) -> pa.Array:

@@ -7,7 +7,8 @@ The tables state what is special; everything else follows from the modality, the
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbia_pipeline.embedded.catalog import holdings
@@ -56,6 +57,7 @@ class StudySpec:
     """A visit of a patient.
 
     Attributes:
+        patient_id: PatientID (0010,0020); the body follows from it.
         day: StudyDate (0008,0020), ISO 8601.
         description: StudyDescription (0008,1030).
         released: day of the release, ISO 8601.
@@ -64,26 +66,12 @@ class StudySpec:
         columns: values that override the derived ones of all its series, by column name.
     """
 
+    patient_id: str
     day: str
     description: str
     released: str
     series: tuple[SeriesSpec, ...]
     growth: float
-    columns: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PatientSpec:
-    """A patient.
-
-    Attributes:
-        patient_id: PatientID (0010,0020); the body follows from it.
-        studies: the visits.
-        columns: values that override the derived ones of all series, by column name.
-    """
-
-    patient_id: str
-    studies: tuple[StudySpec, ...]
     columns: dict[str, Any]
 
 
@@ -96,7 +84,7 @@ class CollectionSpec:
         title: the text of its description.
         anatomy: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.ANATOMIES`.
         license: LicenseName and LicenseURI.
-        patients: its patients.
+        studies: the visits of its patients.
         columns: values that override the derived ones of all series, by column name.
     """
 
@@ -104,18 +92,19 @@ class CollectionSpec:
     title: str
     anatomy: str
     license: tuple[str, str]
-    patients: tuple[PatientSpec, ...]
+    studies: tuple[StudySpec, ...]
     columns: dict[str, Any]
 
 
-def _patient(patient_id: str, *studies: StudySpec, **columns: Any) -> PatientSpec:
-    return PatientSpec(patient_id, studies, columns)
+def _patient(patient_id: str, *studies: StudySpec, **columns: Any) -> Iterator[StudySpec]:
+    for study in studies:
+        yield replace(study, patient_id=patient_id, columns={**columns, **study.columns})
 
 
 def _study(
     day: str, description: str, released: str, *series: SeriesSpec, growth: float = 1.0, **columns: Any
 ) -> StudySpec:
-    return StudySpec(day, description, released, series, growth, columns)
+    return StudySpec("", day, description, released, series, growth, columns)
 
 
 def _ct(
@@ -145,7 +134,7 @@ COLLECTIONS = (
         "torso",
         _BY3,
         (
-            _patient(
+            *_patient(
                 "LPC-001",
                 _study(
                     *("2008-03-14", "QA baseline", "2012-06-01"),
@@ -154,7 +143,7 @@ COLLECTIONS = (
                 ),
                 _study("2008-09-02", "QA repeat", "2012-06-01", _ct('Thorax "repeat 2"'), growth=1.2),
             ),
-            _patient("lpc-002a", _study("2009-01-20", "QA baseline", "2013-02-11", _ct("Thorax", ProtocolName=None))),
+            *_patient("lpc-002a", _study("2009-01-20", "QA baseline", "2013-02-11", _ct("Thorax", ProtocolName=None))),
         ),
         {"Site": "Metrology Lab", "Phantom": "YES", "PatientSex": None, "EthnicGroup": None, "PatientAge": None},
     ),
@@ -164,7 +153,7 @@ COLLECTIONS = (
         "torso",
         BY4,
         (
-            _patient(
+            *_patient(
                 "TCGA-DM-A001",
                 _study(
                     *("2004-05-11", 'CT CHEST "ROUTINE", W/CONTRAST', "2015-10-05"),
@@ -183,7 +172,7 @@ COLLECTIONS = (
                 PatientSex="F",
                 PatientAge="061Y",
             ),
-            _patient(
+            *_patient(
                 "TCGA-DM-A002",
                 _study(
                     *("2005-07-04", "CT CHEST", "2016-03-21"),
@@ -192,7 +181,7 @@ COLLECTIONS = (
                 ),
                 EthnicGroup=None,
             ),
-            _patient(
+            *_patient(
                 "TCGA-DM-A003",
                 _study(
                     *("2006-02-28", "Thorax nativ – Kontrolle", "2019-08-12"),
@@ -216,7 +205,7 @@ COLLECTIONS = (
         "head",
         BYNC4,
         (
-            _patient(
+            *_patient(
                 "HNM-001",
                 _study(
                     *("2011-04-18", "RT Planning", "2020-01-15"),
@@ -232,12 +221,12 @@ COLLECTIONS = (
                     growth=0.6,
                 ),
             ),
-            _patient(
+            *_patient(
                 "HNM-002",
                 _study("2012-05-07", "MR Head", "2020-01-15", _mr(None, "t1", BodyPartExamined=None)),
                 PatientSex="F",
             ),
-            _patient(
+            *_patient(
                 "TCGA-DM-A002",
                 _study(
                     *("2007-01-09", "RT Planning", "2021-11-30"),
@@ -254,7 +243,7 @@ COLLECTIONS = (
         "breast",
         _BY3,
         (
-            _patient(
+            *_patient(
                 "QIN-BR-01",
                 _study(
                     *("2013-03-05", "BREAST^BILATERAL", "2018-04-09"),
@@ -268,7 +257,7 @@ COLLECTIONS = (
                     growth=0.7,
                 ),
             ),
-            _patient(
+            *_patient(
                 "QIN-BR-02",
                 _study(
                     *("2013-09-24", "BREAST^UNILATERAL", "2018-04-09"),
@@ -285,7 +274,7 @@ COLLECTIONS = (
         "torso",
         _LIMITED,
         (
-            _patient(
+            *_patient(
                 "TT-001",
                 _study(
                     *("2017-02-06", "Baseline", "2023-08-07"),
@@ -293,7 +282,7 @@ COLLECTIONS = (
                     _drawn("RTSTRUCT", "Heart + lungs"),
                 ),
             ),
-            _patient("TT-002", _study("2017-05-15", "Baseline", "2023-08-07", _ct("Chest 1.25mm"))),
+            *_patient("TT-002", _study("2017-05-15", "Baseline", "2023-08-07", _ct("Chest 1.25mm"))),
         ),
         {"Site": "Trial Centre", "Manufacturer": "CANON"},
     ),

@@ -124,11 +124,9 @@ class Geometry:
         """Return the center of the first pixel of slice `index`, for ImagePositionPatient (0020,0032)."""
         plane = PLANES[self.plane]
         first = self.spacing / 2 - self.field_of_view / 2
-        point = [0.0, 0.0, 0.0]
-        point[plane.columns[0]] = plane.columns[1] * first
-        point[plane.rows[0]] = plane.rows[1] * first
+        point = {axis: sign * first for axis, sign in (plane.columns, plane.rows)}
         point[plane.slices[0]] = self.location(index)
-        return (point[0], point[1], point[2])
+        return point[0], point[1], point[2]
 
 
 def circle(quarter: int) -> list[tuple[float, float]]:
@@ -141,19 +139,11 @@ def circle(quarter: int) -> list[tuple[float, float]]:
     return turned
 
 
-def _ribs() -> Iterator[Ellipsoid]:
-    """Yield pieces of bone along the chest wall that drop towards the front, level by level."""
-    for level in range(-3, 6):
-        for x, y in circle(6):
-            yield Ellipsoid("bone", (150 * x, 96 * y, 27 * level + 18 * y), (12, 6, 8), 3)
-
-
-def _vessels() -> Iterator[Ellipsoid]:
-    """Yield branches of the lung vessels, thinner with the distance from the hilum."""
+def _both(tissue: str, center: Vector, radii: Vector, sharpness: float) -> Iterator[Ellipsoid]:
+    """Yield a tissue of the right side and its mirror image on the left."""
+    x, y, z = center
     for side in (-1, 1):
-        for k, (x, y) in enumerate(circle(3)):
-            radius = 5.5 - 0.25 * k
-            yield Ellipsoid("blood", (side * 72 + 24 * x, 42 * y, 15), (radius, radius, 70 - 3 * k), 3)
+        yield Ellipsoid(tissue, (side * x, y, z), radii, sharpness)
 
 
 _LUNG_R = Ellipsoid("lung", (-76, -4, 20), (64, 86, 116), 15)
@@ -164,10 +154,20 @@ _TORSO = (
     Ellipsoid("foam", (0, 148, 0), (154, 12, CYLINDER), 20),
     Ellipsoid("fat", (0, 0, 0), (175, 121, 900), 30),
     Ellipsoid("muscle", (0, 0, 0), (161, 108, 900), 20),
-    *_ribs(),
+    # Ribs: pieces of bone along the chest wall that drop towards the front, level by level.
+    *(
+        Ellipsoid("bone", (150 * x, 96 * y, 27 * level + 18 * y), (12, 6, 8), 3)
+        for level in range(-3, 6)
+        for x, y in circle(6)
+    ),
     _LUNG_R,
     _LUNG_L,
-    *_vessels(),
+    # Branches of the lung vessels, thinner with the distance from the hilum.
+    *(
+        Ellipsoid("blood", (side * 72 + 24 * x, 42 * y, 15), (5.5 - 0.25 * k, 5.5 - 0.25 * k, 70 - 3 * k), 3)
+        for side in (-1, 1)
+        for k, (x, y) in enumerate(circle(3))
+    ),
     Ellipsoid("muscle", (0, 10, 0), (27, 96, CYLINDER), 6),
     _HEART,
     Ellipsoid("blood", (-10, -18, 55), (16, 16, 50), 10),
@@ -176,8 +176,7 @@ _TORSO = (
     Ellipsoid("spleen", (108, 34, -100), (34, 44, 46), 10),
     Ellipsoid("muscle", (62, -34, -105), (46, 42, 48), 10),
     Ellipsoid("air", (62, -54, -100), (24, 13, 28), 6),
-    Ellipsoid("kidney", (-62, 62, -122), (27, 23, 46), 10),
-    Ellipsoid("kidney", (62, 62, -122), (27, 23, 46), 10),
+    *_both("kidney", (62, 62, -122), (27, 23, 46), 10),
     Ellipsoid("blood", (24, 48, 0), (12, 12, CYLINDER), 10),
     Ellipsoid("bone", (0, 74, 0), (22, 19, CYLINDER), 10),
     Ellipsoid("marrow", (0, 74, 0), (19, 16, CYLINDER), 10),
@@ -187,12 +186,6 @@ _TORSO = (
 )
 
 
-def _sulci() -> Iterator[Ellipsoid]:
-    """Yield clefts of the cortex."""
-    for x, y in circle(7):
-        yield Ellipsoid("csf", (57 * x, 77 * y, -6), (1.5 + 6 * x * x, 1.5 + 6 * y * y, 44), 2)
-
-
 _BRAIN = Ellipsoid("grey", (0, 0, -6), (63, 83, 92), 20)
 _EYE_R = Ellipsoid("csf", (-31, -82, -55), (12, 12, 12), 10)
 _HEAD = (
@@ -200,38 +193,31 @@ _HEAD = (
     Ellipsoid("bone", (0, 0, -8), (72, 92, 103), 25),
     Ellipsoid("csf", (0, 0, -6), (66, 86, 95), 25),
     _BRAIN,
-    *_sulci(),
-    Ellipsoid("white", (-29, 0, 2), (26, 68, 66), 6),
-    Ellipsoid("white", (29, 0, 2), (26, 68, 66), 6),
+    # Clefts of the cortex.
+    *(Ellipsoid("csf", (57 * x, 77 * y, -6), (1.5 + 6 * x * x, 1.5 + 6 * y * y, 44), 2) for x, y in circle(7)),
+    *_both("white", (29, 0, 2), (26, 68, 66), 6),
     Ellipsoid("csf", (0, 0, 40), (2, 80, 55), 3),
     Ellipsoid("white", (0, -2, 18), (16, 42, 7), 4),
-    Ellipsoid("csf", (-11, -16, 8), (6, 26, 15), 5),
-    Ellipsoid("csf", (11, -16, 8), (6, 26, 15), 5),
-    Ellipsoid("csf", (-21, 26, 2), (6, 19, 14), 5),
-    Ellipsoid("csf", (21, 26, 2), (6, 19, 14), 5),
-    Ellipsoid("grey", (-14, 4, -6), (10, 15, 12), 6),
-    Ellipsoid("grey", (14, 4, -6), (10, 15, 12), 6),
+    *_both("csf", (11, -16, 8), (6, 26, 15), 5),
+    *_both("csf", (21, 26, 2), (6, 19, 14), 5),
+    *_both("grey", (14, 4, -6), (10, 15, 12), 6),
     Ellipsoid("white", (0, 22, -58), (13, 13, 44), 8),
     Ellipsoid("csf", (0, 54, -52), (50, 31, 27), 10),
     Ellipsoid("grey", (0, 54, -52), (47, 28, 24), 8),
-    Ellipsoid("fat", (-31, -78, -55), (17, 22, 17), 10),
-    Ellipsoid("fat", (31, -78, -55), (17, 22, 17), 10),
+    *_both("fat", (31, -78, -55), (17, 22, 17), 10),
     _EYE_R,
     Ellipsoid("csf", (31, -82, -55), (12, 12, 12), 10),
     Ellipsoid("air", (0, -74, -62), (12, 20, 24), 6),
 )
 
 _BREAST = (
-    Ellipsoid("fat", (-80, 6, 0), (64, 102, 76), 30),
-    Ellipsoid("fat", (80, 6, 0), (64, 102, 76), 30),
-    Ellipsoid("gland", (-80, -18, 0), (40, 58, 50), 3),
-    Ellipsoid("gland", (80, -18, 0), (40, 58, 50), 3),
+    *_both("fat", (80, 6, 0), (64, 102, 76), 30),
+    *_both("gland", (80, -18, 0), (40, 58, 50), 3),
     Ellipsoid("fat", (-72, -2, 12), (16, 22, 20), 3),
     Ellipsoid("fat", (90, -10, -8), (18, 20, 22), 3),
     Ellipsoid("fat", (0, 108, 0), (166, 80, CYLINDER), 30),
     Ellipsoid("muscle", (0, 112, 0), (156, 72, CYLINDER), 25),
-    Ellipsoid("lung", (-72, 118, 0), (58, 54, CYLINDER), 12),
-    Ellipsoid("lung", (72, 118, 0), (58, 54, CYLINDER), 12),
+    *_both("lung", (72, 118, 0), (58, 54, CYLINDER), 12),
     Ellipsoid("heart", (26, 92, -20), (50, 36, 60), 10),
     Ellipsoid("blood", (22, 140, 0), (12, 12, CYLINDER), 8),
     Ellipsoid("bone", (0, 46, 0), (18, 6, CYLINDER), 4),
@@ -318,12 +304,7 @@ CONTRASTS = {
 
 @lru_cache(maxsize=64)
 def body(anatomy: str, patient: str, growth: float = 1.0) -> Body:
-    """Return the body of a patient.
-
-    Args:
-        anatomy: key of :data:`ANATOMIES`.
-        patient: whatever identifies the patient; stature and place of the lesion follow from it.
-        growth: factor of the lesion's radii, for follow-ups.
+    """Return the body of a patient, from whose name stature and place of the lesion follow; it grows for follow-ups.
 
     Raises:
         KeyError: there is no such anatomy.
@@ -334,18 +315,12 @@ def body(anatomy: str, patient: str, growth: float = 1.0) -> Body:
     stature = 1.0 if anatomy == "cylinder" else 0.94 + digest[0] / 255 * 0.1
 
     def fit(shape: Ellipsoid, factor: float = 1.0) -> Ellipsoid:
-        x, y, z = shape.center
-        a, b, c = shape.radii
-        return replace(
-            shape,
-            center=(x * stature, y * stature, z * stature),
-            radii=(a * stature * factor, b * stature * factor, c * stature * factor),
-        )
+        (x, y, z), (a, b, c) = shape.center, (radius * stature * factor for radius in shape.radii)
+        return replace(shape, center=(x * stature, y * stature, z * stature), radii=(a, b, c))
 
     lesion = fit(kind.lesion, growth)
     if anatomy != "cylinder":
-        shift = [digest[i] % 11 - 5 for i in (1, 2, 3)]
-        x, y, z = lesion.center
-        lesion = replace(lesion, center=(x + shift[0], y + shift[1], z + shift[2]))
+        x, y, z = (v + (digest[i] % 11 - 5) for i, v in enumerate(lesion.center, 1))
+        lesion = replace(lesion, center=(x, y, z))
     shapes, structures = map(fit, kind.shapes), {name: fit(shape) for name, shape in kind.structures.items()}
     return replace(kind, shapes=tuple(shapes), lesion=lesion, structures=structures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +11,7 @@ from nbia_pipeline.embedded.phantoms.anatomy import Ellipsoid
 from nbia_pipeline.embedded.phantoms.dicom_files import (
     PIXEL_DATA,
     SeriesPlan,
+    as_dicom,
     code,
     common,
     content_time,
@@ -42,14 +42,9 @@ def _reference(images: SeriesPlan, index: int, **more: object) -> Dataset:
 
 def _frame(images: SeriesPlan, index: int, number: int) -> Dataset:
     """Return the functional groups of one frame (DICOM part 3, A.51.5)."""
+    purpose = code("121322", "DCM", "Source image for image processing operation")
     derived = _item(
-        SourceImageSequence=[
-            _reference(
-                images,
-                index,
-                PurposeOfReferenceCodeSequence=[code("121322", "DCM", "Source image for image processing operation")],
-            )
-        ],
+        SourceImageSequence=[_reference(images, index, PurposeOfReferenceCodeSequence=[purpose])],
         DerivationCodeSequence=[code("113076", "DCM", "Segmentation")],
     )
     position = [decimal(v) for v in images.geometry.position(index)]
@@ -85,17 +80,6 @@ def _dimensions(plan: SeriesPlan) -> dict[str, object]:
     }
 
 
-def _segment() -> Dataset:
-    return _item(
-        SegmentNumber=1,
-        SegmentLabel="Lesion",
-        SegmentAlgorithmType="MANUAL",
-        SegmentedPropertyCategoryCodeSequence=[code("49755003", "SCT", "Morphologically Abnormal Structure")],
-        SegmentedPropertyTypeCodeSequence=[code("52988006", "SCT", "Lesion")],
-        RecommendedDisplayCIELabValue=[34885, 53485, 50171],
-    )
-
-
 def segmentation(plan: SeriesPlan) -> bytes:
     """Return a Segmentation Storage file of the lesion (DICOM part 3, A.51): one frame per slice that it meets.
 
@@ -110,8 +94,16 @@ def segmentation(plan: SeriesPlan) -> bytes:
     masks = np.stack([lesion_mask(images.subject, images.geometry, i) for i in slices])
     # Bits run on over the frames, the first pixel in the lowest bit (part 5, 8.1.1).
     packed = np.packbits(masks.ravel(), bitorder="little").tobytes()
-    dataset = common(plan)
-    fill(dataset, content_time(plan) | _dimensions(plan))
+    segment = _item(
+        SegmentNumber=1,
+        SegmentLabel="Lesion",
+        SegmentAlgorithmType="MANUAL",
+        SegmentedPropertyCategoryCodeSequence=[code("49755003", "SCT", "Morphologically Abnormal Structure")],
+        SegmentedPropertyTypeCodeSequence=[code("52988006", "SCT", "Lesion")],
+        RecommendedDisplayCIELabValue=[34885, 53485, 50171],
+    )
+    references = [_reference(images, i) for i in slices]
+    dataset = fill(common(plan), content_time(plan) | _dimensions(plan))
     fill(
         dataset,
         {
@@ -121,7 +113,7 @@ def segmentation(plan: SeriesPlan) -> bytes:
             "ContentDescription": "Lesion outlined by hand",
             "ContentCreatorName": "Reader^One",
             "SegmentationType": "BINARY",
-            "SegmentSequence": [_segment()],
+            "SegmentSequence": [segment],
             "DeviceSerialNumber": "1",
             "SamplesPerPixel": 1,
             "PhotometricInterpretation": "MONOCHROME2",
@@ -133,9 +125,7 @@ def segmentation(plan: SeriesPlan) -> bytes:
             "HighBit": 0,
             "PixelRepresentation": 0,
             "LossyImageCompression": "00",
-            "ReferencedSeriesSequence": [
-                _item(SeriesInstanceUID=images.uid, ReferencedInstanceSequence=[_reference(images, i) for i in slices])
-            ],
+            "ReferencedSeriesSequence": [_item(SeriesInstanceUID=images.uid, ReferencedInstanceSequence=references)],
             "SharedFunctionalGroupsSequence": [_shared_groups(images)],
             "PerFrameFunctionalGroupsSequence": [_frame(images, i, number) for number, i in enumerate(slices, 1)],
         },
@@ -146,19 +136,16 @@ def segmentation(plan: SeriesPlan) -> bytes:
 
 def _contours(shape: Ellipsoid, images: SeriesPlan) -> list[Dataset]:
     """Return the items of ContourSequence (3006,0040): one polygon per slice that the shape meets."""
-    items = []
-    for index in range(images.geometry.slices):
-        points = outline(shape, images.geometry, index)
-        if points:
-            items.append(
-                _item(
-                    ContourImageSequence=[_reference(images, index)],
-                    ContourGeometricType="CLOSED_PLANAR",
-                    NumberOfContourPoints=len(points),
-                    ContourData=[decimal(round(v, 3)) for point in points for v in point],
-                )
-            )
-    return items
+    return [
+        _item(
+            ContourImageSequence=[_reference(images, index)],
+            ContourGeometricType="CLOSED_PLANAR",
+            NumberOfContourPoints=len(points),
+            ContourData=[decimal(round(v, 3)) for point in points for v in point],
+        )
+        for index in range(images.geometry.slices)
+        if (points := outline(shape, images.geometry, index))
+    ]
 
 
 def _frame_reference(plan: SeriesPlan, images: SeriesPlan) -> Dataset:
@@ -216,16 +203,14 @@ def structure_set(plan: SeriesPlan) -> bytes:
         ValueError: the series has no source, or the source is not axial.
     """
     images = _source(plan)
-    subject = images.subject
-    shapes = {"GTV-1": subject.lesion, **subject.structures}
-    day = plan.row["SeriesDate"]
+    shapes = {"GTV-1": images.subject.lesion, **images.subject.structures}
     dataset = fill(
         common(plan),
         {
             "InstanceNumber": 1,
             "StructureSetLabel": "PLAN",
             "StructureSetName": "Lesion and organs",
-            "StructureSetDate": day.strftime("%Y%m%d") if isinstance(day, dt.date) else None,
+            "StructureSetDate": as_dicom(plan.row["SeriesDate"]),
             "StructureSetTime": "093000",
             "ApprovalStatus": "UNAPPROVED",
             "OperatorsName": "",

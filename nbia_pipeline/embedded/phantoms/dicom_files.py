@@ -146,25 +146,21 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
     return fill(Dataset(), {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning})
 
 
-def _as_dicom(value: object) -> object:
+def as_dicom(value: object) -> object:
+    """Return a day as DICOM writes it (VR DA), anything else as it is."""
     return value.strftime("%Y%m%d") if isinstance(value, dt.date) else value
 
 
 def common(plan: SeriesPlan) -> Dataset:
     """Return the patient, study, series and equipment modules (DICOM part 3, C.7.1 to C.7.5).
 
-    Args:
-        plan: the series; a value that is None becomes an empty attribute where the standard wants one,
-            else a missing one.
+    A value that is None becomes an empty attribute where the standard wants one, else a missing one.
     """
     row, dataset = plan.row, Dataset()
     if not all(str(value).isascii() for value in row.values()):
         put(dataset, "SpecificCharacterSet", "ISO_IR 192")
-    for keyword in _ALWAYS_PRESENT:
-        put(dataset, keyword, _as_dicom(row[keyword]))
-    for keyword in _IF_KNOWN:
-        if row[keyword] is not None:
-            put(dataset, keyword, _as_dicom(row[keyword]))
+    known = [keyword for keyword in _IF_KNOWN if row[keyword] is not None]
+    fill(dataset, {keyword: as_dicom(row[keyword]) for keyword in (*_ALWAYS_PRESENT, *known)})
     fill(
         dataset,
         {
@@ -196,12 +192,7 @@ def common(plan: SeriesPlan) -> Dataset:
 
 
 def encode(dataset: Dataset, sop_instance: str) -> bytes:
-    """Return a dataset as a DICOM file (part 10), explicit VR little endian.
-
-    Args:
-        dataset: everything but SOPInstanceUID.
-        sop_instance: SOPInstanceUID (0008,0018).
-    """
+    """Return a dataset without SOPInstanceUID (0008,0018) as a DICOM file (part 10), explicit VR little endian."""
     put(dataset, "SOPInstanceUID", sop_instance)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -217,7 +208,7 @@ def encode(dataset: Dataset, sop_instance: str) -> bytes:
 
 def content_time(plan: SeriesPlan) -> dict[str, object]:
     """Return ContentDate and AcquisitionDate with their times; empty where the day is not known."""
-    day = _as_dicom(plan.row["SeriesDate"])
+    day = as_dicom(plan.row["SeriesDate"])
     time = "083100" if day else None
     return {"ContentDate": day, "ContentTime": time, "AcquisitionDate": day, "AcquisitionTime": time}
 
@@ -321,13 +312,9 @@ _MODULES = {"CT": _ct_module, "MR": _mr_module, "PT": _pt_module}
 
 
 def varying(plan: SeriesPlan, index: int) -> dict[str, list[str]]:
-    """Return the attributes in which the images of a series differ, as texts; all but SOPInstanceUID.
+    """Return the attributes in which the images of a CT, MR or PT series differ, as texts; all but SOPInstanceUID.
 
     The sizes of the files are computed from these (see :func:`image_sizes`).
-
-    Args:
-        plan: a CT, MR or PT series.
-        index: which of its instances, from 0.
     """
     turn, plane = divmod(index, plan.geometry.slices)
     values = {

@@ -22,16 +22,15 @@ _NOISE_MEAN = 510
 _NOISE_DEVIATION = 147.8
 
 
-def _coordinates(geometry: Geometry, rows: bool) -> NDArray[np.float32]:
+def _coordinates(geometry: Geometry, direction: tuple[int, int]) -> NDArray[np.float32]:
     """Return the patient coordinates in mm of the rows, or of the columns, along their own axis."""
-    plane = PLANES[geometry.plane]
-    _, sign = plane.rows if rows else plane.columns
     steps = np.arange(geometry.matrix, dtype=np.float64) + 0.5
-    return (sign * (steps * geometry.spacing - geometry.field_of_view / 2)).astype(np.float32)
+    return (direction[1] * (steps * geometry.spacing - geometry.field_of_view / 2)).astype(np.float32)
 
 
-def _squares(shape: Ellipsoid, axis: int, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
-    relative = (coordinates - np.float32(shape.center[axis])) / np.float32(shape.radii[axis])
+def _squares(shape: Ellipsoid, geometry: Geometry, direction: tuple[int, int]) -> NDArray[np.float32]:
+    axis = direction[0]
+    relative = (_coordinates(geometry, direction) - np.float32(shape.center[axis])) / np.float32(shape.radii[axis])
     squares: NDArray[np.float32] = relative * relative
     return squares
 
@@ -47,15 +46,11 @@ def _section(
     depth = shape.half_width(plane.slices[0], geometry.location(index))
     if depth == 0:
         return None
-    down = _squares(shape, plane.rows[0], _coordinates(geometry, rows=True))
-    across = _squares(shape, plane.columns[0], _coordinates(geometry, rows=False))
-    inside_down, inside_across = np.flatnonzero(down < 1), np.flatnonzero(across < 1)
-    if not len(inside_down) or not len(inside_across):
+    down, across = _squares(shape, geometry, plane.rows), _squares(shape, geometry, plane.columns)
+    height, width = np.flatnonzero(down < 1), np.flatnonzero(across < 1)
+    if not len(height) or not len(width):
         return None
-    box = (
-        slice(int(inside_down[0]), int(inside_down[-1]) + 1),
-        slice(int(inside_across[0]), int(inside_across[-1]) + 1),
-    )
+    box = slice(int(height[0]), int(height[-1]) + 1), slice(int(width[0]), int(width[-1]) + 1)
     offset = np.float32(1 - depth * depth)
     return box, down[box[0], None] + (across[None, box[1]] + offset)
 
@@ -77,9 +72,8 @@ def _noise(shape: tuple[int, int], seed: int) -> Image:
 
 
 def _shade(image: Image, geometry: Geometry, contrast: Contrast) -> None:
-    edge = np.float32(2 / geometry.field_of_view)
-    down = _coordinates(geometry, rows=True) * edge
-    across = _coordinates(geometry, rows=False) * edge
+    edge, plane = np.float32(2 / geometry.field_of_view), PLANES[geometry.plane]
+    down, across = _coordinates(geometry, plane.rows) * edge, _coordinates(geometry, plane.columns) * edge
     image *= 1 - np.float32(contrast.shading) * (down * down)[:, None]
     image *= 1 - np.float32(contrast.shading) * (across * across)[None, :]
 
@@ -116,14 +110,7 @@ def render(subject: Body, geometry: Geometry, index: int, contrast: str, seed: i
 
 
 def peak(subject: Body, geometry: Geometry, index: int, contrast: str) -> float:
-    """Return a bound of the values of a slice that is known without rendering it.
-
-    Args:
-        subject: who is scanned.
-        geometry: the stack of planes.
-        index: which of its slices, from 0.
-        contrast: key of :data:`~nbia_pipeline.embedded.phantoms.anatomy.CONTRASTS`.
-    """
+    """Return a bound of the values of a slice that is known without rendering it; arguments as of :func:`render`."""
     look = CONTRASTS[contrast]
     axis, location = PLANES[geometry.plane].slices[0], geometry.location(index)
     met = [s for s in (*subject.shapes, subject.lesion) if s.half_width(axis, location)]
@@ -132,14 +119,10 @@ def peak(subject: Body, geometry: Geometry, index: int, contrast: str) -> float:
 
 def lesion_slices(subject: Body, geometry: Geometry) -> list[int]:
     """Return the slices (from 0) whose section of the lesion is wide enough to hold a pixel center."""
-    plane = PLANES[geometry.plane]
-    lesion = subject.lesion
+    plane, lesion = PLANES[geometry.plane], subject.lesion
     narrowest = min(lesion.radii[plane.rows[0]], lesion.radii[plane.columns[0]])
-    return [
-        i
-        for i in range(geometry.slices)
-        if narrowest * lesion.half_width(plane.slices[0], geometry.location(i)) >= geometry.spacing
-    ]
+    widths = [lesion.half_width(plane.slices[0], geometry.location(i)) for i in range(geometry.slices)]
+    return [i for i, width in enumerate(widths) if narrowest * width >= geometry.spacing]
 
 
 def lesion_mask(subject: Body, geometry: Geometry, index: int) -> NDArray[np.bool_]:
@@ -152,14 +135,8 @@ def lesion_mask(subject: Body, geometry: Geometry, index: int) -> NDArray[np.boo
     return mask
 
 
-def outline(shape: Ellipsoid, geometry: Geometry, index: int, quarter: int = 6) -> list[Vector]:
-    """Return the section of a shape with an axial slice as a polygon.
-
-    Args:
-        shape: what is outlined.
-        geometry: an axial stack.
-        index: which of its slices, from 0.
-        quarter: points per quarter of the turn.
+def outline(shape: Ellipsoid, geometry: Geometry, index: int) -> list[Vector]:
+    """Return the section of a shape with slice `index` (from 0) of an axial stack as a polygon.
 
     Returns:
         Points x, y, z in mm in order, for ContourData (3006,0050); none where the section is narrower
@@ -175,4 +152,4 @@ def outline(shape: Ellipsoid, geometry: Geometry, index: int, quarter: int = 6) 
     if width * min(shape.radii[0], shape.radii[1]) < geometry.spacing:
         return []
     (cx, cy, _), (rx, ry, _) = shape.center, shape.radii
-    return [(cx + width * rx * c, cy + width * ry * s, z) for c, s in circle(quarter)]
+    return [(cx + width * rx * c, cy + width * ry * s, z) for c, s in circle(6)]

@@ -92,23 +92,14 @@ def create_app(
 
 
 def answer(archive: Archive, endpoint: Endpoint, query: Fields, form: Fields, authorization: str | None) -> Reply:
-    """Answer one request; runs in a thread.
-
-    Args:
-        archive: what is asked.
-        endpoint: which of its endpoints.
-        query: fields of the query, in order.
-        form: fields of the body, in order.
-        authorization: the header, or None without one.
+    """Answer one request to an endpoint of an archive; runs in a thread.
 
     Raises:
         ServerFault: where the real server ends in a 500.
     """
     given = {name: values[0] for name, values in query.items()}
     call = Call(archive.holdings, archive.settings, given, form, _NO_RIGHTS, endpoint.version)
-    refusal = endpoint.unknown_parameter(call)
-    if refusal is None and not endpoint.user_first:
-        refusal = endpoint.missing(call)
+    refusal = endpoint.unknown_parameter(call) or (None if endpoint.user_first else endpoint.missing(call))
     if refusal is not None:
         return refusal
     rights = identify(endpoint.auth, authorization, archive.tokens)
@@ -131,18 +122,15 @@ def _result(archive: Archive, endpoint: Endpoint, call: Call) -> Reply:
     result = endpoint.handler(call)
     if isinstance(result, Reply):
         return result
-    reply = rendered(result, _format_of(endpoint, call), guide)
-    return archive.cache.keep(key, reply, collection) if endpoint.method == "GET" else reply
+    if endpoint.method == "GET":
+        return archive.cache.keep(key, rendered(result, call.query.get("format"), guide), collection)
+    # Not every form has a format that is read.
+    wanted = call.form.get("format", [None])[0] if endpoint.formats else None
+    return rendered(result, wanted, guide)
 
 
 def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[str] | Reply:
-    """Return the restricted collections that the caller may see, or the answer to a missing or invalid identity.
-
-    Args:
-        auth: what the endpoint does about identity.
-        header: the Authorization header, or None without one.
-        tokens: who is logged in.
-    """
+    """Return the restricted collections that the caller may see, or the answer to a missing or invalid identity."""
     without_header, invalid = auth.value
     if header is None:
         return without_header or _NO_RIGHTS
@@ -153,12 +141,7 @@ def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[st
 
 
 def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
-    """Render rows in the format that the caller asks for.
-
-    Args:
-        rows: the answer.
-        wanted: value of ``format``, in any case, or None for the endpoint's default.
-        guide: use the guide's spellings.
+    """Render rows in the format `wanted`, None for the endpoint's default; `guide` uses the guide's spellings.
 
     Raises:
         ServerFault: for a format other than JSON and CSV, if there are rows. Server: so for an unknown one; its XML
@@ -190,13 +173,6 @@ def _body(rows: Rows, pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
     return pieces if rows.table.num_rows > render.ROWS_PER_BATCH // 4 else b"".join(pieces)
 
 
-def _format_of(endpoint: Endpoint, call: Call) -> str | None:
-    """Return the value of ``format``, or None where it is not given or not read."""
-    if endpoint.method == "GET":
-        return call.query.get("format")
-    return call.form.get("format", [None])[0] if "format" in endpoint.allowed else None
-
-
 def _route(archive: Archive, endpoint: Endpoint) -> Route:
     async def respond(request: Request) -> Response:
         query = parse_qs(request.url.query, keep_blank_values=True)
@@ -223,13 +199,10 @@ def _session_routes(tokens: TokenStore) -> Iterator[Route]:
         tokens.log_out(header[_SCHEME_LENGTH:])
         return Response(status_code=204)
 
-    async def up(request: Request) -> Response:
-        return _response(Reply(b"up", content_type="text/plain"))
-
     for base in (API, SERVICES):
         yield Route(f"{base}/oauth/token", token, methods=["POST"])
         yield Route(f"{base}/logout", logout, methods=["POST"])
-    yield Route(f"{SERVICES}/up", up)
+    yield Route(f"{SERVICES}/up", lambda request: _response(Reply(b"up", content_type="text/plain")))
 
 
 async def _form(request: Request) -> dict[str, list[str]]:
@@ -237,12 +210,9 @@ async def _form(request: Request) -> dict[str, list[str]]:
 
 
 def _response(reply: Reply) -> Response:
-    headers = {}
-    if reply.content_type is not None:
-        # Set as a header, because Starlette would add a charset that the real server does not send.
-        headers["content-type"] = reply.content_type
-    if reply.disposition is not None:
-        headers["content-disposition"] = reply.disposition
+    # The type is set as a header, because Starlette would add a charset that the real server does not send.
+    given = {"content-type": reply.content_type, "content-disposition": reply.disposition}
+    headers = {name: value for name, value in given.items() if value is not None}
     if isinstance(reply.body, bytes):
         return Response(reply.body, reply.status, headers)
     return StreamingResponse(reply.body, reply.status, headers)

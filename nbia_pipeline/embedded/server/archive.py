@@ -15,21 +15,12 @@ from nbia_pipeline.embedded.server.tokens import TokenStore
 
 @dataclass
 class Archive:
-    """A running embedded archive.
-
-    Attributes:
-        holdings: the series and their files.
-        tokens: who is logged in.
-        settings: its settings.
-        traffic: the record of requests, the bandwidth, the planned faults.
-        cache: large answers that were rendered before.
-        control: the operations that change it while it runs.
-    """
+    """The parts of a running embedded archive; `control` has the operations that change it while it runs."""
 
     holdings: Holdings
     tokens: TokenStore
-    settings: Settings = field(default_factory=Settings)
-    traffic: Traffic = field(default_factory=Traffic)
+    settings: Settings
+    traffic: Traffic
     cache: AnswerCache = field(init=False)
     control: Operations = field(init=False)
 

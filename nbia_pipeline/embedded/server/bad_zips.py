@@ -18,9 +18,6 @@ Entries = list[Entry]
 
 LICENSE = "LICENSE"
 HASHES = "md5hashes.csv"
-OUTSIDE_PATH = "../../outside.dcm"
-OUTSIDE_ABSOLUTE = "/tmp/outside.dcm"  # noqa: S108 - it is only a name in a zip
-BOMB = "99999999.dcm"
 
 _BLOCK = 1 << 20
 
@@ -37,9 +34,9 @@ def wrong_zip(body: bytes, fault: Fault) -> bytes:
             entries: Entries = [(name, archive.read(name)) for name in archive.namelist()]
     except zipfile.BadZipFile:
         return body
-    if not _images(entries):
-        return body
     images = _images(entries)
+    if not images:
+        return body
     chosen = images[min(int(fault.fraction * len(images)), len(images) - 1)]
     stream = ZipStream()
     pieces: list[bytes] = []
@@ -60,33 +57,28 @@ def _half(entry: Entry) -> Entry:
 
 
 def _lost_file(entries: Entries, chosen: int, fault: Fault) -> Entries:
-    lost = entries[chosen][0]
-    kept = [entry for entry in entries if entry[0] != lost]
-    return _with_hashes(kept, lambda name, digest: None if name == lost else digest)
+    kept = _changed_hash(entries, chosen, lambda digest: None)
+    return [*kept[:chosen], *kept[chosen + 1 :]]
 
 
-def _changed_hash(entries: Entries, chosen: int, change: Callable[[str], str]) -> Entries:
-    image = entries[chosen][0]
-    return _with_hashes(entries, lambda name, digest: change(digest) if name == image else digest)
+def _changed_hash(entries: Entries, chosen: int, change: Callable[[str], str | None]) -> Entries:
+    """Change the digest of an image in the list of hashes; None leaves the line out."""
+    changed: Entries = []
+    for name, data in entries:
+        if name == HASHES and isinstance(data, bytes):
+            header, *lines = data.decode().splitlines()
+            pairs = [(file, digest) for file, _, digest in (line.partition(",") for line in lines)]
+            new = [(file, change(digest) if file == entries[chosen][0] else digest) for file, digest in pairs]
+            kept = [f"{file},{digest}" for file, digest in new if digest is not None]
+            data = ("\n".join([header, *kept]) + "\n").encode()
+        changed.append((name, data))
+    return changed
 
 
 def _with_more(entries: Entries, name: str, data: bytes | Packed) -> Entries:
     """Insert an entry after the images, before the list of hashes."""
     last = _images(entries)[-1] + 1
     return [*entries[:last], (name, data), *entries[last:]]
-
-
-def _with_hashes(entries: Entries, change: Callable[[str, str], str | None]) -> Entries:
-    """Change the digests in the list of hashes; None leaves the line out."""
-    changed: Entries = []
-    for name, data in entries:
-        if name == HASHES and isinstance(data, bytes):
-            header, *lines = data.decode().splitlines()
-            pairs = [(file, change(file, digest)) for file, _, digest in (line.partition(",") for line in lines)]
-            kept = [f"{file},{digest}" for file, digest in pairs if digest is not None]
-            data = ("\n".join([header, *kept]) + "\n").encode()
-        changed.append((name, data))
-    return changed
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,9 +102,10 @@ ZIP_FAULTS: dict[str, Callable[[Entries, int, Fault], Entries]] = {
     "no_hashes": lambda entries, chosen, fault: [entry for entry in entries if entry[0] != HASHES],
     "wrong_hash": lambda entries, chosen, fault: _changed_hash(entries, chosen, lambda digest: digest[::-1]),
     "empty_hash": lambda entries, chosen, fault: _changed_hash(entries, chosen, lambda digest: ""),
-    "path_name": lambda entries, chosen, fault: _with_more(entries, OUTSIDE_PATH, entries[chosen][1]),
-    "absolute_name": lambda entries, chosen, fault: _with_more(entries, OUTSIDE_ABSOLUTE, entries[chosen][1]),
+    "path_name": lambda entries, chosen, fault: _with_more(entries, "../../outside.dcm", entries[chosen][1]),
+    # It is only a name in a zip.
+    "absolute_name": lambda entries, chosen, fault: _with_more(entries, "/tmp/outside.dcm", entries[chosen][1]),  # noqa: S108
     "duplicate_name": lambda entries, chosen, fault: _with_more(entries, *_half(entries[chosen])),
-    "bomb": lambda entries, chosen, fault: _with_more(entries, BOMB, _zeros(fault.size)),
+    "bomb": lambda entries, chosen, fault: _with_more(entries, "99999999.dcm", _zeros(fault.size)),
 }
 """The entries of a bad zip by kind of fault, from those of a correct one and the position of the chosen image."""

@@ -38,10 +38,7 @@ class AnswerCache:
     def keep(self, key: str, reply: Reply, collection: str | None = None) -> Reply:
         """Return `reply` with the same bytes; it is cached under `key` if it is large and read to its end.
 
-        Args:
-            key: all that the answer depends on.
-            reply: the answer.
-            collection: the collection that it is about; None for an answer about all of them.
+        `collection` is the one that it is about, None for an answer about all of them.
         """
         if isinstance(reply.body, bytes):
             return reply

@@ -32,115 +32,78 @@ CHUNK_BYTES = 8192
 _SLICES_PER_SECOND = 20
 
 
+@dataclass(frozen=True)
 class FaultInjection:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around an application that answers correctly; the record leaves out the path `base`."""
 
-    def __init__(self, app: ASGIApp, base: str, traffic: Traffic, control: Operations) -> None:
-        """Wrap an application.
-
-        Args:
-            app: the application that answers correctly.
-            base: path of the base URL, which the record leaves out.
-            traffic: how answers flow.
-            control: the operations that some faults call.
-        """
-        self._app = app
-        self._base = base
-        self._traffic = traffic
-        self._control = control
+    app: ASGIApp
+    base: str
+    traffic: Traffic
+    control: Operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or apply the fault that is planned for it."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        path = scope["path"].removeprefix(self._base)
+        path = scope["path"].removeprefix(self.base)
         exchange = Exchange(scope["method"], path, _first(scope["query_string"]), headers=headers)
-        if not self._traffic.quiet:
+        if not self.traffic.quiet:
             receive, form = await _replayed(receive)
             exchange.form = _first(form)
-        fault = self._traffic.strike(exchange)
-        self._traffic.record(exchange)
-        if self._traffic.latency:
-            await asyncio.sleep(self._traffic.latency)
-        throttled = _ThrottledSend(send, exchange, self._traffic.bandwidth)
+        fault = self.traffic.strike(exchange)
+        self.traffic.record(exchange)
+        if self.traffic.latency:
+            await asyncio.sleep(self.traffic.latency)
+        throttled = _ThrottledSend(send, exchange, self.traffic.bandwidth)
         try:
             if fault is None:
-                await self._app(scope, receive, throttled)
+                await self.app(scope, receive, throttled)
             else:
-                await _FAULTS[fault.kind](
-                    FaultedRequest(self._app, scope, receive, throttled, fault, exchange, self._control)
-                )
+                request = FaultedRequest(self.app, scope, receive, throttled, fault, exchange, self.control)
+                await _FAULTS[fault.kind](request)
         finally:
             exchange.seconds = time.monotonic() - exchange.began
 
 
+@dataclass(frozen=True)
 class _ThrottledSend:
     """Sends an answer, counts its bytes and keeps to the bandwidth."""
 
-    def __init__(self, send: Send, exchange: Exchange, bandwidth: float | None) -> None:
-        self._send = send
-        self._exchange = exchange
-        self._bandwidth = bandwidth
+    send: Send
+    exchange: Exchange
+    bandwidth: float | None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._exchange.status = message["status"]
-            await self._send(message)
+            self.exchange.status = message["status"]
+            await self.send(message)
             return
         body = message.get("body", b"")
-        if self._bandwidth and body:
-            size = max(1, int(self._bandwidth / _SLICES_PER_SECOND))
+        if self.bandwidth and body:
+            size = max(1, int(self.bandwidth / _SLICES_PER_SECOND))
             for start in range(0, len(body), size):
                 piece = body[start : start + size]
-                await asyncio.sleep(len(piece) / self._bandwidth)
+                await asyncio.sleep(len(piece) / self.bandwidth)
                 await self._pass({**message, "body": piece, "more_body": True})
             message = {**message, "body": b""}
         await self._pass(message)
 
     async def _pass(self, message: Message) -> None:
         body = message.get("body", b"")
-        self._exchange.sent += len(body)
+        self.exchange.sent += len(body)
         if len(body) <= CHUNK_BYTES or not message.get("more_body"):
-            await self._send(message)
+            await self.send(message)
             return
         # Server: streamed answers come in chunks of this size.
         for start in range(0, len(body), CHUNK_BYTES):
-            await self._send({**message, "body": body[start : start + CHUNK_BYTES]})
-
-    def hang_up(self, *, at_once: bool) -> bool:
-        """End the connection: with a reset, or after all that was sent; return whether it is accessible."""
-        # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
-        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
-        if transport is None:
-            return False
-        if at_once:
-            _reset_on_close(transport.get_extra_info("socket"))
-            transport.abort()
-        else:
-            transport.close()
-        return True
-
-
-def _reset_on_close(line: Any) -> None:
-    """Make the close of a connection send a reset; by a second handle, because event loops hide the first one."""
-    with socket.socket(fileno=os.dup(line.fileno())) as handle:
-        # Closing with a linger of 0 seconds sends it.
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await self.send({**message, "body": body[start : start + CHUNK_BYTES]})
 
 
 @dataclass(frozen=True)
 class FaultedRequest:
-    """A request that a fault strikes.
-
-    Attributes:
-        app: what answers truly.
-        scope, receive, send: the request, as ASGI passes it.
-        fault: what goes wrong.
-        exchange: the request and what became of it.
-        control: what can be done to the archive.
-    """
+    """A request that a fault strikes, as ASGI passes it; `exchange` is its record, `control` changes the archive."""
 
     app: ASGIApp
     scope: Scope
@@ -167,23 +130,33 @@ class FaultedRequest:
     async def answer(self, start: Message, body: bytes, more: bool = False) -> None:
         """Send a start and a body; a Content-Length is adapted."""
         headers = [(n, v) for n, v in start["headers"] if n != b"content-length"]
-        stated = len(headers) < len(start["headers"])
-        if stated and not more:
+        if len(headers) < len(start["headers"]) and not more:
             headers.append((b"content-length", str(len(body)).encode()))
         await self.send({**start, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def respond(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Answer with something that the archive would not send."""
-        named = [(name.encode(), value.encode()) for name, value in headers.items()]
-        named.append((b"content-length", str(len(body)).encode()))
-        await self.send({"type": "http.response.start", "status": status, "headers": named})
-        await self.send({"type": "http.response.body", "body": body})
+        named = [(name.encode(), value.encode()) for name, value in {**headers, "content-length": ""}.items()]
+        await self.answer({"type": "http.response.start", "status": status, "headers": named}, body)
 
     async def hang_up(self, *, at_once: bool) -> None:
-        """End the connection; where it is not accessible, the server does so when the application returns."""
-        if self.send.hang_up(at_once=at_once):
-            await self.disconnected()
+        """End the connection: with a reset, or after all that was sent.
+
+        Where it is not accessible, the server does so when the application returns.
+        """
+        # uvicorn's `send` is a method of the object that holds the connection; ASGI itself has no way to it.
+        transport = getattr(getattr(self.send.send, "__self__", None), "transport", None)
+        if transport is None:
+            return
+        if at_once:
+            # By a second handle, because event loops hide the first one; closing with a linger of 0 seconds sends it.
+            with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as handle:
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+        else:
+            transport.close()
+        await self.disconnected()
 
     async def disconnected(self) -> None:
         """Wait until the client has closed the connection."""
@@ -194,6 +167,9 @@ class FaultedRequest:
         """Return where in a body the fault strikes."""
         at = int(len(body) * self.fault.fraction) if self.fault.at is None else self.fault.at
         return min(at, max(len(body) - 1, 0))
+
+
+_Act = Callable[[FaultedRequest], Awaitable[None]]
 
 
 async def _status(request: FaultedRequest) -> None:
@@ -219,10 +195,6 @@ async def _custom(request: FaultedRequest) -> None:
     await request.fault.act(request)
 
 
-async def _drop(request: FaultedRequest) -> None:
-    await request.hang_up(at_once=True)
-
-
 async def _cut(request: FaultedRequest) -> None:
     start, body = await request.true_answer()
     await request.answer(start, body[: request.part(body)], more=True)
@@ -240,7 +212,7 @@ async def _stall(request: FaultedRequest) -> None:
     await request.send({"type": "http.response.body", "body": body[part:]})
 
 
-def _changed(change: Callable[[FaultedRequest, bytes], bytes]) -> Callable[[FaultedRequest], Awaitable[None]]:
+def _changed(change: Callable[[FaultedRequest, bytes], bytes]) -> _Act:
     """Make a fault that answers truly but for a changed body; the change runs in a thread."""
 
     async def fault(request: FaultedRequest) -> None:
@@ -257,11 +229,7 @@ def _flipped(request: FaultedRequest, body: bytes) -> bytes:
     return body[:part] + bytes([body[part] ^ 1]) + body[part + 1 :]
 
 
-def _ended_early(request: FaultedRequest, body: bytes) -> bytes:
-    return body[: request.part(body)]
-
-
-def _before(deed: Callable[[FaultedRequest], Any]) -> Callable[[FaultedRequest], Awaitable[None]]:
+def _before(deed: Callable[[FaultedRequest], Any]) -> _Act:
     """Make a fault that does something to the archive and then answers truly."""
 
     async def fault(request: FaultedRequest) -> None:
@@ -278,17 +246,17 @@ def _series(request: FaultedRequest) -> str:
     return request.fault.series or asked.get("SeriesInstanceUID") or asked.get("SeriesUID") or ""
 
 
-_FAULTS: dict[str, Callable[[FaultedRequest], Awaitable[None]]] = {
+_FAULTS: dict[str, _Act] = {
     "status": _status,
     "answer": _answer,
     "html": lambda request: request.respond(200, HTML, {"content-type": "text/html"}),
     "empty": lambda request: request.respond(200, b"", {}),
     "garbage": lambda request: request.respond(200, GARBAGE, {"content-type": "application/json"}),
-    "drop": _drop,
+    "drop": lambda request: request.hang_up(at_once=True),
     "cut": _cut,
     "stall": _stall,
     "flip": _changed(_flipped),
-    "end_early": _changed(_ended_early),
+    "end_early": _changed(lambda request, body: body[: request.part(body)]),
     **dict.fromkeys(ZIP_FAULTS, _changed(lambda request, body: wrong_zip(body, request.fault))),
     "expire_tokens": _before(lambda request: request.control.expire_tokens()),
     "hide": _before(lambda request: request.control.hide(_series(request))),
@@ -309,13 +277,9 @@ async def _replayed(receive: Receive) -> tuple[Receive, bytes]:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    given = False
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return messages.pop() if messages else await receive()
 
     return again, body

@@ -13,10 +13,10 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline.embedded.control.server import PortRouter, control_app
+from nbia_pipeline.embedded.control.server import control_app
 from nbia_pipeline.embedded.server.app import API, create_app
 
 _LOG = logging.getLogger(__name__)
@@ -32,25 +32,16 @@ _GOODBYE_SECONDS = 5
 
 
 class Lifeline:
-    """A port to which every client keeps one connection; when the last one ends, so does the server.
+    """A port of the loopback interface to which every client keeps one connection; the server ends with the last."""
 
-    Attributes:
-        port: TCP port on the loopback interface, known after :meth:`open`.
-    """
-
-    def __init__(self, linger: float, farewell: Callable[[], None] | None = None) -> None:
-        """Prepare a lifeline.
-
-        Args:
-            linger: seconds without any connection after which the server stops.
-            farewell: called once, before the port closes.
-        """
+    def __init__(self, linger: float, farewell: Callable[[], None]) -> None:
+        """Stop after `linger` seconds without any connection; `farewell` is called before the port closes."""
         self.port = 0
         self._linger = linger
         self._farewell = farewell
         self._connections = 0
         self._deadline = 0.0
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server
 
     async def open(self) -> None:
         """Start to listen."""
@@ -63,14 +54,12 @@ class Lifeline:
         while self._connections or time.monotonic() < self._deadline:
             await asyncio.sleep(_WATCH_SECONDS)
         # No await between the check and the closing: no connection can be accepted in between.
-        if self._farewell is not None:
-            self._farewell()
-        if self._server is not None:
-            self._server.close()
+        self._farewell()
+        self._server.close()
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Count one connection until its process closes it or dies."""
-        if self._server is None or not self._server.is_serving():
+        if not self._server.is_serving():
             writer.close()
             return
         self._connections += 1
@@ -88,13 +77,7 @@ class Lifeline:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a running server is reached.
-
-    Attributes:
-        url: base URL of the archive, like ``http://127.0.0.1:8080/nbia-api``.
-        control_url: address of the control interface, or None without one.
-        lifeline_port: port of the lifeline, or None without one.
-    """
+    """Where a running server is reached: base URL of the archive, and control interface and lifeline or None."""
 
     url: str
     control_url: str | None
@@ -108,7 +91,7 @@ def serve(
     *,
     ready: Callable[[Addresses], None],
     linger: float | None = None,
-    farewell: Callable[[], None] | None = None,
+    farewell: Callable[[], None] = lambda: None,
     control_port: int | None = None,
     **options: Any,
 ) -> None:
@@ -133,27 +116,26 @@ def serve(
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(_listen(host, port))
         control = None if control_port is None else open_sockets.enter_context(_listen("127.0.0.1", control_port))
-        listeners = [listener] if control is None else [listener, control]
 
         def started() -> None:
-            control_url = None if control is None else f"http://{_address(control)}"
-            lifeline_port = None if lifeline is None else lifeline.port
-            ready(Addresses(f"http://{_address(listener)}{API}", control_url, lifeline_port))
+            control_url = None if control is None else _url(control)
+            ready(Addresses(f"{_url(listener)}{API}", control_url, None if lifeline is None else lifeline.port))
 
-        asyncio.run(_serve(with_control(app, control), listeners, lifeline, started))
+        if control is None:
+            asyncio.run(_serve(app, [listener], lifeline, started))
+        else:
+            asyncio.run(_serve(with_control(app, control), [listener, control], lifeline, started))
 
 
-def with_control(app: Starlette, control: socket.socket | None) -> ASGIApp:
-    """Return an application that answers as the control interface on the port of a socket.
+def with_control(app: Starlette, control: socket.socket) -> ASGIApp:
+    """Return an application that answers as the control interface on the port of a socket."""
+    operations, port = control_app(app.state.archive.control), control.getsockname()[1]
 
-    Args:
-        app: the application of an archive.
-        control: the socket of the control interface; None: there is none.
-    """
-    if control is None:
-        return app
-    operations = app.state.archive.control
-    return PortRouter(app, control_app(operations), control.getsockname()[1])
+    async def by_port(scope: Scope, receive: Receive, send: Send) -> None:
+        controls = scope["type"] == "http" and scope["server"][1] == port
+        await (operations if controls else app)(scope, receive, send)
+
+    return by_port
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
@@ -203,6 +185,6 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _address(listener: socket.socket) -> str:
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -34,12 +34,7 @@ class _Token:
 
 
 class TokenStore:
-    """The valid tokens and their accounts.
-
-    Attributes:
-        lifetime: lifetime of a new access token in seconds; may be changed at any time.
-        refresh_lifetime: lifetime of a new refresh token in seconds; may be changed at any time.
-    """
+    """The valid tokens and their accounts; `lifetime` and `refresh_lifetime` may be changed at any time."""
 
     def __init__(
         self,
@@ -48,14 +43,7 @@ class TokenStore:
         refresh_lifetime: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make an empty store.
-
-        Args:
-            accounts: account by user name; the guest needs none.
-            lifetime: lifetime of an access token in seconds (guide: 7200).
-            refresh_lifetime: lifetime of a refresh token in seconds; None: that of an access token.
-            clock: a monotonic clock in seconds.
-        """
+        """Make an empty store of `accounts` by user name; the other arguments are those of an application."""
         self.lifetime = lifetime
         self.refresh_lifetime = lifetime if refresh_lifetime is None else refresh_lifetime
         self._accounts = accounts
@@ -65,31 +53,23 @@ class TokenStore:
         self._refresh: dict[str, _Token] = {}
 
     def grant(self, form: Mapping[str, str]) -> TokenReply:
-        """Answer a request for a token.
-
-        Args:
-            form: fields of the request, the first value of each.
-
-        Returns:
-            Status and JSON body.
+        """Answer a request for a token, given the first value of each of its fields.
 
         Raises:
             ServerFault: without ``grant_type`` or with an unknown one. Server: it fails itself, before Keycloak.
         """
-        kind = form.get("grant_type")
-        if kind is None:
-            raise ServerFault("null")
-        if kind.casefold() == "password":
+        if "grant_type" not in form:
+            raise ServerFault
+        if form["grant_type"].casefold() == "password":
             return self._grant_password(form)
-        if kind.casefold() == "refresh_token":
+        if form["grant_type"].casefold() == "refresh_token":
             return self._grant_refresh(form)
         # Server: it tries to answer with status 0, which its framework refuses.
         raise ServerFault("Illegal status value: 0")
 
     def user_of(self, token: str) -> str | None:
         """Return the user of an access token, or None if it is unknown, expired or logged out."""
-        with self._lock:
-            known = self._access.get(token)
+        known = self._access.get(token)
         return known.user if known is not None and known.expires > self._clock() else None
 
     def log_out(self, token: str) -> None:
@@ -126,8 +106,7 @@ class TokenStore:
         token = form.get("refresh_token")
         if token is None:
             return 400, _error("invalid_request", "No refresh token")
-        with self._lock:
-            known = self._refresh.get(token)
+        known = self._refresh.get(token)
         if known is None:
             return 400, _error("invalid_grant", "Invalid refresh token")
         if known.expires <= self._clock():
