@@ -86,7 +86,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     header = rows[0]
-    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name()):
+    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
         raise _not_a("a CSV table", text)
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
         raise BadAnswer("the CSV table ends early: the answer was cut, try later", retryable=True)
@@ -240,7 +240,7 @@ def _no_constant(name: str) -> None:
 
 
 def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
-    columns_of = shape.columns_by_wire_name()
+    columns_of = shape.columns_by_wire_name
     values: dict[str, list[Any]] = {field.name: [None] * len(rows) for field in schema}
     readers = {field.name: _READERS[field.type] for field in schema}
     known: dict[str, str | None] = {}

@@ -27,7 +27,7 @@ from nbia_pipeline.archive.calls import Argument, Calls
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.transport import ClientOptions, Session
-from nbia_pipeline.schema.account import GUEST
+from nbia_pipeline.schema import GUEST
 from nbia_pipeline.schema.arrow import first_of_each
 from nbia_pipeline.schema.tables import SERIES_METADATA
 
