@@ -70,7 +70,8 @@ class NbiaClient(Calls):
     text) is a ValueError or TypeError before anything is sent.
 
     An argument that a method does not explain is one of these: `collection`, a name as :meth:`collection_values`
-    spells it; `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
+    spells it (lists of values, and their counts, take it in any case); `modality`, `body_part` and `manufacturer`, in
+    any case; `study_uid`, `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
 
     Example:
         >>> with NbiaClient("https://services.cancerimagingarchive.net/nbia-api") as client:
@@ -118,20 +119,11 @@ class NbiaClient(Calls):
         """Return the modalities in use, in the server's order; None stands for series without one.
 
         v2 gives them as stored, v4 upper-cased (server).
-
-        Args:
-            collection: only of this collection, in any case.
-            body_part: only with this body part, in any case.
         """
         return self._values("modality_values", collection=collection, body_part=body_part)
 
     def body_parts(self, collection: str | None = None, *, modality: str | None = None) -> list[str | None]:
-        """Return the body parts in use, upper-cased (server); None stands for series without one.
-
-        Args:
-            collection: only of this collection, in any case.
-            modality: only with this modality, in any case.
-        """
+        """Return the body parts in use, upper-cased (server); None stands for series without one."""
         return self._values("body_part_values", collection=collection, modality=modality)
 
     def manufacturers(
@@ -140,11 +132,6 @@ class NbiaClient(Calls):
         """Return the manufacturers in use; None stands for series without one.
 
         v2 gives them as stored, so that one may come in several spellings; v4 upper-cased (server).
-
-        Args:
-            collection: only of this collection, in any case.
-            modality: only with this modality, in any case.
-            body_part: only with this body part, in any case.
         """
         return self._values("manufacturer_values", collection=collection, modality=modality, body_part=body_part)
 
@@ -156,19 +143,19 @@ class NbiaClient(Calls):
     def modality_counts(
         self, collection: str | None = None, *, body_part: str | None = None
     ) -> dict[str | None, int | None]:
-        """Return the number of patients by modality; for the arguments see :meth:`modalities`."""
+        """Return the number of patients by modality."""
         return self._counts("modality_counts", collection, body_part=body_part)
 
     def body_part_counts(
         self, collection: str | None = None, *, modality: str | None = None
     ) -> dict[str | None, int | None]:
-        """Return the number of patients by body part; for the arguments see :meth:`body_parts`."""
+        """Return the number of patients by body part."""
         return self._counts("body_part_counts", collection, modality=modality)
 
     def manufacturer_counts(
         self, collection: str | None = None, *, modality: str | None = None, body_part: str | None = None
     ) -> dict[str | None, int | None]:
-        """Return the number of patients by manufacturer; for the arguments see :meth:`manufacturers`."""
+        """Return the number of patients by manufacturer."""
         return self._counts("manufacturer_counts", collection, modality=modality, body_part=body_part)
 
     def modality_values(self) -> pa.Table:
@@ -225,11 +212,7 @@ class NbiaClient(Calls):
         return rows_with(first_of_each(table, "Collection", "PatientID"), "PatientID", patient_id)
 
     def patients_by_collection_and_modality(self, collection: str, modality: str) -> list[str]:
-        """Return the PatientIDs of a collection that have a series of a modality, each once.
-
-        Args:
-            modality: like ``CT``, in any case.
-        """
+        """Return the PatientIDs of a collection that have a series of a modality, each once."""
         table = self._list("patients_by_collection_and_modality", collection=collection, modality=modality)
         return list(dict.fromkeys(non_null(table, "PatientID")))
 
@@ -251,7 +234,6 @@ class NbiaClient(Calls):
 
         Args:
             patient_id: only of this patient, in the exact case.
-            study_uid: only the study of this StudyInstanceUID.
         """
         if patient_id is None and study_uid is None:
             return expect_mostly(self._rows_of_collection("studies", collection), "Collection", collection)
@@ -289,13 +271,7 @@ class NbiaClient(Calls):
         compares them case-sensitively with what is stored, and lists them upper-cased (server).
 
         Args:
-            collection: name, as :meth:`collection_values` spells it.
             patient_id: PatientID in its exact case.
-            study_uid: StudyInstanceUID.
-            series_uid: SeriesInstanceUID.
-            modality: like ``CT``, in any case.
-            body_part: BodyPartExamined.
-            manufacturer: Manufacturer.
             model: ManufacturerModelName.
 
         Raises:
@@ -468,8 +444,8 @@ class NbiaClient(Calls):
         is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
 
         Args:
-            series_uid: SeriesInstanceUID, alone.
-            study_uid: StudyInstanceUID, alone.
+            series_uid: alone.
+            study_uid: alone.
             patient_id: PatientID, together with its collection.
 
         Raises:
