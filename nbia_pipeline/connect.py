@@ -19,7 +19,7 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
         ArchiveUnreachable: the embedded archive cannot be started.
     """
     return NbiaClient(
-        base_url(settings.archive),
+        _base_url(settings.archive),
         api=settings.api,
         username=settings.username,
         password=settings.password,
@@ -28,12 +28,7 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
     )
 
 
-def base_url(archive: str) -> str:
-    """Return the base URL of an archive by its name; starts the embedded one if it does not run.
-
-    Raises:
-        ArchiveUnreachable: the embedded archive cannot be started.
-    """
+def _base_url(archive: str) -> str:
     if archive == EMBEDDED:
         # Production imports the embedded archive only where it is asked for.
         from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running

@@ -111,10 +111,6 @@ class NbiaClient(Calls):
 
     # --- values and counts, of the whole archive or of what a few filters leave of it
 
-    def collection_values(self) -> list[str]:
-        """Return the names of the collections that the account may see, sorted, in their exact spelling."""
-        return self._collection_names()
-
     def modalities(self, collection: str | None = None, *, body_part: str | None = None) -> list[str | None]:
         """Return the modalities in use, in the server's order; None stands for series without one.
 
