@@ -50,7 +50,7 @@ def build_definitions(
             build_released_asset(naming, settings),
         ],
         asset_checks=[*build_checks(naming, settings), build_cart_check(naming)],
-        jobs=jobs,
+        jobs=list(jobs.values()),
         sensors=build_sensors(naming, settings, jobs),
         schedules=build_schedules(naming, settings, jobs),
         resources={naming.archive: archive, naming.lake: LakeResource(uri=settings.lake)},

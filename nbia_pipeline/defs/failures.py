@@ -17,9 +17,6 @@ def as_failure(settings: Settings) -> Iterator[None]:
     """Turn an error of the archive, the lake, the settings or a selection into a `dagster.Failure`.
 
     A retry policy retries only what may succeed when it is tried again.
-
-    Args:
-        settings: of the archive; they know what the person calls each setting.
     """
     try:
         yield

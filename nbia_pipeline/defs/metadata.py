@@ -120,10 +120,8 @@ def contact_sheet_metadata(
     A picture must never fail a run. What could not be drawn is logged as a warning, and marked on the sheet.
 
     Args:
-        log: of the step.
-        lake: the lake.
-        collection: exact spelling.
-        receipts: its rows of ``image_series``.
+        log: takes the warnings.
+        receipts: the collection's rows of ``image_series``.
         series: its rows of ``series``.
     """
     try:

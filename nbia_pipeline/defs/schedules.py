@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
-from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
+from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, Jobs
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
@@ -23,23 +23,15 @@ COLLECTIONS_PER_RUN = 25
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
 
-def build_schedules(
-    names: Naming, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
-) -> list[dg.ScheduleDefinition]:
-    """Return the schedules of one archive; their times are UTC.
-
-    Args:
-        names: of the archive.
-        settings: when they fire.
-        jobs: what they run; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
+def build_schedules(names: Naming, settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinition]:
+    """Return the schedules of one archive, which run `jobs`; their times are UTC.
 
     Raises:
         SettingsError: Dagster does not accept a cron expression.
     """
-    known = {job.name: job for job in jobs or build_jobs(names)}
     return [
-        _checked(settings, "catalogue_cron", lambda: _catalog(names, settings, known)),
-        _checked(settings, "reconcile_cron", lambda: _reconcile(names, settings, known)),
+        _checked(settings, "catalogue_cron", lambda: _catalog(names, settings, jobs[CATALOG_JOB])),
+        _checked(settings, "reconcile_cron", lambda: _reconcile(names, settings, jobs[TABLES_JOB])),
     ]
 
 
@@ -53,12 +45,10 @@ def _checked(settings: Settings, field: str, build: Callable[[], dg.ScheduleDefi
         ) from e
 
 
-def _catalog(
-    names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.ScheduleDefinition:
+def _catalog(names: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
         name=names.of("catalogue"),
-        job=jobs[names.of(CATALOG_JOB)],
+        job=job,
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
         tags={ARCHIVE_TAG: names.prefix},
@@ -66,12 +56,10 @@ def _catalog(
     )
 
 
-def _reconcile(
-    names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.ScheduleDefinition:
+def _reconcile(names: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=names.of("reconcile"),
-        job=jobs[names.of(TABLES_JOB)],
+        job=job,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
         required_resource_keys={names.lake},

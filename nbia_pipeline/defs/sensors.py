@@ -37,7 +37,7 @@ from nbia_pipeline.defs.jobs import (
     PARTITION,
     TABLES_JOB,
     UPDATE_JOB,
-    build_jobs,
+    Jobs,
     images_config,
 )
 from nbia_pipeline.defs.naming import Naming
@@ -71,44 +71,50 @@ Tick = dg.SensorResult | dg.SkipReason
 T = TypeVar("T")
 
 
-def build_sensors(
-    names: Naming, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
-) -> list[dg.SensorDefinition]:
-    """Return the sensors of one archive.
+def build_sensors(names: Naming, settings: Settings, jobs: Jobs) -> list[dg.SensorDefinition]:
+    """Return the sensors of one archive; `jobs` are what they request."""
 
-    Args:
-        names: of the archive.
-        settings: how often they tick.
-        jobs: what they request; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
-    """
-    known = {job.name: job for job in jobs or build_jobs(names)}
-    return [_updated_series(names, settings, known), _image_backlog(names, settings, known)]
+    def sensor(
+        name: str, look: Callable[[dg.SensorEvaluationContext], Tick], requested: Sequence[str], needs: str, text: str
+    ) -> dg.SensorDefinition:
+        @dg.sensor(
+            name=names.of(name),
+            jobs=[jobs[job] for job in requested],
+            minimum_interval_seconds=settings.poll_seconds,
+            required_resource_keys={needs},
+            description=text,
+        )
+        def tick(context: dg.SensorEvaluationContext) -> Tick:
+            try:
+                return look(context)
+            except (ArchiveError, LakeError, SettingsError, CursorError) as e:
+                return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
+
+        return tick
+
+    return [
+        sensor(
+            "updated_series",
+            lambda context: _updated_series_tick(names, settings, context),
+            (UPDATE_JOB, TABLES_JOB, CATALOG_JOB),
+            names.archive,
+            "Asks the archive what was released since a week before the last tick, and requests one run for each "
+            "collection with something new. The first tick only records what is there. To start from a day, set the "
+            "cursor to it, like 2026-01-01.",
+        ),
+        sensor(
+            "image_backlog",
+            lambda context: _image_backlog_tick(names, settings, context),
+            (IMAGES_JOB,),
+            names.lake,
+            "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
+            "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
+            "are retried once a day.",
+        ),
+    ]
 
 
 # --- what was released
-
-
-def _updated_series(
-    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=names.of("updated_series"),
-        jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOG_JOB)],
-        minimum_interval_seconds=settings.poll_seconds,
-        required_resource_keys={names.archive},
-        description=(
-            "Asks the archive what was released since a week before the last tick, and requests one run for each "
-            "collection with something new. The first tick only records what is there. To start from a day, set the "
-            "cursor to it, like 2026-01-01."
-        ),
-    )
-    def updated_series(context: dg.SensorEvaluationContext) -> Tick:
-        try:
-            return _updated_series_tick(names, settings, context)
-        except (ArchiveError, SettingsError, CursorError) as e:
-            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
-
-    return updated_series
 
 
 def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
@@ -241,29 +247,6 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 
 
 # --- what is still to be fetched
-
-
-def _image_backlog(
-    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=names.of("image_backlog"),
-        job=jobs[names.of(IMAGES_JOB)],
-        minimum_interval_seconds=settings.poll_seconds,
-        required_resource_keys={names.lake},
-        description=(
-            "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
-            "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
-            "are retried once a day."
-        ),
-    )
-    def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
-        try:
-            return _image_backlog_tick(names, settings, context)
-        except LakeError as e:
-            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
-
-    return image_backlog
 
 
 def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:

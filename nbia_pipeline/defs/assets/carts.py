@@ -12,8 +12,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.defs.assets.fetch_op import build_fetch_op
-from nbia_pipeline.defs.assets.images import RunBounds, build_finish_op, build_plan_op, receipts_metadata
+from nbia_pipeline.defs.assets.images import RunBounds, build_ops, receipts_metadata
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
@@ -33,8 +32,7 @@ WHOLE = "series_in_lake"
 
 def build_cart_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``cart_images`` asset of one archive."""
-    plan = build_plan_op(names, settings, NAME, RunBounds, _plan)
-    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
+    plan, fetch, finish = build_ops(names, settings, NAME, RunBounds, _plan, _finish)
 
     @dg.graph_asset(
         name=NAME,

@@ -96,9 +96,5 @@ def _shown(change: dict[str, Any]) -> dg.TableRecord:
     values = {name: change[name] for name in ("SeriesInstanceUID", "PatientID", "Change", "Version")}
     if change["Change"] == REVISED:
         values |= {"ColumnName": change["ColumnName"], "OldValue": change["OldValue"], "NewValue": change["NewValue"]}
-    texts = {name: value if isinstance(value, int) else _text(value) for name, value in values.items()}
+    texts = {n: v if isinstance(v, int) else "null" if v is None else str(v) for n, v in values.items()}
     return dg.TableRecord({**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts})
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -34,13 +34,7 @@ SHOWN = 100
 
 
 def build_fetch_op(names: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
-    """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
-
-    Args:
-        names: of the archive.
-        settings: of the archive.
-        asset: that the op is a part of.
-    """
+    """Return the op of an asset that fetches a batch: a list of :class:`WantedSeries` as JSON, of any collections."""
 
     @dg.op(
         name=names.of(f"fetch_{asset}"),

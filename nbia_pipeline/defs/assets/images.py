@@ -105,8 +105,8 @@ def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition
         selection = config.selection(mirror.client)
         return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
 
-    plan = build_plan_op(names, settings, NAME, ImagesConfig, make_plan, ins={"after": dg.In(dg.Nothing)})
-    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
+    after = {"after": dg.In(dg.Nothing)}
+    plan, fetch, finish = build_ops(names, settings, NAME, ImagesConfig, make_plan, _finish, after)
 
     @dg.graph_asset(
         name=NAME,
@@ -140,26 +140,28 @@ def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any],
     }
 
 
-# --- the first and the last step of an asset of images
+# --- the steps of an asset of images
 
 
-def build_plan_op(
+def build_ops(
     names: Naming,
     settings: Settings,
     asset: str,
     config_type: type[Config],
     make_plan: Callable[[dg.OpExecutionContext, Config, Mirror], tuple[Plan, dict[str, Any]]],
+    finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
     ins: Mapping[str, dg.In] | None = None,
-) -> dg.OpDefinition:
-    """Return the op that plans a run: outputs ``found``, one for each batch, and ``summary`` for the finish op.
+) -> tuple[dg.OpDefinition, dg.OpDefinition, dg.OpDefinition]:
+    """Return the ops of an asset: the first plans, the second fetches a batch, the last commits and shows figures.
+
+    The first has the outputs ``found``, one for each batch, and ``summary`` for the last.
 
     Args:
-        names: of the archive.
-        settings: of the archive.
-        asset: that the op is a part of.
+        asset: that the ops are parts of.
         config_type: what a run can be asked for.
-        make_plan: returns the plan, and what else the finish op must know, as plain JSON values.
-        ins: of the op.
+        make_plan: returns the plan, and what else `finish` must know, as plain JSON values.
+        finish: commits, and returns what the lake holds, as metadata.
+        ins: of the first op.
     """
 
     @dg.op(
@@ -181,24 +183,6 @@ def build_plan_op(
         summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **more}
         yield dg.Output(summary, output_name="summary")
 
-    return plan_op
-
-
-def build_finish_op(
-    names: Naming,
-    settings: Settings,
-    asset: str,
-    finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
-) -> dg.OpDefinition:
-    """Return the op that ends a run: receipts into the tables, figures into the asset's page.
-
-    Args:
-        names: of the archive.
-        settings: of the archive.
-        asset: that the op is a part of.
-        finish: commits, and returns what the lake holds, as metadata.
-    """
-
     @dg.op(name=names.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
     def finish_op(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
@@ -206,7 +190,7 @@ def build_finish_op(
             metadata = finish(context, names.lake_of(context).open(), summary, reports)
         yield dg.Output(None, metadata={**metadata, **run_metadata(summary, reports)})
 
-    return finish_op
+    return plan_op, build_fetch_op(names, settings, asset), finish_op
 
 
 def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:

@@ -29,7 +29,6 @@ def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **mo
     """Return the asset decorator with what all tables share.
 
     Args:
-        names: of the archive.
         table: which one.
         calls_archive: whether it needs the archive, and so counts against the pool that limits such steps.
         more: arguments of :func:`dagster.asset`.
@@ -54,7 +53,6 @@ def partitioned_asset(
     """Return the asset decorator of a table with one partition per collection; a backfill of it is one run.
 
     Args:
-        names: of the archive.
         table: which one.
         after: the tables that it depends on.
         calls_archive: whether it needs the archive.
@@ -82,11 +80,7 @@ def each_partition(
     """Make the partitions of a run, each by itself, so that one that fails costs only itself.
 
     Args:
-        names: of the archive.
-        settings: of the archive.
         table: whose partitions they are.
-        context: of the step.
-        lake: the lake.
         make: makes the partition of a collection and returns its metadata; called from several threads.
         salvage: called with the collections that were made if others failed: Dagster then skips the next steps.
 

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -31,21 +30,6 @@ from nbia_pipeline.text import did_you_mean, first_of
 DESCRIPTIONS_AT_A_TIME = 8
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a table comes from.
-
-    Attributes:
-        client: the archive.
-        api: dialect of the client.
-        lake: where the table is written to.
-    """
-
-    client: NbiaClient
-    api: str
-    lake: Lake
-
-
 class MetadataConfig(dg.Config):
     """What a run of ``series_metadata`` asks for."""
 
@@ -65,7 +49,7 @@ def build_table_assets(names: Naming, settings: Settings) -> list[dg.AssetsDefin
         _values(names, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
         _listing(names, settings, t.PATIENTS, lambda client, c: client.patients(c)),
         _listing(names, settings, t.STUDIES, lambda client, c: client.studies(c)),
-        _series(names, settings),
+        _listing(names, settings, t.SERIES, lambda client, c: client.series(c)),
         build_changes_asset(names, settings),
         _series_metadata(names, settings),
     ]
@@ -76,9 +60,8 @@ def _collections(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings), names.archive_of(context).client() as client:
             lake = names.lake_of(context).open()
-            source = Source(client, settings.api, lake)
             known = lake.collections_of(t.SERIES)
-            metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
+            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
             # No other step does: a collection that the archive does not list has no listing of series, and no run.
@@ -96,8 +79,8 @@ def _values(
     @table_asset(names, table, group_name="catalogue")
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), names.archive_of(context).client() as client:
-            source = Source(client, settings.api, names.lake_of(context).open())
-            return dg.MaterializeResult(metadata=_write(table, source, lambda: Fetched(fetch(client))))
+            lake = names.lake_of(context).open()
+            return dg.MaterializeResult(metadata=_write(table, client, lake, lambda: Fetched(fetch(client))))
 
     return values
 
@@ -109,28 +92,21 @@ def _listing(
 
     @partitioned_asset(names, table, after=[t.COLLECTIONS])
     def listing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        return _each(names, settings, table, context, lambda source, c: Fetched(fetch(source.client, c)))
-
-    return listing
-
-
-def _series(names: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @partitioned_asset(names, t.SERIES, after=[t.COLLECTIONS])
-    def series(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
             # One collection that fails for days must not keep the changes of all others from the feed.
-            record_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
+            if table == t.SERIES:
+                record_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
 
-        return _each(names, settings, t.SERIES, context, lambda source, c: Fetched(source.client.series(c)), salvage)
+        return _each(names, settings, table, context, lambda client, lake, c: Fetched(fetch(client, c)), salvage)
 
-    return series
+    return listing
 
 
 def _series_metadata(names: Naming, settings: Settings) -> dg.AssetsDefinition:
     @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
-        def fetch(source: Source, collection: str) -> Fetched:
-            return metadata_of(source.client, source.lake, collection, source.api, full=config.full)
+        def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
+            return metadata_of(client, lake, collection, client.api, full=config.full)
 
         return _each(names, settings, t.SERIES_METADATA, context, fetch)
 
@@ -142,17 +118,17 @@ def _each(
     settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
-    fetch: Callable[[Source, str], Fetched],
+    fetch: Callable[[NbiaClient, Lake, str], Fetched],
     salvage: Callable[[list[str]], None] = lambda made: None,
 ) -> dg.MaterializeResult[Any]:
     """Write the partitions of a run, each from its own fetch."""
     with as_failure(settings), names.archive_of(context).client() as client:
-        source = Source(client, settings.api, names.lake_of(context).open())
+        lake = names.lake_of(context).open()
 
         def make(collection: str) -> dict[str, Any]:
-            return _write(table, source, lambda: fetch(source, collection), collection)
+            return _write(table, client, lake, lambda: fetch(client, lake, collection), collection)
 
-        each_partition(names, settings, table, context, source.lake, make, salvage)
+        each_partition(names, settings, table, context, lake, make, salvage)
     return dg.MaterializeResult()
 
 
@@ -202,9 +178,11 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
     return Fetched(rows, {KEPT: json.dumps(settings.collections)})
 
 
-def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
+def _write(
+    table: Table, client: NbiaClient, lake: Lake, fetch: Callable[[], Fetched], collection: str | None = None
+) -> dict[str, Any]:
     started = time.perf_counter()
-    fetched, size = write_listing(source.lake, table, source.api, fetch, collection)
+    fetched, size = write_listing(lake, table, client.api, fetch, collection)
     seconds = time.perf_counter() - started
-    figures = materialization_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
+    figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}

@@ -80,8 +80,6 @@ def build_check(
     """Return a check that passes if it finds nothing wrong.
 
     Args:
-        names: of the archive.
-        settings: of the archive.
         asset: which asset it is about.
         name: of the check.
         description: what is true if it passes, in one sentence.
