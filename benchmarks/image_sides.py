@@ -58,8 +58,9 @@ def engine(job: Job) -> None:
     with NbiaClient(job.url) as client:
         mirror = Mirror(client, Lake(str(job.files)))
         mirror.update_tables(job.collection)
+        plan = mirror.plan(job.collection)
         with timed(Path(job.folder)):
-            for batch in mirror.plan(job.collection).batches():
+            for batch in plan.batches():
                 mirror.fetch(batch)
             receipts = mirror.commit(job.collection)
     _expect_proven(receipts["Status"].to_pylist(), receipts["Proof"].to_pylist(), len(job.uids))

@@ -6,8 +6,6 @@ import argparse
 import importlib
 from pathlib import Path
 
-from nbia_pipeline.schema.types import TYPE_NAMES
-
 from nbia_pipeline.cli.main import COMMANDS
 from nbia_pipeline.schema import TABLES, Table
 
@@ -31,7 +29,7 @@ def table_lines(table: Table) -> list[str]:
     columns = [
         (
             f"`{c.name}`" + (" (key)" if c.name in table.key else ""),
-            TYPE_NAMES[c.type],
+            str(c.type),
             c.tag or "",
             c.description + (f" Unit: {c.unit}." if c.unit else ""),
         )
@@ -44,14 +42,17 @@ def table_lines(table: Table) -> list[str]:
 
 def tables_page() -> str:
     """Return docs/tables.md."""
+    text = """\
+A column is named by its DICOM keyword where one exists, else as the archive's guide names it. Its meaning and its DICOM
+tag are in the Parquet field metadata and in the Dagster UI too. `Collection` is in the path of a partition, not in its
+file.
+"""
     intro = [
         "# Tables",
         "",
         NOTE,
         "",
-        "A column is named by its DICOM keyword where one exists, else as the archive's guide names it. The meaning and",
-        "the DICOM tag stand in the Parquet field metadata and in the Dagster UI too. `Collection` is in the path of a",
-        "partition, not in its file.",
+        *text.splitlines(),
         "",
     ]
     return "\n".join([*intro, *(line for table in TABLES.values() for line in table_lines(table))]).rstrip() + "\n"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbia_pipeline.defs.resources import LakeResource as LakeResource
     from nbia_pipeline.defs.resources import NbiaResource as NbiaResource
     from nbia_pipeline.lake import Lake as Lake
-    from nbia_pipeline.mirror.engine import Mirror as Mirror  # type: ignore[import-not-found,unused-ignore]
+    from nbia_pipeline.mirror.engine import Mirror as Mirror
 
 _MODULES = {
     "Lake": "lake",

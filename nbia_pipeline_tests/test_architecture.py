@@ -20,9 +20,9 @@ FLOORS = (
     {"_version", "clock", "schema", "text"},
     {"settings"},
     {"archive", "lake", "embedded"},
-    {"changes", "preview"},
+    {"changes", "connect", "preview"},
     {"mirror"},
-    {"verify"},
+    {"verify", "errors"},
     {"defs"},
     {"definitions"},
     {"component", "cli"},
@@ -30,10 +30,10 @@ FLOORS = (
 )
 BESIDE = {("schema", "clock"), ("schema", "text")}
 # The default configuration starts the embedded archive, and a command serves it.
-EXCEPTIONS = {("defs", "embedded"), ("cli", "embedded")}
+EXCEPTIONS = {("connect", "embedded"), ("cli", "embedded")}
 
-WITH_DAGSTER = {"defs", "definitions", "component", "cli.run", "cli.dev"}
-FILES_IN_A_FOLDER = 16
+WITH_DAGSTER = {"defs", "definitions", "component", "cli.run"}
+FILES_IN_A_FOLDER = 17
 
 
 def modules() -> dict[str, Path]:

@@ -38,6 +38,8 @@ from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
 from nbia_pipeline_tests.helpers import expected
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 
+pytestmark = pytest.mark.slow
+
 Row = dict[str, Any]
 
 # What an answer does not carry, written down apart from the shapes that server and client share.

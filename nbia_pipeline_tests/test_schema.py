@@ -144,6 +144,11 @@ def test_receipts_have_the_columns_of_the_contract() -> None:
         "Healed": pa.int64(),
         "Proof": pa.string(),
         "Reason": pa.string(),
+        "RefreshFailedAt": TIME,
+        "NewerImageCount": pa.int64(),
+        "NewerFileSize": pa.int64(),
+        "NewerTimeStamp": TIME,
+        "NewerDateReleased": TIME,
     }
 
 
@@ -185,10 +190,13 @@ TIMES = {
     "SeenAt",
     "ListedAt",
     "MissingSince",
+    "RefreshFailedAt",
+    "NewerTimeStamp",
+    "NewerDateReleased",
 }
 COUNTS = {
     *("PatientCount", "SeriesCount", "ImageCount", "FileSize", "SeriesNumber", "AnnotationSize", "InstanceNumber"),
-    *("Bytes", "Size", "Attempts", "Healed", "Version"),
+    *("Bytes", "Size", "Attempts", "Healed", "Version", "NewerImageCount", "NewerFileSize"),
 }
 
 

@@ -13,6 +13,8 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer, echo_headers
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "demo-member-password"
 
 

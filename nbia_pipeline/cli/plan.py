@@ -67,6 +67,7 @@ def _plans(
 ) -> tuple[dict[str, Plan], list[str]]:
     """Return the plan of each collection, and what a person should know about them."""
     selection = selection_of(options, settings)
+    bounds = Bounds(options.max_bytes, options.max_series)
     plans: dict[str, Plan] = {}
     notes: list[str] = []
     for collection in collections:

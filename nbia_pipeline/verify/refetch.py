@@ -19,8 +19,8 @@ from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.verify.inventory import VerifyResult
 
-COMMAND = "nbia-pipeline verify --damaged --mend"
-COMMAND_OUTDATED = "nbia-pipeline verify --ask-archive --mend"
+COMMAND = "nbia-pipeline verify --damaged --repair"
+COMMAND_OUTDATED = "nbia-pipeline verify --ask-archive --repair"
 NOT_LISTED = "the archive does not list it any more, so that it cannot be fetched again; what is left of it stays"
 
 

@@ -105,10 +105,15 @@ def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
     [
         (
             {"NBIA_USERNAME": "demo_member", "NBIA_PASSWORD": "not-the-right-one"},
-            "refuses the account 'demo_member' (invalid_grant: Invalid user credentials): check NBIA_USERNAME",
+            "refuses the account 'demo_member' (invalid_grant: Invalid user credentials): check username and password "
+            "(NBIA_USERNAME, NBIA_PASSWORD) [",
         ),
-        ({"NBIA_ARCHIVE": "http://127.0.0.1:9/nbia-api"}, "Connection refused): check NBIA_ARCHIVE"),
-        ({"NBIA_LAKE": "/dev/null/lake"}, "cannot write in the lake /dev/null/lake (Not a directory): check that NBIA"),
+        ({"NBIA_ARCHIVE": "http://127.0.0.1:9/nbia-api"}, "check base_url and your connection (NBIA_ARCHIVE) ["),
+        (
+            {"NBIA_LAKE": "/dev/null/lake"},
+            "cannot write in the lake /dev/null/lake (Not a directory): check that it is a place that you may write "
+            "and that has room (NBIA_LAKE)\n",
+        ),
         ({"NBIA_COLLECTIONS": "tcga-demo"}, "'tcga-demo', which matches no collection that 'nbia_guest' may see: did"),
         ({"NBIA_IMAGES": "LIDC*"}, "NBIA_IMAGES has 'LIDC*', which matches no collection"),
         ({"NBIA_API": "v3"}, "NBIA_API is 'v3': set it to v2 or v4"),

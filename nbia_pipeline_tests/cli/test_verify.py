@@ -85,7 +85,7 @@ def test_damage_is_named_with_the_command_that_mends_it(lake: Lake, capsys: pyte
     out, err = capsys.readouterr()
     assert "1 damaged" in out
     assert re.search(rf"nbia-pipeline: Lung Phantom CT: series {re.escape(uid)}, of \d+ files: missing [0-9.]+dcm", err)
-    assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --damaged --mend"
+    assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --damaged --repair"
 
 
 def test_that_command_mends_it(archive: TestArchive, lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +141,7 @@ def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
     assert re.search(
         rf"{re.escape(held.uid)}, outdated: the archive .* digest is [0-9a-f]+, .* lake {held.digest}", err
     )
-    assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --ask-archive --mend"
+    assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --ask-archive --repair"
     assert verify("--ask-archive", "--mend") == 0
     assert "repaired 1 of 1 damaged series" in capsys.readouterr()[0]
     assert verify("--ask-archive") == 0
@@ -202,6 +202,7 @@ def test_collections_are_chosen_by_name_or_glob(lake: Lake, capsys: pytest.Captu
     assert verify("QIN*", COLLECTIONS[0]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -244,6 +245,7 @@ def test_a_lake_without_images_has_nothing_to_read(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_shell_sees_the_exit_code(lake: Lake) -> None:
     damage(lake)
     done = subprocess.run([sys.executable, "-m", "nbia_pipeline", "verify"], capture_output=True, text=True)

@@ -132,6 +132,7 @@ def test_one_partition_can_be_materialised_alone(pipeline: Pipeline) -> None:
     assert pipeline.lake.collections_of(SERIES) == ["QIN_Breast.v2"]
 
 
+@pytest.mark.slow
 def test_the_checks_pass_and_one_fails_when_a_series_is_quarantined(archive: TestArchive, pipeline: Pipeline) -> None:
     assert pipeline.run("catalogue").success
     assert pipeline.run_tables().success
@@ -203,7 +204,7 @@ def test_a_collection_that_fails_costs_only_itself(archive: TestArchive, pipelin
 def test_images_of_a_collection_that_is_not_mirrored_are_refused(full: Pipeline, archive: TestArchive) -> None:
     result = full.run("images", partition_key="HeadNeckMix")
     assert not result.success
-    assert "the images of 'HeadNeckMix' are not mirrored: add the collection to images if" in full.sentence(result)
+    assert "the images of 'HeadNeckMix' are not mirrored: add the collection to images to mirror them" in full.sentence(result)
     assert archive.faults.count("getImageWithMD5Hash") == 0
 
 

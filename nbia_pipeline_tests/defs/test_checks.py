@@ -205,7 +205,7 @@ def test_damage_is_told_until_it_is_mended(
     (finding,) = found(report)
     assert (finding.collection, finding.series) == (CT, uid)
     assert finding.what.startswith(f"series {uid} is damaged, of ") and ": missing " in finding.what
-    assert report.remedy([finding]) == "nbia-pipeline verify --damaged --mend"
+    assert report.remedy([finding]) == "nbia-pipeline verify --damaged --repair"
     # However little is read, what is known to be damaged is read first.
     monkeypatch.setattr(images, "INTACT_BYTES", 1)
     for _ in range(3):

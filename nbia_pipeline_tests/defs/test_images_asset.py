@@ -32,7 +32,7 @@ from nbia_pipeline.settings import Settings
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]  # so that other processes find this module
+ROOT = Path(__file__).parents[2]  # so that other processes find this module
 BREAST = "QIN_Breast.v2"
 IMAGES = dg.AssetKey(["nbia", "images"])
 IN_PROCESS: dict[str, Any] = {"in_process": {}}

@@ -231,6 +231,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FAILURES)
 def test_a_tick_that_fails_says_why_and_loses_nothing(ticker: Ticker, control: Operations, what: str) -> None:
     faults, words = FAILURES[what]

@@ -90,6 +90,7 @@ def _as_text(value: object) -> str:
     return value.strftime("%Y%m%d") if isinstance(value, dt.date) else str(value).rstrip(" ")
 
 
+@pytest.mark.slow
 def test_headers_repeat_the_facts() -> None:
     for row in rows():
         uid = row["SeriesInstanceUID"]

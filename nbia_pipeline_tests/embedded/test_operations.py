@@ -340,6 +340,7 @@ def test_a_change_leaves_the_catalog_of_others_alone(demo: Catalog, make_site: C
     assert demo.series.num_rows == demo_catalog().series.num_rows
 
 
+@pytest.mark.slow
 def test_kept_answers_about_other_collections_stay(make_site: Callable[..., ArchiveClient]) -> None:
     catalog = tiny_catalog()
     rows = [

@@ -55,6 +55,7 @@ def rescaled(ds: Dataset) -> Any:
     return ds.pixel_array * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
 
 
+@pytest.mark.slow
 def test_files_are_part_10_with_constant_implementation() -> None:
     for uid, (plan, ds) in all_files().items():
         assert ds.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian

@@ -1,4 +1,7 @@
-"""The rooms of the embedded archive import each other one way, also for type checkers only."""
+"""The rooms of the embedded archive import each other one way, also for type checkers only.
+
+That there is no circle, and that nothing else is imported: test_architecture.
+"""
 
 from __future__ import annotations
 
@@ -37,20 +40,3 @@ def test_every_room_imports_only_the_rooms_below_it() -> None:
         for path in (ROOT / room).glob("*.py"):
             used = {name.split(".")[2] for name in imports(path) if name.startswith(f"{PACKAGE}.")}
             assert used <= allowed | {room}, path
-
-
-def test_the_archive_imports_the_schema_and_the_version_only() -> None:
-    for path in ROOT.rglob("*.py"):
-        for name in imports(path):
-            assert name.startswith((PACKAGE, "nbia_pipeline.schema", "nbia_pipeline._version")), path
-
-
-def test_no_module_imports_itself_through_others() -> None:
-    def module_of(path: Path) -> str:
-        return ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
-
-    graph = {module_of(path): imports(path) for path in ROOT.rglob("*.py")}
-    graph = {module: {name for name in names if name in graph} - {module} for module, names in graph.items()}
-    while leaves := {module for module, names in graph.items() if not names}:
-        graph = {module: names - leaves for module, names in graph.items() if module not in leaves}
-    assert not graph

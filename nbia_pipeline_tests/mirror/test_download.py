@@ -80,6 +80,7 @@ DAMAGES: dict[str, tuple[Callable[[zips.Entries], zips.Entries], int, int]] = {
 HOSTILE = ("a name that climbs", "an absolute name", "an instance twice", "a zip bomb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_download_is_mended_or_made_again(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, demo: Catalog, name: str

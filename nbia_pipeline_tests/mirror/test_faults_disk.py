@@ -24,6 +24,8 @@ from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.faults import custom
 from nbia_pipeline_tests.helpers.mirrored_archive import DOWNLOADS, MirroredArchive
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
 HASHED = "getImageWithMD5Hash"
@@ -102,7 +104,6 @@ def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Re
     site.expect_true()
 
 
-@pytest.mark.slow
 def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
     """A limit of the process, as a quota is: small files pass, larger ones do not."""
     words = [*MIRROR, site.url, str(site.folder)]
@@ -210,7 +211,6 @@ def _all_public(site: MirroredArchive) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.slow
 def test_two_processes_at_once(site: MirroredArchive) -> None:
     site.collections = _all_public(site)
     words = [*MIRROR, site.url, str(site.folder)]

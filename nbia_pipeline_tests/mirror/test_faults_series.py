@@ -16,6 +16,8 @@ from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.faults import custom
 from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
 
+pytestmark = pytest.mark.slow
+
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"
 SLICES = 14

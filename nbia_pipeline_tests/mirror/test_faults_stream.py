@@ -25,6 +25,8 @@ from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import Faults, custom, pass_on
 from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
 
+pytestmark = pytest.mark.slow
+
 HASHED = "getImageWithMD5Hash"
 LISTED = "getSOPInstanceUIDs"
 SLICES = 14

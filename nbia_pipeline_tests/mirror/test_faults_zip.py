@@ -11,6 +11,8 @@ from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
 
+pytestmark = pytest.mark.slow
+
 HASHED = "getImageWithMD5Hash"
 SLICES = 14
 

@@ -24,7 +24,7 @@ from nbia_pipeline_tests.helpers.mirrored_archive import DOWNLOADS, MirroredArch
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
 KILLED = -signal.SIGKILL
 SERIES = 27
