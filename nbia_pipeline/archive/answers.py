@@ -64,7 +64,14 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
     shorter list; only what was known of the list before can show it.
     """
     schema = shape.schema
-    batches = list(_in_parallel(lambda piece: _table_of(piece, shape, schema), _pieces(chunks)))
+
+    def read(piece: bytes) -> pa.Table:
+        try:
+            return _read_fast(piece, shape, schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return _read_tolerantly(piece, shape, schema)
+
+    batches = list(_in_parallel(read, _pieces(chunks)))
     table = pa.concat_tables(batches) if batches else schema.empty_table()
     _expect_identity(table, shape)
     return table
@@ -172,20 +179,14 @@ def _last_boundary(buffer: bytearray) -> int:
     return 0
 
 
-def _table_of(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
-    try:
-        return _read_fast(piece, shape, schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return _read_tolerantly(piece, shape, schema)
-
-
 def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     """Read objects that are just as the server writes them; raises ArrowInvalid for all others."""
     if any(key.form not in _FAST_FORMS for key in shape.keys):
         raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
     if not piece.startswith(b"{"):
         raise pa.ArrowInvalid("not an object")  # Arrow's reader crashes at a null in its place
-    wire = pa.schema([pa.field(k.name, _wire_type(k.column, k.form, schema)) for k in shape.keys])
+    of_column = {k.name: schema.field(k.column).type for k in shape.keys if k.form is Form.NUMBER and k.column}
+    wire = pa.schema([pa.field(k.name, of_column.get(k.name, _FAST_FORMS[k.form])) for k in shape.keys])
     # One object a line; the blank makes the cuts countable. A row without its first key is left to the other reader.
     first = shape.keys[0].name.encode()
     lines = piece.replace(b'},{"' + first + b'":', b'}\n {"' + first + b'":')
@@ -201,12 +202,6 @@ def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     columns = {k.column: _cast_fast(raw[k.name], schema.field(k.column).type, k.form) for k in shape.keys if k.column}
     arrays = [columns[f.name] if f.name in columns else pa.nulls(raw.num_rows, f.type) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _wire_type(column: str | None, form: Form, schema: pa.Schema) -> pa.DataType:
-    if form is Form.NUMBER and column is not None:
-        return schema.field(column).type
-    return _FAST_FORMS[form]
 
 
 def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.ChunkedArray:

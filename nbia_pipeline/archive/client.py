@@ -337,7 +337,9 @@ class NbiaClient(Calls):
         if not series_uids:
             return SERIES_METADATA.schema.empty_table()
         try:
-            table = self._metadata_in_bulk(series_uids)
+            size = self._dialect.endpoint("series_metadata_bulk").max_values
+            runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
+            table = pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
         except BadAnswer as e:
             if "series_metadata" not in self._dialect.endpoints or e.status not in (404, 405, 500):
                 raise
@@ -457,11 +459,6 @@ class NbiaClient(Calls):
 
     # --- what several calls share
 
-    def _metadata_in_bulk(self, series_uids: Sequence[str]) -> pa.Table:
-        size = self._dialect.endpoint("series_metadata_bulk").max_values
-        runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
-        return pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
-
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         failed: list[str] = []
 
@@ -492,7 +489,14 @@ class NbiaClient(Calls):
             )
 
     def _digest(self, name: str, **arguments: Argument) -> str | None:
-        return self._bytes(name, lambda chunks: _md5_or_nothing(decoded(b"".join(chunks)).strip()), **arguments)
+        def read(chunks: Iterator[bytes]) -> str | None:
+            text = decoded(b"".join(chunks)).strip()
+            if text and not _MD5.fullmatch(text):
+                what = f"the answer is not an MD5, it begins {text[:80]!r}: check base_url"
+                raise BadAnswer(what, arguments=("base_url",))
+            return text.lower() or None
+
+        return self._bytes(name, read, **arguments)
 
 
 def _of_patient_and_study(table: pa.Table, patient_id: str | None, study_uid: str | None) -> pa.Table:
@@ -503,9 +507,3 @@ def _of_patient_and_study(table: pa.Table, patient_id: str | None, study_uid: st
     table = expect_value(table, "PatientID", patient_id)
     table = expect_value(table, "StudyInstanceUID", study_uid)
     return rows_with(table, "PatientID", patient_id)
-
-
-def _md5_or_nothing(text: str) -> str | None:
-    if text and not _MD5.fullmatch(text):
-        raise BadAnswer(f"the answer is not an MD5, it begins {text[:80]!r}: check base_url", arguments=("base_url",))
-    return text.lower() or None
