@@ -27,11 +27,6 @@ _TYPE_NAMES = {
 # --- tables
 
 
-def column_schema(table: Table) -> dg.TableSchema:
-    """Return the columns of a table for the UI: type, meaning, unit, DICOM tag."""
-    return dg.TableSchema(columns=[_column(c, c.name in table.key) for c in table.columns])
-
-
 def _column(column: Column, in_key: bool) -> dg.TableColumn:
     tag = f" DICOM ({column.tag})." if column.tag else ""
     unit = f" Unit: {column.unit}." if column.unit else ""
@@ -45,9 +40,9 @@ def _column(column: Column, in_key: bool) -> dg.TableColumn:
 
 
 def definition_metadata(table: Table) -> dict[str, Any]:
-    """Return the metadata of a table's asset definition."""
+    """Return the metadata of a table's asset definition; of each column the type, meaning, unit and DICOM tag."""
     return {
-        "dagster/column_schema": column_schema(table),
+        "dagster/column_schema": dg.TableSchema([_column(c, c.name in table.key) for c in table.columns]),
         "dagster/table_name": table.name,
         "key": ", ".join(table.key),
     }

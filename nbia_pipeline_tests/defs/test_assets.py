@@ -204,7 +204,9 @@ def test_a_collection_that_fails_costs_only_itself(archive: TestArchive, pipelin
 def test_images_of_a_collection_that_is_not_mirrored_are_refused(full: Pipeline, archive: TestArchive) -> None:
     result = full.run("images", partition_key="HeadNeckMix")
     assert not result.success
-    assert "the images of 'HeadNeckMix' are not mirrored: add the collection to images to mirror them" in full.sentence(result)
+    assert "the images of 'HeadNeckMix' are not mirrored: add the collection to images to mirror them" in full.sentence(
+        result
+    )
     assert archive.faults.count("getImageWithMD5Hash") == 0
 
 
