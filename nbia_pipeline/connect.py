@@ -11,10 +11,6 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
 
     The embedded archive is started unless a process of this user runs it already.
 
-    Args:
-        settings: which archive, and the account.
-        options: how long to wait and how often to try.
-
     Raises:
         ArchiveUnreachable: the embedded archive cannot be started.
     """

@@ -24,12 +24,7 @@ _NULL_NAMES = {"modality_counts": "", "body_part_counts": "NOT SPECIFIED", "manu
 
 
 class Calls:
-    """What the methods of :class:`~nbia_pipeline.archive.NbiaClient` are made of.
-
-    Args:
-        session: sends the requests.
-        dialect: version of the API.
-    """
+    """What the methods of :class:`~nbia_pipeline.archive.NbiaClient` are made of."""
 
     def __init__(self, session: Session, dialect: Dialect) -> None:
         self._session = session

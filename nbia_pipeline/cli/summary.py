@@ -60,9 +60,7 @@ class Outcome:
 def summary(outcome: Outcome, home: Path) -> str:
     """Return the summary of a run: what the lake holds, what was verified, how long it took, how to see it.
 
-    Args:
-        outcome: what the run did.
-        home: the DAGSTER_HOME that holds its events.
+    Its events are in the DAGSTER_HOME `home`.
     """
     if not outcome.collections:
         return ""

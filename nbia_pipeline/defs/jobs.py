@@ -63,11 +63,6 @@ def build_jobs(naming: Naming) -> Jobs:
 
 
 def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:
-    """Return the run config of a job with images; none where nothing is asked for.
-
-    Args:
-        naming: of the archive.
-        fields: fields of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
-    """
+    """Return the run config of a job with images, given fields of its ``ImagesConfig``; none where none is given."""
     images = naming.key("images").to_python_identifier()
     return {"ops": {images: {"ops": {naming.of("plan_images"): {"config": fields}}}}} if fields else {}

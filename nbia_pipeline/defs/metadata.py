@@ -90,11 +90,9 @@ def size_classes(sizes: Iterable[int]) -> list[int]:
 
 
 def histogram(in_lake: Sequence[int], fetched: Sequence[int]) -> str:
-    """Return a table in Markdown: a line for each class from the smallest to the largest that occurs.
+    """Return a table in Markdown of the series in the lake, and of those that this run fetched, by class.
 
-    Args:
-        in_lake: series in the lake, by class.
-        fetched: series that this run fetched, by class.
+    It has a line for each class from the smallest to the largest that occurs.
     """
     used = [n for n, counts in enumerate(zip(in_lake, fetched, strict=True)) if any(counts)]
     lines = ["| series of | in the lake | fetched now | |", "|---|---:|---:|:---|"]

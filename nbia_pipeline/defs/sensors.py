@@ -216,13 +216,9 @@ def _collections(names: Iterable[str]) -> str:
 
 
 def within(seconds: float, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns, if it does so in time.
+    """Return what `ask`, which calls the archive, returns, if it does so in time.
 
     If it does not, it goes on until its own timeouts: a call that waits for the network cannot be interrupted.
-
-    Args:
-        seconds: how long to wait.
-        ask: calls the archive.
 
     Raises:
         ArchiveUnreachable: it takes longer.

@@ -126,13 +126,7 @@ def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
 
 
 def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dict[str, Any]:
-    """Return what a batch did, as plain JSON values.
-
-    Args:
-        receipts: of the series that it asked for.
-        there: how many were in the lake already.
-        seconds: how long it took.
-    """
+    """Return what a batch did, as plain JSON values; `there` of its series were in the lake already."""
     fetched = [r for r in receipts if r.status == COMPLETE]
     sizes = [sum(i.Size for i in r.instances) for r in fetched]
     status = Counter(r.status for r in receipts)

@@ -104,7 +104,14 @@ def each_partition(
     if failed:
         record(context, names.key(table.name), made)
         salvage(list(made))
-        raise _failure_of(failed, done=len(made))
+        first, why = next(iter(failed.items()))
+        if len(failed) == 1 and not made:
+            raise dg.Failure(why, metadata={"collection": first})
+        rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
+        raise dg.Failure(
+            f"{len(failed)} collections failed, {len(made)} were written. {first}: {why}",
+            metadata={"failed": dg.MetadataValue.table(rows)},
+        )
 
 
 def largest_first(lake: Lake, collections: list[str]) -> list[str]:
@@ -121,14 +128,3 @@ def record(context: dg.AssetExecutionContext, key: dg.AssetKey, made: dict[str, 
     """Report partitions to Dagster that were made although the step fails, or belongs to another asset."""
     for collection, metadata in made.items():
         context.log_event(dg.AssetMaterialization(asset_key=key, partition=collection, metadata=metadata))
-
-
-def _failure_of(failed: dict[str, str], done: int) -> dg.Failure:
-    first = next(iter(failed.values()))
-    if len(failed) == 1 and not done:
-        return dg.Failure(first, metadata={"collection": next(iter(failed))})
-    rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
-    return dg.Failure(
-        f"{len(failed)} collections failed, {done} were written. {next(iter(failed))}: {first}",
-        metadata={"failed": dg.MetadataValue.table(rows)},
-    )

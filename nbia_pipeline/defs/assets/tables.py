@@ -136,7 +136,6 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
     """Return the collections that the settings keep.
 
     Args:
-        settings: the names and globs.
         listed: what the archive lists.
         known: what the lake has tables of. One of these that is not listed any more was withdrawn, which is not an
             error of the settings.
@@ -160,10 +159,7 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) -> Fetched:
     """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
 
-    Args:
-        client: the archive.
-        settings: which collections are kept.
-        known: the collections that the lake has tables of.
+    The collections that the lake has tables of are `known`.
     """
     collections = kept_collections(settings, client.collection_values(), known)
     counts = client.collection_counts()

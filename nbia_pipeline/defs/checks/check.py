@@ -103,21 +103,15 @@ def build_check(
             findings = iter(report.findings)
             first = list(islice(findings, SHOWN))
             count = len(first) + sum(1 for _ in findings)
-        return _result(description, severity, report, first, count)
+        metadata: dict[str, Any] = {"findings": count, **report.properties}
+        text = description
+        if first:
+            rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
+            metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+            text += f" It failed with {count} findings, the first: {first[0].what}"
+            if remedy := report.remedy(first):
+                metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
+                text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
+        return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)
 
     return check
-
-
-def _result(
-    description: str, severity: dg.AssetCheckSeverity, report: Report, first: list[Finding], count: int
-) -> dg.AssetCheckResult:
-    metadata: dict[str, Any] = {"findings": count, **report.properties}
-    text = description
-    if first:
-        rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
-        metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-        text += f" It failed with {count} findings, the first: {first[0].what}"
-        if remedy := report.remedy(first):
-            metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
-            text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
-    return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)
