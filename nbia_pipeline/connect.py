@@ -14,23 +14,20 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
     Raises:
         ArchiveUnreachable: the embedded archive cannot be started.
     """
+    base_url = KNOWN_ARCHIVES.get(settings.archive, settings.archive)
+    if settings.archive == EMBEDDED:
+        # Production imports the embedded archive only where it is asked for.
+        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
+
+        try:
+            base_url = ensure_running()
+        except EmbeddedArchiveError as e:
+            raise ArchiveUnreachable(str(e)) from e
     return NbiaClient(
-        _base_url(settings.archive),
+        base_url,
         api=settings.api,
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
         options=options,
     )
-
-
-def _base_url(archive: str) -> str:
-    if archive == EMBEDDED:
-        # Production imports the embedded archive only where it is asked for.
-        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
-
-        try:
-            return ensure_running()
-        except EmbeddedArchiveError as e:
-            raise ArchiveUnreachable(str(e)) from e
-    return KNOWN_ARCHIVES.get(archive, archive)

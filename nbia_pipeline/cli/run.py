@@ -32,9 +32,7 @@ from nbia_pipeline.settings import Settings
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    add_selection(parser)
+add_options = add_selection
 
 
 def run(options: argparse.Namespace) -> int:

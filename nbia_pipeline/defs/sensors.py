@@ -42,10 +42,9 @@ from nbia_pipeline.defs.jobs import (
 )
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
-from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake import LakeError
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
-from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching
 from nbia_pipeline.text import first_of
@@ -253,23 +252,20 @@ def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEva
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
     runs, last = [], None
-    for collection in _from(mirrored, after=context.cursor):
+    # In a circle, beginning after the collection where the last tick ended.
+    for collection in sorted(mirrored, key=lambda c: (c <= (context.cursor or ""), c)):
         if time.monotonic() > deadline:
             break
         last = collection
-        todo = [] if collection in busy else backlog(lake, collection)
-        if todo:
+        if collection in busy:
+            continue
+        if todo := preview(lake, collection, bounds=Bounds(retry=False)).todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
             runs.append(_run(names, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
     return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
-
-
-def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
-    """Return the listed series of a collection that are not in the lake, except those that are not retried now."""
-    return preview(lake, collection, bounds=Bounds(retry=False)).todo
 
 
 def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[str]:
@@ -281,11 +277,6 @@ def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[
         for run in runs
         if PARTITION in run.tags and (run.job_name in with_images or names.key("images") in (run.asset_selection or ()))
     }
-
-
-def _from(collections: Sequence[str], after: str | None) -> list[str]:
-    """Return the collections in a circle, beginning after `after`, where the last tick ended."""
-    return sorted(collections, key=lambda c: (c <= (after or ""), c))
 
 
 def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]) -> str:

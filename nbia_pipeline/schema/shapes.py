@@ -139,15 +139,6 @@ PATIENT = Shape(
 )
 PATIENT_ID = Shape("PATIENT_ID", None, (_PATIENT_ID,))
 
-_STUDY_FORMS = {
-    **_of_form(Form.NUMBER, "SeriesCount"),
-    "LongitudinalTemporalOffsetFromEvent": Key(
-        "LongitudinalTemporalOffsetFromEvent",
-        "LongitudinalTemporalOffsetFromEvent",
-        Form.NUMBER,
-        guide="LongitudinalTemportalOffsetFromEvent",
-    ),
-}
 STUDY = Shape(
     "STUDY",
     STUDIES,
@@ -156,7 +147,13 @@ STUDY = Shape(
         "PatientName PatientBirthDate PatientSex EthnicGroup Collection SeriesCount "
         "LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent",
         **_of_form(Form.DATETIME, "StudyDate PatientBirthDate"),
-        **_STUDY_FORMS,
+        **_of_form(Form.NUMBER, "SeriesCount"),
+        LongitudinalTemporalOffsetFromEvent=Key(
+            "LongitudinalTemporalOffsetFromEvent",
+            "LongitudinalTemporalOffsetFromEvent",
+            Form.NUMBER,
+            guide="LongitudinalTemportalOffsetFromEvent",
+        ),
     ),
 )
 
@@ -318,10 +315,10 @@ STUDY_V4 = Shape(
     "STUDY4",
     STUDIES,
     (
-        *_keys(
-            " ".join(k.name for k in STUDY.keys if k.name != "PatientBirthDate"),
-            **_of_form(Form.US_DAY, "StudyDate"),
-            **_STUDY_FORMS,
+        *(
+            replace(k, form=Form.US_DAY) if k.name == "StudyDate" else k
+            for k in STUDY.keys
+            if k.name != "PatientBirthDate"
         ),
         _AUTHORIZED,
     ),

@@ -83,7 +83,13 @@ def _reported_in_full(
         base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
-        _commit_the_rest(context, lake, missing)
+        for collection in collections_of(missing):
+            try:
+                mark_failed(lake, collection)
+                commit_journal(lake, collection)
+            except LakeError as other:  # the first error is the one to report; the next plan makes up for this
+                where = f"what was fetched of {collection} is not in the tables yet, but in the journal"
+                context.log.warning(f"{where}: {other}")
         problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
@@ -96,15 +102,6 @@ def _reported_in_full(
             metadata={**base.metadata, "failed": table},
             allow_retries=False,
         ) from e
-
-
-def _commit_the_rest(context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries]) -> None:
-    for collection in collections_of(wanted):
-        try:
-            mark_failed(lake, collection)
-            commit_journal(lake, collection)
-        except LakeError as e:  # the first error is the one to report; the next plan makes up for this
-            context.log.warning(f"what was fetched of {collection} is not in the tables yet, but in the journal: {e}")
 
 
 def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:
