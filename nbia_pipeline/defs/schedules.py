@@ -23,15 +23,15 @@ COLLECTIONS_PER_RUN = 25
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
 
-def build_schedules(names: Naming, settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinition]:
+def build_schedules(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinition]:
     """Return the schedules of one archive, which run `jobs`; their times are UTC.
 
     Raises:
         SettingsError: Dagster does not accept a cron expression.
     """
     return [
-        _checked(settings, "catalogue_cron", lambda: _catalog(names, settings, jobs[CATALOG_JOB])),
-        _checked(settings, "reconcile_cron", lambda: _reconcile(names, settings, jobs[TABLES_JOB])),
+        _checked(settings, "catalogue_cron", lambda: _catalog(naming, settings, jobs[CATALOG_JOB])),
+        _checked(settings, "reconcile_cron", lambda: _reconcile(naming, settings, jobs[TABLES_JOB])),
     ]
 
 
@@ -45,24 +45,24 @@ def _checked(settings: Settings, field: str, build: Callable[[], dg.ScheduleDefi
         ) from e
 
 
-def _catalog(names: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+def _catalog(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
-        name=names.of("catalogue"),
+        name=naming.of("catalogue"),
         job=job,
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
-        tags={ARCHIVE_TAG: names.prefix},
+        tags={ARCHIVE_TAG: naming.prefix},
         description="The collections and the value lists; registers new collections as partitions.",
     )
 
 
-def _reconcile(names: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name=names.of("reconcile"),
+        name=naming.of("reconcile"),
         job=job,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        required_resource_keys={names.lake},
+        required_resource_keys={naming.lake},
         description=(
             "Lists every kept collection completely, and records which series were added, revised, withdrawn or "
             "returned. Run it after the catalog, which says which collections there are."
@@ -70,21 +70,21 @@ def _reconcile(names: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefi
     )
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:
         try:
-            lake = names.lake_of(context).open(write=False)
-            yield from _requests(names, lake, settings.collections, context.instance)
+            lake = naming.lake_of(context).open(write=False)
+            yield from _requests(naming, lake, settings.collections, context.instance)
         except LakeError as e:
             yield dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return reconcile
 
 
-def _requests(names: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
+def _requests(naming: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
     """Yield runs over ranges of the listed collections.
 
     One that the archive does not list any more is left out; materializing `collections` records that it is gone.
     """
     listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
-    registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
+    registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
     kept = [c for c in matching(patterns, registered) if c in listed]
     if not listed:
         yield dg.SkipReason("The table of collections is empty: materialize collections first")
@@ -93,6 +93,6 @@ def _requests(names: Naming, lake: Lake, patterns: Sequence[str], instance: dg.D
         for first, last in contiguous_ranges(kept[i : i + COLLECTIONS_PER_RUN], registered):
             yield dg.RunRequest(
                 run_key=f"{first} to {last}",
-                job_name=names.of(TABLES_JOB),
-                tags={RANGE_START: first, RANGE_END: last, ARCHIVE_TAG: names.prefix},
+                job_name=naming.of(TABLES_JOB),
+                tags={RANGE_START: first, RANGE_END: last, ARCHIVE_TAG: naming.prefix},
             )

@@ -70,14 +70,14 @@ Tick = dg.SensorResult | dg.SkipReason
 T = TypeVar("T")
 
 
-def build_sensors(names: Naming, settings: Settings, jobs: Jobs) -> list[dg.SensorDefinition]:
+def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.SensorDefinition]:
     """Return the sensors of one archive; `jobs` are what they request."""
 
     def sensor(
         name: str, look: Callable[[dg.SensorEvaluationContext], Tick], requested: Sequence[str], needs: str, text: str
     ) -> dg.SensorDefinition:
         @dg.sensor(
-            name=names.of(name),
+            name=naming.of(name),
             jobs=[jobs[job] for job in requested],
             minimum_interval_seconds=settings.poll_seconds,
             required_resource_keys={needs},
@@ -94,18 +94,18 @@ def build_sensors(names: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sens
     return [
         sensor(
             "updated_series",
-            lambda context: _updated_series_tick(names, settings, context),
+            lambda context: _updated_series_tick(naming, settings, context),
             (UPDATE_JOB, TABLES_JOB, CATALOG_JOB),
-            names.archive,
+            naming.archive,
             "Asks the archive what was released since a week before the last tick, and requests one run for each "
             "collection with something new. The first tick only records what is there. To start from a day, set the "
             "cursor to it, like 2026-01-01.",
         ),
         sensor(
             "image_backlog",
-            lambda context: _image_backlog_tick(names, settings, context),
+            lambda context: _image_backlog_tick(naming, settings, context),
             (IMAGES_JOB,),
-            names.lake,
+            naming.lake,
             "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
             "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
             "are retried once a day.",
@@ -116,8 +116,8 @@ def build_sensors(names: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sens
 # --- what was released
 
 
-def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
-    archive = names.archive_of(context)
+def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
+    archive = naming.archive_of(context)
     now = clock.utc_now()
     today = now.date()
     before = read_cursor(context.cursor, now)
@@ -135,16 +135,16 @@ def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEv
         return dg.SkipReason(_empty(since, suspicious=before.expects_rows(since)))
     changed = changed_collections(before, found)
     cursor = next_cursor(before, found, today, changed=bool(changed)).encode()
-    return _requests(names, context, settings, changed, cursor) or dg.SensorResult(
+    return _requests(naming, context, settings, changed, cursor) or dg.SensorResult(
         skip_reason=_nothing_new(settings, changed, found, since), cursor=cursor
     )
 
 
 def _requests(
-    names: Naming, context: dg.SensorEvaluationContext, settings: Settings, changed: Mapping[str, str], cursor: str
+    naming: Naming, context: dg.SensorEvaluationContext, settings: Settings, changed: Mapping[str, str], cursor: str
 ) -> dg.SensorResult | None:
     """Return one run for each kept collection that changed, and the partitions of those that are new."""
-    registered = context.instance.get_dynamic_partitions(str(names.partitions.name))
+    registered = context.instance.get_dynamic_partitions(str(naming.partitions.name))
     by_partition: dict[str, list[str]] = defaultdict(list)
     for collection, digest in changed.items():
         by_partition[spelled(collection, registered)].append(digest)
@@ -153,25 +153,25 @@ def _requests(
         return None
     added = [c for c in kept if c not in set(registered)]
     jobs = {c: UPDATE_JOB if settings.mirrors_images_of(c) else TABLES_JOB for c in kept}
-    runs = [_run(names, jobs[c], c, _short(*by_partition[c])) for c in kept]
+    runs = [_run(naming, jobs[c], c, _short(*by_partition[c])) for c in kept]
     if added:
         # The table of collections must have them too: until then they count as not listed.
         key = f"collections:{_short(added, cursor)}"
-        runs.append(dg.RunRequest(run_key=key, job_name=names.of(CATALOG_JOB), tags={ARCHIVE_TAG: names.prefix}))
+        runs.append(dg.RunRequest(run_key=key, job_name=naming.of(CATALOG_JOB), tags={ARCHIVE_TAG: naming.prefix}))
     return dg.SensorResult(
         run_requests=runs,
-        dynamic_partitions_requests=[names.partitions.build_add_request(added)] if added else [],
+        dynamic_partitions_requests=[naming.partitions.build_add_request(added)] if added else [],
         cursor=cursor,
     )
 
 
-def _run(names: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
+def _run(naming: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=f"{collection}:{key}",
-        job_name=names.of(job),
+        job_name=naming.of(job),
         partition_key=collection,
-        run_config=None if job == TABLES_JOB else images_config(names, retry=False, max_bytes=RUN_BYTES),
-        tags={ARCHIVE_TAG: names.prefix},
+        run_config=None if job == TABLES_JOB else images_config(naming, retry=False, max_bytes=RUN_BYTES),
+        tags={ARCHIVE_TAG: naming.prefix},
     )
 
 
@@ -244,11 +244,11 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 # --- what is still to be fetched
 
 
-def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
-    lake = names.lake_of(context).open(write=False)
-    registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
+def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
+    lake = naming.lake_of(context).open(write=False)
+    registered = set(context.instance.get_dynamic_partitions(str(naming.partitions.name)))
     mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
-    busy = collections_in_progress(names, context.instance)
+    busy = collections_in_progress(naming, context.instance)
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
     runs, last = [], None
@@ -262,20 +262,21 @@ def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEva
         if todo := preview(lake, collection, bounds=Bounds(retry=False)).todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
-            runs.append(_run(names, IMAGES_JOB, collection, key))
+            runs.append(_run(naming, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
     return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
 
 
-def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[str]:
+def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:
     """Return the collections with a run of images that is queued or in progress, whatever requested it."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
-    with_images = (names.of(IMAGES_JOB), names.of(UPDATE_JOB))
+    with_images = (naming.of(IMAGES_JOB), naming.of(UPDATE_JOB))
     return {
         run.tags[PARTITION]
         for run in runs
-        if PARTITION in run.tags and (run.job_name in with_images or names.key("images") in (run.asset_selection or ()))
+        if PARTITION in run.tags
+        and (run.job_name in with_images or naming.key("images") in (run.asset_selection or ()))
     }
 
 

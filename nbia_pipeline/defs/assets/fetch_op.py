@@ -33,28 +33,28 @@ SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
 
 
-def build_fetch_op(names: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
+def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
     """Return the op of an asset that fetches a batch: a list of :class:`WantedSeries` as JSON, of any collections."""
 
     @dg.op(
-        name=names.of(f"fetch_{asset}"),
-        pool=names.pool,
+        name=naming.of(f"fetch_{asset}"),
+        pool=naming.pool,
         retry_policy=RETRY,
-        required_resource_keys={names.archive, names.lake},
+        required_resource_keys={naming.archive, naming.lake},
     )
     def fetch(context: dg.OpExecutionContext, batch: list[Any]) -> dict[str, Any]:
         key = str(context.get_mapping_key())
         wanted = [WantedSeries.from_json(w) for w in batch]
         started = time.perf_counter()
         with as_failure(settings):
-            lake = names.lake_of(context).open()
+            lake = naming.lake_of(context).open()
             # A retry, or another run, may have fetched some meanwhile.
             there = already_there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
-        with _reported_in_full(context, settings, names.key(asset), lake, missing, progress):
+        with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
             if missing:
-                with names.archive_of(context).client() as client:
+                with naming.archive_of(context).client() as client:
                     Mirror(client, lake).fetch(missing, on_result=progress.add)
             # Another batch failed: nothing follows that would carry the receipts of this one over.
             for collection in collections_of(wanted):

@@ -92,7 +92,7 @@ class ImagesConfig(RunBounds):
 Config = TypeVar("Config", bound=RunBounds)
 
 
-def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
+def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
 
     def make_plan(context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
@@ -106,17 +106,17 @@ def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition
         return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
 
     after = {"after": dg.In(dg.Nothing)}
-    plan, fetch, finish = build_ops(names, settings, NAME, ImagesConfig, make_plan, _finish, after)
+    plan, fetch, finish = build_ops(naming, settings, NAME, ImagesConfig, make_plan, _finish, after)
 
     @dg.graph_asset(
         name=NAME,
-        key_prefix=names.prefix,
-        partitions_def=names.partitions,
+        key_prefix=naming.prefix,
+        partitions_def=naming.partitions,
         description=DESCRIPTION,
         group_name="images",
         kinds={"dicom", "file"},
         metadata=definition_metadata(IMAGE_SERIES),
-        ins={"series": dg.AssetIn(key=names.key(SERIES.name), dagster_type=dg.Nothing)},
+        ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
     )
     def images(series: Any) -> Any:
         found, summary = plan(series)
@@ -144,7 +144,7 @@ def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any],
 
 
 def build_ops(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     asset: str,
     config_type: type[Config],
@@ -165,17 +165,17 @@ def build_ops(
     """
 
     @dg.op(
-        name=names.of(f"plan_{asset}"),
+        name=naming.of(f"plan_{asset}"),
         ins=ins,
         out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
         config_schema=config_type.to_config_schema().as_field(),
-        required_resource_keys={names.archive, names.lake},
+        required_resource_keys={naming.archive, naming.lake},
     )
     def plan_op(context: dg.OpExecutionContext) -> Any:
         started = time.time()
         config = config_type(**context.op_config)
-        with as_failure(settings), names.archive_of(context).client() as client:
-            plan, more = make_plan(context, config, Mirror(client, names.lake_of(context).open()))
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            plan, more = make_plan(context, config, Mirror(client, naming.lake_of(context).open()))
         keys = []
         for number, batch in enumerate(plan.batches(config.batch_series)):
             keys.append(f"b{number:05d}")
@@ -183,14 +183,14 @@ def build_ops(
         summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **more}
         yield dg.Output(summary, output_name="summary")
 
-    @dg.op(name=names.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
+    @dg.op(name=naming.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
     def finish_op(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         with as_failure(settings):
-            metadata = finish(context, names.lake_of(context).open(), summary, reports)
+            metadata = finish(context, naming.lake_of(context).open(), summary, reports)
         yield dg.Output(None, metadata={**metadata, **run_metadata(summary, reports)})
 
-    return plan_op, build_fetch_op(names, settings, asset), finish_op
+    return plan_op, build_fetch_op(naming, settings, asset), finish_op
 
 
 def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:

@@ -25,7 +25,7 @@ COLLECTIONS_AT_A_TIME = 2
 Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
 
 
-def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
+def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
     """Return the asset decorator with what all tables share.
 
     Args:
@@ -36,19 +36,19 @@ def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **mo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests fail if it changes
         decorator: Decorator = dg.asset(
-            key=names.key(table.name),
+            key=naming.key(table.name),
             description=table.description,
             kinds={"parquet"},
             metadata=definition_metadata(table),
-            required_resource_keys={names.archive, names.lake} if calls_archive else {names.lake},
-            pool=names.pool if calls_archive else None,
+            required_resource_keys={naming.archive, naming.lake} if calls_archive else {naming.lake},
+            pool=naming.pool if calls_archive else None,
             **more,
         )
     return decorator
 
 
 def partitioned_asset(
-    names: Naming, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
+    naming: Naming, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
 ) -> Decorator:
     """Return the asset decorator of a table with one partition per collection; a backfill of it is one run.
 
@@ -58,18 +58,18 @@ def partitioned_asset(
         calls_archive: whether it needs the archive.
     """
     return table_asset(
-        names,
+        naming,
         table,
         calls_archive=calls_archive,
         group_name="tables",
-        partitions_def=names.partitions,
+        partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        deps=[names.key(t.name) for t in after],
+        deps=[naming.key(t.name) for t in after],
     )
 
 
 def each_partition(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
@@ -102,7 +102,7 @@ def each_partition(
                 # Here rather than at the end: Dagster is slow at this, and meanwhile the other thread goes on.
                 context.add_asset_metadata(made[collection], partition_key=collection)
     if failed:
-        record(context, names.key(table.name), made)
+        record(context, naming.key(table.name), made)
         salvage(list(made))
         first, why = next(iter(failed.items()))
         if len(failed) == 1 and not made:

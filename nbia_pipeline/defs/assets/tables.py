@@ -40,81 +40,81 @@ class MetadataConfig(dg.Config):
     )
 
 
-def build_table_assets(names: Naming, settings: Settings) -> list[dg.AssetsDefinition]:
+def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefinition]:
     """Return the table assets of one archive."""
     return [
-        _collections(names, settings),
-        _values(names, settings, t.MODALITIES, NbiaClient.modality_values),
-        _values(names, settings, t.BODY_PARTS, NbiaClient.body_part_values),
-        _values(names, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
-        _listing(names, settings, t.PATIENTS, lambda client, c: client.patients(c)),
-        _listing(names, settings, t.STUDIES, lambda client, c: client.studies(c)),
-        _listing(names, settings, t.SERIES, lambda client, c: client.series(c)),
-        build_changes_asset(names, settings),
-        _series_metadata(names, settings),
+        _collections(naming, settings),
+        _values(naming, settings, t.MODALITIES, NbiaClient.modality_values),
+        _values(naming, settings, t.BODY_PARTS, NbiaClient.body_part_values),
+        _values(naming, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
+        _listing(naming, settings, t.PATIENTS, lambda client, c: client.patients(c)),
+        _listing(naming, settings, t.STUDIES, lambda client, c: client.studies(c)),
+        _listing(naming, settings, t.SERIES, lambda client, c: client.series(c)),
+        build_changes_asset(naming, settings),
+        _series_metadata(naming, settings),
     ]
 
 
-def _collections(names: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @table_asset(names, t.COLLECTIONS, group_name="catalogue")
+def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
+    @table_asset(naming, t.COLLECTIONS, group_name="catalogue")
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
-        with as_failure(settings), names.archive_of(context).client() as client:
-            lake = names.lake_of(context).open()
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            lake = naming.lake_of(context).open()
             known = lake.collections_of(t.SERIES)
             metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
             # No other step does: a collection that the archive does not list has no listing of series, and no run.
-            record_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
+            record_collections(naming, context, lake, [*vanished, *returned_collections(lake)], config)
         kept = lake.read_table(t.COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
-        new = register(context.instance, names.partitions, kept)
+        new = register(context.instance, naming.partitions, kept)
         return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new), "vanished": len(vanished)})
 
     return collections
 
 
 def _values(
-    names: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient], pa.Table]
+    naming: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient], pa.Table]
 ) -> dg.AssetsDefinition:
-    @table_asset(names, table, group_name="catalogue")
+    @table_asset(naming, table, group_name="catalogue")
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        with as_failure(settings), names.archive_of(context).client() as client:
-            lake = names.lake_of(context).open()
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            lake = naming.lake_of(context).open()
             return dg.MaterializeResult(metadata=_write(table, client, lake, lambda: Fetched(fetch(client))))
 
     return values
 
 
 def _listing(
-    names: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]
+    naming: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]
 ) -> dg.AssetsDefinition:
     """Return a table whose partitions are each one listing of the archive."""
 
-    @partitioned_asset(names, table, after=[t.COLLECTIONS])
+    @partitioned_asset(naming, table, after=[t.COLLECTIONS])
     def listing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
             # One collection that fails for days must not keep the changes of all others from the feed.
             if table == t.SERIES:
-                record_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
+                record_collections(naming, context, naming.lake_of(context).open(), listed, ChangesConfig())
 
-        return _each(names, settings, table, context, lambda client, lake, c: Fetched(fetch(client, c)), salvage)
+        return _each(naming, settings, table, context, lambda client, lake, c: Fetched(fetch(client, c)), salvage)
 
     return listing
 
 
-def _series_metadata(names: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
+def _series_metadata(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
+    @partitioned_asset(naming, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
             return metadata_of(client, lake, collection, client.api, full=config.full)
 
-        return _each(names, settings, t.SERIES_METADATA, context, fetch)
+        return _each(naming, settings, t.SERIES_METADATA, context, fetch)
 
     return series_metadata
 
 
 def _each(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
@@ -122,13 +122,13 @@ def _each(
     salvage: Callable[[list[str]], None] = lambda made: None,
 ) -> dg.MaterializeResult[Any]:
     """Write the partitions of a run, each from its own fetch."""
-    with as_failure(settings), names.archive_of(context).client() as client:
-        lake = names.lake_of(context).open()
+    with as_failure(settings), naming.archive_of(context).client() as client:
+        lake = naming.lake_of(context).open()
 
         def make(collection: str) -> dict[str, Any]:
             return _write(table, client, lake, lambda: fetch(client, lake, collection), collection)
 
-        each_partition(names, settings, table, context, lake, make, salvage)
+        each_partition(naming, settings, table, context, lake, make, salvage)
     return dg.MaterializeResult()
 
 

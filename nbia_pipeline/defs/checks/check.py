@@ -67,7 +67,7 @@ class Report:
 
 
 def build_check(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     asset: str,
     name: str,
@@ -87,16 +87,16 @@ def build_check(
         severity: of a finding.
         needs_archive: True if it asks the archive too.
     """
-    needed = {names.lake, names.archive} if needs_archive else {names.lake}
+    needed = {naming.lake, naming.archive} if needs_archive else {naming.lake}
 
-    @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys=needed)
+    @dg.asset_check(asset=naming.key(asset), name=name, description=description, required_resource_keys=needed)
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         step = context.op_execution_context
         with as_failure(settings):
             subject = Subject(
-                names.lake_of(context).open(write=False),
+                naming.lake_of(context).open(write=False),
                 settings,
-                names.archive_of(context) if needs_archive else None,
+                naming.archive_of(context) if needs_archive else None,
                 step.partition_key if step.has_partition_key else None,
             )
             report = find(subject)

@@ -36,9 +36,9 @@ ASKED_AT_MOST = 100
 _UID = "SeriesInstanceUID"
 
 
-def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
+def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
-    check = partial(build_check, names, settings, "images")
+    check = partial(build_check, naming, settings, "images")
     return [
         check(
             "complete",

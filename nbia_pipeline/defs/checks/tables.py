@@ -14,9 +14,9 @@ from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDI
 from nbia_pipeline.settings import Settings
 
 
-def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
+def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the tables of one archive."""
-    check = partial(build_check, names, settings)
+    check = partial(build_check, naming, settings)
 
     def covers_series(table: Table, column: str, description: str) -> dg.AssetChecksDefinition:
         return check(table.name, "cover_series", description, lambda s: Report(not_covered(s.lake, table, column)))
