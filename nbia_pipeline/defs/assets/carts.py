@@ -95,17 +95,16 @@ def build_cart_check(naming: Naming) -> dg.AssetChecksDefinition:
         description="Every series of each cart was in the lake, whole, verified and as listed, after its last run.",
     )
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        short = list(_incomplete(context.instance, naming))
-        rows = [dg.TableRecord({"cart": cart, "series": series, "in_lake": there}) for cart, series, there in short]
-        metadata: dict[str, Any] = {"carts_short": len(short)}
+        rows = list(_incomplete(context.instance, naming))
+        metadata: dict[str, Any] = {"carts_short": len(rows)}
         if rows:
             metadata["carts"] = dg.MetadataValue.table(rows)
-        return dg.AssetCheckResult(passed=not short, metadata=metadata)
+        return dg.AssetCheckResult(passed=not rows, metadata=metadata)
 
     return check
 
 
-def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[tuple[str, int, int]]:
+def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[dg.TableRecord]:
     """Yield the carts that lack series: the name, how many it has, and how many are there."""
     for cart in instance.get_dynamic_partitions(str(naming.carts.name)):
         last = instance.fetch_materializations(
@@ -115,4 +114,4 @@ def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[tuple[
             figures = last[0].asset_materialization.metadata
             series, there = (int(str(figures[name].value)) for name in ("series", WHOLE))
             if there < series:
-                yield cart, series, there
+                yield dg.TableRecord({"cart": cart, "series": series, "in_lake": there})
