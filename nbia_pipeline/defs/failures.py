@@ -1,4 +1,4 @@
-"""From our errors to Dagster's failures: one clear sentence, with its facts as metadata."""
+"""From our errors to Dagster's failures: one clear sentence, with its properties as metadata."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A shape is what one family of endpoints sends in one dialect. The client reads answers by these shapes
 and the embedded archive writes them by the same ones. The spelling is the server's; where the official
-guide prints another one, it is given as `guide`. The facts come from the server's source.
+guide prints another one, it is given as `guide`. All of this is from the server's source.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Key:
         column: name of the column that it fills, or None where no table wants it (or must not have it).
         form: how the server writes the value.
         guide: the guide's spelling where it differs.
-        source: name of the fact behind it where `column` is None or misleading; the embedded archive
+        source: name of the value behind it where `column` is None or misleading; the embedded archive
             fills the key from it.
     """
 

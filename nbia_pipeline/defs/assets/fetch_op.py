@@ -107,13 +107,9 @@ def _reported_in_full(
 def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:
     """Return what was not fetched and why: what the archive refused, then what the problem stopped."""
     tried = {r.wanted.SeriesInstanceUID for r in receipts}
-    refused = [
-        {"series": r.wanted.SeriesInstanceUID, "what": f"{r.status}: {r.reason}"}
-        for r in receipts
-        if r.status != COMPLETE
-    ]
-    stopped = [w for w in wanted if w.SeriesInstanceUID not in tried]
-    return [*refused, *({"series": w.SeriesInstanceUID, "what": f"not fetched: {problem}"} for w in stopped)]
+    refused = {r.wanted.SeriesInstanceUID: f"{r.status}: {r.reason}" for r in receipts if r.status != COMPLETE}
+    stopped = {w.SeriesInstanceUID: f"not fetched: {problem}" for w in wanted if w.SeriesInstanceUID not in tried}
+    return [{"series": uid, "what": what} for uid, what in {**refused, **stopped}.items()]
 
 
 def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
