@@ -11,35 +11,23 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
 
     The embedded archive is started unless a process of this user runs it already.
 
-    Args:
-        settings: which archive, and the account.
-        options: how long to wait and how often to try.
-
     Raises:
         ArchiveUnreachable: the embedded archive cannot be started.
     """
+    base_url = KNOWN_ARCHIVES.get(settings.archive, settings.archive)
+    if settings.archive == EMBEDDED:
+        # Production imports the embedded archive only where it is asked for.
+        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
+
+        try:
+            base_url = ensure_running()
+        except EmbeddedArchiveError as e:
+            raise ArchiveUnreachable(str(e)) from e
     return NbiaClient(
-        base_url(settings.archive),
+        base_url,
         api=settings.api,
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
         options=options,
     )
-
-
-def base_url(archive: str) -> str:
-    """Return the base URL of an archive by its name; starts the embedded one if it does not run.
-
-    Raises:
-        ArchiveUnreachable: the embedded archive cannot be started.
-    """
-    if archive == EMBEDDED:
-        # Production imports the embedded archive only where it is asked for.
-        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
-
-        try:
-            return ensure_running()
-        except EmbeddedArchiveError as e:
-            raise ArchiveUnreachable(str(e)) from e
-    return KNOWN_ARCHIVES.get(archive, archive)

@@ -19,7 +19,8 @@ from nbia_pipeline.settings import Connection, Settings, variable_of
 
 PASSWORD_ENV = variable_of("password")
 
-# The schedules list everything once a day. Images are not here: if nothing is new, they are not materialized.
+# By this the UI shows which tables are stale: the schedules list everything once a day. Images have no such policy: if
+# nothing is new, they are not materialized.
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_window=timedelta(days=3))
 
 
@@ -44,22 +45,20 @@ def build_definitions(
     jobs = build_jobs(naming)
     return dg.Definitions(
         assets=[
-            *(_kept_fresh(a) for a in build_table_assets(naming, settings)),
+            *(
+                asset.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=FRESH))
+                for asset in build_table_assets(naming, settings)
+            ),
             build_images_asset(naming, settings),
             build_cart_asset(naming, settings),
             build_released_asset(naming, settings),
         ],
         asset_checks=[*build_checks(naming, settings), build_cart_check(naming)],
-        jobs=jobs,
+        jobs=list(jobs.values()),
         sensors=build_sensors(naming, settings, jobs),
         schedules=build_schedules(naming, settings, jobs),
         resources={naming.archive: archive, naming.lake: LakeResource(uri=settings.lake)},
     )
-
-
-def _kept_fresh(asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
-    """Return a table's asset with the policy by which the UI shows what is stale."""
-    return asset.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=FRESH))
 
 
 @dg.definitions

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from nbia_pipeline.schema.account import GUEST as GUEST
+from nbia_pipeline.schema import GUEST as GUEST
 from nbia_pipeline.text import similar_names
 
 KNOWN_ARCHIVES = {

@@ -34,13 +34,9 @@ def first_of(names: Sequence[str], shown: int = 10) -> str:
 
 
 def similar_names(name: str, known: Iterable[str], shown: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Return the known names that `name` may be a misspelling of, the most similar first, in any case.
+    """Return the known names that `name` may be a misspelling of, at most `shown`, the most similar first, in any case.
 
-    Args:
-        name: what was written.
-        known: what could have been meant.
-        shown: how many are returned at most.
-        cutoff: how similar they must be, from 0 to 1.
+    They are as similar as `cutoff`, from 0 to 1, or more.
     """
     folded = {n.casefold(): n for n in known}
     return [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, n=shown, cutoff=cutoff)]

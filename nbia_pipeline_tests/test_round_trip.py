@@ -383,7 +383,7 @@ def _no_json(name: str) -> None:
 
 def _says(said: Any, read: Row, shape: Shape, schema: pa.Schema) -> None:
     """Compare one object of the body with the row that was made of it."""
-    columns = shape.columns_by_wire_name()
+    columns = shape.columns_by_wire_name
     raw: Row = dict.fromkeys(schema.names)
     for key, value in said.items():
         column = columns.get(key.replace(" ", "").casefold())

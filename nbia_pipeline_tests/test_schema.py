@@ -33,7 +33,7 @@ def test_no_two_keys_of_a_shape_fill_the_same_column(shape: Shape) -> None:
 
 @named
 def test_the_spellings_of_guide_and_server_fill_the_same_column(shape: Shape) -> None:
-    known = shape.columns_by_wire_name()
+    known = shape.columns_by_wire_name
     for key in shape.keys:
         assert known[normalize(key.name)] == key.column
         assert known[normalize(key.guide or key.name)] == key.column
@@ -118,7 +118,7 @@ def test_a_shape_has_as_many_keys_as_the_server_sends(shape: Shape, count: int) 
     ],
 )
 def test_every_known_spelling_fills_the_column(shape: Shape, column: str | None, spellings: list[str]) -> None:
-    known = shape.columns_by_wire_name()
+    known = shape.columns_by_wire_name
     for spelling in spellings:
         assert known[normalize(spelling)] == column
 

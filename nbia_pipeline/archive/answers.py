@@ -64,7 +64,14 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
     shorter list; only what was known of the list before can show it.
     """
     schema = shape.schema
-    batches = list(_in_parallel(lambda piece: _table_of(piece, shape, schema), _pieces(chunks)))
+
+    def read(piece: bytes) -> pa.Table:
+        try:
+            return _read_fast(piece, shape, schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return _read_tolerantly(piece, shape, schema)
+
+    batches = list(_in_parallel(read, _pieces(chunks)))
     table = pa.concat_tables(batches) if batches else schema.empty_table()
     _expect_identity(table, shape)
     return table
@@ -86,7 +93,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     header = rows[0]
-    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name()):
+    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
         raise _not_a("a CSV table", text)
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
         raise BadAnswer("the CSV table ends early: the answer was cut, try later", retryable=True)
@@ -172,20 +179,14 @@ def _last_boundary(buffer: bytearray) -> int:
     return 0
 
 
-def _table_of(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
-    try:
-        return _read_fast(piece, shape, schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return _read_tolerantly(piece, shape, schema)
-
-
 def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     """Read objects that are just as the server writes them; raises ArrowInvalid for all others."""
     if any(key.form not in _FAST_FORMS for key in shape.keys):
         raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
     if not piece.startswith(b"{"):
         raise pa.ArrowInvalid("not an object")  # Arrow's reader crashes at a null in its place
-    wire = pa.schema([pa.field(k.name, _wire_type(k.column, k.form, schema)) for k in shape.keys])
+    of_column = {k.name: schema.field(k.column).type for k in shape.keys if k.form is Form.NUMBER and k.column}
+    wire = pa.schema([pa.field(k.name, of_column.get(k.name, _FAST_FORMS[k.form])) for k in shape.keys])
     # One object a line; the blank makes the cuts countable. A row without its first key is left to the other reader.
     first = shape.keys[0].name.encode()
     lines = piece.replace(b'},{"' + first + b'":', b'}\n {"' + first + b'":')
@@ -201,12 +202,6 @@ def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     columns = {k.column: _cast_fast(raw[k.name], schema.field(k.column).type, k.form) for k in shape.keys if k.column}
     arrays = [columns[f.name] if f.name in columns else pa.nulls(raw.num_rows, f.type) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _wire_type(column: str | None, form: Form, schema: pa.Schema) -> pa.DataType:
-    if form is Form.NUMBER and column is not None:
-        return schema.field(column).type
-    return _FAST_FORMS[form]
 
 
 def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.ChunkedArray:
@@ -240,7 +235,7 @@ def _no_constant(name: str) -> None:
 
 
 def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
-    columns_of = shape.columns_by_wire_name()
+    columns_of = shape.columns_by_wire_name
     values: dict[str, list[Any]] = {field.name: [None] * len(rows) for field in schema}
     readers = {field.name: _READERS[field.type] for field in schema}
     known: dict[str, str | None] = {}

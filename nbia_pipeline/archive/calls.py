@@ -24,12 +24,7 @@ _NULL_NAMES = {"modality_counts": "", "body_part_counts": "NOT SPECIFIED", "manu
 
 
 class Calls:
-    """What the methods of :class:`~nbia_pipeline.archive.NbiaClient` are made of.
-
-    Args:
-        session: sends the requests.
-        dialect: version of the API.
-    """
+    """What the methods of :class:`~nbia_pipeline.archive.NbiaClient` are made of."""
 
     def __init__(self, session: Session, dialect: Dialect) -> None:
         self._session = session
@@ -84,14 +79,15 @@ class Calls:
         """
         for _ in range(self._session.options.tries):
             table = self._list(name, collection=collection)
-            if table.num_rows or collection not in self._collection_names():
+            if table.num_rows or collection not in self.collection_values():
                 return table
         raise BadAnswer(
             f"the archive lists collection {collection!r}, but sends nothing of it: nothing is changed, try later",
             retryable=True,
         )
 
-    def _collection_names(self) -> list[str]:
+    def collection_values(self) -> list[str]:
+        """Return the names of the collections that the account may see, sorted, in their exact spelling."""
         return sorted(non_null(self._list("collection_values"), "Collection"))
 
     def _values(self, name: str, **filters: str | None) -> list[str | None]:
@@ -102,7 +98,7 @@ class Calls:
         if collection and not counted.num_rows:
             # Server: the unversioned counts compare the collection's case, the lists do not.
             folded = collection.casefold()
-            spelled = next((c for c in self._collection_names() if c.casefold() == folded), collection)
+            spelled = next((c for c in self.collection_values() if c.casefold() == folded), collection)
             counted = self._list(name, collection=spelled, **filters)
         names = [None if v in (None, _NULL_NAMES[name]) else v for v in counted["criteria"].to_pylist()]
         return dict(zip(names, counted["count"].to_pylist(), strict=True))

@@ -27,7 +27,7 @@ from nbia_pipeline.archive.calls import Argument, Calls
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.transport import ClientOptions, Session
-from nbia_pipeline.schema.account import GUEST
+from nbia_pipeline.schema import GUEST
 from nbia_pipeline.schema.arrow import first_of_each
 from nbia_pipeline.schema.tables import SERIES_METADATA
 
@@ -70,7 +70,8 @@ class NbiaClient(Calls):
     text) is a ValueError or TypeError before anything is sent.
 
     An argument that a method does not explain is one of these: `collection`, a name as :meth:`collection_values`
-    spells it; `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
+    spells it (lists of values, and their counts, take it in any case); `modality`, `body_part` and `manufacturer`, in
+    any case; `study_uid`, `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
 
     Example:
         >>> with NbiaClient("https://services.cancerimagingarchive.net/nbia-api") as client:
@@ -110,28 +111,15 @@ class NbiaClient(Calls):
 
     # --- values and counts, of the whole archive or of what a few filters leave of it
 
-    def collection_values(self) -> list[str]:
-        """Return the names of the collections that the account may see, sorted, in their exact spelling."""
-        return self._collection_names()
-
     def modalities(self, collection: str | None = None, *, body_part: str | None = None) -> list[str | None]:
         """Return the modalities in use, in the server's order; None stands for series without one.
 
         v2 gives them as stored, v4 upper-cased (server).
-
-        Args:
-            collection: only of this collection, in any case.
-            body_part: only with this body part, in any case.
         """
         return self._values("modality_values", collection=collection, body_part=body_part)
 
     def body_parts(self, collection: str | None = None, *, modality: str | None = None) -> list[str | None]:
-        """Return the body parts in use, upper-cased (server); None stands for series without one.
-
-        Args:
-            collection: only of this collection, in any case.
-            modality: only with this modality, in any case.
-        """
+        """Return the body parts in use, upper-cased (server); None stands for series without one."""
         return self._values("body_part_values", collection=collection, modality=modality)
 
     def manufacturers(
@@ -140,11 +128,6 @@ class NbiaClient(Calls):
         """Return the manufacturers in use; None stands for series without one.
 
         v2 gives them as stored, so that one may come in several spellings; v4 upper-cased (server).
-
-        Args:
-            collection: only of this collection, in any case.
-            modality: only with this modality, in any case.
-            body_part: only with this body part, in any case.
         """
         return self._values("manufacturer_values", collection=collection, modality=modality, body_part=body_part)
 
@@ -156,19 +139,19 @@ class NbiaClient(Calls):
     def modality_counts(
         self, collection: str | None = None, *, body_part: str | None = None
     ) -> dict[str | None, int | None]:
-        """Return the number of patients by modality; for the arguments see :meth:`modalities`."""
+        """Return the number of patients by modality."""
         return self._counts("modality_counts", collection, body_part=body_part)
 
     def body_part_counts(
         self, collection: str | None = None, *, modality: str | None = None
     ) -> dict[str | None, int | None]:
-        """Return the number of patients by body part; for the arguments see :meth:`body_parts`."""
+        """Return the number of patients by body part."""
         return self._counts("body_part_counts", collection, modality=modality)
 
     def manufacturer_counts(
         self, collection: str | None = None, *, modality: str | None = None, body_part: str | None = None
     ) -> dict[str | None, int | None]:
-        """Return the number of patients by manufacturer; for the arguments see :meth:`manufacturers`."""
+        """Return the number of patients by manufacturer."""
         return self._counts("manufacturer_counts", collection, modality=modality, body_part=body_part)
 
     def modality_values(self) -> pa.Table:
@@ -225,11 +208,7 @@ class NbiaClient(Calls):
         return rows_with(first_of_each(table, "Collection", "PatientID"), "PatientID", patient_id)
 
     def patients_by_collection_and_modality(self, collection: str, modality: str) -> list[str]:
-        """Return the PatientIDs of a collection that have a series of a modality, each once.
-
-        Args:
-            modality: like ``CT``, in any case.
-        """
+        """Return the PatientIDs of a collection that have a series of a modality, each once."""
         table = self._list("patients_by_collection_and_modality", collection=collection, modality=modality)
         return list(dict.fromkeys(non_null(table, "PatientID")))
 
@@ -251,7 +230,6 @@ class NbiaClient(Calls):
 
         Args:
             patient_id: only of this patient, in the exact case.
-            study_uid: only the study of this StudyInstanceUID.
         """
         if patient_id is None and study_uid is None:
             return expect_mostly(self._rows_of_collection("studies", collection), "Collection", collection)
@@ -289,13 +267,7 @@ class NbiaClient(Calls):
         compares them case-sensitively with what is stored, and lists them upper-cased (server).
 
         Args:
-            collection: name, as :meth:`collection_values` spells it.
             patient_id: PatientID in its exact case.
-            study_uid: StudyInstanceUID.
-            series_uid: SeriesInstanceUID.
-            modality: like ``CT``, in any case.
-            body_part: BodyPartExamined.
-            manufacturer: Manufacturer.
             model: ManufacturerModelName.
 
         Raises:
@@ -365,7 +337,9 @@ class NbiaClient(Calls):
         if not series_uids:
             return SERIES_METADATA.schema.empty_table()
         try:
-            table = self._metadata_in_bulk(series_uids)
+            size = self._dialect.endpoint("series_metadata_bulk").max_values
+            runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
+            table = pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
         except BadAnswer as e:
             if "series_metadata" not in self._dialect.endpoints or e.status not in (404, 405, 500):
                 raise
@@ -468,8 +442,8 @@ class NbiaClient(Calls):
         is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
 
         Args:
-            series_uid: SeriesInstanceUID, alone.
-            study_uid: StudyInstanceUID, alone.
+            series_uid: alone.
+            study_uid: alone.
             patient_id: PatientID, together with its collection.
 
         Raises:
@@ -484,11 +458,6 @@ class NbiaClient(Calls):
         return self._digest("md5_hierarchy", **given)
 
     # --- what several calls share
-
-    def _metadata_in_bulk(self, series_uids: Sequence[str]) -> pa.Table:
-        size = self._dialect.endpoint("series_metadata_bulk").max_values
-        runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
-        return pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
 
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         failed: list[str] = []
@@ -520,7 +489,14 @@ class NbiaClient(Calls):
             )
 
     def _digest(self, name: str, **arguments: Argument) -> str | None:
-        return self._bytes(name, lambda chunks: _md5_or_nothing(decoded(b"".join(chunks)).strip()), **arguments)
+        def read(chunks: Iterator[bytes]) -> str | None:
+            text = decoded(b"".join(chunks)).strip()
+            if text and not _MD5.fullmatch(text):
+                what = f"the answer is not an MD5, it begins {text[:80]!r}: check base_url"
+                raise BadAnswer(what, arguments=("base_url",))
+            return text.lower() or None
+
+        return self._bytes(name, read, **arguments)
 
 
 def _of_patient_and_study(table: pa.Table, patient_id: str | None, study_uid: str | None) -> pa.Table:
@@ -531,9 +507,3 @@ def _of_patient_and_study(table: pa.Table, patient_id: str | None, study_uid: st
     table = expect_value(table, "PatientID", patient_id)
     table = expect_value(table, "StudyInstanceUID", study_uid)
     return rows_with(table, "PatientID", patient_id)
-
-
-def _md5_or_nothing(text: str) -> str | None:
-    if text and not _MD5.fullmatch(text):
-        raise BadAnswer(f"the answer is not an MD5, it begins {text[:80]!r}: check base_url", arguments=("base_url",))
-    return text.lower() or None

@@ -1,6 +1,6 @@
 """The two dialects of the API as data: for each call its path, parameters, dates and answer.
 
-Facts from the server's source. v2 is the guide's and wants a token; v4 is today's and answers the guest
+All of this is from the server's source. v2 is the guide's and wants a token; v4 is today's and answers the guest
 without one. The client has one method per call and no branch per dialect.
 """
 
@@ -30,7 +30,7 @@ class Endpoint:
         method: GET, or POST with a form.
         date_format: how a day is written into a parameter, for strftime.
         media: ``json`` or ``csv``.
-        empty_if_unauthorized: True if a refused token looks like "no rows" here (status 200 or 204).
+        empty_if_unauthorized: of a list, True if a refused token looks like "no rows" (status 200 or 204).
         max_values: most values of a list parameter in one call, 0 where there is none.
         refusal_is_500: True if a refused token is a 500 here, as any failure of the server is.
         days_earlier: days to subtract from the day that is meant: the filter is strict.
@@ -93,9 +93,6 @@ _STUDY_FILTERS = {**_COLLECTION, "patient_id": "PatientID", "study_uid": "StudyI
 _SERIES_FILTERS = {**_STUDY_FILTERS, **_SERIES_UID, **_MODALITY}
 _NEW = {**_COLLECTION, "since": "Date"}
 _NEW_V4 = {**_COLLECTION, "since": "fromDate"}
-_IMAGE = {**_SERIES_UID, "sop_instance_uid": "SOPInstanceUID"}
-_IMAGE_ZIP = {**_SERIES_UID, "new_file_names": "NewFileNames"}
-_HIERARCHY = {**_STUDY_FILTERS, **_SERIES_UID}
 _DOI = {"doi": "DOI", "per": "CollectionOrSeries"}
 _DESCRIPTION = {"collection": "collectionName"}
 
@@ -133,9 +130,14 @@ def _counts(*, v4: bool) -> dict[str, Endpoint]:
     return found
 
 
-def _same_in_both(base: str, other_base: str) -> dict[str, Endpoint]:
-    """Return the calls of which the dialects differ in the path only; a few are below `other_base`."""
+def _same_in_both(base: str, other_base: str, patient: Shape, patient_id: Shape, study: Shape) -> dict[str, Endpoint]:
+    """Return the calls of which the dialects differ in path and shape only; a few are below `other_base`."""
     return {
+        "patients": Endpoint(base + "getPatient", patient, _COLLECTION),
+        "patients_by_collection_and_modality": Endpoint(
+            base + "getPatientByCollectionAndModality", patient_id, {**_COLLECTION, **_MODALITY}
+        ),
+        "studies": Endpoint(base + "getPatientStudy", study, _STUDY_FILTERS),
         "modality_values": Endpoint(base + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
         "body_part_values": Endpoint(base + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
         "manufacturer_values": Endpoint(
@@ -155,11 +157,11 @@ def _same_in_both(base: str, other_base: str) -> dict[str, Endpoint]:
             empty_if_unauthorized=False,
             refusal_is_500=True,
         ),
-        "image": Endpoint(base + "getImage", None, _IMAGE_ZIP, empty_if_unauthorized=False),
-        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID, empty_if_unauthorized=False),
-        "single_image": Endpoint(base + "getSingleImage", None, _IMAGE, empty_if_unauthorized=False),
+        "image": Endpoint(base + "getImage", None, {**_SERIES_UID, "new_file_names": "NewFileNames"}),
+        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID),
+        "single_image": Endpoint(base + "getSingleImage", None, {**_SERIES_UID, "sop_instance_uid": "SOPInstanceUID"}),
         "md5_hierarchy": Endpoint(
-            other_base + "getMD5Hierarchy", None, _HIERARCHY, method="POST", empty_if_unauthorized=False
+            other_base + "getMD5Hierarchy", None, {**_STUDY_FILTERS, **_SERIES_UID}, method="POST"
         ),
     }
 
@@ -168,21 +170,16 @@ _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
     endpoints={
-        **_same_in_both(V2, UNVERSIONED),
+        **_same_in_both(V2, UNVERSIONED, shapes.PATIENT, shapes.PATIENT_ID, shapes.STUDY),
         "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
         **_counts(v4=False),
         "collection_descriptions": Endpoint(
             UNVERSIONED + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False
         ),
         "contents_by_name": Endpoint(V2 + "getContentsByName", shapes.SERIES_CART, {"name": "name"}),
-        "patients": Endpoint(V2 + "getPatient", shapes.PATIENT, _COLLECTION),
-        "patients_by_collection_and_modality": Endpoint(
-            V2 + "getPatientByCollectionAndModality", shapes.PATIENT_ID, {**_COLLECTION, **_MODALITY}
-        ),
         "new_patients": Endpoint(
             V2 + "NewPatientsInCollection", shapes.PATIENT, _NEW, date_format="%Y/%m/%d", days_earlier=1
         ),
-        "studies": Endpoint(V2 + "getPatientStudy", shapes.STUDY, _STUDY_FILTERS),
         "new_studies": Endpoint(
             V2 + "NewStudiesInPatientCollection",
             shapes.STUDY,
@@ -204,9 +201,7 @@ _DIALECT_V2 = Dialect(
             empty_if_unauthorized=False,
             max_values=5000,
         ),
-        "md5_of_image": Endpoint(
-            V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, empty_if_unauthorized=False
-        ),
+        "md5_of_image": Endpoint(V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}),
     },
 )
 
@@ -214,16 +209,11 @@ _DIALECT_V4 = Dialect(
     "v4",
     needs_token=False,
     endpoints={
-        **_same_in_both(V4, V4),
+        **_same_in_both(V4, V4, shapes.PATIENT_V4, shapes.PATIENT_ID_V4, shapes.STUDY_V4),
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
         **_counts(v4=True),
         "collection_descriptions": Endpoint(V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION),
-        "patients": Endpoint(V4 + "getPatient", shapes.PATIENT_V4, _COLLECTION),
-        "patients_by_collection_and_modality": Endpoint(
-            V4 + "getPatientByCollectionAndModality", shapes.PATIENT_ID_V4, {**_COLLECTION, **_MODALITY}
-        ),
         "new_patients": Endpoint(V4 + "NewPatientsInCollection", shapes.PATIENT_V4, _NEW_V4, date_format="%m-%d-%Y"),
-        "studies": Endpoint(V4 + "getPatientStudy", shapes.STUDY_V4, _STUDY_FILTERS),
         "new_studies": Endpoint(
             V4 + "NewStudiesInPatientCollection",
             shapes.STUDY_V4,
@@ -242,9 +232,7 @@ _DIALECT_V4 = Dialect(
             method="POST",
             max_values=5000,
         ),
-        "md5_of_image": Endpoint(
-            V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, empty_if_unauthorized=False
-        ),
+        "md5_of_image": Endpoint(V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}),
     },
 )
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 BODY_SHOWN = 200
 
 
+@dataclass(eq=False, repr=False)
 class ArchiveError(Exception):
     """A call that failed. The text names the endpoint, the parameters, the status and the remedy.
 
@@ -42,27 +44,19 @@ class ArchiveError(Exception):
         arguments: names of the arguments of NbiaClient to check, such as ``("username", "password")``.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        status: int | None = None,
-        body: str = "",
-        retryable: bool = False,
-        retry_after: float | None = None,
-        overloaded: bool = False,
-        arguments: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.endpoint = ""
-        self.parameters: Mapping[str, str] = {}
-        self.status = status
-        self.body = body
-        self.retryable = retryable
-        self.retry_after = retry_after
-        self.overloaded = overloaded
-        self.arguments = arguments
+    what: str
+    _: KW_ONLY
+    endpoint: str = field(default="", init=False)
+    parameters: Mapping[str, str] = field(default_factory=dict, init=False)
+    body: str = ""
+    status: int | None = None
+    retryable: bool = False
+    retry_after: float | None = None
+    overloaded: bool = False
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__init__(self.what)
 
     def at(self, endpoint: str, parameters: Mapping[str, str]) -> Self:
         """Name the call that failed, unless it is named already, and return the error."""

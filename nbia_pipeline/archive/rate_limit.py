@@ -132,19 +132,12 @@ _lock = threading.Lock()
 
 
 def limiter_of(url: str, max_in_flight: int) -> Limiter:
-    """Return the limiter of the host of `url`; the last to ask sets its maximum.
-
-    Args:
-        url: any address at the host.
-        max_in_flight: most requests in flight.
-    """
+    """Return the limiter of the host of `url`; the last to ask sets its maximum."""
     host = urlsplit(url).netloc.rpartition("@")[2].lower()
     with _lock:
-        known = _limiters.get(host)
-        if known is None:
-            return _limiters.setdefault(host, Limiter(max_in_flight))
-    known.allow(max_in_flight)
-    return known
+        limiter = _limiters.setdefault(host, Limiter(max_in_flight))
+    limiter.allow(max_in_flight)
+    return limiter
 
 
 def _forget_inherited() -> None:

@@ -123,8 +123,13 @@ class Tokens:
     def _accepted(self, answer: requests.Response) -> dict[str, Any]:
         status = answer.status_code
         if status in (400, 401, 403):
+            # The error fields of Keycloak hold no secret.
+            reply = _json(answer)
+            fields = reply if isinstance(reply, dict) else {}
+            why = ": ".join(str(fields[k])[:100] for k in ("error", "error_description") if k in fields)
             raise LoginRefused(
-                f"the archive refuses the account {self._username!r} ({_why(answer)}): check username and password",
+                f"the archive refuses the account {self._username!r} ({why or 'no reason given'}): check username and "
+                "password",
                 status=status,
                 arguments=("username", "password"),
             )
@@ -151,26 +156,20 @@ def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
     if not isinstance(access, str) or not access:
         raise BadAnswer("the token endpoint sent no access_token", status=200)
     refresh = reply.get("refresh_token")
+    lifetime = _seconds(reply.get("expires_in"))
+    # The margin covers the request's way to the server and clocks that differ.
+    margin = min(60.0, lifetime / 10)
     return _Grant(
         access=access,
         refresh=refresh if isinstance(refresh, str) else None,
-        renew_at=asked_at + _usable(reply.get("expires_in")),
+        renew_at=asked_at + lifetime - margin,
         # Without a margin: if it has expired after all, the password is sent.
         refresh_until=asked_at + _seconds(reply.get("refresh_expires_in")),
     )
 
 
-def _usable(lifetime: object) -> float:
-    """Return the seconds for which a token is used: its life without a margin of a tenth (a minute at most).
-
-    The margin covers the request's way to the server and clocks that differ. Without a stated lifetime a
-    token is used for a minute.
-    """
-    seconds = _seconds(lifetime)
-    return seconds - min(60.0, seconds / 10)
-
-
 def _seconds(lifetime: object) -> float:
+    """Return how long a token lives, a minute where that is not stated."""
     return float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
 
 
@@ -186,13 +185,6 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
             "archive, or base_url may not be that of an NBIA archive"
         )
     raise _not_an_archive(what, answer.status_code)
-
-
-def _why(answer: requests.Response) -> str:
-    """Return the error fields of a refusal (Keycloak), which hold no secret."""
-    reply = _json(answer)
-    fields = reply if isinstance(reply, dict) else {}
-    return ": ".join(str(fields[k])[:100] for k in ("error", "error_description") if k in fields) or "no reason given"
 
 
 def _json(answer: requests.Response) -> object:

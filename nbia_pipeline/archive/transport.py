@@ -118,10 +118,8 @@ class Session:
     """Calls to one base URL. Used by many threads at once.
 
     Args:
-        base_url: address that ends in ``/nbia-api``.
-        account: user name and password, or None to send no token at all (v4 as guest).
-        ca_bundle: file of certificates to trust, or None for the system's.
-        options: time-outs, retries, and how many requests are in flight at a time.
+        account: user name and password, or None to send no token at all (v4 as guest); the others are those of
+            :class:`~nbia_pipeline.archive.NbiaClient`.
     """
 
     def __init__(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -17,7 +19,7 @@ import pyarrow.compute as pc
 from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.home import STOPPED, dagster_home, fail, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
-from nbia_pipeline.cli.summary import PARTITIONED, CollectionSummary, Outcome, summary
+from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.jobs import CATALOG, CATALOG_JOB, IMAGES_JOB, RANGE_END, RANGE_START, TABLES_JOB, images_config
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
@@ -30,9 +32,7 @@ from nbia_pipeline.settings import Settings
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    add_selection(parser)
+add_options = add_selection
 
 
 def run(options: argparse.Namespace) -> int:
@@ -95,51 +95,42 @@ def run_main_job(
         if lake.count_rows(SERIES, collection):
             runner.run(IMAGES_JOB, collection, config, partition_key=collection)
     runner.outcome.partly = bool(images)
-    runner.outcome.collections = [summarize(lake, c, settings) for c in sorted(kept)]
+    runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
     return runner.outcome
 
 
-def summarize(lake: Lake, collection: str, settings: Settings) -> CollectionSummary:
-    """Return what the lake holds of a collection."""
+def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
+    """Return what the lake holds of a collection: see :attr:`Outcome.collections`."""
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "ImageCount", "Bytes"])
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
-    rows = {table.name: lake.count_rows(table, collection) for table in PARTITIONED}
-    return CollectionSummary(
-        collection,
-        rows,
-        complete=complete.num_rows,
-        wanted=rows[SERIES.name] if settings.mirrors_images_of(collection) else 0,
-        files=pc.sum(complete["ImageCount"]).as_py() or 0,
-        bytes=pc.sum(complete["Bytes"]).as_py() or 0,
-    )
+    figures = Counter({table.name: lake.count_rows(table, collection) for table in PARTITIONED})
+    figures["complete"] = complete.num_rows
+    figures["wanted"] = figures[SERIES.name] if settings.mirrors_images_of(collection) else 0
+    figures["files"] = pc.sum(complete["ImageCount"]).as_py() or 0
+    figures["bytes"] = pc.sum(complete["Bytes"]).as_py() or 0
+    return figures
 
 
+@dataclass
 class _Runner:
-    def __init__(
-        self,
-        definitions: dg.Definitions,
-        naming: Naming,
-        instance: dg.DagsterInstance,
-        on_progress: Callable[[str], None],
-    ) -> None:
-        self._definitions = definitions
-        self._naming = naming
-        self._instance = instance
-        self._on_progress = on_progress
-        self.outcome = Outcome()
+    definitions: dg.Definitions
+    naming: Naming
+    instance: dg.DagsterInstance
+    on_progress: Callable[[str], None]
+    outcome: Outcome = field(default_factory=Outcome)
 
     def run(self, job: str, label: str, config: Mapping[str, Any] | None = None, **how: Any) -> bool:
         """Run one job and take its results into the outcome; False if it failed."""
         started = time.perf_counter()
-        result = self._definitions.resolve_job_def(self._naming.of(job)).execute_in_process(
-            instance=self._instance, run_config={**_QUIET, **(config or {})}, raise_on_error=False, **how
+        result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
+            instance=self.instance, run_config={**_QUIET, **(config or {})}, raise_on_error=False, **how
         )
         seconds = time.perf_counter() - started
         self.outcome.seconds[job] += seconds
         for event in result.all_events:
             self._take(event)
         word = "done" if result.success else "FAILED"
-        self._on_progress(f"  {job:<10} {label:<32} {word:>6} {seconds:7.1f} s")
+        self.on_progress(f"  {job:<10} {label:<32} {word:>6} {seconds:7.1f} s")
         return bool(result.success)
 
     def _take(self, event: dg.DagsterEvent) -> None:
@@ -152,7 +143,7 @@ class _Runner:
                 self.outcome.failures.append(sentence)
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self._take_check(event.asset_check_evaluation_data)
-        elif event.is_step_materialization and event.asset_key == self._naming.key("images"):
+        elif event.is_step_materialization and event.asset_key == self.naming.key("images"):
             metadata = event.step_materialization_data.materialization.metadata
             for name, entry in metadata.items():
                 if isinstance(entry.value, int):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,33 +15,14 @@ IMAGES_COMPLETE = "images complete"
 """The check that all images are in the lake."""
 
 
-@dataclass(frozen=True)
-class CollectionSummary:
-    """What the lake holds of one collection.
-
-    Attributes:
-        collection: its name.
-        rows: number of rows by table.
-        complete: series whose files are in the lake, verified.
-        wanted: series whose files should be in the lake; 0 where images are not mirrored.
-        files: image files.
-        bytes: their size.
-    """
-
-    collection: str
-    rows: dict[str, int]
-    complete: int
-    wanted: int
-    files: int
-    bytes: int
-
-
 @dataclass
 class Outcome:
     """What a run of the main job did.
 
     Attributes:
-        collections: what the lake holds now.
+        collections: what the lake holds now, by collection: the rows of each table; ``wanted`` series, whose files
+            should be there (0 where images are not mirrored); of those that are, verified, the number of ``complete``
+            series, their ``files`` and ``bytes``.
         fetched: figures of the images by the name that their asset gives them: what this run fetched, repaired,
             skipped and left, and what could not be fetched.
         partly: True if only some of the images were asked for.
@@ -52,7 +32,7 @@ class Outcome:
         failures: one sentence for every step that failed.
     """
 
-    collections: list[CollectionSummary] = field(default_factory=list)
+    collections: dict[str, Counter[str]] = field(default_factory=dict)
     fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     checks: dict[str, str | None] = field(default_factory=dict)
@@ -80,37 +60,26 @@ class Outcome:
 def summary(outcome: Outcome, home: Path) -> str:
     """Return the summary of a run: what the lake holds, what was verified, how long it took, how to see it.
 
-    Args:
-        outcome: what the run did.
-        home: the DAGSTER_HOME that holds its events.
+    Its events are in the DAGSTER_HOME `home`.
     """
     if not outcome.collections:
         return ""
     header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
-    rows = [_cells(c, f"{c.complete} of {c.wanted}" if c.wanted or c.complete else "-") for c in outcome.collections]
-    total = _total(outcome.collections)
-    table = table_text([header, *rows, _cells(total, f"{total.complete} of {total.wanted}")])
+    rows = [_cells(name, f, "" if f["wanted"] or f["complete"] else "-") for name, f in outcome.collections.items()]
+    total = sum(outcome.collections.values(), Counter[str]())
+    table = table_text([header, *rows, _cells("total", total)])
     return "\n".join(["", table, "", *_sentences(outcome, total, home)])
 
 
-def _cells(c: CollectionSummary, images: str) -> list[str]:
-    return [c.collection, *(str(c.rows[t.name]) for t in PARTITIONED), images, str(c.files), size_text(c.bytes)]
+def _cells(name: str, figures: Counter[str], images: str = "") -> list[str]:
+    rows = (str(figures[t.name]) for t in PARTITIONED)
+    images = images or f"{figures['complete']} of {figures['wanted']}"
+    return [name, *rows, images, str(figures["files"]), size_text(figures["bytes"])]
 
 
-def _total(collections: Sequence[CollectionSummary]) -> CollectionSummary:
-    return CollectionSummary(
-        "total",
-        rows={t.name: sum(c.rows[t.name] for c in collections) for t in PARTITIONED},
-        complete=sum(c.complete for c in collections),
-        wanted=sum(c.wanted for c in collections),
-        files=sum(c.files for c in collections),
-        bytes=sum(c.bytes for c in collections),
-    )
-
-
-def _sentences(outcome: Outcome, total: CollectionSummary, home: Path) -> list[str]:
+def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     n = outcome.fetched
-    if not total.wanted:
+    if not total["wanted"]:
         lines = [f"Images    are not mirrored: {variable_of('images')} names the collections whose images should be."]
     elif n["fetched_series"]:
         lines = [

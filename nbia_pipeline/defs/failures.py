@@ -1,4 +1,4 @@
-"""From our errors to Dagster's failures: one clear sentence, with its facts as metadata."""
+"""From our errors to Dagster's failures: one clear sentence, with its properties as metadata."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ def as_failure(settings: Settings) -> Iterator[None]:
     """Turn an error of the archive, the lake, the settings or a selection into a `dagster.Failure`.
 
     A retry policy retries only what may succeed when it is tried again.
-
-    Args:
-        settings: of the archive; they know what the person calls each setting.
     """
     try:
         yield

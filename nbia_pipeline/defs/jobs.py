@@ -27,6 +27,9 @@ RANGE_END = "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 
 
+Jobs = dict[str, "dg.UnresolvedAssetJobDefinition"]  # a name for type checkers only
+"""The jobs of an archive, by what they do: one of the constants above."""
+
 _AssetJob: Any = type(dg.define_asset_job("any"))  # Dagster has no public name for it
 
 
@@ -42,7 +45,7 @@ class _OnePartitionJob(_AssetJob):  # type: ignore[misc]
             return super().resolve(*args, **kwargs)
 
 
-def build_jobs(naming: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
+def build_jobs(naming: Naming) -> Jobs:
     """Return the jobs of one archive; each runs the checks of its assets too."""
 
     def job(what: str, assets: Sequence[str], description: str, kind: Any = dg.define_asset_job) -> Any:
@@ -50,20 +53,16 @@ def build_jobs(naming: Naming) -> list[dg.UnresolvedAssetJobDefinition]:
         tags = {ARCHIVE_TAG: naming.prefix}
         return kind(naming.of(what), selection=selection, description=description, tags=tags)
 
-    return [
-        job(CATALOG_JOB, CATALOG, "The tables of the whole archive; registers new collections as partitions."),
-        job(TABLES_JOB, TABLES, "Patients, studies, series, their changes and metadata, of collections."),
-        job(IMAGES_JOB, IMAGES, "The image files of a collection, verified."),
-        job(UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files.", _OnePartitionJob),
-    ]
+    jobs = (
+        (CATALOG_JOB, CATALOG, "The tables of the whole archive; registers new collections as partitions."),
+        (TABLES_JOB, TABLES, "Patients, studies, series, their changes and metadata, of collections."),
+        (IMAGES_JOB, IMAGES, "The image files of a collection, verified."),
+        (UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files.", _OnePartitionJob),
+    )
+    return {what: job(what, *how) for what, *how in jobs}
 
 
 def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:
-    """Return the run config of a job with images; none where nothing is asked for.
-
-    Args:
-        naming: of the archive.
-        fields: fields of :class:`~nbia_pipeline.defs.assets.images.ImagesConfig`.
-    """
+    """Return the run config of a job with images, given fields of its ``ImagesConfig``; none where none is given."""
     images = naming.key("images").to_python_identifier()
     return {"ops": {images: {"ops": {naming.of("plan_images"): {"config": fields}}}}} if fields else {}

@@ -27,11 +27,6 @@ _TYPE_NAMES = {
 # --- tables
 
 
-def column_schema(table: Table) -> dg.TableSchema:
-    """Return the columns of a table for the UI: type, meaning, unit, DICOM tag."""
-    return dg.TableSchema(columns=[_column(c, c.name in table.key) for c in table.columns])
-
-
 def _column(column: Column, in_key: bool) -> dg.TableColumn:
     tag = f" DICOM ({column.tag})." if column.tag else ""
     unit = f" Unit: {column.unit}." if column.unit else ""
@@ -45,9 +40,9 @@ def _column(column: Column, in_key: bool) -> dg.TableColumn:
 
 
 def definition_metadata(table: Table) -> dict[str, Any]:
-    """Return the metadata of a table's asset definition."""
+    """Return the metadata of a table's asset definition; of each column the type, meaning, unit and DICOM tag."""
     return {
-        "dagster/column_schema": column_schema(table),
+        "dagster/column_schema": dg.TableSchema([_column(c, c.name in table.key) for c in table.columns]),
         "dagster/table_name": table.name,
         "key": ", ".join(table.key),
     }
@@ -95,11 +90,9 @@ def size_classes(sizes: Iterable[int]) -> list[int]:
 
 
 def histogram(in_lake: Sequence[int], fetched: Sequence[int]) -> str:
-    """Return a table in Markdown: a line for each class from the smallest to the largest that occurs.
+    """Return a table in Markdown of the series in the lake, and of those that this run fetched, by class.
 
-    Args:
-        in_lake: series in the lake, by class.
-        fetched: series that this run fetched, by class.
+    It has a line for each class from the smallest to the largest that occurs.
     """
     used = [n for n, counts in enumerate(zip(in_lake, fetched, strict=True)) if any(counts)]
     lines = ["| series of | in the lake | fetched now | |", "|---|---:|---:|:---|"]
@@ -120,10 +113,8 @@ def contact_sheet_metadata(
     A picture must never fail a run. What could not be drawn is logged as a warning, and marked on the sheet.
 
     Args:
-        log: of the step.
-        lake: the lake.
-        collection: exact spelling.
-        receipts: its rows of ``image_series``.
+        log: takes the warnings.
+        receipts: the collection's rows of ``image_series``.
         series: its rows of ``series``.
     """
     try:

@@ -28,6 +28,9 @@ Context = (
 class Naming:
     """Names derived from the prefix of an archive.
 
+    What builds a part of its definitions takes these first, then the archive's settings, which also know what the
+    person calls each of them.
+
     Attributes:
         prefix: first part of the asset keys, ``nbia`` unless a second archive stands beside the first.
         partitions: the kept collections of the archive, in their exact spelling.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
-from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, build_jobs
+from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG_JOB, RANGE_END, RANGE_START, TABLES_JOB, Jobs
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
@@ -23,23 +23,15 @@ COLLECTIONS_PER_RUN = 25
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
 
 
-def build_schedules(
-    names: Naming, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
-) -> list[dg.ScheduleDefinition]:
-    """Return the schedules of one archive; their times are UTC.
-
-    Args:
-        names: of the archive.
-        settings: when they fire.
-        jobs: what they run; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
+def build_schedules(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinition]:
+    """Return the schedules of one archive, which run `jobs`; their times are UTC.
 
     Raises:
         SettingsError: Dagster does not accept a cron expression.
     """
-    known = {job.name: job for job in jobs or build_jobs(names)}
     return [
-        _checked(settings, "catalogue_cron", lambda: _catalog(names, settings, known)),
-        _checked(settings, "reconcile_cron", lambda: _reconcile(names, settings, known)),
+        _checked(settings, "catalogue_cron", lambda: _catalog(naming, settings, jobs[CATALOG_JOB])),
+        _checked(settings, "reconcile_cron", lambda: _reconcile(naming, settings, jobs[TABLES_JOB])),
     ]
 
 
@@ -53,28 +45,24 @@ def _checked(settings: Settings, field: str, build: Callable[[], dg.ScheduleDefi
         ) from e
 
 
-def _catalog(
-    names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.ScheduleDefinition:
+def _catalog(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
-        name=names.of("catalogue"),
-        job=jobs[names.of(CATALOG_JOB)],
+        name=naming.of("catalogue"),
+        job=job,
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
-        tags={ARCHIVE_TAG: names.prefix},
+        tags={ARCHIVE_TAG: naming.prefix},
         description="The collections and the value lists; registers new collections as partitions.",
     )
 
 
-def _reconcile(
-    names: Naming, settings: Settings, jobs: dict[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.ScheduleDefinition:
+def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name=names.of("reconcile"),
-        job=jobs[names.of(TABLES_JOB)],
+        name=naming.of("reconcile"),
+        job=job,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        required_resource_keys={names.lake},
+        required_resource_keys={naming.lake},
         description=(
             "Lists every kept collection completely, and records which series were added, revised, withdrawn or "
             "returned. Run it after the catalog, which says which collections there are."
@@ -82,21 +70,21 @@ def _reconcile(
     )
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:
         try:
-            lake = names.lake_of(context).open(write=False)
-            yield from _requests(names, lake, settings.collections, context.instance)
+            lake = naming.lake_of(context).open(write=False)
+            yield from _requests(naming, lake, settings.collections, context.instance)
         except LakeError as e:
             yield dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
 
     return reconcile
 
 
-def _requests(names: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
+def _requests(naming: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
     """Yield runs over ranges of the listed collections.
 
     One that the archive does not list any more is left out; materializing `collections` records that it is gone.
     """
     listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
-    registered = list(instance.get_dynamic_partitions(str(names.partitions.name)))
+    registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
     kept = [c for c in matching(patterns, registered) if c in listed]
     if not listed:
         yield dg.SkipReason("The table of collections is empty: materialize collections first")
@@ -105,6 +93,6 @@ def _requests(names: Naming, lake: Lake, patterns: Sequence[str], instance: dg.D
         for first, last in contiguous_ranges(kept[i : i + COLLECTIONS_PER_RUN], registered):
             yield dg.RunRequest(
                 run_key=f"{first} to {last}",
-                job_name=names.of(TABLES_JOB),
-                tags={RANGE_START: first, RANGE_END: last, ARCHIVE_TAG: names.prefix},
+                job_name=naming.of(TABLES_JOB),
+                tags={RANGE_START: first, RANGE_END: last, ARCHIVE_TAG: naming.prefix},
             )

@@ -37,15 +37,14 @@ from nbia_pipeline.defs.jobs import (
     PARTITION,
     TABLES_JOB,
     UPDATE_JOB,
-    build_jobs,
+    Jobs,
     images_config,
 )
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
-from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake import LakeError
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
-from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError, matching
 from nbia_pipeline.text import first_of
@@ -71,48 +70,54 @@ Tick = dg.SensorResult | dg.SkipReason
 T = TypeVar("T")
 
 
-def build_sensors(
-    names: Naming, settings: Settings, jobs: Sequence[dg.UnresolvedAssetJobDefinition] | None = None
-) -> list[dg.SensorDefinition]:
-    """Return the sensors of one archive.
+def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.SensorDefinition]:
+    """Return the sensors of one archive; `jobs` are what they request."""
 
-    Args:
-        names: of the archive.
-        settings: how often they tick.
-        jobs: what they request; made by :func:`~nbia_pipeline.defs.jobs.build_jobs` for these names.
-    """
-    known = {job.name: job for job in jobs or build_jobs(names)}
-    return [_updated_series(names, settings, known), _image_backlog(names, settings, known)]
+    def sensor(
+        name: str, look: Callable[[dg.SensorEvaluationContext], Tick], requested: Sequence[str], needs: str, text: str
+    ) -> dg.SensorDefinition:
+        @dg.sensor(
+            name=naming.of(name),
+            jobs=[jobs[job] for job in requested],
+            minimum_interval_seconds=settings.poll_seconds,
+            required_resource_keys={needs},
+            description=text,
+        )
+        def tick(context: dg.SensorEvaluationContext) -> Tick:
+            try:
+                return look(context)
+            except (ArchiveError, LakeError, SettingsError, CursorError) as e:
+                return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
+
+        return tick
+
+    return [
+        sensor(
+            "updated_series",
+            lambda context: _updated_series_tick(naming, settings, context),
+            (UPDATE_JOB, TABLES_JOB, CATALOG_JOB),
+            naming.archive,
+            "Asks the archive what was released since a week before the last tick, and requests one run for each "
+            "collection with something new. The first tick only records what is there. To start from a day, set the "
+            "cursor to it, like 2026-01-01.",
+        ),
+        sensor(
+            "image_backlog",
+            lambda context: _image_backlog_tick(naming, settings, context),
+            (IMAGES_JOB,),
+            naming.lake,
+            "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
+            "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
+            "are retried once a day.",
+        ),
+    ]
 
 
 # --- what was released
 
 
-def _updated_series(
-    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=names.of("updated_series"),
-        jobs=[jobs[names.of(job)] for job in (UPDATE_JOB, TABLES_JOB, CATALOG_JOB)],
-        minimum_interval_seconds=settings.poll_seconds,
-        required_resource_keys={names.archive},
-        description=(
-            "Asks the archive what was released since a week before the last tick, and requests one run for each "
-            "collection with something new. The first tick only records what is there. To start from a day, set the "
-            "cursor to it, like 2026-01-01."
-        ),
-    )
-    def updated_series(context: dg.SensorEvaluationContext) -> Tick:
-        try:
-            return _updated_series_tick(names, settings, context)
-        except (ArchiveError, SettingsError, CursorError) as e:
-            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
-
-    return updated_series
-
-
-def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
-    archive = names.archive_of(context)
+def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
+    archive = naming.archive_of(context)
     now = clock.utc_now()
     today = now.date()
     before = read_cursor(context.cursor, now)
@@ -130,16 +135,16 @@ def _updated_series_tick(names: Naming, settings: Settings, context: dg.SensorEv
         return dg.SkipReason(_empty(since, suspicious=before.expects_rows(since)))
     changed = changed_collections(before, found)
     cursor = next_cursor(before, found, today, changed=bool(changed)).encode()
-    return _requests(names, context, settings, changed, cursor) or dg.SensorResult(
+    return _requests(naming, context, settings, changed, cursor) or dg.SensorResult(
         skip_reason=_nothing_new(settings, changed, found, since), cursor=cursor
     )
 
 
 def _requests(
-    names: Naming, context: dg.SensorEvaluationContext, settings: Settings, changed: Mapping[str, str], cursor: str
+    naming: Naming, context: dg.SensorEvaluationContext, settings: Settings, changed: Mapping[str, str], cursor: str
 ) -> dg.SensorResult | None:
     """Return one run for each kept collection that changed, and the partitions of those that are new."""
-    registered = context.instance.get_dynamic_partitions(str(names.partitions.name))
+    registered = context.instance.get_dynamic_partitions(str(naming.partitions.name))
     by_partition: dict[str, list[str]] = defaultdict(list)
     for collection, digest in changed.items():
         by_partition[spelled(collection, registered)].append(digest)
@@ -148,25 +153,25 @@ def _requests(
         return None
     added = [c for c in kept if c not in set(registered)]
     jobs = {c: UPDATE_JOB if settings.mirrors_images_of(c) else TABLES_JOB for c in kept}
-    runs = [_run(names, jobs[c], c, _short(*by_partition[c])) for c in kept]
+    runs = [_run(naming, jobs[c], c, _short(*by_partition[c])) for c in kept]
     if added:
         # The table of collections must have them too: until then they count as not listed.
         key = f"collections:{_short(added, cursor)}"
-        runs.append(dg.RunRequest(run_key=key, job_name=names.of(CATALOG_JOB), tags={ARCHIVE_TAG: names.prefix}))
+        runs.append(dg.RunRequest(run_key=key, job_name=naming.of(CATALOG_JOB), tags={ARCHIVE_TAG: naming.prefix}))
     return dg.SensorResult(
         run_requests=runs,
-        dynamic_partitions_requests=[names.partitions.build_add_request(added)] if added else [],
+        dynamic_partitions_requests=[naming.partitions.build_add_request(added)] if added else [],
         cursor=cursor,
     )
 
 
-def _run(names: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
+def _run(naming: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=f"{collection}:{key}",
-        job_name=names.of(job),
+        job_name=naming.of(job),
         partition_key=collection,
-        run_config=None if job == TABLES_JOB else images_config(names, retry=False, max_bytes=RUN_BYTES),
-        tags={ARCHIVE_TAG: names.prefix},
+        run_config=None if job == TABLES_JOB else images_config(naming, retry=False, max_bytes=RUN_BYTES),
+        tags={ARCHIVE_TAG: naming.prefix},
     )
 
 
@@ -210,13 +215,9 @@ def _collections(names: Iterable[str]) -> str:
 
 
 def within(seconds: float, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns, if it does so in time.
+    """Return what `ask`, which calls the archive, returns, if it does so in time.
 
     If it does not, it goes on until its own timeouts: a call that waits for the network cannot be interrupted.
-
-    Args:
-        seconds: how long to wait.
-        ask: calls the archive.
 
     Raises:
         ArchiveUnreachable: it takes longer.
@@ -243,70 +244,40 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
 # --- what is still to be fetched
 
 
-def _image_backlog(
-    names: Naming, settings: Settings, jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
-) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=names.of("image_backlog"),
-        job=jobs[names.of(IMAGES_JOB)],
-        minimum_interval_seconds=settings.poll_seconds,
-        required_resource_keys={names.lake},
-        description=(
-            "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
-            "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
-            "are retried once a day."
-        ),
-    )
-    def image_backlog(context: dg.SensorEvaluationContext) -> Tick:
-        try:
-            return _image_backlog_tick(names, settings, context)
-        except LakeError as e:
-            return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
-
-    return image_backlog
-
-
-def _image_backlog_tick(names: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
-    lake = names.lake_of(context).open(write=False)
-    registered = set(context.instance.get_dynamic_partitions(str(names.partitions.name)))
+def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEvaluationContext) -> Tick:
+    lake = naming.lake_of(context).open(write=False)
+    registered = set(context.instance.get_dynamic_partitions(str(naming.partitions.name)))
     mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
-    busy = collections_in_progress(names, context.instance)
+    busy = collections_in_progress(naming, context.instance)
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
     runs, last = [], None
-    for collection in _from(mirrored, after=context.cursor):
+    # In a circle, beginning after the collection where the last tick ended.
+    for collection in sorted(mirrored, key=lambda c: (c <= (context.cursor or ""), c)):
         if time.monotonic() > deadline:
             break
         last = collection
-        todo = [] if collection in busy else backlog(lake, collection)
-        if todo:
+        if collection in busy:
+            continue
+        if todo := preview(lake, collection, bounds=Bounds(retry=False)).todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
-            runs.append(_run(names, IMAGES_JOB, collection, key))
+            runs.append(_run(naming, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
     return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
 
 
-def backlog(lake: Lake, collection: str) -> list[WantedSeries]:
-    """Return the listed series of a collection that are not in the lake, except those that are not retried now."""
-    return preview(lake, collection, bounds=Bounds(retry=False)).todo
-
-
-def collections_in_progress(names: Naming, instance: dg.DagsterInstance) -> set[str]:
+def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:
     """Return the collections with a run of images that is queued or in progress, whatever requested it."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
-    with_images = (names.of(IMAGES_JOB), names.of(UPDATE_JOB))
+    with_images = (naming.of(IMAGES_JOB), naming.of(UPDATE_JOB))
     return {
         run.tags[PARTITION]
         for run in runs
-        if PARTITION in run.tags and (run.job_name in with_images or names.key("images") in (run.asset_selection or ()))
+        if PARTITION in run.tags
+        and (run.job_name in with_images or naming.key("images") in (run.asset_selection or ()))
     }
-
-
-def _from(collections: Sequence[str], after: str | None) -> list[str]:
-    """Return the collections in a circle, beginning after `after`, where the last tick ended."""
-    return sorted(collections, key=lambda c: (c <= (after or ""), c))
 
 
 def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline.schema.arrow import first_of_each
 from nbia_pipeline.schema.status import COMPLETE
 
 MOST = 24
@@ -67,7 +68,7 @@ class Chosen:
         return LABELED.get((self.Modality or "").strip().upper())
 
 
-def choose(receipts: pa.Table, series: pa.Table, most: int = MOST) -> list[Chosen]:
+def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
     """Return the series that represent a collection, ordered by patient, study and number.
 
     The modalities take turns, and within one the patients do. The order within a turn is random, but given by the
@@ -77,27 +78,25 @@ def choose(receipts: pa.Table, series: pa.Table, most: int = MOST) -> list[Chose
     Args:
         receipts: rows of ``image_series``; only complete series can be shown.
         series: rows of ``series``, which know the modality.
-        most: how many series at most.
     """
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE)).select(
         ["SeriesInstanceUID", "PatientID", "SeriesMD5", "ImageCount", "Bytes"]
     )
-    uids = series["SeriesInstanceUID"].to_pylist()
-    modalities = dict(zip(uids, series["Modality"].to_pylist(), strict=True))
+    listed = first_of_each(series, "SeriesInstanceUID").select(
+        ["SeriesInstanceUID", "Modality", "SeriesDescription", "StudyDate", "StudyInstanceUID", "SeriesNumber"]
+    )
+    known = complete.join(listed, "SeriesInstanceUID", use_threads=False)
     images: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
     labeled: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
-    for row, (uid, patient) in enumerate(
-        zip(complete["SeriesInstanceUID"].to_pylist(), complete["PatientID"].to_pylist(), strict=True)
-    ):
-        modality = (modalities.get(uid) or "").strip().upper()
+    columns = (known[name].to_pylist() for name in ("SeriesInstanceUID", "PatientID", "Modality"))
+    for row, (uid, patient, stored) in enumerate(zip(*columns, strict=True)):
+        modality = (stored or "").strip().upper()
         kind = labeled if modality in LABELED else images
         kind[modality].append((_random(uid), patient, row))
-    shown = list(islice(_in_turns(images), most))
-    others = list(islice(_in_turns(labeled), max(MOST_LABELED, most - len(shown))))
-    rows = complete.take(pa.array(shown[: most - len(others)] + others, pa.int64())).to_pylist()
-    listed = _listed(series, [r["SeriesInstanceUID"] for r in rows])
-    rows = sorted(({**listed.get(r["SeriesInstanceUID"], {}), **r} for r in rows), key=_position)
-    return [Chosen(**{f.name: row.get(f.name) for f in fields(Chosen)}) for row in rows]
+    shown = list(islice(_in_turns(images), MOST))
+    others = list(islice(_in_turns(labeled), max(MOST_LABELED, MOST - len(shown))))
+    rows = known.take(pa.array(shown[: MOST - len(others)] + others, pa.int64())).to_pylist()
+    return [Chosen(**{f.name: row[f.name] for f in fields(Chosen)}) for row in sorted(rows, key=_position)]
 
 
 def digest_of(chosen: Sequence[Chosen], version: str) -> str:
@@ -138,13 +137,6 @@ def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> Iterator
         waiting = later
 
 
-def _listed(series: pa.Table, uids: list[str]) -> dict[str, dict[str, Any]]:
-    columns = ["SeriesInstanceUID", "Modality", "SeriesDescription", "StudyDate", "StudyInstanceUID", "SeriesNumber"]
-    found = series.filter(pc.is_in(series["SeriesInstanceUID"], pa.array(uids, pa.string()))).select(columns)
-    return {row["SeriesInstanceUID"]: row for row in found.to_pylist()}
-
-
 def _position(row: dict[str, Any]) -> tuple[str, str, str, int, str]:
-    day = str(row.get("StudyDate") or "")
-    study, number = row.get("StudyInstanceUID") or "", row.get("SeriesNumber") or 0
-    return row["PatientID"], day, study, number, row["SeriesInstanceUID"]
+    study, number = row["StudyInstanceUID"] or "", row["SeriesNumber"] or 0
+    return row["PatientID"], str(row["StudyDate"] or ""), study, number, row["SeriesInstanceUID"]

@@ -44,9 +44,7 @@ def contact_sheet(lake: Lake, collection: str, receipts: pa.Table, series: pa.Ta
     One file of each chosen series is read (two if it has phases), and none if the sheet in the lake is still valid.
 
     Args:
-        lake: the lake.
-        collection: exact spelling.
-        receipts: its rows of ``image_series``.
+        receipts: the collection's rows of ``image_series``.
         series: its rows of ``series``.
 
     Raises:

@@ -3,4 +3,7 @@
 from nbia_pipeline.schema.shapes import Form, Key, Shape, normalize
 from nbia_pipeline.schema.tables import TABLES, Column, Table
 
-__all__ = ["TABLES", "Column", "Form", "Key", "Shape", "Table", "normalize"]
+__all__ = ["GUEST", "TABLES", "Column", "Form", "Key", "Shape", "Table", "normalize"]
+
+GUEST = "nbia_guest"
+"""User name of the guest of every archive, who sees what is public and needs no password."""

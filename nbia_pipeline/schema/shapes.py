@@ -2,7 +2,7 @@
 
 A shape is what one family of endpoints sends in one dialect. The client reads answers by these shapes
 and the embedded archive writes them by the same ones. The spelling is the server's; where the official
-guide prints another one, it is given as `guide`. The facts come from the server's source.
+guide prints another one, it is given as `guide`. All of this is from the server's source.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Key:
         column: name of the column that it fills, or None where no table wants it (or must not have it).
         form: how the server writes the value.
         guide: the guide's spelling where it differs.
-        source: name of the fact behind it where `column` is None or misleading; the embedded archive
+        source: name of the value behind it where `column` is None or misleading; the embedded archive
             fills the key from it.
     """
 
@@ -86,12 +86,9 @@ class Shape:
         numbers = (Form.NUMBER, Form.NUMBER_TEXT)
         return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in self.keys if k.column])
 
-    def columns_by_wire_name(self) -> dict[str, str | None]:
-        """Map each spelling, normalized by :func:`normalize`, to its column (None: not wanted)."""
-        return self._columns_by_wire_name
-
     @cached_property
-    def _columns_by_wire_name(self) -> dict[str, str | None]:
+    def columns_by_wire_name(self) -> dict[str, str | None]:
+        """Column (None: not wanted) of each spelling, normalized by :func:`normalize`."""
         return {
             normalize(spelling): key.column
             for key in self.keys
@@ -117,9 +114,13 @@ def _keys(text: str, table: Table | None = None, /, **exceptions: Key) -> tuple[
     return tuple(k if k.column in columns else replace(k, column=None, source=k.column) for k in keys)
 
 
+def _of_form(form: Form, names: str) -> dict[str, Key]:
+    """Make keys, by name, of columns whose values the server writes in one form."""
+    return {name: Key(name, name, form) for name in names.split()}
+
+
 _AUTHORIZED = Key("Authorized", None, Form.NUMBER)
 _PATIENT_ID = Key("PatientId", "PatientID", guide="PatientID")
-_BIRTH_DATE = Key("PatientBirthDate", "PatientBirthDate", Form.DATETIME)
 
 COLLECTION_VALUE = Shape("COLLECTION_VALUE", COLLECTIONS, _keys("Collection"))
 MODALITY_VALUE = Shape("MODALITY_VALUE", MODALITIES, _keys("Modality"))
@@ -133,20 +134,11 @@ PATIENT = Shape(
         "PatientId PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode "
         "SpeciesDescription",
         PatientId=_PATIENT_ID,
-        PatientBirthDate=_BIRTH_DATE,
+        **_of_form(Form.DATETIME, "PatientBirthDate"),
     ),
 )
 PATIENT_ID = Shape("PATIENT_ID", None, (_PATIENT_ID,))
 
-_STUDY_FORMS = {
-    "SeriesCount": Key("SeriesCount", "SeriesCount", Form.NUMBER),
-    "LongitudinalTemporalOffsetFromEvent": Key(
-        "LongitudinalTemporalOffsetFromEvent",
-        "LongitudinalTemporalOffsetFromEvent",
-        Form.NUMBER,
-        guide="LongitudinalTemportalOffsetFromEvent",
-    ),
-}
 STUDY = Shape(
     "STUDY",
     STUDIES,
@@ -154,25 +146,25 @@ STUDY = Shape(
         "StudyInstanceUID StudyDate StudyDescription AdmittingDiagnosesDescription StudyID PatientAge PatientID "
         "PatientName PatientBirthDate PatientSex EthnicGroup Collection SeriesCount "
         "LongitudinalTemporalEventType LongitudinalTemporalOffsetFromEvent",
-        StudyDate=Key("StudyDate", "StudyDate", Form.DATETIME),
-        PatientBirthDate=_BIRTH_DATE,
-        **_STUDY_FORMS,
+        **_of_form(Form.DATETIME, "StudyDate PatientBirthDate"),
+        **_of_form(Form.NUMBER, "SeriesCount"),
+        LongitudinalTemporalOffsetFromEvent=Key(
+            "LongitudinalTemporalOffsetFromEvent",
+            "LongitudinalTemporalOffsetFromEvent",
+            Form.NUMBER,
+            guide="LongitudinalTemportalOffsetFromEvent",
+        ),
     ),
 )
 
 _SERIES_FORMS = {
-    "SeriesNumber": Key("SeriesNumber", "SeriesNumber", Form.NUMBER),
-    "ImageCount": Key("ImageCount", "ImageCount", Form.NUMBER),
-    "FileSize": Key("FileSize", "FileSize", Form.NUMBER),
+    **_of_form(Form.NUMBER, "SeriesNumber ImageCount FileSize"),
     "StudyDesc": Key("StudyDesc", "StudyDescription", guide="StudyDescription"),
 }
 _SERIES_FORMS_V2 = {
     **_SERIES_FORMS,
-    "SeriesDate": Key("SeriesDate", "SeriesDate", Form.DATETIME),
-    "StudyDate": Key("StudyDate", "StudyDate", Form.DATETIME),
-    "AnnotationsFlag": Key("AnnotationsFlag", "AnnotationsFlag", Form.BOOLEAN),
-    "TimeStamp": Key("TimeStamp", "TimeStamp", Form.DATETIME),
-    "DateReleased": Key("DateReleased", "DateReleased", Form.DATETIME),
+    **_of_form(Form.DATETIME, "SeriesDate StudyDate TimeStamp DateReleased"),
+    **_of_form(Form.BOOLEAN, "AnnotationsFlag"),
 }
 _SERIES_1_TO_15 = (
     "SeriesInstanceUID StudyInstanceUID Modality ProtocolName SeriesDate SeriesDescription BodyPartExamined "
@@ -323,10 +315,10 @@ STUDY_V4 = Shape(
     "STUDY4",
     STUDIES,
     (
-        *_keys(
-            " ".join(k.name for k in STUDY.keys if k.name != "PatientBirthDate"),
-            StudyDate=Key("StudyDate", "StudyDate", Form.US_DAY),
-            **_STUDY_FORMS,
+        *(
+            replace(k, form=Form.US_DAY) if k.name == "StudyDate" else k
+            for k in STUDY.keys
+            if k.name != "PatientBirthDate"
         ),
         _AUTHORIZED,
     ),
@@ -335,10 +327,8 @@ _V4_RENAMES = {
     "MaxSubmissionTimestamp": Key("MaxSubmissionTimestamp", "TimeStamp", Form.US_DAY),
     "DataDescriptionURI": Key("DataDescriptionURI", "CollectionURI"),
     "AdmittingDiagnosisDescription": Key("AdmittingDiagnosisDescription", "AdmittingDiagnosesDescription"),
-    "DateReleased": Key("DateReleased", "DateReleased", Form.US_DAY),
-    "SeriesDate": Key("SeriesDate", "SeriesDate", Form.US_DAY),
-    "StudyDate": Key("StudyDate", "StudyDate", Form.US_DAY),
-    "AnnotationsFlag": Key("AnnotationsFlag", "AnnotationsFlag", Form.FLAG_TEXT),
+    **_of_form(Form.US_DAY, "DateReleased SeriesDate StudyDate"),
+    **_of_form(Form.FLAG_TEXT, "AnnotationsFlag"),
 }
 SERIES_V4 = Shape(
     "SERIES4",
@@ -355,11 +345,6 @@ SERIES_V4 = Shape(
         _AUTHORIZED,
     ),
 )
-
-
-_V4_DECIMALS = {
-    name: Key(name, name, Form.DECIMAL_TEXT) for name in ("SeriesNumber", "LongitudinalTemporalOffsetFromEvent")
-}
 METADATA_V4 = Shape(
     "META4",
     SERIES_METADATA,
@@ -373,7 +358,11 @@ METADATA_V4 = Shape(
             "SoftwareVersions ImageCount MaxSubmissionTimestamp LicenseName LicenseURI DataDescriptionURI "
             "FileSize ReleasedStatus DateReleased ThirdPartyAnalysis",
             SERIES_METADATA,
-            **{**_SERIES_FORMS, **_V4_RENAMES, **_V4_DECIMALS},
+            **{
+                **_SERIES_FORMS,
+                **_V4_RENAMES,
+                **_of_form(Form.DECIMAL_TEXT, "SeriesNumber LongitudinalTemporalOffsetFromEvent"),
+            },
         ),
         Key("Authorized", None),
     ),

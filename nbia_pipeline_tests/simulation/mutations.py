@@ -209,11 +209,11 @@ def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
     def ask(client: NbiaClient, name: str, collection: str) -> pa.Table:
         return client._list(name, collection=collection)
 
-    def write(table: Any, source: tables.Source, fetch: Any, collection: str | None = None) -> None:
-        properties = {LISTED_AT: clock.utc_now().isoformat(), API: source.api}
+    def write(table: Any, client: NbiaClient, lake: Lake, fetch: Any, collection: str | None = None) -> None:
+        properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api}
         fetched = fetch()
         properties |= fetched.properties
-        source.lake.write_table(table, fetched.rows, collection, properties=properties, may_empty=True)
+        lake.write_table(table, fetched.rows, collection, properties=properties, may_empty=True)
 
     def every_listing(collection: str, series: pa.Table, properties: dict[str, str], *_: Any) -> Any:
         yield feed._Listing(series, present.moment(properties[LISTED_AT]), properties)

@@ -11,7 +11,7 @@ from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
-from nbia_pipeline.defs.assets.tables import Source, describe
+from nbia_pipeline.defs.assets.tables import describe
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.engine import Mirror
@@ -63,18 +63,15 @@ class PlainRuns:
     def _tables(self) -> list[Callable[..., None]]:
         return [self._series, self._changes, self._metadata]
 
-    def _source(self, client: NbiaClient) -> Source:
-        return Source(client, self._settings.api, self._lake)
-
     def _catalogue(self, client: NbiaClient, _: str) -> None:
-        tables._write(COLLECTIONS, self._source(client), lambda: describe(client, self._settings))
+        tables._write(COLLECTIONS, client, self._lake, lambda: describe(client, self._settings))
         for collection in [*vanished_collections(self._lake), *returned_collections(self._lake)]:
             self._changes(client, collection)
         listed = self._lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
         self._register(sorted(set(listed) - set(self._partitions())))
 
     def _series(self, client: NbiaClient, collection: str) -> None:
-        tables._write(SERIES, self._source(client), lambda: Fetched(client.series(collection)), collection)
+        tables._write(SERIES, client, self._lake, lambda: Fetched(client.series(collection)), collection)
 
     def _changes(self, client: NbiaClient, collection: str) -> None:
         changes.record_collection(self._lake, collection, RUN, ChangesConfig())
@@ -83,7 +80,7 @@ class PlainRuns:
         def fetch() -> Fetched:
             return metadata_of(client, self._lake, collection, self._settings.api)
 
-        tables._write(SERIES_METADATA, self._source(client), fetch, collection)
+        tables._write(SERIES_METADATA, client, self._lake, fetch, collection)
 
     def _images(self, client: NbiaClient, collection: str, **bounds: Any) -> None:
         mirror = Mirror(client, self._lake)

@@ -12,8 +12,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.defs.assets.fetch_op import build_fetch_op
-from nbia_pipeline.defs.assets.images import RunBounds, build_finish_op, build_plan_op, receipts_metadata
+from nbia_pipeline.defs.assets.images import RunBounds, build_ops, receipts_metadata
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
@@ -31,15 +30,14 @@ DESCRIPTION = (
 WHOLE = "series_in_lake"
 
 
-def build_cart_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
+def build_cart_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``cart_images`` asset of one archive."""
-    plan = build_plan_op(names, settings, NAME, RunBounds, _plan)
-    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
+    plan, fetch, finish = build_ops(naming, settings, NAME, RunBounds, _plan, _finish)
 
     @dg.graph_asset(
         name=NAME,
-        key_prefix=names.prefix,
-        partitions_def=names.carts,
+        key_prefix=naming.prefix,
+        partitions_def=naming.carts,
         description=DESCRIPTION,
         group_name="images",
         kinds={"dicom", "file"},
@@ -88,33 +86,32 @@ def _committed(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
 # --- the check
 
 
-def build_cart_check(names: Naming) -> dg.AssetChecksDefinition:
+def build_cart_check(naming: Naming) -> dg.AssetChecksDefinition:
     """Return the check that every cart that was ever asked for is whole, by its last run."""
 
     @dg.asset_check(
-        asset=names.key(NAME),
+        asset=naming.key(NAME),
         name="complete",
         description="Every series of each cart was in the lake, whole, verified and as listed, after its last run.",
     )
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        short = list(_incomplete(context.instance, names))
-        rows = [dg.TableRecord({"cart": cart, "series": series, "in_lake": there}) for cart, series, there in short]
-        metadata: dict[str, Any] = {"carts_short": len(short)}
+        rows = list(_incomplete(context.instance, naming))
+        metadata: dict[str, Any] = {"carts_short": len(rows)}
         if rows:
             metadata["carts"] = dg.MetadataValue.table(rows)
-        return dg.AssetCheckResult(passed=not short, metadata=metadata)
+        return dg.AssetCheckResult(passed=not rows, metadata=metadata)
 
     return check
 
 
-def _incomplete(instance: dg.DagsterInstance, names: Naming) -> Iterator[tuple[str, int, int]]:
+def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[dg.TableRecord]:
     """Yield the carts that lack series: the name, how many it has, and how many are there."""
-    for cart in instance.get_dynamic_partitions(str(names.carts.name)):
+    for cart in instance.get_dynamic_partitions(str(naming.carts.name)):
         last = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=names.key(NAME), asset_partitions=[cart]), limit=1
+            dg.AssetRecordsFilter(asset_key=naming.key(NAME), asset_partitions=[cart]), limit=1
         ).records
         if last and last[0].asset_materialization is not None:
             figures = last[0].asset_materialization.metadata
             series, there = (int(str(figures[name].value)) for name in ("series", WHOLE))
             if there < series:
-                yield cart, series, there
+                yield dg.TableRecord({"cart": cart, "series": series, "in_lake": there})

@@ -34,31 +34,31 @@ class ChangesConfig(dg.Config):
     )
 
 
-def build_changes_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
+def build_changes_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``series_changes`` asset of one archive."""
 
-    @partitioned_asset(names, SERIES_CHANGES, after=[COLLECTIONS, SERIES], calls_archive=False)
+    @partitioned_asset(naming, SERIES_CHANGES, after=[COLLECTIONS, SERIES], calls_archive=False)
     def series_changes(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings):
-            lake = names.lake_of(context).open()
+            lake = naming.lake_of(context).open()
 
             def make(collection: str) -> dict[str, Any]:
                 return record_collection(lake, collection, context.run.run_id, config)[1]
 
-            each_partition(names, settings, SERIES_CHANGES, context, lake, make)
+            each_partition(naming, settings, SERIES_CHANGES, context, lake, make)
         return dg.MaterializeResult()
 
     return series_changes
 
 
 def record_collections(
-    names: Naming, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
+    naming: Naming, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
 ) -> None:
     """Record the changes of some collections, from a step of another asset."""
     for collection in collections:
         summary, metadata = record_collection(lake, collection, context.run.run_id, config)
         if summary.changes.num_rows:
-            record(context, names.key(SERIES_CHANGES.name), {collection: metadata})
+            record(context, naming.key(SERIES_CHANGES.name), {collection: metadata})
 
 
 def record_collection(
@@ -96,9 +96,5 @@ def _shown(change: dict[str, Any]) -> dg.TableRecord:
     values = {name: change[name] for name in ("SeriesInstanceUID", "PatientID", "Change", "Version")}
     if change["Change"] == REVISED:
         values |= {"ColumnName": change["ColumnName"], "OldValue": change["OldValue"], "NewValue": change["NewValue"]}
-    texts = {name: value if isinstance(value, int) else _text(value) for name, value in values.items()}
+    texts = {n: v if isinstance(v, int) else "null" if v is None else str(v) for n, v in values.items()}
     return dg.TableRecord({**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts})
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)

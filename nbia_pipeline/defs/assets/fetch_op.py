@@ -33,34 +33,28 @@ SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
 
 
-def build_fetch_op(names: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
-    """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of one collection or of several.
-
-    Args:
-        names: of the archive.
-        settings: of the archive.
-        asset: that the op is a part of.
-    """
+def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
+    """Return the op of an asset that fetches a batch: a list of :class:`WantedSeries` as JSON, of any collections."""
 
     @dg.op(
-        name=names.of(f"fetch_{asset}"),
-        pool=names.pool,
+        name=naming.of(f"fetch_{asset}"),
+        pool=naming.pool,
         retry_policy=RETRY,
-        required_resource_keys={names.archive, names.lake},
+        required_resource_keys={naming.archive, naming.lake},
     )
     def fetch(context: dg.OpExecutionContext, batch: list[Any]) -> dict[str, Any]:
         key = str(context.get_mapping_key())
         wanted = [WantedSeries.from_json(w) for w in batch]
         started = time.perf_counter()
         with as_failure(settings):
-            lake = names.lake_of(context).open()
+            lake = naming.lake_of(context).open()
             # A retry, or another run, may have fetched some meanwhile.
             there = already_there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
-        with _reported_in_full(context, settings, names.key(asset), lake, missing, progress):
+        with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
             if missing:
-                with names.archive_of(context).client() as client:
+                with naming.archive_of(context).client() as client:
                     Mirror(client, lake).fetch(missing, on_result=progress.add)
             # Another batch failed: nothing follows that would carry the receipts of this one over.
             for collection in collections_of(wanted):
@@ -89,7 +83,13 @@ def _reported_in_full(
         base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
-        _commit_the_rest(context, lake, missing)
+        for collection in collections_of(missing):
+            try:
+                mark_failed(lake, collection)
+                commit_journal(lake, collection)
+            except LakeError as other:  # the first error is the one to report; the next plan makes up for this
+                where = f"what was fetched of {collection} is not in the tables yet, but in the journal"
+                context.log.warning(f"{where}: {other}")
         problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
@@ -104,25 +104,12 @@ def _reported_in_full(
         ) from e
 
 
-def _commit_the_rest(context: dg.OpExecutionContext, lake: Lake, wanted: Sequence[WantedSeries]) -> None:
-    for collection in collections_of(wanted):
-        try:
-            mark_failed(lake, collection)
-            commit_journal(lake, collection)
-        except LakeError as e:  # the first error is the one to report; the next plan makes up for this
-            context.log.warning(f"what was fetched of {collection} is not in the tables yet, but in the journal: {e}")
-
-
 def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:
     """Return what was not fetched and why: what the archive refused, then what the problem stopped."""
     tried = {r.wanted.SeriesInstanceUID for r in receipts}
-    refused = [
-        {"series": r.wanted.SeriesInstanceUID, "what": f"{r.status}: {r.reason}"}
-        for r in receipts
-        if r.status != COMPLETE
-    ]
-    stopped = [w for w in wanted if w.SeriesInstanceUID not in tried]
-    return [*refused, *({"series": w.SeriesInstanceUID, "what": f"not fetched: {problem}"} for w in stopped)]
+    refused = {r.wanted.SeriesInstanceUID: f"{r.status}: {r.reason}" for r in receipts if r.status != COMPLETE}
+    stopped = {w.SeriesInstanceUID: f"not fetched: {problem}" for w in wanted if w.SeriesInstanceUID not in tried}
+    return [{"series": uid, "what": what} for uid, what in {**refused, **stopped}.items()]
 
 
 def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
@@ -132,13 +119,7 @@ def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
 
 
 def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dict[str, Any]:
-    """Return what a batch did, as plain JSON values.
-
-    Args:
-        receipts: of the series that it asked for.
-        there: how many were in the lake already.
-        seconds: how long it took.
-    """
+    """Return what a batch did, as plain JSON values; `there` of its series were in the lake already."""
     fetched = [r for r in receipts if r.status == COMPLETE]
     sizes = [sum(i.Size for i in r.instances) for r in fetched]
     status = Counter(r.status for r in receipts)

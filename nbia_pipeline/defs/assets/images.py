@@ -92,7 +92,7 @@ class ImagesConfig(RunBounds):
 Config = TypeVar("Config", bound=RunBounds)
 
 
-def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
+def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
 
     def make_plan(context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
@@ -105,18 +105,18 @@ def build_images_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition
         selection = config.selection(mirror.client)
         return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
 
-    plan = build_plan_op(names, settings, NAME, ImagesConfig, make_plan, ins={"after": dg.In(dg.Nothing)})
-    fetch, finish = build_fetch_op(names, settings, NAME), build_finish_op(names, settings, NAME, _finish)
+    after = {"after": dg.In(dg.Nothing)}
+    plan, fetch, finish = build_ops(naming, settings, NAME, ImagesConfig, make_plan, _finish, after)
 
     @dg.graph_asset(
         name=NAME,
-        key_prefix=names.prefix,
-        partitions_def=names.partitions,
+        key_prefix=naming.prefix,
+        partitions_def=naming.partitions,
         description=DESCRIPTION,
         group_name="images",
         kinds={"dicom", "file"},
         metadata=definition_metadata(IMAGE_SERIES),
-        ins={"series": dg.AssetIn(key=names.key(SERIES.name), dagster_type=dg.Nothing)},
+        ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
     )
     def images(series: Any) -> Any:
         found, summary = plan(series)
@@ -140,40 +140,42 @@ def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any],
     }
 
 
-# --- the first and the last step of an asset of images
+# --- the steps of an asset of images
 
 
-def build_plan_op(
-    names: Naming,
+def build_ops(
+    naming: Naming,
     settings: Settings,
     asset: str,
     config_type: type[Config],
     make_plan: Callable[[dg.OpExecutionContext, Config, Mirror], tuple[Plan, dict[str, Any]]],
+    finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
     ins: Mapping[str, dg.In] | None = None,
-) -> dg.OpDefinition:
-    """Return the op that plans a run: outputs ``found``, one for each batch, and ``summary`` for the finish op.
+) -> tuple[dg.OpDefinition, dg.OpDefinition, dg.OpDefinition]:
+    """Return the ops of an asset: the first plans, the second fetches a batch, the last commits and shows figures.
+
+    The first has the outputs ``found``, one for each batch, and ``summary`` for the last.
 
     Args:
-        names: of the archive.
-        settings: of the archive.
-        asset: that the op is a part of.
+        asset: that the ops are parts of.
         config_type: what a run can be asked for.
-        make_plan: returns the plan, and what else the finish op must know, as plain JSON values.
-        ins: of the op.
+        make_plan: returns the plan, and what else `finish` must know, as plain JSON values.
+        finish: commits, and returns what the lake holds, as metadata.
+        ins: of the first op.
     """
 
     @dg.op(
-        name=names.of(f"plan_{asset}"),
+        name=naming.of(f"plan_{asset}"),
         ins=ins,
         out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
         config_schema=config_type.to_config_schema().as_field(),
-        required_resource_keys={names.archive, names.lake},
+        required_resource_keys={naming.archive, naming.lake},
     )
     def plan_op(context: dg.OpExecutionContext) -> Any:
         started = time.time()
         config = config_type(**context.op_config)
-        with as_failure(settings), names.archive_of(context).client() as client:
-            plan, more = make_plan(context, config, Mirror(client, names.lake_of(context).open()))
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            plan, more = make_plan(context, config, Mirror(client, naming.lake_of(context).open()))
         keys = []
         for number, batch in enumerate(plan.batches(config.batch_series)):
             keys.append(f"b{number:05d}")
@@ -181,32 +183,14 @@ def build_plan_op(
         summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **more}
         yield dg.Output(summary, output_name="summary")
 
-    return plan_op
-
-
-def build_finish_op(
-    names: Naming,
-    settings: Settings,
-    asset: str,
-    finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
-) -> dg.OpDefinition:
-    """Return the op that ends a run: receipts into the tables, figures into the asset's page.
-
-    Args:
-        names: of the archive.
-        settings: of the archive.
-        asset: that the op is a part of.
-        finish: commits, and returns what the lake holds, as metadata.
-    """
-
-    @dg.op(name=names.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={names.lake})
+    @dg.op(name=naming.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
     def finish_op(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         with as_failure(settings):
-            metadata = finish(context, names.lake_of(context).open(), summary, reports)
+            metadata = finish(context, naming.lake_of(context).open(), summary, reports)
         yield dg.Output(None, metadata={**metadata, **run_metadata(summary, reports)})
 
-    return finish_op
+    return plan_op, build_fetch_op(naming, settings, asset), finish_op
 
 
 def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:

@@ -25,11 +25,10 @@ COLLECTIONS_AT_A_TIME = 2
 Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
 
 
-def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
+def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
     """Return the asset decorator with what all tables share.
 
     Args:
-        names: of the archive.
         table: which one.
         calls_archive: whether it needs the archive, and so counts against the pool that limits such steps.
         more: arguments of :func:`dagster.asset`.
@@ -37,41 +36,40 @@ def table_asset(names: Naming, table: Table, *, calls_archive: bool = True, **mo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests fail if it changes
         decorator: Decorator = dg.asset(
-            key=names.key(table.name),
+            key=naming.key(table.name),
             description=table.description,
             kinds={"parquet"},
             metadata=definition_metadata(table),
-            required_resource_keys={names.archive, names.lake} if calls_archive else {names.lake},
-            pool=names.pool if calls_archive else None,
+            required_resource_keys={naming.archive, naming.lake} if calls_archive else {naming.lake},
+            pool=naming.pool if calls_archive else None,
             **more,
         )
     return decorator
 
 
 def partitioned_asset(
-    names: Naming, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
+    naming: Naming, table: Table, *, after: Sequence[Table] = (), calls_archive: bool = True
 ) -> Decorator:
     """Return the asset decorator of a table with one partition per collection; a backfill of it is one run.
 
     Args:
-        names: of the archive.
         table: which one.
         after: the tables that it depends on.
         calls_archive: whether it needs the archive.
     """
     return table_asset(
-        names,
+        naming,
         table,
         calls_archive=calls_archive,
         group_name="tables",
-        partitions_def=names.partitions,
+        partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        deps=[names.key(t.name) for t in after],
+        deps=[naming.key(t.name) for t in after],
     )
 
 
 def each_partition(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
@@ -82,11 +80,7 @@ def each_partition(
     """Make the partitions of a run, each by itself, so that one that fails costs only itself.
 
     Args:
-        names: of the archive.
-        settings: of the archive.
         table: whose partitions they are.
-        context: of the step.
-        lake: the lake.
         make: makes the partition of a collection and returns its metadata; called from several threads.
         salvage: called with the collections that were made if others failed: Dagster then skips the next steps.
 
@@ -108,9 +102,16 @@ def each_partition(
                 # Here rather than at the end: Dagster is slow at this, and meanwhile the other thread goes on.
                 context.add_asset_metadata(made[collection], partition_key=collection)
     if failed:
-        record(context, names.key(table.name), made)
+        record(context, naming.key(table.name), made)
         salvage(list(made))
-        raise _failure_of(failed, done=len(made))
+        first, why = next(iter(failed.items()))
+        if len(failed) == 1 and not made:
+            raise dg.Failure(why, metadata={"collection": first})
+        rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
+        raise dg.Failure(
+            f"{len(failed)} collections failed, {len(made)} were written. {first}: {why}",
+            metadata={"failed": dg.MetadataValue.table(rows)},
+        )
 
 
 def largest_first(lake: Lake, collections: list[str]) -> list[str]:
@@ -127,14 +128,3 @@ def record(context: dg.AssetExecutionContext, key: dg.AssetKey, made: dict[str, 
     """Report partitions to Dagster that were made although the step fails, or belongs to another asset."""
     for collection, metadata in made.items():
         context.log_event(dg.AssetMaterialization(asset_key=key, partition=collection, metadata=metadata))
-
-
-def _failure_of(failed: dict[str, str], done: int) -> dg.Failure:
-    first = next(iter(failed.values()))
-    if len(failed) == 1 and not done:
-        return dg.Failure(first, metadata={"collection": next(iter(failed))})
-    rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
-    return dg.Failure(
-        f"{len(failed)} collections failed, {done} were written. {next(iter(failed))}: {first}",
-        metadata={"failed": dg.MetadataValue.table(rows)},
-    )

@@ -27,24 +27,24 @@ class ReleasedConfig(dg.Config):
     )
 
 
-def build_released_asset(names: Naming, settings: Settings) -> dg.AssetsDefinition:
+def build_released_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the asset of one archive that reports releases; its key is ``news``."""
 
     @dg.asset(
-        key=names.key(NAME),
+        key=naming.key(NAME),
         description="Report: the patients and the studies of the collection with a series released since a day.",
         group_name="reports",
         kinds={"report"},
-        partitions_def=names.partitions,
-        deps=[names.key(COLLECTIONS.name)],
-        required_resource_keys={names.archive},
-        pool=names.pool,
+        partitions_def=naming.partitions,
+        deps=[naming.key(COLLECTIONS.name)],
+        required_resource_keys={naming.archive},
+        pool=naming.pool,
     )
     def released(context: dg.AssetExecutionContext, config: ReleasedConfig) -> dg.MaterializeResult[Any]:
         collection = context.partition_key
         with as_failure(settings):
-            since = _day(config.since) if config.since else _since(context.instance, names.key(NAME), collection)
-            with names.archive_of(context).client() as client:
+            since = _day(config.since) if config.since else _since(context.instance, naming.key(NAME), collection)
+            with naming.archive_of(context).client() as client:
                 found = ask_released(client, collection, since)
         return dg.MaterializeResult(
             metadata={

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -31,21 +30,6 @@ from nbia_pipeline.text import did_you_mean, first_of
 DESCRIPTIONS_AT_A_TIME = 8
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a table comes from.
-
-    Attributes:
-        client: the archive.
-        api: dialect of the client.
-        lake: where the table is written to.
-    """
-
-    client: NbiaClient
-    api: str
-    lake: Lake
-
-
 class MetadataConfig(dg.Config):
     """What a run of ``series_metadata`` asks for."""
 
@@ -56,103 +40,95 @@ class MetadataConfig(dg.Config):
     )
 
 
-def build_table_assets(names: Naming, settings: Settings) -> list[dg.AssetsDefinition]:
+def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefinition]:
     """Return the table assets of one archive."""
     return [
-        _collections(names, settings),
-        _values(names, settings, t.MODALITIES, NbiaClient.modality_values),
-        _values(names, settings, t.BODY_PARTS, NbiaClient.body_part_values),
-        _values(names, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
-        _listing(names, settings, t.PATIENTS, lambda client, c: client.patients(c)),
-        _listing(names, settings, t.STUDIES, lambda client, c: client.studies(c)),
-        _series(names, settings),
-        build_changes_asset(names, settings),
-        _series_metadata(names, settings),
+        _collections(naming, settings),
+        _values(naming, settings, t.MODALITIES, NbiaClient.modality_values),
+        _values(naming, settings, t.BODY_PARTS, NbiaClient.body_part_values),
+        _values(naming, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
+        _listing(naming, settings, t.PATIENTS, lambda client, c: client.patients(c)),
+        _listing(naming, settings, t.STUDIES, lambda client, c: client.studies(c)),
+        _listing(naming, settings, t.SERIES, lambda client, c: client.series(c)),
+        build_changes_asset(naming, settings),
+        _series_metadata(naming, settings),
     ]
 
 
-def _collections(names: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @table_asset(names, t.COLLECTIONS, group_name="catalogue")
+def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
+    @table_asset(naming, t.COLLECTIONS, group_name="catalogue")
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
-        with as_failure(settings), names.archive_of(context).client() as client:
-            lake = names.lake_of(context).open()
-            source = Source(client, settings.api, lake)
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            lake = naming.lake_of(context).open()
             known = lake.collections_of(t.SERIES)
-            metadata = _write(t.COLLECTIONS, source, lambda: describe(client, settings, known))
+            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
             # No other step does: a collection that the archive does not list has no listing of series, and no run.
-            record_collections(names, context, lake, [*vanished, *returned_collections(lake)], config)
+            record_collections(naming, context, lake, [*vanished, *returned_collections(lake)], config)
         kept = lake.read_table(t.COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
-        new = register(context.instance, names.partitions, kept)
+        new = register(context.instance, naming.partitions, kept)
         return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new), "vanished": len(vanished)})
 
     return collections
 
 
 def _values(
-    names: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient], pa.Table]
+    naming: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient], pa.Table]
 ) -> dg.AssetsDefinition:
-    @table_asset(names, table, group_name="catalogue")
+    @table_asset(naming, table, group_name="catalogue")
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        with as_failure(settings), names.archive_of(context).client() as client:
-            source = Source(client, settings.api, names.lake_of(context).open())
-            return dg.MaterializeResult(metadata=_write(table, source, lambda: Fetched(fetch(client))))
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            lake = naming.lake_of(context).open()
+            return dg.MaterializeResult(metadata=_write(table, client, lake, lambda: Fetched(fetch(client))))
 
     return values
 
 
 def _listing(
-    names: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]
+    naming: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]
 ) -> dg.AssetsDefinition:
     """Return a table whose partitions are each one listing of the archive."""
 
-    @partitioned_asset(names, table, after=[t.COLLECTIONS])
+    @partitioned_asset(naming, table, after=[t.COLLECTIONS])
     def listing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        return _each(names, settings, table, context, lambda source, c: Fetched(fetch(source.client, c)))
+        def salvage(listed: list[str]) -> None:
+            # One collection that fails for days must not keep the changes of all others from the feed.
+            if table == t.SERIES:
+                record_collections(naming, context, naming.lake_of(context).open(), listed, ChangesConfig())
+
+        return _each(naming, settings, table, context, lambda client, lake, c: Fetched(fetch(client, c)), salvage)
 
     return listing
 
 
-def _series(names: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @partitioned_asset(names, t.SERIES, after=[t.COLLECTIONS])
-    def series(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        def salvage(listed: list[str]) -> None:
-            # One collection that fails for days must not keep the changes of all others from the feed.
-            record_collections(names, context, names.lake_of(context).open(), listed, ChangesConfig())
-
-        return _each(names, settings, t.SERIES, context, lambda source, c: Fetched(source.client.series(c)), salvage)
-
-    return series
-
-
-def _series_metadata(names: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @partitioned_asset(names, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
+def _series_metadata(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
+    @partitioned_asset(naming, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
-        def fetch(source: Source, collection: str) -> Fetched:
-            return metadata_of(source.client, source.lake, collection, source.api, full=config.full)
+        def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
+            return metadata_of(client, lake, collection, client.api, full=config.full)
 
-        return _each(names, settings, t.SERIES_METADATA, context, fetch)
+        return _each(naming, settings, t.SERIES_METADATA, context, fetch)
 
     return series_metadata
 
 
 def _each(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
-    fetch: Callable[[Source, str], Fetched],
+    fetch: Callable[[NbiaClient, Lake, str], Fetched],
     salvage: Callable[[list[str]], None] = lambda made: None,
 ) -> dg.MaterializeResult[Any]:
     """Write the partitions of a run, each from its own fetch."""
-    with as_failure(settings), names.archive_of(context).client() as client:
-        source = Source(client, settings.api, names.lake_of(context).open())
+    with as_failure(settings), naming.archive_of(context).client() as client:
+        lake = naming.lake_of(context).open()
 
         def make(collection: str) -> dict[str, Any]:
-            return _write(table, source, lambda: fetch(source, collection), collection)
+            return _write(table, client, lake, lambda: fetch(client, lake, collection), collection)
 
-        each_partition(names, settings, table, context, source.lake, make, salvage)
+        each_partition(naming, settings, table, context, lake, make, salvage)
     return dg.MaterializeResult()
 
 
@@ -160,7 +136,6 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
     """Return the collections that the settings keep.
 
     Args:
-        settings: the names and globs.
         listed: what the archive lists.
         known: what the lake has tables of. One of these that is not listed any more was withdrawn, which is not an
             error of the settings.
@@ -184,10 +159,7 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) -> Fetched:
     """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
 
-    Args:
-        client: the archive.
-        settings: which collections are kept.
-        known: the collections that the lake has tables of.
+    The collections that the lake has tables of are `known`.
     """
     collections = kept_collections(settings, client.collection_values(), known)
     counts = client.collection_counts()
@@ -202,9 +174,11 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
     return Fetched(rows, {KEPT: json.dumps(settings.collections)})
 
 
-def _write(table: Table, source: Source, fetch: Callable[[], Fetched], collection: str | None = None) -> dict[str, Any]:
+def _write(
+    table: Table, client: NbiaClient, lake: Lake, fetch: Callable[[], Fetched], collection: str | None = None
+) -> dict[str, Any]:
     started = time.perf_counter()
-    fetched, size = write_listing(source.lake, table, source.api, fetch, collection)
+    fetched, size = write_listing(lake, table, client.api, fetch, collection)
     seconds = time.perf_counter() - started
-    figures = materialization_metadata(table, source.lake, fetched.rows.num_rows, size, seconds, collection)
+    figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}

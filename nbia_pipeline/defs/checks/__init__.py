@@ -14,6 +14,6 @@ from nbia_pipeline.settings import Settings
 __all__ = ["build_checks"]
 
 
-def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
+def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one archive."""
-    return [*tables.build_checks(names, settings), *images.build_checks(names, settings)]
+    return [*tables.build_checks(naming, settings), *images.build_checks(naming, settings)]

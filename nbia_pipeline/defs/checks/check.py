@@ -67,7 +67,7 @@ class Report:
 
 
 def build_check(
-    names: Naming,
+    naming: Naming,
     settings: Settings,
     asset: str,
     name: str,
@@ -80,8 +80,6 @@ def build_check(
     """Return a check that passes if it finds nothing wrong.
 
     Args:
-        names: of the archive.
-        settings: of the archive.
         asset: which asset it is about.
         name: of the check.
         description: what is true if it passes, in one sentence.
@@ -89,37 +87,31 @@ def build_check(
         severity: of a finding.
         needs_archive: True if it asks the archive too.
     """
-    needed = {names.lake, names.archive} if needs_archive else {names.lake}
+    needed = {naming.lake, naming.archive} if needs_archive else {naming.lake}
 
-    @dg.asset_check(asset=names.key(asset), name=name, description=description, required_resource_keys=needed)
+    @dg.asset_check(asset=naming.key(asset), name=name, description=description, required_resource_keys=needed)
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         step = context.op_execution_context
         with as_failure(settings):
             subject = Subject(
-                names.lake_of(context).open(write=False),
+                naming.lake_of(context).open(write=False),
                 settings,
-                names.archive_of(context) if needs_archive else None,
+                naming.archive_of(context) if needs_archive else None,
                 step.partition_key if step.has_partition_key else None,
             )
             report = find(subject)
             findings = iter(report.findings)
             first = list(islice(findings, SHOWN))
             count = len(first) + sum(1 for _ in findings)
-        return _result(description, severity, report, first, count)
+        metadata: dict[str, Any] = {"findings": count, **report.properties}
+        text = description
+        if first:
+            rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
+            metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+            text += f" It failed with {count} findings, the first: {first[0].what}"
+            if remedy := report.remedy(first):
+                metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
+                text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
+        return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)
 
     return check
-
-
-def _result(
-    description: str, severity: dg.AssetCheckSeverity, report: Report, first: list[Finding], count: int
-) -> dg.AssetCheckResult:
-    metadata: dict[str, Any] = {"findings": count, **report.properties}
-    text = description
-    if first:
-        rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
-        metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-        text += f" It failed with {count} findings, the first: {first[0].what}"
-        if remedy := report.remedy(first):
-            metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
-            text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
-    return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)

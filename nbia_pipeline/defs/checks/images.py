@@ -36,9 +36,9 @@ ASKED_AT_MOST = 100
 _UID = "SeriesInstanceUID"
 
 
-def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
+def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
-    check = partial(build_check, names, settings, "images")
+    check = partial(build_check, naming, settings, "images")
     return [
         check(
             "complete",
@@ -71,7 +71,11 @@ def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefini
 
 def complete(subject: Subject) -> Report:
     """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
-    return Report(incomplete(subject.lake, _mirrored(subject)), remedy=_run_them)
+
+    def run_them(first: list[Finding]) -> str:
+        return " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)])
+
+    return Report(incomplete(subject.lake, _mirrored(subject)), remedy=run_them)
 
 
 def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
@@ -90,10 +94,6 @@ def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
                 status, why = "outdated", receipt.get("Reason") or "the archive changed it since it was fetched"
             uid = series.SeriesInstanceUID
             yield Finding(collection, f"series {uid} is {status}: {why}", uid)
-
-
-def _run_them(first: list[Finding]) -> str:
-    return " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)])
 
 
 # --- intact
@@ -191,17 +191,12 @@ def unlicensed(lake: Lake) -> Iterator[Finding]:
         for row in listed.filter(pc.is_in(listed[_UID], value_set=pc.unique(complete))).to_pylist():
             named.setdefault(_license(row), []).append(row[_UID])
         for license, uids in sorted(named.items()):
-            yield from _license_findings(collection, license, uids, has_text=license in known)
-
-
-def _license_findings(collection: str, license: tuple[str, str], uids: list[str], has_text: bool) -> Iterator[Finding]:
-    shown = first_of(uids, SHOWN)
-    if not any(license):
-        yield Finding(collection, f"{len(uids)} series name no license: {shown}", uids[0])
-    elif not has_text:
-        name = license[0] or license[1]
-        what = f"the text of {name!r} is not in the lake: the archive serves none, or was not asked yet"
-        yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
+            shown, name = first_of(uids, SHOWN), license[0] or license[1]
+            if not name:
+                yield Finding(collection, f"{len(uids)} series name no license: {shown}", uids[0])
+            elif license not in known:
+                what = f"the text of {name!r} is not in the lake: the archive serves none, or was not asked yet"
+                yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
 
 
 def _license(row: dict[str, Any]) -> tuple[str, str]:

@@ -1,11 +1,12 @@
 """The checks of the tables: they agree with each other."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 import pyarrow.compute as pc
 
-from nbia_pipeline.defs.checks.check import Finding, Report, Subject, build_check
+from nbia_pipeline.defs.checks.check import Finding, Report, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
@@ -13,20 +14,15 @@ from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDI
 from nbia_pipeline.settings import Settings
 
 
-def build_checks(names: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
+def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the tables of one archive."""
+    check = partial(build_check, naming, settings)
 
     def covers_series(table: Table, column: str, description: str) -> dg.AssetChecksDefinition:
-        def find(subject: Subject) -> Report:
-            return Report(not_covered(subject.lake, table, column))
-
-        return build_check(names, settings, table.name, "cover_series", description, find)
-
-    def unique(subject: Subject) -> Report:
-        return Report(duplicates(subject.lake))
+        return check(table.name, "cover_series", description, lambda s: Report(not_covered(s.lake, table, column)))
 
     return [
-        build_check(names, settings, SERIES.name, "uids_unique", "Every series is listed once.", unique),
+        check(SERIES.name, "uids_unique", "Every series is listed once.", lambda s: Report(duplicates(s.lake))),
         covers_series(PATIENTS, "PatientID", "Every patient of the series table is in the patients table."),
         covers_series(STUDIES, "StudyInstanceUID", "Every study of the series table is in the studies table."),
         covers_series(SERIES_METADATA, "SeriesInstanceUID", "Every series of the series table has its metadata."),
