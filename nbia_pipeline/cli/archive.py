@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nbia_pipeline.cli.home import fail
-from nbia_pipeline.embedded.__main__ import main as serve
+from nbia_pipeline.embedded.__main__ import run as serve
 from nbia_pipeline.embedded.options import add_archive_options
 
 
@@ -16,26 +16,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", choices=["demo", "idc"], default="demo", help="what to serve")
     parser.add_argument("--scale", type=int, default=1, help="size of the demo images: 1 is small, 100 is gigabytes")
     add_archive_options(parser)
+    parser.set_defaults(record=None)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C; 1 if the port is not available."""
     try:
-        serve(_words(options))
+        serve(options)
     except OSError as e:
         other = "--port" if options.control_port is None else "--port or --control-port"
         return fail(f"cannot listen on {options.host}:{options.port} ({e.strerror}): take another {other}")
     except ImportError as e:
         return fail(str(e))
     return 0
-
-
-def _words(options: argparse.Namespace) -> list[str]:
-    """Return the options as the words of a command line."""
-    words: list[str] = []
-    for name, value in vars(options).items():
-        switch = "--" + name.replace("_", "-")
-        if name in ("command", "rest") or value is None or value is False:
-            continue
-        words += [switch] if value is True else [switch, str(value)]
-    return words

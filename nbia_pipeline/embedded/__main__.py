@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from nbia_pipeline.embedded.options import add_archive_options
 from nbia_pipeline.embedded.server.run import Addresses, serve
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse a command line, None for that of the process, and serve until stopped."""
-    options = _parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> None:
+    """Serve as the options say until stopped; see :func:`_parser` for them."""
     record: Path | None = options.record
 
     def ready(addresses: Addresses) -> None:
@@ -77,4 +75,4 @@ def _write_record(path: Path, addresses: Addresses) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(_parser().parse_args())

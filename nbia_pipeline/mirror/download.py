@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +18,6 @@ from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.repair import complete, complete_without_digests, expect_same_set
 from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
-from nbia_pipeline.mirror.streams import Streams
 from nbia_pipeline.mirror.unpack import NotVerified, ZipBounds, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 
@@ -28,6 +31,10 @@ EMPTY_ZIPS = 2
 IN_A_ROW = 3
 # Bound of a series whose size the archive does not know.
 UNKNOWN_BYTES = 1 << 36
+# The number of streams is adjusted so often, by the part of the processors' time that this process takes.
+ADJUST_SECONDS = 0.1
+IDLE = 0.6
+BUSY = 0.85
 
 
 class NoImages(NotVerified):
@@ -96,6 +103,66 @@ def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
             if not of_one_series:
                 return problem
     return first
+
+
+class Streams:
+    """A number of slots: one more than processors at first, doubled when these are found idle, one less when busy.
+
+    The client bounds how many requests are in flight. Here the processors are watched: while downloads wait for the
+    network, more of them help; once the processors are busy unpacking and hashing, more only get in each other's way.
+
+    Args:
+        most: highest number of slots.
+        cores: processors.
+        clock: seconds, monotonic.
+        cpu: seconds of processor time that this process took.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        cores: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._cores = cores or os.cpu_count() or 1
+        self._most = most
+        self._least = self.allowed = min(most, self._cores + 1)
+        self._clock = clock
+        self._cpu = cpu
+        self._measured = (clock(), cpu())
+        self._taken = 0
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Wait for a slot, and occupy it."""
+        with self._freed:
+            while self._taken >= self.allowed:
+                self._freed.wait(ADJUST_SECONDS)
+                self.adjust()
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= 1
+                self._freed.notify()
+
+    def adjust(self) -> None:
+        """Set the number of slots by what the processors did since the last time, if that is long enough ago."""
+        now, used = self._clock(), self._cpu()
+        seconds = now - self._measured[0]
+        if seconds < ADJUST_SECONDS:
+            return
+        busy = (used - self._measured[1]) / seconds / self._cores
+        self._measured = (now, used)
+        if busy < IDLE:
+            self.allowed = min(self._most, self.allowed * 2)
+            self._freed.notify_all()
+        elif busy > BUSY:
+            self.allowed = max(self._least, self.allowed - 1)
 
 
 def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receipt:

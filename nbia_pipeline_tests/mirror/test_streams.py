@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from nbia_pipeline.mirror.streams import Streams
+from nbia_pipeline.mirror.download import Streams
 
 
 class Machine:
