@@ -128,6 +128,7 @@ class Mirror:
             ArchiveError: the archive cannot be asked.
             LakeError: the lake cannot be written.
         """
+        self.lake.check_writable()
         client = self.client
         for table, ask in ((t.PATIENTS, client.patients), (t.STUDIES, client.studies), (t.SERIES, client.series)):
             write_listing(self.lake, table, client.api, partial(_fetched, ask, collection), collection)
