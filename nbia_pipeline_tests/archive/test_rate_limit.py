@@ -19,6 +19,8 @@ from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, Faults, answer, cut, silence
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Time:

@@ -26,6 +26,8 @@ from nbia_pipeline.verify.refetch import refetch
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
 
+pytestmark = pytest.mark.slow
+
 COLLECTIONS = ("Lung Phantom CT", "QIN_Breast.v2")
 SERIES_COUNT = 9
 

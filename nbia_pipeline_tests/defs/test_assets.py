@@ -22,6 +22,8 @@ from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, html
 from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, Pipeline
 
+pytestmark = pytest.mark.slow
+
 IMAGE_CHECKS = ["complete", "intact", "agrees_with_archive", "licensed"]
 
 

@@ -23,6 +23,8 @@ from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline_tests.helpers.faults import always, html
 from nbia_pipeline_tests.helpers.ticker import MONDAY, Make, Ticker, asked, day
 
+pytestmark = pytest.mark.slow
+
 SENSOR = "nbia_updated_series"
 
 

@@ -22,6 +22,8 @@ from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
+pytestmark = pytest.mark.slow
+
 NOW = dt.datetime.fromisoformat("2024-03-05T10:20:30")
 
 

@@ -25,6 +25,8 @@ from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
 from nbia_pipeline.embedded.phantoms.sampling import lesion_mask, lesion_slices, outline, render
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
+pytestmark = pytest.mark.slow
+
 PLANS = demo_plans()
 STORE = PhantomStore(PLANS)
 BY_UID = {plan.uid: plan for plan in PLANS}
