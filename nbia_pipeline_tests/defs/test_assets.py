@@ -239,7 +239,7 @@ def test_the_definitions_load_and_carry_what_the_ui_shows(full: Pipeline) -> Non
     for name in ("collections", "patients", "studies", "series", "series_metadata", "images"):
         spec = full.definitions.resolve_assets_def(Naming().key(name)).specs_by_key[Naming().key(name)]
         assert spec.description
-        assert spec.group_name in ("catalogue", "tables", "images")
+        assert spec.group_name in ("catalog", "tables", "images")
         assert spec.kinds
         columns = {c.name: c for c in spec.metadata["dagster/column_schema"].columns}
         assert "Collection" in columns
