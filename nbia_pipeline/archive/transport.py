@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import io
 import logging
@@ -31,7 +30,7 @@ from nbia_pipeline.archive.errors import (
     ServerError,
 )
 from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
-from nbia_pipeline.archive.tokens import BearerToken, Tokens
+from nbia_pipeline.archive.tokens import Tokens, authorization
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ class Session:
             try:
                 self._http.post(
                     f"{self.base_url}/logout",
-                    auth=BearerToken(token),
+                    auth=authorization(token),
                     timeout=self.options.connect_timeout,
                     verify=self._verify,
                     allow_redirects=False,
@@ -265,7 +264,7 @@ class Session:
                 self.base_url + endpoint,
                 params=parameters if method == "GET" else None,
                 data=parameters if method == "POST" else None,
-                auth=BearerToken(token) if token else _no_auth,
+                auth=authorization(token),
                 stream=True,
                 timeout=(self.options.connect_timeout, self.options.read_timeout),
                 verify=self._verify,
@@ -314,11 +313,6 @@ class Session:
             wait = min(self.options.max_backoff, max(wait, problem.retry_after))
         log.info("trying again in %.1f s: %s", wait, problem)
         time.sleep(wait)
-
-
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Send no credentials; without it requests would take a netrc entry for the host."""
-    return request
 
 
 def _expect_success(answer: requests.Response, had_token: bool) -> None:
@@ -373,12 +367,9 @@ def _excerpt(answer: requests.Response) -> str:
 
 def _retry_after(answer: requests.Response) -> float | None:
     """Return the seconds of a Retry-After header, given as seconds or as an HTTP date."""
-    value = answer.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+        return float(urllib3.Retry().parse_retry_after(answer.headers.get("Retry-After", "")))
+    except (urllib3.exceptions.InvalidHeader, ValueError):
         return None
 
 
