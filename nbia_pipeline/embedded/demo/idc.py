@@ -82,10 +82,6 @@ def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
         "LicenseName": _by_unique(license, lambda name: _license(name)[0], pa.string()),
         "LicenseURI": _by_unique(license, lambda name: _license(name)[1], pa.string()),
         "CollectionURI": _by_unique(index.column("source_DOI"), lambda doi: f"https://doi.org/{doi}", pa.string()),
-        # Server: the defaults of unset species and phantom.
-        "SpeciesCode": _constant("337915000", rows),
-        "SpeciesDescription": _constant("Homo sapiens", rows),
-        "Phantom": _constant("NO", rows),
         "AnnotationSize": _constant(0, rows),
         "Visibility": _constant(VISIBLE, rows),
     }
