@@ -95,7 +95,7 @@ def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bo
     """Return a small `table` as Jackson writes it: ``[]`` when empty; without `nulls` their keys are left out."""
     rows = [
         {
-            spelling(key, guide): _jackson_value(text, key)
+            spelling(key, guide): text if text is None or key.form not in _BARE_FORMS else json.loads(text)
             for key, text in zip(shape.keys, cells, strict=True)
             if nulls or text is not None
         }
@@ -103,10 +103,6 @@ def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bo
         for cells in zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _jackson_value(text: str | None, key: Key) -> object:
-    return text if text is None or key.form not in _BARE_FORMS else json.loads(text)
 
 
 def _json_rows(batch: pa.RecordBatch, shape: Shape, guide: bool) -> pa.Array:

@@ -59,7 +59,7 @@ def idc_catalog() -> Catalog:
     index = pq.read_table(package.IDC_INDEX_PARQUET_FILEPATH, columns=_COLUMNS)
     # Reading through a data set of batches keeps the pieces small enough for 32-bit text offsets.
     batches = [_columns(batch) for batch in index.to_batches(max_chunksize=100_000)]
-    return Catalog(name="idc", series=pa.Table.from_batches(batches, CATALOG_SCHEMA))
+    return Catalog(pa.Table.from_batches(batches, CATALOG_SCHEMA))
 
 
 def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
