@@ -123,7 +123,7 @@ class Tokens:
         status = answer.status_code
         if status in (400, 401, 403):
             # The error fields of Keycloak hold no secret.
-            fields = _json_object(answer) or {}
+            fields = _json(answer) or {}
             why = ": ".join(str(fields[k])[:100] for k in ("error", "error_description") if k in fields)
             raise LoginRefused(
                 f"the archive refuses the account {self._username!r} ({why or 'no reason given'}): check username and "
@@ -142,17 +142,7 @@ class Tokens:
             raise _not_an_archive("there is no token endpoint here: check base_url", status)
         if status != 200:
             raise ArchiveUnreachable("the archive gives no token: try later", status=status)
-        # The body is never quoted: it holds the token.
-        reply = _json_object(answer)
-        if reply is not None:
-            return reply
-        what = "the token endpoint did not answer with a JSON object: base_url may not be that of an NBIA archive"
-        if answer.text.lstrip().startswith("<"):
-            what = (
-                "the token endpoint answered with HTML or XML: a proxy or a login page may stand between you and the "
-                "archive, or base_url may not be that of an NBIA archive"
-            )
-        raise _not_an_archive(what, status)
+        return _json_object(answer)
 
 
 def _not_an_archive(what: str, status: int) -> BadAnswer:
@@ -181,7 +171,21 @@ def _seconds(lifetime: object) -> float:
     return float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
 
 
-def _json_object(answer: requests.Response) -> dict[str, Any] | None:
+def _json_object(answer: requests.Response) -> dict[str, Any]:
+    # The body is never quoted: it holds the token.
+    reply = _json(answer)
+    if reply is not None:
+        return reply
+    what = "the token endpoint did not answer with a JSON object: base_url may not be that of an NBIA archive"
+    if answer.text.lstrip().startswith("<"):
+        what = (
+            "the token endpoint answered with HTML or XML: a proxy or a login page may stand between you and the "
+            "archive, or base_url may not be that of an NBIA archive"
+        )
+    raise _not_an_archive(what, answer.status_code)
+
+
+def _json(answer: requests.Response) -> dict[str, Any] | None:
     try:
         reply = answer.json()
     except ValueError:

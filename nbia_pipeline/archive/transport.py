@@ -89,20 +89,14 @@ class _Response(http.client.HTTPResponse):
         self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=CHUNK_BYTES))
 
 
-class _Http1(urllib3.connection.HTTPConnection):
-    response_class = _Response
-
-
-class _Https1(urllib3.connection.HTTPSConnection):
-    response_class = _Response
-
-
 class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Http1
+    class ConnectionCls(urllib3.connection.HTTPConnection):
+        response_class = _Response
 
 
 class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Https1
+    class ConnectionCls(urllib3.connection.HTTPSConnection):
+        response_class = _Response
 
 
 class _Adapter(HTTPAdapter):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
+from nbia_pipeline.schema.arrow import with_column
 
 DOWNLOADABLE = 12
 """Visibility code that some endpoints accept besides :data:`VISIBLE`."""
@@ -165,8 +166,7 @@ def filled_in(series: pa.Table) -> pa.Table:
     """Return rows with what the server answers where nothing is stored."""
     for name, default in DEFAULTS.items():
         if series[name].null_count:
-            position = series.schema.get_field_index(name)
-            series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
+            series = with_column(series, name, pc.fill_null(series[name], default))
     return series
 
 
