@@ -184,14 +184,10 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
     _servers[:] = [server for server in _servers if server.poll() is None]
     record.unlink(missing_ok=True)
     log = record.with_suffix(".log")
+    words = _words({**options, "catalog": catalog, "record": str(record)})
     with log.open("wb") as output:
         server = subprocess.Popen(  # noqa: S603 - our own module, arguments are not a shell's
-            [
-                sys.executable,
-                "-m",
-                "nbia_pipeline.embedded",
-                *_words({**options, "catalog": catalog, "record": str(record)}),
-            ],
+            [sys.executable, "-m", "nbia_pipeline.embedded", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -218,14 +214,8 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
 
 def _words(options: dict[str, Option]) -> list[str]:
     """Return the options as words of a command line; True is a switch, False is left out."""
-    words = []
-    for name, value in sorted(options.items()):
-        switch = "--" + name.replace("_", "-")
-        if value is True:
-            words.append(switch)
-        elif value is not False:
-            words += [switch, str(value)]
-    return words
+    switches = {f"--{name.replace('_', '-')}": value for name, value in sorted(options.items())}
+    return [name if value is True else f"{name}={value}" for name, value in switches.items() if value is not False]
 
 
 def _environment() -> dict[str, str]:

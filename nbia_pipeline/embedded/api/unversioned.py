@@ -42,7 +42,15 @@ def counts(column: str, v4_name: str, null_as: str | None = None, upper: bool = 
     """
 
     def handler(call: Call) -> Rows:
-        counted = _counted(filtered(call, _FILTERS, exact_collection=not call.v4), column, null_as, upper)
+        rows = filtered(call, _FILTERS, exact_collection=not call.v4)
+        values = pc.utf8_upper(rows[column]) if upper else rows[column]
+        if null_as is not None:
+            values = pc.fill_null(values, null_as)
+        # Patients are counted within their collection, as the server keys them.
+        pairs = pa.table({"criteria": values, "Collection": rows["Collection"], "PatientID": rows["PatientID"]})
+        patients = pairs.group_by(["criteria", "Collection", "PatientID"]).aggregate([])
+        counted = patients.group_by("criteria").aggregate([("PatientID", "count")]).sort_by("criteria")
+        counted = counted.rename_columns({"criteria": "criteria", "PatientID_count": "count"})
         if call.v4:
             return Rows(authorized(counted), shapes.counts_v4(v4_name))
         return Rows(counted, shapes.COUNTS, jackson=True)
@@ -129,19 +137,6 @@ def dicom_tags(call: Call) -> Reply:
         return EMPTY
     dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
     return json_reply([*_tags(dataset.file_meta), *_tags(dataset)])
-
-
-def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> pa.Table:
-    values = rows[column]
-    if upper:
-        values = pc.utf8_upper(values)
-    if null_as is not None:
-        values = pc.fill_null(values, null_as)
-    # Patients are counted within their collection, as the server keys them.
-    pairs = pa.table({"criteria": values, "Collection": rows["Collection"], "PatientID": rows["PatientID"]})
-    patients = pairs.group_by(["criteria", "Collection", "PatientID"]).aggregate([])
-    counted = patients.group_by("criteria").aggregate([("PatientID", "count")]).sort_by("criteria")
-    return counted.rename_columns({"criteria": "criteria", "PatientID_count": "count"})
 
 
 def _short_name(long_name: str, uri: str | None) -> str:

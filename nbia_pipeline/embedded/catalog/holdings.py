@@ -182,11 +182,8 @@ def _slice_of(table: pa.Table, name: str) -> pa.Table:
 
 
 def _named(slices: dict[str, pa.Table], wanted: str | None, ignore_case: bool) -> list[str]:
-    if wanted is None:
-        return list(slices)
-    if ignore_case:
-        return [name for name in slices if name.casefold() == wanted.casefold()]
-    return [name for name in slices if name == wanted]
+    spelled = str.casefold if ignore_case else str
+    return [name for name in slices if wanted is None or spelled(name) == spelled(wanted)]
 
 
 def _with_visibility(rows: pa.Table, codes: frozenset[int]) -> pa.Table:
