@@ -313,7 +313,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
     status = answer.status_code
     if status in (200, 204):
         return
-    body = _excerpt(answer)
+    body = " ".join(next(answer.iter_content(4096), b"").decode("utf-8", "replace").split())
 
     def problem(kind: type[ArchiveError], what: str, *arguments: str) -> ArchiveError:
         return kind(what, status=status, body=body, arguments=arguments)
@@ -351,12 +351,6 @@ def chunks_of(answer: requests.Response) -> Iterator[bytes]:
     """Yield a body in chunks of 256 KiB; ``iter_content`` would yield the server's, which are of 8 KB."""
     while chunk := answer.raw.read(CHUNK_BYTES, decode_content=True):
         yield chunk
-
-
-def _excerpt(answer: requests.Response) -> str:
-    """Return the beginning of a body for an error."""
-    text = next(answer.iter_content(4096), b"").decode("utf-8", "replace")
-    return " ".join(text.split())
 
 
 def _retry_after(answer: requests.Response) -> float | None:

@@ -83,12 +83,13 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
         f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}", flush=True
     )
     with connect(settings) if options.ask_archive else nullcontext() as client:
+        until = None if options.seconds is None else clock.utc_now() + timedelta(seconds=options.seconds)
         done = read_again(
             lake,
             planned,
             threads=options.threads,
             extra_check=digest_check(client) if client else None,
-            enough=_enough(options.seconds),
+            enough=lambda done: until is not None and clock.utc_now() >= until,
             on_progress=_progress_printer(),
         )
     print(_summary(done))
@@ -133,13 +134,6 @@ def _progress_printer() -> Callable[[VerifyRun], None]:
         )
 
     return show
-
-
-def _enough(seconds: int | None) -> Callable[[VerifyRun], bool]:
-    if seconds is None:
-        return lambda done: False
-    until = clock.utc_now() + timedelta(seconds=seconds)
-    return lambda done: clock.utc_now() >= until
 
 
 def _summary(done: VerifyRun) -> str:

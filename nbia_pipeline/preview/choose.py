@@ -92,7 +92,7 @@ def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
     for row, (uid, patient, stored) in enumerate(zip(*columns, strict=True)):
         modality = (stored or "").strip().upper()
         kind = labeled if modality in LABELED else images
-        kind[modality].append((_random(uid), patient, row))
+        kind[modality].append((hashlib.md5(uid.encode(), usedforsecurity=False).digest(), patient, row))
     shown = list(islice(_in_turns(images), MOST))
     others = list(islice(_in_turns(labeled), max(MOST_LABELED, MOST - len(shown))))
     rows = known.take(pa.array(shown[: MOST - len(others)] + others, pa.int64())).to_pylist()
@@ -103,10 +103,6 @@ def digest_of(chosen: Sequence[Chosen], version: str) -> str:
     """Return a digest that changes with the content of the series, their labels, or the way they are drawn."""
     text = json.dumps([version, *(asdict(c) for c in chosen)])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _random(uid: str) -> bytes:
-    return hashlib.md5(uid.encode(), usedforsecurity=False).digest()
 
 
 def _in_turns(by_modality: dict[str, list[tuple[bytes, str, int]]]) -> Iterator[int]:
