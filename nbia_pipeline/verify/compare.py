@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nbia_pipeline.lake import Lake, LakeError
@@ -58,9 +58,7 @@ def compare_files(
         wrong["extra"] = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
     if series_md5([row["MD5"] for row in rows]) != series.digest:
         wrong["other files than the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
-    kinds = "; ".join(f"{kind} {first_of(names, SHOWN)}" for kind, names in wrong.items())
-    # Like "of 20 files: missing 1.2.dcm; changed 1.3.dcm".
-    return VerifyResult(series, len(rows), read, f"of {len(rows)} files: {kinds}" if wrong else None)
+    return VerifyResult(series, len(rows), read, _finding(wrong, len(rows)))
 
 
 def _wrong_size(found: int | None, expected: int) -> str | None:
@@ -83,3 +81,10 @@ def _wrong_content(lake: Lake, path: str, expected: str, stop: threading.Event) 
         log.warning("%s", e)
         return "unreadable"
     return None if digest.hexdigest() == expected else "changed"
+
+
+def _finding(wrong: Mapping[str, Sequence[str]], files: int) -> str | None:
+    """Return what is wrong in one sentence, like ``of 20 files: missing 1.2.dcm; changed 1.3.dcm``."""
+    if not wrong:
+        return None
+    return f"of {files} files: {'; '.join(f'{kind} {first_of(names, SHOWN)}' for kind, names in wrong.items())}"
