@@ -357,7 +357,7 @@ def _retry_after(answer: requests.Response) -> float | None:
     """Return the seconds of a Retry-After header, given as seconds or as an HTTP date."""
     try:
         return float(urllib3.Retry().parse_retry_after(answer.headers.get("Retry-After", "")))
-    except (urllib3.exceptions.InvalidHeader, ValueError):
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return None
 
 
