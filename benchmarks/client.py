@@ -80,7 +80,7 @@ def many_series(count: int) -> Catalog:
 
     demo = [r for r in demo_catalog().series.to_pylist() if r["Collection"] == COLLECTION]
     rows = [{**demo[n % len(demo)], "SeriesInstanceUID": f"1.2.826.{n}"} for n in range(count)]
-    return Catalog("many", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA))
+    return Catalog(pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA))
 
 
 # --- the sides, each in a process of its own: only what a side needs is imported there

@@ -203,7 +203,7 @@ def giant_app(files: Sequence[GiantFile]) -> tuple[Starlette, GiantStore]:
     for plan in {file.series.uid: file.series for file in files}.values():
         sizes = [instance.size for instance in store.instances(plan.uid)]
         rows.append({**plan.row, "ImageCount": len(sizes), "FileSize": sum(sizes), "SOPClassUID": plan.sop_class})
-    catalog = Catalog("giants", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
+    catalog = Catalog(pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
     return cast(Starlette, Giants(create_app(catalog), store)), store
 
 

@@ -56,7 +56,7 @@ def benchmark_catalogue(large: int, slices: int, small: int) -> Catalog:
     ]
     store = PhantomStore(plans)
     rows = [_row(plan, store) for plan in plans]
-    return Catalog("benchmark", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
+    return Catalog(pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
 
 
 def _plans(collection: str, count: int, matrix: int, slices: int) -> list[SeriesPlan]:

@@ -104,7 +104,7 @@ def catalog(series: int) -> Catalog:
         pa.array(own[f.name], f.type) if f.name in own else pa.repeat(pa.scalar(same.get(f.name), f.type), series)
         for f in CATALOG_SCHEMA
     ]
-    return Catalog("no_op", pa.table(columns, schema=CATALOG_SCHEMA))
+    return Catalog(pa.table(columns, schema=CATALOG_SCHEMA))
 
 
 def pretend_whole(lake: Lake) -> None:

@@ -102,7 +102,8 @@ class RoundTrip:
         """Let the archive hold `rows` and nothing else; return their collection."""
         table = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
         self.archive.holdings.catalog.series = table
-        self.archive.refresh()
+        self.archive.holdings.refresh()
+        self.archive.forget()
         return str(rows[0]["Collection"])
 
     def through_the_lake(self, table: Table, rows: pa.Table, collection: str) -> list[Row]:
@@ -133,7 +134,7 @@ class WithoutBulk:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[RoundTrip]:
-    app = create_app(Catalog("property", CATALOG_SCHEMA.empty_table()))
+    app = create_app(Catalog(CATALOG_SCHEMA.empty_table()))
     with (
         serving(app) as url,
         serving(WithoutBulk(app)) as other,

@@ -13,6 +13,7 @@ from nbia_pipeline.archive.answers import decoded, non_null, read_csv, read_json
 from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.transport import Session, chunks_of
+from nbia_pipeline.schema.arrow import with_column
 
 T = TypeVar("T")
 
@@ -108,11 +109,7 @@ class Calls:
         table = self._list(values)
         names = table[self._column(values)].to_pylist()
         patients = _by_name(names, self._list(counts), _NULL_NAMES[counts])
-        return table.set_column(
-            table.schema.get_field_index("PatientCount"),
-            table.schema.field("PatientCount"),
-            pa.array([patients.get(n) for n in names], pa.int64()),
-        )
+        return with_column(table, "PatientCount", pa.array([patients.get(n) for n in names], pa.int64()))
 
     def _column(self, values: str) -> str:
         """Return the column that a list of values fills; each has one key only."""

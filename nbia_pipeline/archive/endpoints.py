@@ -103,28 +103,23 @@ _NARROWED_BY = {
     "manufacturer": {**_COLLECTION, **_MODALITY, **_BODY_PART},
 }
 
-# The key of the value in the counts of v4, and the column that it fills; v2 calls it criteria everywhere.
+# The key of the value in the counts of v4; v2 calls it criteria everywhere.
 _COUNTED = {
-    "collection": ("Collection", "Collection"),
-    "modality": ("Modality", "Modality"),
-    "body_part": ("BodyPart", "BodyPartExamined"),
-    "manufacturer": ("Manufacturer", "Manufacturer"),
+    "collection": "Collection",
+    "modality": "Modality",
+    "body_part": "BodyPart",
+    "manufacturer": "Manufacturer",
 }
 
 
 def _counts(*, v4: bool) -> dict[str, Endpoint]:
     """Return the calls that count patients: below no version in v2, hence with other rules for tokens."""
     found = {}
-    for name, (key, column) in _COUNTED.items():
+    for name, key in _COUNTED.items():
         call = f"get{key}ValuesAndCounts"
         filters = _NARROWED_BY.get(name, {})
         if v4:
-            keys = (
-                shapes.Key(key, "criteria", source=column),
-                shapes.Key("Count", "count", shapes.Form.NUMBER),
-                shapes.Key("Authorized", None, shapes.Form.NUMBER),
-            )
-            found[f"{name}_counts"] = Endpoint(V4 + call, Shape(f"COUNTS4_{key}", None, keys), filters)
+            found[f"{name}_counts"] = Endpoint(V4 + call, shapes.counts_v4(key), filters)
         else:
             found[f"{name}_counts"] = Endpoint(UNVERSIONED + call, shapes.COUNTS, filters, empty_if_unauthorized=False)
     return found

@@ -147,5 +147,4 @@ def _forget_inherited() -> None:
     _limiters.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)
+os.register_at_fork(after_in_child=_forget_inherited)

@@ -22,16 +22,15 @@ TOKEN_PATH = "/oauth/token"  # noqa: S105 - a path
 PostForm = Callable[[str, dict[str, str]], requests.Response]
 
 
-class BearerToken(requests.auth.AuthBase):
-    """Put the token into the header; as an `auth` object it wins over a netrc entry for the host."""
+def authorization(token: str | None) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """Return what puts a token into the header, if there is one; without it requests would take a netrc entry."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
         return request
+
+    return authorize
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ class Tokens:
         status = answer.status_code
         if status in (400, 401, 403):
             # The error fields of Keycloak hold no secret.
-            reply = _json(answer)
-            fields = reply if isinstance(reply, dict) else {}
+            fields = _json(answer) or {}
             why = ": ".join(str(fields[k])[:100] for k in ("error", "error_description") if k in fields)
             raise LoginRefused(
                 f"the archive refuses the account {self._username!r} ({why or 'no reason given'}): check username and "
@@ -176,7 +174,7 @@ def _seconds(lifetime: object) -> float:
 def _json_object(answer: requests.Response) -> dict[str, Any]:
     # The body is never quoted: it holds the token.
     reply = _json(answer)
-    if isinstance(reply, dict):
+    if reply is not None:
         return reply
     what = "the token endpoint did not answer with a JSON object: base_url may not be that of an NBIA archive"
     if answer.text.lstrip().startswith("<"):
@@ -187,8 +185,9 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
     raise _not_an_archive(what, answer.status_code)
 
 
-def _json(answer: requests.Response) -> object:
+def _json(answer: requests.Response) -> dict[str, Any] | None:
     try:
-        return answer.json()
+        reply = answer.json()
     except ValueError:
         return None
+    return reply if isinstance(reply, dict) else None

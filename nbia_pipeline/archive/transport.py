@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import io
 import logging
@@ -31,7 +30,7 @@ from nbia_pipeline.archive.errors import (
     ServerError,
 )
 from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
-from nbia_pipeline.archive.tokens import BearerToken, Tokens
+from nbia_pipeline.archive.tokens import Tokens, authorization
 
 log = logging.getLogger(__name__)
 
@@ -90,20 +89,14 @@ class _Response(http.client.HTTPResponse):
         self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=CHUNK_BYTES))
 
 
-class _Http1(urllib3.connection.HTTPConnection):
-    response_class = _Response
-
-
-class _Https1(urllib3.connection.HTTPSConnection):
-    response_class = _Response
-
-
 class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Http1
+    class ConnectionCls(urllib3.connection.HTTPConnection):
+        response_class = _Response
 
 
 class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Https1
+    class ConnectionCls(urllib3.connection.HTTPSConnection):
+        response_class = _Response
 
 
 class _Adapter(HTTPAdapter):
@@ -152,7 +145,7 @@ class Session:
             try:
                 self._http.post(
                     f"{self.base_url}/logout",
-                    auth=BearerToken(token),
+                    auth=authorization(token),
                     timeout=self.options.connect_timeout,
                     verify=self._verify,
                     allow_redirects=False,
@@ -265,7 +258,7 @@ class Session:
                 self.base_url + endpoint,
                 params=parameters if method == "GET" else None,
                 data=parameters if method == "POST" else None,
-                auth=BearerToken(token) if token else _no_auth,
+                auth=authorization(token),
                 stream=True,
                 timeout=(self.options.connect_timeout, self.options.read_timeout),
                 verify=self._verify,
@@ -316,16 +309,11 @@ class Session:
         time.sleep(wait)
 
 
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Send no credentials; without it requests would take a netrc entry for the host."""
-    return request
-
-
 def _expect_success(answer: requests.Response, had_token: bool) -> None:
     status = answer.status_code
     if status in (200, 204):
         return
-    body = _excerpt(answer)
+    body = " ".join(next(answer.iter_content(4096), b"").decode("utf-8", "replace").split())
 
     def problem(kind: type[ArchiveError], what: str, *arguments: str) -> ArchiveError:
         return kind(what, status=status, body=body, arguments=arguments)
@@ -365,20 +353,11 @@ def chunks_of(answer: requests.Response) -> Iterator[bytes]:
         yield chunk
 
 
-def _excerpt(answer: requests.Response) -> str:
-    """Return the beginning of a body for an error."""
-    text = next(answer.iter_content(4096), b"").decode("utf-8", "replace")
-    return " ".join(text.split())
-
-
 def _retry_after(answer: requests.Response) -> float | None:
     """Return the seconds of a Retry-After header, given as seconds or as an HTTP date."""
-    value = answer.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+        return float(urllib3.Retry().parse_retry_after(answer.headers.get("Retry-After", "")))
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return None
 
 

@@ -104,9 +104,9 @@ def read_cursor(text: str | None, now: datetime) -> Cursor | None:
             raise CursorError(f"the cursor has version {saved['v']}, this program reads {_VERSION}: {_REMEDY}")
         digests = {(n, date.fromisoformat(d)): str(x) for d, names in saved["seen"].items() for n, x in names.items()}
         return Cursor(date.fromisoformat(saved["day"]), int(saved["edition"]), digests, bool(saved["shared"]))
+    except CursorError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, CursorError):
-            raise
         raise CursorError(f"the cursor {text[:60]!r} cannot be read: {_REMEDY}") from e
 
 

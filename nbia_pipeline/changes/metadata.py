@@ -16,7 +16,7 @@ from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
 
-def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, full: bool = False) -> Fetched:
+def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool = False) -> Fetched:
     """Return the metadata of the series that the collection's ``series`` table lists.
 
     Its figures are ``asked``, the series that the archive was asked about, and ``kept``, those whose rows the lake had
@@ -30,7 +30,6 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, fu
         client: the archive.
         lake: the lake; it is only read.
         collection: which one.
-        api: dialect of the client, ``v2`` or ``v4``.
         full: ask about every series.
 
     Raises:
@@ -39,14 +38,14 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, api: str, *, fu
     listed = pc.unique(lake.read_table(SERIES, collection, columns=[UID])[UID])
     if not len(listed):
         raise LakeError(f"the series table has no rows for {collection!r}: materialize series first")
-    properties = {LISTED_AT: clock.utc_now().isoformat(), API: api}
+    properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api}
     known = lake.read_properties(SERIES_METADATA, collection)
     feed = lake.read_table(SERIES_CHANGES, collection)
     current = is_recorded(lake, collection)
     if current:
         properties[CHANGES] = str(feed.num_rows)
     rows = SERIES_METADATA.schema.empty_table()
-    if not full and current and CHANGES in known and known.get(API) == api:
+    if not full and current and CHANGES in known and known.get(API) == client.api:
         # The rows of the feed that the table does not account for name the series to ask for again.
         stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
         rows = lake.read_table(SERIES_METADATA, collection)

@@ -23,13 +23,11 @@ class Released:
 
     Attributes:
         collection: its exact spelling.
-        since: releases count from this day on.
         patients: patients with a series released since: table ``patients``, by PatientID.
         studies: studies with such a series: table ``studies``, by patient and day; SeriesCount counts the new ones.
     """
 
     collection: str
-    since: date
     patients: pa.Table
     studies: pa.Table
 
@@ -53,4 +51,4 @@ def ask_released(client: NbiaClient, collection: str, since: date) -> Released:
     patients = client.new_patients(collection, since).sort_by("PatientID")
     studies = client.new_studies(collection, since)
     order = [(name, "ascending") for name in ("PatientID", "StudyDate", "StudyInstanceUID")]
-    return Released(collection, since, patients, studies.sort_by(order))
+    return Released(collection, patients, studies.sort_by(order))

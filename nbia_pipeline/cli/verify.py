@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -84,13 +83,14 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
         f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}", flush=True
     )
     with connect(settings) if options.ask_archive else nullcontext() as client:
+        until = None if options.seconds is None else clock.utc_now() + timedelta(seconds=options.seconds)
         done = read_again(
             lake,
             planned,
             threads=options.threads,
             extra_check=digest_check(client) if client else None,
-            enough=_enough(options.seconds),
-            on_progress=_ProgressPrinter(),
+            enough=lambda done: until is not None and clock.utc_now() >= until,
+            on_progress=_progress_printer(),
         )
     print(_summary(done))
     _print_damage(done.damaged)
@@ -116,16 +116,15 @@ def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -
     return not again.damaged and not outcome.failures
 
 
-class _ProgressPrinter:
-    """Prints how far a verification is, every ten seconds."""
+def _progress_printer() -> Callable[[VerifyRun], None]:
+    """Return what prints how far a verification is, every ten seconds."""
+    last = 0.0
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, done: VerifyRun) -> None:
-        if time.monotonic() - self._last < PROGRESS_SECONDS:
+    def show(done: VerifyRun) -> None:
+        nonlocal last
+        if done.seconds - last < PROGRESS_SECONDS:
             return
-        self._last = time.monotonic()
+        last = done.seconds
         left = max(0, done.wanted_bytes - done.bytes) / done.rate if done.rate else 0.0
         bad = f", {len(done.damaged):,} damaged" if done.damaged else ""
         print(
@@ -134,12 +133,7 @@ class _ProgressPrinter:
             flush=True,
         )
 
-
-def _enough(seconds: int | None) -> Callable[[VerifyRun], bool]:
-    if seconds is None:
-        return lambda done: False
-    until = clock.utc_now() + timedelta(seconds=seconds)
-    return lambda done: clock.utc_now() >= until
+    return show
 
 
 def _summary(done: VerifyRun) -> str:

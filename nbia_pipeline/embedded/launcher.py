@@ -37,7 +37,7 @@ _STOP_SECONDS = 10.0
 _OWN_LINGER = 0.5
 _LOG_TAIL_BYTES = 4000
 # What a Python process needs to start as this one did; nothing else is passed on.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV", "TZ")
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "TZ")
 
 Option = str | int | float | bool
 """Value of an option of the server."""
@@ -122,15 +122,13 @@ def state_directory() -> Path:
     Raises:
         EmbeddedArchiveError: somebody else made a directory of that name.
     """
-    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
-    directory = Path(tempfile.gettempdir()) / f"nbia-pipeline-{user}"
+    directory = Path(tempfile.gettempdir()) / f"nbia-pipeline-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid"):
-        status = directory.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise EmbeddedArchiveError(f"{directory} is not a directory of this user")
-        if stat.S_IMODE(status.st_mode) != 0o700:
-            directory.chmod(0o700)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise EmbeddedArchiveError(f"{directory} is not a directory of this user")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        directory.chmod(0o700)
     return directory
 
 
@@ -186,14 +184,10 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
     _servers[:] = [server for server in _servers if server.poll() is None]
     record.unlink(missing_ok=True)
     log = record.with_suffix(".log")
+    words = _words({**options, "catalog": catalog, "record": str(record)})
     with log.open("wb") as output:
         server = subprocess.Popen(  # noqa: S603 - our own module, arguments are not a shell's
-            [
-                sys.executable,
-                "-m",
-                "nbia_pipeline.embedded",
-                *_words({**options, "catalog": catalog, "record": str(record)}),
-            ],
+            [sys.executable, "-m", "nbia_pipeline.embedded", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -220,14 +214,8 @@ def _start(record: Path, catalog: str, options: dict[str, Option]) -> _Connectio
 
 def _words(options: dict[str, Option]) -> list[str]:
     """Return the options as words of a command line; True is a switch, False is left out."""
-    words = []
-    for name, value in sorted(options.items()):
-        switch = "--" + name.replace("_", "-")
-        if value is True:
-            words.append(switch)
-        elif value is not False:
-            words += [switch, str(value)]
-    return words
+    switches = {f"--{name.replace('_', '-')}": value for name, value in sorted(options.items())}
+    return [name if value is True else f"{name}={value}" for name, value in switches.items() if value is not False]
 
 
 def _environment() -> dict[str, str]:
@@ -250,5 +238,4 @@ def _forget_inherited() -> None:
     _servers.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)
+os.register_at_fork(after_in_child=_forget_inherited)

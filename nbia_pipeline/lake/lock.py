@@ -208,11 +208,9 @@ def _create(fs: Any, path: str, content: bytes) -> bool:
     """Create an object if there is none; False if there is one."""
     try:
         fs.pipe_file(path, content, mode="create")
-    except FileExistsError:
-        return False
-    except OSError:
+    except OSError as e:
         # s3fs raises another error for this, depending on its version and on the store.
-        if fs.exists(path):
+        if isinstance(e, FileExistsError) or fs.exists(path):
             return False
         raise
     return True

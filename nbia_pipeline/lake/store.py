@@ -299,8 +299,6 @@ def _name(entry: Any) -> str:
 def _removed_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:  # it is not empty
-        return False
+    except OSError as e:  # if it is still there, it is not empty
+        return isinstance(e, FileNotFoundError)
     return True

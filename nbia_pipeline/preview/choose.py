@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -92,7 +92,7 @@ def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
     for row, (uid, patient, stored) in enumerate(zip(*columns, strict=True)):
         modality = (stored or "").strip().upper()
         kind = labeled if modality in LABELED else images
-        kind[modality].append((_random(uid), patient, row))
+        kind[modality].append((hashlib.md5(uid.encode(), usedforsecurity=False).digest(), patient, row))
     shown = list(islice(_in_turns(images), MOST))
     others = list(islice(_in_turns(labeled), max(MOST_LABELED, MOST - len(shown))))
     rows = known.take(pa.array(shown[: MOST - len(others)] + others, pa.int64())).to_pylist()
@@ -105,36 +105,20 @@ def digest_of(chosen: Sequence[Chosen], version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _random(uid: str) -> bytes:
-    return hashlib.md5(uid.encode(), usedforsecurity=False).digest()
-
-
 def _in_turns(by_modality: dict[str, list[tuple[bytes, str, int]]]) -> Iterator[int]:
     """Yield rows: the first series of each modality, then the second ones, as long as there are any."""
     queues = [_patients_in_turns(by_modality[modality]) for modality in sorted(by_modality)]
-    while queues:
-        still = []
-        for queue in queues:
-            row = next(queue, None)
-            if row is not None:
-                still.append(queue)
-                yield row
-        queues = still
+    return (row for turn in zip_longest(*queues) for row in turn if row is not None)
 
 
-def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> Iterator[int]:
-    """Yield rows in random order, but the second series of a patient after the first of every other."""
-    waiting = sorted(candidates)
-    while waiting:
-        seen: set[str] = set()
-        later = []
-        for candidate in waiting:
-            if candidate[1] in seen:
-                later.append(candidate)
-            else:
-                seen.add(candidate[1])
-                yield candidate[2]
-        waiting = later
+def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> list[int]:
+    """Return rows in random order, but the second series of a patient after the first of every other."""
+    earlier: Counter[str] = Counter()
+    turns = []
+    for number, patient, row in sorted(candidates):
+        turns.append((earlier[patient], number, patient, row))
+        earlier[patient] += 1
+    return [row for *_, row in sorted(turns)]
 
 
 def _position(row: dict[str, Any]) -> tuple[str, str, str, int, str]:

@@ -264,6 +264,14 @@ METADATA2 = Shape(
 )
 
 COUNTS = Shape("COUNTS", None, (Key("criteria", "criteria"), Key("count", "count", Form.NUMBER_TEXT)))
+
+
+def counts_v4(name: str) -> Shape:
+    """Return the counts of v4, which writes the value that is counted under a name of its own."""
+    keys = (Key(name, "criteria"), Key("Count", "count", Form.NUMBER), _AUTHORIZED)
+    return Shape(f"COUNTS4_{name}", None, keys)
+
+
 DESCRIPTIONS = Shape(
     "DESCRIPTIONS",
     COLLECTIONS,
@@ -300,7 +308,7 @@ DOI_CONTENTS = Shape(
         Key("collection", "Collection"),
         Key("seriesInstanceUID", "SeriesInstanceUID"),
         Key("thirdPartyAnanlysis", "ThirdPartyAnalysis", guide="thirdPartyAnalysis"),
-        Key("authorized", None),
+        Key("authorized", None, Form.NUMBER, source="Authorized"),
     ),
 )
 

@@ -193,6 +193,10 @@ def _table(name: str, description: str, columns: str, key: str, partitioned: boo
     return Table(name, description, tuple(_COLUMNS[c] for c in columns.split()), tuple(key.split()), partitioned)
 
 
+def _values(name: str, column: str, description: str) -> Table:
+    return _table(name, description, f"{column} PatientCount", key=column, partitioned=False)
+
+
 COLLECTIONS = _table(
     "collections",
     "One row per collection that is kept: getCollectionValues, the counts and the descriptions.",
@@ -200,26 +204,14 @@ COLLECTIONS = _table(
     key="Collection",
     partitioned=False,
 )
-MODALITIES = _table(
-    "modalities",
-    "One row per modality of the archive, with its number of patients.",
-    "Modality PatientCount",
-    key="Modality",
-    partitioned=False,
-)
-BODY_PARTS = _table(
+MODALITIES = _values("modalities", "Modality", "One row per modality of the archive, with its number of patients.")
+BODY_PARTS = _values(
     "body_parts",
+    "BodyPartExamined",
     "One row per body part of the archive (the server upper-cases them), with its number of patients.",
-    "BodyPartExamined PatientCount",
-    key="BodyPartExamined",
-    partitioned=False,
 )
-MANUFACTURERS = _table(
-    "manufacturers",
-    "One row per manufacturer as stored, with its number of patients.",
-    "Manufacturer PatientCount",
-    key="Manufacturer",
-    partitioned=False,
+MANUFACTURERS = _values(
+    "manufacturers", "Manufacturer", "One row per manufacturer as stored, with its number of patients."
 )
 PATIENTS = _table(
     "patients",

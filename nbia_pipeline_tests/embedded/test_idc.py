@@ -48,7 +48,7 @@ def test_facts_of_the_index(series: pa.Table) -> None:
 
 def test_one_collection_over_http(series: pa.Table) -> None:
     wanted = series.filter(pc.equal(series["Collection"], "4d_lung"))
-    with running(create_app(Catalog("idc", series.slice(0, 50_000)))) as url:
+    with running(create_app(Catalog(series.slice(0, 50_000)))) as url:
         rows = requests.get(f"{url}/services/v4/getSeries", {"Collection": "4d_lung"}, timeout=60).json()
     assert [row["SeriesInstanceUID"] for row in rows] == wanted["SeriesInstanceUID"].to_pylist()
     assert [row["FileSize"] for row in rows] == wanted["FileSize"].to_pylist()
@@ -57,7 +57,7 @@ def test_one_collection_over_http(series: pa.Table) -> None:
 @pytest.fixture(scope="module")
 def whole_site(series: pa.Table) -> Iterator[ArchiveClient]:
     clock = Clock()
-    app = create_app(Catalog("idc", series), clock=clock)
+    app = create_app(Catalog(series), clock=clock)
     with running(app) as url:
         yield ArchiveClient(url, app, clock)
 

@@ -321,7 +321,8 @@ def test_large_answers_are_kept_and_are_the_same(make_site: Callable[..., Archiv
     assert site.get("v2/getSeries", None, Collection="Alpha Set").content == b""
     catalog.series = catalog.series.slice(0, 1)
     assert site.get("v2/getSeries", Collection="Alpha Set").content == first
-    archive.refresh()
+    archive.holdings.refresh()
+    archive.forget()
     assert not directory.exists()
     assert len(site.get("v2/getSeries", Collection="Alpha Set").json()) == 1
 
@@ -333,7 +334,8 @@ def test_an_answer_on_its_way_survives_a_change(make_site: Callable[..., Archive
     header = {"Authorization": "Bearer undefined"}
     with site.session.get(f"{site.url}/services/v2/getSeries", headers=header, stream=True) as answer:
         first = answer.raw.read(100)
-        site.app.state.archive.refresh()
+        site.app.state.archive.holdings.refresh()
+        site.app.state.archive.forget()
         rest = answer.raw.read()
     assert len(json.loads(first + rest)) == 20_000
 

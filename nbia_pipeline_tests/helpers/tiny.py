@@ -165,7 +165,6 @@ def tiny_catalog() -> Catalog:
     """Return the tiny catalogue."""
     rows = [{**dict.fromkeys(CATALOG_SCHEMA.names), **_DEFAULTS, **row} for row in _SERIES]
     return Catalog(
-        name="tiny",
         series=pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA),
         images=TinyStore(),
         restricted=frozenset({"Secret"}),

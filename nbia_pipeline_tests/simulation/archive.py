@@ -48,7 +48,7 @@ def small_catalog() -> Catalog:
             plans.append(replace(plan, row={**plan.row, **facts}, geometry=_GEOMETRY))
     store = PhantomStore(plans)
     rows = [_row(plan, store) for plan in plans]
-    return Catalog(name="small", series=pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), images=store)
+    return Catalog(series=pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), images=store)
 
 
 def _pictures() -> list[SeriesPlan]:

@@ -78,7 +78,7 @@ class PlainRuns:
 
     def _metadata(self, client: NbiaClient, collection: str) -> None:
         def fetch() -> Fetched:
-            return metadata_of(client, self._lake, collection, self._settings.api)
+            return metadata_of(client, self._lake, collection)
 
         tables._write(SERIES_METADATA, client, self._lake, fetch, collection)
 

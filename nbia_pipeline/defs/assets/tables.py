@@ -106,7 +106,7 @@ def _series_metadata(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     @partitioned_asset(naming, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
-            return metadata_of(client, lake, collection, client.api, full=config.full)
+            return metadata_of(client, lake, collection, full=config.full)
 
         return _each(naming, settings, t.SERIES_METADATA, context, fetch)
 

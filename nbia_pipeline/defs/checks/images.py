@@ -71,11 +71,10 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
 
 def complete(subject: Subject) -> Report:
     """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
-
-    def run_them(first: list[Finding]) -> str:
-        return " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)])
-
-    return Report(incomplete(subject.lake, _mirrored(subject)), remedy=run_them)
+    return Report(
+        incomplete(subject.lake, _mirrored(subject)),
+        remedy=lambda first: " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)]),
+    )
 
 
 def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,10 +12,10 @@ from nbia_pipeline.embedded.api import dates
 from nbia_pipeline.embedded.api.endpoint import NO_CONTENT, Call, Handler, Reply, Rows, ServerFault
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DOWNLOADABLE, ONLY_VISIBLE
 from nbia_pipeline.schema import shapes
+from nbia_pipeline.schema.arrow import first_of_each
 from nbia_pipeline.schema.shapes import Shape
 
-_ROW = "__row"
-_PATIENT_KEY = ["Collection", "PatientID"]
+_PATIENT_KEY = ("Collection", "PatientID")
 _VALUE_FILTERS = ("Modality", "BodyPartExamined")
 _STUDY_FILTERS = ("PatientID", "StudyInstanceUID")
 _CASED_IN_V2 = frozenset({"BodyPartExamined", "Manufacturer", "ManufacturerModelName"})
@@ -59,21 +58,21 @@ def patients(call: Call) -> Rows:
     rows = filtered(call, ())
     if "PatientId" in call.query:
         wanted = call.query["PatientId"]
-        rows = _where(rows, "PatientID", wanted if call.v4 else wanted.upper())
-    return _rows(call, _distinct(rows, _PATIENT_KEY), shapes.PATIENT, shapes.PATIENT_V4)
+        rows = where(rows, "PatientID", wanted if call.v4 else wanted.upper())
+    return _rows(call, first_of_each(rows, *_PATIENT_KEY), shapes.PATIENT, shapes.PATIENT_V4)
 
 
 def patient_ids_by_modality(call: Call) -> Rows:
     """getPatientByCollectionAndModality. Server: distinct over hidden columns, so that an ID can repeat."""
     rows = filtered(call, ("Modality",))
-    distinct = _distinct(rows, ["PatientID", "StudyInstanceUID"])
+    distinct = first_of_each(rows, "PatientID", "StudyInstanceUID")
     return _rows(call, distinct, shapes.PATIENT_ID, shapes.PATIENT_ID_V4)
 
 
 def new_patients(call: Call) -> Rows:
     """NewPatientsInCollection: patients with a series released after a day; see :func:`_new`."""
     rows = _new(call, filtered(call, ()))
-    return _rows(call, _distinct(rows, _PATIENT_KEY), shapes.PATIENT, shapes.PATIENT_V4)
+    return _rows(call, first_of_each(rows, *_PATIENT_KEY), shapes.PATIENT, shapes.PATIENT_V4)
 
 
 def studies(call: Call) -> Rows:
@@ -172,7 +171,7 @@ def filtered(
     rows = call.holdings.select(call.rights, call.query.get("Collection"), ignore_case=not exact_collection)
     for name in parameters:
         if name in call.query:
-            rows = _where(rows, name, call.query[name], ignore_case=name not in exact)
+            rows = where(rows, name, call.query[name], ignore_case=name not in exact)
     return rows
 
 
@@ -188,7 +187,8 @@ def _new(call: Call, rows: pa.Table) -> pa.Table:
     return _released(rows, dates.year_first(call.query["Date"]))
 
 
-def _where(rows: pa.Table, column: str, value: str, ignore_case: bool = False) -> pa.Table:
+def where(rows: pa.Table, column: str, value: str, ignore_case: bool = False) -> pa.Table:
+    """Return the rows with a value in a column."""
     if ignore_case:
         return rows.filter(pc.equal(pc.utf8_upper(rows[column]), value.upper()))
     return rows.filter(pc.equal(rows[column], value))
@@ -202,21 +202,11 @@ def _released(rows: pa.Table, since: datetime | None, on_the_day: bool = False) 
     return rows.filter(compare(rows["DateReleased"], pa.scalar(since, pa.timestamp("us"))))
 
 
-def _distinct(rows: pa.Table, key: list[str]) -> pa.Table:
-    """Return the first row of every distinct `key`, in order of appearance."""
-    return rows.take(_first_and_count(rows, key)[_ROW + "_min"])
-
-
 def _studies(rows: pa.Table) -> pa.Table:
     """Return one row per study with the number of its series among `rows`."""
-    groups = _first_and_count(rows, ["StudyInstanceUID"])
-    return rows.take(groups[_ROW + "_min"]).append_column("SeriesCount", groups[_ROW + "_count"])
-
-
-def _first_and_count(rows: pa.Table, key: list[str]) -> pa.Table:
-    numbered = rows.select(key).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
-    groups = numbered.group_by(key).aggregate([(_ROW, "min"), (_ROW, "count")])
-    return groups.sort_by(_ROW + "_min")
+    # With one thread the groups come in the order of their first rows.
+    groups = rows.group_by("StudyInstanceUID", use_threads=False).aggregate([([], "count_all")])
+    return first_of_each(rows, "StudyInstanceUID").append_column("SeriesCount", groups["count_all"])
 
 
 def _meta27(row: pa.Table) -> pa.Table:

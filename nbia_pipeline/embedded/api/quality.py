@@ -49,13 +49,6 @@ QC_V4 = replace(
 DENIED = Shape("DENIED", None, (Key("SeriesInstanceUID", "SeriesInstanceUID"),))
 """getDeniedSeries."""
 
-_COLLECTION = Key("collection", "Collection")
-_ANALYSIS = (Key("thirdPartyAnanlysis", "ThirdPartyAnalysis"), Key("authorized", "Authorized", Form.NUMBER))
-DOI_COLLECTIONS = Shape("DOI_COLLECTIONS", None, (_COLLECTION, *_ANALYSIS))
-"""getCollectionOrSeriesForDOI per collection; the spelling of its second key is the server's."""
-DOI_SERIES = Shape("DOI_SERIES", None, (_COLLECTION, Key("seriesInstanceUID", "SeriesInstanceUID"), *_ANALYSIS))
-"""getCollectionOrSeriesForDOI per series."""
-
 
 def qc_info(call: Call) -> Rows:
     """getSeriesQCInfo: series of any visibility, so that a hidden one differs from a deleted one.
@@ -94,7 +87,6 @@ def series_for_doi(call: Call) -> Rows:
     doi = call.form.get("DOI", [None])[0]
     if doi is not None:
         rows = rows.filter(pc.equal(rows["CollectionURI"], doi))
-    if call.form.get("CollectionOrSeries", [""])[0].casefold() == "series":
-        return Rows(authorized(rows), DOI_SERIES, jackson=True, nulls=False)
-    distinct = rows.group_by(["Collection", "ThirdPartyAnalysis"], use_threads=False).aggregate([])
-    return Rows(authorized(distinct), DOI_COLLECTIONS, jackson=True, nulls=False)
+    if call.form.get("CollectionOrSeries", [""])[0].casefold() != "series":
+        rows = rows.group_by(["Collection", "ThirdPartyAnalysis"], use_threads=False).aggregate([])
+    return Rows(authorized(rows), shapes.DOI_CONTENTS, jackson=True, nulls=False)

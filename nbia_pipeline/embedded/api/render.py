@@ -25,7 +25,6 @@ JAVA_ZONE = "CDT"
 """Zone name in Java's date text. Server: its own zone, which no answer states."""
 
 _BARE_FORMS = frozenset({Form.NUMBER, Form.BOOLEAN, Form.EPOCH_MS})
-_SLOW_FORMS = frozenset({Form.DECIMAL_TEXT, Form.DATETIME, Form.ISO_DAY, Form.US_DAY, Form.JAVA})
 
 # Backslash comes first: the other replacements add backslashes of their own.
 _JSON_ESCAPES = {c: json.dumps(c)[1:-1] for c in ("\\", '"', *map(chr, range(32)))} | {"/": "\\/"}
@@ -96,7 +95,7 @@ def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bo
     """Return a small `table` as Jackson writes it: ``[]`` when empty; without `nulls` their keys are left out."""
     rows = [
         {
-            spelling(key, guide): _jackson_value(text, key)
+            spelling(key, guide): text if text is None or key.form not in _BARE_FORMS else json.loads(text)
             for key, text in zip(shape.keys, cells, strict=True)
             if nulls or text is not None
         }
@@ -104,10 +103,6 @@ def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bo
         for cells in zip(*(_texts(batch, key).to_pylist() for key in shape.keys), strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _jackson_value(text: str | None, key: Key) -> object:
-    return text if text is None or key.form not in _BARE_FORMS else json.loads(text)
 
 
 def _json_rows(batch: pa.RecordBatch, shape: Shape, guide: bool) -> pa.Array:
@@ -166,8 +161,8 @@ def _texts(batch: pa.RecordBatch, key: Key) -> pa.Array:
         return values.cast(pa.string())
     if pa.types.is_string(values.type):
         return values
-    if key.form not in _SLOW_FORMS:
-        return _WRITERS[key.form](values)
+    if key.form not in _WRITERS:
+        return _plain(values)
     distinct = values.dictionary_encode()
     return _WRITERS[key.form](distinct.dictionary).take(distinct.indices)
 
@@ -213,15 +208,11 @@ def _epoch_ms(values: pa.Array) -> pa.Array:
 
 
 _WRITERS: dict[Form, Callable[[pa.Array], pa.Array]] = {
-    Form.TEXT: _plain,
-    Form.NUMBER: _plain,
-    Form.NUMBER_TEXT: _plain,
     Form.DECIMAL_TEXT: _decimal,
-    Form.BOOLEAN: _plain,
-    Form.FLAG_TEXT: _plain,
     Form.DATETIME: _datetime,
     Form.ISO_DAY: _iso_day,
     Form.US_DAY: _us_day,
     Form.JAVA: lambda values: pa.array(map(_java_text, values.to_pylist()), pa.string()),
     Form.EPOCH_MS: _epoch_ms,
 }
+"""How the values of a form are written that Arrow writes otherwise."""

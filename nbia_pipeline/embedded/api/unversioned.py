@@ -15,12 +15,10 @@ from pydicom.dataset import Dataset
 
 from nbia_pipeline.embedded.api.downloads import refused
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Handler, Reply, Rows, json_reply
-from nbia_pipeline.embedded.api.lists import authorized, filtered
+from nbia_pipeline.embedded.api.lists import authorized, filtered, where
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
 from nbia_pipeline.schema import shapes
-from nbia_pipeline.schema.shapes import Form, Shape
 
-_AUTHORIZED = next(k for k in shapes.SERIES_V4.keys if k.name == "Authorized")
 _FILTERS = ("Modality", "BodyPartExamined")
 _KEYS = {key.name: key for key in shapes.DESCRIPTIONS.keys}
 _KEYS_V4 = tuple(_KEYS[name] for name in ("id", "description", "collectionName", "descriptionURI"))
@@ -42,13 +40,20 @@ def counts(column: str, v4_name: str, null_as: str | None = None, upper: bool = 
         null_as: what a null is written as.
         upper: whether the values are written in upper case.
     """
-    value, count = shapes.COUNTS.keys
-    keys = (replace(value, name=v4_name), replace(count, name="Count", form=Form.NUMBER), _AUTHORIZED)
-    shape_v4 = Shape("COUNTS4", None, keys)
 
     def handler(call: Call) -> Rows:
-        counted = _counted(filtered(call, _FILTERS, exact_collection=not call.v4), column, null_as, upper)
-        return Rows(authorized(counted), shape_v4) if call.v4 else Rows(counted, shapes.COUNTS, jackson=True)
+        rows = filtered(call, _FILTERS, exact_collection=not call.v4)
+        values = pc.utf8_upper(rows[column]) if upper else rows[column]
+        if null_as is not None:
+            values = pc.fill_null(values, null_as)
+        # Patients are counted within their collection, as the server keys them.
+        pairs = pa.table({"criteria": values, "Collection": rows["Collection"], "PatientID": rows["PatientID"]})
+        patients = pairs.group_by(["criteria", "Collection", "PatientID"]).aggregate([])
+        counted = patients.group_by("criteria").aggregate([("PatientID", "count")]).sort_by("criteria")
+        counted = counted.rename_columns({"criteria": "criteria", "PatientID_count": "count"})
+        if call.v4:
+            return Rows(authorized(counted), shapes.counts_v4(v4_name))
+        return Rows(counted, shapes.COUNTS, jackson=True)
 
     return handler
 
@@ -108,12 +113,12 @@ def md5_hierarchy(call: Call) -> Reply:
         digest = _hash(call, rows, ())
     elif "StudyInstanceUID" in given:
         rows = call.holdings.select(call.rights)
-        digest = _hash(call, _only(rows, "StudyInstanceUID", given["StudyInstanceUID"]), _LEVELS[2:])
+        digest = _hash(call, where(rows, "StudyInstanceUID", given["StudyInstanceUID"]), _LEVELS[2:])
     elif "Collection" not in given:
         return EMPTY
     elif "PatientID" in given:
         rows = call.holdings.select(call.rights, given["Collection"])
-        digest = _hash(call, _only(rows, "PatientID", given["PatientID"]), _LEVELS[1:])
+        digest = _hash(call, where(rows, "PatientID", given["PatientID"]), _LEVELS[1:])
     else:
         digest = _hash(call, call.holdings.select(frozenset(), given["Collection"]), _LEVELS)
     return Reply(digest.encode(), content_type="text/plain")
@@ -134,19 +139,6 @@ def dicom_tags(call: Call) -> Reply:
     return json_reply([*_tags(dataset.file_meta), *_tags(dataset)])
 
 
-def _counted(rows: pa.Table, column: str, null_as: str | None, upper: bool) -> pa.Table:
-    values = rows[column]
-    if upper:
-        values = pc.utf8_upper(values)
-    if null_as is not None:
-        values = pc.fill_null(values, null_as)
-    # Patients are counted within their collection, as the server keys them.
-    pairs = pa.table({"criteria": values, "Collection": rows["Collection"], "PatientID": rows["PatientID"]})
-    patients = pairs.group_by(["criteria", "Collection", "PatientID"]).aggregate([])
-    counted = patients.group_by("criteria").aggregate([("PatientID", "count")]).sort_by("criteria")
-    return counted.rename_columns({"criteria": "criteria", "PatientID_count": "count"})
-
-
 def _short_name(long_name: str, uri: str | None) -> str:
     """Return ``CC BY 4.0`` from ``.../licenses/by/4.0/``; the long name for other licenses."""
     parts = (uri or "").rstrip("/").split("/")
@@ -155,16 +147,12 @@ def _short_name(long_name: str, uri: str | None) -> str:
     return long_name
 
 
-def _only(rows: pa.Table, column: str, value: str) -> pa.Table:
-    return rows.filter(pc.equal(rows[column], value))
-
-
 def _hash(call: Call, rows: pa.Table, levels: Sequence[str]) -> str:
     """Return the MD5 of the sorted hashes of what `levels` distinguish, of images without any; "" for nothing."""
     images = call.holdings.catalog.images
     if levels:
         values = pc.unique(rows[levels[0]].drop_null()).to_pylist()
-        hashes = [_hash(call, _only(rows, levels[0], value), levels[1:]) for value in values]
+        hashes = [_hash(call, where(rows, levels[0], value), levels[1:]) for value in values]
     elif images is not None:
         uids = rows["SeriesInstanceUID"].to_pylist()
         hashes = [images.md5(uid, i.sop_instance_uid) or "" for uid in uids for i in images.instances(uid)]

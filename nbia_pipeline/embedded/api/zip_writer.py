@@ -69,7 +69,9 @@ class ZipStream:
     def entry(self, name: str, packed: Packed) -> Iterator[bytes]:
         """Yield one entry, stamped with the present time. Server: stamped with the download's."""
         raw_name = name.encode()
-        date, clock = _dos_time(time.localtime())
+        now = time.localtime()
+        date = (max(now.tm_year, 1980) - 1980) << 9 | now.tm_mon << 5 | now.tm_mday
+        clock = now.tm_hour << 11 | now.tm_min << 5 | now.tm_sec // 2
         common = (_DESCRIPTOR_FOLLOWS, _DEFLATED, clock, date)
         header = struct.pack("<4s5H3I2H", b"PK\3\4", 20, *common, 0, 0, 0, len(raw_name), 0) + raw_name
         sizes = (packed.crc, len(packed.data), packed.size)
@@ -99,8 +101,3 @@ class ZipStream:
         few, near = min(count, _COUNT_LIMIT), _FULL if wide else start
         end += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, few, few, len(directory), near, 0)
         return directory + end
-
-
-def _dos_time(now: time.struct_time) -> tuple[int, int]:
-    date = (max(now.tm_year, 1980) - 1980) << 9 | now.tm_mon << 5 | now.tm_mday
-    return date, now.tm_hour << 11 | now.tm_min << 5 | now.tm_sec // 2

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
+from nbia_pipeline.schema.arrow import with_column
 
 DOWNLOADABLE = 12
 """Visibility code that some endpoints accept besides :data:`VISIBLE`."""
@@ -165,8 +166,7 @@ def filled_in(series: pa.Table) -> pa.Table:
     """Return rows with what the server answers where nothing is stored."""
     for name, default in DEFAULTS.items():
         if series[name].null_count:
-            position = series.schema.get_field_index(name)
-            series = series.set_column(position, series.schema.field(name), pc.fill_null(series[name], default))
+            series = with_column(series, name, pc.fill_null(series[name], default))
     return series
 
 
@@ -182,11 +182,8 @@ def _slice_of(table: pa.Table, name: str) -> pa.Table:
 
 
 def _named(slices: dict[str, pa.Table], wanted: str | None, ignore_case: bool) -> list[str]:
-    if wanted is None:
-        return list(slices)
-    if ignore_case:
-        return [name for name in slices if name.casefold() == wanted.casefold()]
-    return [name for name in slices if name == wanted]
+    spelled = str.casefold if ignore_case else str
+    return [name for name in slices if wanted is None or spelled(name) == spelled(wanted)]
 
 
 def _with_visibility(rows: pa.Table, codes: frozenset[int]) -> pa.Table:

@@ -102,7 +102,6 @@ class Catalog:
     """Everything an embedded archive serves.
 
     Attributes:
-        name: name of the catalog, like ``demo``.
         series: table of schema :data:`CATALOG_SCHEMA`, one row per series.
         images: the files, or None where the catalog has tables only.
         restricted: names of the collections that only some accounts see.
@@ -111,7 +110,6 @@ class Catalog:
         carts: UIDs of the series of each shared cart by name.
     """
 
-    name: str
     series: pa.Table
     images: ImageStore | None = None
     restricted: frozenset[str] = frozenset()

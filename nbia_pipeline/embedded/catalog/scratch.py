@@ -74,8 +74,6 @@ class Scratch:
 
 def _remove_orphans() -> None:
     """Remove the directories of this user's servers that were killed before they could clean up."""
-    if not hasattr(os, "getuid"):
-        return
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
         # Another process may be removing them at the same moment.
@@ -87,8 +85,6 @@ def _remove_orphans() -> None:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True

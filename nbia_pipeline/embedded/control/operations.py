@@ -23,6 +23,7 @@ from nbia_pipeline.embedded.control.traffic import Traffic
 from nbia_pipeline.embedded.phantoms.dicom_files import uid_of
 from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, cloned, revised
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
+from nbia_pipeline.schema.arrow import with_column
 
 NOT_VISIBLE = 2
 _NOT_REVIEWED = 0
@@ -320,9 +321,8 @@ class Operations:
         slices = {}
         for name, rows, mask in self._touched(uids):
             for column, value in columns.items():
-                position, field = CATALOG_SCHEMA.get_field_index(column), CATALOG_SCHEMA.field(column)
-                changed = pc.if_else(mask, pa.scalar(value, field.type), rows[column])
-                rows = rows.set_column(position, field, changed)
+                new = pa.scalar(value, CATALOG_SCHEMA.field(column).type)
+                rows = with_column(rows, column, pc.if_else(mask, new, rows[column]))
             slices[name] = rows
         self._swap(action, uids, slices, columns, contents)
 

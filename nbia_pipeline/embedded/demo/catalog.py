@@ -136,7 +136,6 @@ def demo_catalog(scale: int = 1) -> Catalog:
     plans = demo_plans(scale)
     store = PhantomStore(plans)
     return Catalog(
-        name="demo",
         series=pa.Table.from_pylist([{**plan.row, **store.columns(plan.uid)} for plan in plans], schema=CATALOG_SCHEMA),
         images=store,
         restricted=frozenset({RESTRICTED}),

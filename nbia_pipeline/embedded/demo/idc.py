@@ -59,7 +59,7 @@ def idc_catalog() -> Catalog:
     index = pq.read_table(package.IDC_INDEX_PARQUET_FILEPATH, columns=_COLUMNS)
     # Reading through a data set of batches keeps the pieces small enough for 32-bit text offsets.
     batches = [_columns(batch) for batch in index.to_batches(max_chunksize=100_000)]
-    return Catalog(name="idc", series=pa.Table.from_batches(batches, CATALOG_SCHEMA))
+    return Catalog(pa.Table.from_batches(batches, CATALOG_SCHEMA))
 
 
 def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
@@ -82,10 +82,6 @@ def _columns(index: pa.RecordBatch) -> pa.RecordBatch:
         "LicenseName": _by_unique(license, lambda name: _license(name)[0], pa.string()),
         "LicenseURI": _by_unique(license, lambda name: _license(name)[1], pa.string()),
         "CollectionURI": _by_unique(index.column("source_DOI"), lambda doi: f"https://doi.org/{doi}", pa.string()),
-        # Server: the defaults of unset species and phantom.
-        "SpeciesCode": _constant("337915000", rows),
-        "SpeciesDescription": _constant("Homo sapiens", rows),
-        "Phantom": _constant("NO", rows),
         "AnnotationSize": _constant(0, rows),
         "Visibility": _constant(VISIBLE, rows),
     }

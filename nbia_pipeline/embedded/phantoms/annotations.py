@@ -27,7 +27,7 @@ _COLORS = ((255, 0, 0), (0, 160, 255), (0, 200, 80), (255, 180, 0))
 
 
 def _item(**values: object) -> Dataset:
-    return fill(Dataset(), values)
+    return fill(Dataset(), **values)
 
 
 def _source(plan: SeriesPlan) -> SeriesPlan:
@@ -103,32 +103,30 @@ def segmentation(plan: SeriesPlan) -> bytes:
         RecommendedDisplayCIELabValue=[34885, 53485, 50171],
     )
     references = [_reference(images, i) for i in slices]
-    dataset = fill(common(plan), content_time(plan) | _dimensions(plan))
+    dataset = fill(common(plan), **content_time(plan), **_dimensions(plan))
     fill(
         dataset,
-        {
-            "ImageType": ["DERIVED", "PRIMARY"],
-            "InstanceNumber": 1,
-            "ContentLabel": "LESION",
-            "ContentDescription": "Lesion outlined by hand",
-            "ContentCreatorName": "Reader^One",
-            "SegmentationType": "BINARY",
-            "SegmentSequence": [segment],
-            "DeviceSerialNumber": "1",
-            "SamplesPerPixel": 1,
-            "PhotometricInterpretation": "MONOCHROME2",
-            "NumberOfFrames": len(slices),
-            "Rows": images.geometry.matrix,
-            "Columns": images.geometry.matrix,
-            "BitsAllocated": 1,
-            "BitsStored": 1,
-            "HighBit": 0,
-            "PixelRepresentation": 0,
-            "LossyImageCompression": "00",
-            "ReferencedSeriesSequence": [_item(SeriesInstanceUID=images.uid, ReferencedInstanceSequence=references)],
-            "SharedFunctionalGroupsSequence": [_shared_groups(images)],
-            "PerFrameFunctionalGroupsSequence": [_frame(images, i, number) for number, i in enumerate(slices, 1)],
-        },
+        ImageType=["DERIVED", "PRIMARY"],
+        InstanceNumber=1,
+        ContentLabel="LESION",
+        ContentDescription="Lesion outlined by hand",
+        ContentCreatorName="Reader^One",
+        SegmentationType="BINARY",
+        SegmentSequence=[segment],
+        DeviceSerialNumber="1",
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        NumberOfFrames=len(slices),
+        Rows=images.geometry.matrix,
+        Columns=images.geometry.matrix,
+        BitsAllocated=1,
+        BitsStored=1,
+        HighBit=0,
+        PixelRepresentation=0,
+        LossyImageCompression="00",
+        ReferencedSeriesSequence=[_item(SeriesInstanceUID=images.uid, ReferencedInstanceSequence=references)],
+        SharedFunctionalGroupsSequence=[_shared_groups(images)],
+        PerFrameFunctionalGroupsSequence=[_frame(images, i, number) for number, i in enumerate(slices, 1)],
     )
     dataset.add_new(PIXEL_DATA, "OB", packed + b"\0" * (len(packed) % 2))
     return encode(dataset, plan.sop_instance(0))
@@ -206,16 +204,14 @@ def structure_set(plan: SeriesPlan) -> bytes:
     shapes = {"GTV-1": images.subject.lesion, **images.subject.structures}
     dataset = fill(
         common(plan),
-        {
-            "InstanceNumber": 1,
-            "StructureSetLabel": "PLAN",
-            "StructureSetName": "Lesion and organs",
-            "StructureSetDate": as_dicom(plan.row["SeriesDate"]),
-            "StructureSetTime": "093000",
-            "ApprovalStatus": "UNAPPROVED",
-            "OperatorsName": "",
-            "ReferencedFrameOfReferenceSequence": [_frame_reference(plan, images)],
-        },
+        InstanceNumber=1,
+        StructureSetLabel="PLAN",
+        StructureSetName="Lesion and organs",
+        StructureSetDate=as_dicom(plan.row["SeriesDate"]),
+        StructureSetTime="093000",
+        ApprovalStatus="UNAPPROVED",
+        OperatorsName="",
+        ReferencedFrameOfReferenceSequence=[_frame_reference(plan, images)],
     )
-    fill(dataset, _regions(plan, {name: _contours(shape, images) for name, shape in shapes.items()}))
+    fill(dataset, **_regions(plan, {name: _contours(shape, images) for name, shape in shapes.items()}))
     return encode(dataset, plan.sop_instance(0))

@@ -134,7 +134,7 @@ def put(dataset: Dataset, keyword: str, value: object) -> None:
     dataset.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=pydicom.config.IGNORE))
 
 
-def fill(dataset: Dataset, values: Mapping[str, object]) -> Dataset:
+def fill(dataset: Dataset, **values: object) -> Dataset:
     """Set attributes by keyword and return the dataset."""
     for keyword, value in values.items():
         put(dataset, keyword, value)
@@ -143,7 +143,7 @@ def fill(dataset: Dataset, values: Mapping[str, object]) -> Dataset:
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:
     """Return an item of a code sequence (DICOM part 3, 8.8): (0008,0100), (0008,0102), (0008,0104)."""
-    return fill(Dataset(), {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning})
+    return fill(Dataset(), CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def as_dicom(value: object) -> object:
@@ -160,26 +160,24 @@ def common(plan: SeriesPlan) -> Dataset:
     if not all(str(value).isascii() for value in row.values()):
         put(dataset, "SpecificCharacterSet", "ISO_IR 192")
     known = [keyword for keyword in _IF_KNOWN if row[keyword] is not None]
-    fill(dataset, {keyword: as_dicom(row[keyword]) for keyword in (*_ALWAYS_PRESENT, *known)})
+    fill(dataset, **{keyword: as_dicom(row[keyword]) for keyword in (*_ALWAYS_PRESENT, *known)})
     fill(
         dataset,
-        {
-            "SOPClassUID": plan.sop_class,
-            "StudyInstanceUID": row["StudyInstanceUID"],
-            "SeriesInstanceUID": plan.uid,
-            "Modality": plan.modality,
-            "StudyTime": "081500",
-            "SeriesTime": "083000",
-            "AccessionNumber": "",
-            "ReferringPhysicianName": "",
-            "QualityControlSubject": row["Phantom"],
-            "PatientSpeciesDescription": row["SpeciesDescription"],
-            "PatientSpeciesCodeSequence": [code(str(row["SpeciesCode"]), "SCT", str(row["SpeciesDescription"]))],
-            "PatientIdentityRemoved": "YES",
-            "DeidentificationMethod": "Synthetic: there is no patient",
-            "FrameOfReferenceUID": plan.frame_of_reference,
-            "PositionReferenceIndicator": "",
-        },
+        SOPClassUID=plan.sop_class,
+        StudyInstanceUID=row["StudyInstanceUID"],
+        SeriesInstanceUID=plan.uid,
+        Modality=plan.modality,
+        StudyTime="081500",
+        SeriesTime="083000",
+        AccessionNumber="",
+        ReferringPhysicianName="",
+        QualityControlSubject=row["Phantom"],
+        PatientSpeciesDescription=row["SpeciesDescription"],
+        PatientSpeciesCodeSequence=[code(str(row["SpeciesCode"]), "SCT", str(row["SpeciesDescription"]))],
+        PatientIdentityRemoved="YES",
+        DeidentificationMethod="Synthetic: there is no patient",
+        FrameOfReferenceUID=plan.frame_of_reference,
+        PositionReferenceIndicator="",
     )
     if plan.source and plan.revision:
         # What is drawn has no noise to differ in.
@@ -277,15 +275,13 @@ def _mr_module(plan: SeriesPlan) -> dict[str, object]:
 def _pt_module(plan: SeriesPlan) -> dict[str, object]:
     tracer = fill(
         Dataset(),
-        {
-            "Radiopharmaceutical": "Fluorodeoxyglucose",
-            "RadiopharmaceuticalStartTime": "073000",
-            "RadionuclideTotalDose": "370000000",
-            "RadionuclideHalfLife": "6586.2",
-            "RadionuclidePositronFraction": "0.97",
-            "RadionuclideCodeSequence": [code("77004003", "SCT", "^18^Fluorine")],
-            "RadiopharmaceuticalCodeSequence": [code("35321007", "SCT", "Fluorodeoxyglucose F^18^")],
-        },
+        Radiopharmaceutical="Fluorodeoxyglucose",
+        RadiopharmaceuticalStartTime="073000",
+        RadionuclideTotalDose="370000000",
+        RadionuclideHalfLife="6586.2",
+        RadionuclidePositronFraction="0.97",
+        RadionuclideCodeSequence=[code("77004003", "SCT", "^18^Fluorine")],
+        RadiopharmaceuticalCodeSequence=[code("35321007", "SCT", "Fluorodeoxyglucose F^18^")],
     )
     return {
         "ImageType": ["ORIGINAL", "PRIMARY"],
@@ -341,7 +337,7 @@ def _slope(plan: SeriesPlan, index: int) -> float:
 def image_header(plan: SeriesPlan, index: int) -> Dataset:
     """Return the dataset of an image of a CT, MR or PT series with empty PixelData."""
     dataset = common(plan)
-    fill(dataset, content_time(plan) | _pixel_module(plan) | _MODULES[plan.modality](plan))
+    fill(dataset, **content_time(plan), **_pixel_module(plan), **_MODULES[plan.modality](plan))
     for keyword, values in varying(plan, index).items():
         put(dataset, keyword, values if len(values) > 1 else values[0])
     if plan.modality == "PT":

@@ -28,11 +28,6 @@ class Archive:
         self.cache = AnswerCache(self.settings.scratch)
         self.control = Operations(self.holdings, self.tokens, self.settings, self.traffic, self.forget)
 
-    def refresh(self) -> None:
-        """Take in changes of the catalog and forget the answers made from its earlier state."""
-        self.holdings.refresh()
-        self.forget()
-
     def forget(self, collections: Iterable[str] | None = None) -> None:
         """Forget the answers about some collections; None removes everything that is kept on disk."""
         if collections is None:

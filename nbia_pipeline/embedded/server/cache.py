@@ -50,9 +50,7 @@ class AnswerCache:
         for key, (collection, _) in list(self._heads.items()):
             if collection is None or collection.casefold() in touched:
                 self._heads.pop(key, None)
-                # Where an open file cannot be removed, it goes with the directory.
-                with contextlib.suppress(OSError):
-                    self._scratch.path(key).unlink()
+                self._scratch.path(key).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Forget every answer; their files go with the directory."""

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 
 from nbia_pipeline.embedded.api.endpoint import ServerFault
 from nbia_pipeline.embedded.catalog.model import Account
-
-GUEST = "nbia_guest"
-"""User name of the guest; the server ignores the password sent with it."""
+from nbia_pipeline.schema import GUEST as GUEST
 
 CLIENT_ID = "nbia"
 """Keycloak client. Server: substituted on the password grant, forwarded unchanged on a refresh."""
@@ -96,6 +94,7 @@ class TokenStore:
         if user is None:
             return 400, _error("invalid_request", "Missing parameter: username")
         account = self._accounts.get(user)
+        # Server: it ignores the password that is sent with the guest's name.
         if user != GUEST and (account is None or account.password != form.get("password", "")):
             return 401, _error("invalid_grant", "Invalid user credentials")
         return 200, self._issue(user, str(uuid.uuid4()))
