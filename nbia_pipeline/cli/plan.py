@@ -74,7 +74,6 @@ def _plans(
         if not lake.has_table(SERIES, collection):
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
-        bounds = Bounds(options.max_bytes, options.max_series)
         plan = plans[collection] = preview(lake, collection, selection, bounds)
         if not settings.mirrors_images_of(collection):
             variable = settings.name_of("images")
