@@ -16,8 +16,8 @@ import pytest
 
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets import fetch_op
-from nbia_pipeline.defs.assets.fetch_op import failed_rows, failed_table
-from nbia_pipeline.defs.assets.images import ImagesConfig, expect_all, problem_rows
+from nbia_pipeline.defs.assets.fetch_op import batch_report, failed_rows, failed_table
+from nbia_pipeline.defs.assets.images import ImagesConfig, expect_all, problem_rows, run_metadata
 from nbia_pipeline.embedded.control.client import Fault
 from nbia_pipeline.embedded.pytest_plugin import NbiaArchive
 from nbia_pipeline.lake import Lake
@@ -263,6 +263,15 @@ def test_an_executor_that_drops_batches_is_found_out() -> None:
     expect_all({"batches": ["b0"]}, [{"batch": "b0"}])
     with pytest.raises(dg.Failure, match="did not run 1 of 2 batches"):
         expect_all({"batches": ["b0", "b1"]}, [{"batch": "b1"}])
+
+
+def test_a_run_of_0_1_0_is_finished_with_the_reports_of_its_batches() -> None:
+    counts = {"fetched": 2, "files": 30, "bytes": 1000, "healed": 3, "already_there": 1}
+    report = {"batch": "b00000", "quarantined": 0, "unavailable": 0, "peak_memory_bytes": 7, **counts}
+    summary = {"batches": ["b00000"], "done": 4, "left": 0, "started": 0.0}
+    found = run_metadata(summary, [report])
+    assert (found["fetched_series"], found["healed_instances"], found["skipped_series"]) == (2, 3, 5)
+    assert set(batch_report([], 0, 1.0)) == {*report, "sizes", "seconds"} - {"batch"}
 
 
 # --- what a run tells

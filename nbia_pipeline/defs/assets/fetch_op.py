@@ -127,7 +127,7 @@ def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dic
         "fetched": len(fetched),
         "files": sum(len(r.instances) for r in fetched),
         "bytes": sum(sizes),
-        "repaired": sum(r.repaired for r in fetched),
+        "healed": sum(r.repaired for r in fetched),  # as in 0.1.0, whose runs may be re-executed from failure
         "quarantined": status[QUARANTINED],
         "unavailable": status[UNAVAILABLE],
         "already_there": there,
@@ -140,7 +140,7 @@ def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dic
 def summary_of(report: dict[str, Any]) -> str:
     """Return what a batch had to do besides fetching, in words."""
     words = {
-        "repaired": "instances repaired",
+        "healed": "instances repaired",
         "quarantined": "series quarantined",
         "unavailable": "series unavailable",
         "already_there": "series in the lake already",

@@ -230,7 +230,7 @@ def run_metadata(summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
         "fetched_series": total("fetched"),
         "fetched_files": total("files"),
         "fetched_bytes": total("bytes"),
-        "healed_instances": total("repaired"),
+        "healed_instances": total("healed"),
         "skipped_series": summary["done"] + total("already_there"),
         "left_series": summary["left"],
         "seconds": round(seconds, 3),
