@@ -55,7 +55,7 @@ class SeriesSize:
 
 
 class NbiaClient(Calls):
-    """A client of one NBIA archive, for any number of threads.
+    """A client for one NBIA archive, usable from any number of threads.
 
     Args:
         base_url: address that ends in ``/nbia-api``.
@@ -321,19 +321,19 @@ class NbiaClient(Calls):
         """Return the metadata of the series: table ``series_metadata``.
 
         Asks in bulk where the archive can, else one by one in parallel. The bulk call drops a UID silently
-        where a series is hidden or unknown (server): such a series has no row here. Asked one by one, the
-        server also fails at a series without images or without the address of its license: it has no row
+        where a series is hidden or unknown (server): such a series has no row here. Asked one by one, the server also
+        fails on a series without images or without the address of its license: it has no row
         either, and the log names it.
 
         Args:
             series_uids: SeriesInstanceUIDs.
 
         Raises:
-            ServerError: the archive fails at more than half of the series.
+            ServerError: the archive fails on more than half of the series.
             BadAnswer: rows of series that were not asked for.
         """
         if isinstance(series_uids, str):
-            raise TypeError(f"series_uids is {series_uids!r}: give a list")
+            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
         if not series_uids:
             return SERIES_METADATA.schema.empty_table()
         try:
@@ -469,7 +469,7 @@ class NbiaClient(Calls):
                 failed.append(series_uid)
                 if 2 * len(failed) > len(series_uids):
                     raise
-                log.warning("no metadata of series %s, the archive fails at it: %s", series_uid, e)
+                log.warning("no metadata of series %s, the archive fails on it: %s", series_uid, e)
                 return SERIES_METADATA.schema.empty_table()
 
         # More threads than requests may be in flight would only wait.
@@ -492,7 +492,7 @@ class NbiaClient(Calls):
         def read(chunks: Iterator[bytes]) -> str | None:
             text = decoded(b"".join(chunks)).strip()
             if text and not _MD5.fullmatch(text):
-                what = f"the answer is not an MD5, it begins {text[:80]!r}: check base_url"
+                what = f"the answer is not an MD5, it begins with {text[:80]!r}: check base_url"
                 raise BadAnswer(what, arguments=("base_url",))
             return text.lower() or None
 

@@ -1,6 +1,6 @@
 """How many requests one host gets at a time: one limiter per host, shared by all threads and clients of a process.
 
-Over the processes of a run, the Dagster pool of the assets keeps the limit.
+Across the processes of a run, the Dagster pool of the assets keeps the limit.
 """
 
 from __future__ import annotations

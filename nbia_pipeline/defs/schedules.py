@@ -1,6 +1,6 @@
 """The schedules: the catalog, and the complete listing of every kept collection.
 
-A complete listing finds what the feed of updated series cannot show: withdrawals, revisions without a new date, other
+A complete listing finds what the feed of updated series cannot show: withdrawals, revisions without a new date, changed
 licenses, releases back-dated by more than a week. The schedules are off until a person turns them on.
 """
 
@@ -17,7 +17,7 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings, SettingsError, matching
 
-# Where one collection fails, Dagster skips the later steps of all others of its run; so a run has only so many.
+# Where one collection fails, Dagster skips the later steps of all others of its run; so a run has only a few.
 COLLECTIONS_PER_RUN = 25
 
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
@@ -52,7 +52,7 @@ def _catalog(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefin
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
         tags={ARCHIVE_TAG: naming.prefix},
-        description="The collections and the value lists; registers new collections as partitions.",
+        description="Lists the collections and the other values; registers new collections as partitions.",
     )
 
 
@@ -64,8 +64,8 @@ def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDef
         execution_timezone="UTC",
         required_resource_keys={naming.lake},
         description=(
-            "Lists every kept collection completely, and records which series were added, revised, withdrawn or "
-            "returned. Run it after the catalog, which says which collections there are."
+            "Lists every kept collection in full, and records which series were added, revised, withdrawn or returned. "
+            "Run it after the catalog, which determines which collections there are."
         ),
     )
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:

@@ -76,7 +76,7 @@ class Lake:
             return self._stated_format() or (1 if self._unchecked.exists(TABLES) else FORMAT)
 
     def check_writable(self) -> None:
-        """Make sure that the lake can be written, before anything is fetched for it, and let it state its format.
+        """Make sure that the lake can be written, before anything is fetched for it, and record its format in it.
 
         Raises:
             LakeError: it cannot; nothing is left behind.
@@ -107,7 +107,7 @@ class Lake:
             content = self._store.read(path)
             if content is None:
                 return schema.empty_table()
-            # Whole, so that no thread of Arrow's reads through a Python object: one could outlive the interpreter.
+            # All at once, so that no Arrow thread reads through a Python object: one could outlive the interpreter.
             file = pq.ParquetFile(pa.BufferReader(content))
             stored = [name for name in schema.names if collection is None or name != PARTITION]
             read = file.read(columns=stored, use_threads=False)
@@ -131,11 +131,11 @@ class Lake:
             table: which one; `data` must have its columns and types.
             data: the rows.
             collection: the partition, None for an unpartitioned table.
-            properties: of the file as a whole, for :meth:`read_properties`; kept in its Parquet metadata.
+            properties: those of the file, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never because an answer is empty.
 
         Raises:
-            WouldEmpty: the table has rows and `data` has none: an empty answer is not believed that far.
+            WouldEmpty: the table has rows and `data` has none: an empty answer is not believed.
             LakeError: the lake cannot be written; the old table stands.
         """
         path = table_path(table.name, collection)
@@ -253,7 +253,7 @@ class Lake:
 
     @contextmanager
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
-        """Hold a lock that all who write this lake share; gives the function that checks that it is still held.
+        """Hold a lock that all writers of this lake share; yields the function that checks that it is still held.
 
         On a disk, those are the processes of one machine.
 
@@ -285,8 +285,7 @@ class Lake:
         except (OSError, pa.ArrowInvalid) as e:
             why = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
             raise LakeError(
-                f"cannot {what} in the lake {self.uri} ({why}): check that it is a place that you may write and that "
-                "has room",
+                f"cannot {what} in the lake {self.uri} ({why}): check that you may write there and that there is room",
                 arguments=("lake",),
             ) from e
 
@@ -336,6 +335,6 @@ def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
 
 def _would_empty(path: str) -> WouldEmpty:
     return WouldEmpty(
-        f"{path} has rows and would be replaced by none: it was left as it was. If the archive really withdrew them "
-        "all, delete the file yourself"
+        f"{path} has rows and would be replaced by an empty table: it was left as it was. If the archive "
+        "really withdrew them all, delete the file yourself"
     )

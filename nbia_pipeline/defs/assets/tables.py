@@ -35,7 +35,7 @@ class MetadataConfig(dg.Config):
 
     full: bool = Field(
         default=False,
-        description="Ask about all series, not only about new and revised ones: finds changes that the series table "
+        description="Ask about all series, not only new and revised ones: this finds changes that the series table "
         "does not show, such as another SOP class.",
     )
 
@@ -145,10 +145,10 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
         SettingsError: a name or glob of the collections or of the images matches nothing.
     """
     if not listed:
-        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try again later")
+        raise BadAnswer(f"the archive lists no collections for the account {settings.username!r}: try again later")
     for argument, patterns in (("collections", settings.collections), ("images", settings.images or ())):
         for pattern, similar in unmatched(patterns, [*listed, *known]).items():
-            hint = did_you_mean(similar, f"there are {first_of(listed)}")
+            hint = did_you_mean(similar, f"it lists {first_of(listed)}")
             raise SettingsError(
                 f"{settings.name_of(argument)} has {pattern!r}, which matches no collection that {settings.username!r} "
                 f"may see: {hint} (names are case-sensitive)"
