@@ -2,7 +2,7 @@
 
 Lists arrive as one JSON array, of up to hundreds of megabytes. It is read in pieces: Arrow's JSON reader
 takes each piece if it is exactly as the server writes it, and a tolerant reader takes the others (numbers
-as text, the guide's spellings, any of the date forms). Both give the same values.
+as text, the guide's spellings, any of the date forms). Both yield the same values.
 
 The server ignores filters silently, so rows that do not satisfy what was asked are an error, not data.
 """
@@ -126,7 +126,7 @@ def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> 
 
 
 def _expect_identity(table: pa.Table, shape: Shape) -> None:
-    """Refuse rows without their key; only a list of plain values may hold an all-null row (server: ``{}``)."""
+    """Refuse rows without their key; only a list of plain values may contain an all-null row (server: ``{}``)."""
     if shape.table is None or len(shape.keys) == 1:
         return
     for name in shape.table.key:
@@ -261,7 +261,7 @@ def _read(raw: object, reader: Callable[[object], object], key: str) -> object:
     try:
         return reader(raw)
     except (ValueError, InvalidOperation, OverflowError) as e:
-        raise BadAnswer(f"key {key!r} holds {str(raw)[:80]!r}: {e}") from e
+        raise BadAnswer(f"key {key!r} has {str(raw)[:80]!r}: {e}") from e
 
 
 def read_text(raw: object) -> str:

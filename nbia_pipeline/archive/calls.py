@@ -1,4 +1,4 @@
-"""How the client makes its calls: spell names and values, read answers, doubt an empty list."""
+"""How the client makes its calls: spell names and values, read answers, double-check an empty list."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Calls:
         return self._call(endpoint, arguments, read)
 
     def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
-        """List what a collection holds. Empty is refused while the archive lists the collection: it has series then.
+        """List what a collection contains. Empty is refused while the archive lists the collection: it has series then.
 
         Between two calls a token can run out and a collection can come or go, hence several tries.
         """

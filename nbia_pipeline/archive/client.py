@@ -109,12 +109,12 @@ class NbiaClient(Calls):
         """Log out, best effort, and close the connections."""
         self._session.close()
 
-    # --- values and counts, of the whole archive or of what a few filters leave of it
+    # --- values and counts, of the entire archive or of a filtered part of it
 
     def modalities(self, collection: str | None = None, *, body_part: str | None = None) -> list[str | None]:
         """Return the modalities in use, in the server's order; None stands for series without one.
 
-        v2 gives them as stored, v4 upper-cased (server).
+        v2 returns them as stored, v4 upper-cased (server).
         """
         return self._values("modality_values", collection=collection, body_part=body_part)
 
@@ -127,7 +127,7 @@ class NbiaClient(Calls):
     ) -> list[str | None]:
         """Return the manufacturers in use; None stands for series without one.
 
-        v2 gives them as stored, so that one may come in several spellings; v4 upper-cased (server).
+        v2 returns them as stored, so that one may come in several spellings; v4 upper-cased (server).
         """
         return self._values("manufacturer_values", collection=collection, modality=modality, body_part=body_part)
 
@@ -199,7 +199,7 @@ class NbiaClient(Calls):
         """Return the patients of a collection: table ``patients``.
 
         Args:
-            patient_id: only this one, in its exact case. The client filters by it: v2 finds no ID that holds a
+            patient_id: only this one, in its exact case. The client filters by it: v2 finds no ID that contains a
                 lower-case letter (server).
         """
         if patient_id is not None and not patient_id:
@@ -271,8 +271,8 @@ class NbiaClient(Calls):
             model: ManufacturerModelName.
 
         Raises:
-            ValueError: neither a collection nor a patient, study or series is named: the answer would be the
-                whole archive.
+            ValueError: neither a collection nor a patient, study or series is named: the answer would be the entire
+                archive.
         """
         named = {"patient_id": patient_id, "study_uid": study_uid, "series_uid": series_uid, "modality": modality}
         if collection is None and (patient_id or study_uid or series_uid) is None:
@@ -421,7 +421,7 @@ class NbiaClient(Calls):
         return self._bytes("single_image", read, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
-        """Return the MD5 that the archive holds of one file, in lower case; None if it has none to show.
+        """Return the MD5 that the archive has for one file, in lower case; None if it has none to show.
 
         None stands for an unknown, hidden or forbidden image as well as for one without a digest (server).
         """

@@ -158,7 +158,7 @@ class Session:
                     allow_redirects=False,
                 )
             except requests.RequestException as e:
-                log.debug("logout failed, the token will expire by itself: %s", type(e).__name__)
+                log.debug("logout failed; the token will expire on its own: %s", type(e).__name__)
         self._http.close()
 
     def call(
@@ -176,7 +176,7 @@ class Session:
             method: GET sends `parameters` in the query, POST as a form.
             endpoint: path below the base URL.
             parameters: names and values as they go over the wire.
-            read: takes the whole answer (status 200 or 204); may raise ArchiveError.
+            read: takes the complete answer (status 200 or 204); may raise ArchiveError.
 
         Raises:
             ArchiveUnreachable: no connection or no answer after all tries.

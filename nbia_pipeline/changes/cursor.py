@@ -2,7 +2,7 @@
 
 getUpdatedSeries answers "released after this day", by days, and releases can be back-dated. So it is asked from a
 week before the last time, and what it answered then is subtracted. The cursor keeps one digest of all that a
-collection released on a day: one series more, one less, or another value in a row gives another digest.
+collection released on a day: one series more, one less, or another value in a row gives a different digest.
 
 What is missed here is found by the next listing of the entire collection; nothing here decides about content.
 """
@@ -159,7 +159,7 @@ def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
 def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> Cursor:
     """Return the cursor after an answer.
 
-    Buckets that the next answer cannot contain any more are dropped, and so are those that have vanished: a series
+    Buckets that the next answer can no longer contain are dropped, and so are those that have vanished: a series
     that returns counts as new.
 
     Args:

@@ -52,7 +52,7 @@ def _catalog(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefin
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
         tags={ARCHIVE_TAG: naming.prefix},
-        description="Lists the collections and the other values; registers new collections as partitions.",
+        description="Refreshes the collections and value lists; registers new collections as partitions.",
     )
 
 
@@ -81,7 +81,7 @@ def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDef
 def _requests(naming: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
     """Yield runs over ranges of the listed collections.
 
-    One that the archive does not list any more is left out; materializing `collections` records that it is gone.
+    One that the archive no longer lists is left out; materializing `collections` records that it is gone.
     """
     listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))

@@ -136,7 +136,7 @@ class Lake:
 
         Raises:
             WouldEmpty: the table has rows and `data` has none: an empty answer is not believed.
-            LakeError: the lake cannot be written; the old table stands.
+            LakeError: the lake cannot be written; the old table stays.
         """
         path = table_path(table.name, collection)
         if data.num_rows == 0 and not may_empty and self.count_rows(table, collection):
@@ -175,8 +175,8 @@ class Lake:
             collection: the partition.
 
         Raises:
-            WouldEmpty: the table has rows and the pieces have none; the old table stands.
-            LakeError: the lake cannot be written; the old table stands.
+            WouldEmpty: the table has rows and the pieces have none; the old table stays.
+            LakeError: the lake cannot be written; the old table stays.
         """
         path = table_path(table.name, collection)
         schema = table.schema.remove(table.schema.get_field_index(PARTITION))
@@ -234,7 +234,7 @@ class Lake:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """Give a local directory to work in: in the staging area of a disk, else in the temporary directory.
+        """Yield a local directory to work in: in the staging area of a disk, else in the temporary directory.
 
         What is left in it at the end is removed.
         """
@@ -316,7 +316,7 @@ class Lake:
 
     @contextmanager
     def _table_file(self, table: Table, collection: str | None) -> Iterator[BinaryIO | None]:
-        """Open the file of a table, to be read in pieces; gives None where it was never written."""
+        """Open the file of a table, to be read in pieces; yields None where it was never written."""
         path = table_path(table.name, collection)
         with self.storage_errors(f"read {path}"):
             if not self._store.exists(path):

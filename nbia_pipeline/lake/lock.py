@@ -242,8 +242,8 @@ def this_process() -> str:
 def abandoned(entry: Path) -> bool:
     """Return whether a file or directory that is named after its process is no longer in use.
 
-    It is not if the process was on this machine and is dead, or if the entry is a week old: nothing else can be known
-    about a process on another machine.
+    It is unused if the process was on this machine and is dead, or if the entry is a week old: nothing else can be
+    known about a process on another machine.
     """
     try:
         age = time.time() - entry.stat().st_mtime

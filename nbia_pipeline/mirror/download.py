@@ -244,4 +244,4 @@ def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:
     """
     now = _listed_now(client, wanted)
     if now is None or not same_content(now, wanted):
-        raise NotVerified("single instances were fetched, and meanwhile the archive hid or replaced the series")
+        raise NotVerified("the archive hid or replaced the series while single instances were being fetched")

@@ -16,7 +16,7 @@ from nbia_pipeline.lake.layout import JOURNAL, encode
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
 
-# Entries with about this many instances are read at a time: some hundred bytes each, whatever the journal holds.
+# Entries with about this many instances are read at a time: some hundred bytes each, whatever the size of the journal.
 SLICE_INSTANCES = 250_000
 
 FAILED = "failed"
@@ -44,7 +44,7 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
     Args:
         lake: where to.
         receipt: a complete one.
-        staged: local directory that holds just the files; it is moved away.
+        staged: local directory that contains only the files; it is moved away.
     """
     wanted = receipt.wanted
     lake.publish(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID, partial(_write, lake, receipt))

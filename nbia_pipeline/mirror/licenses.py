@@ -1,6 +1,6 @@
 """The licenses of a collection: their texts next to its images and in table ``licences``.
 
-Data without their terms are useless to the people who use them. The text is the entry ``LICENSE`` that getImage
+Data without its terms is useless to those who use it. The text is the entry ``LICENSE`` that getImage
 sends before the first image (server), so that a few kilobytes of the smallest series are enough.
 """
 

@@ -234,7 +234,7 @@ def _unavailable_for_a_day(receipts: pa.Table) -> pa.ChunkedArray:
 def batches(
     todo: Iterable[WantedSeries], max_bytes: float = BATCH_BYTES, max_series: int | None = BATCH_SERIES
 ) -> Iterator[list[WantedSeries]]:
-    """Cut the series to fetch into batches bounded by bytes and count; each holds at least one series."""
+    """Cut the series to fetch into batches bounded by bytes and count; each has at least one series."""
     batch: list[WantedSeries] = []
     size = 0
     for one in todo:

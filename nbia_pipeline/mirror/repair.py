@@ -22,7 +22,7 @@ def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[s
     """Make sure that zip, list and table agree on the instances; what the zip lacks can be repaired.
 
     Raises:
-        NotVerified: the zip holds an instance that getSOPInstanceUIDs does not list, or the list and the table have
+        NotVerified: the zip contains an instance that getSOPInstanceUIDs does not list, or the list and the table have
             different counts.
     """
     unlisted = set(unpacked.instances) - set(listed)
@@ -53,7 +53,7 @@ def complete(
         wanted: the series as listed.
         unpacked: what getImageWithMD5Hash sent.
         listed: what getSOPInstanceUIDs lists.
-        files: directory that holds the files; those fetched here are added.
+        files: directory of the files; those fetched here are added.
         even_if_many: repair also what another download would repair with fewer calls.
 
     Raises:
@@ -87,7 +87,7 @@ def complete_without_digests(
 ) -> Receipt:
     """Verify what getImage sent, which has no list of digests: by the set of instances and their total size.
 
-    The digest that getMD5Hierarchy holds of the series proves more, where it is the same.
+    If the digest that getMD5Hierarchy returns for the series is the same, that proves more.
 
     Raises:
         NotVerified: an instance cannot be fetched, or the total is not FileSize.
@@ -104,7 +104,7 @@ def complete_without_digests(
 
 
 def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
-    """Return the digest that getMD5Hierarchy holds of a series, None where the archive does not give it.
+    """Return the digest that getMD5Hierarchy returns for a series, None if the archive has none to offer.
 
     Not every server lets every account ask for it, and it is not needed.
     """

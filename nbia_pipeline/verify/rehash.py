@@ -261,7 +261,7 @@ def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[Sto
     try:
         commit(lake, collection, clear_mark=False)
     except LakeError as e:
-        log.warning("%s: cannot commit what runs may have published meanwhile: %s", collection, e)
+        log.warning("%s: cannot commit what runs may have published in the meantime: %s", collection, e)
     return stored_series(lake, collection, uids)
 
 

@@ -1,7 +1,7 @@
 """The images of a collection: plan, fetch in batches that Dagster spreads over processes, finish.
 
 Inside: a graph with dynamic outputs. One mapped step is one batch of series; re-execution from failure
-repeats only the batches that failed, and a new run makes a new plan from what the lake holds.
+repeats only the batches that failed, and a new run makes a new plan from what the lake contains.
 """
 
 import time
@@ -160,7 +160,7 @@ def build_ops(
         asset: the one that the ops are parts of.
         config_type: what a run can be asked for.
         make_plan: returns the plan, and what else `finish` must know, as plain JSON values.
-        finish: commits, and returns what the lake holds, as metadata.
+        finish: commits, and returns what the lake contains, as metadata.
         ins: inputs of the first op.
     """
 

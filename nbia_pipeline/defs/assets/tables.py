@@ -1,4 +1,4 @@
-"""The tables, one asset each: some of the whole archive, the others partitioned by collection."""
+"""The tables, one asset each: some of the entire archive, the others partitioned by collection."""
 
 import json
 import time
@@ -137,7 +137,7 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 
     Args:
         listed: what the archive lists.
-        known: what the lake has tables of. One of these that is not listed any more was withdrawn, which is not an
+        known: what the lake has tables of. One of these that is no longer listed was withdrawn, which is not an
             error of the settings.
 
     Raises:

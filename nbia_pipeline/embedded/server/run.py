@@ -1,4 +1,4 @@
-"""Run an embedded archive in this process until it is stopped or nobody needs it."""
+"""Run an embedded archive in this process until it is stopped or no longer needed."""
 
 from __future__ import annotations
 
