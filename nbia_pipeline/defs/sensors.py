@@ -99,7 +99,7 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             naming.archive,
             "Asks the archive what was released since a week before the last tick, and requests one run for each "
             "collection with something new. The first tick only records what is there. To start from an earlier day, "
-            "set the cursor to it, such as 2026-01-01.",
+            "set the cursor to that day, such as 2026-01-01.",
         ),
         sensor(
             "image_backlog",
@@ -189,7 +189,7 @@ def _started(found: Mapping[Bucket, str], since: date) -> str:
     return (
         f"Started: {known if found else f'nothing was released after {since}'}; releases from now on count as "
         "new. If the lake does not have the tables yet, materialize them once by hand. To start from an earlier day, "
-        "set the cursor to it, such as 2026-01-01"
+        "set the cursor to that day, such as 2026-01-01"
     )
 
 
