@@ -276,7 +276,7 @@ class NbiaClient(Calls):
         """
         named = {"patient_id": patient_id, "study_uid": study_uid, "series_uid": series_uid, "modality": modality}
         if collection is None and (patient_id or study_uid or series_uid) is None:
-            raise ValueError("name a collection, a patient, a study or a series: the archive is too large")
+            raise ValueError("name a collection, a patient, a study or a series: the entire archive is too large")
         if collection is not None and not any(v is not None for v in named.values()):
             table = self._rows_of_collection("series", collection)
         else:

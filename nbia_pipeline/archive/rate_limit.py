@@ -58,7 +58,7 @@ class Limiter:
     def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
         if max_in_flight < 1:
-            raise ValueError(f"{max_in_flight} requests in flight: at least one is needed")
+            raise ValueError(f"max_in_flight is {max_in_flight}: it must be at least 1")
         with self._freed:
             shrunk = self.limit < self.max_in_flight
             self.max_in_flight = max_in_flight

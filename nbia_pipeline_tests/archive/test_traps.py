@@ -498,7 +498,7 @@ def test_xml_and_html_are_never_asked_for_nor_read(archive: TestArchive, client:
 
 
 def test_the_archive_is_not_asked_for_as_a_whole(archive: TestArchive, client: NbiaClient) -> None:
-    with pytest.raises(ValueError, match="the archive is too large"):
+    with pytest.raises(ValueError, match="the entire archive is too large"):
         client.series()
     assert archive.faults.seen == []
     row = rows({"SeriesInstanceUID": "1.2", "Collection": "A"})[1:-1]
