@@ -37,7 +37,7 @@ bench-images: $(VENV)/.installed-dev $(PEERS)/.installed  ## images, against tci
 bench-memory: $(VENV)/.installed-dev  ## memory of the engine while it fetches a series of 2 GB
 	$(BIN)/python benchmarks/memory.py
 
-bench-no-op: $(VENV)/.installed-dev  ## materialising 100,000 complete series again
+bench-no-op: $(VENV)/.installed-dev  ## materializing 100,000 complete series again
 	$(BIN)/python benchmarks/no_op.py
 
 bench-tick: $(VENV)/.installed-dev  ## one new series in an archive of a million

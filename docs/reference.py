@@ -10,7 +10,7 @@ from nbia_pipeline.cli.main import COMMANDS
 from nbia_pipeline.schema import TABLES, Table
 
 DOCS = Path(__file__).parent
-NOTE = "This page is made from the code by `python docs/reference.py`; edit the code, not the page."
+NOTE = "This page is generated from the code by `python docs/reference.py`; edit the code, not the page."
 
 
 def cell(text: str) -> str:
@@ -35,7 +35,7 @@ def table_lines(table: Table) -> list[str]:
         )
         for c in table.columns
     ]
-    where = "One partition per collection." if table.partitioned else "Of the whole archive."
+    where = "One partition per collection." if table.partitioned else "One file for the entire archive."
     text = [f"## {table.name}", "", f"{table.description} {where}", ""]
     return [*text, *rows(("column", "type", "DICOM tag", "meaning"), *columns), ""]
 

@@ -14,7 +14,7 @@ from nbia_pipeline.settings import Pipeline, Settings, SettingsError, field_of, 
 class NbiaComponent(Pipeline, dg.Component, dg.Model, dg.Resolvable):
     """Mirrors an NBIA archive (The Cancer Imaging Archive) into a data lake.
 
-    The fields are those of the NBIA_* variables. Only the password is given by the name of the environment variable
+    The fields are those of the NBIA_* variables. Only the password is given as the name of the environment variable
     that holds it, because a value in YAML would be shown in the UI.
 
     .. code-block:: yaml
@@ -27,7 +27,7 @@ class NbiaComponent(Pipeline, dg.Component, dg.Model, dg.Resolvable):
           images: ["TCGA-LUAD"]
     """
 
-    password_env: str | None = Field(default=None, description="Name of the variable that holds its password.")
+    password_env: str | None = Field(default=None, description="Name of the variable that holds the password.")
     prefix: str = Field(default=PREFIX, description="First part of the asset keys; another one for a second archive.")
 
     def __init__(self, **given: Any) -> None:

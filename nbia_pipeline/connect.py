@@ -1,4 +1,4 @@
-"""From settings to a client of the archive that they name."""
+"""Make a client of the archive that the settings name."""
 
 from __future__ import annotations
 

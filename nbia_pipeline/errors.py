@@ -1,4 +1,4 @@
-"""The errors of the library whose texts are made for a person, and how they are shown to one."""
+"""The errors of the library whose texts are written for people, and how they are shown."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from nbia_pipeline.mirror.selection import SelectionError
 from nbia_pipeline.settings import Settings, SettingsError, field_of, variable_of
 
 OURS = (ArchiveError, LakeError, SettingsError, SelectionError)
-"""Errors whose text is made for a person: it says what was wrong, where, and what to do."""
+"""Errors whose text is written for people: it says what was wrong, where, and what to do."""
 
 
 def error_text(error: BaseException, name_of: Callable[[str], str] = variable_of) -> str:
     """Return the text of an error for the person who configured the pipeline.
 
-    The library knows its arguments only. Where the person calls one of them otherwise, that name is appended, as in
+    The library knows its arguments only. Where the person knows one by another name, that name is appended, as in
     ``check username and password (NBIA_USERNAME, NBIA_PASSWORD)``.
 
     Args:
@@ -26,5 +26,5 @@ def error_text(error: BaseException, name_of: Callable[[str], str] = variable_of
     mentioned = [a for a in getattr(error, "arguments", ()) if field_of(a) in Settings.model_fields]
     names = [name for name in map(name_of, mentioned) if name not in mentioned]
     text = str(error)
-    what = getattr(error, "what", text)  # of a call to the archive: then follows which call it was
+    what = getattr(error, "what", text)  # of an ArchiveError: the call follows it
     return what + (f" ({', '.join(names)})" if names else "") + text.removeprefix(what)

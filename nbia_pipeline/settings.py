@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nbia_pipeline.schema import GUEST as GUEST
-from nbia_pipeline.text import similar_names
+from nbia_pipeline.text import is_glob, matching, similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -21,15 +20,15 @@ KNOWN_ARCHIVES = {
 }
 EMBEDDED = "embedded"
 
-MIN_POLL_SECONDS = 60  # the server keeps its answers that long
+MIN_POLL_SECONDS = 60  # the server caches its answers that long
 
 PASSWORD: Any = Field(
     default="",
     repr=False,
     json_schema_extra={"dagster__is_secret": True},
-    description="Its password, empty for the guest; never printed.",
+    description="Password of the account, empty for the guest; never printed.",
 )
-"""The field of the password, for the models that may hold one. YAML may not: it would be shown in the UI."""
+"""The field of the password, for the models that may have one. YAML may not: it would be shown in the UI."""
 
 
 class SettingsError(Exception):
@@ -55,7 +54,7 @@ def values_of(model: type[BaseModel], name_of: Callable[[str], str] = field_of) 
         name_of: what the person calls a field.
 
     Raises:
-        SettingsError: a value has the wrong type, or is not of a field.
+        SettingsError: a value has the wrong type, or belongs to no field.
     """
     try:
         yield
@@ -86,8 +85,8 @@ class Pipeline(Connection):
     )
     images: tuple[str, ...] | None = Field(
         default=None,
-        description="Names or globs of the collections whose images are mirrored. None: all of the embedded archive, "
-        "none of another.",
+        description="Names or globs of the collections whose images are mirrored. None: all for the embedded archive, "
+        "none for any other.",
     )
     poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
@@ -127,7 +126,7 @@ class Settings(Pipeline):
         if self.poll_seconds < MIN_POLL_SECONDS:
             raise SettingsError(
                 f"{name_of('poll_seconds')} is {self.poll_seconds}: set it to {MIN_POLL_SECONDS} or more, because the "
-                "server keeps its answers that long"
+                "server caches its answers that long"
             )
         if "://" not in self.lake:
             object.__setattr__(self, "lake", str(Path(self.lake).expanduser().absolute()))
@@ -142,7 +141,7 @@ class Settings(Pipeline):
             SettingsError: a value is wrong, or a variable is a misspelling of a known one.
         """
         env = os.environ if environ is None else environ
-        _refuse_misspelt(env)
+        _refuse_misspelled(env)
         given: dict[str, Any] = {}
         for name in cls.model_fields:
             text = env.get(variable_of(name))
@@ -166,7 +165,7 @@ class Settings(Pipeline):
         name = self.name_of("archive")
         if "@" in self.archive:  # anywhere: the value is not shown, because it may hold a password
             account = f"{self.name_of('username')} and {self.name_of('password')}"
-            raise SettingsError(f"{name} holds an account: put it into {account} instead")
+            raise SettingsError(f"{name} contains an account: put it into {account} instead")
         if not _is_base_url(self.archive):
             names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
             raise SettingsError(
@@ -203,26 +202,6 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
 
-def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Return those of `names`, in their order, that equal or match one of the glob `patterns`.
-
-    Matching is case-sensitive, as the archive's counts and descriptions are.
-    """
-    wanted = list(patterns)
-    return [n for n in names if any(n == p or fnmatch.fnmatchcase(n, p) for p in wanted)]
-
-
-def unmatched(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Map each pattern that matches none of `names` to the names that are similar to it."""
-    known = list(names)
-    return {p: similar_names(p, known) for p in patterns if not matching([p], known)}
-
-
-def is_glob(pattern: str) -> bool:
-    """Return whether `pattern` contains a wildcard."""
-    return any(c in pattern for c in "*?[")
-
-
 def _is_base_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -245,12 +224,12 @@ def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callab
     if found["type"] == "extra_forbidden":
         return SettingsError(f"{field} is not a setting{_did_you_mean(field, model.model_fields)}")
     kinds = {"collections": "a list of names or globs", "images": "a list of names or globs"}
-    kind = "a whole number" if model.model_fields[field].annotation is int else kinds.get(field, "a text")
+    kind = "a whole number" if model.model_fields[field].annotation is int else kinds.get(field, "a string")
     shown = f"not {kind}" if field == "password" else repr(found["input"])
     return SettingsError(f"{name_of(field)} is {shown}: set it to {kind}")
 
 
-def _refuse_misspelt(env: Mapping[str, str]) -> None:
+def _refuse_misspelled(env: Mapping[str, str]) -> None:
     for variable in env:
         if variable.startswith("NBIA_") and variable not in VARIABLES:
             hint = _did_you_mean(variable, VARIABLES)

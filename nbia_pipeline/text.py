@@ -1,8 +1,9 @@
-"""Numbers, lists and tables as a person reads them."""
+"""Numbers, lists and tables as people read them."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Iterable, Sequence
 
 
@@ -45,6 +46,26 @@ def similar_names(name: str, known: Iterable[str], shown: int = 3, cutoff: float
 def did_you_mean(similar: Sequence[str], otherwise: str) -> str:
     """Return the question whether one of some similar names was meant, or another hint where there are none."""
     return f"did you mean {' or '.join(similar)}?" if similar else otherwise
+
+
+def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return those of `names`, in their order, that equal or match one of the glob `patterns`.
+
+    Matching is case-sensitive, as the archive's counts and descriptions are.
+    """
+    wanted = list(patterns)
+    return [n for n in names if any(n == p or fnmatch.fnmatchcase(n, p) for p in wanted)]
+
+
+def unmatched(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Map each pattern that matches none of `names` to the names that are similar to it."""
+    known = list(names)
+    return {p: similar_names(p, known) for p in patterns if not matching([p], known)}
+
+
+def is_glob(pattern: str) -> bool:
+    """Return whether `pattern` contains a wildcard."""
+    return any(c in pattern for c in "*?[")
 
 
 def table_text(rows: Sequence[Sequence[str]], numbers: bool = True, total: bool = True) -> str:

@@ -19,7 +19,8 @@ from nbia_pipeline.component import NbiaComponent
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import LakeError
-from nbia_pipeline.settings import Settings, SettingsError, is_glob, matching, split_names, unmatched
+from nbia_pipeline.settings import Settings, SettingsError, split_names
+from nbia_pipeline.text import is_glob, matching, unmatched
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
@@ -168,7 +169,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(variables: dict[str, str
     ],
 )
 def test_an_account_in_the_url_is_refused_and_not_shown(archive: str) -> None:
-    with pytest.raises(SettingsError, match=r"NBIA_ARCHIVE holds an account.*NBIA_USERNAME") as caught:
+    with pytest.raises(SettingsError, match=r"NBIA_ARCHIVE contains an account.*NBIA_USERNAME") as caught:
         read(NBIA_ARCHIVE=archive)
     assert "hunter-2" not in str(caught.value)
 
@@ -207,7 +208,10 @@ def test_images_of_kept_collections_and_globs_are_accepted(images: str) -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"api": "v5"}, "{api} is 'v5': set it to v2 or v4"),
     ({"archive": "https://x.org"}, "{archive} is 'https://x.org': set it to embedded, tcia, nlst, or to a base URL"),
-    ({"archive": "https://me:p@x.org/nbia-api"}, "{archive} holds an account: put it into {username} and {password}"),
+    (
+        {"archive": "https://me:p@x.org/nbia-api"},
+        "{archive} contains an account: put it into {username} and {password}",
+    ),
     ({"username": "me"}, "{username} is 'me', but {password} is empty"),
     ({"lake": " "}, "{lake} is empty"),
     ({"collections": " , "}, "{collections} is empty"),
@@ -237,10 +241,10 @@ def test_an_error_names_what_was_written(given: dict[str, Any], sentence: str) -
     [
         ({"archives": "tcia"}, "archives is not a setting: did you mean archive?"),
         ({"xyz": 1}, "xyz is not a setting"),
-        ({"api": 2}, "api is 2: set it to a text"),
+        ({"api": 2}, "api is 2: set it to a string"),
         ({"collections": "A"}, "collections is 'A': set it to a list of names or globs"),
         ({"poll_seconds": 61.5}, "poll_seconds is 61.5: set it to a whole number"),
-        ({"password": 12345}, "password is not a text: set it to a text"),
+        ({"password": 12345}, "password is not a string: set it to a string"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_a_sentence_of_ours(given: dict[str, Any], sentence: str) -> None:

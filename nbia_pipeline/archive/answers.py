@@ -2,7 +2,7 @@
 
 Lists arrive as one JSON array, of up to hundreds of megabytes. It is read in pieces: Arrow's JSON reader
 takes each piece if it is exactly as the server writes it, and a tolerant reader takes the others (numbers
-as text, the guide's spellings, any of the date forms). Both give the same values.
+as text, the guide's spellings, any of the date forms). Both yield the same values.
 
 The server ignores filters silently, so rows that do not satisfy what was asked are an error, not data.
 """
@@ -88,7 +88,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
     if not text.strip():
         return schema.empty_table()
     try:
-        # Strict, because a lenient reader takes a cell that is cut for a whole one.
+        # Strict, because a lenient reader takes a truncated cell for a complete one.
         rows = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
@@ -96,7 +96,7 @@ def read_csv(text: str, shape: Shape) -> pa.Table:
     if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
         raise _not_a("a CSV table", text)
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
-        raise BadAnswer("the CSV table ends early: the answer was cut, try later", retryable=True)
+        raise BadAnswer("the CSV table ends early: the answer was truncated, try again later", retryable=True)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise BadAnswer(
@@ -126,7 +126,7 @@ def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> 
 
 
 def _expect_identity(table: pa.Table, shape: Shape) -> None:
-    """Refuse rows without their key; only a list of plain values may hold an all-null row (server: ``{}``)."""
+    """Refuse rows without their key; only a list of plain values may contain an all-null row (server: ``{}``)."""
     if shape.table is None or len(shape.keys) == 1:
         return
     for name in shape.table.key:
@@ -135,7 +135,7 @@ def _expect_identity(table: pa.Table, shape: Shape) -> None:
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield runs of whole objects, separated by commas, without the array's brackets."""
+    """Yield runs of complete objects, separated by commas, without the array's brackets."""
     buffer = bytearray()
     opened = False
     for chunk in chunks:
@@ -154,24 +154,24 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
         return
     rest = bytes(buffer).rstrip(_BLANKS)
     if not rest.endswith(b"]"):
-        raise BadAnswer("the JSON array ends early: the answer was cut, try later", retryable=True)
+        raise BadAnswer("the JSON array ends early: the answer was truncated, try again later", retryable=True)
     if rest := rest[:-1].strip(_BLANKS):
         yield rest
 
 
 def _not_a(expected: str, text: str) -> BadAnswer:
     start = " ".join(text.split())[:200]
-    what = f"the answer is not {expected}, it begins {start!r}: check base_url"
+    what = f"the answer is not {expected}, it begins with {start!r}: check base_url"
     if start.startswith("<"):
         what = (
-            f"the answer is HTML or XML instead of {expected}: a proxy or a login page may stand between you and "
-            f"the archive, or base_url may not be that of an NBIA archive; it begins {start!r}"
+            f"the answer is HTML or XML instead of {expected}: a proxy or a login page may be between you and the "
+            f"archive, or base_url may not be that of an NBIA archive; it begins with {start!r}"
         )
     return BadAnswer(what, arguments=("base_url",))
 
 
 def _last_boundary(buffer: bytearray) -> int:
-    """Return the index of the comma after the last whole object but one, or 0."""
+    """Return the index of the comma after the last complete object but one, or 0."""
     at = len(buffer)
     while (at := buffer.rfind(b'},{"', 0, at)) > 0:
         if _BETWEEN.match(buffer, at):
@@ -226,7 +226,7 @@ def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
     try:
         rows = json.loads(b"[" + piece + b"]", parse_float=Decimal, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise BadAnswer(f"the answer is not JSON, or was cut: {e}", retryable=True) from e
+        raise BadAnswer(f"the answer is not JSON, or was truncated: {e}", retryable=True) from e
     return _from_rows(rows, shape, schema)
 
 
@@ -261,7 +261,7 @@ def _read(raw: object, reader: Callable[[object], object], key: str) -> object:
     try:
         return reader(raw)
     except (ValueError, InvalidOperation, OverflowError) as e:
-        raise BadAnswer(f"key {key!r} holds {str(raw)[:80]!r}: {e}") from e
+        raise BadAnswer(f"key {key!r} has {str(raw)[:80]!r}: {e}") from e
 
 
 def read_text(raw: object) -> str:
@@ -301,7 +301,7 @@ def _decimal(raw: object) -> Decimal | None:
     except InvalidOperation:
         raise ValueError("not a number") from None
     if not number.is_finite() or abs(number.adjusted()) > 300:
-        raise ValueError("not a number of a sensible size")
+        raise ValueError("not a number of a plausible size")
     return number
 
 
@@ -397,8 +397,8 @@ def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
     same = sum(v is not None and v.casefold() == wanted.casefold() for v in table[column].to_pylist())
     if 2 * same < table.num_rows:
         raise BadAnswer(
-            f"asked for {_label(column)} {wanted!r}, the archive sent {table.num_rows - same} rows of others, "
-            f"{same} of it: try later"
+            f"asked for {_label(column)} {wanted!r}, the archive sent {table.num_rows - same} rows of others and "
+            f"{same} of it: try again later"
         )
     return table
 
@@ -444,7 +444,7 @@ def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
 def non_null(table: pa.Table, column: str) -> list[str]:
     """Return the values of `column`, and expect one in every row."""
     if table[column].null_count:
-        raise BadAnswer(f"the archive sent {table[column].null_count} rows without {column}: try later")
+        raise BadAnswer(f"the archive sent {table[column].null_count} rows without {column}: try again later")
     return list(table[column].to_pylist())
 
 

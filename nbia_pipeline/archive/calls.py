@@ -1,4 +1,4 @@
-"""How the client makes its calls: spell names and values, read answers, doubt an empty list."""
+"""How the client makes its calls: spell names and values, read answers, double-check an empty list."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Calls:
         return self._call(endpoint, arguments, read)
 
     def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
-        """List what a collection holds. Empty is refused while the archive lists the collection: it has series then.
+        """List what a collection contains. Empty is refused while the archive lists the collection: it has series then.
 
         Between two calls a token can run out and a collection can come or go, hence several tries.
         """
@@ -83,7 +83,7 @@ class Calls:
             if table.num_rows or collection not in self.collection_values():
                 return table
         raise BadAnswer(
-            f"the archive lists collection {collection!r}, but sends nothing of it: nothing is changed, try later",
+            f"the archive lists collection {collection!r}, but sends nothing of it: nothing changed, try again later",
             retryable=True,
         )
 
@@ -147,7 +147,7 @@ def on_the_wire(endpoint: Endpoint, arguments: dict[str, Argument]) -> dict[str,
             raise ValueError(f"{endpoint.path} takes no {name}")
         text = _spelled(name, value, endpoint)
         if not text:
-            raise ValueError(f"{name} is empty: {endpoint.path} would answer with nothing")
+            raise ValueError(f"{name} is empty: {endpoint.path} would return nothing")
         wire[endpoint.parameters[name]] = text
     return wire
 
@@ -156,16 +156,16 @@ def _spelled(name: str, value: str | date | Sequence[str], endpoint: Endpoint) -
     if name == "since":
         if not isinstance(value, date):
             # The server accepts days and months in any order without an error.
-            raise TypeError(f"{name} is {value!r}: give a datetime.date")
+            raise TypeError(f"{name} is {value!r}: pass a datetime.date")
         return _day(value, endpoint)
     if not endpoint.max_values:
         if not isinstance(value, str):
-            raise TypeError(f"{name} is {value!r}: give a text")
+            raise TypeError(f"{name} is {value!r}: pass a string")
         return value
     if isinstance(value, (str, date)):
-        raise TypeError(f"{name} is {value!r}: give a list")
+        raise TypeError(f"{name} is {value!r}: pass a list")
     if any("," in uid for uid in value):
-        raise ValueError(f"{name} holds a comma: the server would split it")
+        raise ValueError(f"{name} contains a comma: the server would split it")
     return ",".join(value) if all(value) else ""
 
 

@@ -55,7 +55,7 @@ class SeriesSize:
 
 
 class NbiaClient(Calls):
-    """A client of one NBIA archive, for any number of threads.
+    """A client for one NBIA archive, usable from any number of threads.
 
     Args:
         base_url: address that ends in ``/nbia-api``.
@@ -109,12 +109,12 @@ class NbiaClient(Calls):
         """Log out, best effort, and close the connections."""
         self._session.close()
 
-    # --- values and counts, of the whole archive or of what a few filters leave of it
+    # --- values and counts, of the entire archive or of a filtered part of it
 
     def modalities(self, collection: str | None = None, *, body_part: str | None = None) -> list[str | None]:
         """Return the modalities in use, in the server's order; None stands for series without one.
 
-        v2 gives them as stored, v4 upper-cased (server).
+        v2 returns them as stored, v4 upper-cased (server).
         """
         return self._values("modality_values", collection=collection, body_part=body_part)
 
@@ -127,7 +127,7 @@ class NbiaClient(Calls):
     ) -> list[str | None]:
         """Return the manufacturers in use; None stands for series without one.
 
-        v2 gives them as stored, so that one may come in several spellings; v4 upper-cased (server).
+        v2 returns them as stored, so that one may come in several spellings; v4 upper-cased (server).
         """
         return self._values("manufacturer_values", collection=collection, modality=modality, body_part=body_part)
 
@@ -199,7 +199,7 @@ class NbiaClient(Calls):
         """Return the patients of a collection: table ``patients``.
 
         Args:
-            patient_id: only this one, in its exact case. The client filters by it: v2 finds no ID that holds a
+            patient_id: only this one, in its exact case. The client filters by it: v2 finds no ID that contains a
                 lower-case letter (server).
         """
         if patient_id is not None and not patient_id:
@@ -271,12 +271,12 @@ class NbiaClient(Calls):
             model: ManufacturerModelName.
 
         Raises:
-            ValueError: neither a collection nor a patient, study or series is named: the answer would be the
-                whole archive.
+            ValueError: neither a collection nor a patient, study or series is named: the answer would be the entire
+                archive.
         """
         named = {"patient_id": patient_id, "study_uid": study_uid, "series_uid": series_uid, "modality": modality}
         if collection is None and (patient_id or study_uid or series_uid) is None:
-            raise ValueError("name a collection, a patient, a study or a series: the archive is too large")
+            raise ValueError("name a collection, a patient, a study or a series: the entire archive is too large")
         if collection is not None and not any(v is not None for v in named.values()):
             table = self._rows_of_collection("series", collection)
         else:
@@ -321,19 +321,19 @@ class NbiaClient(Calls):
         """Return the metadata of the series: table ``series_metadata``.
 
         Asks in bulk where the archive can, else one by one in parallel. The bulk call drops a UID silently
-        where a series is hidden or unknown (server): such a series has no row here. Asked one by one, the
-        server also fails at a series without images or without the address of its license: it has no row
+        where a series is hidden or unknown (server): such a series has no row here. Asked one by one, the server also
+        fails on a series without images or without the address of its license: it has no row
         either, and the log names it.
 
         Args:
             series_uids: SeriesInstanceUIDs.
 
         Raises:
-            ServerError: the archive fails at more than half of the series.
+            ServerError: the archive fails on more than half of the series.
             BadAnswer: rows of series that were not asked for.
         """
         if isinstance(series_uids, str):
-            raise TypeError(f"series_uids is {series_uids!r}: give a list")
+            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
         if not series_uids:
             return SERIES_METADATA.schema.empty_table()
         try:
@@ -421,7 +421,7 @@ class NbiaClient(Calls):
         return self._bytes("single_image", read, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
-        """Return the MD5 that the archive holds of one file, in lower case; None if it has none to show.
+        """Return the MD5 that the archive has for one file, in lower case; None if it has none to show.
 
         None stands for an unknown, hidden or forbidden image as well as for one without a digest (server).
         """
@@ -469,7 +469,7 @@ class NbiaClient(Calls):
                 failed.append(series_uid)
                 if 2 * len(failed) > len(series_uids):
                     raise
-                log.warning("no metadata of series %s, the archive fails at it: %s", series_uid, e)
+                log.warning("no metadata of series %s, the archive fails on it: %s", series_uid, e)
                 return SERIES_METADATA.schema.empty_table()
 
         # More threads than requests may be in flight would only wait.
@@ -492,7 +492,7 @@ class NbiaClient(Calls):
         def read(chunks: Iterator[bytes]) -> str | None:
             text = decoded(b"".join(chunks)).strip()
             if text and not _MD5.fullmatch(text):
-                what = f"the answer is not an MD5, it begins {text[:80]!r}: check base_url"
+                what = f"the answer is not an MD5, it begins with {text[:80]!r}: check base_url"
                 raise BadAnswer(what, arguments=("base_url",))
             return text.lower() or None
 

@@ -1,6 +1,6 @@
 """The two dialects of the API as data: for each call its path, parameters, dates and answer.
 
-All of this is from the server's source. v2 is the guide's and wants a token; v4 is today's and answers the guest
+All of this is from the server's source. v2 is the guide's and needs a token; v4 is the current one and serves the guest
 without one. The client has one method per call and no branch per dialect.
 """
 

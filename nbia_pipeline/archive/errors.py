@@ -2,13 +2,13 @@
 
 * ArchiveError
   x ArchiveUnreachable  no usable answer at all: the network, TLS, a proxy, a time-out, 408, 429, 502, 503, 504,
-                        or no token. Check the connection, or try later: other calls fail too.
-  x ServerError         the archive answered, and failed at this request (500). Other calls may succeed: go on
-                        without this one, or try later.
+                        or no token. Check the connection, or try again later: other calls fail too.
+  x ServerError         the archive answered, and failed on this request (500). Other calls may succeed: go on
+                        without this one, or try again later.
   x LoginRefused        the account or a fresh token is refused. Check username and password.
   x NotServed           this version of the API has no such call. Use the other one.
   x NotAvailable        unknown, hidden or forbidden: the server does not distinguish them (400). Go on without it.
-  x BadAnswer           not what the endpoint promises: HTML, a cut body, rows of another collection. Check that
+  x BadAnswer           not what the endpoint promises: HTML, a truncated body, rows of another collection. Check that
                         base_url is an NBIA archive; if it is, nothing of this answer can be trusted.
 """
 
@@ -30,7 +30,7 @@ BODY_SHOWN = 200
 class ArchiveError(Exception):
     """A call that failed. The text names the endpoint, the parameters, the status and the remedy.
 
-    It never holds a token or a password.
+    It never contains a token or a password.
 
     Attributes:
         what: what happened and what to do.
@@ -85,7 +85,7 @@ class ArchiveUnreachable(ArchiveError):
 
 
 class ServerError(ArchiveError):
-    """The archive answered, and failed at this request: HTTP 500, also after a few tries."""
+    """The archive answered, and failed on this request: HTTP 500, also after a few tries."""
 
 
 class LoginRefused(ArchiveError):
@@ -101,7 +101,7 @@ class NotAvailable(ArchiveError):
 
 
 class BadAnswer(ArchiveError):
-    """An answer that is not what the endpoint promises: HTML, a cut body, rows of another collection."""
+    """An answer that is not what the endpoint promises: HTML, a truncated body, rows of another collection."""
 
 
 def _redacted(text: str, secret: str) -> str:

@@ -1,6 +1,6 @@
 """How many requests one host gets at a time: one limiter per host, shared by all threads and clients of a process.
 
-Over the processes of a run, the Dagster pool of the assets keeps the limit.
+Across the processes of a run, the Dagster pool of the assets keeps the limit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Limiter:
     def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
         if max_in_flight < 1:
-            raise ValueError(f"{max_in_flight} requests in flight: at least one is needed")
+            raise ValueError(f"max_in_flight is {max_in_flight}: it must be at least 1")
         with self._freed:
             shrunk = self.limit < self.max_in_flight
             self.max_in_flight = max_in_flight

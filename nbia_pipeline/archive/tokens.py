@@ -141,7 +141,7 @@ class Tokens:
         if status in (404, 405) or (status == 500 and "HTTP 40" in answer.text[:1000]):
             raise _not_an_archive("there is no token endpoint here: check base_url", status)
         if status != 200:
-            raise ArchiveUnreachable("the archive gives no token: try later", status=status)
+            raise ArchiveUnreachable("the archive issues no token: try again later", status=status)
         return _json_object(answer)
 
 
@@ -179,8 +179,8 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
     what = "the token endpoint did not answer with a JSON object: base_url may not be that of an NBIA archive"
     if answer.text.lstrip().startswith("<"):
         what = (
-            "the token endpoint answered with HTML or XML: a proxy or a login page may stand between you and the "
-            "archive, or base_url may not be that of an NBIA archive"
+            "the token endpoint answered with HTML or XML: a proxy or a login page may be between you and the archive, "
+            "or base_url may not be that of an NBIA archive"
         )
     raise _not_an_archive(what, answer.status_code)
 

@@ -56,7 +56,7 @@ class ClientOptions:
     Attributes:
         connect_timeout: seconds for a connection.
         read_timeout: seconds without a byte before an answer is given up; not a limit on its length.
-        tries: at most so many calls, the first included.
+        tries: most attempts at one call, the first included.
         backoff: seconds before the second try; each further wait doubles, with jitter.
         max_backoff: seconds, the longest wait, also for a Retry-After.
         max_in_flight: requests to one host at a time, over all threads and clients of the process.
@@ -151,7 +151,7 @@ class Session:
                     allow_redirects=False,
                 )
             except requests.RequestException as e:
-                log.debug("logout failed, the token will expire by itself: %s", type(e).__name__)
+                log.debug("logout failed; the token will expire on its own: %s", type(e).__name__)
         self._http.close()
 
     def call(
@@ -163,17 +163,17 @@ class Session:
     ) -> T:
         """Call an endpoint and return what `read` makes of its answer.
 
-        The body is read inside the retries: an answer that is cut is asked for again from its start.
+        The body is read inside the retries: a truncated answer is requested again from its start.
 
         Args:
             method: GET sends `parameters` in the query, POST as a form.
             endpoint: path below the base URL.
             parameters: names and values as they go over the wire.
-            read: takes the whole answer (status 200 or 204); may raise ArchiveError.
+            read: takes the complete answer (status 200 or 204); may raise ArchiveError.
 
         Raises:
             ArchiveUnreachable: no connection or no answer after all tries.
-            ServerError: the archive fails at this request (500).
+            ServerError: the archive fails on this request (500).
             LoginRefused: the account, or a fresh token, is refused.
             NotAvailable: status 400, for unknown, hidden and forbidden.
             BadAnswer: anything else that is not what the endpoint promises.
@@ -195,7 +195,7 @@ class Session:
                 text = answer.text  # read here, where a failure of the network is translated
                 no_such_call = answer.status_code == 500 and _NO_SUCH_CALL.search(text[:1000])
                 if answer.status_code in _RETRYABLE and not no_such_call:
-                    raise _busy(ArchiveUnreachable, "the archive gives no token: try later", answer)
+                    raise _busy(ArchiveUnreachable, "the archive issues no token: try again later", answer)
                 return answer
 
         return self._retrying(path, {}, send)
@@ -292,7 +292,7 @@ class Session:
             )
         if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
             return ArchiveUnreachable(
-                f"{self.base_url} fell silent: it may be overloaded, try later", retryable=True, overloaded=True
+                f"{self.base_url} timed out: it may be overloaded, try again later", retryable=True, overloaded=True
             )
         return ArchiveUnreachable(
             f"no complete answer from {self.base_url} ({why}): check base_url and your connection",
@@ -331,8 +331,8 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
         raise problem(BadAnswer, "the archive has no such endpoint: check base_url and api", "base_url", "api")
     if status in _RETRYABLE:
         kind = ServerError if status == 500 else ArchiveUnreachable
-        raise _busy(kind, "the archive could not answer: it may be busy, try later", answer, body)
-    raise problem(BadAnswer, "an answer of unknown kind: check base_url", "base_url")
+        raise _busy(kind, "the archive could not answer: it may be busy, try again later", answer, body)
+    raise problem(BadAnswer, "an unexpected answer: check base_url", "base_url")
 
 
 def _busy(kind: type[ArchiveError], what: str, answer: requests.Response, body: str = "") -> ArchiveError:

@@ -2,9 +2,9 @@
 
 getUpdatedSeries answers "released after this day", by days, and releases can be back-dated. So it is asked from a
 week before the last time, and what it answered then is subtracted. The cursor keeps one digest of all that a
-collection released on a day: one series more, one less, or another value in a row gives another digest.
+collection released on a day: one series more, one less, or another value in a row gives a different digest.
 
-What is missed here is found by the next listing of the whole collection; nothing here decides about content.
+What is missed here is found by the next listing of the entire collection; nothing here decides about content.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
 def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
     """Return the collections with new or changed buckets, each with a digest of these.
 
-    The digest is the same for the same buckets after the same cursor, and another one otherwise. Buckets that are
-    gone do not count: only a listing of the whole collection can show what happened to them.
+    The digest is the same for the same buckets after the same cursor, and another one otherwise. Buckets that are gone
+    do not count: only a listing of the entire collection can show what happened to them.
 
     Args:
         before: the cursor of the last answer.
@@ -159,7 +159,7 @@ def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
 def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> Cursor:
     """Return the cursor after an answer.
 
-    Buckets that the next answer cannot contain any more are dropped, and so are those that have vanished: a series
+    Buckets that the next answer can no longer contain are dropped, and so are those that have vanished: a series
     that returns counts as new.
 
     Args:

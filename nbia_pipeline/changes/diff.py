@@ -37,7 +37,7 @@ class Observation:
         listed_at: when the archive was asked (UTC).
         recorded_at: when its changes are recorded (UTC).
         run_id: by which Dagster run.
-        wait: a withdrawal is confirmed once a series was missing for so long, from one listing to another.
+        wait: a withdrawal is confirmed once a series has been missing for this long, from one listing to another.
         exact: the listing is in the same dialect as the state. Otherwise a column that is entirely null on one side
             is not compared, and a time that is a bare day equals any time of that day (v4 keeps no more).
     """

@@ -67,7 +67,7 @@ def record_changes(
         lake: the lake.
         collection: which one.
         run_id: Dagster run, for the feed.
-        wait: a withdrawal is confirmed once a series was missing for so long, from one listing to another.
+        wait: a withdrawal is confirmed once a series has been missing for this long, from one listing to another.
 
     Raises:
         LakeError: the collection was never listed.

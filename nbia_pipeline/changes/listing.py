@@ -53,7 +53,7 @@ def write_listing(
     if fetched.rows.num_rows == 0 and collection is not None:
         raise BadAnswer(
             f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
-            "restricted to another account. What the lake holds was left as it was"
+            "restricted to another account. What the lake has was left unchanged"
         )
     size = lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
     return fetched, size

@@ -16,7 +16,7 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import ABSENT_AT, KEPT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_SEEN
-from nbia_pipeline.settings import matching
+from nbia_pipeline.text import matching
 
 _READS = 5
 
@@ -72,7 +72,7 @@ def read_listing(lake: Lake, table: Table, collection: str | None = None) -> tup
         rows = lake.read_table(table, collection)
         if lake.read_properties(table, collection) == properties:
             return rows, properties
-    raise LakeError(f"table {table.name} of {collection or 'the archive'!r} changes while it is read: try again later")
+    raise LakeError(f"table {table.name} of {collection or 'the archive'!r} keeps changing: try again later")
 
 
 def collection_listing(lake: Lake) -> CollectionListing:
@@ -103,7 +103,7 @@ def withdrawn_series(lake: Lake, collection: str) -> frozenset[str]:
 def present_series(lake: Lake, collection: str) -> pa.Table:
     """Return the rows of ``series`` without those that are withdrawn.
 
-    The two differ for a collection that vanished as a whole: its last listing stays in the table.
+    The two differ for a collection that vanished entirely: its last listing stays in the table.
     """
     series = lake.read_table(SERIES, collection)
     withdrawn = withdrawn_series(lake, collection)

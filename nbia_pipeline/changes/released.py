@@ -46,7 +46,7 @@ def ask_released(client: NbiaClient, collection: str, since: date) -> Released:
     """
     listed = client.collection_values()
     if collection not in listed:
-        hint = did_you_mean(similar_names(collection, listed), f"there are {first_of(listed)}")
+        hint = did_you_mean(similar_names(collection, listed), f"it lists {first_of(listed)}")
         raise NotAvailable(f"the archive lists no collection {collection!r} for this account: {hint}")
     patients = client.new_patients(collection, since).sort_by("PatientID")
     studies = client.new_studies(collection, since)

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
         serve(options)
     except OSError as e:
         other = "--port" if options.control_port is None else "--port or --control-port"
-        return fail(f"cannot listen on {options.host}:{options.port} ({e.strerror}): take another {other}")
+        return fail(f"cannot listen on {options.host}:{options.port} ({e.strerror}): use another {other}")
     except ImportError as e:
         return fail(str(e))
     return 0

@@ -51,11 +51,11 @@ def dagster_home() -> Path:
 
 
 def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """Run a command and return its exit code; an error of ours becomes one sentence."""
+    """Run a command and return its exit code; one of our errors becomes one sentence."""
     try:
         return run(options)
     except (*OURS, HomeError) as e:
-        sys.stdout.flush()  # what was printed before it stands above it
+        sys.stdout.flush()  # so that it appears below what was printed before
         return fail(error_text(e))
 
 

@@ -12,10 +12,10 @@ from importlib import import_module
 
 from nbia_pipeline._version import __version__
 
-# Each module has `add_options(parser)` and `run(options)`, which returns the exit code. An error of ours that `run`
+# Each module has `add_options(parser)` and `run(options)`, which returns the exit code. One of our errors that `run`
 # raises is printed as one sentence.
 COMMANDS = {
-    "dev": ("nbia_pipeline.cli.dev", "start the Dagster UI; what follows is for `dagster dev`, like --port 3001"),
+    "dev": ("nbia_pipeline.cli.dev", "start the Dagster UI; further options go to `dagster dev`, such as --port 3001"),
     "run": ("nbia_pipeline.cli.run", "materialize tables and images, and show what was done"),
     "plan": ("nbia_pipeline.cli.plan", "show which images a run would fetch, and whether the disk has room for them"),
     "verify": (
@@ -25,7 +25,7 @@ COMMANDS = {
     "prune": ("nbia_pipeline.cli.prune", "delete the files of series that the archive withdrew, after showing which"),
     "released": (
         "nbia_pipeline.cli.released",
-        "show the patients and studies of a collection that were released since a day",
+        "show the patients and studies of a collection that were released since a given day",
     ),
     "archive": ("nbia_pipeline.cli.archive", "serve the embedded archive by itself"),
 }
@@ -33,7 +33,7 @@ RENAMED = {"news": "released"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 1 where something failed, or 2 for a wrong call."""
+    """Run the command and return its exit code: 0, 1 if something failed, or 2 for wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else ""
     if name in RENAMED:

@@ -1,4 +1,4 @@
-"""The options that say which series are wanted, and how much of them: the same for every command that has them."""
+"""The options that select series and limit how much is fetched, shared by the commands that have them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _LISTS = ("modalities", "body_parts", "patients", "series")
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Add the options that select series, and those that bound a run."""
     group = parser.add_argument_group(
-        "which images", "Options of one kind may be repeated and add up; those of different kinds must all hold."
+        "which images", "Repeat an option to match any of several values; different options must all match."
     )
 
     def several(option: str, dest: str, metavar: str, help_: str) -> None:
         group.add_argument(option, dest=dest, metavar=metavar, action="append", default=[], help=help_)
 
-    several("--modality", "modalities", "M", "series of this modality, as CT; in any case")
-    several("--body-part", "body_parts", "B", "series of this part of the body, as CHEST; in any case")
+    several("--modality", "modalities", "M", "series of this modality, such as CT (case-insensitive)")
+    several("--body-part", "body_parts", "B", "series of this body part, such as CHEST (case-insensitive)")
     several("--patient", "patients", "P", "series of this PatientID")
     several("--series", "series", "UID", "this SeriesInstanceUID")
     group.add_argument("--manifest", type=Path, metavar="FILE", help="the series of a .tcia manifest")
     group.add_argument("--cart", metavar="NAME", help="the series of a shared cart (v2 of the API)")
-    bounds = parser.add_argument_group("how much", "Bounds of the images of one collection; the rest is for later.")
-    bounds.add_argument("--max-bytes", type=size, metavar="SIZE", help="fetch at most this much, as 10GB")
+    bounds = parser.add_argument_group("how much", "Limits per collection; the rest is left for a later run.")
+    bounds.add_argument("--max-bytes", type=size, metavar="SIZE", help="fetch at most this much, such as 10GB")
     bounds.add_argument("--max-series", type=count, metavar="N", help="fetch at most this many series")
 
 
 def images_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what was asked for as fields of ``ImagesConfig``; nothing that was not asked for."""
+    """Return the options that were given, as fields of ``ImagesConfig``."""
     asked: dict[str, Any] = {name: getattr(options, name) for name in (*_LISTS, "cart", "max_bytes", "max_series")}
     # Dagster's step may have another working directory.
     asked["manifest"] = None if options.manifest is None else str(options.manifest.absolute())

@@ -1,4 +1,4 @@
-"""``nbia-pipeline plan``: what a run would fetch, before a byte moves."""
+"""``nbia-pipeline plan``: what a run would fetch, before anything is fetched."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, expect_room
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
-from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
-from nbia_pipeline.text import did_you_mean, first_of, size_text, table_text
+from nbia_pipeline.settings import Settings, SettingsError
+from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
 
 _PARTS = ("wanted", "in the lake", "to fetch", "left")
 
@@ -19,9 +19,9 @@ _PARTS = ("wanted", "in the lake", "to fetch", "left")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
-        "Shows what a run would fetch, from what the lake knows: how many series, files and bytes are wanted, are in "
-        "the lake, would be fetched, and would be left for later by a bound. Nothing is fetched and nothing is "
-        "written. Exit code: 0, or 1 where the disk has too little room or the plan cannot be made."
+        "Shows what a run would fetch, judging by the tables in the lake: how many series, files and bytes are wanted, "
+        "are in the lake, would be fetched, and would be left for a later run by a bound. Nothing is fetched and "
+        "nothing is written. Exit code: 0, or 1 if the disk has too little room or the plan cannot be made."
     )
     parser.add_argument(
         "collections",
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     plans, notes = _plans(lake, settings, collections, options)
     free = lake.free_bytes()
     print(_table(plans))
-    print(f"\nFree      {'not known: the lake is on an object store' if free is None else size_text(free)}")
+    print(f"\nFree      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
         print(f"Note      {note}")
     expect_room(lake, *plans.values())
@@ -79,7 +79,7 @@ def _plans(
             variable = settings.name_of("images")
             notes.append(f"{collection}: its images are not mirrored: a run fetches them once {variable} names it")
         if plan.figures.unsized:
-            notes.append(f"{collection}: {plan.figures.unsized} series to fetch are announced without a size")
+            notes.append(f"{collection}: {plan.figures.unsized} series to fetch have no announced size")
     unselected = sum(plan.unselected for plan in plans.values())
     if unselected:
         notes.append(f"{unselected} series are not selected, and not counted above")

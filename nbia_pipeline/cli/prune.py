@@ -16,7 +16,7 @@ from nbia_pipeline.text import size_text
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="which ones; all by default")
+    parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="names of collections (default: all)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -26,19 +26,19 @@ def run(options: argparse.Namespace) -> int:
     stored = lake.collections_of(IMAGE_SERIES)
     unknown = [repr(name) for name in names if name not in stored]
     if unknown:
-        there = f"there are those of {', '.join(stored)}" if stored else "there are none at all"
-        return fail(f"{lake.uri} holds no images of {', '.join(unknown)}: {there}")
+        there = f"it has those of {', '.join(stored)}" if stored else "it has none at all"
+        return fail(f"{lake.uri} has no images of {', '.join(unknown)}: {there}")
     found = [p for p in (prunable(lake, c) for c in dict.fromkeys(names or stored)) if p is not None]
     if not found:
-        print(f"Nothing to delete: {lake.uri} holds no files of withdrawn series.")
+        print(f"Nothing to delete: {lake.uri} has no files of withdrawn series.")
         return 0
     print(f"Withdrawn from the archive, but still in {lake.uri}:")
     for one in found:
         print(f"  {one.collection}: {_amount([one])}, missing since {_span(one)}")
     if len(found) > 1:
-        print(f"  in all: {_amount(found)}")
+        print(f"  in total: {_amount(found)}")
     if not options.yes and not sys.stdin.isatty():
-        return fail("nothing was deleted: add --yes, because there is no terminal to ask on")
+        return fail("nothing was deleted: there is no terminal to ask on, so add --yes")
     if not options.yes and input("Delete these files for good? Type yes: ").strip().lower() != "yes":
         return fail("nothing was deleted")
     deleted = [d for d in (prune(lake, p) for p in found) if d is not None]

@@ -18,11 +18,11 @@ from nbia_pipeline.text import table_text
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
-        "Asks the archive for the patients and the studies of a collection with a series released on a day or later. "
-        "Nothing is written. Exit code: 0, also where nothing is new; 1 if the archive cannot be asked."
+        "Asks the archive for the patients and studies of a collection that have a series released on or after a day. "
+        "Nothing is written. Exit code: 0, even if nothing is new; 1 if the archive cannot be asked."
     )
     parser.add_argument("collection", metavar="COLLECTION", help="its name, as the archive spells it")
-    parser.add_argument("--since", type=day, metavar="DAY", help="like 2024-01-01 (default: 30 days ago)")
+    parser.add_argument("--since", type=day, metavar="DAY", help="such as 2024-01-01 (default: 30 days ago)")
 
 
 def day(text: str) -> date:

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
                 settings, instance, lambda line: print(line, flush=True), images=images_fields(options)
             )
     except KeyboardInterrupt:
-        return fail("stopped; what was finished stays, and the next run continues from there", STOPPED)
+        return fail("stopped; what was finished is kept, and the next run continues from there", STOPPED)
     print(summary(outcome, home))
     for name, found in outcome.warnings.items():
         to_stderr(f"warning: {name}: {found}")
@@ -65,7 +65,7 @@ def run_main_job(
 ) -> Outcome:
     """Materialize everything that the settings ask for.
 
-    A collection that fails costs only itself; the outcome names it.
+    A collection that fails does not stop the others; the outcome names it.
 
     Args:
         settings: where the data come from and where they go.
@@ -79,7 +79,7 @@ def run_main_job(
     """
     naming = Naming()
     runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
-    # First alone: where the archive or the lake cannot be used at all, that is reported once, and soon.
+    # Alone and first: if the archive or the lake cannot be used at all, that is reported once, and early.
     if not runner.run(CATALOG_JOB, "collections", asset_selection=[naming.key(COLLECTIONS.name)]):
         return runner.outcome
     values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
@@ -100,7 +100,7 @@ def run_main_job(
 
 
 def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
-    """Return what the lake holds of a collection: see :attr:`Outcome.collections`."""
+    """Return what the lake has of a collection: see :attr:`Outcome.collections`."""
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "ImageCount", "Bytes"])
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
     figures = Counter({table.name: lake.count_rows(table, collection) for table in PARTITIONED})
@@ -120,7 +120,7 @@ class _Runner:
     outcome: Outcome = field(default_factory=Outcome)
 
     def run(self, job: str, label: str, config: Mapping[str, Any] | None = None, **how: Any) -> bool:
-        """Run one job and take its results into the outcome; False if it failed."""
+        """Run one job and add its results to the outcome; False if it failed."""
         started = time.perf_counter()
         result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
             instance=self.instance, run_config={**_QUIET, **(config or {})}, raise_on_error=False, **how
@@ -160,7 +160,7 @@ class _Runner:
 
 
 def _sentence(event: dg.DagsterEvent) -> str:
-    """Return the sentence of a failed step: that of its Failure, else of its error."""
+    """Return the message of a failed step: that of its Failure, else of its error."""
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return str(data.user_failure_data.description)

@@ -20,7 +20,7 @@ class Outcome:
     """What a run of the main job did.
 
     Attributes:
-        collections: what the lake holds now, by collection: the rows of each table; ``wanted`` series, whose files
+        collections: what the lake has now, by collection: the rows of each table; ``wanted`` series, whose files
             should be there (0 where images are not mirrored); of those that are, verified, the number of ``complete``
             series, their ``files`` and ``bytes``.
         fetched: figures of the images by the name that their asset gives them: what this run fetched, repaired,
@@ -28,7 +28,7 @@ class Outcome:
         partly: True if only some of the images were asked for.
         seconds: how long each part took.
         checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
-        warnings: what the other checks found, whose failure is a hint and not a problem.
+        warnings: what the other checks found, whose failure is a hint, not a problem.
         failures: one sentence for every step that failed.
     """
 
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def summary(outcome: Outcome, home: Path) -> str:
-    """Return the summary of a run: what the lake holds, what was verified, how long it took, how to see it.
+    """Return the summary of a run: what the lake has, what was verified, how long it took, how to see it.
 
     Its events are in the DAGSTER_HOME `home`.
     """
@@ -80,16 +80,16 @@ def _cells(name: str, figures: Counter[str], images: str = "") -> list[str]:
 def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     n = outcome.fetched
     if not total["wanted"]:
-        lines = [f"Images    are not mirrored: {variable_of('images')} names the collections whose images should be."]
+        lines = [f"Images    not mirrored: {variable_of('images')} names the collections whose images are mirrored."]
     elif n["fetched_series"]:
         lines = [
             f"Fetched   {n['fetched_series']} series, {n['fetched_files']} files, {size_text(n['fetched_bytes'])}; "
-            f"{n['skipped_series']} series were there already.",
-            "Verified  when fetched: the MD5 of every file as the archive lists it, that it is DICOM, of its series;",
-            "          of every series its set of SOPInstanceUIDs and its count.",
+            f"{n['skipped_series']} series were already in the lake.",
+            "Verified  when fetched: every file has the MD5 that the archive lists, is DICOM, and is of its series;",
+            "          every series has the SOPInstanceUIDs that the archive lists, and their count.",
         ]
     else:
-        lines = [f"Fetched   no image: {n['skipped_series']} series were there already."]
+        lines = [f"Fetched   no images: {n['skipped_series']} series were already in the lake."]
     if n["healed_instances"]:
         lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
     if n["quarantined"] or n["unavailable"]:
@@ -104,7 +104,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     if outcome.warnings:
         checks += f", {len(outcome.warnings)} warned"
     if passed + len(outcome.failed_checks) < len(outcome.checks):
-        checks += "; not all images were asked for, so whether all are there does not count"
+        checks += "; only some images were requested, so missing ones do not count"
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
     dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"

@@ -16,8 +16,8 @@ from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.schema.tables import IMAGE_SERIES
-from nbia_pipeline.settings import Settings, matching, unmatched
-from nbia_pipeline.text import did_you_mean, size_text
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import did_you_mean, matching, size_text, unmatched
 from nbia_pipeline.verify.inventory import VerifyResult
 from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_series, plan_verification, read_again
@@ -33,9 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
         "Reads the image files in the lake again and compares size and MD5 with those recorded when they were fetched. "
-        "What was found damaged comes first, then what was not read for longest; with --for, each call continues "
-        "where the last one stopped. Exit code: 0 everything was read and is good, 1 damage found (or it could not be "
-        "done), 2 a wrong call, 3 the time was up before everything was read and nothing was damaged."
+        "Series found damaged come first, then those that have gone unread for longest; with --for, each call "
+        "continues where the last one stopped. Exit code: 0 everything was read and is intact, 1 damage was found or "
+        "verification failed, 2 wrong usage, 3 time ran out before everything was read, and no damage was found."
     )
     parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="names or globs (default: all)")
     what = parser.add_mutually_exclusive_group()
@@ -43,9 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--sample", type=count, metavar="N", help="N series, chosen at random")
     what.add_argument("--damaged", action="store_true", help="only what was found damaged before")
     parser.add_argument("--seed", type=int, metavar="S", help="repeat the --sample of a call that printed this seed")
-    parser.add_argument("--for", dest="seconds", type=_seconds, metavar="TIME", help="begin nothing after TIME, as 30m")
+    parser.add_argument("--for", dest="seconds", type=_seconds, metavar="TIME", help="stop after TIME, such as 30m")
     parser.add_argument("--threads", type=count, default=3, metavar="N", help="series at a time (%(default)s)")
-    parser.add_argument("--ask-archive", action="store_true", help="compare with the archive's own digests too")
+    parser.add_argument("--ask-archive", action="store_true", help="also compare with the archive's own digests")
     parser.add_argument(
         "--repair", "--mend", action="store_true", help="fetch damaged series again, and read them once more"
     )
@@ -54,19 +54,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Verify, repair if asked to, and return the exit code."""
     if options.seed is not None and options.sample is None:
-        return fail("--seed belongs to --sample", WRONG_CALL)
+        return fail("--seed needs --sample", WRONG_CALL)
     try:
         return _verify(Settings.from_env(), options)
     except KeyboardInterrupt:
-        return fail("stopped; what was read is recorded, and --for continues from there", STOPPED)
+        return fail("stopped; what was read is recorded, and the next call with --for continues from there", STOPPED)
 
 
 def _verify(settings: Settings, options: argparse.Namespace) -> int:
     lake = Lake(settings.lake)
     stored = lake.collections_of(IMAGE_SERIES)
     for name, similar in unmatched(options.collections, stored).items():
-        hint = did_you_mean(similar, f"it holds {', '.join(stored) or 'none'}")
-        return fail(f"the lake holds no images of {name!r}: {hint}", WRONG_CALL)
+        hint = did_you_mean(similar, f"it has images of {', '.join(stored) or 'none'}")
+        return fail(f"the lake has no images of {name!r}: {hint}", WRONG_CALL)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     planned = plan_verification(
         lake,
@@ -117,7 +117,7 @@ def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -
 
 
 def _progress_printer() -> Callable[[VerifyRun], None]:
-    """Return what prints how far a verification is, every ten seconds."""
+    """Return a function that prints the progress of a verification, every ten seconds."""
     last = 0.0
 
     def show(done: VerifyRun) -> None:
@@ -137,7 +137,7 @@ def _progress_printer() -> Callable[[VerifyRun], None]:
 
 
 def _summary(done: VerifyRun) -> str:
-    stopped = "the time is up: " if done.stopped else ""
+    stopped = "time is up: " if done.stopped else ""
     return (
         f"{stopped}read {done.checked:,} of {done.wanted:,} series, {done.files:,} files, {size_text(done.bytes)} in "
         f"{done.seconds:.1f} s ({size_text(done.rate)}/s), {len(done.damaged):,} damaged"
@@ -161,5 +161,5 @@ def _seconds(text: str) -> int:
     hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
     total = 3600 * hours + 60 * minutes + seconds
     if not total:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 30m, 90s or 1h30m")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 90s or 1h30m")
     return total

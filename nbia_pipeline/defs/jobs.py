@@ -36,7 +36,7 @@ _AssetJob: Any = type(dg.define_asset_job("any"))  # Dagster has no public name 
 class _OnePartitionJob(_AssetJob):  # type: ignore[misc]
     """A job of tables, which may share a run, and images, which may not.
 
-    It takes one collection per run, which is what we want; Dagster warns of that each time it resolves the job.
+    It takes one collection per run, which is what we want; Dagster warns about it each time it resolves the job.
     """
 
     def resolve(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,8 +54,8 @@ def build_jobs(naming: Naming) -> Jobs:
         return kind(naming.of(what), selection=selection, description=description, tags=tags)
 
     jobs = (
-        (CATALOG_JOB, CATALOG, "The tables of the whole archive; registers new collections as partitions."),
-        (TABLES_JOB, TABLES, "Patients, studies, series, their changes and metadata, of collections."),
+        (CATALOG_JOB, CATALOG, "The tables of the entire archive; registers new collections as partitions."),
+        (TABLES_JOB, TABLES, "Patients, studies, series, their changes and their metadata, by collection."),
         (IMAGES_JOB, IMAGES, "The image files of a collection, verified."),
         (UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files.", _OnePartitionJob),
     )

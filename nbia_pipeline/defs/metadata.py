@@ -65,7 +65,7 @@ def materialization_metadata(
 
 MEGABYTE = 1_000_000
 BOUNDS = tuple(n * MEGABYTE for n in (1, 3, 10, 30, 100, 300, 1000, 3000))
-"""Sizes in bytes at which the classes part."""
+"""Sizes in bytes that separate the classes."""
 
 LABELS = (
     "below 1 MB",
@@ -132,6 +132,6 @@ def contact_sheet_metadata(
             f"drawn, the first: {uid}, {why}"
         )
     return {
-        "contact_sheet": dg.MetadataValue.md(inline or "The picture is too large to be shown here."),
+        "contact_sheet": dg.MetadataValue.md(inline or "The picture is too large to show here."),
         "contact_sheet_path": dg.MetadataValue.path(lake.url(sheet.path)),
     }

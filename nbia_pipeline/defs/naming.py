@@ -1,4 +1,4 @@
-"""The names that belong to one archive, so that two archives live in one code location; and its partitions.
+"""The names that belong to one archive, so that two archives fit into one code location; and its partitions.
 
 There is one partition per collection, never one per series: an archive has a million of those.
 """
@@ -21,18 +21,18 @@ Context = (
     | dg.SensorEvaluationContext
     | dg.ScheduleEvaluationContext
 )
-"""Of a step or a tick."""
+"""The context of a step or a tick."""
 
 
 @dataclass(frozen=True)
 class Naming:
     """Names derived from the prefix of an archive.
 
-    What builds a part of its definitions takes these first, then the archive's settings, which also know what the
-    person calls each of them.
+    Functions that build definitions take these first, then the archive's settings, which also know what the person
+    calls each of them.
 
     Attributes:
-        prefix: first part of the asset keys, ``nbia`` unless a second archive stands beside the first.
+        prefix: first part of the asset keys, ``nbia`` unless there is a second archive.
         partitions: the kept collections of the archive, in their exact spelling.
         carts: the shared carts whose images are wanted; each is added by hand, by its name.
     """

@@ -41,14 +41,12 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
     """
 
     password: str = PASSWORD
-    tries: int = Field(
-        default=ClientOptions.tries, ge=1, description="How often a call is made at most for one answer."
-    )
+    tries: int = Field(default=ClientOptions.tries, ge=1, description="Most attempts at one call, the first included.")
     max_in_flight: int = Field(
         default=ClientOptions.max_in_flight,
         ge=1,
-        description="How many requests are in flight to the archive at a time at most, per process. The asset pool "
-        "limits how many processes there are.",
+        description="Most requests in flight to the archive at a time, per process. The asset pool limits the number "
+        "of processes.",
     )
 
     @contextmanager

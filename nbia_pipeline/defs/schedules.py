@@ -1,6 +1,6 @@
 """The schedules: the catalog, and the complete listing of every kept collection.
 
-A complete listing finds what the feed of updated series cannot show: withdrawals, revisions without a new date, other
+A complete listing finds what the feed of updated series cannot show: withdrawals, revisions without a new date, changed
 licenses, releases back-dated by more than a week. The schedules are off until a person turns them on.
 """
 
@@ -15,9 +15,10 @@ from nbia_pipeline.defs.naming import Naming, contiguous_ranges
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.tables import COLLECTIONS
-from nbia_pipeline.settings import Settings, SettingsError, matching
+from nbia_pipeline.settings import Settings, SettingsError
+from nbia_pipeline.text import matching
 
-# Where one collection fails, Dagster skips the later steps of all others of its run; so a run has only so many.
+# Where one collection fails, Dagster skips the later steps of all others of its run; so a run has only a few.
 COLLECTIONS_PER_RUN = 25
 
 Requests = Iterator[dg.RunRequest | dg.SkipReason]
@@ -52,7 +53,7 @@ def _catalog(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDefin
         cron_schedule=settings.catalogue_cron,
         execution_timezone="UTC",
         tags={ARCHIVE_TAG: naming.prefix},
-        description="The collections and the value lists; registers new collections as partitions.",
+        description="Refreshes the collections and value lists; registers new collections as partitions.",
     )
 
 
@@ -64,8 +65,8 @@ def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDef
         execution_timezone="UTC",
         required_resource_keys={naming.lake},
         description=(
-            "Lists every kept collection completely, and records which series were added, revised, withdrawn or "
-            "returned. Run it after the catalog, which says which collections there are."
+            "Lists every kept collection in full, and records which series were added, revised, withdrawn or returned. "
+            "Run it after the catalog, which determines which collections there are."
         ),
     )
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:
@@ -81,7 +82,7 @@ def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDef
 def _requests(naming: Naming, lake: Lake, patterns: Sequence[str], instance: dg.DagsterInstance) -> Requests:
     """Yield runs over ranges of the listed collections.
 
-    One that the archive does not list any more is left out; materializing `collections` records that it is gone.
+    One that the archive no longer lists is left out; materializing `collections` records that it is gone.
     """
     listed = set(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))

@@ -1,4 +1,4 @@
-"""The sensors: one finds what was released since its last tick, the other which images are still to be fetched.
+"""The sensors: one finds what was released since its last tick, the other which images remain to be fetched.
 
 They decide nothing about content. A run that they request lists the collection again and compares it with the lake,
 so a lost tick, or a superfluous request, costs time and nothing else. They are off until a person turns them on.
@@ -46,10 +46,10 @@ from nbia_pipeline.lake import LakeError
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import SERIES
-from nbia_pipeline.settings import Settings, SettingsError, matching
-from nbia_pipeline.text import first_of
+from nbia_pipeline.settings import Settings, SettingsError
+from nbia_pipeline.text import first_of, matching
 
-# Dagster ends a tick after 60 s, but lets its function go on. So it ends by itself, well before that.
+# Dagster ends a tick after 60 s, but lets its function go on. So it ends on its own, well before that.
 TICK_SECONDS = 45.0
 TICK_OPTIONS = ClientOptions(connect_timeout=5, read_timeout=20, tries=2, max_backoff=5)
 
@@ -98,8 +98,8 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             (UPDATE_JOB, TABLES_JOB, CATALOG_JOB),
             naming.archive,
             "Asks the archive what was released since a week before the last tick, and requests one run for each "
-            "collection with something new. The first tick only records what is there. To start from a day, set the "
-            "cursor to it, like 2026-01-01.",
+            "collection with something new. The first tick only records what is there. To start from an earlier day, "
+            "set the cursor to that day, such as 2026-01-01.",
         ),
         sensor(
             "image_backlog",
@@ -189,7 +189,7 @@ def _started(found: Mapping[Bucket, str], since: date) -> str:
     return (
         f"Started: {known if found else f'nothing was released after {since}'}; releases from now on count as "
         "new. If the lake does not have the tables yet, materialize them once by hand. To start from an earlier day, "
-        "set the cursor to it, like 2026-01-01"
+        "set the cursor to that day, such as 2026-01-01"
     )
 
 
@@ -197,7 +197,7 @@ def _empty(since: date, suspicious: bool) -> str:
     if suspicious:
         return (
             f"Suspicious: the archive says that nothing was released after {since}, but an earlier answer had such "
-            "releases. The cursor was not changed, the next tick asks again"
+            "releases. The cursor was not changed; the next tick asks again"
         )
     return f"Nothing was released after {since}"
 
@@ -215,7 +215,7 @@ def _collections(names: Iterable[str]) -> str:
 
 
 def within(seconds: float, ask: Callable[[], T]) -> T:
-    """Return what `ask`, which calls the archive, returns, if it does so in time.
+    """Return the result of `ask`, which calls the archive, if it arrives in time.
 
     If it does not, it goes on until its own timeouts: a call that waits for the network cannot be interrupted.
 
@@ -236,7 +236,7 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
         return answer.result(timeout=seconds)
     except futures.TimeoutError:
         raise ArchiveUnreachable(
-            f"the archive did not answer completely within {seconds:.0f} s: it may be busy, the next tick asks again. "
+            f"the archive did not answer completely within {seconds:.0f} s: it may be busy; the next tick asks again. "
             "If the cursor is set to a day long past, set a later one: the reconcile schedule finds the rest"
         ) from None
 
@@ -252,7 +252,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
     runs, last = [], None
-    # In a circle, beginning after the collection where the last tick ended.
+    # Round-robin, starting after the collection where the last tick ended.
     for collection in sorted(mirrored, key=lambda c: (c <= (context.cursor or ""), c)):
         if time.monotonic() > deadline:
             break
@@ -285,7 +285,7 @@ def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]
         return f"In progress: {first_of(busy, SHOWN)}; there is nothing else to fetch"
     if not mirrored:
         images = settings.name_of("images")
-        return f"There is no series table yet of a collection whose images are mirrored ({images})"
+        return f"There is no series table yet for any collection whose images are mirrored ({images})"
     return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or could not be fetched"
 
 

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--catalog", choices=("demo", "idc"), default="demo", help="what to serve")
     parser.add_argument("--scale", type=int, default=1, help="size of the demo catalog")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=0, help="TCP port; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="TCP port, 0 for any")
     add_archive_options(parser)
     parser.add_argument("--record", type=Path, help="write address and lifeline here; stop when unneeded")
     parser.add_argument("--linger", type=float, default=10.0, help="seconds to outlive the last client")

@@ -1,8 +1,8 @@
 """The shared embedded archive: found or started when it is needed, stopped when nobody needs it.
 
 All processes of a user share one server per version, catalog and options. Each keeps one connection to the
-server's lifeline; the kernel closes it when the process ends, however it ends, and a server without connections
-stops by itself.
+server's lifeline; the kernel closes it when the process ends, however it ends, and a server without connections stops
+on its own.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def nbia_archive_options() -> Mapping[str, str | int | float | bool]:
 
 @pytest.fixture(scope="session")
 def nbia_archive(nbia_archive_options: Mapping[str, str | int | float | bool]) -> Iterator[NbiaArchive]:
-    """The demo archive in a process of its own, for the whole session."""
+    """The demo archive in its own process, for the entire session."""
     from nbia_pipeline.embedded.control.client import Control
     from nbia_pipeline.embedded.launcher import own_archive
 

@@ -76,7 +76,7 @@ class Lake:
             return self._stated_format() or (1 if self._unchecked.exists(TABLES) else FORMAT)
 
     def check_writable(self) -> None:
-        """Make sure that the lake can be written, before anything is fetched for it, and let it state its format.
+        """Make sure that the lake can be written, before anything is fetched for it, and record its format in it.
 
         Raises:
             LakeError: it cannot; nothing is left behind.
@@ -107,7 +107,7 @@ class Lake:
             content = self._store.read(path)
             if content is None:
                 return schema.empty_table()
-            # Whole, so that no thread of Arrow's reads through a Python object: one could outlive the interpreter.
+            # All at once, so that no Arrow thread reads through a Python object: one could outlive the interpreter.
             file = pq.ParquetFile(pa.BufferReader(content))
             stored = [name for name in schema.names if collection is None or name != PARTITION]
             read = file.read(columns=stored, use_threads=False)
@@ -131,12 +131,12 @@ class Lake:
             table: which one; `data` must have its columns and types.
             data: the rows.
             collection: the partition, None for an unpartitioned table.
-            properties: of the file as a whole, for :meth:`read_properties`; kept in its Parquet metadata.
+            properties: those of the file, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never because an answer is empty.
 
         Raises:
-            WouldEmpty: the table has rows and `data` has none: an empty answer is not believed that far.
-            LakeError: the lake cannot be written; the old table stands.
+            WouldEmpty: the table has rows and `data` has none: an empty answer is not believed.
+            LakeError: the lake cannot be written; the old table stays.
         """
         path = table_path(table.name, collection)
         if data.num_rows == 0 and not may_empty and self.count_rows(table, collection):
@@ -175,8 +175,8 @@ class Lake:
             collection: the partition.
 
         Raises:
-            WouldEmpty: the table has rows and the pieces have none; the old table stands.
-            LakeError: the lake cannot be written; the old table stands.
+            WouldEmpty: the table has rows and the pieces have none; the old table stays.
+            LakeError: the lake cannot be written; the old table stays.
         """
         path = table_path(table.name, collection)
         schema = table.schema.remove(table.schema.get_field_index(PARTITION))
@@ -234,7 +234,7 @@ class Lake:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """Give a local directory to work in: in the staging area of a disk, else in the temporary directory.
+        """Yield a local directory to work in: in the staging area of a disk, else in the temporary directory.
 
         What is left in it at the end is removed.
         """
@@ -253,7 +253,7 @@ class Lake:
 
     @contextmanager
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
-        """Hold a lock that all who write this lake share; gives the function that checks that it is still held.
+        """Hold a lock that all writers of this lake share; yields the function that checks that it is still held.
 
         On a disk, those are the processes of one machine.
 
@@ -285,8 +285,7 @@ class Lake:
         except (OSError, pa.ArrowInvalid) as e:
             why = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
             raise LakeError(
-                f"cannot {what} in the lake {self.uri} ({why}): check that it is a place that you may write and that "
-                "has room",
+                f"cannot {what} in the lake {self.uri} ({why}): check that you may write there and that there is room",
                 arguments=("lake",),
             ) from e
 
@@ -317,7 +316,7 @@ class Lake:
 
     @contextmanager
     def _table_file(self, table: Table, collection: str | None) -> Iterator[BinaryIO | None]:
-        """Open the file of a table, to be read in pieces; gives None where it was never written."""
+        """Open the file of a table, to be read in pieces; yields None where it was never written."""
         path = table_path(table.name, collection)
         with self.storage_errors(f"read {path}"):
             if not self._store.exists(path):
@@ -336,6 +335,6 @@ def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
 
 def _would_empty(path: str) -> WouldEmpty:
     return WouldEmpty(
-        f"{path} has rows and would be replaced by none: it was left as it was. If the archive really withdrew them "
-        "all, delete the file yourself"
+        f"{path} has rows and would be replaced by an empty table: it was left as it was. If the archive "
+        "really withdrew them all, delete the file yourself"
     )

@@ -6,8 +6,8 @@ holder lives; a process that waits takes over a lock that has not changed for a 
 of two machines differ.
 
 The stores that create an object only if there is none: AWS S3 (s3fs), Google Cloud Storage (gcsfs), Azure (adlfs).
-A store that is merely similar to S3 may ignore the condition and write anyway; the object is therefore read again
-after it was created, which leaves a gap of one request. There, let one machine at a time work on a collection.
+A store that only resembles S3 may ignore the condition and write anyway; the object is therefore read again
+after it was created, which leaves a gap of one request. There, only one machine at a time should work on a collection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import LOCKS, encode
 
 ExpectHeld = Callable[[], None]
-"""Call it before what must not happen twice: it raises LakeError if the lock was lost meanwhile."""
+"""Call it before anything that must not happen twice: it raises LakeError if the lock has been lost."""
 
 LEFTOVER_SECONDS = 7 * 24 * 3600
 HOST = socket.gethostname().replace(".", "-")
@@ -60,7 +60,7 @@ class Lock(Enum):
 
 @dataclass(frozen=True)
 class LockTimings:
-    """How long things take, in seconds.
+    """The timings of a lock, in seconds.
 
     Attributes:
         beat: between two heartbeats of a holder.
@@ -240,8 +240,8 @@ def this_process() -> str:
 def abandoned(entry: Path) -> bool:
     """Return whether a file or directory that is named after its process is no longer in use.
 
-    That is so if the process was on this machine and is dead, or if the entry is a week old: of a process
-    on another machine nothing else can be known.
+    It is unused if the process was on this machine and is dead, or if the entry is a week old: nothing else can be
+    known about a process on another machine.
     """
     try:
         age = time.time() - entry.stat().st_mtime

@@ -1,6 +1,6 @@
 """Where the files of a lake are kept: on a disk, or in an object store.
 
-Both stores have the same methods, so that nobody else asks which of the two it is. All paths are relative to the
+Both stores have the same methods, so that no caller asks which of the two it is. All paths are relative to the
 lake, with ``/``. What goes wrong is an OSError.
 """
 
@@ -109,7 +109,7 @@ class LocalStore(_Store):
         self._staging = self._folder / STAGING
 
     def put(self, path: str, data: Any) -> None:
-        """Write bytes or an Arrow buffer to a file, whole or not at all; missing folders are made."""
+        """Write bytes or an Arrow buffer to a file, completely or not at all; missing folders are made."""
         staged = self._new_name()
         try:
             staged.write_bytes(data)
@@ -130,7 +130,7 @@ class LocalStore(_Store):
         return folder
 
     def publish_folder(self, staged: Path, path: str) -> None:
-        """Make a directory of a workspace a folder of the lake; an older one steps aside and is removed afterwards."""
+        """Make a directory of a workspace a folder of the lake; an older one is moved aside and removed afterwards."""
         target = self._folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = staged.parent / f"{staged.name}.old"
@@ -147,8 +147,8 @@ class LocalStore(_Store):
     def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
         """Make the files of a staged directory the content of a series' folder, and record that in the journal.
 
-        On a disk the entry comes first and names the staged directory: after a crash :meth:`publish_staged` makes up
-        for the move. An object store has the files first and the entry after, without a name.
+        On a disk the entry comes first and names the staged directory: after a crash :meth:`publish_staged` makes the
+        move. An object store has the files first and the entry after, without a name.
 
         Args:
             staged: directory in a workspace that has just the files; it is moved away.
@@ -227,10 +227,10 @@ class LocalStore(_Store):
 
 
 class ObjectStore(_Store):
-    """A prefix of an object store: a file is replaced by a whole PUT, a folder file by file."""
+    """A prefix of an object store: a file is replaced by a single PUT, a folder file by file."""
 
     def put(self, path: str, data: Any) -> None:
-        """Write bytes or an Arrow buffer to an object, whole or not at all."""
+        """Write bytes or an Arrow buffer to an object, completely or not at all."""
         with self.fs.open(self.full(path), "wb") as file:
             file.write(data)
 
@@ -264,7 +264,7 @@ class ObjectStore(_Store):
         """Do nothing: files are uploaded before their entry is written."""
 
     def staged(self) -> list[str]:
-        """Return nothing: there is no staging area but for locks and journal."""
+        """Return nothing: there is no staging area except for locks and journal."""
         return []
 
     def sweep(self, keep: set[str]) -> int:

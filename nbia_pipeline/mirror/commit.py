@@ -1,4 +1,4 @@
-"""From the journal to the tables: what becomes of ``image_series`` and ``instances`` when series were fetched.
+"""From the journal to the tables: how ``image_series`` and ``instances`` change when series have been fetched.
 
 The functions from tables to tables are made for a hundred thousand series and millions of instances.
 """
@@ -43,9 +43,9 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
     """Carry the journal of a collection over into its tables, and return its receipts.
 
     Moves that a crash prevented are made first. For series that are new, gone, or back, see :func:`as_listed`.
-    Without anything new no table is written.
+    If nothing is new, no table is written.
 
-    An entry of the journal is removed after both tables hold it, so that a crash costs none; the index of the files
+    An entry of the journal is removed after both tables hold it, so that a crash loses none; the index of the files
     comes first, so that no receipt is there without its files.
 
     Args:
@@ -145,7 +145,7 @@ def _write_instances(lake: Lake, collection: str, receipts: Iterable[Receipt]) -
 def with_receipts(table: pa.Table, receipts: Sequence[Receipt]) -> pa.Table:
     """Return ``image_series`` with new receipts instead of older ones of the same series.
 
-    A failed attempt to refresh a series does not undo the whole one that the lake still holds: its receipt stays,
+    A failed attempt to refresh a series does not undo the complete one that the lake still has: its receipt stays,
     with the version that could not be fetched, and why.
     """
     if not receipts:

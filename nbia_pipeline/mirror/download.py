@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 STREAMS = 8
-# An empty zip so often in a row is not chance: the archive holds no digest of some instance (server).
+# This many empty zips in a row are no accident: the archive has no digest of some instance (server).
 EMPTY_ZIPS = 2
-# So many series in a row whose calls fail are not chance either: the archive is down.
+# Nor are this many series in a row whose calls fail: the archive is down.
 IN_A_ROW = 3
 # Bound of a series whose size the archive does not know.
 UNKNOWN_BYTES = 1 << 36
-# The number of streams is adjusted so often, by the part of the processors' time that this process takes.
+# The number of streams is adjusted this often, by the part of the processors' time that this process takes.
 ADJUST_SECONDS = 0.1
 IDLE = 0.6
 BUSY = 0.85
@@ -88,7 +88,7 @@ def fetch_batch(
 
 
 def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
-    """Wait until all is fetched, or goes wrong as a whole, and return what went wrong."""
+    """Wait until all is fetched, or the batch has to stop, and return what went wrong."""
     first, in_a_row = None, 0
     for future in as_completed(futures):
         if future.cancelled():
@@ -109,7 +109,7 @@ class Streams:
     """A number of slots: one more than processors at first, doubled when these are found idle, one less when busy.
 
     The client bounds how many requests are in flight. Here the processors are watched: while downloads wait for the
-    network, more of them help; once the processors are busy unpacking and hashing, more only get in each other's way.
+    network, more of them help; once the processors are busy unpacking and hashing, more would only get in the way.
 
     Args:
         most: highest number of slots.
@@ -166,7 +166,7 @@ class Streams:
 
 
 def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receipt:
-    """Fetch one series: whole, verified and published, or not at all.
+    """Fetch one series: complete, verified and published, or not at all.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account.
@@ -244,4 +244,4 @@ def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:
     """
     now = _listed_now(client, wanted)
     if now is None or not same_content(now, wanted):
-        raise NotVerified("single instances were fetched, and meanwhile the archive hid or replaced the series")
+        raise NotVerified("the archive hid or replaced the series while single instances were being fetched")

@@ -1,4 +1,4 @@
-"""The front door of the engine: a collection is listed, planned, fetched and committed, in this order."""
+"""The entry point of the engine: a collection is listed, planned, fetched and committed, in this order."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Mirror:
             collection: exact spelling.
             selection: which of its series are wanted; all by default.
             bounds: how much to fetch.
-            on_progress: takes a line now and then, from any thread.
+            on_progress: takes a line from time to time, from any thread.
 
         Raises:
             ArchiveError: the archive cannot be reached or refuses the account; what was fetched stays.
@@ -142,10 +142,10 @@ class Mirror:
         *,
         on_progress: OnProgress = lambda line: None,
     ) -> Plan:
-        """Return what to fetch of a collection, with everything in order before a byte moves.
+        """Return what to fetch of a collection, with everything prepared before anything is fetched.
 
-        What earlier runs finished is committed, what dead processes left is swept, the disk must have room, and
-        the texts of the licenses are in the lake.
+        What earlier runs finished is committed, leftovers of dead processes are swept, the disk must have room, and the
+        texts of the licenses are stored in the lake.
 
         Args:
             collection: exact spelling; its series are listed in the lake.
@@ -215,7 +215,7 @@ def _fetched(ask: Callable[[str], pa.Table], collection: str) -> Fetched:
 
 
 def listed_series(lake: Lake, collection: str) -> pa.Table:
-    """Return the collection's rows of the ``series`` table; none of a collection that was withdrawn as a whole.
+    """Return the collection's rows of the ``series`` table; none of a collection that was withdrawn entirely.
 
     Raises:
         LakeError: it was not listed yet.

@@ -16,7 +16,7 @@ from nbia_pipeline.lake.layout import JOURNAL, encode
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
 
-# Entries with about so many instances are read at a time: some hundred bytes each, whatever the journal holds.
+# Entries with about this many instances are read at a time: some hundred bytes each, whatever the size of the journal.
 SLICE_INSTANCES = 250_000
 
 FAILED = "failed"
@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         path: its file, relative to the lake.
         receipt: the outcome of the series.
-        staged: directory of its files below the staging area, until they take their place; None where there is none.
+        staged: directory of its files below the staging area, until they are moved into place; None if there is none.
     """
 
     path: str
@@ -44,7 +44,7 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
     Args:
         lake: where to.
         receipt: a complete one.
-        staged: local directory that holds just the files; it is moved away.
+        staged: local directory that contains only the files; it is moved away.
     """
     wanted = receipt.wanted
     lake.publish(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID, partial(_write, lake, receipt))
@@ -111,7 +111,7 @@ def mark_failed(lake: Lake, collection: str) -> None:
 
 
 def has_failed(lake: Lake, collection: str) -> bool:
-    """Tell whether a batch of a collection failed since the mark was cleared; see :func:`mark_failed`."""
+    """Return whether a batch of a collection failed since the mark was cleared; see :func:`mark_failed`."""
     return lake.read_bytes(_mark(collection)) is not None
 
 

@@ -1,6 +1,6 @@
 """The licenses of a collection: their texts next to its images and in table ``licences``.
 
-Data without their terms are useless to the people who use them. The text is the entry ``LICENSE`` that getImage
+Data without its terms is useless to those who use it. The text is the entry ``LICENSE`` that getImage
 sends before the first image (server), so that a few kilobytes of the smallest series are enough.
 """
 
@@ -43,7 +43,7 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
     """Make sure that the text of every license of a collection is in the lake, and return its table of licenses.
 
     A text that is there is not asked for again. One that the archive does not serve is null in the table and logged
-    as a warning, and the next run asks again. A license that no series names any more stays.
+    as a warning, and the next run asks again. A license that no series names any longer stays.
 
     Args:
         client: the archive; it is asked only for missing texts.
@@ -123,7 +123,7 @@ def _ask(client: NbiaClient, collection: str, license: License, listed: list[dic
             return text
         why = "its LICENSE is empty"
         break  # server: no text is configured, for any series
-    log.warning("%s: the archive serves no text of %s (%s); the next run asks again", collection, license, why)
+    log.warning("%s: the archive serves no text for %s (%s); the next run asks again", collection, license, why)
     return None
 
 
@@ -150,7 +150,7 @@ def _free_path(collection: str, license: License, taken: set[str]) -> str:
 
 
 def _decoded(text: bytes) -> str:
-    """Return the text; a server of Java writes it in the encoding of its machine."""
+    """Return the text; a Java server writes it in its machine's encoding."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError:

@@ -32,7 +32,7 @@ BATCH_SERIES = 200
 RETRY_AFTER = timedelta(days=1)
 
 # What a run needs besides its image files: tables and journal, the old version of a series until the new one is
-# whole, an instance that is repaired. Two percent of the images are ample, except for a small run.
+# complete, an instance that is repaired. Two percent of the images are ample, except for a small run.
 RESERVE_SHARE = 0.02
 RESERVE_BYTES = 50_000_000
 
@@ -60,13 +60,13 @@ NO_BOUNDS = Bounds()
 
 @dataclass(frozen=True)
 class Figures:
-    """How much a set of series is, as the archive announces it.
+    """How large a set of series is, as announced by the archive.
 
     Attributes:
         series: how many.
         files: their images.
         bytes: the sizes of their files.
-        unsized: how many of them are announced without a size; they count no byte.
+        unsized: how many of them have no announced size; they count as zero bytes.
     """
 
     series: int = 0
@@ -99,7 +99,7 @@ class Plan:
         todo: the series to fetch: first those that were never tried, then those that failed before; each by UID.
         left: wanted as well, but beyond the bounds of this run.
         wanted_figures: all that is wanted.
-        done_figures: what of it is in the lake, whole and with the same fingerprint.
+        done_figures: what of it is in the lake, complete and with the same fingerprint.
         unselected: how many listed series the selection leaves out.
         given_up: how many failed before and are not retried by this run.
         selected: all that is wanted, as rows of a ``series`` table with the columns of :class:`WantedSeries`.
@@ -124,11 +124,11 @@ class Plan:
         return Figures.of(self.todo)
 
     def batches(self, max_series: int = BATCH_SERIES) -> Iterator[list[WantedSeries]]:
-        """Cut the series to fetch into batches of at most 2 GB and so many series."""
+        """Cut the series to fetch into batches of at most 2 GB and this many series."""
         return batches(self.todo, max_series=max_series)
 
     def text(self, free: int | None = None) -> str:
-        """Return what a run will do, before a byte moves: what it fetches and what is in the lake.
+        """Return what a run will do, in one line: what it fetches and what is in the lake.
 
         Args:
             free: bytes that the disk has free, None where that is not known.
@@ -156,10 +156,10 @@ def make_plan(
     selection: Selection = EVERYTHING,
     bounds: Bounds = NO_BOUNDS,
 ) -> Plan:
-    """Compare what the archive lists with what the lake holds.
+    """Compare what the archive lists with what the lake has.
 
     A series is in the lake if its receipt has files and the fingerprint that is listed now; one that was withdrawn
-    kept its files. What failed before comes last, so that it never keeps a bounded run from the others.
+    kept its files. What failed before comes last, so that it never keeps a bounded run from fetching the others.
 
     Args:
         series: rows of the ``series`` table.
@@ -204,7 +204,7 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
         return
     reserve = max(RESERVE_BYTES, int(todo.bytes * RESERVE_SHARE))
     if todo.bytes + reserve > free:
-        unsized = f", and {todo.unsized} of them are announced without a size" if todo.unsized else ""
+        unsized = f", and {todo.unsized} of them have no announced size" if todo.unsized else ""
         raise LakeError(
             f"the lake {lake.uri} has too little room: {todo.series} series need {todo.bytes:,} bytes{unsized}, "
             f"tables and work in progress {reserve:,} more, and {free:,} bytes are free. Make room, or fetch less: "
@@ -216,7 +216,7 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
 
 
 def _failed_before(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Tell of every series whether the content that is listed now was tried, and could not be fetched."""
+    """Return for each series whether the content that is listed now was tried, and could not be fetched."""
     refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
     outdated = pc.and_(refresh_failed(receipts), same_contents(series, receipts, NEWER))
     return pc.or_(pc.and_(refused, same), outdated)
@@ -234,7 +234,7 @@ def _unavailable_for_a_day(receipts: pa.Table) -> pa.ChunkedArray:
 def batches(
     todo: Iterable[WantedSeries], max_bytes: float = BATCH_BYTES, max_series: int | None = BATCH_SERIES
 ) -> Iterator[list[WantedSeries]]:
-    """Cut the series to fetch into batches bounded by bytes and count; each holds at least one series."""
+    """Cut the series to fetch into batches bounded by bytes and count; each has at least one series."""
     batch: list[WantedSeries] = []
     size = 0
     for one in todo:

@@ -1,4 +1,4 @@
-"""How far a batch is, logged at a pace at which a person reads."""
+"""The progress of a batch, logged at a pace that a person can follow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NEXT_SECONDS = 30.0
 
 
 class Progress:
-    """Counts the series of a batch that are done, and reports now and then how far it is.
+    """Counts the series of a batch that are done, and reports its progress from time to time.
 
-    A line after ten seconds, then one every half a minute: in Dagster each is a row of a database.
+    A line after ten seconds, then one every half minute: in Dagster each is a row of a database.
 
     Args:
         batch: the series to fetch.
@@ -51,11 +51,11 @@ class Progress:
                 self._due = self._clock() + NEXT_SECONDS
 
     def line(self) -> str:
-        """Return how far the batch is: series, bytes, rate, and the time left if it goes on like this."""
+        """Return the progress of the batch: series, bytes, rate, and the time left at this rate."""
         seconds = max(self._clock() - self._started, 1e-3)
         fetched = sum(i.Size for r in self.receipts for i in r.instances)
         done, todo = len(self.receipts), self._series - len(self.receipts)
-        # By bytes, for series differ in size; by series where the archive announces no sizes.
+        # By bytes, because series differ in size; by series where the archive announces no sizes.
         share = self._passed / self._announced if self._announced else done / max(self._series, 1)
         left = f", {duration_text(seconds / share - seconds)} left" if todo and share else ""
         rate = f"{size_text(fetched / seconds)}/s"

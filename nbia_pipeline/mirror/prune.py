@@ -1,7 +1,7 @@
-"""What becomes of the files of withdrawn series: their receipts show it, and on request they are deleted.
+"""The files of withdrawn series: their receipts say so, and on request the files are deleted.
 
-A pruned series keeps its receipt, which then states no size; should the archive list it again it is fetched. The
-receipt is written first, then the files go, then their rows in ``instances``: whatever a crash leaves is found by
+A pruned series keeps its receipt, which then states no size; if the archive lists it again, it is fetched. The receipt
+is written first, then the files are deleted, then their rows in ``instances``: whatever a crash leaves is found by
 those rows, and the next prune finishes it. At no time does a receipt state files that are not there.
 """
 
@@ -27,7 +27,7 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
 
 @dataclass(frozen=True)
 class Prunable:
-    """What the lake still holds of the withdrawn series of a collection.
+    """What the lake still has of the withdrawn series of a collection.
 
     Attributes:
         collection: its name.
@@ -56,7 +56,7 @@ def mark_withdrawn(lake: Lake, collection: str) -> None:
 def prunable(lake: Lake, collection: str) -> Prunable | None:
     """Return what :func:`prune` would delete of a collection, None where there is nothing.
 
-    These are the files of series that receipts mark as withdrawn, whose withdrawal is believed, and which no listing
+    These are the files of series that receipts mark as withdrawn, whose withdrawal is confirmed, and which no listing
     names now.
 
     Raises:
@@ -108,7 +108,7 @@ def _known_and_marked(lake: Lake, collection: str) -> tuple[set[str], set[str]]:
 
 
 def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
-    """Let the receipts state that the files are gone, before they are."""
+    """Make the receipts state that the files are gone, before they are."""
     receipts = lake.read_table(IMAGE_SERIES, collection)
     chosen = among(receipts[UID], uids)
     why = f"pruned on {clock.utc_now():%Y-%m-%d}: the archive withdrew it"

@@ -29,7 +29,7 @@ class Receipt:
         instances: the verified files; none unless complete.
         reason: why it is not complete.
         repaired: instances that were fetched one by one.
-        verified_by: what proves the files, ``md5`` or ``count+size``.
+        verified_by: how the files were verified: ``md5`` or ``count+size``.
         fetched_at: when (UTC, without a zone).
     """
 

@@ -1,4 +1,4 @@
-"""Complete and verify what a zip left open: instance by instance, or by count and size where there are no digests."""
+"""Complete and verify what a zip lacked: instance by instance, or by count and size where there are no digests."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[s
     """Make sure that zip, list and table agree on the instances; what the zip lacks can be repaired.
 
     Raises:
-        NotVerified: the zip holds an instance that getSOPInstanceUIDs does not list, or the list and the table have
+        NotVerified: the zip contains an instance that getSOPInstanceUIDs does not list, or the list and the table have
             different counts.
     """
-    strange = set(unpacked.instances) - set(listed)
-    if strange or (wanted.ImageCount is not None and len(set(listed)) != wanted.ImageCount):
+    unlisted = set(unpacked.instances) - set(listed)
+    if unlisted or (wanted.ImageCount is not None and len(set(listed)) != wanted.ImageCount):
         raise NotVerified(
             f"the archive contradicts itself: getSeries counts {wanted.ImageCount} instances, getSOPInstanceUIDs lists "
-            f"{len(set(listed))}, the zip holds {len(unpacked.instances)}, of which {len(strange)} are not listed"
+            f"{len(set(listed))}, the zip contains {len(unpacked.instances)}, of which {len(unlisted)} are not listed"
             f"{_faults(unpacked)}"
         )
 
@@ -46,14 +46,14 @@ def complete(
     """Verify every listed instance, by the zip's list of digests, else one by one; return the receipt of the download.
 
     An instance that the zip lacks, or whose digest is wrong, is fetched with getSingleImage and compared with
-    getMD5HashForImage. Where the archive holds no digest of it, count and total size must match.
+    getMD5HashForImage. Where the archive has no digest of it, count and total size must match.
 
     Args:
         client: the archive.
         wanted: the series as listed.
         unpacked: what getImageWithMD5Hash sent.
         listed: what getSOPInstanceUIDs lists.
-        files: directory that holds the files; those fetched here are added.
+        files: directory of the files; those fetched here are added.
         even_if_many: repair also what another download would repair with fewer calls.
 
     Raises:
@@ -75,7 +75,7 @@ def complete(
         if expected is None:
             undigested += 1
         elif expected != instance.MD5:
-            raise NotVerified(f"instance {uid} has MD5 {instance.MD5} by itself too, the archive holds {expected}")
+            raise NotVerified(f"instance {uid} has MD5 {instance.MD5} on its own too, the archive lists {expected}")
         verified[uid] = instance
     if undigested:
         _expect_size(wanted, verified.values())
@@ -87,7 +87,7 @@ def complete_without_digests(
 ) -> Receipt:
     """Verify what getImage sent, which has no list of digests: by the set of instances and their total size.
 
-    The digest that getMD5Hierarchy holds of the series proves more, where it is the same.
+    If the digest that getMD5Hierarchy returns for the series is the same, that proves more.
 
     Raises:
         NotVerified: an instance cannot be fetched, or the total is not FileSize.
@@ -104,14 +104,14 @@ def complete_without_digests(
 
 
 def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
-    """Return the digest that getMD5Hierarchy holds of a series, None where the archive does not give it.
+    """Return the digest that getMD5Hierarchy returns for a series, None if the archive has none to offer.
 
     Not every server lets every account ask for it, and it is not needed.
     """
     try:
         return client.md5_hierarchy(series_uid=uid)
     except (BadAnswer, LoginRefused, NotAvailable, ServerError) as e:
-        log.info("series %s: no digest of the whole: %s", uid, e)
+        log.info("series %s: no digest of the complete series: %s", uid, e)
         return None
 
 
@@ -122,14 +122,14 @@ def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> 
         return client.single_image(series, uid, lambda chunks: take_single(chunks, files, series, uid, most))
     except ServerError as e:
         # Server: its answer where the file is not on its disk.
-        raise NotVerified(f"instance {uid} is not in the zip, and the archive cannot send it by itself: {e}") from e
+        raise NotVerified(f"instance {uid} is not in the zip, and the archive cannot send it on its own: {e}") from e
 
 
 def _expect_size(wanted: WantedSeries, instances: Iterable[VerifiedInstance]) -> None:
     size = sum(i.Size for i in instances)
     if size != wanted.FileSize:
         raise NotVerified(
-            f"the archive holds no digest of some instances, and the files have {size} bytes where getSeries states "
+            f"the archive has no digest of some instances, and the files have {size} bytes where getSeries states "
             f"{wanted.FileSize}"
         )
 
@@ -143,7 +143,7 @@ def _shortage(unpacked: Unpacked, listed: Sequence[str]) -> str:
     missing = len(set(listed) - set(unpacked.instances))
     text = f"getSOPInstanceUIDs lists {len(listed)} instances, the zip lacks {missing}"
     if unpacked.digests is None:
-        return f"{text} and has no list of digests: the archive stopped half-way"
+        return f"{text} and has no list of digests: the archive stopped halfway"
     return f"{text}, and {len(listed) - missing - len(unpacked.verified())} do not have the digest listed"
 
 

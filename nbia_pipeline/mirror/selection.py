@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 LIST_OF_SERIES = "ListOfSeriesToDownload="
 
-# So many series of a collection are asked for one by one; of more, the collection is listed whole.
+# Up to this many series of a collection are asked for one by one; for more, the collection is listed in full.
 ONE_BY_ONE = 30
 
 _UID = "SeriesInstanceUID"
-# What a cart states of its series and a row of the lake must agree with.
+# What a cart states about its series, which a row of the lake must agree with.
 _OF_A_CART = ("Collection", "ImageCount", "DateReleased")
 
 
@@ -38,7 +38,7 @@ class Selection:
 
     Attributes:
         modalities: any of these, in any case.
-        body_parts: any of these, in any case; blanks around a value are ignored, for the archive has some.
+        body_parts: any of these, in any case; blanks around a value are ignored, because the archive has some.
         patients: any of these PatientIDs, exactly.
         series: any of these SeriesInstanceUIDs.
     """
@@ -125,7 +125,7 @@ def read_manifest(path: str | Path) -> list[str]:
 
 
 def _is_uid(text: str) -> bool:
-    """Tell whether `text` can be a UID: digits and dots, at most 64 (DICOM PS3.5, 9.1)."""
+    """Return whether `text` can be a UID: digits and dots, at most 64 (DICOM PS3.5, 9.1)."""
     return len(text) <= 64 and text.isascii() and text.replace(".", "").isdigit()
 
 
@@ -146,8 +146,8 @@ def cart_series(client: NbiaClient, lake: Lake, name: str) -> pa.Table:
     """Return the series of a shared cart: table ``series``, by collection and UID.
 
     A cart states neither size nor time of submission of its series. The lake has them where the collection is kept
-    and did not change since; the archive is asked for the others. A series that the archive does not list any more
-    is left out, with a warning in the log.
+    and did not change since; the archive is asked for the others. A series that the archive no longer lists is left
+    out, with a warning in the log.
 
     Args:
         client: the archive.
@@ -169,7 +169,7 @@ def cart_series(client: NbiaClient, lake: Lake, name: str) -> pa.Table:
     rows = pa.concat_tables([t.cast(SERIES.schema) for t in found])
     lost = sorted(set(cart[_UID].to_pylist()) - set(rows[_UID].to_pylist()))
     if lost:
-        log.warning("%s series of the cart %r are not listed any more: %s", len(lost), name, ", ".join(lost[:10]))
+        log.warning("%s series of the cart %r are no longer listed: %s", len(lost), name, ", ".join(lost[:10]))
     return rows.sort_by([("Collection", "ascending"), (_UID, "ascending")])
 
 
@@ -178,7 +178,7 @@ def _rows_of_cart(client: NbiaClient, name: str) -> pa.Table:
     rows = rows.filter(pc.is_valid(rows[_UID]))
     if not rows.num_rows:
         raise SelectionError(
-            f"the archive knows no series in a shared cart {name!r}: check its name, and that this account may see it"
+            f"the archive lists no series in a shared cart {name!r}: check its name, and that this account may see it"
         )
     return rows
 

@@ -17,7 +17,7 @@ from nbia_pipeline.schema.tables import SERIES
 
 @dataclass(frozen=True)
 class WantedSeries:
-    """A series as the archive lists it: who it is, and the fingerprint of its content.
+    """A series as the archive lists it: its identity, and the fingerprint of its content.
 
     Attributes:
         SeriesInstanceUID: DICOM (0020,000E).
@@ -88,18 +88,18 @@ def in_order_of(series: pa.Table, receipts: pa.Table) -> pa.Table:
 
 
 def has_files(receipts: pa.Table) -> pa.ChunkedArray:
-    """Tell of every receipt whether the lake holds the files of its series; those of a withdrawn one stay."""
+    """Return for each receipt whether the lake has the files of its series; those of a withdrawn one stay."""
     withdrawn = pc.and_(pc.equal(receipts["Status"], WITHDRAWN), pc.is_valid(receipts["Bytes"]))
     return pc.fill_null(pc.or_kleene(pc.equal(receipts["Status"], COMPLETE), withdrawn), False)
 
 
 def refresh_failed(receipts: pa.Table) -> pa.ChunkedArray:
-    """Tell of every receipt whether the lake holds the series, and its newest version could not be fetched."""
+    """Return for each receipt whether the lake has the series, but its newest version could not be fetched."""
     return pc.and_(has_files(receipts), pc.is_valid(receipts["RefreshFailedAt"]))
 
 
 def same_contents(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[str] = FINGERPRINT) -> pa.ChunkedArray:
-    """Tell of every series whether the receipt in its row is of the content that the archive lists now.
+    """Return for each series whether the receipt in its row is of the content that the archive lists now.
 
     Null equals null, and nothing else. A time that is a bare day (v4 keeps no more) equals any time of that day.
 
@@ -116,5 +116,5 @@ def same_contents(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[st
 
 
 def same_content(one: WantedSeries, other: WantedSeries) -> bool:
-    """Tell whether two listings of a series are of the same content."""
+    """Return whether two listings of a series are of the same content."""
     return bool(same_contents(as_table([one]), as_table([other]))[0].as_py())

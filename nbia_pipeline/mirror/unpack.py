@@ -18,7 +18,7 @@ MD5_LIST = "md5hashes.csv"
 LICENSE = "LICENSE"
 # Files up to this size are written once and under their name; larger ones pass through a temporary one.
 IN_MEMORY_BYTES = 4 << 20
-# A zip may hold this much more than was announced; what exceeds it is refused before it touches the disk.
+# A zip may contain this much more than was announced; what exceeds it is rejected before it touches the disk.
 SPARE_BYTES = IN_MEMORY_BYTES
 SPARE_FILES = 1000
 LIST_BYTES = 64 << 20
@@ -27,11 +27,11 @@ _UNPACKING = "unpacking"
 
 
 class NotVerified(Exception):
-    """The download is not the whole series; the text says what is wrong with it."""
+    """The download is not the complete series; the text says what is wrong with it."""
 
 
 class UnsafeZip(NotVerified):
-    """The zip tries what no archive would: a name that is a path, more than was announced."""
+    """The zip contains what no archive would send: a name that is a path, or more than was announced."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
 
     Args:
         chunks: the zip.
-        target: directory for the files; emptied first, for a stream that broke is read again from its start.
+        target: directory for the files; emptied first, because a stream that broke is read again from its start.
         series_uid: SeriesInstanceUID that every file must carry.
         bounds: what it may unpack to.
 
     Raises:
-        NotVerified: the stream is not a whole zip, or its list of digests is unreadable.
+        NotVerified: the stream is not a complete zip, or its list of digests is unreadable.
         UnsafeZip: a name is a path or is used twice, or there is more than `bounds` allow.
         OSError: the disk cannot be written.
     """
@@ -120,7 +120,7 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
             _expect_plain_name(entry.name, names)
             names.add(entry.name)
             if len(names) > bounds.files:
-                raise UnsafeZip(f"the zip holds more than {bounds.files} files, far more than the archive announced")
+                raise UnsafeZip(f"the zip contains more than {bounds.files} files, far more than the archive announced")
             if entry.name in (MD5_LIST, LICENSE):
                 text = b"".join(_bounded(entry, LIST_BYTES))
                 if entry.name == MD5_LIST:
@@ -129,7 +129,7 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
                 _take(entry, target, series_uid, left, found)
                 left -= entry.size
     except InvalidZip as e:
-        raise NotVerified(f"the zip is not whole: {e}") from e
+        raise NotVerified(f"the download is not a complete zip: {e}") from e
     return found
 
 
@@ -231,15 +231,15 @@ def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:
     for piece in pieces:
         size += len(piece)
         if size > most:
-            raise UnsafeZip("there is more in the download than the archive announced")
+            raise UnsafeZip("the download is larger than the archive announced")
         yield piece
 
 
 def _expect_plain_name(name: str, names: set[str]) -> None:
     if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
-        raise UnsafeZip(f"the zip holds a name that is a path: {name[:100]!r}")
+        raise UnsafeZip(f"the zip contains a name that is a path: {name[:100]!r}")
     if name in names:
-        raise UnsafeZip(f"the zip holds the name {name[:100]!r} twice")
+        raise UnsafeZip(f"the zip contains the name {name[:100]!r} twice")
 
 
 def _listed_digests(text: bytes) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Lakes of version 0.1.0: what their receipts state in a sentence only, and which columns state since."""
+"""Lakes of version 0.1.0: what their receipts state only in a sentence, and newer ones in columns."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.series import NEWER, has_files
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 
-# How 0.1.0 began the Reason of a whole series whose newer version could not be fetched.
+# How 0.1.0 began the Reason of a complete series whose newer version could not be fetched.
 _SENTENCE = r"the newer version \((.*?) images, (.*?) bytes, submitted (.*?), released (.*?)\) could not be fetched: "
 _KINDS: tuple[Callable[[str], int | datetime], ...] = (int, int, datetime.fromisoformat, datetime.fromisoformat)
 
 
 def lacks_columns(lake: Lake, collection: str) -> bool:
-    """Tell whether the file of the receipts is of 0.1.0; readers of many partitions need the same columns in each."""
+    """Return whether the file of the receipts is of 0.1.0; readers of many partitions need the same columns in each."""
     with lake.open(table_path(IMAGE_SERIES.name, collection)) as file:
         return NEWER[0] not in pq.read_schema(file).names
 
@@ -30,7 +30,7 @@ def lacks_columns(lake: Lake, collection: str) -> bool:
 def upgraded(receipts: pa.Table) -> pa.Table:
     """Return rows of ``image_series`` with what 0.1.0 put into ``Reason`` in the columns of today as well.
 
-    When the newer version could not be fetched is not known any more: the moment of the upgrade takes its place.
+    When the newer version could not be fetched is no longer known: the time of the upgrade is used instead.
     """
     old = pc.and_(
         pc.is_null(receipts["RefreshFailedAt"]), pc.match_substring_regex(receipts["Reason"], f"^{_SENTENCE}")

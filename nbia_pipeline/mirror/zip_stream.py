@@ -2,7 +2,7 @@
 
 The server streams its zips (Java's ZipOutputStream): each entry is deflated, its sizes follow it in a data
 descriptor, and are stated otherwise only in the central directory at the end. So the entries are taken in the order
-in which they arrive, and the directory, last, shows whether these were all.
+in which they arrive, and the directory, at the end, shows whether that was all.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WIDE_SIZES = 1  # id of the extra field with 64-bit sizes
 
 
 class InvalidZip(Exception):
-    """The stream is not a zip, or not a whole one; the text says what is wrong."""
+    """The stream is not a zip, or not a complete one; the text says what is wrong."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Source:
         while len(parts) < count:
             more = self.some(count - len(parts))
             if not more:
-                raise InvalidZip("the zip is cut: the stream ended within it")
+                raise InvalidZip("the zip is truncated: the stream ended within it")
             parts += more
         return bytes(parts)
 
@@ -121,7 +121,7 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
     name = raw.decode("utf-8" if flags & _UTF8 else "cp437", "replace")
     follow = bool(flags & _SIZES_FOLLOW)
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
-        raise InvalidZip(f"the zip holds {name[:100]!r} in a way that the archive never uses (method {method})")
+        raise InvalidZip(f"the zip stores {name[:100]!r} in a way that the archive never uses (method {method})")
     if method == _STORED and follow:
         raise InvalidZip(f"the zip does not state how long {name[:100]!r} is")
     if not follow and _FULL in (packed, size):
@@ -150,7 +150,7 @@ def _inflated(source: _Source, entry: Entry) -> Iterator[bytes]:
         if not pending:
             pending = source.some()
             if not pending:
-                raise InvalidZip("the zip is cut: the stream ended within a file")
+                raise InvalidZip("the zip is truncated: the stream ended within a file")
         try:
             # Bounded, so that a small piece that unpacks to gigabytes takes no memory.
             piece = inflate.decompress(pending, PIECE_BYTES)
@@ -168,7 +168,7 @@ def _copied(source: _Source, length: int, entry: Entry) -> Iterator[bytes]:
     while entry.packed < length:
         piece = bytes(source.some(min(PIECE_BYTES, length - entry.packed)))
         if not piece:
-            raise InvalidZip("the zip is cut: the stream ended within a file")
+            raise InvalidZip("the zip is truncated: the stream ended within a file")
         entry.packed += len(piece)
         yield piece
 
@@ -196,7 +196,7 @@ def _wide_sizes(extra: bytes) -> tuple[int, int]:
 
 
 def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> None:
-    """Read the central directory up to the end of the zip, and make sure that it lists what came."""
+    """Read the central directory up to the end of the zip, and make sure that it lists what arrived."""
     listed: list[bytes] = []
     while signature == _CENTRAL:
         fixed = source.take(42)
@@ -211,10 +211,10 @@ def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> 
         source.take(16)
         signature = source.take(4)
     if signature != _END:
-        raise InvalidZip(f"this is not a zip: {signature!r} where an entry or the end was due")
+        raise InvalidZip(f"this is not a zip: {signature!r} where an entry or the end was expected")
     fixed = source.take(18)
     source.take(struct.unpack_from("<H", fixed, 16)[0])
     if source.some(1):
         raise InvalidZip("bytes follow the end of the zip")
     if listed != names:
-        raise InvalidZip(f"the zip's directory lists {len(listed)} files, {len(names)} came")
+        raise InvalidZip(f"the zip's directory lists {len(listed)} files, {len(names)} arrived")

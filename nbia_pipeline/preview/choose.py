@@ -72,8 +72,8 @@ def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
     """Return the series that represent a collection, ordered by patient, study and number.
 
     The modalities take turns, and within one the patients do. The order within a turn is random, but given by the
-    digest of the UID: the choice is the same every time, and a new series seldom changes it. Only a few series with
-    a label are taken as long as there are images.
+    digest of the UID: the choice is the same every time, and a new series seldom changes it. Only a few series with a
+    label are chosen as long as there are images.
 
     Args:
         receipts: rows of ``image_series``; only complete series can be shown.

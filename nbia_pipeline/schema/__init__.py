@@ -1,4 +1,4 @@
-"""The table of truth: what the lake's tables hold and how the archive writes it."""
+"""The schema: what the lake's tables contain and how the archive writes it."""
 
 from nbia_pipeline.schema.shapes import Form, Key, Shape, normalize
 from nbia_pipeline.schema.tables import TABLES, Column, Table

@@ -1,4 +1,4 @@
-"""Helpers for Arrow tables that more than one room needs."""
+"""Helpers for Arrow tables that more than one package needs."""
 
 from __future__ import annotations
 

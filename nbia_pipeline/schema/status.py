@@ -1,4 +1,4 @@
-"""The statuses of a receipt, and the properties of a table's file as a whole."""
+"""The statuses of a receipt, and the properties of a table's file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUARANTINED = "quarantined"
 """The files that the archive sends could not be verified."""
 
 WITHDRAWN = "withdrawn"
-"""The archive does not list the series any more; its files stay until they are pruned."""
+"""The archive no longer lists the series; its files stay until they are pruned."""
 
 # Properties of a table's file, kept with its rows (:meth:`Lake.read_properties`). Every table from the archive has
 # the first two.

@@ -110,8 +110,8 @@ _COLUMNS = {
             "0012,0052",
             "days",
         ),
-        Column("Modality", TEXT, "Kind of equipment that made the series.", "0008,0060"),
-        Column("ProtocolName", TEXT, "Protocol under which the series was made.", "0018,1030"),
+        Column("Modality", TEXT, "Kind of equipment that produced the series.", "0008,0060"),
+        Column("ProtocolName", TEXT, "Protocol under which the series was acquired.", "0018,1030"),
         Column("SeriesDate", DAY, "Day on which the series began.", "0008,0021"),
         Column("SeriesDescription", TEXT, "Description of the series.", "0008,103E"),
         Column("SeriesNumber", COUNT, "Number of the series within its study.", "0020,0011"),
@@ -151,14 +151,14 @@ _COLUMNS = {
         Column("Bytes", COUNT, "Sum of the sizes of the files in the lake.", unit="bytes"),
         Column("SeriesMD5", TEXT, "MD5 of the sorted MD5s of the files: the server's own formula."),
         Column("FetchedAt", TIME, "When the series was fetched (UTC)."),
-        Column("Attempts", COUNT, "How many downloads it took.", unit="downloads"),
+        Column("Attempts", COUNT, "Number of downloads that it took.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
         Column("Proof", TEXT, "How the files were verified: md5, or count+size where the archive has no digests."),
         Column("Reason", TEXT, "Why the series is not complete, or not in its newest version; a sentence for people."),
         Column(
             "RefreshFailedAt",
             TIME,
-            "When the newest version of a series in the lake could not be fetched (UTC); null unless that is so.",
+            "When the newest version of a series in the lake could not be fetched (UTC); null otherwise.",
         ),
         Column("NewerImageCount", COUNT, "ImageCount of that newest version.", unit="instances"),
         Column("NewerFileSize", COUNT, "FileSize of that newest version.", unit="bytes"),
@@ -181,10 +181,10 @@ _COLUMNS = {
             TIME,
             "Time of the first listing without the series (UTC); null if it is listed.",
         ),
-        Column("Withdrawn", FLAG, "Whether the withdrawal is confirmed: two listings apart in time lack the series."),
+        Column("Withdrawn", FLAG, "Whether the withdrawal is confirmed: two listings some time apart lack the series."),
         Column("LicenseText", TEXT, "Text of the license: file LICENSE of getImage; null if the archive serves none."),
         Column("VerifiedAt", TIME, "When the files of the series were last read again (UTC)."),
-        Column("Finding", TEXT, "What is wrong with the files; null if they are as they were fetched."),
+        Column("Finding", TEXT, "What is wrong with the files; null if they are unchanged since they were fetched."),
     )
 }
 
@@ -199,7 +199,7 @@ def _values(name: str, column: str, description: str) -> Table:
 
 COLLECTIONS = _table(
     "collections",
-    "One row per collection that is kept: getCollectionValues, the counts and the descriptions.",
+    "One row per kept collection: getCollectionValues, the counts and the descriptions.",
     "Collection PatientCount Description DescriptionURI DescriptionTimestamp",
     key="Collection",
     partitioned=False,
@@ -262,7 +262,7 @@ INSTANCES = _table(
 )
 LICENSES = _table(
     "licences",
-    "One row per license of the collection's series, with its text; SeriesCount is 0 if no series has it any more.",
+    "One row per license of the collection's series, with its text; SeriesCount is 0 if no series has it any longer.",
     "Collection LicenseName LicenseURI SeriesCount LicenseText Path",
     key="Collection LicenseName LicenseURI",
 )

@@ -1,1 +1,1 @@
-"""Check what the lake holds: read files again, compare, and fetch damaged series again."""
+"""Check what is in the lake: read files again, compare, and fetch damaged series again."""

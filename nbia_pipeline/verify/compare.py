@@ -57,7 +57,7 @@ def compare_files(
     if sizes:
         wrong["extra"] = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
     if series_md5([row["MD5"] for row in rows]) != series.digest:
-        wrong["other files than the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
+        wrong["not matching the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
     return VerifyResult(series, len(rows), read, _finding(wrong, len(rows)))
 
 

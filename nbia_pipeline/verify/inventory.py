@@ -1,7 +1,7 @@
 """The series whose files should be in the lake by their receipts, and when these files were last checked.
 
 Results are kept in table ``verifications``, one partition per collection. They set the order of verification: series
-that were found damaged come first, until they are fetched again; then those that were not checked for longest. A
+that were found damaged come first, until they are fetched again; then those that have gone unchecked for longest. A
 fetch counts as a check.
 """
 
@@ -61,7 +61,7 @@ class VerifyResult:
         series: the series.
         files: how many were read.
         bytes: how much that was.
-        finding: what is wrong, None if they are as they were fetched.
+        finding: what is wrong, None if they are unchanged since they were fetched.
         outdated: True if they are, but the archive has others now.
     """
 
@@ -114,7 +114,7 @@ def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
                 both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")
                 lake.write_table(VERIFICATIONS, both, collection)
     except LakeError as e:
-        log.warning("cannot record which series were verified, the next run begins with them again: %s", e)
+        log.warning("cannot record which series were verified; the next run begins with them again: %s", e)
 
 
 def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:

@@ -22,12 +22,12 @@ from nbia_pipeline.verify.inventory import VerifyResult
 
 COMMAND = "nbia-pipeline verify --damaged --repair"
 COMMAND_OUTDATED = "nbia-pipeline verify --ask-archive --repair"
-NOT_LISTED = "the archive does not list it any more, so that it cannot be fetched again; what is left of it stays"
+NOT_LISTED = "the archive no longer lists it, so it cannot be fetched again; what is left of it stays"
 
 
 @dataclass
 class RefetchResult:
-    """What came of fetching damaged series again.
+    """The outcome of fetching damaged series again.
 
     Attributes:
         uids: series that were fetched again, by collection.
@@ -45,11 +45,11 @@ def refetch(
     *,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
 ) -> RefetchResult:
-    """Fetch damaged or outdated series again, and publish what is whole and verified in their place.
+    """Fetch damaged or outdated series again, and publish what is complete and verified in their place.
 
     The receipts of damaged ones turn from ``complete`` to ``pending`` first, so that from now on nobody relies on
-    what is damaged, even if the machine stops or the archive is down: then the next run fetches them. The damaged
-    files stay until whole ones take their place.
+    what is damaged, even if the machine stops or the archive is down: then the next run fetches them. The damaged files
+    stay until complete ones replace them.
 
     Args:
         client: the archive.
@@ -67,7 +67,7 @@ def refetch(
         wanted = [w for w in wanted_series(present_series(lake, collection)) if w.SeriesInstanceUID in findings]
         listed = {w.SeriesInstanceUID for w in wanted}
         result.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
-        # An outdated series is whole: it stays complete until the archive's present one takes its place.
+        # An outdated series is not damaged: it stays complete until the archive's present one replaces it.
         outdated = {v.series.uid for v in damaged if v.outdated}
         _demote(lake, collection, {uid: findings[uid] for uid in listed - outdated})
         for batch in batches(wanted):

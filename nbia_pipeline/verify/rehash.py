@@ -28,7 +28,7 @@ THREADS = 3
 # Series whose rows of `instances` are in memory at a time; a series can have thousands of rows.
 CHUNK_SERIES = 200
 RECORD_SECONDS = 60.0
-# A run that replaces a series meanwhile makes it look damaged: old rows, new files. So it is read again so often.
+# A run that replaces a series meanwhile makes it look damaged: old rows, new files. So it is read again this often.
 REREADS = 3
 
 ExtraCheck = Callable[[StoredSeries], str | None]
@@ -45,7 +45,7 @@ class PlannedCollection:
         collection: its name.
         series: how many of its series.
         bytes: size of their files by their receipts.
-        urgency: the smallest comes first: what was found damaged, then what was not checked for longest.
+        urgency: the smallest comes first: what was found damaged, then what has gone unchecked for longest.
         only: UIDs of the series, None for all.
     """
 
@@ -102,7 +102,7 @@ def plan_verification(
     Args:
         lake: the lake.
         collections: which of it.
-        sample: read only so many series, chosen at random.
+        sample: read only this many series, chosen at random.
         seed: makes the choice of a sample repeatable.
         damaged_only: read only what was found damaged before, and not fetched again since.
     """
@@ -139,7 +139,7 @@ def read_again(
 ) -> VerifyRun:
     """Read the files of series again, and record the results in the lake.
 
-    A series that looks damaged is read once more with fresh tables, for a run may have been replacing it. Results are
+    A series that looks damaged is read once more with fresh tables, as a run may have been replacing it. Results are
     recorded every minute, so that little is lost when it is stopped.
 
     Args:
@@ -189,7 +189,7 @@ def digest_check(client: NbiaClient) -> ExtraCheck:
         digest = client.md5_hierarchy(series_uid=series.uid) if series.verified_by == MD5 else None
         if digest is None or digest == series.digest:
             return None
-        return f"outdated: the archive has other files, its digest is {digest}, that of the lake {series.digest}"
+        return f"outdated: the archive has different files, its digest is {digest}, the lake's is {series.digest}"
 
     return check
 
@@ -261,7 +261,7 @@ def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[Sto
     try:
         commit(lake, collection, clear_mark=False)
     except LakeError as e:
-        log.warning("%s: cannot commit what runs may have published meanwhile: %s", collection, e)
+        log.warning("%s: cannot commit what runs may have published in the meantime: %s", collection, e)
     return stored_series(lake, collection, uids)
 
 

@@ -91,7 +91,7 @@ def test_an_archive_that_falls_silent_is_unreachable(
 ) -> None:
     archive.faults.inject(endpoint, silence(b"["))
     options = type(FAST)(connect_timeout=2, read_timeout=0.1, tries=1)
-    with archive.client(options=options) as client, pytest.raises(ArchiveUnreachable, match="fell silent"):
+    with archive.client(options=options) as client, pytest.raises(ArchiveUnreachable, match="timed out"):
         call(client)
 
 
@@ -132,7 +132,7 @@ def test_the_spellings_of_the_guide_are_read_in_single_metadata(serve: Serve, de
 
 def test_an_archive_that_forgets_every_token_at_once_is_not_empty(archive: TestArchive) -> None:
     archive.faults.inject("getSeries", Fault("expire_tokens"), times=9)
-    with archive.client() as client, pytest.raises(BadAnswer, match="sends nothing of it: nothing is changed"):
+    with archive.client() as client, pytest.raises(BadAnswer, match="sends nothing of it: nothing changed"):
         client.series(COLLECTION)
 
 

@@ -357,7 +357,7 @@ def test_an_empty_argument_is_refused_before_anything_is_sent(
 ) -> None:
     with (
         archive.client() as client,
-        pytest.raises(ValueError, match=r"is empty: /services/.* would answer with nothing"),
+        pytest.raises(ValueError, match=r"is empty: /services/.* would return nothing"),
     ):
         getattr(client, method)(*arguments)
     assert archive.faults.seen == []

@@ -381,7 +381,7 @@ def test_series_at_which_the_archive_fails_have_no_metadata(
     with archive.client(options=type(FAST)(tries=3, backoff=0.01, max_in_flight=1)) as client:
         table = client.series_metadata([r["SeriesInstanceUID"] for r in rows])
     assert_same(table, sent([sanitised(r) for r in rows[1:]], shapes.META27), "series_metadata")
-    assert f"no metadata of series {rows[0]['SeriesInstanceUID']}, the archive fails at it" in caplog.text
+    assert f"no metadata of series {rows[0]['SeriesInstanceUID']}, the archive fails on it" in caplog.text
 
 
 def test_an_archive_that_fails_at_most_series_is_an_error(archive: TestArchive, demo: Catalog) -> None:
@@ -490,7 +490,7 @@ def test_what_is_not_a_digest_is_a_bad_answer(archive: TestArchive, fault: Any) 
 def test_an_echoed_token_does_not_get_into_the_error(archive: TestArchive) -> None:
     archive.faults.inject("getM5HashForImage", echo_headers())
     with archive.client() as client:
-        with pytest.raises(BadAnswer, match=r"is not an MD5, it begins '<html>Bearer \*\*\*'") as caught:
+        with pytest.raises(BadAnswer, match=r"is not an MD5, it begins with '<html>Bearer \*\*\*'") as caught:
             client.md5_of_image("1.2")
         token = client._session.tokens.current() if client._session.tokens else ""
     assert token and token.lower() not in str(caught.value).lower()
@@ -527,17 +527,17 @@ def test_an_unknown_dialect_is_named() -> None:
 
 
 WRONG: list[tuple[str, list[Any], dict[str, Any], type[Exception], str]] = [
-    ("updated_series", ["2020-01-01"], {}, TypeError, "give a datetime.date"),
-    ("new_patients", ["A", "01/02/2020"], {}, TypeError, "give a datetime.date"),
-    ("new_studies", ["A", 2020], {}, TypeError, "give a datetime.date"),
+    ("updated_series", ["2020-01-01"], {}, TypeError, "pass a datetime.date"),
+    ("new_patients", ["A", "01/02/2020"], {}, TypeError, "pass a datetime.date"),
+    ("new_studies", ["A", 2020], {}, TypeError, "pass a datetime.date"),
     ("new_studies", ["A", date(2020, 1, 1)], {"patient_id": ""}, ValueError, "patient_id is empty"),
     ("patients", ["A"], {"patient_id": ""}, ValueError, "patient_id is empty"),
-    ("patients", [3], {}, TypeError, "give a text"),
-    ("series", ["A"], {"series_uid": ["1.2"]}, TypeError, "give a text"),
+    ("patients", [3], {}, TypeError, "pass a string"),
+    ("series", ["A"], {"series_uid": ["1.2"]}, TypeError, "pass a string"),
     ("series", ["A"], {"study_uid": ""}, ValueError, "study_uid is empty"),
-    ("series_metadata", ["1.2"], {}, TypeError, "give a list"),
+    ("series_metadata", ["1.2"], {}, TypeError, "pass a list"),
     ("series_metadata", [["1.2", ""]], {}, ValueError, "series_uids is empty"),
-    ("series_metadata", [["1.2,1.3"]], {}, ValueError, "holds a comma"),
+    ("series_metadata", [["1.2,1.3"]], {}, ValueError, "contains a comma"),
     ("series_size", [""], {}, ValueError, "series_uid is empty"),
     ("dicom_tags", [""], {}, ValueError, "series_uid is empty"),
     ("md5_of_image", [""], {}, ValueError, "sop_instance_uid is empty"),

@@ -234,9 +234,9 @@ def test_the_last_client_sets_the_maximum() -> None:
 
 @pytest.mark.parametrize("most", [0, -1])
 def test_a_maximum_of_nothing_is_refused(most: int) -> None:
-    with pytest.raises(ValueError, match="at least one is needed"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         Limiter(most)
-    with pytest.raises(ValueError, match="at least one is needed"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         Session("http://d.example/nbia-api", None, options=ClientOptions(max_in_flight=most))
 
 

@@ -80,7 +80,7 @@ def test_an_archive_that_stays_busy_is_given_up(archive: TestArchive, session: S
         get(session)
     assert archive.faults.count("getSeries") == FAST.tries
     assert str(caught.value) == (
-        "the archive could not answer: it may be busy, try later "
+        "the archive could not answer: it may be busy, try again later "
         "[/services/v2/getSeries Collection=TCGA-DEMO, status 503, answer 'closed for repair']"
     )
     assert (caught.value.status, caught.value.retryable) == (503, True)
@@ -101,7 +101,7 @@ def test_a_500_is_tried_three_times_at_most(archive: TestArchive, tries: int, ca
 def test_a_token_endpoint_that_stays_busy_is_given_up(archive: TestArchive, status: int, tries: int) -> None:
     archive.faults.inject("token", answer(status, b"busy"), times=20)
     session = Session(archive.url, (GUEST, ""), options=replace(FAST, tries=tries))
-    with pytest.raises(ArchiveUnreachable, match="gives no token: try later") as caught:
+    with pytest.raises(ArchiveUnreachable, match="issues no token: try again later") as caught:
         get(session)
     assert archive.faults.count("token") == tries
     assert (caught.value.endpoint, caught.value.status) == ("/oauth/token", status)
@@ -272,7 +272,7 @@ def test_an_error_of_the_reader_itself_is_not_hidden(archive: TestArchive, sessi
 def test_silence_is_given_up(archive: TestArchive, first: bytes | None) -> None:
     archive.faults.inject("getSeries", silence(first), times=2)
     session = Session(archive.url, (GUEST, ""), options=QUIET)
-    with pytest.raises(ArchiveUnreachable, match="fell silent: it may be overloaded, try later") as caught:
+    with pytest.raises(ArchiveUnreachable, match="timed out: it may be overloaded, try again later") as caught:
         get(session)
     assert archive.faults.count("getSeries") == 2
     assert (caught.value.endpoint, caught.value.parameters, caught.value.status) == (PATH, PARAMETERS, None)
@@ -455,7 +455,7 @@ def test_an_error_is_one_sentence_with_a_remedy_and_without_secrets(archive: Tes
     assert "\n" not in text
     assert not caught.value.what.endswith(".")
     assert any(
-        remedy in text for remedy in ("check", "try later", "not permitted", "set ", "may not be that of an NBIA")
+        remedy in text for remedy in ("check", "try again later", "not permitted", "set ", "may not be that of an NBIA")
     )
     assert f"[{PATH} Collection=TCGA-DEMO" in text
     client.close()

@@ -191,7 +191,7 @@ def test_days_are_written_as_each_endpoint_wants_them(archive: TestArchive, clie
     assert [r.query["fromDate"] for r in archive.faults.calls("getUpdatedSeries")] == ["07/03/2016", "03-07-2016"]
     new = [r.query for r in archive.faults.calls("NewPatientsInCollection")]
     assert [q.get("Date") or q["fromDate"] for q in new] == ["2016/03/06", "03-07-2016"]
-    with pytest.raises(TypeError, match="give a datetime"):
+    with pytest.raises(TypeError, match="pass a datetime"):
         client.updated_series("2016-03-07")  # type: ignore[arg-type]
 
 
@@ -331,7 +331,7 @@ def test_a_download_starts_afresh_and_ends_by_silence_only(
     assert not {"range", "if-none-match", "if-modified-since"} & set().union(*(d.headers for d in downloads))
     archive.faults.inject("getImageWithMD5Hash", silence(b"PK"))
     hasty = replace(FAST, read_timeout=0.1, tries=1)
-    with archive.client(options=hasty) as other, pytest.raises(ArchiveUnreachable, match="fell silent"):
+    with archive.client(options=hasty) as other, pytest.raises(ArchiveUnreachable, match="timed out"):
         other.image_with_md5(wanted.SeriesInstanceUID, b"".join)
 
 
@@ -498,7 +498,7 @@ def test_xml_and_html_are_never_asked_for_nor_read(archive: TestArchive, client:
 
 
 def test_the_archive_is_not_asked_for_as_a_whole(archive: TestArchive, client: NbiaClient) -> None:
-    with pytest.raises(ValueError, match="the archive is too large"):
+    with pytest.raises(ValueError, match="the entire archive is too large"):
         client.series()
     assert archive.faults.seen == []
     row = rows({"SeriesInstanceUID": "1.2", "Collection": "A"})[1:-1]

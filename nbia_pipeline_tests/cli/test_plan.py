@@ -125,7 +125,7 @@ def test_a_plan_refuses_too_little_room_with_figures(
     [
         (["TCGA-demo"], "the lake knows no collection 'TCGA-demo': did you mean TCGA-DEMO?"),
         (["--manifest", "none.tcia"], "cannot read the manifest none.tcia (No such file or directory)"),
-        (["--cart", "nobodys"], "the archive knows no series in a shared cart 'nobodys'"),
+        (["--cart", "nobodys"], "the archive lists no series in a shared cart 'nobodys'"),
     ],
 )
 def test_what_cannot_be_planned_is_one_clear_sentence(

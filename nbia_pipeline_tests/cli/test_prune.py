@@ -180,7 +180,7 @@ def test_without_a_terminal_nothing_goes_unless_told(
     assert main(["prune"]) == 1
     said = capsys.readouterr()
     assert f"  {QIN}: 2 series" in said.out
-    assert said.err == "nbia-pipeline: nothing was deleted: add --yes, because there is no terminal to ask on\n"
+    assert said.err == "nbia-pipeline: nothing was deleted: there is no terminal to ask on, so add --yes\n"
     assert files(world) == before
     assert statuses(world) == {"complete": 3, "withdrawn": 2}
 
@@ -204,7 +204,7 @@ def test_a_collection_without_images_is_named(
     world: LivePipeline, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["prune", "qin_breast.v2", "--yes"]) == 1
-    assert f"holds no images of 'qin_breast.v2': there are those of {QIN}\n" in capsys.readouterr().err
+    assert f"has no images of 'qin_breast.v2': it has those of {QIN}\n" in capsys.readouterr().err
 
 
 class CrashingLake(Lake):

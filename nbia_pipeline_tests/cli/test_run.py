@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     out = (undisturbed / "out").read_text()
     assert "total                  10       14      27               27  27 of 27    383  11.8 MB" in out
-    assert "Fetched   27 series, 383 files, 11.8 MB; 0 series were there already." in out
+    assert "Fetched   27 series, 383 files, 11.8 MB; 0 series were already in the lake." in out
     assert "asset checks passed, 0 failed" in out
     assert "nbia-pipeline dev, then http://localhost:3000" in out
 
@@ -76,7 +76,7 @@ def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path) -> None:
     before = contents(undisturbed)
     done = run(undisturbed)
     assert done.returncode == 0, done.stderr
-    assert "Fetched   no image: 27 series were there already." in done.stdout
+    assert "Fetched   no images: 27 series were already in the lake." in done.stdout
     assert contents(undisturbed) == before
     assert leftovers(undisturbed) == []
 
@@ -111,8 +111,8 @@ def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
         ({"NBIA_ARCHIVE": "http://127.0.0.1:9/nbia-api"}, "check base_url and your connection (NBIA_ARCHIVE) ["),
         (
             {"NBIA_LAKE": "/dev/null/lake"},
-            "cannot write in the lake /dev/null/lake (Not a directory): check that it is a place that you may write "
-            "and that has room (NBIA_LAKE)\n",
+            "cannot write in the lake /dev/null/lake (Not a directory): check that you may write there and that there "
+            "is room (NBIA_LAKE)\n",
         ),
         ({"NBIA_COLLECTIONS": "tcga-demo"}, "'tcga-demo', which matches no collection that 'nbia_guest' may see: did"),
         ({"NBIA_IMAGES": "LIDC*"}, "NBIA_IMAGES has 'LIDC*', which matches no collection"),

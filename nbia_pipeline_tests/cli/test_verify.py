@@ -173,7 +173,7 @@ def test_the_time_is_up_and_the_next_call_goes_on(
     assert verify("--for", "1h30m") == 3
     first = verified(lake)
     assert 0 < first < SERIES_COUNT
-    assert f"the time is up: read {first} of 9 series" in capsys.readouterr()[0]
+    assert f"time is up: read {first} of 9 series" in capsys.readouterr()[0]
     assert verify("--for", "1h30m") == 3
     assert verified(lake) == min(2 * first, SERIES_COUNT)
     assert verify("--for", "999h") == 0
@@ -208,11 +208,11 @@ def test_collections_are_chosen_by_name_or_glob(lake: Lake, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["QIN_Brest.v2"], "the lake holds no images of 'QIN_Brest.v2': did you mean QIN_Breast.v2?"),
-        (["X*"], "the lake holds no images of 'X*': it holds Lung Phantom CT, QIN_Breast.v2"),
-        (["--seed", "1"], "--seed belongs to --sample"),
-        (["--for", "soon"], "'soon' is not a time like 30m"),
-        (["--for", "0m"], "'0m' is not a time like 30m"),
+        (["QIN_Brest.v2"], "the lake has no images of 'QIN_Brest.v2': did you mean QIN_Breast.v2?"),
+        (["X*"], "the lake has no images of 'X*': it has images of Lung Phantom CT, QIN_Breast.v2"),
+        (["--seed", "1"], "--seed needs --sample"),
+        (["--for", "soon"], "'soon' is not a duration such as 30m"),
+        (["--for", "0m"], "'0m' is not a duration such as 30m"),
         (["--sample", "0"], "'0' is not a number above 0"),
         (["--sample", "2", "--all"], "not allowed with"),
     ],

@@ -209,7 +209,7 @@ def test_a_batch_that_fails_leaves_no_pending_rows_of_others(
 def test_a_cart_that_is_unknown_and_an_api_without_carts(
     url: str, tmp_path: Path, mirror: Mirror, control: Operations
 ) -> None:
-    assert "the archive knows no series in a shared cart" in sentence(mirror.fetch())
+    assert "the archive lists no series in a shared cart" in sentence(mirror.fetch())
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
         assert "v4" in sentence(Mirror(url, tmp_path, instance, api="v4").fetch())
 

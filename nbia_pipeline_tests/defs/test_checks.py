@@ -134,7 +134,7 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
     command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:10])
     assert complete.metadata["remedy"].value == f"`{command}`"
     assert complete.description is not None
-    assert f"13 findings, the first: series {uid} is quarantined: short by one" in complete.description
+    assert f"13 findings; the first: series {uid} is quarantined: short by one" in complete.description
     assert "To fix it: nbia-pipeline run --series" in complete.description
     # Nothing is held, so that nothing lacks a licence or can be damaged.
     assert [name for name in CHECKS if not checks[name].passed] == ["complete"]
@@ -243,8 +243,8 @@ def test_another_digest_means_outdated(archive: TestArchive, lake: Lake, subject
     (finding,) = found(report)
     receipts = {r["SeriesInstanceUID"]: r for r in lake.read_table(IMAGE_SERIES, finding.collection).to_pylist()}
     assert finding.what == (
-        f"series {finding.series} is outdated: the archive has other files: its digest is {'0' * 32}, that of the lake "
-        f"{receipts[str(finding.series)]['SeriesMD5']}"
+        f"series {finding.series} is outdated: the archive has different files: its digest is {'0' * 32}, the lake's "
+        f"is {receipts[str(finding.series)]['SeriesMD5']}"
     )
     assert report.properties == {"asked": 13, "not_held": 1}
 

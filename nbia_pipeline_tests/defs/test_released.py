@@ -84,7 +84,7 @@ def test_the_old_name_of_the_command_works_and_names_the_new_one(capsys: pytest.
 @pytest.mark.usefixtures("ask", "control")
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tcga-demo", "did you mean TCGA-DEMO?"), ("QIN_Brest.v2", "QIN_Breast.v2"), ("Zzz", "there are")],
+    [("tcga-demo", "did you mean TCGA-DEMO?"), ("QIN_Brest.v2", "QIN_Breast.v2"), ("Zzz", "it lists")],
 )
 def test_an_unknown_collection_comes_with_what_looks_like_it(
     capsys: pytest.CaptureFixture[str], name: str, hint: str

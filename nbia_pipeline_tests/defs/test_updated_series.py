@@ -222,12 +222,12 @@ def test_the_same_change_after_the_same_cursor_has_the_same_key(ticker: Ticker, 
 
 
 FAILURES = {
-    "busy": ([Fault("status", status=503, endpoint="getUpdatedSeries")], "it may be busy, try later"),
+    "busy": ([Fault("status", status=503, endpoint="getUpdatedSeries")], "it may be busy, try again later"),
     "gone": ([Fault("drop")], "no complete answer from"),
     "html": ([Fault("html", endpoint="getUpdatedSeries")], "HTML"),
     "garbage": ([Fault("garbage", endpoint="getUpdatedSeries")], "getUpdatedSeries"),
     "cut": ([Fault("cut", endpoint="getUpdatedSeries", fraction=0.5)], "no complete answer from"),
-    "silent": ([Fault("stall", endpoint="getUpdatedSeries", fraction=0.5)], "fell silent"),
+    "silent": ([Fault("stall", endpoint="getUpdatedSeries", fraction=0.5)], "timed out"),
     "token refused": ([Fault("status", endpoint="token", status=401)], "refuses the account"),
     "empty": ([Fault("empty", endpoint="getUpdatedSeries")], "Suspicious: the archive says that nothing was released"),
 }

@@ -116,7 +116,7 @@ def test_a_lake_that_cannot_be_written_says_where_why_and_what_to_do(tmp_path: P
     (tmp_path / "file").write_text("not a directory")
     lake = Lake(str(tmp_path / "file" / "lake"))
     with pytest.raises(
-        LakeError, match=r"cannot write in the lake .*file/lake \(Not a directory\): check that it is a place"
+        LakeError, match=r"cannot write in the lake .*file/lake \(Not a directory\): check that you may write"
     ) as raised:
         lake.check_writable()
     assert raised.value.arguments == ("lake",)

@@ -128,7 +128,7 @@ def test_an_instance_that_the_archive_cannot_send_at_all_quarantines_its_series(
     archive.faults.inject("getSingleImage", answer(500, b"Server was not able to process your request"), times=99)
     receipt = fetch_series(client, lake, wanted)
     assert receipt.status == QUARANTINED
-    assert "cannot send it by itself" in (receipt.reason or "")
+    assert "cannot send it on its own" in (receipt.reason or "")
     assert archive.faults.count("getSingleImage") <= 9
     assert images_in(lake) == []
 
@@ -140,7 +140,7 @@ def test_an_instance_whose_digest_stays_wrong_quarantines_its_series(
     archive.faults.inject("getM5HashForImage", answer(200, b"0" * 32), times=9)
     receipt = fetch_series(client, lake, wanted)
     assert receipt.status == QUARANTINED
-    assert "the archive holds 00000000000000000000000000000000" in (receipt.reason or "")
+    assert "the archive lists 00000000000000000000000000000000" in (receipt.reason or "")
     assert images_in(lake) == []
 
 
@@ -172,7 +172,7 @@ def test_a_body_that_is_no_zip_is_not_taken(
     archive.faults.inject("getImageWithMD5Hash", fault, times=3)  # type: ignore[arg-type]
     receipt = fetch_series(client, lake, wanted)
     assert receipt.status == QUARANTINED
-    assert "not whole" in (receipt.reason or "")
+    assert "not a complete zip" in (receipt.reason or "")
     assert images_in(lake) == []
 
 
@@ -206,7 +206,7 @@ def test_an_archive_that_contradicts_itself_is_not_believed(
     assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
     assert receipt.reason == (
         f"the archive contradicts itself: getSeries counts {wanted.ImageCount} instances, getSOPInstanceUIDs lists "
-        f"{wanted.ImageCount + 1}, the zip holds {wanted.ImageCount}, of which 0 are not listed"
+        f"{wanted.ImageCount + 1}, the zip contains {wanted.ImageCount}, of which 0 are not listed"
     )
     assert images_in(lake) == []
 
@@ -232,7 +232,7 @@ def test_a_lake_that_cannot_be_written_stops_the_batch(
     client: NbiaClient, tmp_path: Path, wanted: WantedSeries
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LakeError, match="check that it is a place"):
+    with pytest.raises(LakeError, match="check that you may write"):
         fetch_batch(client, Lake(str(tmp_path / "file")), [wanted])
 
 

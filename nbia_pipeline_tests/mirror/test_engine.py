@@ -1,4 +1,4 @@
-"""The front door of the engine: a collection listed, planned, fetched and committed, without Dagster."""
+"""The entry point of the engine: a collection listed, planned, fetched and committed, without Dagster."""
 
 from __future__ import annotations
 

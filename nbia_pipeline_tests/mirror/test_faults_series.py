@@ -297,7 +297,7 @@ def test_an_image_that_is_not_on_the_servers_disk(site: MirroredArchive) -> None
     site.wrong(Fault("missing_file", HASHED, uid, fraction=0.7), Fault("status", "getSingleImage", uid, status=500))
     receipts = {r.wanted.SeriesInstanceUID: r for r in site.run()}
     assert receipts[uid].status == "quarantined"
-    assert "cannot send it by itself" in str(receipts[uid].reason)
+    assert "cannot send it on its own" in str(receipts[uid].reason)
     assert truth.contents(site.folder).files == site.expected().without(uid).files
     assert truth.leftovers(site.folder) == []
     site.wrong()

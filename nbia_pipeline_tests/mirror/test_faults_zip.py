@@ -101,7 +101,7 @@ HOSTILE = {
     "path_name": "a name that is a path: '../../outside.dcm'",
     "absolute_name": "a name that is a path: '/tmp/outside.dcm'",
     "duplicate_name": "twice",
-    "bomb": "more in the download than the archive announced",
+    "bomb": "larger than the archive announced",
 }
 
 

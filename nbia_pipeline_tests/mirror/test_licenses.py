@@ -137,7 +137,7 @@ def test_a_server_without_a_text_leaves_a_hole_a_warning_and_another_try(
     with caplog.at_level(logging.WARNING):
         (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     assert (row["LicenseText"], row["Path"]) == (None, None)
-    assert f"{COLLECTION}: the archive serves no text of {row['LicenseName']}" in caplog.text
+    assert f"{COLLECTION}: the archive serves no text for {row['LicenseName']}" in caplog.text
     assert archive.faults.count("getImage") == 1
     (row,) = keep_licenses(client, lake, COLLECTION, series).to_pylist()
     assert row["LicenseText"].startswith("The collection")

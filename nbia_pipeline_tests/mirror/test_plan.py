@@ -156,7 +156,7 @@ def plan_of(*sizes: int | None) -> Plan:
 def test_too_little_room_is_refused_with_figures(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "not" / "yet"))
     expect_room(lake, plan_of(50_000_000))
-    told = r"too little room: 2 series need 60,000,000 bytes, and 1 of them are announced without a size, tables "
+    told = r"too little room: 2 series need 60,000,000 bytes, and 1 of them have no announced size, tables "
     with pytest.raises(LakeError, match=told + r"and work in progress 50,000,000 more, and 100,000,000 bytes are free"):
         expect_room(lake, plan_of(60_000_000, None))
     with pytest.raises(LakeError, match="2 series need 60,000,000 bytes, tables"):

@@ -143,7 +143,7 @@ def test_what_is_no_zip_is_told(body: bytes, told: str) -> None:
 def test_a_directory_that_lists_other_files_is_told() -> None:
     body = with_sizes([("aaaa", b"1"), ("bbbb", b"2")])
     at = body.rindex(b"bbbb")
-    with pytest.raises(InvalidZip, match="lists 2 files, 2 came"):
+    with pytest.raises(InvalidZip, match="lists 2 files, 2 arrived"):
         read(body[:at] + b"cccc" + body[at + 4 :])
 
 

@@ -92,7 +92,7 @@ class Daemon:
             return self._repository.get_schedule_def(schedule).evaluate_tick(context)
 
     def is_new(self, source: str, request: Any) -> bool:
-        """Tell whether a run key was never served to a sensor before, and remember it; a run without one is new."""
+        """Return whether a run key was never served to a sensor before, and remember it; a run without one is new."""
         if not request.run_key:
             return True
         key = (source, str(request.run_key))

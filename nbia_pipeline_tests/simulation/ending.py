@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from nbia_pipeline.settings import matching
+from nbia_pipeline.text import matching
 from nbia_pipeline_tests.simulation.archive import MIRRORED
 from nbia_pipeline_tests.simulation.model import COLUMNS, Rows
 from nbia_pipeline_tests.simulation.world import FINGERPRINT, ArchiveYear

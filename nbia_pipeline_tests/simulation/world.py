@@ -25,7 +25,8 @@ from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.status import ABSENT_AT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES, SERIES_CHANGES, SERIES_SEEN
-from nbia_pipeline.settings import Settings, matching
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import matching
 from nbia_pipeline_tests.helpers.tiny import running
 from nbia_pipeline_tests.simulation import script as s
 from nbia_pipeline_tests.simulation.archive import MIRRORED, START, first_uids, small_catalog

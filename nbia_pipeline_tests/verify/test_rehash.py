@@ -140,7 +140,7 @@ DAMAGES: dict[str, tuple[Callable[[Lake], None], str]] = {
     "extra below": (lambda lake: lake.put_bytes(path(2, 1) + "~/old/x", b"x"), "extra 9.2.1.dcm~/old/x"),
     "a lost row": (
         lose_row,
-        "extra 9.2.1.dcm; other files than the receipt: the rows of table instances, 2 of them",
+        "extra 9.2.1.dcm; not matching the receipt: the rows of table instances, 2 of them",
     ),
     "several": (
         lose_one_and_add_five,

@@ -1,4 +1,4 @@
-"""The software-defined assets: what the archive holds, as tables and files of the lake."""
+"""The software-defined assets: what the archive contains, as tables and files of the lake."""
 
 from nbia_pipeline.defs.assets.carts import build_cart_asset
 from nbia_pipeline.defs.assets.images import build_images_asset

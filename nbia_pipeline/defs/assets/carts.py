@@ -1,6 +1,6 @@
 """The images of a shared cart: a colleague's selection, mirrored. Only the plan and the end differ from `images`.
 
-The files and receipts go where they belong, to their collections. A cart is asked for by itself: its collections
+The files and receipts are stored with their collections. A cart is asked for by itself: its collections
 need not be named in NBIA_IMAGES, and the check `complete` of `images` leaves out those that are not.
 """
 
@@ -87,12 +87,12 @@ def _committed(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:
 
 
 def build_cart_check(naming: Naming) -> dg.AssetChecksDefinition:
-    """Return the check that every cart that was ever asked for is whole, by its last run."""
+    """Return the check that every cart ever asked for is complete, as of its last run."""
 
     @dg.asset_check(
         asset=naming.key(NAME),
         name="complete",
-        description="Every series of each cart was in the lake, whole, verified and as listed, after its last run.",
+        description="Every series of each cart was in the lake, complete, verified and as listed, after its last run.",
     )
     def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         rows = list(_incomplete(context.instance, naming))

@@ -20,7 +20,7 @@ from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
 from nbia_pipeline.settings import Settings
 
 SHOWN = 10
-# With at least so many series, a listing that lacks more than half of them deserves a warning.
+# With at least this many series, a listing that lacks more than half of them deserves a warning.
 LARGE_COLLECTION = 20
 
 
@@ -30,7 +30,7 @@ class ChangesConfig(dg.Config):
     withdrawal_hours: float = Field(
         default=WITHDRAWAL_HOURS,
         ge=0,
-        description="A series is withdrawn once it was missing for so many hours, from one full listing to another.",
+        description="A series is withdrawn once it has been missing for this many hours between two full listings.",
     )
 
 

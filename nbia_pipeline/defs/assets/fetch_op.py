@@ -1,4 +1,4 @@
-"""One batch of series: fetched in one step, and reported, in full where it fails.
+"""One batch of series: fetched in one step and reported, in full if it fails.
 
 A batch is what a process or a machine takes at a time, and what re-execution from failure repeats.
 """
@@ -88,7 +88,7 @@ def _reported_in_full(
                 mark_failed(lake, collection)
                 commit_journal(lake, collection)
             except LakeError as other:  # the first error is the one to report; the next plan makes up for this
-                where = f"what was fetched of {collection} is not in the tables yet, but in the journal"
+                where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
                 context.log.warning(f"{where}: {other}")
         problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
@@ -143,13 +143,13 @@ def summary_of(report: dict[str, Any]) -> str:
         "healed": "instances repaired",
         "quarantined": "series quarantined",
         "unavailable": "series unavailable",
-        "already_there": "series in the lake already",
+        "already_there": "series already in the lake",
     }
     return ", ".join(f"{report[name]} {text}" for name, text in words.items() if report[name]) or "no problems"
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process ever used, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux: what getrusage reports there began as the peak of the process that started this one
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

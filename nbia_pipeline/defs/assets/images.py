@@ -1,7 +1,7 @@
 """The images of a collection: plan, fetch in batches that Dagster spreads over processes, finish.
 
 Inside: a graph with dynamic outputs. One mapped step is one batch of series; re-execution from failure
-repeats only the batches that failed, and a new run makes a new plan from what the lake holds.
+repeats only the batches that failed, and a new run makes a new plan from what the lake contains.
 """
 
 import time
@@ -32,8 +32,8 @@ from nbia_pipeline.settings import Settings, SettingsError
 
 NAME = "images"
 DESCRIPTION = (
-    "The image files of the collection, one per instance, each verified. A series is in the lake whole or not at "
-    "all; its receipt is in table image_series, its files are listed in table instances."
+    "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
+    "all; its receipt is in table image_series, and its files are listed in table instances."
 )
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
@@ -49,13 +49,13 @@ class RunBounds(dg.Config):
     )
     retry: bool = Field(
         default=True,
-        description="Retry what is quarantined or unavailable and did not change since. False: of these only what "
-        "was unavailable a day ago or earlier.",
+        description="Retry series that are quarantined or unavailable and have not changed since. False: of these, "
+        "retry only what was unavailable a day ago or earlier.",
     )
     batch_series: int = Field(
         default=BATCH_SERIES,
         ge=1,
-        description="Most series per batch. A batch is what a process takes, and what re-execution repeats.",
+        description="Most series per batch. A batch is the unit that a process takes and that re-execution repeats.",
     )
 
     def bounds(self) -> Bounds:
@@ -66,8 +66,8 @@ class RunBounds(dg.Config):
 class ImagesConfig(RunBounds):
     """What one run fetches: a selection, and bounds. The rest gets the status ``pending``."""
 
-    modalities: list[str] = Field(default=[], description="Only these modalities, like CT; any case. None: all.")
-    body_parts: list[str] = Field(default=[], description="Only these values of BodyPartExamined; any case. None: all.")
+    modalities: list[str] = Field(default=[], description="Only these modalities, such as CT, in any case. None: all.")
+    body_parts: list[str] = Field(default=[], description="Only these BodyPartExamined, in any case. None: all.")
     patients: list[str] = Field(default=[], description="Only these PatientIDs, exactly as listed. None: all.")
     series: list[str] = Field(default=[], description="Only these SeriesInstanceUIDs. None: all.")
     manifest: str | None = Field(
@@ -157,11 +157,11 @@ def build_ops(
     The first has the outputs ``found``, one for each batch, and ``summary`` for the last.
 
     Args:
-        asset: that the ops are parts of.
+        asset: the one that the ops are parts of.
         config_type: what a run can be asked for.
         make_plan: returns the plan, and what else `finish` must know, as plain JSON values.
-        finish: commits, and returns what the lake holds, as metadata.
-        ins: of the first op.
+        finish: commits, and returns what the lake contains, as metadata.
+        ins: inputs of the first op.
     """
 
     @dg.op(

@@ -77,7 +77,7 @@ def each_partition(
     make: Callable[[str], dict[str, Any]],
     salvage: Callable[[list[str]], None] = lambda made: None,
 ) -> None:
-    """Make the partitions of a run, each by itself, so that one that fails costs only itself.
+    """Make the partitions of a run, each by itself, so that one that fails does not stop the others.
 
     Args:
         table: whose partitions they are.

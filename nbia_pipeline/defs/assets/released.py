@@ -32,7 +32,7 @@ def build_released_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinit
 
     @dg.asset(
         key=naming.key(NAME),
-        description="Report: the patients and the studies of the collection with a series released since a day.",
+        description="Report: the patients and studies of the collection that have a series released since a given day.",
         group_name="reports",
         kinds={"report"},
         partitions_def=naming.partitions,

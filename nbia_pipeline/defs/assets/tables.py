@@ -1,4 +1,4 @@
-"""The tables, one asset each: some of the whole archive, the others partitioned by collection."""
+"""The tables, one asset each: some of the entire archive, the others partitioned by collection."""
 
 import json
 import time
@@ -24,8 +24,8 @@ from nbia_pipeline.mirror import journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import KEPT
-from nbia_pipeline.settings import Settings, SettingsError, matching, unmatched
-from nbia_pipeline.text import did_you_mean, first_of
+from nbia_pipeline.settings import Settings, SettingsError
+from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
 
@@ -35,7 +35,7 @@ class MetadataConfig(dg.Config):
 
     full: bool = Field(
         default=False,
-        description="Ask about all series, not only about new and revised ones: finds changes that the series table "
+        description="Ask about all series, not only new and revised ones: this finds changes that the series table "
         "does not show, such as another SOP class.",
     )
 
@@ -137,7 +137,7 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 
     Args:
         listed: what the archive lists.
-        known: what the lake has tables of. One of these that is not listed any more was withdrawn, which is not an
+        known: what the lake has tables of. One of these that is no longer listed was withdrawn, which is not an
             error of the settings.
 
     Raises:
@@ -145,10 +145,10 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
         SettingsError: a name or glob of the collections or of the images matches nothing.
     """
     if not listed:
-        raise BadAnswer(f"the archive lists no collection for the account {settings.username!r}: try again later")
+        raise BadAnswer(f"the archive lists no collections for the account {settings.username!r}: try again later")
     for argument, patterns in (("collections", settings.collections), ("images", settings.images or ())):
         for pattern, similar in unmatched(patterns, [*listed, *known]).items():
-            hint = did_you_mean(similar, f"there are {first_of(listed)}")
+            hint = did_you_mean(similar, f"it lists {first_of(listed)}")
             raise SettingsError(
                 f"{settings.name_of(argument)} has {pattern!r}, which matches no collection that {settings.username!r} "
                 f"may see: {hint} (names are case-sensitive)"

@@ -15,7 +15,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.settings import Settings
 
 SHOWN = 10
-# Of the command in the description; the whole one is in the metadata.
+# Of the command in the description; all of it is in the metadata.
 REMEDY_CHARACTERS = 120
 
 
@@ -108,7 +108,7 @@ def build_check(
         if first:
             rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
             metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-            text += f" It failed with {count} findings, the first: {first[0].what}"
+            text += f" It failed with {count} findings; the first: {first[0].what}"
             if remedy := report.remedy(first):
                 metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
                 text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"

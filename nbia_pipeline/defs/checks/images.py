@@ -26,7 +26,7 @@ from nbia_pipeline.text import first_of
 from nbia_pipeline.verify import refetch
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 
-# Each run of images reads about so much of the lake again, whatever its size; the next one goes on from there.
+# Each run of images reads about this much of the lake again, whatever its size; the next one goes on from there.
 INTACT_BYTES = 250_000_000
 INTACT_SECONDS = 5
 # Small requests, one for each series.
@@ -47,7 +47,7 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
         ),
         check(
             "intact",
-            "The files that were read again are as they were when they were fetched. Each run reads other files.",
+            "The files that were read again are unchanged since they were fetched. Each run reads different files.",
             intact,
         ),
         check(
@@ -99,7 +99,7 @@ def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
 
 
 def intact(subject: Subject) -> Report:
-    """Read a part of the lake again: what is known to be damaged first, then what was not checked for longest."""
+    """Read a part of the lake again: what is known to be damaged first, then what has gone unchecked for longest."""
     lake = subject.lake
     until = clock.utc_now() + timedelta(seconds=INTACT_SECONDS)
 
@@ -166,7 +166,7 @@ def _disagreements(client: NbiaClient, chosen: list[dict[str, Any]], counts: dic
         if digest is None:  # the archive has none now, which says nothing about the files
             counts["not_held"] += 1
         elif digest != row["SeriesMD5"]:
-            what = f"the archive has other files: its digest is {digest}, that of the lake {row['SeriesMD5']}"
+            what = f"the archive has different files: its digest is {digest}, the lake's is {row['SeriesMD5']}"
             yield Finding(row["Collection"], f"series {uid} is outdated: {what}", uid)
 
 

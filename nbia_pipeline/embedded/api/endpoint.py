@@ -82,7 +82,7 @@ FAILED = Reply(f"{UNABLE}\nnull".encode(), 500, "text/plain")
 
 
 def bad_request(text: str) -> Reply:
-    """Return a 400. Server: plain English labelled as JSON."""
+    """Return a 400. Server: plain English labeled as JSON."""
     return Reply(text.encode(), 400, "application/json")
 
 

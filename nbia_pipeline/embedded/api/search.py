@@ -121,7 +121,7 @@ def _criteria(form: Criteria) -> dict[str, list[str]]:
 
 
 def _of_patients(rows: pa.Table, criteria: Criteria) -> pa.Table:
-    """Keep the series of the patients who meet the criteria about a patient as a whole."""
+    """Keep the series of the patients who meet the criteria about a patient."""
     least = max((int(v) for v in criteria.get("MinNumberOfStudiesCriteria", ())), default=0)
     together = "all" in map(str.casefold, criteria.get("ModalityAndedSearchCriteria", ()))
     wanted = set(map(str.upper, criteria.get("ImageModalityCriteria", ()))) if together else set()

@@ -106,7 +106,7 @@ class Control:
         self._do("cart", name=name, series=series)
 
     def expire_tokens(self) -> None:
-        """Let every token expire now."""
+        """Expire every token now."""
         self._do("expire_tokens")
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:

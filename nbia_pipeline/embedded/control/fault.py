@@ -19,19 +19,19 @@ KINDS: dict[str, str] = {
     "stall": "silence after `fraction` of the body: for `seconds`, or until the client gives up",
     # To the body, which ends properly.
     "flip": "one bit is wrong at `fraction` of the body",
-    "end_early": "the body ends at `fraction` as if that were all: cut JSON, cut CSV, cut zip",
+    "end_early": "the body ends at `fraction` as if that were all: truncated JSON, CSV or zip",
     # To a zip that opens and whose checksums are correct.
     "no_files": "no images and no md5hashes.csv",
     "missing_file": "it ends before the image at `fraction`; no md5hashes.csv (the server's read error)",
     "cut_file": "it ends within the image at `fraction`; no md5hashes.csv (the server's read error)",
     "lost_file": "the image at `fraction` is not there, nor in md5hashes.csv",
-    "short_file": "the image at `fraction` is cut to half; everything else is complete",
+    "short_file": "the image at `fraction` is cut in half; everything else is complete",
     "no_hashes": "md5hashes.csv is not there",
     "wrong_hash": "md5hashes.csv has a wrong digest for the image at `fraction`",
     "empty_hash": "md5hashes.csv has an empty digest for the image at `fraction`",
     "path_name": "an additional entry called ../../outside.dcm",
     "absolute_name": "an additional entry called /tmp/outside.dcm",
-    "duplicate_name": "the image at `fraction` appears twice under its name, the second time cut to half",
+    "duplicate_name": "the image at `fraction` appears twice under its name, the second time cut in half",
     "bomb": "an additional entry of `size` bytes of zeros",
     # Before a correct answer.
     "expire_tokens": "all tokens expire, then the request is answered",

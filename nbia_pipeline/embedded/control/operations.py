@@ -28,7 +28,7 @@ from nbia_pipeline.schema.arrow import with_column
 NOT_VISIBLE = 2
 _NOT_REVIEWED = 0
 _FIXED_COLUMNS = ("SeriesInstanceUID", "Collection")
-# Up to so many rows are removed one by one, more of them by a filter.
+# Up to this many rows are removed one by one, more by a filter.
 _MOST_GAPS = 8
 
 
@@ -43,7 +43,7 @@ class Tokens(Protocol):
     refresh_lifetime: float
 
     def expire_all(self) -> None:
-        """Let every token expire now."""
+        """Expire every token now."""
 
 
 class Operations:
@@ -214,7 +214,7 @@ class Operations:
     # --- tokens
 
     def expire_tokens(self) -> None:
-        """Let every token expire now."""
+        """Expire every token now."""
         self._tokens.expire_all()
 
     def token_lifetime(self, seconds: float, refresh: float | None = None) -> None:
@@ -241,7 +241,7 @@ class Operations:
         self._traffic.bandwidth = bytes_per_second
 
     def faults(self, *faults: Fault, seed: int = 0) -> None:
-        """Set the faults of the requests from now on, of which the first that applies wins; without any, none.
+        """Set the faults of the requests from now on; the first that applies wins; without any, there are none.
 
         `seed` is that of the probabilities.
         """

@@ -25,7 +25,7 @@ class Exchange:
         path: path below the base URL, like ``/services/v2/getSeries``.
         query: first value of each parameter.
         form: first value of each field of a form; read only while faults are planned.
-        headers: headers of the request, by name in lower case; not part of the plain data, for they hold tokens.
+        headers: headers of the request, by name in lower case; not part of the plain data, because they hold tokens.
         status: status of the answer; None if there was none.
         sent: bytes of the body that were sent.
         fault: kind of the fault that was applied; None without one.
@@ -109,7 +109,7 @@ class Traffic:
         return not self._planned
 
     def plan(self, faults: Iterable[Fault], seed: int) -> None:
-        """Set the faults of the requests from now on, of which the first that applies wins; `seed` of their chances."""
+        """Set the faults of the requests from now on; the first that applies wins; `seed` of their chances."""
         with self._lock:
             self._planned = list(map(_Planned, faults))
             self._chance = random.Random(seed)  # noqa: S311 - tests want it repeatable

@@ -1,6 +1,6 @@
 """Anatomy of the phantoms: bodies made of ellipsoids, sampled on the planes of a scanner.
 
-A body is a list of ellipsoids in patient coordinates (millimetres; DICOM part 3, C.7.6.2.1.1: x grows to
+A body is a list of ellipsoids in patient coordinates (millimeters; DICOM part 3, C.7.6.2.1.1: x grows to
 the patient's left, y to the back, z to the head), painted one over the other. What a tissue looks like
 is a table per contrast, so that the CT, the PET and the MR of a study show the same patient.
 

@@ -56,7 +56,7 @@ def _section(
 
 
 def _noise(shape: tuple[int, int], seed: int) -> Image:
-    """Return noise of standard deviation 1 that is alike on every machine and numpy version.
+    """Return noise of standard deviation 1 that is identical on every machine and numpy version.
 
     The raw stream of a bit generator is guaranteed by numpy; the distributions of a Generator are not.
     """

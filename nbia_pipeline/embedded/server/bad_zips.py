@@ -83,7 +83,7 @@ def _with_more(entries: Entries, name: str, data: bytes | Packed) -> Entries:
 
 @functools.lru_cache(maxsize=2)
 def _zeros(size: int) -> Packed:
-    """Return so many zeros, packed without holding them in memory."""
+    """Return this many zeros, packed without holding them in memory."""
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block, crc, packed = bytes(_BLOCK), 0, []
     for start in range(0, size, _BLOCK):

@@ -1,4 +1,4 @@
-"""Run an embedded archive in this process until it is stopped or nobody needs it."""
+"""Run an embedded archive in this process until it is stopped or no longer needed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def serve(
     Args:
         catalog: what to serve.
         host: address to listen on.
-        port: TCP port; 0 takes a free one.
+        port: TCP port; 0 picks a free one.
         ready: called once requests are answered.
         linger: seconds after which to stop when no client is connected to the lifeline; None: there is no lifeline.
         farewell: called before a server that nobody needs stops.

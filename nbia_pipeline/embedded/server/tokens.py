@@ -79,7 +79,7 @@ class TokenStore:
                 self._refresh = {t: k for t, k in self._refresh.items() if k.session != known.session}
 
     def expire_all(self) -> None:
-        """Let every token expire now."""
+        """Expire every token now."""
         with self._lock:
             self._access.clear()
             self._refresh.clear()
