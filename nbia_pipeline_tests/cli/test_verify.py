@@ -140,7 +140,7 @@ def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
     assert verify("--ask-archive") == 1
     out, err = capsys.readouterr()
     assert re.search(
-        rf"{re.escape(held.uid)}, outdated: the archive .* digest is [0-9a-f]+, .* lake {held.digest}", err
+        rf"{re.escape(held.uid)}, outdated: the archive .* digest is [0-9a-f]+, the lake's is {held.digest}", err
     )
     assert out.splitlines()[-1] == "to repair it: nbia-pipeline verify --ask-archive --repair"
     assert verify("--ask-archive", "--mend") == 0

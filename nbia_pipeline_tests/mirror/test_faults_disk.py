@@ -113,7 +113,7 @@ def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
 
     done = subprocess.run(words, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert os.strerror(errno.EFBIG) in done.stderr and "check that it is a place" in done.stderr
+    assert os.strerror(errno.EFBIG) in done.stderr and "check that you may write there" in done.stderr
     site.collections = tuple(sorted({c["Collection"] for c in site.control.series()} - {"Thorax-Trial (limited)"}))
     site.expect_nothing_wrong()
     assert subprocess.run(words, cwd=ROOT, timeout=60).returncode == 0
@@ -164,7 +164,7 @@ def test_a_lake_that_becomes_read_only(site: MirroredArchive, small_disk: Remoun
     site.around.inject(HASHED, custom(act), times=50)
     done = subprocess.run([*MIRROR, site.url, str(site.folder)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert os.strerror(errno.EROFS) in done.stderr and "check that it is a place" in done.stderr
+    assert os.strerror(errno.EROFS) in done.stderr and "check that you may write there" in done.stderr
     small_disk("rw")
     truth.expect_whole_or_absent(site.folder, site.expected())
     assert len(truth.finished(site.folder, site.archive, site.collections)) <= after
@@ -197,7 +197,7 @@ def test_a_lake_without_permission(site: MirroredArchive) -> None:
 def test_a_lake_below_a_file(site: MirroredArchive, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     site.folder = tmp_path / "file" / "lake"
-    with pytest.raises(LakeError, match="check that it is a place"):
+    with pytest.raises(LakeError, match="check that you may write there"):
         site.run()
     assert site.asked(HASHED) == 0
 
