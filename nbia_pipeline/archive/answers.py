@@ -1,33 +1,38 @@
-"""From the bytes of an answer to an Arrow table of fixed schema, and whether its rows are those asked for.
+"""From the bytes of an answer to an Arrow table of fixed schema.
 
 Lists arrive as one JSON array, of up to hundreds of megabytes. It is read in pieces: Arrow's JSON reader
 takes each piece if it is exactly as the server writes it, and a tolerant reader takes the others (numbers
 as text, the guide's spellings, any of the date forms). Both yield the same values.
 
-The server ignores filters silently, so rows that do not satisfy what was asked are an error, not data.
+A value that does not fit its column is null, a row without its key is left out, and both are reported: one odd value
+must not cost the others. What is not the thing that was asked for is an error.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
 import json
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
+from nbia_pipeline.archive.values import read_value
 from nbia_pipeline.schema.shapes import Form, Shape, normalize
-from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
+from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME, Table
 
 PIECE_BYTES = 4 << 20
 # Threads for the pieces of one answer, while another receives them. Arrow's reader lets them run side by side.
@@ -37,6 +42,13 @@ READERS = 2
 # it and be followed by punctuation.
 _BETWEEN = re.compile(rb'\},(?=\{"\w)')
 _BLANKS = b" \t\r\n"  # JSON knows no others
+# Python refuses to read integers of thousands of digits.
+LONGEST_INTEGER = 40
+_UNKNOWN = ""
+# Server: for a null in the first column it writes the end of a cell that it has not begun.
+_NULL_FIRST = re.compile('^","(?=",")', re.MULTILINE)
+
+csv.field_size_limit(2**31 - 1)  # of the process: descriptions may be longer than the 128 KB that Python allows
 _FAST_FORMS = {
     Form.TEXT: TEXT,
     Form.NUMBER: COUNT,
@@ -47,75 +59,149 @@ _FAST_FORMS = {
 }
 
 
+@dataclass
+class _Piece:
+    """Rows, what in them does not fit, and in how many of them a key stands that no column takes, with an example."""
+
+    rows: pa.Table
+    found: list[Nonconformity] = field(default_factory=list)
+    unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
 def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
-    """Read a JSON array of flat objects, as the list endpoints send it.
+    """Read a JSON array of flat objects, as the list endpoints send it, and report what does not fit.
 
     Args:
         chunks: the body in pieces of any size; an empty body means no rows (server: never ``[]``).
         shape: the keys that the endpoint sends.
 
     Returns:
-        A table of the shape's schema; omitted keys are null.
+        A table of the shape's schema; omitted keys and values that do not fit are null.
 
     Raises:
-        BadAnswer: the body is not such an array, ends early, or a value does not fit its column.
+        BadAnswer: the body is not such an array, ends early, or none of its rows has its key.
 
     Server: where it fails at a row, it closes the array there and answers 200. That looks like a
     shorter list; only what was known of the list before can show it.
     """
     schema = shape.schema
 
-    def read(piece: bytes) -> pa.Table:
+    def read(piece: bytes) -> _Piece:
         try:
-            return _read_fast(piece, shape, schema)
+            return _Piece(_read_fast(piece, shape, schema))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return _read_tolerantly(piece, shape, schema)
 
-    batches = list(_in_parallel(read, _pieces(chunks)))
-    table = pa.concat_tables(batches) if batches else schema.empty_table()
-    _expect_identity(table, shape)
-    return table
+    return _together(list(_in_parallel(read, _pieces(chunks))), shape)
 
 
-def read_csv(text: str, shape: Shape) -> pa.Table:
-    """Read the quoted CSV that the metadata endpoints send; an empty cell is null.
+def read_csv(body: bytes, shape: Shape) -> pa.Table:
+    """Read the quoted CSV that the metadata endpoints send, as :func:`read_json`; an empty cell is null.
 
     Raises:
         BadAnswer: the header has none of the shape's keys, a row has another number of cells, or a cell does not
             end.
     """
-    schema = shape.schema
+    text = body.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     if not text.strip():
-        return schema.empty_table()
+        return shape.schema.empty_table()
+    try:
+        rows = _csv_rows(text, shape)
+    except BadAnswer:
+        repaired = _NULL_FIRST.sub('"', text)
+        if repaired == text:
+            raise
+        rows = _csv_rows(repaired, shape)
+    header = rows[0]
+    cells = [{h: c or None for h, c in zip(header, row, strict=True)} for row in rows[1:]]
+    return _together([_from_rows(cells, shape, shape.schema)], shape)
+
+
+def _csv_rows(text: str, shape: Shape) -> list[list[str]]:
     try:
         # Strict, because a lenient reader takes a truncated cell for a complete one.
         rows = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
-    header = rows[0]
-    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
+    if not {normalize(h) for h in rows[0]} & set(shape.columns_by_wire_name):
         raise _not_a("a CSV table", text)
     if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
         raise BadAnswer("the CSV table ends early: the answer was truncated, try again later", retryable=True)
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise BadAnswer(
-                f"row {number} of the CSV table has {len(row)} cells, its header {len(header)}", retryable=True
-            )
-    cells = [{h: c or None for h, c in zip(header, row, strict=True)} for row in rows[1:]]
-    table = _from_rows(cells, shape, schema)
-    _expect_identity(table, shape)
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            what = f"row {number} of the CSV table has {len(row)} cells, its header {len(rows[0])}"
+            raise BadAnswer(what, retryable=True)
+    return rows
+
+
+def _together(pieces: Sequence[_Piece], shape: Shape) -> pa.Table:
+    """Return the rows of the pieces of one answer, and report what does not fit."""
+    if not pieces:
+        return shape.schema.empty_table()
+    table = pa.concat_tables([piece.rows for piece in pieces])
+    found = [one for piece in pieces for one in piece.found]
+    found += _unknown_keys(pieces, table, shape)
+    table, without = _with_identity(table, shape)
+    report(found + without)
     return table
 
 
-def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> Iterator[pa.Table]:
+def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> list[Nonconformity]:
+    """Return the keys that no column takes, with the known ones that no row has: one may be the other's new name."""
+    rows: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for piece in pieces:
+        for key, (count, example) in piece.unknown.items():
+            rows[key] += count
+            examples.setdefault(key, example)
+    if not rows:
+        return []
+    absent = [k.name for k in shape.keys if k.column and table[k.column].null_count == table.num_rows]
+    lacking = f"; no row has {', '.join(absent)}" if absent else ""
+    return [
+        Nonconformity(
+            _name(shape), None, key, examples[key], f"no column takes this key of {n} of {table.num_rows} rows{lacking}"
+        )
+        for key, n in rows.items()
+    ]
+
+
+def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Nonconformity]]:
+    """Return the rows that have their key, and what is reported of the others.
+
+    A list of plain values may contain an all-null row (server: ``{}``).
+    """
+    if shape.table is None or len(shape.keys) == 1 or not table.num_rows:
+        return table, []
+    has_key = reduce(pc.and_, (pc.is_valid(table[name]) for name in shape.table.key))
+    left_out = table.filter(pc.invert(has_key)).to_pylist()
+    if len(left_out) == table.num_rows:
+        raise BadAnswer(f"none of the {table.num_rows} rows of {shape.table.name} has its {_key_of(shape.table)}")
+    found = []
+    for row in left_out:
+        lacking = next(name for name in shape.table.key if row[name] is None)
+        rest = {name: value for name, value in row.items() if value is not None}
+        why = f"a row without its {lacking} was left out"
+        found.append(Nonconformity(shape.table.name, None, lacking, as_sent(rest), why))
+    return (table.filter(has_key) if left_out else table), found
+
+
+def _key_of(table: Table) -> str:
+    return " and ".join(table.key)
+
+
+def _name(shape: Shape) -> str:
+    return shape.table.name if shape.table else shape.name
+
+
+def _in_parallel(read: Callable[[bytes], _Piece], pieces: Iterator[bytes]) -> Iterator[_Piece]:
     """Yield what `read` makes of each piece, in order; only a few pieces are in memory at a time."""
     first, second = next(pieces, None), next(pieces, None)
     if first is None or second is None:  # as most answers are: threads would cost more than they gain
         yield from map(read, () if first is None else (first,))
         return
     pieces = itertools.chain((first, second), pieces)
-    reading: deque[Future[pa.Table]] = deque()
+    reading: deque[Future[_Piece]] = deque()
     with ThreadPoolExecutor(READERS, thread_name_prefix="nbia-parse") as pool:
         for piece in pieces:
             reading.append(pool.submit(read, piece))
@@ -125,22 +211,15 @@ def _in_parallel(read: Callable[[bytes], pa.Table], pieces: Iterator[bytes]) -> 
             yield reading.popleft().result()
 
 
-def _expect_identity(table: pa.Table, shape: Shape) -> None:
-    """Refuse rows without their key; only a list of plain values may contain an all-null row (server: ``{}``)."""
-    if shape.table is None or len(shape.keys) == 1:
-        return
-    for name in shape.table.key:
-        if table[name].null_count:
-            raise BadAnswer(f"{table[name].null_count} of {table.num_rows} rows have no {name}")
-
-
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield runs of complete objects, separated by commas, without the array's brackets."""
     buffer = bytearray()
     opened = False
     for chunk in chunks:
         buffer += chunk
-        if not opened and (start := buffer.lstrip(_BLANKS)):
+        if len(buffer) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(buffer):
+            continue
+        if not opened and (start := buffer.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS)):
             if not start.startswith(b"["):
                 raise _not_a("a JSON array", bytes(start[:300]).decode("utf-8", "replace"))
             del buffer[: buffer.index(b"[") + 1]
@@ -222,148 +301,67 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
     return days
 
 
-def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
+def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> _Piece:
     try:
-        rows = json.loads(b"[" + piece + b"]", parse_float=Decimal, parse_constant=_no_constant)
+        # Not strict: a line break in a text, as it stands, is no reason to refuse the others.
+        read = json.JSONDecoder(parse_float=Decimal, parse_int=_integer, parse_constant=_Constant, strict=False).decode
+        rows = read("[" + piece.decode("utf-8", "surrogateescape") + "]")
     except (ValueError, RecursionError) as e:
         raise BadAnswer(f"the answer is not JSON, or was truncated: {e}", retryable=True) from e
     return _from_rows(rows, shape, schema)
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")  # Python reads it nonetheless, even where no column wants it
+@dataclass(frozen=True)
+class _Constant:
+    """``NaN``, ``Infinity`` or ``-Infinity``: JSON has none of them, and no column takes one, not even as text."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> pa.Table:
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) < LONGEST_INTEGER else Decimal(digits)
+
+
+def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> _Piece:
     columns_of = shape.columns_by_wire_name
     values: dict[str, list[Any]] = {field.name: [None] * len(rows) for field in schema}
-    readers = {field.name: _READERS[field.type] for field in schema}
+    kinds = {field.name: field.type for field in schema}
     known: dict[str, str | None] = {}
+    odd: list[tuple[int, str, str, str]] = []
+    unknown: dict[str, tuple[int, str]] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise BadAnswer(f"element {number} of the array is {type(row).__name__}, not an object")
         for key, raw in row.items():
             if key not in known:
-                known[key] = columns_of.get(normalize(key))
+                known[key] = columns_of.get(normalize(key), _UNKNOWN)
             column = known[key]
-            if column is not None and raw is not None:
-                values[column][number] = _read(raw, readers[column], key)
-        if row and not any(normalize(key) in columns_of for key in row):
-            raise BadAnswer(f"element {number} of the array has none of the keys of {shape.name}: {sorted(row)[:5]}")
-    try:
-        arrays = [pa.array(values[field.name], field.type) for field in schema]
-    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError) as e:
-        raise BadAnswer(f"a value does not fit its column: {e}") from e
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _read(raw: object, reader: Callable[[object], object], key: str) -> object:
-    try:
-        return reader(raw)
-    except (ValueError, InvalidOperation, OverflowError) as e:
-        raise BadAnswer(f"key {key!r} has {str(raw)[:80]!r}: {e}") from e
-
-
-def read_text(raw: object) -> str:
-    """Return a text as it stands; a JSON number is taken by its digits."""
-    if isinstance(raw, str):
-        return raw
-    if isinstance(raw, (int, Decimal)) and not isinstance(raw, bool):
-        return str(raw)
-    raise ValueError("not a text")
-
-
-def read_count(raw: object) -> int | None:
-    """Read a whole number that comes as a number or as text, like ``12`` or ``"1.000000"``."""
-    number = _decimal(raw)
-    if number is None:
-        return None
-    if number != number.to_integral_value():
-        raise ValueError("not a whole number")
-    return int(number)
-
-
-def read_real(raw: object) -> float | None:
-    """Read a number that comes as a number or as text."""
-    number = _decimal(raw)
-    return None if number is None else float(number)
-
-
-def _decimal(raw: object) -> Decimal | None:
-    if isinstance(raw, bool) or not isinstance(raw, (int, Decimal, str)):
-        raise ValueError("not a number")
-    if raw == "":
-        return None
-    if isinstance(raw, str) and ("_" in raw or not raw.isascii()):
-        raise ValueError("not a number")  # Python's own notations
-    try:
-        number = Decimal(raw)
-    except InvalidOperation:
-        raise ValueError("not a number") from None
-    if not number.is_finite() or abs(number.adjusted()) > 300:
-        raise ValueError("not a number of a plausible size")
-    return number
-
-
-def read_flag(raw: object) -> bool | None:
-    """Read a flag: a JSON boolean (v2), or a text (v4, getSeriesMetaData)."""
-    if isinstance(raw, bool):
-        return raw
-    flag = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": None}
-    if isinstance(raw, (str, int)) and str(raw).strip().casefold() in flag:
-        return flag[str(raw).strip().casefold()]
-    raise ValueError("not a flag")
-
-
-_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?)?")
-_US = re.compile(r"(\d\d)-(\d\d)-(\d{4})")
-_JAVA = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d\d) (\d\d):(\d\d):(\d\d) (?:\S+ )?(\d{4})")
-_MONTHS = {m: n for n, m in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)}
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the server states no zone, so no time here has one
-
-
-def read_time(raw: object) -> datetime | None:
-    """Read a time in any of the forms that the archive writes.
-
-    ``2011-11-08 08:08:01.0``, ``2011-11-08``, ``11-08-2011``, ``Tue Nov 08 08:08:01 CST 2011`` and
-    milliseconds since 1970. A zone's name is dropped: the server's clock is unknown.
-    """
-    if isinstance(raw, (int, Decimal)) and not isinstance(raw, bool):
-        return _EPOCH + timedelta(milliseconds=float(raw))
-    if not isinstance(raw, str):
-        raise ValueError("not a date")
-    text = raw.strip()
-    if not text:
-        return None
-    if m := _ISO.fullmatch(text):
-        year, month, day, hour, minute, second = (int(g or 0) for g in m.groups()[:6])
-        micros = int((m[7] or "0").ljust(6, "0")[:6])
-        return datetime(year, month, day, hour, minute, second, micros)  # noqa: DTZ001
-    if m := _US.fullmatch(text):
-        return datetime(int(m[3]), int(m[1]), int(m[2]))  # noqa: DTZ001
-    if (m := _JAVA.fullmatch(text)) and m[1] in _MONTHS:
-        return datetime(int(m[6]), _MONTHS[m[1]], int(m[2]), int(m[3]), int(m[4]), int(m[5]))  # noqa: DTZ001
-    raise ValueError("not a date in any form that the archive is known to write")
-
-
-def read_day(raw: object) -> date | None:
-    """Read a day in any of the forms of :func:`read_time`; a time of day is refused, not dropped."""
-    moment = read_time(raw)
-    if moment is None:
-        return None
-    if moment.time() != time():
-        raise ValueError("a day with a time of day")
-    return moment.date()
-
-
-_READERS: dict[pa.DataType, Callable[[object], object]] = {
-    TEXT: read_text,
-    COUNT: read_count,
-    REAL: read_real,
-    FLAG: read_flag,
-    DAY: read_day,
-    TIME: read_time,
-}
+            if column is None or raw is None:
+                continue
+            if column == _UNKNOWN:
+                count, example = unknown.get(key, (0, as_sent(raw)))
+                unknown[key] = (count + 1, example)
+                continue
+            try:
+                values[column][number] = read_value(raw, kinds[column])
+            except ValueError as e:
+                odd.append((number, column, as_sent(raw), str(e)))
+    if rows and unknown and not any(column != _UNKNOWN for column in known.values()):
+        raise BadAnswer(f"the rows have none of the keys of {shape.name}: {sorted(unknown)[:5]}")
+    names = shape.table.key if shape.table else ()
+    found = [
+        Nonconformity(
+            _name(shape),
+            " ".join(str(values[name][number]) for name in names) or None,
+            *(column, sent, f"{why}; the cell is null"),
+        )
+        for number, column, sent, why in odd
+    ]
+    table = pa.Table.from_arrays([pa.array(values[field.name], field.type) for field in schema], schema=schema)
+    return _Piece(table, found, unknown)
 
 
 def decoded(body: bytes) -> str:
@@ -372,81 +370,3 @@ def decoded(body: bytes) -> str:
         return body.decode("utf-8")
     except UnicodeDecodeError as e:
         raise BadAnswer(f"the answer is not UTF-8: {e}") from e
-
-
-# --- are these the rows that were asked for? Each function returns them, or raises BadAnswer where it expects others.
-
-
-def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Expect `wanted` in `column` of every row, in any case, as the server compares; None expects nothing."""
-    if wanted is None:
-        return table
-    sent = pc.unique(table[column]).to_pylist()
-    others = [v for v in sent if v is None or v.casefold() != wanted.casefold()]
-    if others:
-        raise BadAnswer(f"asked for {_label(column)} {wanted!r}, the archive sent rows of {others[:3]}")
-    return table
-
-
-def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
-    """Expect `wanted` in `column` of at least half of the rows, in any case.
-
-    For studies: one that spans collections names any of them (server), but if most rows are of others, the server
-    ignored the filter.
-    """
-    same = sum(v is not None and v.casefold() == wanted.casefold() for v in table[column].to_pylist())
-    if 2 * same < table.num_rows:
-        raise BadAnswer(
-            f"asked for {_label(column)} {wanted!r}, the archive sent {table.num_rows - same} rows of others and "
-            f"{same} of it: try again later"
-        )
-    return table
-
-
-def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return the rows with exactly `wanted` in `column`; all of them for None."""
-    return table if wanted is None else table.filter(pc.equal(table[column], wanted))
-
-
-def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
-    """Return the rows with `wanted` in `column`, ignoring case and surrounding blanks; all of them for None.
-
-    Raises:
-        ValueError: `wanted` is blank.
-    """
-    if wanted is None:
-        return table
-    if not wanted.strip():
-        raise ValueError(f"{column} is blank: nothing would match it")
-    stored = pc.utf8_lower(pc.utf8_trim_whitespace(table[column]))
-    return table.filter(pc.fill_null(pc.equal(stored, pc.utf8_lower(pa.scalar(wanted.strip()))), False))
-
-
-def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
-    """Expect every ``DateReleased`` to be after the midnight that begins `day`.
-
-    A server that reads the day in another order silently starts at another day. Where `shape` has days only, a
-    release on `day` itself may be one later that day.
-    """
-    days_only = any(k.column == "DateReleased" and k.form is Form.US_DAY for k in shape.keys)
-    after = pc.greater_equal if days_only else pc.greater
-    midnight = pa.scalar(datetime.combine(day, time()), pa.timestamp("us"))
-    late = pc.fill_null(after(table["DateReleased"], midnight), False)
-    if not pc.all(late, min_count=0).as_py():
-        early = table.filter(pc.invert(late)).slice(0, 1).select(["SeriesInstanceUID", "DateReleased"]).to_pylist()[0]
-        raise BadAnswer(
-            f"asked for releases after {day}, the archive sent series {early['SeriesInstanceUID']} of "
-            f"{early['DateReleased']}"
-        )
-    return table
-
-
-def non_null(table: pa.Table, column: str) -> list[str]:
-    """Return the values of `column`, and expect one in every row."""
-    if table[column].null_count:
-        raise BadAnswer(f"the archive sent {table[column].null_count} rows without {column}: try again later")
-    return list(table[column].to_pylist())
-
-
-def _label(column: str) -> str:
-    return column if column.endswith(("UID", "ID")) else column.lower()

@@ -9,9 +9,10 @@ from typing import TypeVar
 import pyarrow as pa
 import requests
 
-from nbia_pipeline.archive.answers import decoded, non_null, read_csv, read_json
+from nbia_pipeline.archive.answers import read_csv, read_json
 from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
+from nbia_pipeline.archive.expect import named
 from nbia_pipeline.archive.transport import Session, chunks_of
 from nbia_pipeline.schema.arrow import with_column
 
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 Argument = str | date | Sequence[str] | None
 """An argument of a call: text, a day, or a list of UIDs; None is left out."""
+
+# Server, before April 2021: the text of a 500 instead of an empty list.
+NO_ROWS = "No data found."
 
 # Server: what the counts call a value that is not set.
 _NULL_NAMES = {"modality_counts": "", "body_part_counts": "NOT SPECIFIED", "manufacturer_counts": ""}
@@ -68,10 +72,15 @@ class Calls:
     def _rows(self, endpoint: Endpoint, arguments: dict[str, Argument]) -> pa.Table:
         def read(answer: requests.Response) -> pa.Table:
             if endpoint.media == "csv":
-                return read_csv(decoded(answer.content), endpoint.rows)
+                return read_csv(answer.content, endpoint.rows)
             return read_json(chunks_of(answer), endpoint.rows)
 
-        return self._call(endpoint, arguments, read)
+        try:
+            return self._call(endpoint, arguments, read)
+        except ServerError as e:
+            if NO_ROWS in e.body:
+                return endpoint.rows.schema.empty_table()
+            raise
 
     def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
         """List what a collection contains. Empty is refused while the archive lists the collection: it has series then.
@@ -89,7 +98,8 @@ class Calls:
 
     def collection_values(self) -> list[str]:
         """Return the names of the collections that the account may see, sorted, in their exact spelling."""
-        return sorted(non_null(self._list("collection_values"), "Collection"))
+        endpoint = self._dialect.endpoint("collection_values")
+        return sorted(set(named(self._list("collection_values"), "Collection", endpoint.rows)))
 
     def _values(self, name: str, **filters: str | None) -> list[str | None]:
         return list(self._list(name, **filters)[self._column(name)].to_pylist())

@@ -14,22 +14,24 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.archive.answers import (
-    decoded,
+from nbia_pipeline.archive.answers import decoded
+from nbia_pipeline.archive.calls import Argument, Calls
+from nbia_pipeline.archive.endpoints import DIALECTS
+from nbia_pipeline.archive.errors import BadAnswer, ServerError
+from nbia_pipeline.archive.expect import (
     equals_ignoring_case,
     expect_mostly,
     expect_released_after,
     expect_value,
-    non_null,
+    named,
+    one_row_each,
+    rows_of_collection,
     rows_with,
 )
-from nbia_pipeline.archive.calls import Argument, Calls
-from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.transport import ClientOptions, Session
-from nbia_pipeline.schema import GUEST
+from nbia_pipeline.schema import GUEST, shapes
 from nbia_pipeline.schema.arrow import first_of_each
-from nbia_pipeline.schema.tables import SERIES_METADATA
+from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 
 log = logging.getLogger(__name__)
 
@@ -204,13 +206,13 @@ class NbiaClient(Calls):
         """
         if patient_id is not None and not patient_id:
             raise ValueError("patient_id is empty: nothing would match it")
-        table = expect_value(self._rows_of_collection("patients", collection), "Collection", collection)
-        return rows_with(first_of_each(table, "Collection", "PatientID"), "PatientID", patient_id)
+        table = self._of_collection(self._rows_of_collection("patients", collection), collection)
+        return rows_with(one_row_each(table, PATIENTS, "PatientID"), "PatientID", patient_id)
 
     def patients_by_collection_and_modality(self, collection: str, modality: str) -> list[str]:
         """Return the PatientIDs of a collection that have a series of a modality, each once."""
         table = self._list("patients_by_collection_and_modality", collection=collection, modality=modality)
-        return list(dict.fromkeys(non_null(table, "PatientID")))
+        return list(dict.fromkeys(named(table, "PatientID", shapes.PATIENT_ID)))
 
     def new_patients(self, collection: str, since: date) -> pa.Table:
         """Return the patients with a series released on the day `since` or later: table ``patients``.
@@ -218,8 +220,8 @@ class NbiaClient(Calls):
         v2 has no such filter, only one for "after": it is asked for the day before, and also sends patients
         of that day whose release has a time of day.
         """
-        table = expect_value(self._list("new_patients", collection=collection, since=since), "Collection", collection)
-        return first_of_each(table, "Collection", "PatientID")
+        table = self._of_collection(self._list("new_patients", collection=collection, since=since), collection)
+        return one_row_each(table, PATIENTS, "PatientID")
 
     # --- studies
 
@@ -232,7 +234,9 @@ class NbiaClient(Calls):
             patient_id: only of this patient, in the exact case.
         """
         if patient_id is None and study_uid is None:
-            return expect_mostly(self._rows_of_collection("studies", collection), "Collection", collection)
+            table = expect_mostly(self._rows_of_collection("studies", collection), "Collection", collection)
+            table = rows_of_collection(table, collection, self.collection_values, may_span=True)
+            return one_row_each(table, STUDIES, "StudyInstanceUID")
         table = self._list("studies", collection=collection, patient_id=patient_id, study_uid=study_uid)
         return _of_patient_and_study(table, patient_id, study_uid)
 
@@ -281,8 +285,9 @@ class NbiaClient(Calls):
             table = self._rows_of_collection("series", collection)
         else:
             table = self._list("series", collection=collection, **named)
-        table = expect_value(table, "Collection", collection)
-        table = expect_value(table, "SeriesInstanceUID", series_uid)
+        if collection is not None:
+            table = self._of_collection(table, collection)
+        table = one_row_each(expect_value(table, "SeriesInstanceUID", series_uid), SERIES, "SeriesInstanceUID")
         table = expect_value(table, "Modality", modality)
         table = _of_patient_and_study(table, patient_id, study_uid)
         wanted = {"BodyPartExamined": body_part, "Manufacturer": manufacturer, "ManufacturerModelName": model}
@@ -346,7 +351,7 @@ class NbiaClient(Calls):
             log.info("the archive has no bulk metadata, asking one by one: %s", e)
             table = self._metadata_one_by_one(series_uids)
         self._compare(series_uids, table)
-        return table
+        return one_row_each(table, SERIES_METADATA, "SeriesInstanceUID")
 
     def series_size(self, series_uid: str) -> SeriesSize | None:
         """Return the size of a series, or None where the archive knows none: unknown, or without images.
@@ -366,7 +371,8 @@ class NbiaClient(Calls):
 
     def sop_instance_uids(self, series_uid: str) -> list[str]:
         """Return the SOPInstanceUIDs of a series; the server answers for hidden series too."""
-        return non_null(self._list("sop_instance_uids", series_uid=series_uid), "SOPInstanceUID")
+        listed = self._list("sop_instance_uids", series_uid=series_uid)
+        return named(listed, "SOPInstanceUID", shapes.SOP_INSTANCE_UIDS)
 
     def dicom_tags(self, series_uid: str) -> pa.Table:
         r"""Return the header of one arbitrary image of a series, attribute by attribute.
@@ -458,6 +464,9 @@ class NbiaClient(Calls):
         return self._digest("md5_hierarchy", **given)
 
     # --- what several calls share
+
+    def _of_collection(self, table: pa.Table, collection: str) -> pa.Table:
+        return rows_of_collection(table, collection, self.collection_values)
 
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         failed: list[str] = []

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 OVERLAP = timedelta(days=7)
 CURSOR_BYTES = 8_000
+UNDATED = date.max
 SLOTS = 32
 
 _VERSION = 1
@@ -65,7 +66,7 @@ class Cursor:
 
     def expects_rows(self, since: date) -> bool:
         """Return whether the last answer had rows that an answer from `since` on should contain again."""
-        return any(day > since for _, day in self.digests)
+        return any(since < day < UNDATED for _, day in self.digests)
 
     def encode(self) -> str:
         """Return the cursor as JSON; its keys are those of saved cursors and stay as they are."""
@@ -117,13 +118,14 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
     """Return the digest of each bucket of an answer.
 
     Only whole days count: of `since` itself the archive sends the releases with a time of day, and not those at
-    midnight. A row without a collection is left out.
+    midnight. A row without a collection is left out. Servers before May 2024 send no day of release: what they send
+    goes into the bucket of one day, whose digest also changes when a release becomes too old to be sent.
 
     Args:
         series: rows of getUpdatedSeries, with ``Collection`` and ``DateReleased``; every column counts.
         since: the day that was asked for.
     """
-    days = pc.cast(series["DateReleased"], pa.date32(), safe=False)
+    days = pc.fill_null(pc.cast(series["DateReleased"], pa.date32(), safe=False), UNDATED)
     lines = pc.cast(_lines(series), pa.large_string())
     rows = pa.table({"Collection": series["Collection"], "Day": days, "Line": lines})
     rows = rows.filter(pc.and_(pc.is_valid(rows["Collection"]), pc.greater(days, pa.scalar(since)))).sort_by("Line")

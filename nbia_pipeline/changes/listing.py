@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer
+from nbia_pipeline.archive.conformance import collect
+from nbia_pipeline.changes.conformance import expect_columns, lost_columns, record_nonconformities
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import API, LISTED_AT
@@ -23,17 +25,28 @@ class Fetched:
         rows: the rows.
         properties: of the table's file, besides when and in which dialect the archive was asked.
         figures: about the fetch, for people.
+        kept: keys of rows that were not asked for, because the lake had them.
     """
 
     rows: pa.Table
     properties: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    kept: Collection[str] = ()
 
 
 def write_listing(
-    lake: Lake, table: Table, api: str, fetch: Callable[[], Fetched], collection: str | None = None
+    lake: Lake,
+    table: Table,
+    api: str,
+    fetch: Callable[[], Fetched],
+    collection: str | None = None,
+    *,
+    allow_lost_columns: bool = False,
 ) -> tuple[Fetched, int]:
     """Write a table, or one collection of it, from its own fetch; return what was fetched, and the file's bytes.
+
+    What in the answers does not fit the table is written to table ``conformance``; their number is the figure
+    ``nonconforming``.
 
     Args:
         lake: where to.
@@ -41,19 +54,24 @@ def write_listing(
         api: the dialect that the archive is asked in.
         fetch: asks the archive.
         collection: the partition, None for an unpartitioned table.
+        allow_lost_columns: take an answer that has no value any longer in a column that was full.
 
     Raises:
-        BadAnswer: the archive has nothing in the collection.
+        BadAnswer: the archive has nothing in the collection, or the answer lost a column; the old table stays.
         ArchiveError: the archive cannot be asked.
         LakeError: the lake cannot be written; the old table stays.
     """
     # Before the question: what changes meanwhile belongs to a later listing.
     properties = {LISTED_AT: clock.utc_now().isoformat(), API: api}
-    fetched = fetch()
+    with collect() as found:
+        fetched = fetch()
     if fetched.rows.num_rows == 0 and collection is not None:
         raise BadAnswer(
             f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "
             "restricted to another account. What the lake has was left unchanged"
         )
+    lost = [] if allow_lost_columns else lost_columns(lake, table, api, fetched.rows, found, collection)
+    record_nonconformities(lake, table, found, collection, fetched.kept)
+    expect_columns(table, lost, found, collection, fetched.rows.num_rows)
     size = lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
-    return fetched, size
+    return replace(fetched, figures={**fetched.figures, "nonconforming": len(found)}), size

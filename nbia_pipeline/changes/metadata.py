@@ -52,6 +52,7 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
         rows = rows.filter(pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale)))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
     figures = {"asked": len(wanted), "kept": len(listed) - len(wanted)}
+    kept = rows[UID].to_pylist()
     if not wanted:
-        return Fetched(rows, {**properties, LISTED_AT: known[LISTED_AT]}, figures)
-    return Fetched(pa.concat_tables([rows, client.series_metadata(wanted)]), properties, figures)
+        return Fetched(rows, {**properties, LISTED_AT: known[LISTED_AT]}, figures, kept)
+    return Fetched(pa.concat_tables([rows, client.series_metadata(wanted)]), properties, figures, kept)

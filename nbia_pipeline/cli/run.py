@@ -21,7 +21,16 @@ from nbia_pipeline.cli.home import STOPPED, dagster_home, fail, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.jobs import CATALOG, CATALOG_JOB, IMAGES_JOB, RANGE_END, RANGE_START, TABLES_JOB, images_config
+from nbia_pipeline.defs.jobs import (
+    CATALOG,
+    CATALOG_JOB,
+    IMAGES_JOB,
+    RANGE_END,
+    RANGE_START,
+    TABLES_JOB,
+    images_config,
+    tables_config,
+)
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.selection import read_manifest
@@ -32,7 +41,14 @@ from nbia_pipeline.settings import Settings
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-add_options = add_selection
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_selection(parser)
+    parser.add_argument(
+        "--allow-lost-columns",
+        action="store_true",
+        help="take answers in which a column is empty that was full before: the archive no longer sends it",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         with dg.DagsterInstance.get() as instance:
             outcome = run_main_job(
-                settings, instance, lambda line: print(line, flush=True), images=images_fields(options)
+                settings,
+                instance,
+                lambda line: print(line, flush=True),
+                images=images_fields(options),
+                allow_lost_columns=options.allow_lost_columns,
             )
     except KeyboardInterrupt:
         return fail("stopped; what was finished is kept, and the next run continues from there", STOPPED)
@@ -62,6 +82,8 @@ def run_main_job(
     instance: dg.DagsterInstance,
     on_progress: Callable[[str], None] = lambda line: None,
     images: Mapping[str, Any] | None = None,
+    *,
+    allow_lost_columns: bool = False,
 ) -> Outcome:
     """Materialize everything that the settings ask for.
 
@@ -72,6 +94,7 @@ def run_main_job(
         instance: where Dagster keeps the events and the partitions.
         on_progress: called with one line per part done.
         images: which images to fetch, and how much of them: fields of ``ImagesConfig``. None: all.
+        allow_lost_columns: take answers in which a column is empty that was full before.
 
     Raises:
         KeyboardInterrupt: the person pressed Ctrl-C; what was finished stays.
@@ -86,10 +109,11 @@ def run_main_job(
     runner.run(CATALOG_JOB, "values", asset_selection=values)
     lake = Lake(settings.lake)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
+    tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
     for first, last in contiguous_ranges(kept, registered):
         label = first if first == last else f"{first} to {last}"
-        runner.run(TABLES_JOB, label, tags={RANGE_START: first, RANGE_END: last})
+        runner.run(TABLES_JOB, label, tables, tags={RANGE_START: first, RANGE_END: last})
     config = images_config(naming, **(images or {}))
     for collection in (c for c in kept if settings.mirrors_images_of(c)):
         if lake.count_rows(SERIES, collection):

@@ -66,3 +66,9 @@ def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:
     """Return the run config of a job with images, given fields of its ``ImagesConfig``; none where none is given."""
     images = naming.key("images").to_python_identifier()
     return {"ops": {images: {"ops": {naming.of("plan_images"): {"config": fields}}}}} if fields else {}
+
+
+def tables_config(naming: Naming, **fields: Any) -> dict[str, Any]:
+    """Return the run config of a job with tables, given fields of ``ListingConfig`` for each listing of the archive."""
+    listings = (naming.key(name).to_python_identifier() for name in TABLES if name != "series_changes")
+    return {"ops": {name: {"config": fields} for name in listings}}

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from nbia_pipeline._version import __version__
 from nbia_pipeline.lake import parquet
 from nbia_pipeline.lake.errors import LakeError, WouldEmpty
-from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, PART, STAGING, TABLES, decode, table_path
+from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, NO_COLLECTION, PART, STAGING, TABLES, decode, table_path
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
 from nbia_pipeline.lake.store import LocalStore, Store, open_store
 from nbia_pipeline.schema import Table
@@ -216,6 +216,11 @@ class Lake:
         with self._table_file(table, collection) as file:
             return int(pq.read_metadata(file).num_rows) if file else 0
 
+    def count_values(self, table: Table, collection: str | None = None) -> dict[str, int]:
+        """Return how many rows of a table are not null, by column, from the footer of its file; empty without one."""
+        with self._table_file(table, collection) as file:
+            return parquet.values_of(file) if file else {}
+
     def collections_of(self, table: Table) -> list[str]:
         """Return the collections that a partitioned table has, sorted."""
         names = self.names_in(f"{TABLES}/{table.name}")
@@ -330,7 +335,8 @@ def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
     """Return the rows of a file with the column that is in its path."""
     if collection is None:
         return rows
-    return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
+    name = pa.scalar(None if collection == NO_COLLECTION else collection, pa.string())
+    return rows.append_column(PARTITION, pa.repeat(name, rows.num_rows))
 
 
 def _would_empty(path: str) -> WouldEmpty:

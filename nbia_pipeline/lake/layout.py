@@ -29,6 +29,8 @@ TABLES = "tables"
 IMAGES = "images"
 PREVIEWS = "previews"
 PART = "part-0.parquet"
+NO_COLLECTION = "__HIVE_DEFAULT_PARTITION__"
+"""The partition of rows that belong to no collection; readers with Hive partitioning take it for null."""
 
 # A file system takes 255 bytes in a name; the names of the longest licenses would have more.
 LICENSE_NAME_CHARACTERS = 200

@@ -51,6 +51,8 @@ class Lock(Enum):
     """The tables ``series_changes`` and ``series_seen`` of a collection."""
     VERIFICATIONS = "{collection}~verified"
     """The table ``verifications`` of a collection."""
+    CONFORMANCE = "{collection}~conformance"
+    """The table ``conformance`` of a collection."""
 
     def path(self, collection: str, series_uid: str = "") -> str:
         """Return the path of the lock; only ``SERIES`` takes a SeriesInstanceUID."""

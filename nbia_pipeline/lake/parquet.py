@@ -56,6 +56,17 @@ def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:
     return known is None or not known.has_min_max or any(known.min <= value <= known.max for value in values)
 
 
+def values_of(file: Any) -> dict[str, int]:
+    """Return how many rows of an open file are not null, by column; a column without statistics is left out."""
+    metadata = pq.read_metadata(file)
+    counts: dict[str, int] = {}
+    for number, name in enumerate(metadata.schema.names):
+        chunks = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+        if all(chunk.statistics is not None and chunk.statistics.has_null_count for chunk in chunks):
+            counts[name] = sum(chunk.num_values - chunk.statistics.null_count for chunk in chunks)
+    return counts
+
+
 def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
     """Write pieces of a table to a local file, and return the number of rows.
 

@@ -120,18 +120,23 @@ class Mirror:
             },
         )
 
-    def update_tables(self, collection: str) -> None:
+    def update_tables(self, collection: str, *, allow_lost_columns: bool = False) -> None:
         """List the patients, studies and series of a collection into the lake, and record what changed.
 
+        Args:
+            collection: exact spelling.
+            allow_lost_columns: as for :func:`~nbia_pipeline.changes.listing.write_listing`.
+
         Raises:
-            BadAnswer: the archive has nothing in the collection.
+            BadAnswer: the archive has nothing in the collection, or lost a column.
             ArchiveError: the archive cannot be asked.
             LakeError: the lake cannot be written.
         """
         self.lake.check_writable()
         client = self.client
         for table, ask in ((t.PATIENTS, client.patients), (t.STUDIES, client.studies), (t.SERIES, client.series)):
-            write_listing(self.lake, table, client.api, partial(_fetched, ask, collection), collection)
+            fetch = partial(_fetched, ask, collection)
+            write_listing(self.lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
         record_changes(self.lake, collection)
 
     def plan(

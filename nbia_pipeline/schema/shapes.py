@@ -53,6 +53,7 @@ class Key:
         column: name of the column that it fills, or None where no table wants it (or must not have it).
         form: how the server writes the value.
         guide: the guide's spelling where it differs.
+        former: the spelling of older builds of the server where it differs.
         source: name of the value behind it where `column` is None or misleading; the embedded archive
             fills the key from it.
     """
@@ -62,6 +63,7 @@ class Key:
     form: Form = Form.TEXT
     guide: str | None = None
     source: str | None = None
+    former: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Shape:
         return {
             normalize(spelling): key.column
             for key in self.keys
-            for spelling in (key.name, key.guide)
+            for spelling in (key.former, key.name, key.guide)
             if spelling is not None
         }
 
@@ -332,7 +334,8 @@ STUDY_V4 = Shape(
     ),
 )
 _V4_RENAMES = {
-    "MaxSubmissionTimestamp": Key("MaxSubmissionTimestamp", "TimeStamp", Form.US_DAY),
+    # Builds of August to October 2025 call it TimeStamp.
+    "MaxSubmissionTimestamp": Key("MaxSubmissionTimestamp", "TimeStamp", Form.US_DAY, former="TimeStamp"),
     "DataDescriptionURI": Key("DataDescriptionURI", "CollectionURI"),
     "AdmittingDiagnosisDescription": Key("AdmittingDiagnosisDescription", "AdmittingDiagnosesDescription"),
     **_of_form(Form.US_DAY, "DateReleased SeriesDate StudyDate"),

@@ -10,7 +10,7 @@ embedded archive are all derived from this module and from :mod:`nbia_pipeline.s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -285,6 +285,22 @@ SERIES_SEEN = Table(
     "One row per series that was ever listed, with its last values: the next listing is compared with them.",
     (*SERIES.columns, *(_COLUMNS[c] for c in ("MissingSince", "Withdrawn", "Version"))),
     key=("SeriesInstanceUID",),
+)
+CONFORMANCE = Table(
+    "conformance",
+    "One row per value, row or key in the last answers of the archive that does not fit its table.",
+    (
+        replace(
+            _COLUMNS["Collection"],
+            description="Collection that was asked about; null for tables of the entire archive.",
+        ),
+        Column("TableName", TEXT, "Table that the answer fills."),
+        Column("RowKey", TEXT, "Key of the row; null for a row without one, and for what is about all rows."),
+        Column("ColumnName", TEXT, "Column that the value does not fit, or the key that no column takes."),
+        Column("SentValue", TEXT, "Value as the archive sent it; its first 500 characters."),
+        Column("Why", TEXT, "What is wrong, and what became of it."),
+    ),
+    key=("Collection", "TableName", "RowKey", "ColumnName"),
 )
 
 TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}

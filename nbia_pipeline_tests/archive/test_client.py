@@ -12,6 +12,7 @@ import pydicom
 import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
+from nbia_pipeline.archive.conformance import collect
 from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
@@ -304,8 +305,12 @@ def test_series_without_a_collection_are_refused(archive: TestArchive) -> None:
         client.series("TCGA-DEMO")
 
 
-def test_the_case_of_a_collection_does_not_matter_to_lists(client: NbiaClient) -> None:
-    assert client.series("tcga-demo").equals(client.series("TCGA-DEMO"))
+def test_rows_of_a_collection_that_is_spelled_otherwise_are_not_taken(client: NbiaClient) -> None:
+    for ask in (client.patients, client.studies, client.series):
+        with pytest.raises(
+            BadAnswer, match=r"asked for collection 'tcga-demo', the archive sent rows of \['TCGA-DEMO'\]"
+        ):
+            ask("tcga-demo")
 
 
 def test_metadata_of_other_series_are_refused(archive: TestArchive) -> None:
@@ -315,17 +320,26 @@ def test_metadata_of_other_series_are_refused(archive: TestArchive) -> None:
         client.series_metadata(["1.2"])
 
 
-@pytest.mark.parametrize("body", [b"[{}]", b'[{"Collection":"A"},{}]'])
-def test_a_collection_without_a_name_is_refused(archive: TestArchive, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "names"), [(b"[{}]", []), (b'[{"Collection":"A"},{}]', ["A"]), (b'[{},{"Collection":"B"},{}]', ["B"])]
+)
+def test_a_collection_without_a_name_is_left_out_and_reported(
+    archive: TestArchive, body: bytes, names: list[str]
+) -> None:
     archive.faults.inject("getCollectionValues", answer(200, body))
-    with archive.client() as client, pytest.raises(BadAnswer, match="1 rows without Collection"):
-        client.collection_values()
+    with archive.client() as client, collect() as found:
+        assert client.collection_values() == names
+    nulls = body.count(b"{}")
+    assert [(one.table, one.column, one.why) for one in found] == [
+        ("collections", "Collection", f"{nulls} of {nulls + len(names)} rows have none, and were left out")
+    ]
 
 
-def test_an_instance_without_a_uid_is_refused(archive: TestArchive) -> None:
+def test_an_instance_without_a_uid_is_left_out_and_reported(archive: TestArchive) -> None:
     archive.faults.inject("getSOPInstanceUIDs", answer(200, b'[{"SOPInstanceUID":"1"},{}]'))
-    with archive.client() as client, pytest.raises(BadAnswer, match="1 rows without SOPInstanceUID"):
-        client.sop_instance_uids("1.2")
+    with archive.client() as client, collect() as found:
+        assert client.sop_instance_uids("1.2") == ["1"]
+    assert [one.why for one in found] == ["1 of 2 rows have none, and were left out"]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]"])

@@ -296,13 +296,22 @@ def test_updated_series_of_an_earlier_day_are_refused(archive: TestArchive, api:
         client.updated_series(date(2020, 1, 1))
 
 
-@pytest.mark.parametrize(
-    "row", ['{"SeriesInstanceUID":"1"}', '{"SeriesInstanceUID":"1","DateReleased":"2020-01-01 00:00:00.0"}']
-)
-def test_updated_series_without_a_release_or_at_the_midnight_itself_are_refused(archive: TestArchive, row: str) -> None:
-    archive.faults.inject("getUpdatedSeries", answer(200, f"[{row}]".encode(), **JSON))
+def test_updated_series_at_the_midnight_itself_are_refused(archive: TestArchive) -> None:
+    row = b'[{"SeriesInstanceUID":"1","DateReleased":"2020-01-01 00:00:00.0"}]'
+    archive.faults.inject("getUpdatedSeries", answer(200, row, **JSON))
     with archive.client() as client, pytest.raises(BadAnswer, match="asked for releases after 2020-01-01"):
         client.updated_series(date(2020, 1, 1))
+
+
+def test_updated_series_of_a_server_that_sends_no_day_of_release_are_taken(archive: TestArchive) -> None:
+    rows = b'[{"SeriesInstanceUID":"1","Collection":"A"},{"SeriesInstanceUID":"2","Collection":"B"}]'
+    archive.faults.inject("getUpdatedSeries", answer(200, rows, **JSON))
+    with archive.client() as client:
+        found = client.updated_series(date(2020, 1, 1))
+    assert found.select(["SeriesInstanceUID", "DateReleased"]).to_pylist() == [
+        {"SeriesInstanceUID": "1", "DateReleased": None},
+        {"SeriesInstanceUID": "2", "DateReleased": None},
+    ]
 
 
 def test_the_shared_cart_holds_its_visible_series(archive: TestArchive, demo: Catalog) -> None:

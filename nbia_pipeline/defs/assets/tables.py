@@ -30,7 +30,17 @@ from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 DESCRIPTIONS_AT_A_TIME = 8
 
 
-class MetadataConfig(dg.Config):
+class ListingConfig(dg.Config):
+    """What a run of a table takes for right."""
+
+    allow_lost_columns: bool = Field(
+        default=False,
+        description="Take an answer in which a column is empty that was full before. Otherwise it is refused, as an "
+        "empty answer is: the archive may have renamed a key.",
+    )
+
+
+class MetadataConfig(ListingConfig):
     """What a run of ``series_metadata`` asks for."""
 
     full: bool = Field(
@@ -91,13 +101,16 @@ def _listing(
     """Return a table whose partitions are each one listing of the archive."""
 
     @partitioned_asset(naming, table, after=[t.COLLECTIONS])
-    def listing(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+    def listing(context: dg.AssetExecutionContext, config: ListingConfig) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
             # One collection that fails for days must not keep the changes of all others from the feed.
             if table == t.SERIES:
                 record_collections(naming, context, naming.lake_of(context).open(), listed, ChangesConfig())
 
-        return _each(naming, settings, table, context, lambda client, lake, c: Fetched(fetch(client, c)), salvage)
+        def ask(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
+            return Fetched(fetch(client, collection))
+
+        return _each(naming, settings, table, context, config, ask, salvage)
 
     return listing
 
@@ -108,7 +121,7 @@ def _series_metadata(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
         def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
             return metadata_of(client, lake, collection, full=config.full)
 
-        return _each(naming, settings, t.SERIES_METADATA, context, fetch)
+        return _each(naming, settings, t.SERIES_METADATA, context, config, fetch)
 
     return series_metadata
 
@@ -118,6 +131,7 @@ def _each(
     settings: Settings,
     table: Table,
     context: dg.AssetExecutionContext,
+    config: ListingConfig,
     fetch: Callable[[NbiaClient, Lake, str], Fetched],
     salvage: Callable[[list[str]], None] = lambda made: None,
 ) -> dg.MaterializeResult[Any]:
@@ -126,7 +140,14 @@ def _each(
         lake = naming.lake_of(context).open()
 
         def make(collection: str) -> dict[str, Any]:
-            return _write(table, client, lake, lambda: fetch(client, lake, collection), collection)
+            return _write(
+                table,
+                client,
+                lake,
+                lambda: fetch(client, lake, collection),
+                collection,
+                allow_lost_columns=config.allow_lost_columns,
+            )
 
         each_partition(naming, settings, table, context, lake, make, salvage)
     return dg.MaterializeResult()
@@ -175,10 +196,16 @@ def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) 
 
 
 def _write(
-    table: Table, client: NbiaClient, lake: Lake, fetch: Callable[[], Fetched], collection: str | None = None
+    table: Table,
+    client: NbiaClient,
+    lake: Lake,
+    fetch: Callable[[], Fetched],
+    collection: str | None = None,
+    *,
+    allow_lost_columns: bool = False,
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    fetched, size = write_listing(lake, table, client.api, fetch, collection)
+    fetched, size = write_listing(lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
     return {**figures, **fetched.figures}

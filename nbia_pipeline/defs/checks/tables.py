@@ -10,7 +10,7 @@ from nbia_pipeline.defs.checks.check import Finding, Report, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, PATIENTS, SERIES, SERIES_METADATA, STUDIES
 from nbia_pipeline.settings import Settings
 
 
@@ -21,7 +21,17 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
     def covers_series(table: Table, column: str, description: str) -> dg.AssetChecksDefinition:
         return check(table.name, "cover_series", description, lambda s: Report(not_covered(s.lake, table, column)))
 
+    def conformance(table: Table) -> dg.AssetChecksDefinition:
+        return check(
+            table.name,
+            "conformance",
+            "Every value, row and key that the archive sends fits the table.",
+            lambda s: Report(nonconforming(s.lake, table)),
+            severity=dg.AssetCheckSeverity.WARN,
+        )
+
     return [
+        *map(conformance, (COLLECTIONS, PATIENTS, STUDIES, SERIES, SERIES_METADATA)),
         check(SERIES.name, "uids_unique", "Every series is listed once.", lambda s: Report(duplicates(s.lake))),
         covers_series(PATIENTS, "PatientID", "Every patient of the series table is in the patients table."),
         covers_series(STUDIES, "StudyInstanceUID", "Every study of the series table is in the studies table."),
@@ -37,6 +47,17 @@ def duplicates(lake: Lake) -> Iterator[Finding]:
         for repeated in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
             uid = repeated["values"]
             yield Finding(collection, f"series {uid} is listed {repeated['counts']} times", uid)
+
+
+def nonconforming(lake: Lake, table: Table) -> Iterator[Finding]:
+    """Yield what in the last answers for a table did not fit it, of each collection."""
+    for partition in lake.collections_of(CONFORMANCE):
+        rows = lake.read_table(CONFORMANCE, partition)
+        for row in rows.filter(pc.equal(rows["TableName"], table.name)).to_pylist():
+            of = f" of {row['RowKey']}" if row["RowKey"] else ""
+            sent = "" if row["SentValue"] is None else f" {row['SentValue'][:80]!r}"
+            series = row["RowKey"] if table.key == ("SeriesInstanceUID",) else None
+            yield Finding(row["Collection"] or "", f"{row['ColumnName']}{of}{sent}: {row['Why']}", series)
 
 
 def not_covered(lake: Lake, table: Table, column: str) -> Iterator[Finding]:

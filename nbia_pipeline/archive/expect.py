@@ -1,0 +1,176 @@
+"""Are these the rows that were asked for? Each function returns them, or raises BadAnswer where it expects others.
+
+The server ignores filters silently, so rows that do not satisfy what was asked are an error, not data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime, time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
+from nbia_pipeline.archive.errors import BadAnswer
+from nbia_pipeline.schema.arrow import among, first_of_each
+from nbia_pipeline.schema.shapes import Form, Shape
+from nbia_pipeline.schema.tables import Table
+
+
+def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+    """Expect `wanted` in `column` of every row, in any case, as the server compares; None expects nothing."""
+    if wanted is None:
+        return table
+    sent = pc.unique(table[column]).to_pylist()
+    others = [v for v in sent if v is None or v.casefold() != wanted.casefold()]
+    if others:
+        raise BadAnswer(f"asked for {_label(column)} {wanted!r}, the archive sent rows of {others[:3]}")
+    return table
+
+
+def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
+    """Expect `wanted` in `column` of at least half of the rows, in any case.
+
+    For studies: one that spans collections names any of them (server), but if most rows are of others, the server
+    ignored the filter.
+    """
+    same = sum(v is not None and v.casefold() == wanted.casefold() for v in table[column].to_pylist())
+    if 2 * same < table.num_rows:
+        raise BadAnswer(
+            f"asked for {_label(column)} {wanted!r}, the archive sent {table.num_rows - same} rows of others and "
+            f"{same} of it: try again later"
+        )
+    return table
+
+
+def rows_of_collection(
+    table: pa.Table, collection: str, listed: Callable[[], list[str]], *, may_span: bool = False
+) -> pa.Table:
+    """Return the rows of exactly this collection: the server compares without regard to case.
+
+    Rows of another spelling belong to the collection that is spelled so. If the archive lists none, and for rows
+    without a collection, they are reported.
+
+    Args:
+        table: the answer to a call with the collection as its filter.
+        collection: exact spelling.
+        listed: returns the collections of the archive; called only if there are rows of another spelling.
+        may_span: a row may name another collection, or none: studies that span collections do (server).
+
+    Raises:
+        BadAnswer: rows of another collection, or none that is spelled so.
+    """
+    exact = pc.fill_null(pc.equal(table["Collection"], collection), False)
+    if may_span:
+        other_case = pc.equal(pc.utf8_lower(table["Collection"]), collection.lower())
+        exact = pc.or_(exact, pc.invert(pc.fill_null(other_case, False)))
+    if pc.all(exact, min_count=0).as_py():
+        return table
+    others = table.filter(pc.invert(exact))
+    spelled = [v for v in pc.unique(others["Collection"]).to_pylist() if v is not None]
+    foreign = [v for v in spelled if v.casefold() != collection.casefold()]
+    if foreign or others.num_rows == table.num_rows:
+        sent = foreign or spelled or [None]
+        raise BadAnswer(f"asked for collection {collection!r}, the archive sent rows of {sent[:3]}")
+    known = set(listed())
+    rows = others.filter(pc.invert(among(others["Collection"], known)))
+    key = next(name for name in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID") if name in rows.schema.names)
+    table_name = (table.schema.metadata or {}).get(b"nbia_table", b"").decode()
+    report(
+        [
+            Nonconformity(
+                table_name,
+                row[key],
+                "Collection",
+                row["Collection"],
+                f"a row in the answer about {collection!r}, of no collection that the archive lists, was left out",
+            )
+            for row in rows.to_pylist()
+        ]
+    )
+    return table.filter(exact)
+
+
+def one_row_each(table: pa.Table, of: Table, *key: str) -> pa.Table:
+    """Return the first row of each value of `key`; a later one that differs from it is reported.
+
+    Args:
+        table: rows of a table.
+        of: which table.
+        key: names of columns.
+    """
+    firsts = first_of_each(table, *key)
+    if firsts.num_rows == table.num_rows:
+        return table
+    repeated = pc.value_counts(table[key[-1]].combine_chunks())
+    names = repeated.filter(pc.greater(repeated.field("counts"), 1)).field("values")
+    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found = []
+    for row in table.filter(pc.is_in(table[key[-1]], value_set=names)).to_pylist():
+        first = seen.setdefault(tuple(row[name] for name in key), row)
+        for column, value in row.items():
+            if value != first[column]:
+                identity = " ".join(str(row[name]) for name in key)
+                why = f"another row of the same {key[-1]} has {first[column]!r}; the first row was kept"
+                found.append(Nonconformity(of.name, identity, column, as_sent(value), why))
+    report(found)
+    return firsts
+
+
+def named(table: pa.Table, column: str, shape: Shape) -> list[str]:
+    """Return the values of `column`; rows without one are left out and reported.
+
+    Args:
+        table: an answer.
+        column: the one that identifies its rows.
+        shape: of the answer.
+    """
+    if nulls := table[column].null_count:
+        what = f"{nulls} of {table.num_rows} rows have none, and were left out"
+        report([Nonconformity(shape.table.name if shape.table else shape.name, None, column, None, what)])
+    return list(table[column].drop_null().to_pylist())
+
+
+def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+    """Return the rows with exactly `wanted` in `column`; all of them for None."""
+    return table if wanted is None else table.filter(pc.equal(table[column], wanted))
+
+
+def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
+    """Return the rows with `wanted` in `column`, ignoring case and surrounding blanks; all of them for None.
+
+    Raises:
+        ValueError: `wanted` is blank.
+    """
+    if wanted is None:
+        return table
+    if not wanted.strip():
+        raise ValueError(f"{column} is blank: nothing would match it")
+    stored = pc.utf8_lower(pc.utf8_trim_whitespace(table[column]))
+    return table.filter(pc.fill_null(pc.equal(stored, pc.utf8_lower(pa.scalar(wanted.strip()))), False))
+
+
+def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
+    """Expect every ``DateReleased`` to be after the midnight that begins `day`.
+
+    A server that reads the day in another order silently starts at another day. Where `shape` has days only, a
+    release on `day` itself may be one later that day.
+    """
+    days_only = any(k.column == "DateReleased" and k.form is Form.US_DAY for k in shape.keys)
+    after = pc.greater_equal if days_only else pc.greater
+    midnight = pa.scalar(datetime.combine(day, time()), pa.timestamp("us"))
+    # Servers before May 2024 send no day: then nothing can be compared.
+    late = pc.fill_null(after(table["DateReleased"], midnight), True)
+    if not pc.all(late, min_count=0).as_py():
+        early = table.filter(pc.invert(late)).slice(0, 1).select(["SeriesInstanceUID", "DateReleased"]).to_pylist()[0]
+        raise BadAnswer(
+            f"asked for releases after {day}, the archive sent series {early['SeriesInstanceUID']} of "
+            f"{early['DateReleased']}"
+        )
+    return table
+
+
+def _label(column: str) -> str:
+    return column if column.endswith(("UID", "ID")) else column.lower()

@@ -1,0 +1,122 @@
+"""What of the archive's answers fits no column: kept as a table, and whether an answer lost a column."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nbia_pipeline.archive import BadAnswer
+from nbia_pipeline.archive.conformance import Nonconformity
+from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake.layout import NO_COLLECTION
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.arrow import among
+from nbia_pipeline.schema.status import API
+from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, SERIES_METADATA
+
+MOST_ROWS = 10_000
+"""Most rows of ``conformance`` for one table of a collection; a value that is odd in every row is odd once."""
+
+# So many values of a column can vanish because series were revised or withdrawn; more are no accident.
+FEW = 10
+
+# Other calls fill these, which an archive may lack: it may lose them.
+_ENRICHED = {
+    COLLECTIONS.name: {"PatientCount", "Description", "DescriptionURI", "DescriptionTimestamp"},
+    SERIES_METADATA.name: {"SOPClassUID", "StudyID", "AnnotationSize", "TimeStamp"},
+    **{name: {"PatientCount"} for name in ("modalities", "body_parts", "manufacturers")},
+}
+
+
+def record_nonconformities(
+    lake: Lake, table: Table, found: Sequence[Nonconformity], collection: str | None, kept: Collection[str] = ()
+) -> None:
+    """Replace what ``conformance`` has of a table of a collection.
+
+    Args:
+        lake: the lake.
+        table: which table was listed.
+        found: what in the answers did not fit.
+        collection: the collection that was asked about; None for a table of the entire archive.
+        kept: keys of rows that were not asked for again: what was found about these stays.
+
+    Raises:
+        LakeError: the lake cannot be read or written.
+    """
+    partition = collection or NO_COLLECTION
+    if not found and not lake.has_table(CONFORMANCE, partition):
+        return
+    fresh = pa.Table.from_pylist([_row(table, one, collection) for one in found[:MOST_ROWS]], CONFORMANCE.schema)
+    with lake.lock(Lock.CONFORMANCE, partition):
+        rows = lake.read_table(CONFORMANCE, partition)
+        stays = pc.not_equal(rows["TableName"], table.name)
+        if kept:
+            stays = pc.or_(stays, among(rows["RowKey"], kept))
+        rows = pa.concat_tables([rows.filter(stays), fresh])
+        order = [(name, "ascending") for name in ("TableName", "RowKey", "ColumnName")]
+        lake.write_table(CONFORMANCE, rows.sort_by(order), partition, may_empty=True)
+
+
+def _row(table: Table, one: Nonconformity, collection: str | None) -> dict[str, str | None]:
+    # Some tables take their values from several answers, of which not each fills a table of its own.
+    column = one.column if one.table == table.name else f"{one.table}.{one.column}"
+    names = CONFORMANCE.schema.names
+    return dict(zip(names, (collection, table.name, one.key, column, one.value, one.why), strict=True))
+
+
+def lost_columns(
+    lake: Lake, table: Table, api: str, rows: pa.Table, found: Sequence[Nonconformity], collection: str | None
+) -> list[str]:
+    """Return the columns that the table of the lake has values in, and the new rows none, against all likelihood.
+
+    A column without any value is suspicious if every row had one, or many had, or if the archive sends a key that no
+    column takes: it may have been renamed. Dialects serve different columns, so only answers in the same are compared.
+
+    Args:
+        lake: the lake, with the old table.
+        table: which table.
+        api: dialect of the new rows.
+        rows: the new rows.
+        found: what in them does not fit.
+        collection: the partition.
+    """
+    if lake.read_properties(table, collection).get(API) != api:
+        return []
+    before = lake.count_rows(table, collection)
+    counts = lake.count_values(table, collection)
+    renamed = bool(unknown_keys(table, found))
+    return [
+        name
+        for name in rows.schema.names
+        if (count := counts.get(name, 0))
+        and (count == before or count >= FEW or renamed)
+        and rows[name].null_count == rows.num_rows
+        and name not in _ENRICHED.get(table.name, ())
+    ]
+
+
+def unknown_keys(table: Table, found: Sequence[Nonconformity]) -> list[str]:
+    """Return the keys that the archive sends for a table and that no column takes."""
+    names = table.schema.names
+    return [one.column for one in found if one.table == table.name and one.key is None and one.column not in names]
+
+
+def expect_columns(
+    table: Table, lost: Sequence[str], found: Sequence[Nonconformity], collection: str | None, rows: int
+) -> None:
+    """Refuse an answer that lost columns, as an empty one is refused.
+
+    Raises:
+        BadAnswer: it did; the text names them, and the keys that are there instead.
+    """
+    if not lost:
+        return
+    instead = unknown_keys(table, found)
+    new = f", and has {', '.join(instead)} instead, which no column takes" if instead else ""
+    of = f" of {collection!r}" if collection else ""
+    raise BadAnswer(
+        f"none of the {rows} rows of {table.name}{of} that the archive sent has {', '.join(lost)} any longer{new}: "
+        "the old table was left as it was. If the archive is right, allow it once (allow_lost_columns)"
+    )
