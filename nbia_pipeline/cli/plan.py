@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from nbia_pipeline.cli.options import add_selection, selection_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import preview
-from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, expect_room
+from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, room_for_files
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
@@ -43,7 +43,6 @@ def run(options: argparse.Namespace) -> int:
     print(f"\nFree      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
         print(f"Note      {note}")
-    expect_room(lake, *plans.values())
     return 0
 
 
@@ -68,13 +67,21 @@ def _plans(
     """Return the plan of each collection, and what a person should know about them."""
     selection = selection_of(options, settings)
     bounds = Bounds(options.max_bytes, options.max_series)
+    free = lake.free_bytes()
     plans: dict[str, Plan] = {}
     notes: list[str] = []
     for collection in collections:
         if not lake.has_table(SERIES, collection):
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
-        plan = plans[collection] = preview(lake, collection, selection, bounds)
+        plan = plans[collection] = preview(lake, collection, selection, bounds, free)
+        if plan.no_room:
+            needed, room = Figures.of(plan.no_room), size_text(max(0, int(room_for_files(free))))
+            notes.append(
+                f"{collection}: {needed.series} series of {size_text(needed.bytes)} do not fit on the disk, which has "
+                f"room for {room}: make room, or fetch less"
+            )
+        free = None if free is None else free - plan.figures.bytes
         if not settings.mirrors_images_of(collection):
             variable = settings.name_of("images")
             notes.append(f"{collection}: its images are not mirrored: a run fetches them once {variable} names it")

@@ -81,6 +81,37 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
         return before
 
 
+def defer(lake: Lake, no_room: Sequence[WantedSeries], free: int | None) -> None:
+    """Write into the receipts of some series that the disk has no room for them.
+
+    Args:
+        lake: the lake.
+        no_room: the series; each has a receipt.
+        free: bytes that were free.
+
+    Raises:
+        LakeError: the lake cannot be read or written.
+    """
+    for collection in collections_of(no_room):
+        sizes = {w.SeriesInstanceUID: w.FileSize or 0 for w in no_room if w.Collection == collection}
+        with lake.lock(Lock.COLLECTION, collection) as expect_held:
+            table = lake.read_table(IMAGE_SERIES, collection)
+            reasons = pa.array([_no_room(sizes.get(uid), free) for uid in table[_UID].to_pylist()], pa.string())
+            deferred = pc.and_(pc.is_valid(reasons), among(table["Status"], [PENDING, COMPLETE]))
+            table = with_column(table, "Reason", pc.if_else(deferred, reasons, table["Reason"]))
+            expect_held()
+            lake.write_table(IMAGE_SERIES, table, collection)
+
+
+def _no_room(size: int | None, free: int | None) -> str | None:
+    if size is None:
+        return None
+    return (
+        f"no room: it has {size:,} bytes, and {free or 0:,} were free on the disk for all that was to be fetched: make "
+        "room, and run again"
+    )
+
+
 def commit_journal(lake: Lake, collection: str) -> None:
     """Carry the journal over and nothing else: for a batch of a run in which one failed.
 
@@ -173,9 +204,9 @@ def _row(receipt: Receipt, whole: dict[str, Any] | None) -> dict[str, Any]:
 def as_listed(table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = ()) -> pa.Table:
     """Return ``image_series`` as it follows from what the archive lists now.
 
-    A listed series without a receipt gets the status ``pending``. A withdrawn one keeps everything else of its
-    row, as its files stay; if it is listed again it is ``complete`` as before, or ``pending`` where its files were
-    pruned. Receipts of an older content stay as they are.
+    A listed series without a receipt gets the status ``pending``, and keeps it, with its reason, while it is listed as
+    before. A withdrawn one keeps everything else of its row, as its files stay; if it is listed again it is
+    ``complete`` as before, or ``pending`` where its files were pruned. Receipts of an older content stay as they are.
 
     Args:
         table: rows of ``image_series``.
@@ -194,7 +225,9 @@ def as_listed(table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = ()) 
     current = pc.and_(current, pc.equal(status, COMPLETE))
     for name in ("Reason", *NO_NEWER):
         table = with_column(table, name, pc.if_else(current, pa.scalar(None, table[name].type), table[name]))
-    table = table.filter(pc.invert(pc.and_(pc.equal(status, PENDING), is_listed)))
+    stale = pc.invert(same_contents(in_order_of(table, listed), table))
+    stale = pc.and_(pc.and_(pc.equal(status, PENDING), is_listed), stale)
+    table = table.filter(pc.invert(stale))
     new = listed.filter(pc.invert(pc.is_in(listed[_UID], value_set=table[_UID])))
     return pa.concat_tables([table, _pending(new)]).sort_by(_UID)
 

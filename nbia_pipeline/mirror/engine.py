@@ -15,10 +15,10 @@ from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror import journal
-from nbia_pipeline.mirror.commit import commit, current_receipts
+from nbia_pipeline.mirror.commit import commit, current_receipts, defer
 from nbia_pipeline.mirror.download import STREAMS, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
-from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Plan, expect_room, make_plan
+from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Plan, make_plan
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import Selection, cart_series
@@ -40,7 +40,7 @@ class MirrorResult:
         fetched: how many were fetched.
         files: how many files these have.
         bytes: how large these files are.
-        left: how many were left for a later run, because of the bounds.
+        left: how many were left for a later run, because of the bounds or the room on the disk.
         failed: why a series could not be fetched, by SeriesInstanceUID.
     """
 
@@ -97,7 +97,7 @@ class Mirror:
 
         Raises:
             ArchiveError: the archive cannot be reached or refuses the account; what was fetched stays.
-            LakeError: the lake cannot be written, or has too little room.
+            LakeError: the lake cannot be written.
         """
         self.update_tables(collection)
         plan = self.plan(collection, selection, bounds, on_progress=on_progress)
@@ -114,7 +114,7 @@ class Mirror:
             fetched=len(fetched),
             files=sum(len(r.instances) for r in fetched),
             bytes=sum(i.Size for r in fetched for i in r.instances),
-            left=len(plan.left),
+            left=len(plan.left) + len(plan.no_room),
             failed={
                 r.wanted.SeriesInstanceUID: f"{r.status}: {r.reason}" for r in progress.receipts if r.status != COMPLETE
             },
@@ -149,8 +149,8 @@ class Mirror:
     ) -> Plan:
         """Return what to fetch of a collection, with everything prepared before anything is fetched.
 
-        What earlier runs finished is committed, leftovers of dead processes are swept, the disk must have room, and the
-        texts of the licenses are stored in the lake.
+        What earlier runs finished is committed, leftovers of dead processes are swept, and the texts of the licenses
+        are stored in the lake. What the disk has no room for is left out, and its receipt says so.
 
         Args:
             collection: exact spelling; its series are listed in the lake.
@@ -160,7 +160,7 @@ class Mirror:
 
         Raises:
             ArchiveError: the archive cannot be asked for the licenses.
-            LakeError: the series were never listed, or the lake cannot be written, or has too little room.
+            LakeError: the series were never listed, or the lake cannot be written.
         """
         listed = {collection: listed_series(self.lake, collection)}
         return self._plan(collection, listed, listed, selection, bounds, on_progress)
@@ -203,10 +203,11 @@ class Mirror:
         receipts = [commit(self.lake, collection, listed) for collection, listed in series.items()]
         receipts = pa.concat_tables([t.IMAGE_SERIES.schema.empty_table(), *receipts])
         swept = journal.sweep(self.lake)
-        plan = make_plan(rows, receipts, selection=selection, bounds=bounds)
+        free = self.lake.free_bytes()
+        plan = make_plan(rows, receipts, selection=selection, bounds=bounds, free=free)
+        defer(self.lake, plan.no_room, free)
         leftovers = f", {swept} leftovers of earlier runs removed" if swept else ""
-        on_progress(f"{what}: {plan.text(self.lake.free_bytes())}{leftovers}")
-        expect_room(self.lake, plan)
+        on_progress(f"{what}: {plan.text(free)}{leftovers}")
         for collection, listed in whole.items():
             self._keep_licenses(collection, listed)
         return plan
@@ -230,11 +231,18 @@ def listed_series(lake: Lake, collection: str) -> pa.Table:
     return present_series(lake, collection)
 
 
-def preview(lake: Lake, collection: str, selection: Selection = EVERYTHING, bounds: Bounds = NO_BOUNDS) -> Plan:
-    """Return what a run would fetch of a collection, and change nothing.
+def preview(
+    lake: Lake,
+    collection: str,
+    selection: Selection = EVERYTHING,
+    bounds: Bounds = NO_BOUNDS,
+    free: int | None = None,
+) -> Plan:
+    """Return what a run would fetch of a collection if so many bytes were free on the disk, and change nothing.
 
     Raises:
         LakeError: the lake cannot be read.
     """
     series = present_series(lake, collection)
-    return make_plan(series, current_receipts(lake, collection, series), selection=selection, bounds=bounds)
+    receipts = current_receipts(lake, collection, series)
+    return make_plan(series, receipts, selection=selection, bounds=bounds, free=free)

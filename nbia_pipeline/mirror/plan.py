@@ -1,4 +1,4 @@
-"""What is wanted minus what is in the lake: the series to fetch, their batches, and whether the disk has room."""
+"""What is wanted minus what is in the lake: the series to fetch that the disk has room for, and their batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.mirror.series import (
     COLUMNS,
@@ -21,6 +20,7 @@ from nbia_pipeline.mirror.series import (
     in_order_of,
     refresh_failed,
     same_contents,
+    same_fingerprints,
     wanted_series,
 )
 from nbia_pipeline.schema.arrow import among
@@ -98,6 +98,7 @@ class Plan:
     Attributes:
         todo: the series to fetch: first those that were never tried, then those that failed before; each by UID.
         left: wanted as well, but beyond the bounds of this run.
+        no_room: wanted as well, but larger than what the disk has left after those before.
         wanted_figures: all that is wanted.
         done_figures: what of it is in the lake, complete and with the same fingerprint.
         unselected: how many listed series the selection leaves out.
@@ -107,6 +108,7 @@ class Plan:
 
     todo: list[WantedSeries]
     left: list[WantedSeries]
+    no_room: list[WantedSeries]
     wanted_figures: Figures
     done_figures: Figures
     unselected: int
@@ -140,6 +142,8 @@ class Plan:
         ]
         if self.left:
             parts.append(f"{len(self.left)} deferred to a later run")
+        if self.no_room:
+            parts.append(f"{len(self.no_room)} left out because the disk has too little room for them")
         if self.given_up:
             parts.append(f"{self.given_up} failed before and are not retried")
         if self.unselected:
@@ -155,6 +159,7 @@ def make_plan(
     *,
     selection: Selection = EVERYTHING,
     bounds: Bounds = NO_BOUNDS,
+    free: int | None = None,
 ) -> Plan:
     """Compare what the archive lists with what the lake has.
 
@@ -166,6 +171,7 @@ def make_plan(
         receipts: rows of the ``image_series`` table, with those of the journal.
         selection: which of the series are wanted; all by default.
         bounds: how much to fetch.
+        free: bytes that the disk has free, None for no bound; what does not fit is left out.
     """
     selected = selection.apply(series).select(COLUMNS).sort_by("SeriesInstanceUID")
     known = in_order_of(selected, receipts)
@@ -175,11 +181,13 @@ def make_plan(
     again = failed if bounds.retry else pc.and_(failed, _unavailable_for_a_day(known))
     never = pc.invert(pc.or_(there, failed))
     missing = wanted_series(selected.filter(never)) + wanted_series(selected.filter(again))
+    fits, no_room = _fitting(missing, room_for_files(free))
     most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
-    todo = next(batches(missing, most_bytes, bounds.max_series), [])
+    todo = next(batches(fits, most_bytes, bounds.max_series), [])
     return Plan(
         todo,
-        missing[len(todo) :],
+        fits[len(todo) :],
+        no_room,
         wanted_figures=Figures.of_table(selected),
         done_figures=Figures.of_table(selected.filter(there)),
         unselected=series.num_rows - selected.num_rows,
@@ -188,28 +196,20 @@ def make_plan(
     )
 
 
-def expect_room(lake: Lake, *plans: Plan) -> None:
-    """Make sure that the disk of a lake has room for what is to be fetched; an object store has no bound.
+def room_for_files(free: int | None) -> float:
+    """Return the bytes that image files can take of those that a disk has free, None for no bound."""
+    return math.inf if free is None else min(free - RESERVE_BYTES, free / (1 + RESERVE_SHARE))
 
-    Args:
-        lake: where the files go.
-        plans: what is to be fetched.
 
-    Raises:
-        LakeError: it does not; the text has the figures.
-    """
-    free = lake.free_bytes()
-    todo = sum((plan.figures for plan in plans), Figures())
-    if free is None or not todo.series:
-        return
-    reserve = max(RESERVE_BYTES, int(todo.bytes * RESERVE_SHARE))
-    if todo.bytes + reserve > free:
-        unsized = f", and {todo.unsized} of them have no announced size" if todo.unsized else ""
-        raise LakeError(
-            f"the lake {lake.uri} has too little room: {todo.series} series need {todo.bytes:,} bytes{unsized}, "
-            f"tables and work in progress {reserve:,} more, and {free:,} bytes are free. Make room, or fetch less: "
-            "select what you need, or set a bound (max_bytes)"
-        )
+def _fitting(missing: Iterable[WantedSeries], room: float) -> tuple[list[WantedSeries], list[WantedSeries]]:
+    """Return the series that fit into a number of bytes, one after the other, and those that do not."""
+    fits: list[WantedSeries] = []
+    no_room: list[WantedSeries] = []
+    for one in missing:
+        size = max(one.FileSize or 0, 0)
+        (fits if size <= room else no_room).append(one)
+        room -= size if size <= room else 0
+    return fits, no_room
 
 
 # --- did it fail before?
@@ -218,7 +218,7 @@ def expect_room(lake: Lake, *plans: Plan) -> None:
 def _failed_before(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return for each series whether the content that is listed now was tried, and could not be fetched."""
     refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
-    outdated = pc.and_(refresh_failed(receipts), same_contents(series, receipts, NEWER))
+    outdated = pc.and_(refresh_failed(receipts), same_fingerprints(series, receipts, NEWER))
     return pc.or_(pc.and_(refused, same), outdated)
 
 

@@ -54,6 +54,8 @@ COLUMNS = [f.name for f in fields(WantedSeries)]
 TIMES = ("TimeStamp", "DateReleased")
 FINGERPRINT = ("ImageCount", "FileSize", *TIMES)
 """What the content of a series is recognized by."""
+IDENTITY = ("StudyInstanceUID", "PatientID")
+"""What the path of its files says about a series besides its UID and collection: the archive may revise it."""
 NEWER = tuple(f"Newer{name}" for name in FINGERPRINT)
 """Columns of a receipt: the fingerprint of the newer version that could not be fetched."""
 NO_NEWER = dict.fromkeys(("RefreshFailedAt", *NEWER))
@@ -98,15 +100,29 @@ def refresh_failed(receipts: pa.Table) -> pa.ChunkedArray:
     return pc.and_(has_files(receipts), pc.is_valid(receipts["RefreshFailedAt"]))
 
 
-def same_contents(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[str] = FINGERPRINT) -> pa.ChunkedArray:
-    """Return for each series whether the receipt in its row is of the content that the archive lists now.
+def same_contents(series: pa.Table, receipts: pa.Table) -> pa.ChunkedArray:
+    """Return for each series whether the receipt in its row is of the series as the archive lists it now.
 
-    Null equals null, and nothing else. A time that is a bare day (v4 keeps no more) equals any time of that day.
+    That is its content, and the patient and study that it belongs to. Null equals null, and nothing else. A time that
+    is a bare day (v4 keeps no more) equals any time of that day.
 
     Args:
         series: rows of a ``series`` table.
         receipts: their receipts, as :func:`in_order_of` returns them.
-        fingerprint: the columns of the receipts to compare; ``NEWER`` for the version that could not be fetched.
+    """
+    same = same_fingerprints(series, receipts, FINGERPRINT)
+    for name in IDENTITY:
+        same = pc.and_(same, same_values(series[name], receipts[name]))
+    return same
+
+
+def same_fingerprints(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[str]) -> pa.ChunkedArray:
+    """Return for each series whether some columns of the receipt in its row are the fingerprint of its content.
+
+    Args:
+        series: rows of a ``series`` table.
+        receipts: their receipts, as :func:`in_order_of` returns them.
+        fingerprint: the columns of the receipts; ``NEWER`` for the version that could not be fetched.
     """
     same = pc.is_valid(receipts["SeriesInstanceUID"])
     for name, column in zip(FINGERPRINT, fingerprint, strict=True):

@@ -14,7 +14,7 @@ import pytest
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.engine import Mirror, MirrorResult, preview
-from nbia_pipeline.mirror.plan import Bounds
+from nbia_pipeline.mirror.plan import RESERVE_BYTES, Bounds
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.schema.status import API
 from nbia_pipeline.schema.tables import (
@@ -139,15 +139,31 @@ def test_what_was_fetched_before_the_archive_failed_is_in_the_tables(archive: Te
     assert mirror.run(BREAST).fetched == 3
 
 
-def test_too_little_room_is_refused_before_a_byte_moves(
+def test_what_the_disk_has_no_room_for_is_left_with_its_reason_until_there_is_room(
     archive: TestArchive, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    lines: list[str] = []
-    with pytest.raises(LakeError, match="too little room: 5 series need"):
-        mirror.run(BREAST, on_progress=lines.append)
-    assert lines[0].endswith(", 1.0 kB free on the disk")
-    assert not [r for r in archive.faults.seen if "Image" in r.endpoint]
+    mirror.update_tables(BREAST)
+    sizes = sorted(mirror.lake.read_table(SERIES, BREAST)["FileSize"].to_pylist())
+    assert len(sizes) == 5
+    with pytest.MonkeyPatch.context() as patch:
+        free = RESERVE_BYTES + sizes[0] + sizes[1]
+        patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+        lines: list[str] = []
+        result = mirror.run(BREAST, on_progress=lines.append)
+    assert 1 <= result.fetched <= 2
+    assert result.left == 5 - result.fetched
+    assert f"{result.left} left out because the disk has too little room for them" in lines[0]
+    receipts = mirror.lake.read_table(IMAGE_SERIES, BREAST).to_pylist()
+    left = [r for r in receipts if r["Status"] == "pending"]
+    assert [r["Reason"] for r in left] == [
+        f"no room: it has {r['FileSize']:,} bytes, and {free:,} were free on the disk for all that was to be fetched: "
+        "make room, and run again"
+        for r in left
+    ]
+    assert len(left) == result.left
+    mirror.run(BREAST)
+    assert set(statuses(mirror.lake).values()) == {"complete"}
+    assert set(mirror.lake.read_table(IMAGE_SERIES, BREAST)["Reason"].to_pylist()) == {None}
 
 
 def test_a_collection_that_was_never_listed_cannot_be_planned(mirror: Mirror) -> None:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,12 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbia_pipeline import clock
-from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import with_receipts
-from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, batches, expect_room, make_plan
+from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, batches, make_plan, room_for_files
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import Selection
-from nbia_pipeline.mirror.series import FINGERPRINT, NEWER, WantedSeries, in_order_of, same_content, same_contents
+from nbia_pipeline.mirror.series import (
+    FINGERPRINT,
+    NEWER,
+    WantedSeries,
+    in_order_of,
+    same_content,
+    same_contents,
+    same_fingerprints,
+)
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline_tests.helpers.series import series_table, wanted
 
@@ -142,31 +150,42 @@ def test_an_empty_lake_and_an_empty_list_make_a_plan() -> None:
 # --- room
 
 
-@pytest.fixture
-def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk with 100 MB free."""
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**8))
+def plan_in(free: int | None, *sizes: int | None, **bounds: Any) -> Plan:
+    series = series_table([wanted(n, size) for n, size in enumerate(sizes)])
+    return make_plan(series, receipts_table([]), bounds=Bounds(**bounds), free=free)
 
 
-def plan_of(*sizes: int | None) -> Plan:
-    return make_plan(series_table([wanted(n, size) for n, size in enumerate(sizes)]), receipts_table([]))
+@pytest.mark.parametrize(
+    ("sizes", "bounds", "todo", "left", "no_room"),
+    [
+        ((50_000_000,), {}, [0], [], []),
+        ((50_000_001,), {}, [], [], [0]),
+        ((40_000_000, 60_000_000, 10_000_000), {}, [0, 2], [], [1]),  # what is smaller still fits
+        ((30_000_000, 30_000_000), {}, [0], [], [1]),
+        ((10**15, 1, None, 0, -5), {}, [1, 2, 3, 4], [], [0]),  # without a size, or with a wrong one, it is tried
+        ((10**15, 1, 2, 3), {"max_series": 2}, [1, 2], [3], [0]),
+        ((10**15, 10, 10, 10), {"max_bytes": 15}, [1], [2, 3], [0]),
+    ],
+)
+def test_a_plan_takes_what_fits_on_the_disk(
+    sizes: tuple[int | None, ...], bounds: dict[str, Any], todo: list[int], left: list[int], no_room: list[int]
+) -> None:
+    plan = plan_in(10**8, *sizes, **bounds)  # of these 100 MB, tables and work in progress need 50
+    rows = [wanted(n, size) for n, size in enumerate(sizes)]
+    assert (plan.todo, plan.left, plan.no_room) == tuple([rows[n] for n in part] for part in (todo, left, no_room))
+    assert ("too little room" in plan.text()) == bool(no_room)
 
 
-@pytest.mark.usefixtures("small_disk")
-def test_too_little_room_is_refused_with_figures(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path / "not" / "yet"))
-    expect_room(lake, plan_of(50_000_000))
-    told = r"too little room: 2 series need 60,000,000 bytes, and 1 of them have no announced size, tables "
-    with pytest.raises(LakeError, match=told + r"and work in progress 50,000,000 more, and 100,000,000 bytes are free"):
-        expect_room(lake, plan_of(60_000_000, None))
-    with pytest.raises(LakeError, match="2 series need 60,000,000 bytes, tables"):
-        expect_room(lake, plan_of(30_000_000), plan_of(30_000_000))
-    assert not (tmp_path / "not").exists()
-
-
-def test_what_needs_nothing_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
-    expect_room(Lake(str(tmp_path)), plan_of())
+@given(st.lists(st.none() | st.integers(-1, 10**9), max_size=30), st.none() | st.integers(0, 10**10))
+def test_every_series_is_planned_left_or_without_room(sizes: list[int | None], free: int | None) -> None:
+    plan = plan_in(free, *sizes)
+    assert sorted(w.SeriesInstanceUID for w in plan.todo + plan.left + plan.no_room) == sorted(
+        wanted(n, size).SeriesInstanceUID for n, size in enumerate(sizes)
+    )
+    assert free is not None or not plan.no_room
+    taken = sum(max(w.FileSize or 0, 0) for w in plan.todo)
+    assert taken <= room_for_files(free) or not taken
+    assert all(max(w.FileSize or 0, 0) > room_for_files(free) - taken for w in plan.no_room)
 
 
 def test_the_room_is_that_of_the_disk_and_an_object_store_has_no_bound(tmp_path: Path) -> None:
@@ -174,7 +193,6 @@ def test_the_room_is_that_of_the_disk_and_an_object_store_has_no_bound(tmp_path:
     assert measured is not None
     assert abs(measured - shutil.disk_usage(tmp_path).free) < 10**9
     assert Lake("memory://room").free_bytes() is None
-    expect_room(Lake("memory://room"), plan_of(10**18))
 
 
 # --- the comparison of whole tables is that of single rows
@@ -204,7 +222,7 @@ def test_the_comparison_of_tables_is_that_of_rows(listed: list[tuple[str, Conten
     expected = [uid in held and is_same(content, held[uid]) for uid, content in listed]
     for rows, columns in ((receipts, FINGERPRINT), (newer, NEWER)):
         known = pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema)
-        assert same_contents(table, in_order_of(table, known), columns).to_pylist() == expected
+        assert same_fingerprints(table, in_order_of(table, known), columns).to_pylist() == expected
 
 
 def is_same(one: Content, other: Content) -> bool:
@@ -216,6 +234,18 @@ def is_same(one: Content, other: Content) -> bool:
         return a.date() == b.date() and time(0) in (a.time(), b.time())
 
     return one[:2] == other[:2] and same_time(one[2], other[2]) and same_time(one[3], other[3])
+
+
+@pytest.mark.parametrize(
+    ("revised", "same"),
+    [({}, True), ({"PatientID": "p"}, False), ({"StudyInstanceUID": "2"}, False), ({"PatientID": None}, False)],
+)
+def test_a_receipt_of_another_patient_or_study_is_not_of_the_series(revised: dict[str, str | None], same: bool) -> None:
+    one = wanted(1)
+    known = receipts_table([replace(one, **revised)])  # type: ignore[arg-type]
+    assert same_contents(series_table([one]), in_order_of(series_table([one]), known)).to_pylist() == [same]
+    plan = make_plan(series_table([one]), known)
+    assert plan.todo == ([] if same else [one])
 
 
 @given(CONTENT, CONTENT)

@@ -180,7 +180,13 @@ def build_ops(
         for number, batch in enumerate(plan.batches(config.batch_series)):
             keys.append(f"b{number:05d}")
             yield dg.DynamicOutput([w.to_json() for w in batch], mapping_key=keys[-1], output_name="found")
-        summary = {"batches": keys, "done": plan.done, "left": len(plan.left), "started": started, **more}
+        summary = {
+            "batches": keys,
+            "done": plan.done,
+            "left": len(plan.left) + len(plan.no_room),
+            "started": started,
+            **more,
+        }
         yield dg.Output(summary, output_name="summary")
 
     @dg.op(name=naming.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
