@@ -32,7 +32,9 @@ PART = "part-0.parquet"
 NO_COLLECTION = "__HIVE_DEFAULT_PARTITION__"
 """The partition of rows that belong to no collection; readers with Hive partitioning take it for null."""
 
-# A file system takes 255 bytes in a name; the names of the longest licenses would have more.
+# A file system takes 255 bytes in a name, and the names of partitions, locks and files add some to an encoded one.
+NAME_BYTES = 230
+# The names of the longest licenses would have more.
 LICENSE_NAME_CHARACTERS = 200
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
@@ -45,10 +47,20 @@ def encode(name: str) -> str:
     name of dots alone, which would be a way up the tree.
 
     Raises:
-        LakeError: the name is empty.
+        LakeError: the name is empty, or too long for a file system.
     """
     if not name:
         raise LakeError("an empty name cannot be part of a path in the lake")
+    encoded = _encoded(name)
+    if len(encoded) > NAME_BYTES:
+        raise LakeError(
+            f"the name {name[:40]!r}... cannot be part of a path in the lake: percent-encoded it has {len(encoded)} "
+            f"bytes, and a folder or file takes {NAME_BYTES}"
+        )
+    return encoded
+
+
+def _encoded(name: str) -> str:
     if not name.strip("."):
         return "%2E" * len(name)
     return _UNSAFE.sub(lambda m: f"%{m[0][0]:02X}".encode(), name.encode()).decode("ascii")
@@ -95,5 +107,5 @@ def license_path(collection: str, license: str | None, digest: str = "") -> str:
         license: LicenseName, None or empty where there is none.
         digest: what distinguishes two licenses of one name; empty for the first.
     """
-    parts = ["LICENSE", encode(license or "unnamed")[:LICENSE_NAME_CHARACTERS], *([digest] if digest else [])]
+    parts = ["LICENSE", _encoded(license or "unnamed")[:LICENSE_NAME_CHARACTERS], *([digest] if digest else [])]
     return f"{collection_path(collection)}/{'~'.join(parts)}.txt"

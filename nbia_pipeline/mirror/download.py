@@ -175,7 +175,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
     try:
         _ = Receipt(wanted, COMPLETE, 0).path
     except LakeError as e:
-        return record_failure(lake, Receipt(wanted, QUARANTINED, 0, reason=f"PatientID or a UID is missing: {e}"))
+        return record_failure(lake, Receipt(wanted, QUARANTINED, 0, reason=f"the series cannot be stored: {e}"))
     reason = ""
     empty = 0
     for attempt in range(1, TRIES + 1):

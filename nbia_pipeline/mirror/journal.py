@@ -5,13 +5,14 @@ The journal is what makes a finished series survive a crash; see :meth:`~nbia_pi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.layout import JOURNAL, encode
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
@@ -136,7 +137,11 @@ def _mark(collection: str) -> str:
 
 
 def _name(uid: str) -> str:
-    return f"{encode(uid)}{_JSON}"
+    """Return the name of an entry: also of a series whose UID can be no name, and which cannot be stored for that."""
+    try:
+        return f"{encode(uid)}{_JSON}"
+    except LakeError:
+        return f"~{hashlib.sha256(uid.encode()).hexdigest()}{_JSON}"
 
 
 def _path(collection: str, uid: str) -> str:
