@@ -48,7 +48,7 @@ def found(lake: Lake) -> list[tuple[Any, ...]]:
     pattern = f"{lake.uri}/tables/conformance/**/*.parquet"
     columns = "Collection, TableName, RowKey, ColumnName, SentValue, Why"
     source = f"read_parquet('{pattern}', hive_partitioning = true)"
-    return duckdb.sql(f"SELECT {columns} FROM {source} ORDER BY ALL").fetchall()
+    return duckdb.execute(f"SELECT {columns} FROM {source} ORDER BY ALL").fetchall()
 
 
 @pytest.mark.parametrize(
