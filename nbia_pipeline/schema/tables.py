@@ -132,9 +132,7 @@ _COLUMNS = {
         ),
         Column("Modality", TEXT, "Kind of equipment that produced the series.", "0008,0060"),
         Column("ProtocolName", TEXT, f"Protocol under which the series was acquired. {_CLEANED}", "0018,1030"),
-        Column(
-            "SeriesDate", DAY, "Day on which the series began. De-identified: all dates are modified.", "0008,0021"
-        ),
+        Column("SeriesDate", DAY, "Day on which the series began. De-identified: all dates are modified.", "0008,0021"),
         Column("SeriesDescription", TEXT, f"Description of the series. {_CLEANED}", "0008,103E"),
         Column("SeriesNumber", COUNT, "Number of the series within its study.", "0020,0011"),
         Column(
