@@ -232,6 +232,57 @@ def test_the_metadata_of_a_field_tells_meaning_tag_and_unit() -> None:
     assert schema.metadata[b"nbia_table"] == b"studies"
 
 
+# What the guides and TCIA say about curation, by column; they say nothing about those of NOT_CURATED.
+CURATION = {
+    **dict.fromkeys(
+        ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "PatientName", "PatientBirthDate"),
+        "De-identified at submission.",
+    ),
+    **dict.fromkeys(("StudyDate", "StudyID"), "De-identified at submission."),
+    "SeriesDate": "De-identified: all dates are modified.",
+    **dict.fromkeys(
+        ("StudyDescription", "SeriesDescription", "ProtocolName", "AdmittingDiagnosesDescription"),
+        "Inspected, and cleaned of protected health information (PHI).",
+    ),
+    **dict.fromkeys(("PatientSex", "PatientAge", "EthnicGroup"), "Kept in curation."),
+    **dict.fromkeys(("Manufacturer", "ManufacturerModelName", "SoftwareVersions"), "Kept in curation."),
+    "BodyPartExamined": "Entered per collection in SNOMED terms (guide)",
+    "SpeciesCode": "SNOMED code",
+    "Collection": "A label that was assigned in curation.",
+}
+NOT_CURATED = {
+    *("Modality", "SeriesNumber", "SOPClassUID", "Phantom", "SpeciesDescription"),
+    *("LongitudinalTemporalEventType", "LongitudinalTemporalOffsetFromEvent"),
+    # What the archive adds or computes.
+    *("AnnotationsFlag", "AnnotationSize", "ImageCount", "FileSize", "SeriesCount", "TimeStamp", "DateReleased"),
+    *("LicenseName", "LicenseURI", "CollectionURI", "ThirdPartyAnalysis"),
+}
+OF_THE_GUIDE = (
+    *(shapes.COLLECTION_VALUE, shapes.MODALITY_VALUE, shapes.BODY_PART_VALUE, shapes.MANUFACTURER_VALUE),
+    *(shapes.PATIENT, shapes.PATIENT_ID, shapes.STUDY, shapes.SERIES_V2, shapes.SERIES_SHORT, shapes.SERIES_CART),
+    *(shapes.META27, shapes.SERIES_SIZE, shapes.SOP_INSTANCE_UIDS),
+)
+
+
+@pytest.mark.parametrize(("column", "statement"), CURATION.items(), ids=lambda x: x if " " not in x else "")
+def test_a_column_says_what_curation_did_to_it(column: str, statement: str) -> None:
+    described = [t.column(column).description for t in TABLES.values() if column in t.schema.names]
+    assert described
+    assert all(statement in text for text in described)
+
+
+@pytest.mark.parametrize("shape", OF_THE_GUIDE, ids=lambda s: s.name)
+def test_every_attribute_of_the_guide_is_known_to_be_curated_or_not(shape: Shape) -> None:
+    columns = {k.column for k in shape.keys if k.column is not None}
+    assert columns <= CURATION.keys() | NOT_CURATED
+
+
+def test_no_other_column_claims_to_be_curated() -> None:
+    columns = {c.name: c.description for t in TABLES.values() for c in t.columns if c.name not in CURATION}
+    words = ("De-identified", "cleaned", "SNOMED", "curation")
+    assert [name for name, text in columns.items() if any(word in text for word in words)] == []
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda t: t.name)
 def test_the_key_of_a_table_is_among_its_columns(table: Table) -> None:
     assert set(table.key) <= set(table.schema.names)

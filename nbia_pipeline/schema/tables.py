@@ -6,6 +6,12 @@ states none), counts and sizes ``int64``, UIDs ``string``.
 
 The Arrow schemas, the column panels of the Dagster UI, the parsing of answers and the answers of the
 embedded archive are all derived from this module and from :mod:`nbia_pipeline.schema.shapes`.
+
+What a description says about curation is from TCIA's wiki. De-identified at submission, inspected and cleaned, labeled
+in curation, in SNOMED terms: the tables of return values in the NBIA Search REST API Guides, and in the TCIA
+Programmatic Interface Usage Guide v1, from which they come. What these leave open is from the Submission and
+De-identification Overview: TCIA applies the Basic Application Confidentiality Profile (DICOM PS3.15, annex E) with the
+options to clean descriptors, and to retain modified dates, patient characteristics and the identity of the device.
 """
 
 from __future__ import annotations
@@ -80,28 +86,42 @@ def _field_metadata(column: Column) -> dict[str, str]:
     return {name: value for name, value in known.items() if value is not None}
 
 
+_DEIDENTIFIED = "De-identified at submission."
+_CLEANED = "Inspected, and cleaned of protected health information (PHI)."
+_KEPT = "Kept in curation."
+
 _COLUMNS = {
     c.name: c
     for c in (
         # --- DICOM attributes
-        Column("SeriesInstanceUID", TEXT, "Unique identifier of the series.", "0020,000E"),
-        Column("StudyInstanceUID", TEXT, "Unique identifier of the study.", "0020,000D"),
-        Column("SOPInstanceUID", TEXT, "Unique identifier of the instance (one file).", "0008,0018"),
+        Column("SeriesInstanceUID", TEXT, f"Unique identifier of the series. {_DEIDENTIFIED}", "0020,000E"),
+        Column("StudyInstanceUID", TEXT, f"Unique identifier of the study. {_DEIDENTIFIED}", "0020,000D"),
+        Column("SOPInstanceUID", TEXT, f"Unique identifier of the instance (one file). {_DEIDENTIFIED}", "0008,0018"),
         Column("SOPClassUID", TEXT, "What kind of object an instance is.", "0008,0016"),
         Column("InstanceNumber", COUNT, "Number of the instance within its series.", "0020,0013"),
-        Column("PatientID", TEXT, "Identifier of the patient within the collection.", "0010,0020"),
-        Column("PatientName", TEXT, "Name of the patient after de-identification.", "0010,0010"),
-        Column("PatientBirthDate", DAY, "Date of birth; usually removed in curation.", "0010,0030"),
-        Column("PatientSex", TEXT, "Sex of the patient.", "0010,0040"),
-        Column("PatientAge", TEXT, "Age of the patient at the study, like 061Y.", "0010,1010"),
-        Column("EthnicGroup", TEXT, "Ethnic group of the patient.", "0010,2160"),
+        Column("PatientID", TEXT, f"Identifier of the patient within the collection. {_DEIDENTIFIED}", "0010,0020"),
+        Column(
+            "PatientName",
+            TEXT,
+            f"Name of the patient. {_DEIDENTIFIED} Often the PatientID, or an empty text.",
+            "0010,0010",
+        ),
+        Column("PatientBirthDate", DAY, f"Date of birth. {_DEIDENTIFIED} Emptied, as a rule.", "0010,0030"),
+        Column("PatientSex", TEXT, f"Sex of the patient. {_KEPT}", "0010,0040"),
+        Column("PatientAge", TEXT, f"Age of the patient at the study, like 061Y. {_KEPT}", "0010,1010"),
+        Column("EthnicGroup", TEXT, f"Ethnic group of the patient. {_KEPT}", "0010,2160"),
         Column("SpeciesCode", TEXT, "SNOMED code of the species (server: 337915000).", "0010,2202"),
         Column("SpeciesDescription", TEXT, "Species (server default: Homo sapiens).", "0010,2201"),
         Column("Phantom", TEXT, "YES if a quality-control phantom was imaged.", "0010,0200"),
-        Column("StudyDate", DAY, "Day on which the study began.", "0008,0020"),
-        Column("StudyDescription", TEXT, "Description of the study.", "0008,1030"),
-        Column("StudyID", TEXT, "Identifier of the study given by the site.", "0020,0010"),
-        Column("AdmittingDiagnosesDescription", TEXT, "Diagnoses at admission.", "0008,1080"),
+        Column(
+            "StudyDate",
+            DAY,
+            f"Day on which the study began. {_DEIDENTIFIED} The days between the studies of a patient are preserved.",
+            "0008,0020",
+        ),
+        Column("StudyDescription", TEXT, f"Description of the study. {_CLEANED}", "0008,1030"),
+        Column("StudyID", TEXT, f"Identifier of the study given by the site. {_DEIDENTIFIED}", "0020,0010"),
+        Column("AdmittingDiagnosesDescription", TEXT, f"Diagnoses at admission. {_CLEANED}", "0008,1080"),
         Column("LongitudinalTemporalEventType", TEXT, "Event that the offset counts from.", "0012,0053"),
         Column(
             "LongitudinalTemporalOffsetFromEvent",
@@ -111,16 +131,25 @@ _COLUMNS = {
             "days",
         ),
         Column("Modality", TEXT, "Kind of equipment that produced the series.", "0008,0060"),
-        Column("ProtocolName", TEXT, "Protocol under which the series was acquired.", "0018,1030"),
-        Column("SeriesDate", DAY, "Day on which the series began.", "0008,0021"),
-        Column("SeriesDescription", TEXT, "Description of the series.", "0008,103E"),
+        Column("ProtocolName", TEXT, f"Protocol under which the series was acquired. {_CLEANED}", "0018,1030"),
+        Column("SeriesDate", DAY, "Day on which the series began. De-identified: all dates are modified.", "0008,0021"),
+        Column("SeriesDescription", TEXT, f"Description of the series. {_CLEANED}", "0008,103E"),
         Column("SeriesNumber", COUNT, "Number of the series within its study.", "0020,0011"),
-        Column("BodyPartExamined", TEXT, "Part of the body; 16 characters at most.", "0018,0015"),
-        Column("Manufacturer", TEXT, "Manufacturer of the equipment.", "0008,0070"),
-        Column("ManufacturerModelName", TEXT, "Model of the equipment.", "0008,1090"),
-        Column("SoftwareVersions", TEXT, "Software of the equipment.", "0018,1020"),
+        Column(
+            "BodyPartExamined",
+            TEXT,
+            "Part of the body; 16 characters at most. Entered per collection in SNOMED terms (guide); others occur.",
+            "0018,0015",
+        ),
+        Column("Manufacturer", TEXT, f"Manufacturer of the equipment. {_KEPT}", "0008,0070"),
+        Column("ManufacturerModelName", TEXT, f"Model of the equipment. {_KEPT}", "0008,1090"),
+        Column("SoftwareVersions", TEXT, f"Software of the equipment. {_KEPT}", "0018,1020"),
         # --- what the archive adds
-        Column("Collection", TEXT, "Collection, in the exact spelling of getCollectionValues."),
+        Column(
+            "Collection",
+            TEXT,
+            "Collection, in the exact spelling of getCollectionValues. A label that was assigned in curation.",
+        ),
         Column("Site", TEXT, "Site that sent the series; served by v4 only."),
         Column("PatientCount", COUNT, "Number of patients.", unit="patients"),
         Column("SeriesCount", COUNT, "Number of visible series: of the study, or with the license.", unit="series"),
@@ -138,7 +167,7 @@ _COLUMNS = {
         Column("LicenseName", TEXT, "Long name of the license of the data."),
         Column("LicenseURI", TEXT, "Address of the license."),
         Column("CollectionURI", TEXT, "DOI of the collection or of the derived data set."),
-        Column("ThirdPartyAnalysis", TEXT, "YES if the data were not made by the original submitter."),
+        Column("ThirdPartyAnalysis", TEXT, "YES or yes if the data were not made by the original submitter."),
         Column("Description", TEXT, "Description of the collection, as HTML."),
         Column("DescriptionURI", TEXT, "DOI of the collection."),
         Column("DescriptionTimestamp", TIME, "When the description was last edited (UTC)."),
