@@ -16,7 +16,7 @@ options to clean descriptors, and to retain modified dates, patient characterist
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -198,7 +198,11 @@ _COLUMNS = {
         Column("MD5", TEXT, "MD5 of the file, lower-case hex."),
         # --- what the pipeline adds: the feed of changes
         Column("Change", TEXT, "added, revised, withdrawn or returned."),
-        Column("ColumnName", TEXT, "Which column of series was revised; null for the other changes."),
+        Column(
+            "ColumnName",
+            TEXT,
+            "Column that was revised, or that a value does not fit; null where it is about no single column.",
+        ),
         Column("OldValue", TEXT, "Value before the revision, as text; null if it was null."),
         Column("NewValue", TEXT, "Value after the revision, as text; null if it was null."),
         Column("SeenAt", TIME, "When the change was recorded (UTC)."),
@@ -212,6 +216,11 @@ _COLUMNS = {
         ),
         Column("Withdrawn", FLAG, "Whether the withdrawal is confirmed: two listings some time apart lack the series."),
         Column("LicenseText", TEXT, "Text of the license: file LICENSE of getImage; null if the archive serves none."),
+        # --- what does not fit
+        Column("TableName", TEXT, "Table that the answer fills."),
+        Column("RowKey", TEXT, "Key of the row; null for a row without one, and for what is about all rows."),
+        Column("SentValue", TEXT, "Value as the archive sent it; its first 500 characters."),
+        Column("Why", TEXT, "What does not fit, and what became of it."),
         Column("VerifiedAt", TIME, "When the files of the series were last read again (UTC)."),
         Column("Finding", TEXT, "What is wrong with the files; null if they are unchanged since they were fetched."),
     )
@@ -315,21 +324,12 @@ SERIES_SEEN = Table(
     (*SERIES.columns, *(_COLUMNS[c] for c in ("MissingSince", "Withdrawn", "Version"))),
     key=("SeriesInstanceUID",),
 )
-CONFORMANCE = Table(
+CONFORMANCE = _table(
     "conformance",
-    "One row per value, row or key in the last answers of the archive that does not fit its table.",
-    (
-        replace(
-            _COLUMNS["Collection"],
-            description="Collection that was asked about; null for tables of the entire archive.",
-        ),
-        Column("TableName", TEXT, "Table that the answer fills."),
-        Column("RowKey", TEXT, "Key of the row; null for a row without one, and for what is about all rows."),
-        Column("ColumnName", TEXT, "Column that the value does not fit, or the key that no column takes."),
-        Column("SentValue", TEXT, "Value as the archive sent it; its first 500 characters."),
-        Column("Why", TEXT, "What is wrong, and what became of it."),
-    ),
-    key=("Collection", "TableName", "RowKey", "ColumnName"),
+    "One row per value, row or key in the last answers of the archive that does not fit its table; Collection is null "
+    "for tables of the entire archive.",
+    "Collection TableName RowKey ColumnName SentValue Why",
+    key="Collection TableName RowKey ColumnName",
 )
 
 TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}

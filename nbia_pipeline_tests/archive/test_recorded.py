@@ -37,21 +37,11 @@ ANSWERS = [answer for source in SOURCES for answer in source["answers"]]
 TOKEN = {"access_token": "t", "refresh_token": "r", "expires_in": 7200, "refresh_expires_in": 7200}
 
 
-# Known history of the server that the client does not handle yet.
-LATER = {
-    "updated series of a server before May 2024: no DateReleased",
-    "updated series of a build of autumn 2025: TimeStamp for MaxSubmissionTimestamp",
-}
-
-
 def answers(*keys: str) -> pytest.MarkDecorator:
     """Run a test with every answer that has all of `keys`."""
     chosen = [a for a in ANSWERS if a.keys() >= set(keys)]
     assert chosen
-    later = pytest.mark.xfail(reason="known history of the server", strict=False)
-    return pytest.mark.parametrize(
-        "answer", [pytest.param(a, id=a["name"], marks=[later] if a["name"] in LATER else []) for a in chosen]
-    )
+    return pytest.mark.parametrize("answer", [pytest.param(a, id=a["name"]) for a in chosen])
 
 
 class RealServer:
