@@ -187,7 +187,8 @@ def _by_slot(found: Digests, day: date) -> dict[Bucket, str]:
 
 def _slot(bucket: Bucket, day: date) -> Bucket:
     """Return the slot that a bucket goes into; days after the day after `day` share one."""
-    return str(zlib.crc32(bucket[0].encode()) % SLOTS), min(bucket[1], day + timedelta(days=2))
+    released = bucket[1] if bucket[1] == UNDATED else min(bucket[1], day + timedelta(days=2))
+    return str(zlib.crc32(bucket[0].encode()) % SLOTS), released
 
 
 def _lines(series: pa.Table) -> pa.ChunkedArray:

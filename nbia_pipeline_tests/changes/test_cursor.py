@@ -216,3 +216,37 @@ def test_a_row_without_collection_is_left_out() -> None:
 @pytest.mark.parametrize("answer", [rows(), rows(("1", "A", "2026-03-01"))])
 def test_an_answer_without_new_releases_has_no_buckets(answer: pa.Table) -> None:
     assert buckets_of(answer, date(2026, 3, 1)) == {}
+
+
+# --- a server that sends no day of release
+
+
+def undated(*series: tuple[str, str]) -> pa.Table:
+    return pa.table(
+        {
+            "SeriesInstanceUID": [uid for uid, _ in series],
+            "Collection": [collection for _, collection in series],
+            "DateReleased": pa.nulls(len(series), pa.timestamp("us")),
+            "ImageCount": pa.array([1] * len(series), pa.int64()),
+        }
+    )
+
+
+def test_series_without_a_day_of_release_are_recognized_by_their_rows() -> None:
+    before = Cursor(TODAY, 1)
+    found = buckets_of(undated(("1", "A"), ("2", "B")), TODAY - OVERLAP)
+    assert sorted(changed_collections(before, found)) == ["A", "B"]
+    after = read_cursor(next_cursor(before, found, TODAY, changed=True).encode(), NOW)
+    assert after is not None
+    assert changed_collections(after, found) == {}
+    more = buckets_of(undated(("1", "A"), ("3", "A"), ("2", "B")), TODAY - OVERLAP)
+    assert list(changed_collections(after, more)) == ["A"]
+
+
+@pytest.mark.parametrize("collections", [1, 300])  # the cursor has room for the names of some, not of all
+def test_an_empty_answer_is_no_surprise_if_nothing_had_a_day(collections: int) -> None:
+    found = buckets_of(undated(*((str(n), f"collection {n:09d}") for n in range(collections))), TODAY - OVERLAP)
+    after = next_cursor(Cursor(TODAY, 1), found, TODAY, changed=True)
+    assert after.shared == (collections > 1)
+    assert changed_collections(after, found) == {}
+    assert not after.expects_rows(TODAY - OVERLAP)
