@@ -35,6 +35,21 @@ LICENSE_NAME_CHARACTERS = 200
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
 
+# What file managers, file systems and editors leave in any folder. In lower case; `*` stands for anything.
+_BY_FILE_MANAGERS = ".ds_store ._* .directory thumbs.db ehthumbs.db desktop.ini"
+_BY_OTHERS = (
+    ".nfs* .fuse_hidden* .smbdelete* .snapshot .zfs lost+found .fseventsd .spotlight-v100 .trash* .temporaryitems "
+    ".apdisk .appledouble .localized @eadir #recycle #snapshot $recycle.bin .~lock.* .*.swp ~$*"
+)
+
+
+def _any_of(names: str) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(name).replace(r"\*", ".*") for name in names.split()))
+
+
+_FILE_MANAGERS = _any_of(_BY_FILE_MANAGERS)
+_FOREIGN = _any_of(f"{_BY_FILE_MANAGERS} {_BY_OTHERS}")
+
 
 def encode(name: str) -> str:
     """Return `name` as one path segment.
@@ -81,6 +96,23 @@ def contact_sheet_path(collection: str) -> str:
 def instance_name(sop_instance_uid: str) -> str:
     """Return the name of an instance's file."""
     return f"{encode(sop_instance_uid)}.dcm"
+
+
+def is_foreign(path: str) -> bool:
+    """Return whether a file is one that others are known to leave in any folder, such as ``.DS_Store``.
+
+    It is never a sign of damage, and never deleted unless its folder is.
+
+    Args:
+        path: of the file below a folder of the lake: one name, or several with ``/``. Names that the lake itself gives
+            must not be asked about: a PatientID can be ``.nfs``.
+    """
+    return path.endswith("~") or any(_FOREIGN.fullmatch(name.lower()) for name in path.split("/"))
+
+
+def is_folder_note(name: str) -> bool:
+    """Return whether a file is what a file manager notes about a folder and its files: nothing without these."""
+    return _FILE_MANAGERS.fullmatch(name.lower()) is not None
 
 
 def license_path(collection: str, license: str | None, digest: str = "") -> str:
