@@ -29,9 +29,17 @@ TABLES = "tables"
 IMAGES = "images"
 PREVIEWS = "previews"
 PART = "part-0.parquet"
+PARTITION = "Collection"
+"""The column by which tables are partitioned."""
+EMPTY_PARTITION = f"{PARTITION}=~empty"
+"""See :func:`empty_part_path`; :func:`encode` never makes a ``~``, so that no collection can have this name."""
 
 # A file system takes 255 bytes in a name; the names of the longest licenses would have more.
 LICENSE_NAME_CHARACTERS = 200
+
+_WORDS_WITH_A_TYPE = frozenset(
+    "null none nil na nan nat true false t f yes no y n on off inf infinity epoch now today tomorrow yesterday".split()
+)
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
 
@@ -74,8 +82,37 @@ def decode(segment: str) -> str:
 
 def table_path(table: str, collection: str | None = None) -> str:
     """Return the path of a table's file, or of one collection's file of it."""
-    partition = f"/Collection={encode(collection)}" if collection is not None else ""
+    partition = f"/{PARTITION}={_as_partition(collection)}" if collection is not None else ""
     return f"{TABLES}/{table}{partition}/{PART}"
+
+
+def _as_partition(collection: str) -> str:
+    """Return the segment of a collection in the path of its tables.
+
+    DuckDB up to 1.4 takes the word ``null``, in any case, for no name; not if a letter of it is encoded.
+    """
+    segment = encode(collection)
+    return f"%{ord(segment[0]):02X}{segment[1:]}" if segment.lower() == "null" else segment
+
+
+def collection_of(folder: str) -> str | None:
+    """Return the collection whose part of a table is in a folder of that name, None if it is another folder."""
+    key, equals, segment = folder.partition("=")
+    return decode(segment) if key == PARTITION and equals and folder != EMPTY_PARTITION else None
+
+
+def empty_part_path(table: str) -> str:
+    """Return the path of the part without rows that makes readers take names of collections for text.
+
+    Readers guess the type of what is in a path, from all paths of a table: of ``Collection=007`` alone, a number. One
+    that can only be text settles it for all of them (pandas, PyArrow, Polars, DuckDB).
+    """
+    return f"{TABLES}/{table}/{EMPTY_PARTITION}/{PART}"
+
+
+def looks_like_text(collection: str) -> bool:
+    """Return whether no reader can take the name of a collection for a number, a day, a truth value or null."""
+    return collection[0].isalpha() and collection.lower() not in _WORDS_WITH_A_TYPE
 
 
 def collection_path(collection: str) -> str:
