@@ -89,7 +89,7 @@ def table_path(table: str, collection: str | None = None) -> str:
 def _as_partition(collection: str) -> str:
     """Return the segment of a collection in the path of its tables.
 
-    DuckDB up to 1.4 takes the word ``null``, in any case, for no name; not if a letter of it is encoded.
+    DuckDB before 2.0 takes the word ``null``, in any case, for no name; not if a letter of it is encoded.
     """
     segment = encode(collection)
     return f"%{ord(segment[0]):02X}{segment[1:]}" if segment.lower() == "null" else segment

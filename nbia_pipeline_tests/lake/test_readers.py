@@ -111,7 +111,7 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 
 def by_recipe(folder: Path) -> dict[str, list[Any]]:
     """Read with the type stated, as docs/reading.md has it."""
-    duck = duckdb.sql(
+    duck = duckdb.execute(
         f"SELECT Collection FROM read_parquet('{folder}/*/*.parquet', hive_types = {{'Collection': VARCHAR}})"
     )
     frame = pd.read_parquet(folder, partitioning=AS_TEXT)["Collection"]
