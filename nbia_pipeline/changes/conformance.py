@@ -48,7 +48,7 @@ def record_nonconformities(
     partition = collection or NO_COLLECTION
     if not found and not lake.has_table(CONFORMANCE, partition):
         return
-    fresh = pa.Table.from_pylist([_row(table, one, collection) for one in found[:MOST_ROWS]], CONFORMANCE.schema)
+    fresh = pa.Table.from_pylist([_row(table, one, partition) for one in found[:MOST_ROWS]], CONFORMANCE.schema)
     with lake.lock(Lock.CONFORMANCE, partition):
         rows = lake.read_table(CONFORMANCE, partition)
         stays = pc.not_equal(rows["TableName"], table.name)
@@ -59,7 +59,7 @@ def record_nonconformities(
         lake.write_table(CONFORMANCE, rows.sort_by(order), partition, may_empty=True)
 
 
-def _row(table: Table, one: Nonconformity, collection: str | None) -> dict[str, str | None]:
+def _row(table: Table, one: Nonconformity, collection: str) -> dict[str, str | None]:
     # Some tables take their values from several answers, of which not each fills a table of its own.
     column = one.column if one.table == table.name else f"{one.table}.{one.column}"
     names = CONFORMANCE.schema.names

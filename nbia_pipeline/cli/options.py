@@ -29,7 +29,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     several("--body-part", "body_parts", "B", "series of this body part, such as CHEST (case-insensitive)")
     several("--patient", "patients", "P", "series of this PatientID")
     several("--series", "series", "UID", "this SeriesInstanceUID")
-    group.add_argument("--manifest", type=Path, metavar="FILE", help="the series of a .tcia manifest")
+    group.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="the series of a manifest (.tcia), a table or a list"
+    )
     group.add_argument("--cart", metavar="NAME", help="the series of a shared cart (v2 of the API)")
     bounds = parser.add_argument_group("how much", "Limits per collection; the rest is left for a later run.")
     bounds.add_argument("--max-bytes", type=size, metavar="SIZE", help="fetch at most this much, such as 10GB")

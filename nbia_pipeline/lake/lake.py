@@ -20,12 +20,21 @@ import pyarrow.parquet as pq
 from nbia_pipeline._version import __version__
 from nbia_pipeline.lake import parquet
 from nbia_pipeline.lake.errors import LakeError, WouldEmpty
-from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, NO_COLLECTION, PART, STAGING, TABLES, decode, table_path
+from nbia_pipeline.lake.layout import (
+    FORMAT,
+    FORMAT_FILE,
+    PART,
+    PARTITION,
+    STAGING,
+    TABLES,
+    collection_of,
+    empty_part_path,
+    looks_like_text,
+    table_path,
+)
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
 from nbia_pipeline.lake.store import LocalStore, Store, open_store
 from nbia_pipeline.schema import Table
-
-PARTITION = "Collection"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,6 +154,7 @@ class Lake:
         stored = data.cast(table.schema)
         if collection is not None:
             stored = stored.drop_columns([PARTITION])
+            self._make_names_text(table, collection)
         if properties:
             stored = parquet.with_properties(stored, properties)
         pq.write_table(stored, sink, compression=parquet.COMPRESSION, row_group_size=parquet.ROW_GROUP_ROWS)
@@ -185,6 +195,7 @@ class Lake:
             rows = parquet.write_groups(staged, schema, (p.drop_columns([PARTITION]).cast(schema) for p in pieces))
             if not rows and self.count_rows(table, collection):
                 raise _would_empty(path)
+            self._make_names_text(table, collection)
             self._store.put_file(staged, path)
         return rows
 
@@ -224,7 +235,7 @@ class Lake:
     def collections_of(self, table: Table) -> list[str]:
         """Return the collections that a partitioned table has, sorted."""
         names = self.names_in(f"{TABLES}/{table.name}")
-        return sorted(decode(n.removeprefix("Collection=")) for n in names if n.startswith("Collection="))
+        return sorted(name for name in map(collection_of, names) if name is not None)
 
     # --- small files
 
@@ -319,6 +330,16 @@ class Lake:
             )
         return stated
 
+    def _make_names_text(self, table: Table, collection: str) -> None:
+        """See :func:`~nbia_pipeline.lake.layout.empty_part_path`; written only where it is needed."""
+        if looks_like_text(collection):
+            return
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.schema.empty_table().drop_columns([PARTITION]), sink, compression=parquet.COMPRESSION)
+        path, content = empty_part_path(table.name), sink.getvalue().to_pybytes()
+        if self.read_bytes(path) != content:  # none yet, or one with the columns of another version
+            self.put_bytes(path, content)
+
     @contextmanager
     def _table_file(self, table: Table, collection: str | None) -> Iterator[BinaryIO | None]:
         """Open the file of a table, to be read in pieces; yields None where it was never written."""
@@ -335,8 +356,7 @@ def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
     """Return the rows of a file with the column that is in its path."""
     if collection is None:
         return rows
-    name = pa.scalar(None if collection == NO_COLLECTION else collection, pa.string())
-    return rows.append_column(PARTITION, pa.repeat(name, rows.num_rows))
+    return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
 
 
 def _would_empty(path: str) -> WouldEmpty:

@@ -29,15 +29,38 @@ TABLES = "tables"
 IMAGES = "images"
 PREVIEWS = "previews"
 PART = "part-0.parquet"
-NO_COLLECTION = "__HIVE_DEFAULT_PARTITION__"
-"""The partition of rows that belong to no collection; readers with Hive partitioning take it for null."""
+PARTITION = "Collection"
+"""The column by which tables are partitioned."""
+EMPTY_PARTITION = f"{PARTITION}=~empty"
+"""See :func:`empty_part_path`; :func:`encode` never makes a ``~``, so that no collection can have this name."""
+NO_COLLECTION = "~archive"
+"""In the place of a collection: what is about the entire archive, in a table that is partitioned by collection."""
 
 # A file system takes 255 bytes in a name, and the names of partitions, locks and files add some to an encoded one.
 NAME_BYTES = 230
 # The names of the longest licenses would have more.
 LICENSE_NAME_CHARACTERS = 200
 
+_WORDS_WITH_A_TYPE = frozenset(
+    "null none nil na nan nat true false t f yes no y n on off inf infinity epoch now today tomorrow yesterday".split()
+)
+
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
+
+# What file managers, file systems and editors leave in any folder. In lower case; `*` stands for anything.
+_BY_FILE_MANAGERS = ".ds_store ._* .directory thumbs.db ehthumbs.db desktop.ini"
+_BY_OTHERS = (
+    ".nfs* .fuse_hidden* .smbdelete* .snapshot .zfs lost+found .fseventsd .spotlight-v100 .trash* .temporaryitems "
+    ".apdisk .appledouble .localized @eadir #recycle #snapshot $recycle.bin .~lock.* .*.swp ~$*"
+)
+
+
+def _any_of(names: str) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(name).replace(r"\*", ".*") for name in names.split()))
+
+
+_FILE_MANAGERS = _any_of(_BY_FILE_MANAGERS)
+_FOREIGN = _any_of(f"{_BY_FILE_MANAGERS} {_BY_OTHERS}")
 
 
 def encode(name: str) -> str:
@@ -73,8 +96,39 @@ def decode(segment: str) -> str:
 
 def table_path(table: str, collection: str | None = None) -> str:
     """Return the path of a table's file, or of one collection's file of it."""
-    partition = f"/Collection={encode(collection)}" if collection is not None else ""
+    partition = f"/{PARTITION}={_as_partition(collection)}" if collection is not None else ""
     return f"{TABLES}/{table}{partition}/{PART}"
+
+
+def _as_partition(collection: str) -> str:
+    """Return the segment of a collection in the path of its tables.
+
+    DuckDB before 2.0 takes the word ``null``, in any case, for no name; not if a letter of it is encoded.
+    """
+    if collection == NO_COLLECTION:
+        return collection
+    segment = encode(collection)
+    return f"%{ord(segment[0]):02X}{segment[1:]}" if segment.lower() == "null" else segment
+
+
+def collection_of(folder: str) -> str | None:
+    """Return the collection whose part of a table is in a folder of that name, None if it is another folder."""
+    key, equals, segment = folder.partition("=")
+    return decode(segment) if key == PARTITION and equals and folder != EMPTY_PARTITION else None
+
+
+def empty_part_path(table: str) -> str:
+    """Return the path of the part without rows that makes readers take names of collections for text.
+
+    Readers guess the type of what is in a path, from all paths of a table: of ``Collection=007`` alone, a number. One
+    that can only be text settles it for all of them (pandas, PyArrow, Polars, DuckDB).
+    """
+    return f"{TABLES}/{table}/{EMPTY_PARTITION}/{PART}"
+
+
+def looks_like_text(collection: str) -> bool:
+    """Return whether no reader can take the name of a collection for a number, a day, a truth value or null."""
+    return collection == NO_COLLECTION or (collection[0].isalpha() and collection.lower() not in _WORDS_WITH_A_TYPE)
 
 
 def collection_path(collection: str) -> str:
@@ -95,6 +149,23 @@ def contact_sheet_path(collection: str) -> str:
 def instance_name(sop_instance_uid: str) -> str:
     """Return the name of an instance's file."""
     return f"{encode(sop_instance_uid)}.dcm"
+
+
+def is_foreign(path: str) -> bool:
+    """Return whether a file is one that others are known to leave in any folder, such as ``.DS_Store``.
+
+    It is never a sign of damage, and never deleted unless its folder is.
+
+    Args:
+        path: of the file below a folder of the lake: one name, or several with ``/``. Names that the lake itself gives
+            must not be asked about: a PatientID can be ``.nfs``.
+    """
+    return path.endswith("~") or any(_FOREIGN.fullmatch(name.lower()) for name in path.split("/"))
+
+
+def is_folder_note(name: str) -> bool:
+    """Return whether a file is what a file manager notes about a folder and its files: nothing without these."""
+    return _FILE_MANAGERS.fullmatch(name.lower()) is not None
 
 
 def license_path(collection: str, license: str | None, digest: str = "") -> str:

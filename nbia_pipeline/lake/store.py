@@ -19,7 +19,7 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.lake.errors import LakeError
-from nbia_pipeline.lake.layout import IMAGES, JOURNAL, LOCKS, STAGING
+from nbia_pipeline.lake.layout import IMAGES, JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
@@ -176,7 +176,8 @@ class LocalStore(_Store):
 
     def staged(self) -> list[str]:
         """Return the names of what is in the staging area of a disk besides locks and journal."""
-        return [name for name in self.names_in(STAGING) if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
+        names = (name for name in self.names_in(STAGING) if not is_foreign(name))
+        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
@@ -203,7 +204,7 @@ class LocalStore(_Store):
         if folder.is_dir():
             aside = self._new_name(".old")
             folder.rename(aside)
-            shutil.rmtree(aside)
+            _delete(aside)
         for above in folder.relative_to(self._folder).parents:
             if above == Path(IMAGES) or not _removed_if_empty(self._folder / above):
                 return
@@ -248,7 +249,7 @@ class ObjectStore(_Store):
         for name in sorted(names):
             self.put_file(staged / name, f"{path}/{name}")
         for old in self.fs.ls(self.full(path), detail=False):
-            if _name(old) not in names:
+            if _name(old) not in names and not is_foreign(_name(old)):
                 self.fs.rm(old)
 
     def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
@@ -296,8 +297,21 @@ def _name(entry: Any) -> str:
     return str(entry).rstrip("/").rsplit("/", 1)[-1]
 
 
+def _delete(folder: Path) -> None:
+    """Delete a folder. What others hold open in it, such as ``.nfs*``, stays, out of the way, until a later sweep."""
+    shutil.rmtree(folder, ignore_errors=True)
+    left = (file for file in folder.rglob("*") if not file.is_dir())
+    if not all(is_foreign(file.relative_to(folder).as_posix()) for file in left):
+        shutil.rmtree(folder)  # raises the reason
+
+
 def _removed_if_empty(folder: Path) -> bool:
+    """Remove a folder that is empty, or has nothing but what a file manager noted about what was in it."""
     try:
+        left = list(folder.iterdir())
+        if all(is_folder_note(entry.name) and entry.is_file() for entry in left):
+            for entry in left:
+                entry.unlink(missing_ok=True)
         folder.rmdir()
     except OSError as e:  # if it is still there, it is not empty
         return isinstance(e, FileNotFoundError)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from nbia_pipeline.lake import Lake, LakeError, Lock
-from nbia_pipeline.lake.layout import JOURNAL, encode
+from nbia_pipeline.lake.layout import JOURNAL, encode, is_foreign
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
 
@@ -150,7 +150,8 @@ def _path(collection: str, uid: str) -> str:
 
 def _read(lake: Lake, paths: Iterable[str]) -> Iterator[Entry]:
     for path in paths:
-        content = lake.read_bytes(path) if path.endswith(_JSON) else None
+        is_entry = path.endswith(_JSON) and not is_foreign(path.rsplit("/", 1)[-1])
+        content = lake.read_bytes(path) if is_entry else None
         if content is not None:  # a reader without the lock may find that it was committed meanwhile
             values = json.loads(content)
             yield Entry(path, Receipt.from_json(values["receipt"]), values["staged"])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import logging
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,39 +98,148 @@ def with_lists(
     return replace(selection, series=tuple(dict.fromkeys(named)))
 
 
-def read_manifest(path: str | Path) -> list[str]:
-    """Return the SeriesInstanceUIDs of a ``.tcia`` manifest, as the archive's web pages give it.
+# --- manifests
 
-    Six lines ``key=value``, the last of them ``ListOfSeriesToDownload=``, then one UID a line (server). Blank
-    lines, other ends of lines and a byte-order mark do not matter.
+
+def read_manifest(path: str | Path) -> list[str]:
+    """Return the SeriesInstanceUIDs that a file names, in its order, each once.
+
+    The archive's web pages give a ``.tcia`` manifest: six lines ``key=value``, the last of them
+    ``ListOfSeriesToDownload=``, then one UID a line (server); the server's own sample has a title line between the two.
+    A spreadsheet that the archive or its clients export is read by its column of series UIDs, whatever separates the
+    cells, and so is a plain list of UIDs. Blank lines, comments after ``#``, quotes, commas, byte-order marks, the
+    encoding and the ends of lines do not matter.
 
     Args:
         path: of the file.
 
     Raises:
-        SelectionError: the file cannot be read, is not a manifest, or names no series.
+        SelectionError: the file cannot be read, is not a manifest, has something else where a UID is due, or names no
+            series.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = _LINE_END.split(_decoded(Path(path).read_bytes()))
     except OSError as e:
         raise SelectionError(f"cannot read the manifest {path} ({e.strerror})") from e
-    except UnicodeDecodeError as e:
+    except ValueError as e:
         raise SelectionError(f"{path} is not a .tcia manifest: it is not a text file") from e
-    lines = [line.strip() for line in text.splitlines()]
-    if LIST_OF_SERIES not in lines:
-        raise SelectionError(f"{path} is not a .tcia manifest: it has no line {LIST_OF_SERIES!r}")
-    uids = [line for line in lines[lines.index(LIST_OF_SERIES) + 1 :] if line]
-    wrong = next((uid for uid in uids if not _is_uid(uid)), None)
-    if wrong is not None:
-        raise SelectionError(f"{path} is not a .tcia manifest: {wrong[:80]!r} is not a SeriesInstanceUID")
+    start = next((n for n, line in enumerate(lines) if _KEY_OF_LIST.match(line)), None)
+    not_one = f"{path} is not a .tcia manifest:"
+    if start is None:
+        not_one += f" it has no line {LIST_OF_SERIES!r}, and"
+    else:
+        lines = [*[""] * start, _KEY_OF_LIST.sub("", lines[start]), *lines[start + 1 :]]
+    uids: list[str] = []
+    try:
+        for number, found in _where_uids_are_due(lines):
+            wrong = next((text for text in found if not _is_uid(text, alone=len(found) == 1)), None)
+            if wrong is not None:
+                raise SelectionError(f"{not_one} {wrong[:80]!r} is not a SeriesInstanceUID (line {number})")
+            uids += found
+    except csv.Error as e:
+        raise SelectionError(f"{not_one} its table cannot be read ({e}): check its quotes") from e
     if not uids:
-        raise SelectionError(f"the manifest {path} names no series")
+        empty = f"the manifest {path}" if start is not None else not_one
+        raise SelectionError(f"{empty} names no series")
     return list(dict.fromkeys(uids))
 
 
-def _is_uid(text: str) -> bool:
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_KEY_OF_LIST = re.compile(rf"[\s\"']*{LIST_OF_SERIES[:-1]}\s*=", re.IGNORECASE)
+_KEY_AND_VALUE = re.compile(r"([A-Za-z]\w*)\s*=(.*)")
+_COMMENT = re.compile(r"(^|\s)(#|//).*")
+_AROUND_UIDS = " \t\"'`\u201c\u201d\u2018\u2019()[]{},;|\ufeff\u200b\xa0\x1a"
+_BETWEEN_UIDS = re.compile(r"[\s,;|]+")
+_SEPARATORS = "\t,;|"
+# Titles of the column in the archive's and its clients' exports, without blanks, underscores and case.
+_TITLES = frozenset(("seriesinstanceuid", "seriesinstanceuids", "seriesuid", "seriesuids", "seriesid", "seriesids"))
+
+
+def _decoded(content: bytes) -> str:
+    """Return the text of a file, as Windows, Excel or anyone else wrote it.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return content.decode("utf-32")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    start = content[:200]
+    for encoding, zeros in (("utf-16-le", start[1::2]), ("utf-16-be", start[::2])):
+        if start and 2 * zeros.count(0) > len(zeros):  # Latin letters and digits, in two bytes each
+            return content.decode(encoding)
+    if b"\0" in content:
+        raise ValueError("it has NUL characters")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")  # what is not ASCII is in a note or in another column
+
+
+def _where_uids_are_due(lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the words of each line where UIDs are due; of a table, the one cell for them.
+
+    Blank lines, comments, titles of the column and ``key=value`` are left out, and so are notes before the first UID,
+    unless there is no UID at all.
+    """
+    begun, note = False, None
+    for number, line in enumerate(lines, 1):
+        for separator in _SEPARATORS:
+            column = _column_of_uids(line, separator)
+            if column is not None:
+                yield from _column(lines[number:], column, separator, number)
+                return
+        text = _COMMENT.sub("", line).strip(_AROUND_UIDS)
+        if (pair := _KEY_AND_VALUE.fullmatch(text)) is not None:
+            text = pair[2].strip(_AROUND_UIDS) if _is_title(pair[1]) else ""
+        if not text or _is_title(text):
+            continue
+        if not begun and _is_note(text):
+            note = note or (number, [text])
+            continue
+        begun = True
+        yield number, [uid for word in _BETWEEN_UIDS.split(text) if (uid := word.strip(_AROUND_UIDS))]
+    if not begun and note is not None:
+        yield note
+
+
+def _column_of_uids(line: str, separator: str) -> int | None:
+    """Return which column of a table has the UIDs, if `line` is its titles."""
+    if separator not in line.strip(_AROUND_UIDS):
+        return None
+    titles = next(csv.reader([line], delimiter=separator))
+    return next((n for n, title in enumerate(titles) if _is_title(title)), None)
+
+
+def _column(lines: Sequence[str], column: int, separator: str, before: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the UID of each row of a table; `before` lines are before its first row.
+
+    Raises:
+        csv.Error: a quote is not closed, which would hide the rows behind it.
+    """
+    rows = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    for row in rows:
+        cells = [cell.strip(_AROUND_UIDS) for cell in row]
+        if any(cells) and not cells[0].startswith("#"):
+            cell = cells[column] if column < len(cells) else ""
+            if not _is_title(cell):  # as where one table was appended to another
+                yield before + rows.line_num, [cell or separator.join(row)]
+
+
+def _is_title(text: str) -> bool:
+    return re.sub(r"[\W_]", "", text).lower() in _TITLES
+
+
+def _is_note(text: str) -> bool:
+    """Return whether a line that is not a UID is a note: words, not a broken UID, an identifier, or a page's tag."""
+    return text[0].isalpha() and "<" not in text and (" " in text or not any(c.isdigit() for c in text))
+
+
+def _is_uid(text: str, *, alone: bool = True) -> bool:
     """Return whether `text` can be a UID: digits and dots, at most 64 (DICOM PS3.5, 9.1)."""
-    return len(text) <= 64 and text.isascii() and text.replace(".", "").isdigit()
+    plain = len(text) <= 64 and text.isascii() and text.replace(".", "").isdigit()
+    return plain and (alone or "." in text)  # among others, a number without dots is something else
 
 
 # --- shared carts

@@ -3,6 +3,9 @@
 The server streams its zips (Java's ZipOutputStream): each entry is deflated, its sizes follow it in a data
 descriptor, and are stated otherwise only in the central directory at the end. So the entries are taken in the order
 in which they arrive, and the directory, at the end, shows whether that was all.
+
+What other writers do, and a proxy on the way, is read as well: 64-bit sizes of small entries, a data descriptor without
+its signature, entries that are stored as they are, blanks before the zip, bytes behind it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ except ImportError:  # no build for this processor
 DeflateError = cast("type[Exception]", zlib.error)
 
 PIECE_BYTES = 1 << 20
+# What may follow the end of the zip; more than that is another thing than a zip with a proxy's trailer.
+TRAILER_BYTES = 1 << 20
 
 _LOCAL = b"PK\3\4"
 _DESCRIPTOR = b"PK\7\x08"
@@ -27,11 +32,16 @@ _CENTRAL = b"PK\1\2"
 _WIDE_END = b"PK\6\6"
 _WIDE_LOCATOR = b"PK\6\7"
 _END = b"PK\5\6"
+# Of a zip that was meant to be cut into several, and was not.
+_SPANNED = (b"PK00", _DESCRIPTOR)
+_BLANKS = b"\xef\xbb\xbf \t\r\n"
+_MOST_BLANKS = 1024
 
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 0x1, 0x8, 0x800
 _FULL = 0xFFFFFFFF
 _WIDE_SIZES = 1  # id of the extra field with 64-bit sizes
+_MOST_OF_WIDE_END = 1 << 16
 
 
 class InvalidZip(Exception):
@@ -72,12 +82,14 @@ def stream_entries(chunks: Iterable[bytes]) -> Iterator[Entry]:
     """
     source = _Source(chunks)
     names: list[bytes] = []
-    while (signature := source.take(4)) == _LOCAL:
+    signature = _first_signature(source)
+    while signature == _LOCAL:
         name, entry = _begin(source)
         names.append(name)
         yield entry
         for _ in entry:  # what the caller did not read
             pass
+        signature = source.take(4)
     _expect_directory(source, signature, names)
 
 
@@ -114,6 +126,15 @@ class _Source:
         return bytes(parts)
 
 
+def _first_signature(source: _Source) -> bytes:
+    signature = source.take(4)
+    for _ in range(_MOST_BLANKS):
+        if signature[0] not in _BLANKS:
+            break
+        signature = signature[1:] + source.take(1)
+    return source.take(4) if signature in _SPANNED else signature
+
+
 def _begin(source: _Source) -> tuple[bytes, Entry]:
     _, flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<5H3I2H", source.take(26))
     raw = source.take(name_length)
@@ -122,19 +143,23 @@ def _begin(source: _Source) -> tuple[bytes, Entry]:
     follow = bool(flags & _SIZES_FOLLOW)
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
         raise InvalidZip(f"the zip stores {name[:100]!r} in a way that the archive never uses (method {method})")
-    if method == _STORED and follow:
-        raise InvalidZip(f"the zip does not state how long {name[:100]!r} is")
-    if not follow and _FULL in (packed, size):
-        size, packed = _wide_sizes(extra)
+    if not (follow and method == _DEFLATED):  # where deflated contents end can be seen
+        packed, size = _stated_sizes(packed, size, extra)
     entry = Entry(name, iter(()))
-    stated = None if follow else (crc, packed, size)
-    entry.pieces = _contents(source, entry, stated, deflated=method == _DEFLATED)
+    if method == _DEFLATED:
+        plain = _inflated(source, entry)
+    elif follow and not packed:
+        plain = _copied_to_descriptor(source, entry)
+    else:
+        plain = _copied(source, packed, entry)
+    entry.pieces = _contents(source, entry, plain, None if follow else (crc, packed, size))
     return raw, entry
 
 
-def _contents(source: _Source, entry: Entry, stated: tuple[int, int, int] | None, *, deflated: bool) -> Iterator[bytes]:
+def _contents(
+    source: _Source, entry: Entry, plain: Iterator[bytes], stated: tuple[int, int, int] | None
+) -> Iterator[bytes]:
     crc = 0
-    plain = _inflated(source, entry) if deflated else _copied(source, stated[1] if stated else 0, entry)
     for piece in plain:
         crc = zlib.crc32(piece, crc)
         entry.size += len(piece)
@@ -173,24 +198,74 @@ def _copied(source: _Source, length: int, entry: Entry) -> Iterator[bytes]:
         yield piece
 
 
+def _copied_to_descriptor(source: _Source, entry: Entry) -> Iterator[bytes]:
+    """Yield a stored entry of unknown length: it ends at the descriptor that has its CRC and its length."""
+    crc = 0
+    ahead = b""
+    while True:
+        at = ahead.find(_DESCRIPTOR)
+        # A signature may be cut: what could be its beginning waits for the next piece.
+        known = ahead[:at] if at >= 0 else ahead[: 1 - len(_DESCRIPTOR)]
+        if known:
+            crc = zlib.crc32(known, crc)
+            entry.packed += len(known)
+            ahead = ahead[len(known) :]
+            yield known
+        if at >= 0:
+            ahead += source.take(max(0, 24 - len(ahead)))
+            if ahead.startswith(_descriptors(crc, entry.packed, entry.packed)):
+                source.give_back(ahead)
+                return
+            # The same bytes in the midst of the contents.
+            known, ahead = ahead[:1], ahead[1:]
+            crc = zlib.crc32(known, crc)
+            entry.packed += 1
+            yield known
+            continue
+        more = source.some()
+        if not more:
+            raise InvalidZip("the zip is truncated: the stream ended within a file")
+        ahead += more
+
+
+def _descriptors(crc: int, packed: int, size: int) -> tuple[bytes, ...]:
+    """Return the data descriptors that fit an entry, with sizes of 32 and of 64 bits."""
+    wide = _DESCRIPTOR + struct.pack("<IQQ", crc, packed, size)
+    return (wide,) if max(packed, size) > 0xFFFFFFFF else (_DESCRIPTOR + struct.pack("<III", crc, packed, size), wide)
+
+
 def _descriptor_agrees(source: _Source, crc: int, packed: int, size: int) -> bool:
-    """Read the data descriptor; its signature is optional, and beyond 4 GiB its sizes have 64 bits."""
+    """Read the data descriptor, whose signature is optional, and whose sizes have 32 or 64 bits.
+
+    Large sizes need 64 bits; some writers use them for small ones too, and not all of these say so before. So the
+    descriptor is the one that fits, and if neither does, the one that a signature follows.
+    """
     start = source.take(4)
     if start == _DESCRIPTOR and struct.pack("<I", crc) != _DESCRIPTOR:
         start = source.take(4)
-    wide = max(packed, size) >= _FULL
-    sizes = struct.unpack("<QQ" if wide else "<II", source.take(16 if wide else 8))
-    return (struct.unpack("<I", start)[0], *sizes) == (crc, packed, size)
+    found = _DESCRIPTOR + start + source.take(8)
+    after = source.take(4)
+    narrow = found in _descriptors(crc, packed, size)
+    if after in (_LOCAL, _CENTRAL) and (narrow or max(packed, size) < _FULL):
+        source.give_back(after)
+        return narrow
+    return found + after + source.take(4) in _descriptors(crc, packed, size)
 
 
-def _wide_sizes(extra: bytes) -> tuple[int, int]:
-    """Return size and packed size from the extra field for files beyond 4 GiB."""
+def _stated_sizes(packed: int, size: int, extra: bytes) -> tuple[int, int]:
+    """Return packed size and size, from the header, or from the extra field where the header has no room for one."""
+    if _FULL not in (packed, size):
+        return packed, size
     at = 0
     while at + 4 <= len(extra):
         field, length = struct.unpack_from("<HH", extra, at)
-        if field == _WIDE_SIZES and length >= 16 and at + 20 <= len(extra):
-            size, packed = struct.unpack_from("<QQ", extra, at + 4)
-            return size, packed
+        wide = extra[at + 4 : at + 4 + length]
+        if field == _WIDE_SIZES and len(wide) >= 16:
+            both = struct.unpack_from("<QQ", wide)
+            return both[1] if packed == _FULL else packed, both[0] if size == _FULL else size
+        if field == _WIDE_SIZES and len(wide) >= 8 and packed != size:  # only the one for which there is no room
+            (one,) = struct.unpack_from("<Q", wide)
+            return (one, size) if packed == _FULL else (packed, one)
         at += 4 + length
     raise InvalidZip("the zip states no size for a file beyond 4 GiB")
 
@@ -198,23 +273,28 @@ def _wide_sizes(extra: bytes) -> tuple[int, int]:
 def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> None:
     """Read the central directory up to the end of the zip, and make sure that it lists what arrived."""
     listed: list[bytes] = []
-    while signature == _CENTRAL:
+    while signature == _CENTRAL and len(listed) <= len(names):
         fixed = source.take(42)
         name_length, extra_length, comment_length = struct.unpack_from("<3H", fixed, 24)
         listed.append(source.take(name_length))
         source.take(extra_length + comment_length)
         signature = source.take(4)
     if signature == _WIDE_END:
-        source.take(struct.unpack("<Q", source.take(8))[0])
+        source.take(min(_MOST_OF_WIDE_END, struct.unpack("<Q", source.take(8))[0]))
         signature = source.take(4)
     if signature == _WIDE_LOCATOR:
         source.take(16)
         signature = source.take(4)
+    if signature == _CENTRAL:
+        raise InvalidZip(f"the zip's directory lists more than the {len(names)} files that arrived")
     if signature != _END:
         raise InvalidZip(f"this is not a zip: {signature!r} where an entry or the end was expected")
     fixed = source.take(18)
     source.take(struct.unpack_from("<H", fixed, 16)[0])
-    if source.some(1):
-        raise InvalidZip("bytes follow the end of the zip")
+    trailer = 0
+    while more := source.some():
+        trailer += len(more)
+        if trailer > TRAILER_BYTES:
+            raise InvalidZip(f"more than {TRAILER_BYTES} bytes follow the end of the zip")
     if listed != names:
         raise InvalidZip(f"the zip's directory lists {len(listed)} files, {len(names)} arrived")

@@ -326,8 +326,8 @@ SERIES_SEEN = Table(
 )
 CONFORMANCE = _table(
     "conformance",
-    "One row per value, row or key in the last answers of the archive that does not fit its table; Collection is null "
-    "for tables of the entire archive.",
+    "One row per value, row or key in the last answers of the archive that does not fit its table; Collection is "
+    "~archive for tables of the entire archive.",
     "Collection TableName RowKey ColumnName SentValue Why",
     key="Collection TableName RowKey ColumnName",
 )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.layout import is_foreign
 from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.text import first_of
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult
@@ -36,8 +37,8 @@ def compare_files(
         stop: set to stop in the middle of a file.
 
     Returns:
-        What is wrong: files that are missing, truncated, changed or unreadable; files that no row names; rows that
-        are not those of the receipt.
+        What is wrong: files that are missing, truncated, changed or unreadable; files that no row names, unless
+        others are known to leave such in any folder; rows that are not those of the receipt.
 
     Raises:
         LakeError: the directory cannot be listed.
@@ -54,8 +55,11 @@ def compare_files(
             kind = _wrong_content(lake, path, row["MD5"], stop)
         if kind is not None:
             wrong[kind].append(path.rsplit("/", 1)[-1])
-    if sizes:
-        wrong["extra"] = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
+    extra = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
+    if ours := [path for path in extra if not is_foreign(path)]:
+        wrong["extra"] = ours
+    if len(ours) < len(extra):
+        log.info("%s: %s files that are not the lake's own", series.path, len(extra) - len(ours))
     if series_md5([row["MD5"] for row in rows]) != series.digest:
         wrong["not matching the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
     return VerifyResult(series, len(rows), read, _finding(wrong, len(rows)))

@@ -68,7 +68,7 @@ def test_an_archive_with_a_series_without_collection_is_mirrored_with_a_warning(
     assert set(pipeline.instance.get_dynamic_partitions("nbia_collections")) == {QIN}
     assert len(COLLECTIONS) == 4
     assert pipeline.sql("conformance", "SELECT Collection, TableName, ColumnName FROM t") == [
-        (None, "collections", "Collection")
+        ("~archive", "collections", "Collection")
     ]
 
 

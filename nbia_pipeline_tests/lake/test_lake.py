@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -152,6 +153,69 @@ def test_a_folder_of_files_replaces_the_older_one(lake: Lake) -> None:
     assert {path.rsplit("/", 1)[-1] for path in held} == {"b.dcm", "c.dcm"}
     assert held["images/A/P/1/2/b.dcm"] == b"b.dcm of ['b.dcm', 'c.dcm']"
     assert len(records) == 2
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._2", "Thumbs.db", "desktop.ini"])
+def test_a_folder_with_nothing_but_a_file_manager_s_notes_is_empty(lake: Lake, name: str) -> None:
+    for path in ("P/1/2/a.dcm", f"P/1/2/{name}", f"P/1/{name}", f"P/{name}", f"Q/{name}"):
+        lake.put_bytes(f"images/A/{path}", b"x")
+    lake.remove_folder("images/A/P/1/2")
+    if isinstance(lake._store, LocalStore):  # an object store has no folders
+        assert lake.names_in("images/A") == ["Q"]
+    assert lake.names_in("images/A/P/1/2") == [] and lake.read_bytes(f"images/A/Q/{name}") == b"x"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "a.dcm~", "lost+found/a", ".Trash-1000/a"])
+def test_a_folder_with_other_people_s_contents_stays(lake: Lake, name: str) -> None:
+    for path in ("1/2/a.dcm", "1/.DS_Store", f"1/{name}"):
+        lake.put_bytes(f"images/A/P/{path}", b"x")
+    lake.remove_folder("images/A/P/1/2")
+    assert set(lake.sizes("images/A")) == {"images/A/P/1/.DS_Store", f"images/A/P/1/{name}"}
+
+
+def test_a_file_that_is_held_open_does_not_keep_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS, a file that was deleted while it was open is renamed, and deleting that fails."""
+    lake = Lake(str(tmp_path))
+    unlink = os.unlink
+
+    def busy(path: str, **how: int) -> None:
+        if ".nfs" in str(path) or (refused and str(path).endswith(refused)):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        unlink(path, **how)
+
+    monkeypatch.setattr(os, "unlink", busy)
+    for refused in ("", "b.dcm"):
+        for file in ("a.dcm", "b.dcm", ".nfs0123"):
+            lake.put_bytes(f"images/A/P/1/2/{file}", b"x")
+        if refused:
+            with pytest.raises(LakeError, match=r"cannot remove images/A/P/1/2 .*Device or resource busy"):
+                lake.remove_folder("images/A/P/1/2")
+        else:
+            lake.remove_folder("images/A/P/1/2")
+            assert lake.names_in("images/A") == []
+
+
+def test_what_others_leave_among_a_lake_s_folders_stays_and_counts_for_nothing(lake: Lake) -> None:
+    lake.write_table(STUDIES, studies("A", 1), "A")
+    for path in (".DS_Store", "._Collection=A", "Collection=A/._part-0.parquet", "lost+found/x"):
+        lake.put_bytes(f"tables/studies/{path}", b"x")
+    assert lake.collections_of(STUDIES) == ["A"] and lake.count_rows(STUDIES, "A") == 1
+    lake.put_bytes(f"{STAGING}/.DS_Store", b"x")
+    if isinstance(lake._store, LocalStore):
+        os.utime(Path(lake.uri, STAGING, ".DS_Store"), (0, 0))
+    assert lake.staged() == [] and lake.sweep(keep=set()) == 0
+    assert lake.read_bytes(f"{STAGING}/.DS_Store") == b"x"
+
+
+def test_an_object_store_keeps_what_others_left_in_a_folder_that_is_replaced() -> None:
+    lake = Lake(f"memory://lake-{uuid.uuid4().hex}")
+    for name in (".DS_Store", "old.dcm"):
+        lake.put_bytes(f"images/A/P/1/2/{name}", b"x")
+    with lake.workspace() as work:
+        (work / "files").mkdir()
+        (work / "files" / "a.dcm").write_text("a")
+        lake.publish(work / "files", "images/A/P/1/2", "A", "2", lambda staged: "entry")
+    assert lake.names_in("images/A/P/1/2") == [".DS_Store", "a.dcm"]
 
 
 def test_a_workspace_is_gone_after_its_block(lake: Lake) -> None:

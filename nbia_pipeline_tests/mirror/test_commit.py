@@ -54,6 +54,17 @@ def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
     assert held(lake) == {instance["Path"]: instance["Size"]}
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._1.0001.json", ".nfs0001.json", "1.0001.json~"])
+def test_a_file_of_others_in_the_journal_is_no_entry(lake: Lake, name: str) -> None:
+    publish(lake, receipt())
+    for folder in ("A/", ""):
+        lake.put_bytes(f".staging/journal/{folder}{name}", b"\0\5\x16\7 Mac OS X")
+    table = commit(lake, "A", series_table([ONE]))
+    assert table["Status"].to_pylist() == ["complete"]
+    assert staged_by_journal(lake) == set()
+    assert name in lake.names_in(".staging/journal/A")
+
+
 def test_committing_twice_changes_nothing(lake: Lake) -> None:
     publish(lake, receipt())
     first = commit(lake, "A", series_table([ONE]))

@@ -131,13 +131,143 @@ def test_a_small_piece_that_unpacks_to_much_comes_in_bounded_pieces() -> None:
     [
         (b"", "the stream ended"),
         (b"<html>sign in</html>", "this is not a zip"),
-        (with_sizes([("a", b"1")]) + b"more", "bytes follow"),
+        (b" \n" * 2000 + with_sizes([("a", b"1")]), "this is not a zip"),
+        (b"\r\n<html>", "this is not a zip: b'<htm'"),
+        (with_sizes([("a", b"1")]) + bytes(zip_stream.TRAILER_BYTES + 1), "more than 1048576 bytes follow the end"),
+        (with_sizes([("a", b"1")])[:-22] + (b"PK\1\2" + bytes(42)) * 3, "more than the 1 files"),
         (with_sizes([("a", b"1")]).replace(b"PK\1\2", b"PK\1\3"), "this is not a zip"),
     ],
 )
 def test_what_is_no_zip_is_told(body: bytes, told: str) -> None:
     with pytest.raises(InvalidZip, match=told):
         read(body)
+
+
+# --- what other writers do, and what stands between them and us
+
+
+class Unseekable(io.BytesIO):
+    """What the standard library streams to: it writes descriptors then."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *args: int) -> int:
+        raise io.UnsupportedOperation
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
+def by_library(entries: Files, method: int, *, wide: bool, target: io.BytesIO, comment: bytes = b"") -> bytes:
+    with zipfile.ZipFile(target, "w", method) as zipped:
+        zipped.comment = comment
+        for name, data in entries:
+            with zipped.open(name, "w", force_zip64=wide) as file:
+                file.write(data)
+    return target.getvalue()
+
+
+METHODS = st.sampled_from([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+
+
+@given(files, METHODS, st.booleans(), st.booleans(), st.integers())
+def test_whatever_the_standard_library_writes_is_read(
+    entries: Files, method: int, wide: bool, seekable: bool, seed: int
+) -> None:
+    body = by_library(entries, method, wide=wide, target=io.BytesIO() if seekable else Unseekable())
+    assert read(body, seed) == (entries, [True] * len(entries))
+
+
+@given(files, METHODS, st.booleans(), st.data())
+def test_a_library_s_stream_that_ends_early_is_never_whole(
+    entries: Files, method: int, wide: bool, data: st.DataObject
+) -> None:
+    body = by_library(entries, method, wide=wide, target=Unseekable())
+    with pytest.raises(InvalidZip):
+        read(body[: data.draw(st.integers(0, len(body) - 1))])
+
+
+def test_a_stored_stream_may_contain_what_looks_like_its_end() -> None:
+    inner = by_library([("in", b"x" * 30)], zipfile.ZIP_STORED, wide=False, target=Unseekable())
+    entries = [("nested", inner * 3), ("signature", b"PK\7\x08" * 9 + b"PK\7"), ("empty", b""), ("half", b"PK")]
+    body = by_library(entries, zipfile.ZIP_STORED, wide=False, target=Unseekable())
+    for seed in range(20):
+        assert read(body, seed) == (entries, [True] * 4)
+
+
+ONE = [("a", b"1" * 50), ("b", b"")]
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"\xef\xbb\xbf", b" \t\n", b"PK00", b"PK\7\x08", b"\nPK00"])
+@pytest.mark.parametrize("after", [b"", b"\n", b"\0" * 512, b"<!-- proxy -->\r\n", b"PK\3\4 and no more"])
+@pytest.mark.parametrize("comment", [b"", b"PK\5\6", b"a remark" * 100])
+def test_bytes_around_a_whole_zip_do_not_matter(before: bytes, after: bytes, comment: bytes) -> None:
+    body = by_library(ONE, zipfile.ZIP_DEFLATED, wide=False, target=io.BytesIO(), comment=comment)
+    assert read(before + body + after, 3) == (ONE, [True, True])
+    with pytest.raises(InvalidZip):
+        read(before + body[:-1])
+
+
+def by_hand(
+    data: bytes, flags: int, descriptor: str, sizes: str, *, method: int = 8, name: bytes = b"a", off: int = 0
+) -> bytes:
+    """Return a zip of one entry, with a 64-bit end although it is small.
+
+    Args:
+        data: its contents.
+        flags: of the entry.
+        descriptor: layout of the data descriptor, for struct: ``<4s3I`` with its signature; empty for none.
+        sizes: what the header states: ``none``, ``true``, or ``wide``, in an extra field.
+        method: how it is packed.
+        name: of the entry.
+        off: how much the CRC of the descriptor is wrong.
+    """
+    packed = deflated(data).data if method else data
+    crc, lengths = zlib.crc32(data), (len(packed), len(data))
+    stated = {"none": (0, 0, 0), "true": (crc, *lengths), "wide": (crc, 2**32 - 1, 2**32 - 1)}[sizes]
+    extra = struct.pack("<HH4s", 0x5455, 4, b"time")
+    if sizes == "wide":
+        extra += struct.pack("<HHQQ", 1, 16, len(data), len(packed))
+    body = struct.pack("<4s5H3I2H", b"PK\3\4", 45, flags, method, 0, 0, *stated, len(name), len(extra))
+    body += name + extra + packed
+    if descriptor:
+        signature = [b"PK\7\x08"] if "s" in descriptor else []
+        body += struct.pack(descriptor, *signature, crc ^ off, *lengths)
+    at = len(body)
+    body += (
+        struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, 45, flags, method, 0, 0, crc, *lengths, len(name), *[0] * 6) + name
+    )
+    length = len(body) - at
+    end = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, length, at)
+    end += struct.pack("<4sIQI", b"PK\6\7", 0, len(body), 1)
+    return body + end + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, length, at, 0)
+
+
+DATA = [b"", b"x", b"DICM" * 500]
+
+
+@pytest.mark.parametrize("data", DATA, ids=len)
+@pytest.mark.parametrize("descriptor", ["<4s3I", "<3I", "<4sIQQ", "<IQQ"])
+@pytest.mark.parametrize("sizes", ["none", "true", "wide"])
+@pytest.mark.parametrize("flags", [0x8, 0x808])
+def test_a_descriptor_is_read_with_or_without_signature_and_width(
+    data: bytes, descriptor: str, sizes: str, flags: int
+) -> None:
+    name = "à.dcm" if flags & 0x800 else "a.dcm"
+    body = by_hand(data, flags, descriptor, sizes, name=name.encode())
+    assert read(body) == ([(name, data)], [True])
+    assert zipfile.ZipFile(io.BytesIO(body)).read(name) == data, "the zip itself is right"
+    wrong = by_hand(data, flags, descriptor, sizes, name=name.encode(), off=1)
+    assert read(wrong) == ([(name, data)], [False])
+
+
+@pytest.mark.parametrize("data", DATA[1:], ids=len)
+@pytest.mark.parametrize(("flags", "descriptor"), [(0, ""), (0x8, "<4s3I"), (0x8, "<3I"), (0x808, "<4sIQQ")])
+@pytest.mark.parametrize("sizes", ["true", "wide"])
+def test_a_stored_entry_that_states_its_length_is_read(data: bytes, flags: int, descriptor: str, sizes: str) -> None:
+    body = by_hand(data, flags, descriptor, sizes, method=0)
+    assert read(body) == ([("a", data)], [True])
 
 
 def test_a_directory_that_lists_other_files_is_told() -> None:

@@ -159,6 +159,35 @@ def test_damage_is_found_and_named(lake: Lake, damage: Callable[[Lake], None], f
     assert findings(lake) == {uid(n): finding if n == 2 else None for n in range(SERIES_COUNT)}
 
 
+FOREIGN = [
+    ".DS_Store",
+    "._9.2.1.dcm",
+    ".nfs00000000012345670000001f",
+    "Thumbs.db",
+    "desktop.ini",
+    ".AppleDouble/9.2.1.dcm",
+    ".snapshot/hourly.0/9.2.1.dcm",
+    "9.2.1.dcm~",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_others_leave_in_any_folder_is_told_at_most(
+    lake: Lake, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    lake.put_bytes(f"images/A/P/1/{uid(2)}/{name}", b"\0\0\0\1Bud1")
+    lake.put_bytes(f"images/A/{name}", b"\0\0\0\1Bud1")
+    with caplog.at_level(logging.INFO, logger="nbia_pipeline"):
+        done = read_all(lake)
+    assert (done.damaged, done.checked, done.files) == ([], SERIES_COUNT, SERIES_COUNT * FILES)
+    assert caplog.messages == [f"images/A/P/1/{uid(2)}: 1 files that are not the lake's own"]
+    lake.put_bytes(f"images/A/P/1/{uid(2)}/more.dcm", b"x")
+    assert [v.finding for v in read_all(lake).damaged] == ["of 3 files: extra more.dcm"]
+    publish(lake, 2, "second")
+    commit(lake, "A", listing())
+    assert read_all(lake).damaged == []
+
+
 def test_a_run_goes_on_where_the_last_one_stopped(lake: Lake) -> None:
     first, rest = order(lake)[:2], order(lake)[2:]
     done = read_all(lake, enough=after(2))

@@ -72,7 +72,8 @@ class ImagesConfig(RunBounds):
     series: list[str] = Field(default=[], description="Only these SeriesInstanceUIDs. None: all.")
     manifest: str | None = Field(
         default=None,
-        description="Path of a .tcia manifest, on the machine that runs this step: only its series, and those named.",
+        description="Path of a .tcia manifest, an exported table or a list of UIDs, on the machine of this step: "
+        "only its series, and those named.",
     )
     cart: str | None = Field(
         default=None, description="Name of a shared cart: only its series, and those named. API v2 only."

@@ -57,7 +57,7 @@ def nonconforming(lake: Lake, table: Table) -> Iterator[Finding]:
             of = f" of {row['RowKey']}" if row["RowKey"] else ""
             sent = "" if row["SentValue"] is None else f" {row['SentValue'][:80]!r}"
             series = row["RowKey"] if table.key == ("SeriesInstanceUID",) else None
-            yield Finding(row["Collection"] or "", f"{row['ColumnName']}{of}{sent}: {row['Why']}", series)
+            yield Finding(row["Collection"], f"{row['ColumnName']}{of}{sent}: {row['Why']}", series)
 
 
 def not_covered(lake: Lake, table: Table, column: str) -> Iterator[Finding]:
