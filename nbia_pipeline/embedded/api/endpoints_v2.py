@@ -55,6 +55,12 @@ MD5_OF_IMAGE = _file("getM5HashForImage", downloads.md5_of_image, "SOPInstanceUi
 
 FILES = (
     _file("getImageWithMD5Hash", downloads.image_with_md5, *_ONE_SERIES[:2], _NEEDS_SERIES_FOR_IMAGE),
+    _file(
+        "getDCMImage",
+        downloads.dcm_image,
+        *("SeriesInstanceUID IncludeAnnotation MD5Verification", "SeriesInstanceUID", _NEEDS_SERIES_FOR_IMAGE),
+        user_first=True,
+    ),
     _file("getSingleImage", downloads.single_image, *_ONE_IMAGE),
 )
 """Files of v1, v2 and v4."""

@@ -108,6 +108,8 @@ class Catalog:
         accounts: account by user name; the guest ``nbia_guest`` needs no entry.
         descriptions: descriptions of the collections by name.
         carts: UIDs of the series of each shared cart by name.
+        annotations: annotation files of a series, contents by name, by SeriesInstanceUID; the sum of their sizes is
+            its column ``AnnotationSize``.
     """
 
     series: pa.Table
@@ -116,3 +118,4 @@ class Catalog:
     accounts: Mapping[str, Account] = field(default_factory=dict)
     descriptions: Mapping[str, CollectionDescription] = field(default_factory=dict)
     carts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    annotations: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import requests
@@ -77,6 +77,10 @@ class Control:
     def edit(self, series: Uids, **columns: Any) -> None:
         """Change columns of series, like ``LicenseName="..."``."""
         self._do("edit", series=series, **columns)
+
+    def annotate(self, series: str, files: Mapping[str, str]) -> None:
+        """Give a series annotation files, text by name, instead of those that it has."""
+        self._do("annotate", series=series, files=dict(files))
 
     def add_series(
         self,

@@ -160,6 +160,7 @@ class Operations:
             uid = uid_of("added", collection, self._added)
             row = {
                 **template,
+                "AnnotationSize": 0,
                 "SeriesInstanceUID": uid,
                 "StudyInstanceUID": study or uid_of("added study", collection, self._added),
                 "Collection": collection,
@@ -180,6 +181,15 @@ class Operations:
         """Return the rows of all series of a collection, or of all, whatever their visibility and the rights."""
         names = self._holdings.collections() if collection is None else [collection]
         return [row for name in names for row in self._holdings.rows_of(name).to_pylist()]
+
+    def annotate(self, series: str, files: Mapping[str, str]) -> None:
+        """Give a series annotation files, text by name, instead of those that it has; AnnotationSize follows."""
+        contents = {name: text.encode() for name, text in files.items()}
+        with self._lock:
+            (uid,) = self._checked(series)
+            annotations = {**self._holdings.catalog.annotations, uid: contents}
+            size = sum(map(len, contents.values()))
+            self._apply("annotate", [uid], {"AnnotationSize": size}, annotations=annotations)
 
     # --- collections and carts
 
@@ -315,7 +325,12 @@ class Operations:
             self._apply(action, self._checked(series), _checked_values(columns))
 
     def _apply(
-        self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: Sequence[str] = ()
+        self,
+        action: str,
+        uids: Sequence[str],
+        columns: Mapping[str, Any],
+        contents: Sequence[str] = (),
+        **fields: Any,
     ) -> None:
         """Set columns of some series; other columns and collections are not copied."""
         slices = {}
@@ -324,7 +339,7 @@ class Operations:
                 new = pa.scalar(value, CATALOG_SCHEMA.field(column).type)
                 rows = with_column(rows, column, pc.if_else(mask, new, rows[column]))
             slices[name] = rows
-        self._swap(action, uids, slices, columns, contents)
+        self._swap(action, uids, slices, columns, contents, **fields)
 
     def _swap(
         self,
