@@ -12,7 +12,8 @@ import pytest
 import requests
 
 from nbia_pipeline.embedded.api.downloads import by_acquisition
-from nbia_pipeline.embedded.catalog.model import StoredInstance
+from nbia_pipeline.embedded.catalog.model import Catalog, StoredInstance
+from nbia_pipeline.embedded.control.operations import OperationError
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import dicom
@@ -215,6 +216,47 @@ def test_digest_of_one_image(site: ArchiveClient) -> None:
         answer = site.get("v2/getM5HashForImage", SOPInstanceUid=sop)
         assert (answer.status_code, answer.content) == (200, b"")
     assert site.get("v2/getM5HashForImage", SOPInstanceUID="1.1.2").content == b""
+
+
+def short(digest: str) -> str:
+    return digest.lstrip("0")
+
+
+def test_digests_are_sent_as_they_are_stored(make_site: Callable[..., ArchiveClient], demo: Catalog) -> None:
+    site = make_site(demo)
+    assert demo.images is not None
+    instances = {r["SeriesInstanceUID"]: demo.images.instances(r["SeriesInstanceUID"]) for r in demo.series.to_pylist()}
+    true = {
+        uid: {i.sop_instance_uid: demo.md5(uid, i.sop_instance_uid) or "" for i in of} for uid, of in instances.items()
+    }
+    uid = next(u for u, digests in true.items() if any(d.startswith("0") for d in digests.values()))
+    sop = next(s for s, digest in true[uid].items() if digest.startswith("0"))
+    for form, stored in (("short", short), ("blank", lambda digest: " "), (None, str)):
+        site.control.digests(uid, form)
+        digests = {s: stored(d) for s, d in true[uid].items()}
+        assert site.get("v2/getM5HashForImage", SOPInstanceUid=sop).text == digests[sop]
+        assert site.get("v4/getMD5HashForImage", SOPInstanceUID=sop).text == digests[sop]
+        listed = image(site, "v2/getImageWithMD5Hash", uid)["md5hashes.csv"].decode().splitlines()[1:]
+        assert sorted(line.split(",")[1] for line in listed) == sorted(digests.values())
+        whole = hashlib.md5("".join(sorted(digests.values())).encode()).hexdigest()
+        assert site.post("getMD5Hierarchy", {"SeriesInstanceUID": uid}).text == whole
+
+
+def test_the_digest_of_one_image_is_blank_or_null(make_site: Callable[..., ArchiveClient]) -> None:
+    site = make_site()
+    site.control.digests(["1.1.2"], "blank")
+    rows = dict(
+        line.split(",") for line in image(site, "v2/getImageWithMD5Hash")["md5hashes.csv"].decode().splitlines()
+    )
+    assert sorted(rows.values())[0] == " "
+    assert sum(digest == " " for digest in rows.values()) == 1
+    site.control.digests("1.1.2", "null")
+    assert image(site, "v2/getImageWithMD5Hash") == {}
+    assert site.get("v2/getM5HashForImage", SOPInstanceUid="1.1.2").content == b""
+    site.control.digests("1.1.2", None)
+    assert len(image(site, "v2/getImageWithMD5Hash")) == 4
+    with pytest.raises(OperationError, match="no form of a digest 'long'; there are short, blank, null"):
+        site.control.digests("1.1.2", "long")
 
 
 def series_hash(uid: str, *numbers: int) -> str:

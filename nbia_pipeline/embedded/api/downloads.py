@@ -11,7 +11,7 @@ from types import MappingProxyType
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, bad_request
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
-from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
+from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore, StoredInstance
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def image(call: Call) -> Reply:
 
     Server: v4 stops at an image without a digest even when no digests are asked for.
     """
-    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
+    catalog, uid = call.holdings.catalog, call.query["SeriesInstanceUID"]
     found = call.holdings.among([uid], call.rights)
     if not found.num_rows:
         return refused(call, uid)
@@ -55,8 +55,8 @@ def image(call: Call) -> Reply:
     if call.query.get("NewFileNames", "").casefold() == "yes":
         named = by_acquisition(_instances(call, uid))
     hashes = call.v4 and call.query.get("IncludeMD5", "").casefold() == "yes"
-    if call.v4 and images is not None:
-        digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
+    if call.v4:
+        digests = [catalog.md5(uid, i.sop_instance_uid) for _, i in named]
         if None in digests:
             named, hashes = named[: digests.index(None)], False
     return _zip_reply(call, uid, named, hashes=hashes, license=text)
@@ -67,11 +67,11 @@ def image_with_md5(call: Call) -> Reply:
 
     Server: an image without a digest ends the answer before the first file.
     """
-    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
+    catalog, uid = call.holdings.catalog, call.query["SeriesInstanceUID"]
     if not call.holdings.among([uid], call.rights).num_rows:
         return refused(call, uid)
     named = _numbered(call, uid)
-    if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
+    if catalog.images is None or any(catalog.md5(uid, i.sop_instance_uid) is None for _, i in named):
         return _zip_reply(call, uid, [], hashes=False)
     return _zip_reply(call, uid, named, hashes=True)
 
@@ -106,11 +106,11 @@ def md5_of_image(call: Call) -> Reply:
 
     Server: 200 and nothing where there is none to show.
     """
-    sop, images = call.query.get("SOPInstanceUID" if call.v4 else "SOPInstanceUid"), call.holdings.catalog.images
+    sop = call.query.get("SOPInstanceUID" if call.v4 else "SOPInstanceUid")
     series = call.holdings.series_of_instance(sop or "")
-    if images is None or sop is None or series is None or not call.holdings.among([series], call.rights).num_rows:
+    if sop is None or series is None or not call.holdings.among([series], call.rights).num_rows:
         return EMPTY
-    digest = images.md5(series, sop)
+    digest = call.holdings.catalog.md5(series, sop)
     return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
 
 
@@ -197,7 +197,7 @@ def _parts(
             _LOG.warning("series %s: the download ends early: %r", uid, error)
             hashes, annotations = False, {}
         if hashes:
-            yield from archive.entry("md5hashes.csv", pack(_digests(images, uid, named)))
+            yield from archive.entry("md5hashes.csv", pack(_digests(call.holdings.catalog, uid, named)))
     for name, content in annotations.items():
         yield from archive.entry(name, pack(content))
     yield archive.close()
@@ -214,7 +214,7 @@ def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
     return packed
 
 
-def _digests(images: ImageStore, uid: str, named: Sequence[NamedInstance]) -> bytes:
-    rows = [f"{name},{images.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
+def _digests(catalog: Catalog, uid: str, named: Sequence[NamedInstance]) -> bytes:
+    rows = [f"{name},{catalog.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
     random.Random(uid).shuffle(rows)  # noqa: S311 - server: the rows come in arbitrary order
     return ("\n".join(["Filename,MD5Hash", *rows]) + "\n").encode()
