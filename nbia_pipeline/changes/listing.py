@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import API, LISTED_AT
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,37 @@ class Fetched:
         rows: the rows.
         properties: of the table's file, besides when and in which dialect the archive was asked.
         figures: about the fetch, for people.
+        warnings: what is not as it should be, in a sentence each.
     """
 
     rows: pa.Table
     properties: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+def with_earlier(fetched: Fetched, before: pa.Table, columns: Sequence[str]) -> Fetched:
+    """Keep the earlier values of columns that only enrich and are now empty as a whole: that is no news, but a failure.
+
+    Args:
+        fetched: what was fetched; the first column of its rows is their key.
+        before: the table as it was.
+        columns: which ones.
+    """
+    rows, kept = fetched.rows, []
+    key = rows.schema.names[0]
+    at = pc.index_in(rows[key], value_set=before[key].combine_chunks())
+    for column in columns:
+        if rows[column].null_count == rows.num_rows:
+            earlier = before[column].combine_chunks().take(at.combine_chunks())
+            if earlier.null_count < len(earlier):
+                rows = with_column(rows, column, earlier)
+                kept.append(column)
+    if not kept:
+        return fetched
+    warning = f"the archive sent no {' and no '.join(kept)}: the values of the last run stay"
+    log.warning(warning)
+    return replace(fetched, rows=rows, warnings=[*fetched.warnings, warning])
 
 
 def write_listing(
