@@ -86,8 +86,11 @@ def _values(
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
             before = lake.read_table(table)
-            fetched = lambda: with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])  # noqa: E731
-            return dg.MaterializeResult(metadata=_write(table, client, lake, fetched))
+
+            def counted() -> Fetched:
+                return with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
+
+            return dg.MaterializeResult(metadata=_write(table, client, lake, counted))
 
     return values
 
