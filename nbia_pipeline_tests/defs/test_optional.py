@@ -20,6 +20,7 @@ from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.demo.catalog import CART
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
+from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
@@ -298,7 +299,7 @@ def test_images_without_digests_are_mirrored_without_the_digest_of_their_series(
     finally:
         control.digests(uids, None)
     assert archive.faults.count("getMD5Hierarchy") > 0
-    assert outcome.lake.read_table(t.IMAGE_SERIES, SMALL)["Proof"].to_pylist() == ["count_and_size"] * 4
+    assert outcome.lake.read_table(t.IMAGE_SERIES, SMALL)["Proof"].to_pylist() == [COUNT_AND_SIZE] * 4
 
 
 # --- through Dagster, all at once
