@@ -13,6 +13,7 @@ from nbia_pipeline.archive.answers import read_csv, read_json
 from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.expect import named
+from nbia_pipeline.archive.optional import OptionalCalls, most_tries
 from nbia_pipeline.archive.transport import Session, chunks_of
 from nbia_pipeline.schema.arrow import with_column
 
@@ -34,13 +35,36 @@ class Calls:
     def __init__(self, session: Session, dialect: Dialect) -> None:
         self._session = session
         self._dialect = dialect
+        self._optional = OptionalCalls()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the archive did not answer so far of what only enriches, in one sentence for each call."""
+        return self._optional.warnings
+
+    def optional(self, name: str, call: Callable[[], T], what: str) -> T | None:
+        """Make a call that only enriches: return what it returns, None where the archive lacks, refuses or breaks it.
+
+        The first failure of each call is logged as a warning, and one of :attr:`warnings`. A call that the archive
+        lacks is not made again by this client.
+
+        Args:
+            name: of the call, the same each time it is made.
+            call: asks the archive.
+            what: what it brings, for the sentence "the archive does not answer for ...".
+
+        Raises:
+            ArchiveError: the archive issues no token, because it refuses the account or cannot be reached.
+        """
+        return self._optional.ask(name, call, what)
 
     def _bytes(self, name: str, read: Callable[[Iterator[bytes]], T], /, **arguments: Argument) -> T:
         endpoint = self._dialect.endpoint(name)
         return self._call(endpoint, arguments, lambda answer: read(chunks_of(answer)))
 
     def _call(self, endpoint: Endpoint, arguments: dict[str, Argument], read: Callable[[requests.Response], T]) -> T:
-        return self._session.call(endpoint.method, endpoint.path, on_the_wire(endpoint, arguments), read)
+        wire = on_the_wire(endpoint, arguments)
+        return self._session.call(endpoint.method, endpoint.path, wire, read, most_tries())
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:
         """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""
@@ -115,10 +139,15 @@ class Calls:
         return dict(zip(names, counted["count"].to_pylist(), strict=True))
 
     def _with_counts(self, values: str, counts: str) -> pa.Table:
-        """Join a list of values with its counts; the server counts null under a name of its own."""
+        """Join a list of values with its counts, null where the archive has none.
+
+        The server counts null under a name of its own.
+        """
         table = self._list(values)
-        names = table[self._column(values)].to_pylist()
-        patients = _by_name(names, self._list(counts), _NULL_NAMES[counts])
+        column = self._column(values)
+        names = table[column].to_pylist()
+        counted = self.optional(counts, lambda: self._list(counts), f"the number of patients by {column}")
+        patients = {} if counted is None else _by_name(names, counted, _NULL_NAMES[counts])
         return with_column(table, "PatientCount", pa.array([patients.get(n) for n in names], pa.int64()))
 
     def _column(self, values: str) -> str:

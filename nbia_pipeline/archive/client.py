@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from nbia_pipeline.archive.answers import decoded
 from nbia_pipeline.archive.calls import Argument, Calls
 from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.archive.errors import BadAnswer, ServerError
+from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotServed, ServerError
 from nbia_pipeline.archive.expect import (
     equals_ignoring_case,
     expect_mostly,
@@ -28,6 +28,7 @@ from nbia_pipeline.archive.expect import (
     rows_of_collection,
     rows_with,
 )
+from nbia_pipeline.archive.optional import may_succeed_singly
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
 from nbia_pipeline.schema.arrow import first_of_each
@@ -157,7 +158,10 @@ class NbiaClient(Calls):
         return self._counts("manufacturer_counts", collection, modality=modality, body_part=body_part)
 
     def modality_values(self) -> pa.Table:
-        """Return the modalities with the number of patients of each: table ``modalities``."""
+        """Return the modalities with the number of patients of each: table ``modalities``.
+
+        This number is null where the archive does not answer for it; so it is in the next two tables.
+        """
         return self._with_counts("modality_values", "modality_counts")
 
     def body_part_values(self) -> pa.Table:
@@ -316,9 +320,15 @@ class NbiaClient(Calls):
             name: of the cart, in any case.
 
         Raises:
-            NotServed: v4 has no carts.
+            NotServed: v4 has no carts, and an archive can lack the call.
         """
-        return self._list("contents_by_name", name=name)
+        try:
+            return self._list("contents_by_name", name=name)
+        except BadAnswer as e:
+            if e.status not in (404, 405, 500):
+                raise
+            what = "this archive has no shared carts: name the series one by one, or in a manifest"
+            raise NotServed(what, status=e.status, body=e.body).at(e.endpoint, e.parameters) from e
 
     # --- one series
 
@@ -345,10 +355,10 @@ class NbiaClient(Calls):
             size = self._dialect.endpoint("series_metadata_bulk").max_values
             runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
             table = pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
-        except BadAnswer as e:
-            if "series_metadata" not in self._dialect.endpoints or e.status not in (404, 405, 500):
+        except ArchiveError as e:
+            if "series_metadata" not in self._dialect.endpoints or not may_succeed_singly(e):
                 raise
-            log.info("the archive has no bulk metadata, asking one by one: %s", e)
+            self._optional.failed("series_metadata_bulk", "many series at once, and is asked for one by one", e)
             table = self._metadata_one_by_one(series_uids)
         self._compare(series_uids, table)
         return one_row_each(table, SERIES_METADATA, "SeriesInstanceUID")

@@ -160,6 +160,7 @@ class Session:
         endpoint: str,
         parameters: Mapping[str, str],
         read: Callable[[requests.Response], T],
+        tries: int | None = None,
     ) -> T:
         """Call an endpoint and return what `read` makes of its answer.
 
@@ -170,6 +171,7 @@ class Session:
             endpoint: path below the base URL.
             parameters: names and values as they go over the wire.
             read: takes the complete answer (status 200 or 204); may raise ArchiveError.
+            tries: most attempts, if fewer than the options allow.
 
         Raises:
             ArchiveUnreachable: no connection or no answer after all tries.
@@ -184,7 +186,7 @@ class Session:
                 _expect_success(answer, had_token=token is not None)
                 return read(answer)
 
-        return self._retrying(endpoint, parameters, send, self.tokens)
+        return self._retrying(endpoint, parameters, send, self.tokens, tries)
 
     def _post_form(self, path: str, form: dict[str, str]) -> requests.Response:
         """Post to the token endpoint; the form never gets into an error."""
@@ -206,8 +208,10 @@ class Session:
         parameters: Mapping[str, str],
         send: Callable[[str | None], T],
         tokens: Tokens | None = None,
+        most_tries: int | None = None,
     ) -> T:
         """Return what `send` returns, called with a token; the one loop that retries."""
+        allowed = min(self.options.tries, most_tries or self.options.tries)
         tries = 0
         renewed = False
         while True:
@@ -224,7 +228,7 @@ class Session:
                     tokens.reject(token)
                     renewed = True
                     continue
-                most = min(_TRIES_OF_500, self.options.tries) if e.status == 500 else self.options.tries
+                most = min(_TRIES_OF_500, allowed) if e.status == 500 else allowed
                 if not e.retryable or tries >= most:
                     raise e from e.__cause__
                 self._wait(tries, e)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import BadAnswer
@@ -14,7 +16,10 @@ from nbia_pipeline.archive.conformance import collect
 from nbia_pipeline.changes.conformance import expect_columns, lost_columns, record_nonconformities
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import API, LISTED_AT
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,38 @@ class Fetched:
         properties: of the table's file, besides when and in which dialect the archive was asked.
         figures: about the fetch, for people.
         kept: keys of rows that were not asked for, because the lake had them.
+        warnings: what is not as it should be, in a sentence each.
     """
 
     rows: pa.Table
     properties: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     kept: Collection[str] = ()
+    warnings: Sequence[str] = ()
+
+
+def with_earlier(fetched: Fetched, before: pa.Table, columns: Sequence[str]) -> Fetched:
+    """Keep the earlier values of columns that only enrich and are now empty as a whole: that is no news, but a failure.
+
+    Args:
+        fetched: what was fetched; the first column of its rows is their key.
+        before: the table as it was.
+        columns: which ones.
+    """
+    rows, kept = fetched.rows, []
+    key = rows.schema.names[0]
+    at = pc.index_in(rows[key], value_set=before[key].combine_chunks())
+    for column in columns:
+        if rows[column].null_count == rows.num_rows:
+            earlier = before[column].combine_chunks().take(at.combine_chunks())
+            if earlier.null_count < len(earlier):
+                rows = with_column(rows, column, earlier)
+                kept.append(column)
+    if not kept:
+        return fetched
+    warning = f"the archive sent no {' and no '.join(kept)}: the values of the last run stay"
+    log.warning(warning)
+    return replace(fetched, rows=rows, warnings=[*fetched.warnings, warning])
 
 
 def write_listing(

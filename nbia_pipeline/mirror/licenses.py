@@ -10,11 +10,12 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
+from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import license_path
 from nbia_pipeline.mirror.unpack import LICENSE
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
+
+_EMPTY = "its LICENSE is empty"
 
 
 @dataclass(frozen=True, order=True)
@@ -52,7 +55,7 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
         series: the rows of its ``series`` table.
 
     Raises:
-        ArchiveError: the archive cannot be reached or refuses the account.
+        ArchiveError: the archive issues no token: it refuses the account, or cannot be reached.
         LakeError: the lake cannot be written.
     """
     before = lake.read_table(LICENSES, collection)
@@ -110,21 +113,28 @@ def _license_of(row: dict[str, Any]) -> License:
 
 def _ask(client: NbiaClient, collection: str, license: License, listed: list[dict[str, Any]]) -> str | None:
     """Ask for the text of a license; a warning in the log states what the archive answers instead."""
-    why = ""
+    why, level = "it does not answer", logging.INFO  # the client's warning states why
     for row in listed[:SERIES_ASKED]:
-        try:
-            text = client.image(row["SeriesInstanceUID"], read_license)
-        except (NotAvailable, BadAnswer, ServerError, LoginRefused) as e:
-            if isinstance(e, LoginRefused) and e.status != 500:  # server: how v4 may fail when the guest asks
-                raise
-            why = str(e)
+        found = client.optional("image", partial(_text, client, row["SeriesInstanceUID"]), "the texts of licenses")
+        if found is None:
             continue
+        text, why = found
         if text is not None:
             return text
-        why = "its LICENSE is empty"
-        break  # server: no text is configured, for any series
-    log.warning("%s: the archive serves no text for %s (%s); the next run asks again", collection, license, why)
+        level = logging.WARNING
+        if why == _EMPTY:
+            break  # server: no text is configured, for any series
+    log.log(level, "%s: the archive serves no text for %s (%s); the next run asks again", collection, license, why)
     return None
+
+
+def _text(client: NbiaClient, series_uid: str) -> tuple[str | None, str]:
+    """Return the text that comes with a series; where there is none, why."""
+    try:
+        text = client.image(series_uid, read_license)
+    except NotAvailable as e:
+        return None, str(e)
+    return text, _EMPTY if text is None else ""
 
 
 def _write_files(lake: Lake, collection: str, rows: dict[License, dict[str, Any]]) -> None:

@@ -538,7 +538,8 @@ def as_csv(rows: list[dict[str, str]], header: list[str]) -> bytes:
 @given(st.lists(st.tuples(CSV_TEXTS, CSV_TEXTS, st.none() | COUNTS), min_size=1, max_size=4))
 def test_csv_comes_back_unchanged(rows: list[tuple[str, str, int | None]]) -> None:
     table = pa.Table.from_pylist(
-        [{"SeriesInstanceUID": uid, "SeriesDescription": text, "ImageCount": n} for uid, text, n in rows],
+        # A null in the first column breaks the quoting of its row, as on the server.
+        [{"PatientID": "P", "SeriesInstanceUID": u, "SeriesDescription": text, "ImageCount": n} for u, text, n in rows],
         schema=SERIES_METADATA.schema,
     )
     assert read_csv(b"".join(render.render_csv(table, shapes.METADATA2)), shapes.METADATA2).equals(table)

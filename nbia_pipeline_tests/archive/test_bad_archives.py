@@ -36,7 +36,7 @@ UID = "1.2.3"
 LISTS: dict[str, tuple[str, Callable[[NbiaClient], Any]]] = {
     "collection_values": ("getCollectionValues", lambda c: c.collection_values()),
     "modality_values": ("getModalityValues", lambda c: c.modality_values()),
-    "modality_counts": ("getModalityValuesAndCounts", lambda c: c.modality_values()),
+    "modality_counts": ("getModalityValuesAndCounts", lambda c: c.modality_counts()),
     "body_part_values": ("getBodyPartValues", lambda c: c.body_part_values()),
     "manufacturer_values": ("getManufacturerValues", lambda c: c.manufacturer_values()),
     "collection_counts": ("getCollectionValuesAndCounts", lambda c: c.collection_counts()),
@@ -46,7 +46,7 @@ LISTS: dict[str, tuple[str, Callable[[NbiaClient], Any]]] = {
     "series": ("getSeries", lambda c: c.series(COLLECTION)),
     "updated_series": ("getUpdatedSeries", lambda c: c.updated_series(date(2000, 1, 1))),
     "sop_instance_uids": ("getSOPInstanceUIDs", lambda c: c.sop_instance_uids(UID)),
-    "series_metadata": ("getSeriesMetadata2", lambda c: c.series_metadata([UID])),
+    "series_metadata": ("getSeriesMetaData", lambda c: c._metadata_one_by_one([UID])),
 }
 every_list = pytest.mark.parametrize(("endpoint", "call"), LISTS.values(), ids=LISTS)
 

@@ -90,11 +90,19 @@ def test_every_operation_over_http(pair: Pair) -> None:
     control.cart("C", [uid, "1.1"])
     cart = requests.get(f"{pair.url}/services/v1/getContentsByName", {"name": "c"}, timeout=10).json()
     assert [r["SeriesInstanceUID"] for r in cart] == ["1.1"]
+    control.annotate("1.1", {"a.xml": "<a/>"})
+    assert {r["SeriesInstanceUID"]: r["AnnotationSize"] for r in control.series()}["1.1"] == 4
+    control.digests(["1.1.1", "1.1.2"], "blank")
+    digest = {"SOPInstanceUid": "1.1.2"}
+    assert requests.get(f"{pair.url}/services/v1/getM5HashForImage", digest, timeout=10).text == " "
+    control.history(["undated"])
+    assert "DateReleased" not in requests.get(f"{pair.url}/services/v1/getUpdatedSeries", timeout=10).text
     control.delete(uid)
     actions = [e["action"] for e in control.events()]
-    assert actions == (
-        ["hide", "show", "release", "back_date", "edit", "add_series", "replace", "add_collection", "cart", "delete"]
-    )
+    assert actions == [
+        *("hide", "show", "release", "back_date", "edit", "add_series", "replace", "add_collection", "cart"),
+        *("annotate", "digests", "delete"),
+    ]
     assert control.events()[0]["time"] == "2024-05-06T07:08:09"
     control.reset()
     assert pair.uids() == ["1.1", "1.2", "2.1", "3.1"]

@@ -50,6 +50,18 @@ def digests(answer: requests.Response) -> dict[str, str]:
     return dict(line.split(",") for line in listed[1:])
 
 
+@pytest.mark.parametrize("endpoint", ["getImage", "getLicenses", "getMD5Hierarchy", "logout"])
+def test_a_missing_endpoint_answers_like_an_unknown_path(site: ArchiveClient, endpoint: str) -> None:
+    unknown = requests.get(f"{site.url}/services/v2/getNothing", timeout=5)
+    before = site.get("v2/getSeries").content
+    site.control.faults(Fault("missing", endpoint=endpoint))
+    for path in (f"services/{endpoint}", f"services/v2/{endpoint}", f"services/v4/{endpoint}"):
+        for answer in (requests.get(f"{site.url}/{path}", timeout=5), requests.post(f"{site.url}/{path}", timeout=5)):
+            assert (answer.status_code, answer.text) == (500, unknown.text)
+            assert answer.headers["content-type"] == unknown.headers["content-type"]
+    assert site.get("v2/getSeries").content == before
+
+
 def test_every_kind_has_a_function() -> None:
     assert set(KINDS) == set(_FAULTS)
 

@@ -50,6 +50,24 @@ def test_csv_reads_back(rows: list[tuple[str, str | None]]) -> None:
     assert read == [["a", "b b"], *([a, b or ""] for a, b in rows)]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (None, "x", '","","x"'),
+        (None, None, '","",""'),
+        (None, 'a "b", c', '","","a ""b"", c"'),
+        ("", "x", '"","x"'),
+        ("y", None, '"y",""'),
+    ],
+)
+def test_a_null_in_the_first_column_breaks_the_quoting_of_its_row(
+    first: str | None, second: str | None, line: str
+) -> None:
+    table = pa.table({"a": pa.array(["z", first], pa.string()), "b": pa.array(["z", second], pa.string())})
+    text = b"".join(render.render_csv(table, TWO)).decode()
+    assert text == f'"a","b b"\n"z","z"\n{line}\n'
+
+
 def test_every_control_character() -> None:
     text = "".join(map(chr, range(0x20))) + '"\\/\x7f\u2028\U0001f600é'
     rendered = one(text, pa.string(), Form.TEXT)

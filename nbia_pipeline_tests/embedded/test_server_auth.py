@@ -78,8 +78,12 @@ def test_open_endpoints(site: ArchiveClient) -> None:
     ("path", "status"),
     [
         ("v4/getPatient", 200),
-        ("v4/getCollectionValues", 200),
+        ("v4/getPatientStudy", 200),
+        ("v4/getModalityValues", 200),
+        ("v4/getDeniedSeries?seriesList=2.2", 200),
+        ("v4/getCollectionValues", 401),
         ("v4/getSeries", 500),
+        ("v4/getCollectionDescriptions", 500),
         ("v4/getImage?SeriesInstanceUID=1.1", 401),
         ("v4/getModalityValuesAndCounts", 401),
     ],
@@ -89,7 +93,32 @@ def test_v4_takes_guests_but_a_bad_token_is_worse_than_none(site: ArchiveClient,
     assert site.get(path, None).status_code == 200
     bad = site.get(path, "Bearer garbage")
     assert bad.status_code == status
-    assert bad.text == (f"{UNABLE}\nnull" if status == 500 else "")
+    # getDeniedSeries reads no token.
+    expected = site.get(path, None).text if "Denied" in path else ""
+    assert bad.text == (f"{UNABLE}\nnull" if status == 500 else expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status", "text"),
+    [
+        ("v4/getSeriesMetadata", {"list": "1.1"}, 401, ""),
+        ("v4/getSeriesQCInfo", {"seriesId": "1.1"}, 204, ""),
+        ("v4/getMD5Hierarchy", {"SeriesInstanceUID": "1.1"}, 401, ""),
+        ("v4/getCollectionOrSeriesForDOI", {}, 200, "[]"),
+    ],
+)
+def test_v4_forms_with_a_bad_token(
+    site: ArchiveClient, path: str, form: dict[str, str], status: int, text: str
+) -> None:
+    assert site.post(path, form, None).status_code == 200
+    bad = site.post(path, form, "Bearer garbage")
+    assert (bad.status_code, bad.text) == (status, text)
+
+
+def test_v4_dicom_tags_with_a_bad_token_is_a_500_of_one_line(site: ArchiveClient) -> None:
+    assert site.get("v4/getDicomTags", None, SeriesUID="1.1").json()
+    bad = site.get("v4/getDicomTags", "Bearer garbage", SeriesUID="1.1")
+    assert (bad.status_code, bad.text) == (500, UNABLE)
 
 
 def test_v4_updated_series_and_size_do_not_look_at_the_token(site: ArchiveClient) -> None:

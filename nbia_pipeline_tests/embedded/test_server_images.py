@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from nbia_pipeline.embedded.api.downloads import by_acquisition
+from nbia_pipeline.embedded.catalog.model import Catalog, StoredInstance
+from nbia_pipeline.embedded.control.operations import OperationError
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
 from nbia_pipeline_tests.helpers.tiny import dicom
@@ -51,7 +54,7 @@ def test_entries_are_deflated_and_streamed(site: ArchiveClient) -> None:
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_DEFLATED
-            assert info.flag_bits & 0x08
+            assert info.flag_bits == 0x0808
 
 
 def test_zips_come_in_chunks_of_8_kb(make_site: Callable[..., ArchiveClient]) -> None:
@@ -119,6 +122,79 @@ def test_v4_adds_hashes_on_request(site: ArchiveClient) -> None:
     assert list(image(site, "v4/getImageWithMD5Hash"))[-1] == "md5hashes.csv"
 
 
+# --- getDCMImage: images by acquisition, digests and annotation files on request
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v4"])
+def test_annotation_files_come_last_and_are_not_in_the_list_of_digests(
+    make_site: Callable[..., ArchiveClient], version: str
+) -> None:
+    site = make_site()
+    site.control.annotate("1.1", {"reading.xml": "<reading/>\n", "größe (final).csv": "mm\n4,5\n"})
+    images = ["1-1.dcm", "1-2.dcm", "2-1.dcm"]
+    entries = image(site, f"{version}/getDCMImage", IncludeAnnotation="True", MD5Verification="TRUE")
+    assert list(entries) == [*images, "md5hashes.csv", "reading.xml", "größe (final).csv"]
+    assert entries["reading.xml"] == b"<reading/>\n"
+    assert entries["größe (final).csv"] == b"mm\n4,5\n"
+    assert sorted(row.split(",")[0] for row in entries["md5hashes.csv"].decode().splitlines()[1:]) == images
+    for more in ({}, {"IncludeAnnotation": "false"}, {"IncludeAnnotation": "yes"}, {"IncludeAnnotation": ""}):
+        assert list(image(site, f"{version}/getDCMImage", **more)) == images
+    assert list(image(site, f"{version}/getImage")) == ["LICENSE", "00000001.dcm", "00000002.dcm", "00000003.dcm"]
+    (row,) = site.get("v2/getSeriesMetaData", SeriesInstanceUID="1.1").json()
+    assert row["Annotation Size"] == str(len("<reading/>\n") + len("mm\n4,5\n"))
+
+
+def test_an_unreadable_image_ends_the_zip_before_the_annotation_files(make_site: Callable[..., ArchiveClient]) -> None:
+    site = make_site()
+    site.control.annotate("2.1", {"reading.xml": "<reading/>"})
+    assert list(image(site, "v2/getDCMImage", "2.1", IncludeAnnotation="true", MD5Verification="true")) == ["1-1.dcm"]
+
+
+@pytest.mark.parametrize("uid", ["2.2", "4.1", "nope"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v4"])
+def test_get_dcm_image_words_its_refusal_as_v1_does(site: ArchiveClient, version: str, uid: str) -> None:
+    answer = site.get(f"{version}/getDCMImage", SeriesInstanceUID=uid)
+    text = f"Image with given SeriesInstanceUID,{uid}, is not in public domain."
+    assert (answer.status_code, answer.text) == (400, text)
+
+
+def test_a_series_without_annotations_has_none(site: ArchiveClient) -> None:
+    (row,) = site.get("v2/getSeriesMetaData", SeriesInstanceUID="1.1").json()
+    assert row["Annotation Size"] == "0"
+    assert len(image(site, "v2/getDCMImage", IncludeAnnotation="true")) == 3
+
+
+def test_the_demo_has_two_series_with_annotation_files() -> None:
+    demo = demo_catalog()
+    sizes = {r["SeriesInstanceUID"]: r["AnnotationSize"] for r in demo.series.to_pylist() if r["AnnotationSize"]}
+    assert sizes == {uid: sum(map(len, files.values())) for uid, files in demo.annotations.items()}
+    names = sorted(name for files in demo.annotations.values() for name in files)
+    assert names == ["dose goals (final).csv", "reading-1.xml", "reading-2.xml"]
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "last"),
+    [
+        *((1, "1-1", "1-1"), (9, "1-1", "1-9"), (10, "1-01", "1-10"), (99, "1-01", "1-99")),
+        *((100, "1-001", "1-100"), (999, "1-001", "1-999"), (1000, "1-0001", "1-1000")),
+    ],
+)
+def test_names_by_acquisition_are_padded_to_the_digits_of_the_changes_plus_one(
+    count: int, first: str, last: str
+) -> None:
+    names = [
+        name for name, _ in by_acquisition([StoredInstance(str(n), "1.2", n, None, 1) for n in range(1, count + 1)])
+    ]
+    assert (names[0], names[-1], len(set(names))) == (f"{first}.dcm", f"{last}.dcm", count)
+
+
+def test_the_number_of_the_acquisition_is_padded_too() -> None:
+    names = [name for name, _ in by_acquisition([StoredInstance(str(n), "1.2", n, n, 1) for n in range(1, 11)])]
+    assert (names[0], names[-1]) == ("01-01.dcm", "10-01.dcm")
+    same = [StoredInstance(str(n), "1.2", 1, None, 1) for n in range(1, 11)]
+    assert [name for name, _ in by_acquisition(same)][-2:] == ["1-9.dcm", "1-10.dcm"]
+
+
 def test_single_image(site: ArchiveClient) -> None:
     answer = site.get("v2/getSingleImage", SeriesInstanceUID="1.1", SOPInstanceUID="1.1.2")
     assert answer.content == dicom("1.1", "1.1.2")
@@ -140,6 +216,47 @@ def test_digest_of_one_image(site: ArchiveClient) -> None:
         answer = site.get("v2/getM5HashForImage", SOPInstanceUid=sop)
         assert (answer.status_code, answer.content) == (200, b"")
     assert site.get("v2/getM5HashForImage", SOPInstanceUID="1.1.2").content == b""
+
+
+def short(digest: str) -> str:
+    return digest.lstrip("0")
+
+
+def test_digests_are_sent_as_they_are_stored(make_site: Callable[..., ArchiveClient], demo: Catalog) -> None:
+    site = make_site(demo)
+    assert demo.images is not None
+    instances = {r["SeriesInstanceUID"]: demo.images.instances(r["SeriesInstanceUID"]) for r in demo.series.to_pylist()}
+    true = {
+        uid: {i.sop_instance_uid: demo.md5(uid, i.sop_instance_uid) or "" for i in of} for uid, of in instances.items()
+    }
+    uid = next(u for u, digests in true.items() if any(d.startswith("0") for d in digests.values()))
+    sop = next(s for s, digest in true[uid].items() if digest.startswith("0"))
+    for form, stored in (("short", short), ("blank", lambda digest: " "), (None, str)):
+        site.control.digests(uid, form)
+        digests = {s: stored(d) for s, d in true[uid].items()}
+        assert site.get("v2/getM5HashForImage", SOPInstanceUid=sop).text == digests[sop]
+        assert site.get("v4/getMD5HashForImage", SOPInstanceUID=sop).text == digests[sop]
+        listed = image(site, "v2/getImageWithMD5Hash", uid)["md5hashes.csv"].decode().splitlines()[1:]
+        assert sorted(line.split(",")[1] for line in listed) == sorted(digests.values())
+        whole = hashlib.md5("".join(sorted(digests.values())).encode()).hexdigest()
+        assert site.post("getMD5Hierarchy", {"SeriesInstanceUID": uid}).text == whole
+
+
+def test_the_digest_of_one_image_is_blank_or_null(make_site: Callable[..., ArchiveClient]) -> None:
+    site = make_site()
+    site.control.digests(["1.1.2"], "blank")
+    rows = dict(
+        line.split(",") for line in image(site, "v2/getImageWithMD5Hash")["md5hashes.csv"].decode().splitlines()
+    )
+    assert sorted(rows.values())[0] == " "
+    assert sum(digest == " " for digest in rows.values()) == 1
+    site.control.digests("1.1.2", "null")
+    assert image(site, "v2/getImageWithMD5Hash") == {}
+    assert site.get("v2/getM5HashForImage", SOPInstanceUid="1.1.2").content == b""
+    site.control.digests("1.1.2", None)
+    assert len(image(site, "v2/getImageWithMD5Hash")) == 4
+    with pytest.raises(OperationError, match="no form of a digest 'long'; there are short, blank, null"):
+        site.control.digests("1.1.2", "long")
 
 
 def series_hash(uid: str, *numbers: int) -> str:

@@ -288,6 +288,12 @@ def test_counts_are_of_distinct_patients_as_text(site: ArchiveClient) -> None:
         {"Collection": "beta-set", "Count": 1, "Authorized": 1},
     ]
     assert site.get("v4/getModalityValuesAndCounts", Collection="none").content == b""
+    manufacturers = site.get("v4/getManufacturerValuesAndCounts").json()
+    assert {"Count": 2, "Authorized": 1} in manufacturers
+    assert all(row.get("Manufacturer") != "" for row in manufacturers)
+    assert {"BodyPart": "NOT SPECIFIED", "Count": 1, "Authorized": 1} in site.get(
+        "v4/getBodyPartValuesAndCounts"
+    ).json()
 
 
 def test_descriptions(site: ArchiveClient) -> None:

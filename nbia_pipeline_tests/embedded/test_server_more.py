@@ -14,6 +14,7 @@ import pytest
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.api.render import spelling
 from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA
+from nbia_pipeline.embedded.control.operations import OperationError
 from nbia_pipeline.embedded.demo.catalog import CART, demo_catalog
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.helpers.archive_client import ArchiveClient
@@ -145,11 +146,26 @@ def test_denied_series(site: ArchiveClient, version: str) -> None:
     assert site.get(f"{version}/getDeniedSeries", None, seriesList=asked, userName="who").status_code == 204
 
 
+@pytest.mark.parametrize("version", ["v1", "v4"])
+def test_denied_series_of_nothing(site: ArchiveClient, version: str) -> None:
+    for more in ({}, {"userName": "holder"}, {"format": "CSV"}):
+        answer = site.get(f"{version}/getDeniedSeries", None, **more)
+        assert answer.status_code == 400
+        assert answer.text == ("A parameter, seriesList,  a list of SeriesInstanceUID is required for this API call.")
+
+
+def test_denied_series_are_those_of_the_user_who_is_named_whatever_the_token(site: ArchiveClient) -> None:
+    header = f"Bearer {site.token('holder', 'right')}"
+    assert names(site, site.get("v4/getDeniedSeries", header, seriesList="1.1,4.1")) == ["4.1"]
+
+
 def test_series_of_a_doi_include_hidden_ones(site: ArchiveClient) -> None:
     doi = "https://doi.org/10.7937/tiny"
     rows = site.post("getCollectionOrSeriesForDOI", {"DOI": doi, "CollectionOrSeries": "series"}).json()
     assert [r["seriesInstanceUID"] for r in rows] == ["1.1", "1.2", "2.1", "2.2", "5.1", "3.1"]
-    assert rows[0] == {"collection": "Alpha Set", "seriesInstanceUID": "1.1", "authorized": 1}
+    assert rows[0] == {"collection": "Alpha Set", "seriesInstanceUID": "1.1"}
+    v4 = site.post("v4/getCollectionOrSeriesForDOI", {"DOI": doi, "CollectionOrSeries": "series"}).json()
+    assert v4 == [{**row, "authorized": 1} for row in rows]
     collections = site.post("v4/getCollectionOrSeriesForDOI", {"DOI": doi}, None).json()
     assert [r["collection"] for r in collections] == ["Alpha Set", "Hidden Set", "beta-set"]
     assert site.post("getCollectionOrSeriesForDOI", {"DOI": "x"}).text == "[]"
@@ -264,6 +280,53 @@ def test_the_manifest_of_a_search(site: ArchiveClient) -> None:
     assert all("=" in line for line in lines[:6])
     assert lines[5] == "ListOfSeriesToDownload="
     assert ".tcia" in answer.headers["content-disposition"]
+
+
+# --- older builds
+
+
+def test_a_list_without_rows_before_2021(make_site: Callable[..., ArchiveClient]) -> None:
+    site = make_site()
+    site.control.history(["no data"])
+    for path in ("v2/getSeries?Collection=nope", "v1/getPatient?Collection=", "v4/getModalityValues?Collection=nope"):
+        answer = site.get(path)
+        assert (answer.status_code, answer.text) == (500, "No data found.")
+    assert site.get("v2/getSeries").status_code == 200
+    assert site.get("getCollectionDescriptions", collectionName="nope").text == "[]"
+    site.control.history([])
+    assert site.get("v2/getSeries", Collection="nope").content == b""
+
+
+def test_updated_series_before_2024_have_no_day_of_release(make_site: Callable[..., ArchiveClient]) -> None:
+    site = make_site()
+    now = site.get("v2/getUpdatedSeries").json()
+    site.control.history(["undated"])
+    assert site.get("v2/getUpdatedSeries").json() == [
+        {key: value for key, value in row.items() if key != "DateReleased"} for row in now
+    ]
+    assert len(now) == len([row for row in now if "DateReleased" in row]) == 3
+    assert "DateReleased" in site.get("v2/getSeries").json()[0]
+    assert "DateReleased" in site.get("v4/getUpdatedSeries").json()[0]
+    site.control.reset()
+    assert site.get("v2/getUpdatedSeries").json() == now
+
+
+def test_v4_of_autumn_2025_calls_the_submission_time_stamp(make_site: Callable[..., ArchiveClient]) -> None:
+    site = make_site()
+    for path in ("v4/getSeries", "v4/getUpdatedSeries"):
+        site.control.history([])
+        now = site.get(path).json()
+        site.control.history(["time stamp", "undated"])
+        then = site.get(path).json()
+        assert [row.pop("TimeStamp") for row in then] == [row.pop("MaxSubmissionTimestamp") for row in now]
+        assert then == now
+    (row,) = site.post("v4/getSeriesMetadata", {"list": "1.1", "format": "JSON"}).json()
+    assert row["MaxSubmissionTimestamp"] == "11-08-2011"
+
+
+def test_an_unknown_build_is_refused(make_site: Callable[..., ArchiveClient]) -> None:
+    with pytest.raises(OperationError, match="no build 'old'; there are no data, undated, time stamp"):
+        make_site().control.history(["old"])
 
 
 # --- formats that are not served

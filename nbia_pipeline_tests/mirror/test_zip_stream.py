@@ -60,8 +60,7 @@ def read(body: bytes, seed: int = 0) -> tuple[Files, list[bool | None]]:
 
 @given(files, st.integers())
 def test_what_was_packed_comes_out_however_the_stream_is_cut(entries: Files, seed: int) -> None:
-    plain = [(name.encode().decode("cp437"), data) for name, data in entries]
-    assert read(streamed(entries), seed) == (plain, [True] * len(entries))
+    assert read(streamed(entries), seed) == (entries, [True] * len(entries))
     for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
         assert read(with_sizes(entries, method), seed) == (entries, [True] * len(entries))
 

@@ -64,7 +64,12 @@ class PlainRuns:
         return [self._series, self._changes, self._metadata]
 
     def _catalogue(self, client: NbiaClient, _: str) -> None:
-        tables._write(COLLECTIONS, client, self._lake, lambda: describe(client, self._settings))
+        tables._write(
+            COLLECTIONS,
+            client,
+            self._lake,
+            lambda: describe(client, self._settings, before=self._lake.read_table(COLLECTIONS)),
+        )
         for collection in [*vanished_collections(self._lake), *returned_collections(self._lake)]:
             self._changes(client, collection)
         listed = self._lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient
-from nbia_pipeline.changes.listing import Fetched, write_listing
+from nbia_pipeline.changes.listing import Fetched, with_earlier, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
@@ -28,6 +29,9 @@ from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
+
+PATIENT_COUNT = "PatientCount"
+DESCRIPTION = ("Description", "DescriptionURI", "DescriptionTimestamp")
 
 
 class ListingConfig(dg.Config):
@@ -71,7 +75,8 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
             known = lake.collections_of(t.SERIES)
-            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, known))
+            before = lake.read_table(t.COLLECTIONS)
+            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, known, before))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
             # No other step does: a collection that the archive does not list has no listing of series, and no run.
@@ -90,7 +95,12 @@ def _values(
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
-            return dg.MaterializeResult(metadata=_write(table, client, lake, lambda: Fetched(fetch(client))))
+            before = lake.read_table(table)
+
+            def counted() -> Fetched:
+                return with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
+
+            return dg.MaterializeResult(metadata=_write(table, client, lake, counted))
 
     return values
 
@@ -177,22 +187,40 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
     return matching(settings.collections, listed)
 
 
-def describe(client: NbiaClient, settings: Settings, known: Sequence[str] = ()) -> Fetched:
+def describe(
+    client: NbiaClient, settings: Settings, known: Sequence[str] = (), before: pa.Table | None = None
+) -> Fetched:
     """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
 
-    The collections that the lake has tables of are `known`.
+    Where the archive does not answer for one of these, its earlier value stays, or it is null.
+
+    Args:
+        client: the archive.
+        settings: which collections are kept.
+        known: the collections that the lake has tables of.
+        before: the table as it was.
     """
     collections = kept_collections(settings, client.collection_values(), known)
-    counts = client.collection_counts()
+    earlier = {} if before is None else {row["Collection"]: row for row in before.to_pylist()}
+    counts = client.optional("collection_counts", client.collection_counts, "the number of patients by collection")
 
     def row(collection: str) -> dict[str, Any]:
-        found = client.collection_description(collection).to_pylist()
-        latest = max(found, key=lambda d: str(d["DescriptionTimestamp"])) if found else {}
-        return {**latest, "Collection": collection, "PatientCount": counts.get(collection)}
+        ask = partial(client.collection_description, collection)
+        found = client.optional("collection_descriptions", ask, "the descriptions of collections")
+        if found is None:
+            described = {c: v for c, v in earlier.get(collection, {}).items() if c in DESCRIPTION}
+        else:
+            described = max(found.to_pylist(), key=lambda d: str(d["DescriptionTimestamp"]), default={})
+        count = (earlier.get(collection, {}) if counts is None else {PATIENT_COUNT: counts.get(collection)}).get
+        return {**described, "Collection": collection, PATIENT_COUNT: count(PATIENT_COUNT)}
 
+    # The first one alone: an archive that lacks the call is asked once.
+    rows = [row(collection) for collection in collections[:1]]
     with ThreadPoolExecutor(DESCRIPTIONS_AT_A_TIME, thread_name_prefix="nbia-descriptions") as pool:
-        rows = pa.Table.from_pylist(list(pool.map(row, collections)), schema=t.COLLECTIONS.schema)
-    return Fetched(rows, {KEPT: json.dumps(settings.collections)})
+        rows += pool.map(row, collections[1:])
+    table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
+    fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})
+    return fetched if before is None else with_earlier(fetched, before, [PATIENT_COUNT, *DESCRIPTION])
 
 
 def _write(
@@ -208,4 +236,5 @@ def _write(
     fetched, size = write_listing(lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
-    return {**figures, **fetched.figures}
+    warnings = [*client.warnings, *fetched.warnings]
+    return {**figures, **fetched.figures, **({"warning": "\n".join(warnings)} if warnings else {})}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
+from types import MappingProxyType
 
 from nbia_pipeline.embedded.api.endpoint import EMPTY, Call, Reply, ServerFault, bad_request
 from nbia_pipeline.embedded.api.zip_writer import Packed, ZipStream, pack
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY
-from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
+from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore, StoredInstance
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,10 +22,15 @@ NamedInstance = tuple[str, StoredInstance]
 """Name of an entry and the instance that it contains."""
 
 
+def not_public(uid: str) -> Reply:
+    """Return the answer of v1, and of getDCMImage in every version, for a series that the caller does not get."""
+    return bad_request(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+
+
 def refused(call: Call, uid: str) -> Reply:
     """Return the one answer for a series that is unknown, hidden or forbidden; v1 words it differently."""
     if call.version == "v1":
-        return bad_request(f"Image with given SeriesInstanceUID,{uid}, is not in public domain.")
+        return not_public(uid)
     return bad_request(
         f"The user has not been granted the access to image with given SeriesInstanceUID,{uid}. "
         "Please contact System Admin to resolve this issue."
@@ -36,7 +42,7 @@ def image(call: Call) -> Reply:
 
     Server: v4 stops at an image without a digest even when no digests are asked for.
     """
-    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
+    catalog, uid = call.holdings.catalog, call.query["SeriesInstanceUID"]
     found = call.holdings.among([uid], call.rights)
     if not found.num_rows:
         return refused(call, uid)
@@ -47,10 +53,10 @@ def image(call: Call) -> Reply:
     )
     named = _numbered(call, uid)
     if call.query.get("NewFileNames", "").casefold() == "yes":
-        named = _by_acquisition(_instances(call, uid))
+        named = by_acquisition(_instances(call, uid))
     hashes = call.v4 and call.query.get("IncludeMD5", "").casefold() == "yes"
-    if call.v4 and images is not None:
-        digests = [images.md5(uid, i.sop_instance_uid) for _, i in named]
+    if call.v4:
+        digests = [catalog.md5(uid, i.sop_instance_uid) for _, i in named]
         if None in digests:
             named, hashes = named[: digests.index(None)], False
     return _zip_reply(call, uid, named, hashes=hashes, license=text)
@@ -61,13 +67,26 @@ def image_with_md5(call: Call) -> Reply:
 
     Server: an image without a digest ends the answer before the first file.
     """
-    images, uid = call.holdings.catalog.images, call.query["SeriesInstanceUID"]
+    catalog, uid = call.holdings.catalog, call.query["SeriesInstanceUID"]
     if not call.holdings.among([uid], call.rights).num_rows:
         return refused(call, uid)
     named = _numbered(call, uid)
-    if images is None or any(images.md5(uid, i.sop_instance_uid) is None for _, i in named):
+    if catalog.images is None or any(catalog.md5(uid, i.sop_instance_uid) is None for _, i in named):
         return _zip_reply(call, uid, [], hashes=False)
     return _zip_reply(call, uid, named, hashes=True)
+
+
+def dcm_image(call: Call) -> Reply:
+    """getDCMImage: images named by acquisition, ``md5hashes.csv`` and annotation files if asked for; no license.
+
+    Server: the annotation files come last, under their base names, and the list of digests has images only.
+    """
+    uid, parameters = call.query["SeriesInstanceUID"], ("MD5Verification", "IncludeAnnotation")
+    if not call.holdings.among([uid], call.rights).num_rows:
+        return not_public(uid)
+    hashes, annotations = (call.query.get(name, "").casefold() == "true" for name in parameters)
+    files = call.holdings.catalog.annotations.get(uid, {}) if annotations else {}
+    return _zip_reply(call, uid, by_acquisition(_instances(call, uid)), hashes=hashes, annotations=files)
 
 
 def single_image(call: Call) -> Reply:
@@ -87,11 +106,11 @@ def md5_of_image(call: Call) -> Reply:
 
     Server: 200 and nothing where there is none to show.
     """
-    sop, images = call.query.get("SOPInstanceUID" if call.v4 else "SOPInstanceUid"), call.holdings.catalog.images
+    sop = call.query.get("SOPInstanceUID" if call.v4 else "SOPInstanceUid")
     series = call.holdings.series_of_instance(sop or "")
-    if images is None or sop is None or series is None or not call.holdings.among([series], call.rights).num_rows:
+    if sop is None or series is None or not call.holdings.among([series], call.rights).num_rows:
         return EMPTY
-    digest = images.md5(series, sop)
+    digest = call.holdings.catalog.md5(series, sop)
     return EMPTY if digest is None else Reply(digest.encode(), content_type="text/plain")
 
 
@@ -112,17 +131,17 @@ def _numbered(call: Call, uid: str) -> list[NamedInstance]:
     return [(f"{number:08d}.dcm", instance) for number, instance in enumerate(shuffled, 1)]
 
 
-def _by_acquisition(instances: Sequence[StoredInstance]) -> list[NamedInstance]:
+def by_acquisition(instances: Sequence[StoredInstance]) -> list[NamedInstance]:
     """Name the images ``A-B.dcm``.
 
     Server: sorted by InstanceNumber; A rises each time the AcquisitionNumber differs from the previous
     one, B restarts with each A. A is padded to the digits of the number of changes of the acquisition
-    number, B to those of the instance number.
+    number plus one, B to those of the instance number: 9 images give ``1-1.dcm``, 10 give ``1-01.dcm``.
     """
     ordered = sorted(instances, key=lambda i: i.instance_number)
     changes = sum(x.instance_number != y.instance_number for x, y in pairwise(ordered))
     groups = [list(group) for _, group in groupby(ordered, key=lambda i: i.acquisition_number)]
-    width_a, width_b = len(str(len(groups) - 1)), len(str(changes))
+    width_a, width_b = len(str(len(groups))), len(str(changes + 1))
     return [
         (f"{a:0{width_a}d}-{b:0{width_b}d}.dcm", instance)
         for a, group in enumerate(groups, 1)
@@ -131,9 +150,15 @@ def _by_acquisition(instances: Sequence[StoredInstance]) -> list[NamedInstance]:
 
 
 def _zip_reply(
-    call: Call, uid: str, named: Sequence[NamedInstance], *, hashes: bool, license: str | None = None
+    call: Call,
+    uid: str,
+    named: Sequence[NamedInstance],
+    *,
+    hashes: bool,
+    license: str | None = None,
+    annotations: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Reply:
-    pieces = _in_pieces(_parts(call, uid, named, hashes, license))
+    pieces = _in_pieces(_parts(call, uid, named, hashes, license, annotations))
     return Reply(pieces, content_type="application/octet-stream", disposition=f'attachment; filename="{uid}.zip"')
 
 
@@ -148,7 +173,14 @@ def _in_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(buffer)
 
 
-def _parts(call: Call, uid: str, named: Sequence[NamedInstance], hashes: bool, license: str | None) -> Iterator[bytes]:
+def _parts(
+    call: Call,
+    uid: str,
+    named: Sequence[NamedInstance],
+    hashes: bool,
+    license: str | None,
+    annotations: Mapping[str, bytes],
+) -> Iterator[bytes]:
     """Yield a zip entry by entry.
 
     Server: every error inside the loop is caught and the zip is closed, so that what arrives is a valid
@@ -163,9 +195,11 @@ def _parts(call: Call, uid: str, named: Sequence[NamedInstance], hashes: bool, l
                 yield from archive.entry(name, _packed(call, images, uid, instance.sop_instance_uid))
         except (KeyError, OSError) as error:
             _LOG.warning("series %s: the download ends early: %r", uid, error)
-            hashes = False
+            hashes, annotations = False, {}
         if hashes:
-            yield from archive.entry("md5hashes.csv", pack(_digests(images, uid, named)))
+            yield from archive.entry("md5hashes.csv", pack(_digests(call.holdings.catalog, uid, named)))
+    for name, content in annotations.items():
+        yield from archive.entry(name, pack(content))
     yield archive.close()
 
 
@@ -180,7 +214,7 @@ def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
     return packed
 
 
-def _digests(images: ImageStore, uid: str, named: Sequence[NamedInstance]) -> bytes:
-    rows = [f"{name},{images.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
+def _digests(catalog: Catalog, uid: str, named: Sequence[NamedInstance]) -> bytes:
+    rows = [f"{name},{catalog.md5(uid, i.sop_instance_uid) or ''}" for name, i in named]
     random.Random(uid).shuffle(rows)  # noqa: S311 - server: the rows come in arbitrary order
     return ("\n".join(["Filename,MD5Hash", *rows]) + "\n").encode()

@@ -69,6 +69,9 @@ class Reply:
 EMPTY = Reply()
 """Server: a list without rows."""
 
+NO_DATA_FOUND = Reply(b"No data found.", 500)
+"""Server: the same before April 2021."""
+
 EMPTY_ARRAY = Reply(b"[]", content_type="application/json")
 """Server: the same from the endpoints that answer with Jackson's JSON."""
 
@@ -92,17 +95,30 @@ def json_reply(answer: object) -> Reply:
     return Reply(body, content_type="application/json")
 
 
+NO_DATA = "no data"
+UNDATED = "undated"
+TIME_STAMP = "time stamp"
+HISTORY = {
+    NO_DATA: "before 2021-04-15: a list without rows is a 500 with the text `No data found.`",
+    UNDATED: "before 2024-05-02: getUpdatedSeries of v1 and v2 has no DateReleased",
+    TIME_STAMP: "2025-08-29 to 2025-10-05: v4 sends `TimeStamp` for MaxSubmissionTimestamp",
+}
+"""How older builds of the server answered otherwise, by a name."""
+
+
 @dataclass
 class Settings:
     """The settings of an embedded archive besides its catalog.
 
     Attributes:
         guide_spellings: write the guide's spellings of keys where they differ from the server's.
+        history: which older builds it answers like; keys of :data:`HISTORY`.
         downloads: number of downloads begun so far by series, which seeds the order of entries.
         scratch: where rendered answers and deflated files are kept.
     """
 
     guide_spellings: bool = False
+    history: frozenset[str] = frozenset()
     downloads: Counter[str] = field(default_factory=Counter)
     scratch: Scratch = field(default_factory=Scratch)
 
@@ -145,6 +161,8 @@ class Auth(Enum):
     TAGS = FAILED_BRIEFLY, FAILED_BRIEFLY
     NOTHING = EMPTY_ARRAY, EMPTY_ARRAY
     OPEN = None, None
+    V4_TAGS = None, FAILED_BRIEFLY
+    V4_QUIET = None, NO_CONTENT
     V4_NOTHING = None, EMPTY_ARRAY
     V4_LIST = None, EMPTY
     V4_FRAGILE = None, FAILED

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from nbia_pipeline.embedded.api import lists, quality, search
+from nbia_pipeline.embedded.api import lists, search
 from nbia_pipeline.embedded.api.endpoint import Auth, Endpoint
 from nbia_pipeline.embedded.api.endpoints_v2 import (
+    DENIED,
     FILES,
     GET_IMAGE,
     LISTS,
@@ -24,6 +25,9 @@ _NEEDS_LIST = "A form parameter, list, containing at least one SeriesInstanceUID
 _ONE_LIST = ("list", "list", _NEEDS_LIST)
 _SINCE = ("Collection fromDate", "Collection fromDate")
 _AUTH = {
+    "getCollectionValues": Auth.V4_STRICT,
+    "getCollectionDescriptions": Auth.V4_FRAGILE,
+    "getDicomTags": Auth.V4_TAGS,
     "getSeries": Auth.V4_FRAGILE,
     "getUpdatedSeries": Auth.OPEN,
     "getSeriesSize": Auth.OPEN,
@@ -49,9 +53,9 @@ V4 = (
     # Server: the text still says Date.
     _list("v4/NewPatientsInCollection", lists.new_patients, *_SINCE, NEEDS_DATE),
     _list("v4/NewStudiesInPatientCollection", lists.new_studies, f"{_SINCE[0]} PatientID", _SINCE[1], NEEDS_DATE),
-    _list("v4/getDeniedSeries", quality.denied_series, "seriesList userName"),
-    _form("v4/getSeriesMetadata", lists.series_metadata_v4, *_ONE_LIST, auth=Auth.V4_LIST, formats=True),
-    replace(QC_INFO, path="v4/getSeriesQCInfo", auth=Auth.V4_LIST, strict_params="form"),
+    replace(DENIED, path="v4/getDeniedSeries", strict_params="query"),
+    _form("v4/getSeriesMetadata", lists.series_metadata_v4, *_ONE_LIST, formats=True),
+    replace(QC_INFO, path="v4/getSeriesQCInfo", auth=Auth.V4_QUIET, strict_params="form"),
     _as_v4(replace(GET_IMAGE, parameters=f"{GET_IMAGE.parameters} IncludeMD5"), Auth.V4_STRICT),
     _as_v4(replace(MD5_OF_IMAGE, path="getMD5HashForImage", parameters="SOPInstanceUID"), Auth.V4_STRICT),
     _form("v4/getSimpleSearch", search.simple_search),

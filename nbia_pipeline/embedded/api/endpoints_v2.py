@@ -14,6 +14,7 @@ NEEDS_DATE = "A parameter, Collection and Date are required for this API call."
 _NEEDS_SERIES_FOR_IMAGE = "A parameter, SeriesInstanceUID, is required for this API call."
 _NEEDS_BOTH_UIDS = "A parameter, SeriesInstanceUID and SOPInstanceUID, are required for this API call."
 _NEEDS_MODALITY = "A parameter, Collection and Modality, are required for this API call."
+_NEEDS_SERIES_LIST = "A parameter, seriesList,  a list of SeriesInstanceUID is required for this API call."
 _SERIES_PARAMETERS = (
     "Collection PatientID StudyInstanceUID SeriesInstanceUID Modality BodyPartExamined ManufacturerModelName "
     "Manufacturer"
@@ -55,6 +56,12 @@ MD5_OF_IMAGE = _file("getM5HashForImage", downloads.md5_of_image, "SOPInstanceUi
 
 FILES = (
     _file("getImageWithMD5Hash", downloads.image_with_md5, *_ONE_SERIES[:2], _NEEDS_SERIES_FOR_IMAGE),
+    _file(
+        "getDCMImage",
+        downloads.dcm_image,
+        *("SeriesInstanceUID IncludeAnnotation MD5Verification", "SeriesInstanceUID", _NEEDS_SERIES_FOR_IMAGE),
+        user_first=True,
+    ),
     _file("getSingleImage", downloads.single_image, *_ONE_IMAGE),
 )
 """Files of v1, v2 and v4."""
@@ -78,9 +85,18 @@ def _as_v1(e: Endpoint) -> Endpoint:
     return replace(e, path=f"v1/{e.path}", auth=Auth.OPEN, bad_request=text)
 
 
+DENIED = Endpoint(
+    "v1/getDeniedSeries",
+    quality.denied_series,
+    *("seriesList userName", "seriesList", _NEEDS_SERIES_LIST),
+    auth=Auth.OPEN,
+    formats=True,
+)
+"""The series that a user does not get, in v1; v4 has it as well, and reads no token there either."""
+
 V1 = (
     *(_as_v1(e) for e in (*LISTS, *FILES, *_ONLY_V2)),
-    Endpoint("v1/getDeniedSeries", quality.denied_series, "seriesList userName", auth=Auth.OPEN, formats=True),
+    DENIED,
 )
 """The endpoints of v1."""
 

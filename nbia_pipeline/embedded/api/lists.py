@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.embedded.api import dates
-from nbia_pipeline.embedded.api.endpoint import NO_CONTENT, Call, Handler, Reply, Rows, ServerFault
+from nbia_pipeline.embedded.api.endpoint import NO_CONTENT, TIME_STAMP, UNDATED, Call, Handler, Reply, Rows, ServerFault
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DOWNLOADABLE, ONLY_VISIBLE
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.arrow import first_of_each
@@ -20,6 +21,13 @@ _VALUE_FILTERS = ("Modality", "BodyPartExamined")
 _STUDY_FILTERS = ("PatientID", "StudyInstanceUID")
 _CASED_IN_V2 = frozenset({"BodyPartExamined", "Manufacturer", "ManufacturerModelName"})
 _SERIES_FILTERS = (*_STUDY_FILTERS, "SeriesInstanceUID", *_VALUE_FILTERS, "ManufacturerModelName", "Manufacturer")
+
+# What older builds sent.
+_UNDATED_SHORT = replace(shapes.SERIES_SHORT, keys=shapes.SERIES_SHORT.keys[:-1])
+_TIME_STAMP_V4 = replace(
+    shapes.SERIES_V4,
+    keys=tuple(replace(k, name="TimeStamp") if k.column == "TimeStamp" else k for k in shapes.SERIES_V4.keys),
+)
 
 UIDS = frozenset({"SeriesInstanceUID", "StudyInstanceUID"})
 """Parameters that every version compares case-sensitively."""
@@ -89,14 +97,16 @@ def new_studies(call: Call) -> Rows:
 def series(call: Call) -> Rows:
     """getSeries. Server: v2 compares body part, manufacturer and model case-sensitively, v4 ignores case."""
     rows = filtered(call, _SERIES_FILTERS, exact=UIDS if call.v4 else UIDS | _CASED_IN_V2)
-    return _rows(call, rows, shapes.SERIES_V2, shapes.SERIES_V4)
+    return _rows(call, rows, shapes.SERIES_V2, _series_v4(call))
 
 
 def updated_series(call: Call) -> Rows:
     """getUpdatedSeries: strictly after the midnight that begins the day; v4 sends all columns."""
     day = call.query.get("fromDate", "01-01-1900" if call.v4 else "01/01/1900")
     since = dates.month_first(day) if call.v4 else dates.day_first(day)
-    return _rows(call, _released(call.holdings.select(call.rights), since), shapes.SERIES_SHORT, shapes.SERIES_V4)
+    rows = _released(call.holdings.select(call.rights), since)
+    short = _UNDATED_SHORT if UNDATED in call.settings.history else shapes.SERIES_SHORT
+    return _rows(call, rows, short, _series_v4(call))
 
 
 def series_metadata_v2(call: Call) -> Rows | Reply:
@@ -178,6 +188,11 @@ def filtered(
 def _rows(call: Call, rows: pa.Table, shape: Shape, shape_v4: Shape) -> Rows:
     """Return rows in the shape of the version that is asked."""
     return Rows(authorized(rows), shape_v4) if call.v4 else Rows(rows, shape)
+
+
+def _series_v4(call: Call) -> Shape:
+    """Return the shape of a series in v4."""
+    return _TIME_STAMP_V4 if TIME_STAMP in call.settings.history else shapes.SERIES_V4
 
 
 def _new(call: Call, rows: pa.Table) -> pa.Table:

@@ -64,7 +64,8 @@ def qc_info(call: Call) -> Rows:
 def denied_series(call: Call) -> Rows | Reply:
     """getDeniedSeries: which of the series asked for are not available.
 
-    Server: 204 if none is denied, and also if the caller has no rights at all.
+    Server: for the user who is named, else for the guest; 204 if none is denied, and also if the user has no rights at
+    all.
     """
     asked = [uid for uid in call.query.get("seriesList", "").split(",") if uid]
     rights = call.rights
@@ -82,11 +83,14 @@ def denied_series(call: Call) -> Rows | Reply:
 
 
 def series_for_doi(call: Call) -> Rows:
-    """getCollectionOrSeriesForDOI. Server: compares the stored address; hidden series are included."""
+    """getCollectionOrSeriesForDOI. Server: compares the stored address; hidden series are included.
+
+    ``authorized`` is v4's.
+    """
     rows = call.holdings.select(call.rights, visibility=ANY_VISIBILITY)
     doi = call.form.get("DOI", [None])[0]
     if doi is not None:
         rows = rows.filter(pc.equal(rows["CollectionURI"], doi))
     if call.form.get("CollectionOrSeries", [""])[0].casefold() != "series":
         rows = rows.group_by(["Collection", "ThirdPartyAnalysis"], use_threads=False).aggregate([])
-    return Rows(authorized(rows), shapes.DOI_CONTENTS, jackson=True, nulls=False)
+    return Rows(authorized(rows) if call.v4 else rows, shapes.DOI_CONTENTS, jackson=True, nulls=False)

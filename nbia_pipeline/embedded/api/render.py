@@ -72,8 +72,9 @@ def render_json(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[
 def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[bytes]:
     """Yield `table` as the server's CSV.
 
-    Server: several columns: every cell in double quotes, inner quotes doubled, LF, null as ``""``. One
-    column: header and values unquoted, a null prints two newlines.
+    Server: several columns: every cell in double quotes, inner quotes doubled, LF, null as ``""``, but for a null in
+    the first column, for which it writes the end of a cell and the beginning of the next. One column: header and values
+    unquoted, a null prints two newlines.
 
     Args are those of :func:`render_json`.
     """
@@ -86,9 +87,11 @@ def render_csv(table: pa.Table, shape: Shape, guide: bool = False) -> Iterator[b
         return
     yield (",".join('"' + name.replace('"', '""') + '"' for name in names) + "\n").encode()
     for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH):
-        cells = [pc.fill_null(pc.replace_substring(_texts(batch, key), '"', '""'), "") for key in shape.keys]
+        texts = [_texts(batch, key) for key in shape.keys]
+        cells = [pc.fill_null(pc.replace_substring(text, '"', '""'), "") for text in texts]
+        opening = pc.if_else(pc.is_null(texts[0]), '","', '"')
         rows = pc.binary_join_element_wise(*cells, '","')
-        yield _data_of(pc.binary_join_element_wise('"', rows, '"\n', ""))
+        yield _data_of(pc.binary_join_element_wise(opening, rows, '"\n', ""))
 
 
 def render_jackson(table: pa.Table, shape: Shape, guide: bool = False, nulls: bool = True) -> bytes:

@@ -32,19 +32,19 @@ def counts(column: str, v4_name: str, null_as: str | None = None, upper: bool = 
     """Make one of getXValuesAndCounts: distinct patients per value.
 
     Server: without a version the value is called criteria and the count is text; v4 writes the value under its
-    own name and the count as a number.
+    own name and the count as a number, and leaves the key of a null out, but for body parts.
 
     Args:
         column: the column whose values are counted.
         v4_name: key of the value in v4.
-        null_as: what a null is written as.
+        null_as: what a null is written as; in v4 an empty one is left out.
         upper: whether the values are written in upper case.
     """
 
     def handler(call: Call) -> Rows:
         rows = filtered(call, _FILTERS, exact_collection=not call.v4)
         values = pc.utf8_upper(rows[column]) if upper else rows[column]
-        if null_as is not None:
+        if null_as or (null_as is not None and not call.v4):
             values = pc.fill_null(values, null_as)
         # Patients are counted within their collection, as the server keys them.
         pairs = pa.table({"criteria": values, "Collection": rows["Collection"], "PatientID": rows["PatientID"]})
@@ -149,13 +149,14 @@ def _short_name(long_name: str, uri: str | None) -> str:
 
 def _hash(call: Call, rows: pa.Table, levels: Sequence[str]) -> str:
     """Return the MD5 of the sorted hashes of what `levels` distinguish, of images without any; "" for nothing."""
-    images = call.holdings.catalog.images
+    catalog = call.holdings.catalog
     if levels:
         values = pc.unique(rows[levels[0]].drop_null()).to_pylist()
         hashes = [_hash(call, where(rows, levels[0], value), levels[1:]) for value in values]
-    elif images is not None:
+    elif catalog.images is not None:
         uids = rows["SeriesInstanceUID"].to_pylist()
-        hashes = [images.md5(uid, i.sop_instance_uid) or "" for uid in uids for i in images.instances(uid)]
+        # Server: over the strings as they are stored, short and blank ones too.
+        hashes = [catalog.md5(uid, i.sop_instance_uid) or "" for uid in uids for i in catalog.images.instances(uid)]
     else:
         hashes = []
     known = sorted(h for h in hashes if h)

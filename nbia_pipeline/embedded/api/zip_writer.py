@@ -17,7 +17,8 @@ _FULL = 0xFFFFFFFF
 # Offsets from here on need the 64-bit format.
 _offset_limit = _FULL
 _COUNT_LIMIT = 0xFFFF
-_DESCRIPTOR_FOLLOWS = 0x08
+# Bits 3 and 11: a data descriptor follows, names are UTF-8. Server: its library sets both.
+_FLAGS = 0x0808
 _DEFLATED = 8
 _LEVEL = 1
 
@@ -72,7 +73,7 @@ class ZipStream:
         now = time.localtime()
         date = (max(now.tm_year, 1980) - 1980) << 9 | now.tm_mon << 5 | now.tm_mday
         clock = now.tm_hour << 11 | now.tm_min << 5 | now.tm_sec // 2
-        common = (_DESCRIPTOR_FOLLOWS, _DEFLATED, clock, date)
+        common = (_FLAGS, _DEFLATED, clock, date)
         header = struct.pack("<4s5H3I2H", b"PK\3\4", 20, *common, 0, 0, 0, len(raw_name), 0) + raw_name
         sizes = (packed.crc, len(packed.data), packed.size)
         descriptor = struct.pack("<4s3I", b"PK\7\x08", *sizes)

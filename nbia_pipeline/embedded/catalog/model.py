@@ -6,7 +6,7 @@ Imaging Data Commons are two ways to fill it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,14 @@ import pyarrow as pa
 from nbia_pipeline.schema import TABLES
 
 VISIBLE = 1
+
+DIGESTS: Mapping[str, Callable[[str], str | None]] = {
+    # Server: the older ingest stored the digest as a number, and a blank for none.
+    "short": lambda digest: digest.lstrip("0"),
+    "blank": lambda digest: " ",
+    "null": lambda digest: None,
+}
+"""How a digest can be stored other than in full."""
 
 _OF_TABLES = {
     column.name: pa.field(column.name, column.type)
@@ -108,6 +116,10 @@ class Catalog:
         accounts: account by user name; the guest ``nbia_guest`` needs no entry.
         descriptions: descriptions of the collections by name.
         carts: UIDs of the series of each shared cart by name.
+        annotations: annotation files of a series, contents by name, by SeriesInstanceUID; the sum of their sizes is
+            its column ``AnnotationSize``.
+        digests: how the digest of an image is stored where it is not stored in full, a key of :data:`DIGESTS`; by
+            SOPInstanceUID, or by SeriesInstanceUID for all images of a series.
     """
 
     series: pa.Table
@@ -116,3 +128,11 @@ class Catalog:
     accounts: Mapping[str, Account] = field(default_factory=dict)
     descriptions: Mapping[str, CollectionDescription] = field(default_factory=dict)
     carts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    annotations: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def md5(self, series_uid: str, sop_instance_uid: str) -> str | None:
+        """Return the MD5 of a file as the archive has stored it, None if it has stored none."""
+        stored = self.images.md5(series_uid, sop_instance_uid) if self.images is not None else None
+        form = self.digests.get(sop_instance_uid) or self.digests.get(series_uid)
+        return stored if form is None or stored is None else DIGESTS[form](stored)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import requests
@@ -78,6 +78,14 @@ class Control:
         """Change columns of series, like ``LicenseName="..."``."""
         self._do("edit", series=series, **columns)
 
+    def annotate(self, series: str, files: Mapping[str, str]) -> None:
+        """Give a series annotation files, text by name, instead of those that it has."""
+        self._do("annotate", series=series, files=dict(files))
+
+    def digests(self, uids: Uids, form: str | None) -> None:
+        """Store the digests of series or images in another form: ``short``, ``blank``, ``null``, None for in full."""
+        self._do("digests", uids=uids, form=form)
+
     def add_series(
         self,
         collection: str,
@@ -132,6 +140,10 @@ class Control:
     def guide_spellings(self, on: bool) -> None:
         """Write the guide's spellings of keys, or the server's."""
         self._do("guide_spellings", on=on)
+
+    def history(self, builds: Iterable[str]) -> None:
+        """Answer like older builds of the server: ``no data``, ``undated``, ``time stamp``."""
+        self._do("history", builds=list(builds))
 
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
         """Return the requests so far: method, path, endpoint, query, status, bytes, seconds, fault."""

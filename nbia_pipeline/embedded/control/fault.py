@@ -9,6 +9,7 @@ from typing import Any
 KINDS: dict[str, str] = {
     # Instead of the answer.
     "status": "answer with `status` (401, 429, 500, 502, 503, 504, ...) and, if set, Retry-After",
+    "missing": "the answer of a server that has no such endpoint: 500, as for any unknown path",
     "answer": "answer with `status`, `body` and `headers`",
     "html": "a page of HTML with status 200, as a proxy or a login form sends it",
     "empty": "status 200 and nothing",

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.embedded.api.endpoint import Settings
+from nbia_pipeline.embedded.api.endpoint import HISTORY, Settings
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DEFAULTS, Holdings, filled_in
-from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, VISIBLE, CollectionDescription
+from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, DIGESTS, VISIBLE, CollectionDescription
 from nbia_pipeline.embedded.control.client import Day, Uids
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.traffic import Traffic
+from nbia_pipeline.embedded.control.values import OperationError as OperationError
+from nbia_pipeline.embedded.control.values import checked_values, expect_known, listed, moment_of
 from nbia_pipeline.embedded.phantoms.dicom_files import uid_of
 from nbia_pipeline.embedded.phantoms.overlay import DRAWABLE, cloned, revised
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
@@ -27,13 +29,8 @@ from nbia_pipeline.schema.arrow import with_column
 
 NOT_VISIBLE = 2
 _NOT_REVIEWED = 0
-_FIXED_COLUMNS = ("SeriesInstanceUID", "Collection")
 # Up to this many rows are removed one by one, more by a filter.
 _MOST_GAPS = 8
-
-
-class OperationError(ValueError):
-    """An operation that cannot be carried out; the text is the reason."""
 
 
 class Tokens(Protocol):
@@ -160,6 +157,7 @@ class Operations:
             uid = uid_of("added", collection, self._added)
             row = {
                 **template,
+                "AnnotationSize": 0,
                 "SeriesInstanceUID": uid,
                 "StudyInstanceUID": study or uid_of("added study", collection, self._added),
                 "Collection": collection,
@@ -168,7 +166,7 @@ class Operations:
                 "ReleasedStatus": "Yes" if visible else "No",
                 "Visibility": VISIBLE if visible else _NOT_REVIEWED,
                 **({} if patient is None else {"PatientID": patient, "PatientName": patient}),
-                **_checked_values(columns),
+                **checked_values(columns),
             }
             row = self._with_files(template["SeriesInstanceUID"], row, slices)
             added = filled_in(pa.Table.from_pylist([row], schema=CATALOG_SCHEMA))
@@ -180,6 +178,31 @@ class Operations:
         """Return the rows of all series of a collection, or of all, whatever their visibility and the rights."""
         names = self._holdings.collections() if collection is None else [collection]
         return [row for name in names for row in self._holdings.rows_of(name).to_pylist()]
+
+    def annotate(self, series: str, files: Mapping[str, str]) -> None:
+        """Give a series annotation files, text by name, instead of those that it has; AnnotationSize follows."""
+        contents = {name: text.encode() for name, text in files.items()}
+        with self._lock:
+            (uid,) = self._checked(series)
+            annotations = {**self._holdings.catalog.annotations, uid: contents}
+            size = sum(map(len, contents.values()))
+            self._apply("annotate", [uid], {"AnnotationSize": size}, annotations=annotations)
+
+    def digests(self, uids: Uids, form: str | None) -> None:
+        """Store the digests of series, or of single images, in another form.
+
+        Args:
+            uids: SeriesInstanceUIDs or SOPInstanceUIDs.
+            form: ``short`` without leading zeros, ``blank``, ``null``, or None for in full.
+
+        Raises:
+            OperationError: an unknown form.
+        """
+        with self._lock:
+            named = listed(uids)
+            others = {uid: f for uid, f in self._holdings.catalog.digests.items() if uid not in named}
+            changed = {} if form is None else dict.fromkeys(named, *expect_known([form], DIGESTS, "form of a digest"))
+            self._swap("digests", named, {}, {"form": form}, digests={**others, **changed})
 
     # --- collections and carts
 
@@ -208,7 +231,7 @@ class Operations:
     def cart(self, name: str, series: Uids) -> None:
         """Share a cart of series under a name; an existing one of that name is replaced."""
         with self._lock:
-            carts = {**self._holdings.catalog.carts, name: tuple(_listed(series))}
+            carts = {**self._holdings.catalog.carts, name: tuple(listed(series))}
             self._swap("cart", carts[name], {}, {"name": name}, carts=carts)
 
     # --- tokens
@@ -229,7 +252,7 @@ class Operations:
 
         It sets TimeStamp and DateReleased of later changes; tokens and waits follow the real clock.
         """
-        self._now = None if moment is None else _moment_of(moment)
+        self._now = None if moment is None else moment_of(moment)
         return self.clock().isoformat()
 
     def latency(self, seconds: float) -> None:
@@ -251,6 +274,14 @@ class Operations:
         """Write the guide's spellings of keys where they differ from the server's, or stop doing so."""
         self._settings.guide_spellings = on
 
+    def history(self, builds: Iterable[str]) -> None:
+        """Answer like older builds of the server: ``no data``, ``undated``, ``time stamp``; none of them by default.
+
+        Raises:
+            OperationError: an unknown name.
+        """
+        self._settings.history = frozenset(expect_known(builds, HISTORY, "build"))
+
     def requests(self, clear: bool = False) -> list[dict[str, Any]]:
         """Return the requests so far, and forget them if `clear`.
 
@@ -270,6 +301,7 @@ class Operations:
             self._tokens.expire_all()
             self._tokens.lifetime, self._tokens.refresh_lifetime = self._first_lifetimes
             self._settings.guide_spellings = self._first_guide
+            self._settings.history = frozenset()
             self._settings.downloads.clear()
             changed, self._events, self._added, self._now = bool(self._events), [], 0, None
             if changed:
@@ -284,7 +316,7 @@ class Operations:
     # --- implementation
 
     def _day(self, day: Day | None) -> dt.datetime:
-        return _moment_of(self.clock().date() if day is None else day)
+        return moment_of(self.clock().date() if day is None else day)
 
     def _later(self, uid: str) -> dt.datetime:
         """Return the time of a new submission, which is later than the one before unless the clock is set."""
@@ -296,7 +328,7 @@ class Operations:
 
     def _checked(self, series: Uids) -> list[str]:
         """Return the UIDs, all of which must be in the archive."""
-        uids = _listed(series)
+        uids = listed(series)
         rows = self._holdings.among(uids, None, ANY_VISIBILITY)
         unknown = sorted(set(uids) - set(rows["SeriesInstanceUID"].to_pylist()))
         if unknown or not uids:
@@ -312,10 +344,15 @@ class Operations:
 
     def _edit(self, action: str, series: Uids, columns: Mapping[str, Any]) -> None:
         with self._lock:
-            self._apply(action, self._checked(series), _checked_values(columns))
+            self._apply(action, self._checked(series), checked_values(columns))
 
     def _apply(
-        self, action: str, uids: Sequence[str], columns: Mapping[str, Any], contents: Sequence[str] = ()
+        self,
+        action: str,
+        uids: Sequence[str],
+        columns: Mapping[str, Any],
+        contents: Sequence[str] = (),
+        **fields: Any,
     ) -> None:
         """Set columns of some series; other columns and collections are not copied."""
         slices = {}
@@ -324,7 +361,7 @@ class Operations:
                 new = pa.scalar(value, CATALOG_SCHEMA.field(column).type)
                 rows = with_column(rows, column, pc.if_else(mask, new, rows[column]))
             slices[name] = rows
-        self._swap(action, uids, slices, columns, contents)
+        self._swap(action, uids, slices, columns, contents, **fields)
 
     def _swap(
         self,
@@ -389,43 +426,3 @@ def _without(rows: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
         return rows.filter(pc.invert(mask))
     starts, ends = [0, *(gap + 1 for gap in gaps)], [*gaps, rows.num_rows]
     return pa.concat_tables([rows.slice(a, b - a) for a, b in zip(starts, ends, strict=True)])
-
-
-def _checked_values(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return new values as Arrow wants them; refuse columns that are not there or fixed, and values that do not fit."""
-    unknown = sorted(set(columns) - set(CATALOG_SCHEMA.names))
-    if unknown:
-        raise OperationError(f"the catalog has no column {unknown[0]}; it has {', '.join(CATALOG_SCHEMA.names)}")
-    fixed = sorted(set(columns) & set(_FIXED_COLUMNS))
-    if fixed:
-        raise OperationError(f"{fixed[0]} of a series cannot be changed")
-    return {name: _arrow_value(name, value) for name, value in columns.items()}
-
-
-def _listed(series: Uids) -> list[str]:
-    """Return UIDs in order, each once."""
-    return [series] if isinstance(series, str) else list(dict.fromkeys(series))
-
-
-def _moment_of(day: Day) -> dt.datetime:
-    """Return a naive moment; a day is its midnight, a text that is neither is refused."""
-    if isinstance(day, str):
-        try:
-            day = dt.datetime.fromisoformat(day)
-        except ValueError as error:
-            raise OperationError(f"{day!r} is not a day or a moment in ISO 8601") from error
-    if isinstance(day, dt.datetime):
-        return day.replace(tzinfo=None)
-    return dt.datetime(day.year, day.month, day.day)  # noqa: DTZ001 - the server's times are naive
-
-
-def _arrow_value(column: str, value: Any) -> Any:
-    """Return the value of a column as Arrow wants it; times may come as text."""
-    kind = CATALOG_SCHEMA.field(column).type
-    if value is not None and pa.types.is_temporal(kind):
-        moment = _moment_of(value)
-        return moment.date() if pa.types.is_date(kind) else moment
-    try:
-        return pa.scalar(value, kind).as_py()
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise OperationError(f"{value!r} does not fit into the column {column} ({kind})") from error

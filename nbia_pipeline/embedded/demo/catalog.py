@@ -79,6 +79,7 @@ def _columns(collection: CollectionSpec, study: StudySpec, number: int) -> dict[
         "LicenseName": collection.license[0],
         "LicenseURI": collection.license[1],
         "CollectionURI": doi if series.contrasts else f"{doi}.derived",
+        "AnnotationSize": sum(len(text.encode()) for text in series.annotations.values()),
         **collection.columns,
         **study.columns,
         **series.columns,
@@ -120,6 +121,19 @@ def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
     return (*(first[collection.name] for collection in COLLECTIONS), *hidden)
 
 
+def _annotations() -> dict[str, dict[str, bytes]]:
+    """Return the annotation files by the UID of their series."""
+    return {
+        uid_of(collection.name, study.patient_id, study.day, number): {
+            name: text.encode() for name, text in series.annotations.items()
+        }
+        for collection in COLLECTIONS
+        for study in collection.studies
+        for number, series in enumerate(study.series, 1)
+        if series.annotations
+    }
+
+
 def demo_catalog(scale: int = 1) -> Catalog:
     """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
 
@@ -150,4 +164,5 @@ def demo_catalog(scale: int = 1) -> Catalog:
             for number, c in enumerate(COLLECTIONS)
         },
         carts={CART: _cart(plans)},
+        annotations=_annotations(),
     )

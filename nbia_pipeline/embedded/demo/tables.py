@@ -39,6 +39,7 @@ class SeriesSpec:
         anatomy: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.ANATOMIES`; None: the collection's.
         numbered: False if AcquisitionNumber (0020,0012) is missing.
         columns: values that override the derived ones, by column name.
+        annotations: annotation files, text by name.
     """
 
     modality: str
@@ -50,6 +51,7 @@ class SeriesSpec:
     anatomy: str | None = None
     numbered: bool = True
     columns: dict[str, Any] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ def _drawn(modality: str, description: str, **columns: Any) -> SeriesSpec:
     return SeriesSpec(modality, description, columns={"ThirdPartyAnalysis": "YES", **columns})
 
 
+_READINGS = {
+    "reading-1.xml": (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<reading reader="1">\n'
+        '  <nodule id="1" malignancy="4" diameter="18.4" unit="mm"/>\n</reading>\n'
+    ),
+    "reading-2.xml": (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<reading reader="2">\n'
+        '  <nodule id="1" malignancy="3" diameter="17.9" unit="mm"/>\n</reading>\n'
+    ),
+}
+_DOSE_GOALS = {"dose goals (final).csv": "structure,goal,unit\nGTV-1,70,Gy\nSpinal cord,45,Gy\nParotid – left,26,Gy\n"}
+
 COLLECTIONS = (
     CollectionSpec(
         "Lung Phantom CT",
@@ -157,7 +171,7 @@ COLLECTIONS = (
                 "TCGA-DM-A001",
                 _study(
                     *("2004-05-11", 'CT CHEST "ROUTINE", W/CONTRAST', "2015-10-05"),
-                    _ct("AXIAL, 5.0/B31f", "ct-contrast"),
+                    replace(_ct("AXIAL, 5.0/B31f", "ct-contrast"), annotations=_READINGS),
                     _drawn("SEG", "Lesion segmentation (reader 1)", AnnotationsFlag=True),
                     LongitudinalTemporalOffsetFromEvent=0.0,
                 ),
@@ -209,7 +223,9 @@ COLLECTIONS = (
                 "HNM-001",
                 _study(
                     *("2011-04-18", "RT Planning", "2020-01-15"),
-                    _ct("Planning CT, mask", "ct-contrast", BodyPartExamined="HeadNeck"),
+                    replace(
+                        _ct("Planning CT, mask", "ct-contrast", BodyPartExamined="HeadNeck"), annotations=_DOSE_GOALS
+                    ),
                     _drawn("RTSTRUCT", "GTV & organs/1", Manufacturer="ADAC"),
                     _pt("FDG PET"),
                 ),
@@ -305,7 +321,6 @@ DEFAULTS: dict[str, Any] = {
     "Manufacturer": "SIEMENS",
     "SoftwareVersions": "1.0.0",
     "AnnotationsFlag": None,
-    "AnnotationSize": 0,
     "ReleasedStatus": "Yes",
     "ThirdPartyAnalysis": "NO",
     "Visibility": 1,

@@ -20,7 +20,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from nbia_pipeline.embedded.api import render
-from nbia_pipeline.embedded.api.endpoint import EMPTY, UNABLE, Auth, Call, Endpoint, Reply, Rows, ServerFault, Settings
+from nbia_pipeline.embedded.api.endpoint import (
+    EMPTY,
+    NO_DATA,
+    NO_DATA_FOUND,
+    UNABLE,
+    Auth,
+    Call,
+    Endpoint,
+    Reply,
+    Rows,
+    ServerFault,
+    Settings,
+)
 from nbia_pipeline.embedded.api.endpoints import ENDPOINTS
 from nbia_pipeline.embedded.catalog.holdings import Holdings
 from nbia_pipeline.embedded.catalog.model import Catalog
@@ -115,7 +127,8 @@ def _result(archive: Archive, endpoint: Endpoint, call: Call) -> Reply:
     """Return a cached answer, or make one and cache it if it is large."""
     collection, guide = call.query.get("Collection"), call.settings.guide_spellings
     stamp = call.holdings.stamp(collection)
-    key = repr((stamp, guide, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
+    history = sorted(call.settings.history)
+    key = repr((stamp, guide, history, endpoint.path, sorted(call.query.items()), sorted(call.rights)))
     cached = archive.cache.find(key) if endpoint.method == "GET" else None
     if cached is not None:
         return cached
@@ -123,10 +136,10 @@ def _result(archive: Archive, endpoint: Endpoint, call: Call) -> Reply:
     if isinstance(result, Reply):
         return result
     if endpoint.method == "GET":
-        return archive.cache.keep(key, rendered(result, call.query.get("format"), guide), collection)
+        return archive.cache.keep(key, rendered(result, call.query.get("format"), call.settings), collection)
     # Not every form has a format that is read.
     wanted = call.form.get("format", [None])[0] if endpoint.formats else None
-    return rendered(result, wanted, guide)
+    return rendered(result, wanted, call.settings)
 
 
 def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[str] | Reply:
@@ -140,18 +153,19 @@ def identify(auth: Auth, header: str | None, tokens: TokenStore) -> frozenset[st
     return tokens.collections_of(user) if user is not None else invalid or _NO_RIGHTS
 
 
-def rendered(rows: Rows, wanted: str | None, guide: bool) -> Reply:
-    """Render rows in the format `wanted`, None for the endpoint's default; `guide` uses the guide's spellings.
+def rendered(rows: Rows, wanted: str | None, settings: Settings) -> Reply:
+    """Render rows in the format `wanted`, None for the endpoint's default, as the archive is set.
 
     Raises:
         ServerFault: for a format other than JSON and CSV, if there are rows. Server: so for an unknown one; its XML
             and HTML, which no client asks for, are not imitated.
     """
+    guide = settings.guide_spellings
     if rows.jackson:
         body = render.render_jackson(rows.table, rows.shape, guide, rows.nulls)
         return Reply(body, content_type="application/json")
     if not rows.table.num_rows:
-        return EMPTY
+        return NO_DATA_FOUND if NO_DATA in settings.history else EMPTY
     wanted = (rows.default_format if wanted is None else wanted).upper()
     single = len(rows.shape.keys) == 1
     if wanted == "JSON":

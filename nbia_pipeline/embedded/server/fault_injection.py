@@ -185,6 +185,10 @@ async def _status(request: FaultedRequest) -> None:
         await request.respond(status, page.encode(), {**headers, "content-type": "text/html"})
 
 
+async def _missing(request: FaultedRequest) -> None:
+    await request.respond(500, f"{UNABLE}\nHTTP 404 Not Found".encode(), {"content-type": "text/plain"})
+
+
 async def _answer(request: FaultedRequest) -> None:
     body = request.fault.body
     await request.respond(request.fault.status, body.encode() if isinstance(body, str) else body, request.fault.headers)
@@ -248,6 +252,7 @@ def _series(request: FaultedRequest) -> str:
 
 _FAULTS: dict[str, _Act] = {
     "status": _status,
+    "missing": _missing,
     "answer": _answer,
     "html": lambda request: request.respond(200, HTML, {"content-type": "text/html"}),
     "empty": lambda request: request.respond(200, b"", {}),
