@@ -88,12 +88,12 @@ class Pipeline(Connection):
         description="Names or globs of the collections whose images are mirrored. None: all for the embedded archive, "
         "none for any other.",
     )
-    annotations: bool = Field(
-        default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
-    )
     poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
     reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+    annotations: bool = Field(
+        default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
+    )
 
 
 class Settings(Pipeline):
