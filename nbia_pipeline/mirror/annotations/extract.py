@@ -73,7 +73,7 @@ def extract(chunks: Iterable[bytes], target: Path, image_bytes: int, announced: 
         entries = stream_entries(chunks)
         reached = _skip_images(entries, image_bytes + SPARE_BYTES)
         for entry in entries:
-            if len(files) > SPARE_FILES:
+            if len(files) == SPARE_FILES:
                 raise _TooMuch(f"the zip contains more than {SPARE_FILES} annotation files")
             left = announced + SPARE_BYTES - sum(f.size for f in files)
             files.append(_store(entry, target, {f.file.casefold() for f in files}, left))
