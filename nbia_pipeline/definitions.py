@@ -7,7 +7,13 @@ from datetime import timedelta
 
 import dagster as dg
 
-from nbia_pipeline.defs.assets import build_cart_asset, build_images_asset, build_released_asset, build_table_assets
+from nbia_pipeline.defs.assets import (
+    build_annotations_asset,
+    build_cart_asset,
+    build_images_asset,
+    build_released_asset,
+    build_table_assets,
+)
 from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.jobs import build_jobs
@@ -42,7 +48,7 @@ def build_definitions(
     if password_env and os.environ.get(password_env) == settings.password:
         password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
     archive = NbiaResource(**{name: getattr(settings, name) for name in Connection.model_fields}, password=password)
-    jobs = build_jobs(naming)
+    jobs = build_jobs(naming, settings)
     return dg.Definitions(
         assets=[
             *(
@@ -50,6 +56,7 @@ def build_definitions(
                 for asset in build_table_assets(naming, settings)
             ),
             build_images_asset(naming, settings),
+            *([build_annotations_asset(naming, settings)] if settings.annotations else []),
             build_cart_asset(naming, settings),
             build_released_asset(naming, settings),
         ],

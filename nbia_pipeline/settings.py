@@ -91,6 +91,9 @@ class Pipeline(Connection):
     poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
     reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+    annotations: bool = Field(
+        default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
+    )
 
 
 class Settings(Pipeline):
@@ -224,7 +227,8 @@ def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callab
     if found["type"] == "extra_forbidden":
         return SettingsError(f"{field} is not a setting{_did_you_mean(field, model.model_fields)}")
     kinds = {"collections": "a list of names or globs", "images": "a list of names or globs"}
-    kind = "a whole number" if model.model_fields[field].annotation is int else kinds.get(field, "a string")
+    types: dict[Any, str] = {int: "a whole number", bool: "true or false"}
+    kind = types.get(model.model_fields[field].annotation) or kinds.get(field, "a string")
     shown = f"not {kind}" if field == "password" else repr(found["input"])
     return SettingsError(f"{name_of(field)} is {shown}: set it to {kind}")
 

@@ -425,6 +425,20 @@ class NbiaClient(Calls):
         """
         return self._bytes("image_with_md5", read, series_uid=series_uid)
 
+    def dcm_image(self, series_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
+        """Download the files of a series, ``md5hashes.csv`` and its annotation files, in this order, as one zip.
+
+        The annotation files have the base names of their stored files; where one is missing, the zip ends before it
+        and closes properly (server).
+
+        Args:
+            read: as for :meth:`image_with_md5`.
+
+        Raises:
+            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
+        """
+        return self._bytes("dcm_image", read, series_uid=series_uid)
+
     def single_image(self, series_uid: str, sop_instance_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
         """Download one DICOM file.
 

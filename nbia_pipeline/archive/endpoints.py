@@ -154,6 +154,9 @@ def _same_in_both(base: str, other_base: str, patient: Shape, patient_id: Shape,
         ),
         "image": Endpoint(base + "getImage", None, {**_SERIES_UID, "new_file_names": "NewFileNames"}),
         "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID),
+        "dcm_image": Endpoint(
+            base + "getDCMImage", None, _SERIES_UID, {"IncludeAnnotation": "true", "MD5Verification": "true"}
+        ),
         "single_image": Endpoint(base + "getSingleImage", None, {**_SERIES_UID, "sop_instance_uid": "SOPInstanceUID"}),
         "md5_hierarchy": Endpoint(
             other_base + "getMD5Hierarchy", None, {**_STUDY_FILTERS, **_SERIES_UID}, method="POST"

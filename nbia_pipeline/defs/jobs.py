@@ -9,10 +9,12 @@ from typing import Any
 import dagster as dg
 
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.settings import Settings
 
 CATALOG = ("collections", "modalities", "body_parts", "manufacturers")
 TABLES = ("patients", "studies", "series", "series_changes", "series_metadata")
 IMAGES = ("images",)
+ANNOTATIONS = ("annotations",)
 
 CATALOG_JOB = "catalogue"
 TABLES_JOB = "tables"
@@ -45,7 +47,7 @@ class _OnePartitionJob(_AssetJob):  # type: ignore[misc]
             return super().resolve(*args, **kwargs)
 
 
-def build_jobs(naming: Naming) -> Jobs:
+def build_jobs(naming: Naming, settings: Settings) -> Jobs:
     """Return the jobs of one archive; each runs the checks of its assets too."""
 
     def job(what: str, assets: Sequence[str], description: str, kind: Any = dg.define_asset_job) -> Any:
@@ -53,11 +55,12 @@ def build_jobs(naming: Naming) -> Jobs:
         tags = {ARCHIVE_TAG: naming.prefix}
         return kind(naming.of(what), selection=selection, description=description, tags=tags)
 
+    images = (*IMAGES, *(ANNOTATIONS if settings.annotations else ()))
     jobs = (
         (CATALOG_JOB, CATALOG, "The tables of the entire archive; registers new collections as partitions."),
         (TABLES_JOB, TABLES, "Patients, studies, series, their changes and their metadata, by collection."),
-        (IMAGES_JOB, IMAGES, "The image files of a collection, verified."),
-        (UPDATE_JOB, (*TABLES, *IMAGES), "The tables of a collection, then its image files.", _OnePartitionJob),
+        (IMAGES_JOB, images, "The image files of a collection, verified, and its annotation files."),
+        (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files.", _OnePartitionJob),
     )
     return {what: job(what, *how) for what, *how in jobs}
 

@@ -246,7 +246,7 @@ class Lake:
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")
 
-    # --- directories of image files
+    # --- directories of image and annotation files
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -262,6 +262,7 @@ class Lake:
             shutil.rmtree(folder, ignore_errors=True)
 
     publish = _of_store(LocalStore.publish, "publish {1}")
+    publish_folder = _of_store(LocalStore.publish_folder, "publish {1}")
     publish_staged = _of_store(LocalStore.publish_staged, "publish {1}")
     remove_folder = _of_store(LocalStore.remove_folder, "remove {}")
     staged = _of_store(LocalStore.staged, f"list {STAGING}")

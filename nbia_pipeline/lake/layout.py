@@ -6,7 +6,9 @@ does wherever a character is unsafe; readers that know Hive partitioning decode 
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Container
 from urllib.parse import unquote
 
 from nbia_pipeline.lake.errors import LakeError
@@ -27,6 +29,7 @@ JOURNAL = f"{STAGING}/journal"
 LOCKS = f"{STAGING}/locks"
 TABLES = "tables"
 IMAGES = "images"
+ANNOTATIONS = "annotations"
 PREVIEWS = "previews"
 PART = "part-0.parquet"
 PARTITION = "Collection"
@@ -40,6 +43,7 @@ NO_COLLECTION = "~archive"
 NAME_BYTES = 230
 # The names of the longest licenses would have more.
 LICENSE_NAME_CHARACTERS = 200
+ANNOTATION_NAME_CHARACTERS = 200
 
 _WORDS_WITH_A_TYPE = frozenset(
     "null none nil na nan nat true false t f yes no y n on off inf infinity epoch now today tomorrow yesterday".split()
@@ -139,6 +143,38 @@ def collection_path(collection: str) -> str:
 def series_path(collection: str, patient_id: str, study_uid: str, series_uid: str) -> str:
     """Return the path of the directory of a series' files."""
     return "/".join([collection_path(collection), *(encode(n) for n in (patient_id, study_uid, series_uid))])
+
+
+def annotations_path(collection: str, patient_id: str, study_uid: str, series_uid: str) -> str:
+    """Return the path of the directory of a series' annotation files.
+
+    It is in a tree of its own, beside that of the images, so that a directory of images contains nothing else.
+    """
+    return ANNOTATIONS + series_path(collection, patient_id, study_uid, series_uid).removeprefix(IMAGES)
+
+
+def annotation_name(name: str, taken: Container[str] = ()) -> str:
+    """Return the name of an annotation file in its directory, which still ends like the archive's.
+
+    The archive's names can be anything: a path, the same twice, too long for a file system. :func:`encode` never makes
+    a ``~``, so what is appended after one makes no other name.
+
+    Args:
+        name: as the archive sends it.
+        taken: case-folded names that the directory has already; some file systems ignore case.
+    """
+    segment = encode(name or "unnamed")
+    if len(segment) > ANNOTATION_NAME_CHARACTERS:
+        digest = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
+        segment = f"{segment[: ANNOTATION_NAME_CHARACTERS - 40]}~{digest[:8]}~{segment[-30:]}"
+    stem, dot, suffix = segment.rpartition(".")
+    if not stem:
+        stem, dot, suffix = segment, "", ""
+    free, number = segment, 1
+    while free.casefold() in taken:
+        number += 1
+        free = f"{stem}~{number}{dot}{suffix}"
+    return free
 
 
 def contact_sheet_path(collection: str) -> str:

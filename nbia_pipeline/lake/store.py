@@ -19,7 +19,7 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.lake.errors import LakeError
-from nbia_pipeline.lake.layout import IMAGES, JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
+from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
@@ -196,7 +196,7 @@ class LocalStore(_Store):
         return len(dead)
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder of image files, and the folders above it that become empty; it may be gone already.
+        """Remove a folder of files, and the folders above it that become empty; it may be gone already.
 
         It is renamed at once and deleted afterwards, so that no reader finds half of it.
         """
@@ -206,7 +206,7 @@ class LocalStore(_Store):
             folder.rename(aside)
             _delete(aside)
         for above in folder.relative_to(self._folder).parents:
-            if above == Path(IMAGES) or not _removed_if_empty(self._folder / above):
+            if len(above.parts) == 1 or not _removed_if_empty(self._folder / above):
                 return
 
     @contextmanager

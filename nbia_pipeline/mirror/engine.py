@@ -15,6 +15,7 @@ from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror import journal
+from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import commit, current_receipts, defer
 from nbia_pipeline.mirror.download import STREAMS, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
@@ -60,6 +61,7 @@ class Mirror:
         client: the archive.
         lake: the lake.
         streams: most downloads at a time; fewer while the archive or the processors are busy.
+        annotations: whether :meth:`run` fetches annotation files too.
 
     Example:
         >>> with NbiaClient("https://services.cancerimagingarchive.net/nbia-api", api="v4") as client:
@@ -74,10 +76,11 @@ class Mirror:
         >>> mirror.commit("LIDC-IDRI")
     """
 
-    def __init__(self, client: NbiaClient, lake: Lake, *, streams: int = STREAMS) -> None:
+    def __init__(self, client: NbiaClient, lake: Lake, *, streams: int = STREAMS, annotations: bool = True) -> None:
         self.client = client
         self.lake = lake
         self.streams = streams
+        self.annotations = annotations
 
     def run(
         self,
@@ -88,6 +91,8 @@ class Mirror:
         on_progress: OnProgress = lambda line: None,
     ) -> MirrorResult:
         """Mirror a collection: its tables, then every series that is wanted and not in the lake, verified.
+
+        Annotation files follow, see :meth:`fetch_annotations`; what the archive does not send of them fails nothing.
 
         Args:
             collection: exact spelling.
@@ -107,6 +112,8 @@ class Mirror:
                 self.fetch(batch, on_result=progress.add)
         finally:
             self.commit(collection)
+        if self.annotations:
+            self.fetch_annotations(collection)
         fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
             wanted=plan.wanted_figures.series,
@@ -188,6 +195,22 @@ class Mirror:
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
         """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""
         return commit(self.lake, collection, clear_mark=clear_mark)
+
+    def fetch_annotations(self, collection: str, *, retry: bool = False) -> AnnotationsResult:
+        """Fetch the annotation files that series in the lake have at the archive and not in the lake.
+
+        Which series have some is known from table ``series_metadata``, which only v2 fills so far; without it nothing
+        is fetched. See :func:`~nbia_pipeline.mirror.annotations.fetch.fetch_annotations`.
+
+        Args:
+            collection: exact spelling.
+            retry: also those of which something other than announced arrived the last time.
+
+        Raises:
+            LakeError: the lake cannot be read or written.
+        """
+        due = annotations_due(self.lake, collection, retry=retry)
+        return fetch_annotations(self.client, self.lake, collection, due)
 
     def _plan(
         self,

@@ -1,8 +1,8 @@
-"""The files of withdrawn series: their receipts say so, and on request the files are deleted.
+"""The files of withdrawn series: their receipts say so, and on request images and annotation files are deleted.
 
 A pruned series keeps its receipt, which then states no size; if the archive lists it again, it is fetched. The receipt
-is written first, then the files are deleted, then their rows in ``instances``: whatever a crash leaves is found by
-those rows, and the next prune finishes it. At no time does a receipt state files that are not there.
+is written first, then the files are deleted, annotation files last, then the rows in ``instances``: whatever a crash
+leaves is found by these, and the next prune finishes it. At no time does a receipt state files that are not there.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.changes.present import withdrawn_series
 from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.mirror.annotations.fetch import remove_annotations
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.status import WITHDRAWN
-from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
+from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES_SEEN
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Prunable:
     Attributes:
         collection: its name.
         series: their UIDs.
-        files: how many files.
+        files: how many files, images and annotation files.
         bytes: their size.
         since: when the first listing without one of them was asked (UTC).
         until: the same, of the one that was withdrawn last.
@@ -68,6 +69,9 @@ def prunable(lake: Lake, collection: str) -> Prunable | None:
     if not files.num_rows:
         return None
     found = frozenset(pc.unique(files[UID]).to_pylist())
+    annotations = lake.read_table(ANNOTATIONS, collection, columns=[UID, "Size"])
+    annotations = annotations.filter(pc.and_(among(annotations[UID], found), pc.is_valid(annotations["Size"])))
+    files = pa.concat_tables([files, annotations])
     seen = lake.read_table(SERIES_SEEN, collection, columns=[UID, "MissingSince"])
     span = pc.min_max(seen.filter(among(seen[UID], found))["MissingSince"]).as_py()
     return Prunable(collection, found, files.num_rows, pc.sum(files["Size"]).as_py(), span["min"], span["max"])
@@ -95,9 +99,12 @@ def prune(lake: Lake, what: Prunable) -> Prunable | None:
         for folder in sorted({path.rsplit("/", 1)[0] for path in gone["Path"].to_pylist()}):
             expect_held()
             lake.remove_folder(folder)
+        expect_held()
+        annotations = remove_annotations(lake, what.collection, uids)
+        sizes = [*gone["Size"].to_pylist(), *annotations["Size"].drop_null().to_pylist()]
         kept = instances.filter(pc.invert(chosen))
         lake.write_table(INSTANCES, kept, what.collection, may_empty=True)
-    return Prunable(what.collection, uids, gone.num_rows, pc.sum(gone["Size"]).as_py(), now.since, now.until)
+    return Prunable(what.collection, uids, len(sizes), sum(sizes), now.since, now.until)
 
 
 def _known_and_marked(lake: Lake, collection: str) -> tuple[set[str], set[str]]:

@@ -156,7 +156,7 @@ _COLUMNS = {
         Column("ImageCount", COUNT, "Number of instances of the series.", unit="instances"),
         Column("FileSize", COUNT, "Sum of the sizes of the DICOM files, uncompressed.", unit="bytes"),
         Column("AnnotationsFlag", FLAG, "Whether annotations exist, according to the archive; unreliable."),
-        Column("AnnotationSize", COUNT, "Size of the annotation files.", unit="bytes"),
+        Column("AnnotationSize", COUNT, "Size of the annotation files, as the archive states it.", unit="bytes"),
         Column(
             "TimeStamp",
             TIME,
@@ -179,7 +179,7 @@ _COLUMNS = {
         ),
         Column("Bytes", COUNT, "Sum of the sizes of the files in the lake.", unit="bytes"),
         Column("SeriesMD5", TEXT, "MD5 of the sorted MD5s of the files: the server's own formula."),
-        Column("FetchedAt", TIME, "When the series was fetched (UTC)."),
+        Column("FetchedAt", TIME, "When the files were fetched (UTC)."),
         Column("Attempts", COUNT, "Number of downloads that it took.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
         Column("Proof", TEXT, "How the files were verified: md5, or count+size where the archive has no digests."),
@@ -193,6 +193,7 @@ _COLUMNS = {
         Column("NewerFileSize", COUNT, "FileSize of that newest version.", unit="bytes"),
         Column("NewerTimeStamp", TIME, "TimeStamp of that newest version."),
         Column("NewerDateReleased", TIME, "DateReleased of that newest version."),
+        Column("Name", TEXT, "Name of the file as the archive sends it; null in a row without a file."),
         Column("Path", TEXT, "Path of the file relative to the lake."),
         Column("Size", COUNT, "Size of the file.", unit="bytes"),
         Column("MD5", TEXT, "MD5 of the file, lower-case hex."),
@@ -222,7 +223,7 @@ _COLUMNS = {
         Column("SentValue", TEXT, "Value as the archive sent it; its first 500 characters."),
         Column("Why", TEXT, "What does not fit, and what became of it."),
         Column("VerifiedAt", TIME, "When the files of the series were last read again (UTC)."),
-        Column("Finding", TEXT, "What is wrong with the files; null if they are unchanged since they were fetched."),
+        Column("Finding", TEXT, "What is wrong with the files; null if nothing is."),
     )
 }
 
@@ -309,6 +310,14 @@ VERIFICATIONS = _table(
     "One row per series whose files were read again since they were fetched, by nbia-pipeline verify or check intact.",
     "SeriesInstanceUID Collection SeriesMD5 VerifiedAt Finding",
     key="SeriesInstanceUID",
+)
+ANNOTATIONS = _table(
+    "annotations",
+    "One row per annotation file in the lake, beside the images that SeriesMD5 identifies; of a series whose announced "
+    "files did not arrive, one row without a file, whose Finding says so.",
+    "SeriesInstanceUID StudyInstanceUID PatientID Collection Name Path Size MD5 AnnotationSize SeriesMD5 FetchedAt "
+    "Finding",
+    key="SeriesInstanceUID Path",
 )
 
 SERIES_CHANGES = _table(

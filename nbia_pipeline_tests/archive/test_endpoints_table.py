@@ -52,6 +52,7 @@ CALLS: dict[str, Callable[[NbiaClient], Any]] = {
     "dicom_tags": lambda c: c.dicom_tags(UID),
     "image": lambda c: c.image(UID, b"".join),
     "image_with_md5": lambda c: c.image_with_md5(UID, b"".join),
+    "dcm_image": lambda c: c.dcm_image(UID, b"".join),
     "single_image": lambda c: c.single_image(UID, UID, b"".join),
     "md5_of_image": lambda c: c.md5_of_image(UID),
     "md5_hierarchy": lambda c: c.md5_hierarchy(series_uid=UID),
@@ -125,7 +126,7 @@ def test_a_method_calls_its_endpoint(archive: TestArchive, api: str, line: Line)
 def test_the_assets_named_use_the_methods_named() -> None:
     package = Path(nbia_pipeline.__file__).parent
     folders = ("changes", "mirror", "verify", "defs/assets")
-    files = [p for name in folders for p in sorted((package / name).glob("*.py"))]
+    files = [p for name in folders for p in sorted((package / name).rglob("*.py"))]
     source = "".join(p.read_text() for p in [*files, package / "defs" / "sensors.py"])
     used = set(re.findall(r"(?:\bclient|NbiaClient)\.(\w+)", source))
     for line in LINES:

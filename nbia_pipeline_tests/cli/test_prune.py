@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 
 from nbia_pipeline import clock
@@ -23,7 +24,7 @@ from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
-from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.pipeline import QIN, LivePipeline
 from nbia_pipeline_tests.helpers.series import Crash
 from nbia_pipeline_tests.helpers.tiny import running
@@ -135,6 +136,48 @@ def test_a_pruned_series_that_returns_is_fetched_again(world: LivePipeline, with
     assert world.asked()["getImageWithMD5Hash"] == 1
     assert statuses(world) == {"complete": 4, "withdrawn": 1}
     assert of_series(files(world), withdrawn) == of_series(before, withdrawn[:1])
+    assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
+
+
+def annotate(world: LivePipeline, uids: list[str]) -> dict[str, int]:
+    """Give series in the lake an annotation file each, and return the sizes by path."""
+    receipts = world.lake.read_table(IMAGE_SERIES, QIN).to_pylist()
+    rows = [
+        {
+            **{name: r[name] for name in ANNOTATIONS.schema.names if name in r},
+            "Name": "a.xml",
+            "Path": f"annotations/{QIN}/{r['PatientID']}/{r['StudyInstanceUID']}/{r['SeriesInstanceUID']}/a.xml",
+            "Size": 1000 + n,
+        }
+        for n, r in enumerate(receipts)
+        if r["SeriesInstanceUID"] in uids
+    ]
+    for row in rows:
+        world.lake.put_bytes(row["Path"], bytes(row["Size"]))
+    world.lake.write_table(ANNOTATIONS, pa.Table.from_pylist(rows, schema=ANNOTATIONS.schema), QIN)
+    return {row["Path"]: row["Size"] for row in rows}
+
+
+@pytest.mark.parametrize("changes", [3, 4, 5, None])
+def test_annotation_files_go_with_the_images_also_after_a_crash(
+    world: LivePipeline, withdrawn: list[str], changes: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The changes: the receipts, two folders of images, two of annotation files, their table, the index."""
+    kept = next(uid for uid in world.uids() if uid not in withdrawn)
+    annotated = annotate(world, [*withdrawn, kept])
+    gone = of_series(annotated, withdrawn)
+    shown = prunable(world.lake, QIN)
+    images = of_series(files(world), withdrawn)
+    assert shown is not None
+    assert (shown.files, shown.bytes) == (len(images) + 2, sum(images.values()) + sum(gone.values()))
+    if changes is not None:
+        with pytest.raises(Crash):
+            prune(CrashingLake(world.settings.lake, changes), shown)
+    assert main(["prune", "--yes"]) == 0
+    assert "Deleted 2 series" in capsys.readouterr().out
+    left = of_series(annotated, [kept])
+    assert world.lake.sizes("annotations") == left == dict(world.sql("annotations", "SELECT Path, Size FROM t"))
+    assert of_series(files(world), withdrawn) == {}
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
 
 

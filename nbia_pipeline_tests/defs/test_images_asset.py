@@ -46,7 +46,8 @@ MULTIPROCESS: dict[str, Any] = {
 
 def images_job(archive: str, lake: str) -> dg.JobDefinition:
     """Return the job, as every process of a run builds it for itself."""
-    return build_definitions(Settings(archive=archive, lake=lake, images=("*",))).resolve_job_def("nbia_images")
+    settings = Settings(archive=archive, lake=lake, images=("*",), annotations=False)
+    return build_definitions(settings).resolve_job_def("nbia_images")
 
 
 class Mirror(NamedTuple):

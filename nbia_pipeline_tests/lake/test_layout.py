@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nbia_pipeline.lake import LakeError
 from nbia_pipeline.lake.layout import (
+    annotations_path,
     decode,
     encode,
     instance_name,
@@ -112,4 +113,5 @@ def test_paths_are_those_of_the_contract() -> None:
     assert table_path("collections") == "tables/collections/part-0.parquet"
     assert table_path("series", "RIDER Lung CT") == "tables/series/Collection=RIDER%20Lung%20CT/part-0.parquet"
     assert series_path("A b", "P/1", "1.2", "1.2.3") == "images/A%20b/P%2F1/1.2/1.2.3"
+    assert annotations_path("A b", "P/1", "1.2", "1.2.3") == "annotations/A%20b/P%2F1/1.2/1.2.3"
     assert instance_name("1.2.3.4") == "1.2.3.4.dcm"

@@ -7,7 +7,7 @@ what they covered.
 
 import dagster as dg
 
-from nbia_pipeline.defs.checks import images, tables
+from nbia_pipeline.defs.checks import annotations, images, tables
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.settings import Settings
 
@@ -16,4 +16,5 @@ __all__ = ["build_checks"]
 
 def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one archive."""
-    return [*tables.build_checks(naming, settings), *images.build_checks(naming, settings)]
+    optional = annotations.build_checks(naming, settings) if settings.annotations else []
+    return [*tables.build_checks(naming, settings), *images.build_checks(naming, settings), *optional]
