@@ -163,7 +163,7 @@ def annotation_name(name: str, taken: Container[str] = ()) -> str:
         name: as the archive sends it.
         taken: case-folded names that the directory has already; some file systems ignore case.
     """
-    segment = encode(name or "unnamed")
+    segment = _encoded(name or "unnamed")
     if len(segment) > ANNOTATION_NAME_CHARACTERS:
         digest = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
         segment = f"{segment[: ANNOTATION_NAME_CHARACTERS - 40]}~{digest[:8]}~{segment[-30:]}"
