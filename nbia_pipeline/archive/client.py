@@ -24,11 +24,11 @@ from nbia_pipeline.archive.answers import (
     rows_with,
 )
 from nbia_pipeline.archive.calls import Argument, Calls
-from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.archive.errors import BadAnswer, ServerError
+from nbia_pipeline.archive.endpoints import DIALECTS, metadata_columns
+from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, ServerError
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST
-from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.schema.arrow import first_of_each, with_column
 from nbia_pipeline.schema.tables import SERIES_METADATA
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHOWN = 5
+# After this many failures, if they are the majority, the call for one series is not made for the others.
+GIVE_UP = 20
 
 _MD5 = re.compile("[0-9a-fA-F]{32}")
 _LEVELS = ({"series_uid"}, {"study_uid"}, {"patient_id", "collection"}, {"collection"})
@@ -317,7 +319,7 @@ class NbiaClient(Calls):
 
     # --- one series
 
-    def series_metadata(self, series_uids: Sequence[str]) -> pa.Table:
+    def series_metadata(self, series_uids: Sequence[str], *, single: bool = False) -> pa.Table:
         """Return the metadata of the series: table ``series_metadata``.
 
         Asks in bulk where the archive can, else one by one in parallel. The bulk call drops a UID silently
@@ -327,6 +329,9 @@ class NbiaClient(Calls):
 
         Args:
             series_uids: SeriesInstanceUIDs.
+            single: on v2, make one call more for each series, for the columns that the bulk call lacks:
+                ``SOPClassUID``, ``StudyID``, ``AnnotationSize`` and ``TimeStamp``. Where it fails they are null, and
+                the log says so. v4 has no such call.
 
         Raises:
             ServerError: the archive fails on more than half of the series.
@@ -345,6 +350,8 @@ class NbiaClient(Calls):
                 raise
             log.info("the archive has no bulk metadata, asking one by one: %s", e)
             table = self._metadata_one_by_one(series_uids)
+        else:
+            table = self._with_single_calls(table) if single else table
         self._compare(series_uids, table)
         return table
 
@@ -475,6 +482,47 @@ class NbiaClient(Calls):
         # More threads than requests may be in flight would only wait.
         with ThreadPoolExecutor(self._session.limiter.max_in_flight, thread_name_prefix="nbia-metadata") as pool:
             return pa.concat_tables(pool.map(ask, series_uids)).combine_chunks()
+
+    def _with_single_calls(self, table: pa.Table) -> pa.Table:
+        """Return metadata with what only the calls for one series serve; what the bulk call sent stays.
+
+        The single call changes descriptions and manufacturers (server), so it fills nulls and nothing else.
+        """
+        lacking = metadata_columns(self.api, single=True) - metadata_columns(self.api, single=False)
+        if not lacking or not table.num_rows:
+            return table
+        singles = self._single_calls(table["SeriesInstanceUID"].to_pylist(), sorted(lacking))
+        at = pc.index_in(table["SeriesInstanceUID"], value_set=singles["SeriesInstanceUID"])
+        for name in lacking:
+            table = with_column(table, name, pc.coalesce(table[name], singles[name].take(at)))
+        return table
+
+    def _single_calls(self, series_uids: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        """Return the answers of the calls for one series; those that fail are missing, and one line says so."""
+        answered: list[str] = []
+        failed: dict[str, ArchiveError] = {}
+
+        def ask(series_uid: str) -> pa.Table:
+            if len(failed) < GIVE_UP or len(failed) < len(answered):
+                try:
+                    table = rows_with(
+                        self._list("series_metadata", series_uid=series_uid), "SeriesInstanceUID", series_uid
+                    )
+                    answered.append(series_uid)
+                    return table
+                except (BadAnswer, NotAvailable, ServerError) as e:
+                    failed[series_uid] = e
+            return SERIES_METADATA.schema.empty_table()
+
+        with ThreadPoolExecutor(self._session.limiter.max_in_flight, thread_name_prefix="nbia-metadata") as pool:
+            singles = pa.concat_tables(pool.map(ask, series_uids)).combine_chunks()
+        if failed:
+            uid, why = next(iter(failed.items()))
+            log.warning(
+                "no %s of %d of %d series: the archive fails on their single calls, such as that of %s: %s",
+                *(", ".join(columns), len(series_uids) - len(answered), len(series_uids), uid, why),
+            )
+        return singles
 
     def _compare(self, series_uids: Sequence[str], table: pa.Table) -> None:
         """Compare the series that were asked for with those that were sent."""

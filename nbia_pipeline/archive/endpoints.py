@@ -232,3 +232,15 @@ _DIALECT_V4 = Dialect(
 )
 
 DIALECTS = {d.name: d for d in (_DIALECT_V2, _DIALECT_V4)}
+
+
+def metadata_columns(api: str, *, single: bool) -> frozenset[str]:
+    """Return the columns of ``series_metadata`` that a dialect serves in bulk.
+
+    Args:
+        api: the dialect.
+        single: also those that a call for one series adds; v4 has no such call.
+    """
+    endpoints = DIALECTS[api].endpoints
+    names = [n for n in ("series_metadata_bulk", *(("series_metadata",) if single else ())) if n in endpoints]
+    return frozenset(key.column for name in names for key in endpoints[name].rows.keys if key.column)

@@ -353,6 +353,7 @@ SERIES_V4 = Shape(
         _AUTHORIZED,
     ),
 )
+_SPACINGS = {"PixelSpacing(mm)-Row": "PixelSpacing", "SliceThickness(mm)": "SliceThickness"}
 METADATA_V4 = Shape(
     "META4",
     SERIES_METADATA,
@@ -370,6 +371,7 @@ METADATA_V4 = Shape(
                 **_SERIES_FORMS,
                 **_V4_RENAMES,
                 **_of_form(Form.DECIMAL_TEXT, "SeriesNumber LongitudinalTemporalOffsetFromEvent"),
+                **{name: Key(name, column, source=name) for name, column in _SPACINGS.items()},
             },
         ),
         Key("Authorized", None),

@@ -10,7 +10,8 @@ embedded archive are all derived from this module and from :mod:`nbia_pipeline.s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -51,6 +52,7 @@ class Table:
         columns: the columns in order.
         key: names of the columns that identify a row.
         partitioned: True if the lake keeps one partition per collection.
+        served: by column, which version of the API serves it, and how, where that is not simply both.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     partitioned: bool = True
+    served: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def column(self, name: str) -> Column:
         """Return the column called `name`; raises KeyError if the table has none."""
@@ -68,15 +71,15 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """Arrow schema; each field carries its description, DICOM tag and unit as metadata."""
+        """Arrow schema; each field carries its description, DICOM tag, unit and who serves it as metadata."""
         return pa.schema(
-            [pa.field(c.name, c.type, metadata=_field_metadata(c)) for c in self.columns],
+            [pa.field(c.name, c.type, metadata=_field_metadata(c, self.served.get(c.name))) for c in self.columns],
             metadata={"nbia_table": self.name, "description": self.description},
         )
 
 
-def _field_metadata(column: Column) -> dict[str, str]:
-    known = {"description": column.description, "dicom_tag": column.tag, "unit": column.unit}
+def _field_metadata(column: Column, served: str | None) -> dict[str, str]:
+    known = {"description": column.description, "dicom_tag": column.tag, "unit": column.unit, "served": served}
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -119,9 +122,23 @@ _COLUMNS = {
         Column("Manufacturer", TEXT, "Manufacturer of the equipment.", "0008,0070"),
         Column("ManufacturerModelName", TEXT, "Model of the equipment.", "0008,1090"),
         Column("SoftwareVersions", TEXT, "Software of the equipment.", "0018,1020"),
+        Column(
+            "PixelSpacing",
+            TEXT,
+            "Distance of the centers of adjacent rows; where images differ, all values, joined by commas.",
+            "0028,0030",
+            "mm",
+        ),
+        Column(
+            "SliceThickness",
+            TEXT,
+            "Nominal thickness of a slice; where images differ, all values, joined by commas.",
+            "0018,0050",
+            "mm",
+        ),
         # --- what the archive adds
         Column("Collection", TEXT, "Collection, in the exact spelling of getCollectionValues."),
-        Column("Site", TEXT, "Site that sent the series; served by v4 only."),
+        Column("Site", TEXT, "Site that sent the series."),
         Column("PatientCount", COUNT, "Number of patients.", unit="patients"),
         Column("SeriesCount", COUNT, "Number of visible series: of the study, or with the license.", unit="series"),
         Column("ImageCount", COUNT, "Number of instances of the series.", unit="instances"),
@@ -134,7 +151,7 @@ _COLUMNS = {
             "Last submission of any image of the series, in the server's unstated time zone; v4 gives only the day.",
         ),
         Column("DateReleased", TIME, "Date of release, normally at midnight; can be back-dated."),
-        Column("ReleasedStatus", TEXT, "Whether the series is released; served by v4 only."),
+        Column("ReleasedStatus", TEXT, "Whether the series is released."),
         Column("LicenseName", TEXT, "Long name of the license of the data."),
         Column("LicenseURI", TEXT, "Address of the license."),
         Column("CollectionURI", TEXT, "DOI of the collection or of the derived data set."),
@@ -189,8 +206,22 @@ _COLUMNS = {
 }
 
 
-def _table(name: str, description: str, columns: str, key: str, partitioned: bool = True) -> Table:
-    return Table(name, description, tuple(_COLUMNS[c] for c in columns.split()), tuple(key.split()), partitioned)
+_V2_ONLY = "Served by v2 only."
+_V4_ONLY = "Served by v4 only."
+_V2_SINGLY = "Served by v2 only, with one call per series (setting metadata)."
+_V2_SINGLY_AND_V4 = "Served by v4, and by v2 with one call per series (setting metadata)."
+
+
+def _table(
+    name: str,
+    description: str,
+    columns: str,
+    key: str,
+    partitioned: bool = True,
+    served: Mapping[str, str] | None = None,
+) -> Table:
+    chosen = tuple(_COLUMNS[c] for c in columns.split())
+    return Table(name, description, chosen, tuple(key.split()), partitioned, served or {})
 
 
 def _values(name: str, column: str, description: str) -> Table:
@@ -218,6 +249,7 @@ PATIENTS = _table(
     "One row per patient of the collection: getPatient.",
     "PatientID PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode SpeciesDescription",
     key="Collection PatientID",
+    served={"PatientBirthDate": _V2_ONLY},
 )
 STUDIES = _table(
     "studies",
@@ -226,6 +258,7 @@ STUDIES = _table(
     "PatientAge PatientName PatientBirthDate PatientSex EthnicGroup SeriesCount LongitudinalTemporalEventType "
     "LongitudinalTemporalOffsetFromEvent",
     key="StudyInstanceUID",
+    served={"PatientBirthDate": _V2_ONLY},
 )
 SERIES = _table(
     "series",
@@ -236,15 +269,27 @@ SERIES = _table(
     "TimeStamp ReleasedStatus DateReleased LicenseName LicenseURI CollectionURI StudyDescription StudyDate "
     "ThirdPartyAnalysis",
     key="SeriesInstanceUID",
+    served=dict.fromkeys(
+        ("Site", "PatientSex", "PatientAge", "AdmittingDiagnosesDescription", "ReleasedStatus"), _V4_ONLY
+    ),
 )
 SERIES_METADATA = _table(
     "series_metadata",
-    "One row per series of the collection: getSeriesMetadata2, else getSeriesMetaData one by one.",
+    "One row per series of the collection: getSeriesMetadata2 (v4: getSeriesMetadata) in bulk; on v2 "
+    "getSeriesMetaData, series by series, adds what that lacks.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Modality SOPClassUID StudyID StudyDescription "
     "StudyDate SeriesDescription SeriesDate SeriesNumber ProtocolName BodyPartExamined Manufacturer "
-    "ManufacturerModelName SoftwareVersions ImageCount FileSize AnnotationsFlag AnnotationSize TimeStamp "
-    "DateReleased LicenseName LicenseURI CollectionURI ThirdPartyAnalysis",
+    "ManufacturerModelName SoftwareVersions PixelSpacing SliceThickness ImageCount FileSize AnnotationsFlag "
+    "AnnotationSize TimeStamp DateReleased LicenseName LicenseURI CollectionURI ThirdPartyAnalysis",
     key="SeriesInstanceUID",
+    served={
+        "SOPClassUID": _V2_SINGLY,
+        "AnnotationSize": _V2_SINGLY,
+        "StudyID": _V2_SINGLY_AND_V4,
+        "TimeStamp": _V2_SINGLY_AND_V4,
+        "PixelSpacing": _V4_ONLY,
+        "SliceThickness": _V4_ONLY,
+    },
 )
 IMAGE_SERIES = _table(
     "image_series",
@@ -285,6 +330,7 @@ SERIES_SEEN = Table(
     "One row per series that was ever listed, with its last values: the next listing is compared with them.",
     (*SERIES.columns, *(_COLUMNS[c] for c in ("MissingSince", "Withdrawn", "Version"))),
     key=("SeriesInstanceUID",),
+    served=SERIES.served,
 )
 
 TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}
