@@ -94,6 +94,7 @@ class NbiaClient(Calls):
             raise ValueError(f"api is {api!r}: use {' or '.join(DIALECTS)}")
         # On v4 a stale token is worse than none, so the guest gets none.
         account = (username, password) if DIALECTS[api].needs_token or username != GUEST else None
+        self._username = username
         super().__init__(Session(base_url, account, ca_bundle=ca_bundle, options=options), DIALECTS[api])
 
     def __enter__(self) -> NbiaClient:
@@ -342,9 +343,7 @@ class NbiaClient(Calls):
         if not series_uids:
             return SERIES_METADATA.schema.empty_table()
         try:
-            size = self._dialect.endpoint("series_metadata_bulk").max_values
-            runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
-            table = pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
+            table = self._in_runs("series_metadata_bulk", series_uids)
         except BadAnswer as e:
             if "series_metadata" not in self._dialect.endpoints or e.status not in (404, 405, 500):
                 raise
@@ -370,6 +369,22 @@ class NbiaClient(Calls):
         if not rows or not rows[0]["ImageCount"] or rows[0]["FileSize"] is None:
             return None
         return SeriesSize(rows[0]["FileSize"], rows[0]["ImageCount"])
+
+    def series_states(self, series_uids: Sequence[str]) -> pa.Table:
+        """Return the state of series of any visibility, hidden ones too: getSeriesQCInfo.
+
+        Columns: ``SeriesInstanceUID``, ``Visibility`` (such as ``Visible``, ``Not Visible``, ``To Be Deleted``) and
+        ``Collection``. A series that was deleted, or that the account is not permitted to see, has no row (server).
+        """
+        return self._in_runs("series_states", series_uids)
+
+    def denied_series(self, series_uids: Sequence[str]) -> set[str]:
+        """Return which series the archive does not serve to the account: hidden, deleted or not permitted.
+
+        No series at all is also the answer to an account without any rights (server).
+        """
+        named = {} if self._username == GUEST else {"username": self._username}
+        return set(non_null(self._in_runs("denied_series", series_uids, **named), "SeriesInstanceUID"))
 
     def sop_instance_uids(self, series_uid: str) -> list[str]:
         """Return the SOPInstanceUIDs of a series; the server answers for hidden series too."""
@@ -465,6 +480,15 @@ class NbiaClient(Calls):
         return self._digest("md5_hierarchy", **given)
 
     # --- what several calls share
+
+    def _in_runs(self, name: str, series_uids: Sequence[str], **arguments: Argument) -> pa.Table:
+        """Call a list endpoint that takes a limited number of UIDs, as often as it takes."""
+        if isinstance(series_uids, str):
+            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
+        endpoint = self._dialect.endpoint(name)
+        runs = [series_uids[i : i + endpoint.max_values] for i in range(0, len(series_uids), endpoint.max_values)]
+        tables = [self._list(name, series_uids=run, **arguments) for run in runs]
+        return pa.concat_tables([endpoint.rows.schema.empty_table(), *tables])
 
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         failed: list[str] = []

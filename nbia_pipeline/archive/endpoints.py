@@ -13,6 +13,7 @@ from nbia_pipeline.archive.errors import NotServed
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Shape
 
+V1 = "/services/v1/"
 V2 = "/services/v2/"
 V4 = "/services/v4/"
 UNVERSIONED = "/services/"
@@ -32,6 +33,7 @@ class Endpoint:
         media: ``json`` or ``csv``.
         empty_if_unauthorized: of a list, True if a refused token looks like "no rows" (status 200 or 204).
         max_values: most values of a list parameter in one call, 0 where there is none.
+        repeated: True if each value of the list is a field of its own; otherwise commas separate them.
         refusal_is_500: True if a refused token is a 500 here, as any failure of the server is.
         days_earlier: days to subtract from the day that is meant: the filter is strict.
     """
@@ -45,6 +47,7 @@ class Endpoint:
     media: str = "json"
     empty_if_unauthorized: bool = True
     max_values: int = 0
+    repeated: bool = False
     refusal_is_500: bool = False
     days_earlier: int = 0
 
@@ -95,6 +98,25 @@ _NEW = {**_COLLECTION, "since": "Date"}
 _NEW_V4 = {**_COLLECTION, "since": "fromDate"}
 _DOI = {"doi": "DOI", "per": "CollectionOrSeries"}
 _DESCRIPTION = {"collection": "collectionName"}
+# In the address, so fewer at a time than elsewhere.
+_DENIED_AT_A_TIME = 50
+
+
+def _states_and_denied(base: str, denied_base: str, states: Shape) -> dict[str, Endpoint]:
+    """Return the calls that tell hidden series from deleted ones; v2 takes the second one from v1."""
+    return {
+        "series_states": Endpoint(
+            base + "getSeriesQCInfo", states, {"series_uids": "seriesId"}, method="POST", max_values=500, repeated=True
+        ),
+        "denied_series": Endpoint(
+            denied_base + "getDeniedSeries",
+            shapes.DENIED,
+            {"series_uids": "seriesList", "username": "userName"},
+            empty_if_unauthorized=denied_base == V4,
+            max_values=_DENIED_AT_A_TIME,
+        ),
+    }
+
 
 # What the counts and the lists of values can be narrowed by.
 _NARROWED_BY = {
@@ -196,6 +218,7 @@ _DIALECT_V2 = Dialect(
             empty_if_unauthorized=False,
             max_values=5000,
         ),
+        **_states_and_denied(V2, V1, shapes.QC_V2),
         "md5_of_image": Endpoint(V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}),
     },
 )
@@ -227,6 +250,7 @@ _DIALECT_V4 = Dialect(
             method="POST",
             max_values=5000,
         ),
+        **_states_and_denied(V4, V4, shapes.QC_V4),
         "md5_of_image": Endpoint(V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}),
     },
 )

@@ -114,5 +114,8 @@ def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     why = f"pruned on {clock.utc_now():%Y-%m-%d}: the archive withdrew it"
     for name, value in {**NO_NEWER, "Bytes": None, "Reason": why}.items():
         values = pc.if_else(chosen, pa.scalar(value, receipts[name].type), receipts[name])
+        if name == "Reason":  # the archive's own, if it gave one, follows
+            said = pc.if_else(chosen, pc.binary_join_element_wise(why, receipts[name], ": "), None)
+            values = pc.coalesce(said, values)
         receipts = with_column(receipts, name, values)
     lake.write_table(IMAGE_SERIES, receipts, collection)

@@ -171,7 +171,12 @@ _COLUMNS = {
         Column("Attempts", COUNT, "Number of downloads that it took.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
         Column("Proof", TEXT, "How the files were verified: md5, or count+size where the archive has no digests."),
-        Column("Reason", TEXT, "Why the series is not complete, or not in its newest version; a sentence for people."),
+        Column(
+            "Reason",
+            TEXT,
+            "Why the series is withdrawn, not complete, or not in its newest version, for people; null if that is not "
+            "known.",
+        ),
         Column(
             "RefreshFailedAt",
             TIME,
@@ -322,7 +327,7 @@ SERIES_CHANGES = _table(
     "series_changes",
     "One row per change of the series table: a series added, withdrawn or returned, a column revised. Append-only.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Change ColumnName OldValue NewValue SeenAt ListedAt "
-    "RunID Version",
+    "RunID Version Reason",
     key="SeriesInstanceUID Version ColumnName",
 )
 SERIES_SEEN = Table(
