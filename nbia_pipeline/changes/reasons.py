@@ -36,16 +36,16 @@ class Reasons:
     """
 
     def __init__(self, client: NbiaClient) -> None:
-        self._client = client
+        self.client = client
         self._failed: set[str] = set()
 
     def of(self, series_uids: Sequence[str]) -> dict[str, str]:
         """Return the reason of each series, for people; one of which nothing is known is missing."""
-        states = self._ask("getSeriesQCInfo", lambda: self._client.series_states(series_uids))
+        states = self._ask("getSeriesQCInfo", lambda: self.client.series_states(series_uids))
         rows = {} if states is None else {row[UID]: row for row in states.to_pylist()}
         reasons = {uid: _of_state(row["Visibility"], row["Collection"]) for uid, row in rows.items()}
         others = [uid for uid in series_uids if uid not in rows]
-        denied = self._ask("getDeniedSeries", lambda: self._client.denied_series(others)) if others else None
+        denied = self._ask("getDeniedSeries", lambda: self.client.denied_series(others)) if others else None
         if states is None and denied is None:
             return {}
         for uid in others:
