@@ -108,6 +108,11 @@ class NbiaClient(Calls):
         """The dialect that the archive is asked in, ``v2`` or ``v4``."""
         return self._dialect.name
 
+    @property
+    def misses_updates(self) -> bool:
+        """Whether :meth:`updated_series` leaves out what the account may see and the guest not: on v4 (server)."""
+        return self._dialect.public_updates and self._username != GUEST
+
     def close(self) -> None:
         """Log out, best effort, and close the connections."""
         self._session.close()
@@ -297,7 +302,8 @@ class NbiaClient(Calls):
         """Return the series released after the day `since`: table ``series``, with what v2 sends of it.
 
         The filter is strict, and releases can be back-dated: it is a hint, not a feed. A release at the midnight
-        of `since` is not sent, so ask from some days before the last known one.
+        of `since` is not sent, so ask from some days before the last known one. v4 sends what the guest may see,
+        whatever the account (server).
 
         Raises:
             BadAnswer: a row was released before: the archive read the day as another one.
@@ -357,7 +363,8 @@ class NbiaClient(Calls):
     def series_size(self, series_uid: str) -> SeriesSize | None:
         """Return the size of a series, or None where the archive knows none: unknown, or without images.
 
-        Slow at the server; table ``series`` has both numbers. Rights are not checked there (server).
+        Slow at the server; table ``series`` has both numbers. v2 checks no rights; v4 knows no size of a series that
+        the guest may not see, whatever the account (server).
 
         Raises:
             BadAnswer: more than one row.

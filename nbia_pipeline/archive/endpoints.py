@@ -65,11 +65,13 @@ class Dialect:
     Attributes:
         name: ``v2`` or ``v4``.
         needs_token: True if a call without a token is refused.
+        public_updates: True if getUpdatedSeries has the guest's rights, whatever the token.
         endpoints: by the name of the client's method.
     """
 
     name: str
     needs_token: bool
+    public_updates: bool
     endpoints: Mapping[str, Endpoint]
 
     def endpoint(self, name: str) -> Endpoint:
@@ -186,6 +188,7 @@ def _same_in_both(base: str, other_base: str, patient: Shape, patient_id: Shape,
 _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
+    public_updates=False,
     endpoints={
         **_same_in_both(V2, UNVERSIONED, shapes.PATIENT, shapes.PATIENT_ID, shapes.STUDY),
         "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
@@ -226,6 +229,7 @@ _DIALECT_V2 = Dialect(
 _DIALECT_V4 = Dialect(
     "v4",
     needs_token=False,
+    public_updates=True,
     endpoints={
         **_same_in_both(V4, V4, shapes.PATIENT_V4, shapes.PATIENT_ID_V4, shapes.STUDY_V4),
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
