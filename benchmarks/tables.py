@@ -54,7 +54,10 @@ def materialize(url: str, api: str, collections: list[str], folder: Path) -> Non
     os.environ["DAGSTER_HOME"] = str(folder / "dagster_home")
     dagster_home()
     names = Naming()
-    settings = Settings(archive=url, api=api, lake=str(folder / "lake"), collections=tuple(collections))
+    # In bulk, as the other client does.
+    settings = Settings(
+        archive=url, api=api, lake=str(folder / "lake"), collections=tuple(collections), metadata="bulk"
+    )
     # The assets alone: their checks are work that tcia_utils does not do.
     jobs = [
         dg.define_asset_job(asset, selection=dg.AssetSelection.assets(names.key(asset)).without_checks())

@@ -31,7 +31,7 @@ def table_lines(table: Table) -> list[str]:
             f"`{c.name}`" + (" (key)" if c.name in table.key else ""),
             str(c.type),
             c.tag or "",
-            c.description + (f" Unit: {c.unit}." if c.unit else ""),
+            " ".join(t for t in (c.description, c.unit and f"Unit: {c.unit}.", table.served.get(c.name)) if t),
         )
         for c in table.columns
     ]
@@ -43,9 +43,9 @@ def table_lines(table: Table) -> list[str]:
 def tables_page() -> str:
     """Return docs/tables.md."""
     text = """\
-A column is named by its DICOM keyword where one exists, else as the archive's guide names it. Its meaning and its DICOM
-tag are in the Parquet field metadata and in the Dagster UI too. `Collection` is in the path of a partition, not in its
-file.
+A column is named by its DICOM keyword where one exists, else as the archive's guide names it. Its meaning, its DICOM
+tag and, if it is not both, which version of the API serves it are in the Parquet field metadata and in the Dagster UI
+too; what is not served is null. `Collection` is in the path of a partition, not in its file.
 """
     intro = [
         "# Tables",

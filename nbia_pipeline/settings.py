@@ -20,6 +20,8 @@ KNOWN_ARCHIVES = {
 }
 EMBEDDED = "embedded"
 
+METADATA_CALLS = ("auto", "bulk", "single")
+
 MIN_POLL_SECONDS = 60  # the server caches its answers that long
 
 PASSWORD: Any = Field(
@@ -88,6 +90,12 @@ class Pipeline(Connection):
         description="Names or globs of the collections whose images are mirrored. None: all for the embedded archive, "
         "none for any other.",
     )
+    metadata: str = Field(
+        default="auto",
+        description="How series_metadata is requested on v2. bulk: 5,000 series per call, which leaves SOPClassUID, "
+        "StudyID, AnnotationSize and TimeStamp null; single: also one call per series, which fills them; auto: single "
+        "for collections of up to 5,000 series. v4 has the bulk call only.",
+    )
     poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
     reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
@@ -131,6 +139,8 @@ class Settings(Pipeline):
                 f"{name_of('poll_seconds')} is {self.poll_seconds}: set it to {MIN_POLL_SECONDS} or more, because the "
                 "server caches its answers that long"
             )
+        if self.metadata not in METADATA_CALLS:
+            raise SettingsError(f"{name_of('metadata')} is {self.metadata!r}: set it to {', '.join(METADATA_CALLS)}")
         if "://" not in self.lake:
             object.__setattr__(self, "lake", str(Path(self.lake).expanduser().absolute()))
 

@@ -53,9 +53,11 @@ ABSENT = {
     ("series", "v4"): "",
     ("series_metadata", "v4"): "SOPClassUID AnnotationSize",
     # The TimeStamp of the bulk call is the release date again: no column takes it.
-    ("series_metadata", "v2 bulk"): "SOPClassUID AnnotationSize StudyID TimeStamp",
-    ("series_metadata", "v2"): "",
+    ("series_metadata", "v2 bulk"): "SOPClassUID AnnotationSize StudyID TimeStamp PixelSpacing SliceThickness",
+    ("series_metadata", "v2"): "PixelSpacing SliceThickness",
 }
+# What the catalog calls otherwise than the lake.
+NAMED = {"PixelSpacing": "PixelSpacing(mm)-Row", "SliceThickness": "SliceThickness(mm)"}
 
 # What goes wrong first where somebody quotes, escapes, splits or trims.
 _AWKWARD = ["", '"', '""', "'", "\\", '\\"', "\n", "\r\n", "\r", "\t", ",", '","', "},{", '},{"a":', "]", "null", "\0"]
@@ -158,7 +160,9 @@ def arrives(rows: list[Row], table: Table, answer: str) -> list[Row]:
     found = []
     for facts_of_row in rows:
         row = {**facts_of_row, **{k: v for k, v in defaults.items() if facts_of_row[k] is None}}
-        found.append({n: None if n in absent else _carried(row[n], table, answer) for n in table.schema.names})
+        found.append(
+            {n: None if n in absent else _carried(row[NAMED.get(n, n)], table, answer) for n in table.schema.names}
+        )
     return found
 
 

@@ -221,6 +221,32 @@ def test_a_column_means_the_same_in_every_table() -> None:
             assert seen.setdefault(column.name, column) == column
 
 
+SERVED_BY = [("patients", "patients"), ("studies", "studies"), ("series", "series")]
+
+
+@pytest.mark.parametrize(("table", "call"), [*SERVED_BY, ("series_metadata", "series_metadata_bulk")])
+def test_a_table_says_of_each_column_which_dialect_serves_it(table: str, call: str) -> None:
+    v2, v4 = ({k.column for k in DIALECTS[api].endpoint(call).rows.keys} for api in ("v2", "v4"))
+    singly = {k.column for k in shapes.META27.keys} - v2 if table == "series_metadata" else set()
+    expected = {}
+    for name in TABLES[table].schema.names:
+        by_v2, alone, by_v4 = name in v2, name in singly, name in v4
+        expected[name] = {
+            (True, False, True): None,
+            (True, False, False): "Served by v2 only.",
+            (False, False, True): "Served by v4 only.",
+            (False, True, False): "Served by v2 only, with one call per series (setting metadata).",
+            (False, True, True): "Served by v4, and by v2 with one call per series (setting metadata).",
+        }[by_v2, alone, by_v4]
+    assert {n: TABLES[table].served.get(n) for n in TABLES[table].schema.names} == expected
+    for field in TABLES[table].schema:
+        assert field.metadata.get(b"served", b"").decode() == (expected[field.name] or "")
+
+
+def test_the_state_of_the_feed_says_the_same_of_its_columns_as_series() -> None:
+    assert TABLES["series_seen"].served == TABLES["series"].served
+
+
 def test_the_metadata_of_a_field_tells_meaning_tag_and_unit() -> None:
     schema = TABLES["studies"].schema
     assert schema.field("LongitudinalTemporalOffsetFromEvent").metadata == {

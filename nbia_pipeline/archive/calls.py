@@ -64,7 +64,8 @@ class Calls:
 
     def _call(self, endpoint: Endpoint, arguments: dict[str, Argument], read: Callable[[requests.Response], T]) -> T:
         wire = on_the_wire(endpoint, arguments)
-        return self._session.call(endpoint.method, endpoint.path, wire, read, most_tries())
+        repeated = endpoint.parameters["series_uids"] if endpoint.repeated else ""
+        return self._session.call(endpoint.method, endpoint.path, wire, read, most_tries(), repeated=repeated)
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:
         """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""
@@ -197,7 +198,7 @@ def _spelled(name: str, value: str | date | Sequence[str], endpoint: Endpoint) -
             # The server accepts days and months in any order without an error.
             raise TypeError(f"{name} is {value!r}: pass a datetime.date")
         return _day(value, endpoint)
-    if not endpoint.max_values:
+    if not endpoint.max_values or name != "series_uids":
         if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}: pass a string")
         return value

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import date
 from types import TracebackType
@@ -16,8 +17,8 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.archive.answers import decoded
 from nbia_pipeline.archive.calls import Argument, Calls
-from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotServed, ServerError
+from nbia_pipeline.archive.endpoints import DIALECTS, metadata_columns
+from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, NotServed, ServerError
 from nbia_pipeline.archive.expect import (
     equals_ignoring_case,
     expect_mostly,
@@ -31,7 +32,7 @@ from nbia_pipeline.archive.expect import (
 from nbia_pipeline.archive.optional import may_succeed_singly
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
-from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.schema.arrow import first_of_each, with_column
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHOWN = 5
+# After this many failures, if they are the majority, the call for one series is not made for the others.
+GIVE_UP = 20
 
 _MD5 = re.compile("[0-9a-fA-F]{32}")
 _LEVELS = ({"series_uid"}, {"study_uid"}, {"patient_id", "collection"}, {"collection"})
@@ -95,6 +98,7 @@ class NbiaClient(Calls):
             raise ValueError(f"api is {api!r}: use {' or '.join(DIALECTS)}")
         # On v4 a stale token is worse than none, so the guest gets none.
         account = (username, password) if DIALECTS[api].needs_token or username != GUEST else None
+        self._username = username
         super().__init__(Session(base_url, account, ca_bundle=ca_bundle, options=options), DIALECTS[api])
 
     def __enter__(self) -> NbiaClient:
@@ -107,6 +111,11 @@ class NbiaClient(Calls):
     def api(self) -> str:
         """The dialect that the archive is asked in, ``v2`` or ``v4``."""
         return self._dialect.name
+
+    @property
+    def misses_updates(self) -> bool:
+        """Whether :meth:`updated_series` leaves out what the account may see and the guest not: on v4 (server)."""
+        return self._dialect.public_updates and self._username != GUEST
 
     def close(self) -> None:
         """Log out, best effort, and close the connections."""
@@ -303,7 +312,8 @@ class NbiaClient(Calls):
         """Return the series released after the day `since`: table ``series``, with what v2 sends of it.
 
         The filter is strict, and releases can be back-dated: it is a hint, not a feed. A release at the midnight
-        of `since` is not sent, so ask from some days before the last known one.
+        of `since` is not sent, so ask from some days before the last known one. v4 sends what the guest may see,
+        whatever the account (server).
 
         Raises:
             BadAnswer: a row was released before: the archive read the day as another one.
@@ -332,7 +342,7 @@ class NbiaClient(Calls):
 
     # --- one series
 
-    def series_metadata(self, series_uids: Sequence[str]) -> pa.Table:
+    def series_metadata(self, series_uids: Sequence[str], *, single: bool = False) -> pa.Table:
         """Return the metadata of the series: table ``series_metadata``.
 
         Asks in bulk where the archive can, else one by one in parallel. The bulk call drops a UID silently
@@ -342,6 +352,9 @@ class NbiaClient(Calls):
 
         Args:
             series_uids: SeriesInstanceUIDs.
+            single: on v2, make one call more for each series, for the columns that the bulk call lacks:
+                ``SOPClassUID``, ``StudyID``, ``AnnotationSize`` and ``TimeStamp``. Where it fails they are null, and
+                the log says so. v4 has no such call.
 
         Raises:
             ServerError: the archive fails on more than half of the series.
@@ -352,21 +365,22 @@ class NbiaClient(Calls):
         if not series_uids:
             return SERIES_METADATA.schema.empty_table()
         try:
-            size = self._dialect.endpoint("series_metadata_bulk").max_values
-            runs = [series_uids[i : i + size] for i in range(0, len(series_uids), size)]
-            table = pa.concat_tables([self._list("series_metadata_bulk", series_uids=run) for run in runs])
+            table = self._in_runs("series_metadata_bulk", series_uids)
         except ArchiveError as e:
             if "series_metadata" not in self._dialect.endpoints or not may_succeed_singly(e):
                 raise
             self._optional.failed("series_metadata_bulk", "many series at once, and is asked for one by one", e)
             table = self._metadata_one_by_one(series_uids)
+        else:
+            table = self._with_single_calls(table) if single else table
         self._compare(series_uids, table)
         return one_row_each(table, SERIES_METADATA, "SeriesInstanceUID")
 
     def series_size(self, series_uid: str) -> SeriesSize | None:
         """Return the size of a series, or None where the archive knows none: unknown, or without images.
 
-        Slow at the server; table ``series`` has both numbers. Rights are not checked there (server).
+        Slow at the server; table ``series`` has both numbers. v2 checks no rights; v4 knows no size of a series that
+        the guest may not see, whatever the account (server).
 
         Raises:
             BadAnswer: more than one row.
@@ -378,6 +392,23 @@ class NbiaClient(Calls):
         if not rows or not rows[0]["ImageCount"] or rows[0]["FileSize"] is None:
             return None
         return SeriesSize(rows[0]["FileSize"], rows[0]["ImageCount"])
+
+    def series_states(self, series_uids: Sequence[str]) -> pa.Table:
+        """Return the state of series of any visibility, hidden ones too: getSeriesQCInfo.
+
+        Columns: ``SeriesInstanceUID``, ``Visibility`` (such as ``Visible``, ``Not Visible``, ``To Be Deleted``) and
+        ``Collection``. A series that was deleted, or that the account is not permitted to see, has no row (server).
+        """
+        return self._in_runs("series_states", series_uids)
+
+    def denied_series(self, series_uids: Sequence[str]) -> set[str]:
+        """Return which series the archive does not serve to the account: hidden, deleted or not permitted.
+
+        No series at all is also the answer to an account without any rights (server).
+        """
+        account = {} if self._username == GUEST else {"username": self._username}
+        denied = self._in_runs("denied_series", series_uids, **account)
+        return set(named(denied, "SeriesInstanceUID", self._dialect.endpoint("denied_series").rows))
 
     def sop_instance_uids(self, series_uid: str) -> list[str]:
         """Return the SOPInstanceUIDs of a series; the server answers for hidden series too."""
@@ -492,6 +523,15 @@ class NbiaClient(Calls):
     def _of_collection(self, table: pa.Table, collection: str) -> pa.Table:
         return rows_of_collection(table, collection, self.collection_values)
 
+    def _in_runs(self, name: str, series_uids: Sequence[str], **arguments: Argument) -> pa.Table:
+        """Call a list endpoint that takes a limited number of UIDs, as often as it takes."""
+        if isinstance(series_uids, str):
+            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
+        endpoint = self._dialect.endpoint(name)
+        runs = [series_uids[i : i + endpoint.max_values] for i in range(0, len(series_uids), endpoint.max_values)]
+        tables = [self._list(name, series_uids=run, **arguments) for run in runs]
+        return pa.concat_tables([endpoint.rows.schema.empty_table(), *tables])
+
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
         failed: list[str] = []
 
@@ -505,9 +545,54 @@ class NbiaClient(Calls):
                 log.warning("no metadata of series %s, the archive fails on it: %s", series_uid, e)
                 return SERIES_METADATA.schema.empty_table()
 
+        return pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
+
+    def _in_threads(self, ask: Callable[[str], pa.Table], series_uids: Sequence[str]) -> list[pa.Table]:
+        """Call `ask` for each series; what it reports goes where the report of this thread would go."""
+        context = copy_context()
         # More threads than requests may be in flight would only wait.
         with ThreadPoolExecutor(self._session.limiter.max_in_flight, thread_name_prefix="nbia-metadata") as pool:
-            return pa.concat_tables(pool.map(ask, series_uids)).combine_chunks()
+            return list(pool.map(lambda uid: context.copy().run(ask, uid), series_uids))
+
+    def _with_single_calls(self, table: pa.Table) -> pa.Table:
+        """Return metadata with what only the calls for one series serve; what the bulk call sent stays.
+
+        The single call changes descriptions and manufacturers (server), so it fills nulls and nothing else.
+        """
+        lacking = metadata_columns(self.api, single=True) - metadata_columns(self.api, single=False)
+        if not lacking or not table.num_rows:
+            return table
+        singles = self._single_calls(table["SeriesInstanceUID"].to_pylist(), sorted(lacking))
+        at = pc.index_in(table["SeriesInstanceUID"], value_set=singles["SeriesInstanceUID"])
+        for name in lacking:
+            table = with_column(table, name, pc.coalesce(table[name], singles[name].take(at)))
+        return table
+
+    def _single_calls(self, series_uids: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        """Return the answers of the calls for one series; those that fail are missing, and one line says so."""
+        answered: list[str] = []
+        failed: dict[str, ArchiveError] = {}
+
+        def ask(series_uid: str) -> pa.Table:
+            if len(failed) < GIVE_UP or len(failed) < len(answered):
+                try:
+                    table = rows_with(
+                        self._list("series_metadata", series_uid=series_uid), "SeriesInstanceUID", series_uid
+                    )
+                    answered.append(series_uid)
+                    return table
+                except (BadAnswer, NotAvailable, ServerError) as e:
+                    failed[series_uid] = e
+            return SERIES_METADATA.schema.empty_table()
+
+        singles = pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
+        if failed:
+            uid, why = next(iter(failed.items()))
+            log.warning(
+                "no %s of %d of %d series: the archive fails on their single calls, such as that of %s: %s",
+                *(", ".join(columns), len(series_uids) - len(answered), len(series_uids), uid, why),
+            )
+        return singles
 
     def _compare(self, series_uids: Sequence[str], table: pa.Table) -> None:
         """Compare the series that were asked for with those that were sent."""

@@ -13,6 +13,7 @@ from nbia_pipeline.archive.errors import NotServed
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Shape
 
+V1 = "/services/v1/"
 V2 = "/services/v2/"
 V4 = "/services/v4/"
 UNVERSIONED = "/services/"
@@ -32,6 +33,7 @@ class Endpoint:
         media: ``json`` or ``csv``.
         empty_if_unauthorized: of a list, True if a refused token looks like "no rows" (status 200 or 204).
         max_values: most values of a list parameter in one call, 0 where there is none.
+        repeated: True if each value of the list is a field of its own; otherwise commas separate them.
         refusal_is_500: True if a refused token is a 500 here, as any failure of the server is.
         days_earlier: days to subtract from the day that is meant: the filter is strict.
     """
@@ -45,6 +47,7 @@ class Endpoint:
     media: str = "json"
     empty_if_unauthorized: bool = True
     max_values: int = 0
+    repeated: bool = False
     refusal_is_500: bool = False
     days_earlier: int = 0
 
@@ -62,11 +65,13 @@ class Dialect:
     Attributes:
         name: ``v2`` or ``v4``.
         needs_token: True if a call without a token is refused.
+        public_updates: True if getUpdatedSeries has the guest's rights, whatever the token.
         endpoints: by the name of the client's method.
     """
 
     name: str
     needs_token: bool
+    public_updates: bool
     endpoints: Mapping[str, Endpoint]
 
     def endpoint(self, name: str) -> Endpoint:
@@ -95,6 +100,25 @@ _NEW = {**_COLLECTION, "since": "Date"}
 _NEW_V4 = {**_COLLECTION, "since": "fromDate"}
 _DOI = {"doi": "DOI", "per": "CollectionOrSeries"}
 _DESCRIPTION = {"collection": "collectionName"}
+# In the address, so fewer at a time than elsewhere.
+_DENIED_AT_A_TIME = 50
+
+
+def _states_and_denied(base: str, denied_base: str, states: Shape) -> dict[str, Endpoint]:
+    """Return the calls that tell hidden series from deleted ones; v2 takes the second one from v1."""
+    return {
+        "series_states": Endpoint(
+            base + "getSeriesQCInfo", states, {"series_uids": "seriesId"}, method="POST", max_values=500, repeated=True
+        ),
+        "denied_series": Endpoint(
+            denied_base + "getDeniedSeries",
+            shapes.DENIED,
+            {"series_uids": "seriesList", "username": "userName"},
+            empty_if_unauthorized=denied_base == V4,
+            max_values=_DENIED_AT_A_TIME,
+        ),
+    }
+
 
 # What the counts and the lists of values can be narrowed by.
 _NARROWED_BY = {
@@ -167,6 +191,7 @@ def _same_in_both(base: str, other_base: str, patient: Shape, patient_id: Shape,
 _DIALECT_V2 = Dialect(
     "v2",
     needs_token=True,
+    public_updates=False,
     endpoints={
         **_same_in_both(V2, UNVERSIONED, shapes.PATIENT, shapes.PATIENT_ID, shapes.STUDY),
         "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
@@ -199,6 +224,7 @@ _DIALECT_V2 = Dialect(
             empty_if_unauthorized=False,
             max_values=5000,
         ),
+        **_states_and_denied(V2, V1, shapes.QC_V2),
         "md5_of_image": Endpoint(V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}),
     },
 )
@@ -206,6 +232,7 @@ _DIALECT_V2 = Dialect(
 _DIALECT_V4 = Dialect(
     "v4",
     needs_token=False,
+    public_updates=True,
     endpoints={
         **_same_in_both(V4, V4, shapes.PATIENT_V4, shapes.PATIENT_ID_V4, shapes.STUDY_V4),
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
@@ -230,8 +257,21 @@ _DIALECT_V4 = Dialect(
             method="POST",
             max_values=5000,
         ),
+        **_states_and_denied(V4, V4, shapes.QC_V4),
         "md5_of_image": Endpoint(V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}),
     },
 )
 
 DIALECTS = {d.name: d for d in (_DIALECT_V2, _DIALECT_V4)}
+
+
+def metadata_columns(api: str, *, single: bool) -> frozenset[str]:
+    """Return the columns of ``series_metadata`` that a dialect serves in bulk.
+
+    Args:
+        api: the dialect.
+        single: also those that a call for one series adds; v4 has no such call.
+    """
+    endpoints = DIALECTS[api].endpoints
+    names = [n for n in ("series_metadata_bulk", *(("series_metadata",) if single else ())) if n in endpoints]
+    return frozenset(key.column for name in names for key in endpoints[name].rows.keys if key.column)

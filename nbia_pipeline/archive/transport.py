@@ -161,6 +161,8 @@ class Session:
         parameters: Mapping[str, str],
         read: Callable[[requests.Response], T],
         tries: int | None = None,
+        *,
+        repeated: str = "",
     ) -> T:
         """Call an endpoint and return what `read` makes of its answer.
 
@@ -172,6 +174,7 @@ class Session:
             parameters: names and values as they go over the wire.
             read: takes the complete answer (status 200 or 204); may raise ArchiveError.
             tries: most attempts, if fewer than the options allow.
+            repeated: name of a field of a form whose values, separated by commas, are sent as a field each.
 
         Raises:
             ArchiveUnreachable: no connection or no answer after all tries.
@@ -182,7 +185,7 @@ class Session:
         """
 
         def send(token: str | None) -> T:
-            with self._open(method, endpoint, parameters, token) as answer:
+            with self._open(method, endpoint, parameters, token, repeated=repeated) as answer:
                 _expect_success(answer, had_token=token is not None)
                 return read(answer)
 
@@ -254,6 +257,7 @@ class Session:
         parameters: Mapping[str, str],
         token: str | None,
         allow_redirects: bool = True,
+        repeated: str = "",
     ) -> Iterator[requests.Response]:
         """Send one request and translate every failure of the network, also while the body is read."""
         try:
@@ -261,7 +265,7 @@ class Session:
                 method,
                 self.base_url + endpoint,
                 params=parameters if method == "GET" else None,
-                data=parameters if method == "POST" else None,
+                data=_form(parameters, repeated) if method == "POST" else None,
                 auth=authorization(token),
                 stream=True,
                 timeout=(self.options.connect_timeout, self.options.read_timeout),
@@ -311,6 +315,11 @@ class Session:
             wait = min(self.options.max_backoff, max(wait, problem.retry_after))
         log.info("trying again in %.1f s: %s", wait, problem)
         time.sleep(wait)
+
+
+def _form(fields: Mapping[str, str], repeated: str) -> list[tuple[str, str]]:
+    """Return the fields of a form; one of them has a field for each of its values."""
+    return [(name, v) for name, value in fields.items() for v in (value.split(",") if name == repeated else [value])]
 
 
 def _expect_success(answer: requests.Response, had_token: bool) -> None:

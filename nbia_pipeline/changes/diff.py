@@ -6,7 +6,7 @@ State in, listing in; changes out, state out. The state is a table ``series_seen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.schema.arrow import among, first_of_each, same_times, same_values
+from nbia_pipeline.schema.arrow import among, first_of_each, same_times, same_values, values_by, with_column
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
 
 ADDED = "added"
@@ -145,6 +145,7 @@ def _rows(
         "SeenAt": _all(observation.recorded_at, count, TIME),
         "ListedAt": _all(observation.listed_at, count, TIME),
         "RunID": _all(observation.run_id, count, text),
+        "Reason": _all(None, count, text),
     }
     return pa.table([values[name] for name in SERIES_CHANGES.schema.names], schema=SERIES_CHANGES.schema)
 
@@ -187,6 +188,12 @@ def _apply(change: dict[str, Any], row: dict[str, Any]) -> None:
 def value_of(column: str, text: str | None) -> Any:
     """Return the value of a column of ``series`` that an ``OldValue`` or ``NewValue`` represents."""
     return pa.scalar(text, pa.string()).cast(SERIES.column(column).type).as_py()
+
+
+def with_reasons(changes: pa.Table, reasons: Mapping[str, str]) -> pa.Table:
+    """Return changes with the reasons of the withdrawals among them, by UID."""
+    texts = pc.if_else(pc.equal(changes["Change"], WITHDRAWN), values_by(changes[UID], reasons), changes["Reason"])
+    return with_column(changes, "Reason", texts)
 
 
 def kinds_of(changes: pa.Table) -> dict[str, int]:

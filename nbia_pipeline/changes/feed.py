@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.changes.diff import Observation, diff, replay
+from nbia_pipeline.changes.diff import WITHDRAWN, Observation, diff, replay, uids_of, with_reasons
 from nbia_pipeline.changes.present import CollectionListing, collection_listing, moment, read_listing
+from nbia_pipeline.changes.reasons import AskReasons
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, LISTED_AT
@@ -56,7 +57,12 @@ class _Listing:
 
 
 def record_changes(
-    lake: Lake, collection: str, *, run_id: str = "", wait: timedelta = timedelta(hours=WITHDRAWAL_HOURS)
+    lake: Lake,
+    collection: str,
+    *,
+    run_id: str = "",
+    wait: timedelta = timedelta(hours=WITHDRAWAL_HOURS),
+    reasons: AskReasons = lambda series_uids: {},
 ) -> ChangeSummary:
     """Record what the new listings of a collection changed; without a new listing nothing is written.
 
@@ -68,6 +74,7 @@ def record_changes(
         collection: which one.
         run_id: Dagster run, for the feed.
         wait: a withdrawal is confirmed once a series has been missing for this long, from one listing to another.
+        reasons: asks why series were withdrawn; called if there are any, as the feed is append-only.
 
     Raises:
         LakeError: the collection was never listed.
@@ -86,6 +93,8 @@ def record_changes(
             observation = Observation(listing.listed_at, clock.utc_now(), run_id, wait, exact)
             changes, state.rows = diff(state.rows, listing.rows, observation)
             state.properties = listing.properties
+            if withdrawn := sorted(uids_of(changes, [WITHDRAWN])):
+                changes = with_reasons(changes, reasons(withdrawn))
             expect_held()
             _append(lake, collection, changes)
             _write_state(lake, collection, state)

@@ -7,30 +7,41 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.archive.endpoints import metadata_columns
 from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
 from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.arrow import among
-from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT
+from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT, SERVED
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
+# With eight calls of 0.2 to 0.4 s in flight, this many take two to four minutes; the bulk call takes one request.
+SINGLE_UP_TO = 5_000
 
-def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool = False) -> Fetched:
+# What version 0.1 dropped of the answers of v4.
+_NOT_IN_0_1 = frozenset({"PixelSpacing", "SliceThickness"})
+
+
+def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool = False, calls: str = "auto") -> Fetched:
     """Return the metadata of the series that the collection's ``series`` table lists.
 
-    Its figures are ``asked``, the series that the archive was asked about, and ``kept``, those whose rows the lake had
-    and which did not change since.
+    Its figures are ``asked``, the series that the archive was asked about, ``kept``, those whose rows the lake had
+    and which did not change since, and ``single_calls``, those of the first that took a call of their own.
 
     The archive is asked about a series if the table has no row of it, or if it was added, revised or returned since
     by the feed of changes; about all series if the feed does not account for the present listing, or if the rows
-    came in another dialect. A series without metadata has no row, and is asked about again the next time.
+    came in another dialect. A series without metadata has no row, and is asked about again the next time. If the calls
+    serve more columns than those by which the rows came, the rows without any of these are asked for again, once.
 
     Args:
         client: the archive.
         lake: the lake; it is only read.
         collection: which one.
         full: ask about every series.
+        calls: ``bulk``; ``single``, one call more for each series where the dialect has one, for the columns that the
+            bulk call lacks; or ``auto``: single for collections of at most :data:`SINGLE_UP_TO` series, so that the
+            table of a collection is complete, or lacks the same columns in all rows.
 
     Raises:
         LakeError: the ``series`` table was not materialized yet.
@@ -38,7 +49,10 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
     listed = pc.unique(lake.read_table(SERIES, collection, columns=[UID])[UID])
     if not len(listed):
         raise LakeError(f"the series table has no rows for {collection!r}: materialize series first")
-    properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api}
+    single = calls == "single" or (calls == "auto" and len(listed) <= SINGLE_UP_TO)
+    in_bulk = metadata_columns(client.api, single=False)
+    served = metadata_columns(client.api, single=single)
+    properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api, SERVED: " ".join(sorted(served))}
     known = lake.read_properties(SERIES_METADATA, collection)
     feed = lake.read_table(SERIES_CHANGES, collection)
     current = is_recorded(lake, collection)
@@ -49,10 +63,24 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
         # The rows of the feed that the table does not account for name the series to ask for again.
         stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
         rows = lake.read_table(SERIES_METADATA, collection)
+        before = frozenset(known[SERVED].split()) if SERVED in known else in_bulk - _NOT_IN_0_1
+        stale |= set(rows.filter(_all_null(rows, served - before))[UID].to_pylist())
         rows = rows.filter(pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale)))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
-    figures = {"asked": len(wanted), "kept": len(listed) - len(wanted)}
+    singly = served - in_bulk
+    figures = {"asked": len(wanted), "kept": len(listed) - len(wanted), "single_calls": len(wanted) if singly else 0}
     kept = rows[UID].to_pylist()
     if not wanted:
         return Fetched(rows, {**properties, LISTED_AT: known[LISTED_AT]}, figures, kept)
-    return Fetched(pa.concat_tables([rows, client.series_metadata(wanted)]), properties, figures, kept)
+    fetched = client.series_metadata(wanted, single=single)
+    if singly and pc.all(_all_null(fetched, singly), min_count=0).as_py():
+        properties[SERVED] = " ".join(sorted(in_bulk))  # no single call was answered: the next run asks again
+    return Fetched(pa.concat_tables([rows, fetched]), properties, figures, kept)
+
+
+def _all_null(rows: pa.Table, columns: frozenset[str]) -> pa.ChunkedArray:
+    """Return which rows are null in all of some columns; none of the rows if there are no such columns."""
+    found = pa.chunked_array([pa.repeat(bool(columns), rows.num_rows)])
+    for name in columns:
+        found = pc.and_(found, pc.is_null(rows[name]))
+    return found

@@ -10,12 +10,12 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.changes.diff import UID
+from nbia_pipeline.changes.diff import UID, WITHDRAWN
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import ABSENT_AT, KEPT, LISTED_AT
-from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_SEEN
+from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES, SERIES_SEEN
 from nbia_pipeline.text import matching
 
 _READS = 5
@@ -98,6 +98,14 @@ def withdrawn_series(lake: Lake, collection: str) -> frozenset[str]:
     if withdrawn and not is_recorded(lake, collection):
         return withdrawn.difference(lake.read_table(SERIES, collection, columns=[UID])[UID].to_pylist())
     return withdrawn
+
+
+def withdrawal_reasons(lake: Lake, collection: str) -> dict[str, str]:
+    """Return why series were withdrawn the last time, by UID, where the archive said so."""
+    feed = lake.read_table(SERIES_CHANGES, collection, columns=[UID, "Change", "Reason"])
+    feed = feed.filter(pc.equal(feed["Change"], WITHDRAWN))
+    last = dict(zip(feed[UID].to_pylist(), feed["Reason"].to_pylist(), strict=True))
+    return {uid: reason for uid, reason in last.items() if reason}
 
 
 def present_series(lake: Lake, collection: str) -> pa.Table:

@@ -27,13 +27,13 @@ _TYPE_NAMES = {
 # --- tables
 
 
-def _column(column: Column, in_key: bool) -> dg.TableColumn:
+def _column(column: Column, in_key: bool, served: str | None) -> dg.TableColumn:
     tag = f" DICOM ({column.tag})." if column.tag else ""
     unit = f" Unit: {column.unit}." if column.unit else ""
     return dg.TableColumn(
         name=column.name,
         type=_TYPE_NAMES[column.type],
-        description=column.description + unit + tag,
+        description=column.description + unit + tag + (f" {served}" if served else ""),
         constraints=dg.TableColumnConstraints(nullable=not in_key, unique=False),
         tags={"dicom": column.tag.replace(",", "-")} if column.tag else {},
     )
@@ -42,7 +42,9 @@ def _column(column: Column, in_key: bool) -> dg.TableColumn:
 def definition_metadata(table: Table) -> dict[str, Any]:
     """Return the metadata of a table's asset definition; of each column the type, meaning, unit and DICOM tag."""
     return {
-        "dagster/column_schema": dg.TableSchema([_column(c, c.name in table.key) for c in table.columns]),
+        "dagster/column_schema": dg.TableSchema(
+            [_column(c, c.name in table.key, table.served.get(c.name)) for c in table.columns]
+        ),
         "dagster/table_name": table.name,
         "key": ", ".join(table.key),
     }

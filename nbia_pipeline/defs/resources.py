@@ -11,7 +11,7 @@ from pydantic import Field
 from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.settings import PASSWORD, Connection, Settings
+from nbia_pipeline.settings import GUEST, PASSWORD, Connection, Settings
 
 
 class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -50,16 +50,18 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
     )
 
     @contextmanager
-    def client(self, options: ClientOptions | None = None) -> Iterator[NbiaClient]:
+    def client(self, options: ClientOptions | None = None, *, guest: bool = False) -> Iterator[NbiaClient]:
         """Open a client; it logs out at the end.
 
         Args:
             options: how long to wait and how often to try; None: as the fields say.
+            guest: connect as the guest, whatever the account.
 
         Raises:
             SettingsError: a value is unknown or contradicts another: the fields may come from YAML or run config.
         """
-        settings = Settings(**{name: getattr(self, name) for name in (*Connection.model_fields, "password")})
+        fields = {name: getattr(self, name) for name in (*Connection.model_fields, "password")}
+        settings = Settings(**{**fields, **({"username": GUEST, "password": ""} if guest else {})})
         own = ClientOptions(tries=self.tries, max_in_flight=self.max_in_flight)
         with connect(settings, options or own) as client:
             yield client

@@ -5,13 +5,13 @@ The functions from tables to tables are made for a hundred thousand series and m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.changes.present import present_series, withdrawn_series
+from nbia_pipeline.changes.present import present_series, withdrawal_reasons, withdrawn_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.layout import instance_name, series_path
 from nbia_pipeline.mirror import journal
@@ -29,13 +29,16 @@ from nbia_pipeline.mirror.series import (
     same_contents,
 )
 from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
-from nbia_pipeline.schema.arrow import among, with_column
+from nbia_pipeline.schema.arrow import among, values_by, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 
 NOT_FETCHED = "not fetched yet"
+NOT_REFRESHED = "the newest version could not be fetched before the archive withdrew the series for a while"
+NO_REASONS: Mapping[str, str] = {}
 
 _UID = "SeriesInstanceUID"
+_NO_TEXT = pa.scalar(None, pa.string())
 _ORDER = [(name, "ascending") for name in (_UID, "InstanceNumber", "SOPInstanceUID")]
 
 
@@ -60,6 +63,7 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
     if series is None:
         series = present_series(lake, collection)
     withdrawn = withdrawn_series(lake, collection)
+    reasons = withdrawal_reasons(lake, collection) if withdrawn else {}
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
         if clear_mark:
             journal.clear_mark(lake, collection)
@@ -68,7 +72,7 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
             for entry in entries:
                 journal.finish_move(lake, entry)
             receipts = [entry.receipt for entry in entries]
-            table = as_listed(with_receipts(upgraded(before), receipts), series, withdrawn)
+            table = as_listed(with_receipts(upgraded(before), receipts), series, withdrawn, reasons)
             expect_held()
             _write_instances(lake, collection, receipts)
             for path in _outdated_folders(before, receipts):
@@ -201,17 +205,21 @@ def _row(receipt: Receipt, whole: dict[str, Any] | None) -> dict[str, Any]:
     return {**whole, "Reason": reason, "RefreshFailedAt": receipt.fetched_at, **fingerprint}
 
 
-def as_listed(table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = ()) -> pa.Table:
+def as_listed(
+    table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = (), reasons: Mapping[str, str] = NO_REASONS
+) -> pa.Table:
     """Return ``image_series`` as it follows from what the archive lists now.
 
     A listed series without a receipt gets the status ``pending``, and keeps it, with its reason, while it is listed as
     before. A withdrawn one keeps everything else of its row, as its files stay; if it is listed again it is
     ``complete`` as before, or ``pending`` where its files were pruned. Receipts of an older content stay as they are.
+    Why a series was withdrawn is its Reason until it returns.
 
     Args:
         table: rows of ``image_series``.
         series: the rows of the collection's ``series`` table.
         withdrawn: SeriesInstanceUIDs that are believed to be withdrawn; one that is listed is not.
+        reasons: why, by SeriesInstanceUID, where that is known.
     """
     listed = series.select(COLUMNS)
     is_listed = pc.is_in(table[_UID], value_set=listed[_UID])
@@ -219,7 +227,12 @@ def as_listed(table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = ()) 
     returned = pc.and_(pc.equal(table["Status"], WITHDRAWN), is_listed)
     status = pc.if_else(gone, WITHDRAWN, table["Status"])
     status = pc.if_else(returned, pc.if_else(pc.is_valid(table["Bytes"]), COMPLETE, PENDING), status)
-    table = with_column(table, "Status", status)
+    # Once: a receipt of files that were pruned says so, and that stays.
+    newly_gone = pc.and_(gone, pc.not_equal(table["Status"], WITHDRAWN))
+    again = pc.if_else(pc.is_valid(table["RefreshFailedAt"]), NOT_REFRESHED, _NO_TEXT)
+    why = pc.if_else(returned, again, table["Reason"])
+    why = pc.coalesce(pc.if_else(newly_gone, values_by(table[_UID], reasons), _NO_TEXT), why)
+    table = with_column(with_column(table, "Status", status), "Reason", why)
     # What could not be refreshed may be what is listed again: then nothing is wrong with it.
     current = pc.and_(is_listed, same_contents(in_order_of(table, listed), table))
     current = pc.and_(current, pc.equal(status, COMPLETE))

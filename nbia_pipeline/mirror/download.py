@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
+from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import Receipt
@@ -71,10 +72,11 @@ def fetch_batch(
     """
 
     slots = Streams(streams)
+    reasons = Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
         with slots.slot():
-            receipt = fetch_series(client, lake, wanted)
+            receipt = fetch_series(client, lake, wanted, reasons)
         on_result(receipt)
         return receipt
 
@@ -165,8 +167,14 @@ class Streams:
             self.allowed = max(self._least, self.allowed - 1)
 
 
-def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receipt:
+def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: Reasons | None = None) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
+
+    Args:
+        client: the archive.
+        lake: where to.
+        wanted: which series.
+        reasons: asks why the archive refuses it; share one among the series of a batch.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account.
@@ -196,7 +204,10 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries) -> Receip
                 log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
                 continue
             except NotAvailable as e:
-                return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=str(e)))
+                why = (reasons or Reasons(client)).of([wanted.SeriesInstanceUID]).get(wanted.SeriesInstanceUID)
+                return record_failure(
+                    lake, Receipt(wanted, UNAVAILABLE, attempt, reason=f"{why}: {e}" if why else str(e))
+                )
             receipt = replace(receipt, wanted=wanted, attempts=attempt)
             publish_series(lake, receipt, work / "files")
             return receipt

@@ -13,6 +13,7 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.feed import record_changes
 from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.present import present_series
+from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
@@ -144,7 +145,7 @@ class Mirror:
         for table, ask in ((t.PATIENTS, client.patients), (t.STUDIES, client.studies), (t.SERIES, client.series)):
             fetch = partial(_fetched, ask, collection)
             write_listing(self.lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
-        record_changes(self.lake, collection)
+        record_changes(self.lake, collection, reasons=Reasons(client).of)
 
     def plan(
         self,

@@ -119,7 +119,11 @@ def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     receipts = lake.read_table(IMAGE_SERIES, collection)
     chosen = among(receipts[UID], uids)
     why = f"pruned on {clock.utc_now():%Y-%m-%d}: the archive withdrew it"
-    for name, value in {**NO_NEWER, "Bytes": None, "Reason": why}.items():
-        values = pc.if_else(chosen, pa.scalar(value, receipts[name].type), receipts[name])
-        receipts = with_column(receipts, name, values)
+    said = pc.coalesce(pc.binary_join_element_wise(why, receipts["Reason"], ": "), why)
+    # A second attempt, after a crash, finds the words of the first.
+    first = pc.and_(chosen, pc.is_valid(receipts["Bytes"]))
+    receipts = with_column(receipts, "Reason", pc.if_else(first, said, receipts["Reason"]))
+    for name in (*NO_NEWER, "Bytes"):
+        none = pa.scalar(None, receipts[name].type)
+        receipts = with_column(receipts, name, pc.if_else(chosen, none, receipts[name]))
     lake.write_table(IMAGE_SERIES, receipts, collection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,12 @@ import pyarrow.compute as pc
 def among(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
     """Return where a column has one of some texts."""
     return pc.is_in(column, value_set=pa.array(list(values), pa.string()))
+
+
+def values_by(column: pa.ChunkedArray, known: Mapping[str, str]) -> pa.ChunkedArray:
+    """Return for each text of a column the text that belongs to it; null where there is none."""
+    at = pc.index_in(column, value_set=pa.array(list(known), pa.string()))
+    return pa.chunked_array([pa.array(list(known.values()), pa.string())]).take(at)
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

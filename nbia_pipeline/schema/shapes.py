@@ -7,6 +7,7 @@ guide prints another one, it is given as `guide`. All of this is from the server
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -265,6 +266,35 @@ METADATA2 = Shape(
     ),
 )
 
+# The state of a series of any visibility. Only what tells a hidden series from a deleted one is read.
+_STATE = {"SeriesInstanceUID", "Collection", "Visibility"}
+_VISIBILITY = Key("Visibility", "Visibility", source="VisibilityText")
+
+
+def _state_only(keys: Iterable[Key]) -> tuple[Key, ...]:
+    return tuple(k if k.column in _STATE else replace(k, column=None, source=k.source or k.column) for k in keys)
+
+
+QC_V2 = Shape(
+    "QC",
+    None,
+    _state_only(
+        (
+            Key("SeriesInstanceUID", "SeriesInstanceUID"),
+            _VISIBILITY,
+            Key("ReleaseStatus", "ReleasedStatus"),
+            Key("ReleaseDate", "DateReleased", Form.DATETIME),
+            Key("ImageCount", "ImageCount", Form.NUMBER),
+            Key("Doi", "CollectionURI"),
+            Key("LicenseName", "LicenseName"),
+            Key("Site", "Site"),
+            Key("Project", "Collection"),
+            *_keys("PatientID Modality StudyDescription SeriesDescription"),
+        )
+    ),
+)
+DENIED = Shape("DENIED", None, _keys("SeriesInstanceUID"))
+
 COUNTS = Shape("COUNTS", None, (Key("criteria", "criteria"), Key("count", "count", Form.NUMBER_TEXT)))
 
 
@@ -356,6 +386,7 @@ SERIES_V4 = Shape(
         _AUTHORIZED,
     ),
 )
+_SPACINGS = {"PixelSpacing(mm)-Row": "PixelSpacing", "SliceThickness(mm)": "SliceThickness"}
 METADATA_V4 = Shape(
     "META4",
     SERIES_METADATA,
@@ -373,8 +404,17 @@ METADATA_V4 = Shape(
                 **_SERIES_FORMS,
                 **_V4_RENAMES,
                 **_of_form(Form.DECIMAL_TEXT, "SeriesNumber LongitudinalTemporalOffsetFromEvent"),
+                **{name: Key(name, column, source=name) for name, column in _SPACINGS.items()},
             },
         ),
         Key("Authorized", None),
+    ),
+)
+_BEFORE_VISIBILITY = [key.name for key in METADATA_V4.keys].index("ReleasedStatus")
+QC_V4 = Shape(
+    "QC4",
+    None,
+    _state_only(
+        (*METADATA_V4.keys[:_BEFORE_VISIBILITY], _VISIBILITY, *METADATA_V4.keys[_BEFORE_VISIBILITY:]),
     ),
 )

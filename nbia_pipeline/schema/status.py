@@ -32,5 +32,8 @@ KEPT = "kept"
 CHANGES = "changes"
 """How many rows of ``series_changes`` the file accounts for: the feed is append-only, so this is a position in it."""
 
+SERVED = "served"
+"""Of ``series_metadata``: the columns that the calls serve by which it was fetched, separated by blanks."""
+
 ABSENT_AT = "absent_at"
 """Of ``series_seen``: ``listed_at`` of the last list of collections that lacked this one, if it was recorded."""

@@ -16,7 +16,8 @@ options to clean descriptors, and to retain modified dates, patient characterist
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -57,6 +58,7 @@ class Table:
         columns: the columns in order.
         key: names of the columns that identify a row.
         partitioned: True if the lake keeps one partition per collection.
+        served: by column, which version of the API serves it, and how, where that is not simply both.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     partitioned: bool = True
+    served: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def column(self, name: str) -> Column:
         """Return the column called `name`; raises KeyError if the table has none."""
@@ -74,15 +77,15 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """Arrow schema; each field carries its description, DICOM tag and unit as metadata."""
+        """Arrow schema; each field carries its description, DICOM tag, unit and who serves it as metadata."""
         return pa.schema(
-            [pa.field(c.name, c.type, metadata=_field_metadata(c)) for c in self.columns],
+            [pa.field(c.name, c.type, metadata=_field_metadata(c, self.served.get(c.name))) for c in self.columns],
             metadata={"nbia_table": self.name, "description": self.description},
         )
 
 
-def _field_metadata(column: Column) -> dict[str, str]:
-    known = {"description": column.description, "dicom_tag": column.tag, "unit": column.unit}
+def _field_metadata(column: Column, served: str | None) -> dict[str, str]:
+    known = {"description": column.description, "dicom_tag": column.tag, "unit": column.unit, "served": served}
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -144,13 +147,27 @@ _COLUMNS = {
         Column("Manufacturer", TEXT, f"Manufacturer of the equipment. {_KEPT}", "0008,0070"),
         Column("ManufacturerModelName", TEXT, f"Model of the equipment. {_KEPT}", "0008,1090"),
         Column("SoftwareVersions", TEXT, f"Software of the equipment. {_KEPT}", "0018,1020"),
+        Column(
+            "PixelSpacing",
+            TEXT,
+            "Distance of the centers of adjacent rows; where images differ, all values, joined by commas.",
+            "0028,0030",
+            "mm",
+        ),
+        Column(
+            "SliceThickness",
+            TEXT,
+            "Nominal thickness of a slice; where images differ, all values, joined by commas.",
+            "0018,0050",
+            "mm",
+        ),
         # --- what the archive adds
         Column(
             "Collection",
             TEXT,
             "Collection, in the exact spelling of getCollectionValues. A label that was assigned in curation.",
         ),
-        Column("Site", TEXT, "Site that sent the series; served by v4 only."),
+        Column("Site", TEXT, "Site that sent the series."),
         Column("PatientCount", COUNT, "Number of patients.", unit="patients"),
         Column("SeriesCount", COUNT, "Number of visible series: of the study, or with the license.", unit="series"),
         Column("ImageCount", COUNT, "Number of instances of the series.", unit="instances"),
@@ -163,7 +180,7 @@ _COLUMNS = {
             "Last submission of any image of the series, in the server's unstated time zone; v4 gives only the day.",
         ),
         Column("DateReleased", TIME, "Date of release, normally at midnight; can be back-dated."),
-        Column("ReleasedStatus", TEXT, "Whether the series is released; served by v4 only."),
+        Column("ReleasedStatus", TEXT, "Whether the series is released."),
         Column("LicenseName", TEXT, "Long name of the license of the data."),
         Column("LicenseURI", TEXT, "Address of the license."),
         Column("CollectionURI", TEXT, "DOI of the collection or of the derived data set."),
@@ -183,7 +200,12 @@ _COLUMNS = {
         Column("Attempts", COUNT, "Number of downloads that it took.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
         Column("Proof", TEXT, "How the files were verified: md5, or count+size where the archive has no digests."),
-        Column("Reason", TEXT, "Why the series is not complete, or not in its newest version; a sentence for people."),
+        Column(
+            "Reason",
+            TEXT,
+            "Why the series is withdrawn, not complete, or not in its newest version, for people; null if that is not "
+            "known.",
+        ),
         Column(
             "RefreshFailedAt",
             TIME,
@@ -228,8 +250,22 @@ _COLUMNS = {
 }
 
 
-def _table(name: str, description: str, columns: str, key: str, partitioned: bool = True) -> Table:
-    return Table(name, description, tuple(_COLUMNS[c] for c in columns.split()), tuple(key.split()), partitioned)
+_V2_ONLY = "Served by v2 only."
+_V4_ONLY = "Served by v4 only."
+_V2_SINGLY = "Served by v2 only, with one call per series (setting metadata)."
+_V2_SINGLY_AND_V4 = "Served by v4, and by v2 with one call per series (setting metadata)."
+
+
+def _table(
+    name: str,
+    description: str,
+    columns: str,
+    key: str,
+    partitioned: bool = True,
+    served: Mapping[str, str] | None = None,
+) -> Table:
+    chosen = tuple(_COLUMNS[c] for c in columns.split())
+    return Table(name, description, chosen, tuple(key.split()), partitioned, served or {})
 
 
 def _values(name: str, column: str, description: str) -> Table:
@@ -257,6 +293,7 @@ PATIENTS = _table(
     "One row per patient of the collection: getPatient.",
     "PatientID PatientName PatientBirthDate PatientSex EthnicGroup Collection Phantom SpeciesCode SpeciesDescription",
     key="Collection PatientID",
+    served={"PatientBirthDate": _V2_ONLY},
 )
 STUDIES = _table(
     "studies",
@@ -265,6 +302,7 @@ STUDIES = _table(
     "PatientAge PatientName PatientBirthDate PatientSex EthnicGroup SeriesCount LongitudinalTemporalEventType "
     "LongitudinalTemporalOffsetFromEvent",
     key="StudyInstanceUID",
+    served={"PatientBirthDate": _V2_ONLY},
 )
 SERIES = _table(
     "series",
@@ -275,15 +313,27 @@ SERIES = _table(
     "TimeStamp ReleasedStatus DateReleased LicenseName LicenseURI CollectionURI StudyDescription StudyDate "
     "ThirdPartyAnalysis",
     key="SeriesInstanceUID",
+    served=dict.fromkeys(
+        ("Site", "PatientSex", "PatientAge", "AdmittingDiagnosesDescription", "ReleasedStatus"), _V4_ONLY
+    ),
 )
 SERIES_METADATA = _table(
     "series_metadata",
-    "One row per series of the collection: getSeriesMetadata2, else getSeriesMetaData one by one.",
+    "One row per series of the collection: getSeriesMetadata2 (v4: getSeriesMetadata) in bulk; on v2 "
+    "getSeriesMetaData, series by series, adds what that lacks.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Modality SOPClassUID StudyID StudyDescription "
     "StudyDate SeriesDescription SeriesDate SeriesNumber ProtocolName BodyPartExamined Manufacturer "
-    "ManufacturerModelName SoftwareVersions ImageCount FileSize AnnotationsFlag AnnotationSize TimeStamp "
-    "DateReleased LicenseName LicenseURI CollectionURI ThirdPartyAnalysis",
+    "ManufacturerModelName SoftwareVersions PixelSpacing SliceThickness ImageCount FileSize AnnotationsFlag "
+    "AnnotationSize TimeStamp DateReleased LicenseName LicenseURI CollectionURI ThirdPartyAnalysis",
     key="SeriesInstanceUID",
+    served={
+        "SOPClassUID": _V2_SINGLY,
+        "AnnotationSize": _V2_SINGLY,
+        "StudyID": _V2_SINGLY_AND_V4,
+        "TimeStamp": _V2_SINGLY_AND_V4,
+        "PixelSpacing": _V4_ONLY,
+        "SliceThickness": _V4_ONLY,
+    },
 )
 IMAGE_SERIES = _table(
     "image_series",
@@ -324,7 +374,7 @@ SERIES_CHANGES = _table(
     "series_changes",
     "One row per change of the series table: a series added, withdrawn or returned, a column revised. Append-only.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Change ColumnName OldValue NewValue SeenAt ListedAt "
-    "RunID Version",
+    "RunID Version Reason",
     key="SeriesInstanceUID Version ColumnName",
 )
 SERIES_SEEN = Table(
@@ -332,6 +382,7 @@ SERIES_SEEN = Table(
     "One row per series that was ever listed, with its last values: the next listing is compared with them.",
     (*SERIES.columns, *(_COLUMNS[c] for c in ("MissingSince", "Withdrawn", "Version"))),
     key=("SeriesInstanceUID",),
+    served=SERIES.served,
 )
 CONFORMANCE = _table(
     "conformance",

@@ -48,6 +48,8 @@ CALLS: dict[str, Callable[[NbiaClient], Any]] = {
     "updated_series": lambda c: c.updated_series(date(2020, 1, 1)),
     "series_metadata": lambda c: c.series_metadata([UID]),
     "series_size": lambda c: c.series_size(UID),
+    "series_states": lambda c: c.series_states([UID]),
+    "denied_series": lambda c: c.denied_series([UID]),
     "sop_instance_uids": lambda c: c.sop_instance_uids(UID),
     "dicom_tags": lambda c: c.dicom_tags(UID),
     "image": lambda c: c.image(UID, b"".join),

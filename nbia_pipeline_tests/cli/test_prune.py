@@ -120,7 +120,8 @@ def test_it_deletes_what_is_withdrawn_and_nothing_else(
     rows = world.sql(
         "image_series", "SELECT SeriesInstanceUID, Bytes, Reason FROM t WHERE Status = 'withdrawn' ORDER BY 1"
     )
-    assert rows == [(uid, None, "pruned on 2026-03-01: the archive withdrew it") for uid in withdrawn]
+    why = "pruned on 2026-03-01: the archive withdrew it: hidden (Visibility: Not Visible)"
+    assert rows == [(uid, None, why) for uid in withdrawn]
     assert statuses(world) == {"complete": 3, "withdrawn": 2}
     assert [p for p in Path(world.settings.lake, "images").rglob("*") if p.is_dir() and not any(p.iterdir())] == []
     assert main(["prune", "--yes"]) == 0
@@ -311,5 +312,5 @@ def test_the_day_of_pruning_is_that_of_the_clock(world: LivePipeline, withdrawn:
     world.time = datetime(2027, 1, 2)  # noqa: DTZ001 - the tables state no zone
     assert main(["prune", "--yes"]) == 0
     assert {r for (r,) in world.sql("image_series", "SELECT Reason FROM t WHERE Status = 'withdrawn'")} == {
-        "pruned on 2027-01-02: the archive withdrew it"
+        "pruned on 2027-01-02: the archive withdrew it: hidden (Visibility: Not Visible)"
     }

@@ -28,9 +28,10 @@ def sent(rows: Iterable[Row], shape: Shape) -> list[Row]:
     """Return `rows` as a table of `shape`: what it does not serve is null; v4 loses times of day."""
     assert shape.table is not None
     days = {k.column for k in shape.keys if k.form is Form.US_DAY}
-    served = {k.column for k in shape.keys}
+    served = {k.column: k.source or k.column for k in shape.keys if k.column is not None}
     return [
-        {c: _day(r[c]) if c in days else r[c] if c in served else None for c in shape.table.schema.names} for r in rows
+        {c: _day(r[c]) if c in days else r[served[c]] if c in served else None for c in shape.table.schema.names}
+        for r in rows
     ]
 
 

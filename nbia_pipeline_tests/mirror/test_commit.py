@@ -10,14 +10,16 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.commit import already_there, commit, commit_journal, current_receipts
+from nbia_pipeline.lake.parquet import conform
+from nbia_pipeline.mirror.commit import NOT_REFRESHED, already_there, commit, commit_journal, current_receipts
 from nbia_pipeline.mirror.journal import has_failed, mark_failed, publish_series, record_failure, staged_by_journal
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import NEWER, refresh_failed
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_SEEN
+from nbia_pipeline.schema.arrow import with_column
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_CHANGES, SERIES_SEEN
 from nbia_pipeline_tests.helpers.series import (
     Crash,
     crash_before_the_move,
@@ -288,6 +290,69 @@ def test_a_pruned_series_that_returns_is_fetched(lake: Lake) -> None:
     assert gone.select(["Status", "Bytes"]).to_pylist() == [{"Status": "withdrawn", "Bytes": None}]
     assert len(make_plan(series_table([ONE]), gone).todo) == 1
     assert statuses(commit(lake, "A", series_table([ONE]))) == {"1.0001": "pending"}
+
+
+def reason(lake: Lake, uid: str, *reasons: str | None) -> None:
+    """Let the feed say, once or more often, why it is withdrawn."""
+    rows = [{"SeriesInstanceUID": uid, "Change": "withdrawn", "Reason": reason} for reason in reasons]
+    feed = pa.Table.from_pylist([{**dict.fromkeys(SERIES_CHANGES.schema.names), **row} for row in rows])
+    lake.write_table(SERIES_CHANGES, conform(feed, SERIES_CHANGES.schema), "A")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (["hidden"], "hidden"),
+        (["hidden", "deleted"], "deleted"),
+        ([None, "hidden"], "hidden"),
+        (["hidden", None], None),
+    ],
+)
+def test_why_a_series_is_withdrawn_is_its_reason_until_it_returns(
+    lake: Lake, said: list[str | None], kept: str | None
+) -> None:
+    publish(lake, receipt())
+    before = commit(lake, "A", series_table([ONE]))
+    reason(lake, "1.0001", *said)
+    withdraw(lake, "1.0001")
+    gone = commit(lake, "A", series_table([]))
+    assert gone.to_pylist() == [{**before.to_pylist()[0], "Status": "withdrawn", "Reason": kept}]
+    assert commit(lake, "A", series_table([])).equals(gone)
+    assert commit(lake, "A", series_table([ONE])).equals(before)
+
+
+def test_a_withdrawn_series_that_returns_revised_has_no_outdated_reason(lake: Lake) -> None:
+    publish(lake, receipt())
+    commit(lake, "A", series_table([ONE]))
+    reason(lake, "1.0001", "hidden")
+    withdraw(lake, "1.0001")
+    commit(lake, "A", series_table([]))
+    revised = commit(lake, "A", series_table([replace(ONE, FileSize=200)]))
+    assert revised.select(["Status", "Reason"]).to_pylist() == [{"Status": "complete", "Reason": None}]
+
+
+def test_a_failed_refresh_outlasts_a_withdrawal(lake: Lake) -> None:
+    publish(lake, receipt(5))
+    newer = replace(ONE, FileSize=200)
+    commit(lake, "A", series_table([ONE]))
+    record_failure(lake, Receipt(newer, "quarantined", 3, reason="short"))
+    commit(lake, "A", series_table([newer]))
+    reason(lake, "1.0001", "hidden")
+    withdraw(lake, "1.0001")
+    assert commit(lake, "A", series_table([]))["Reason"].to_pylist() == ["hidden"]
+    back = commit(lake, "A", series_table([newer]))
+    assert back["Reason"].to_pylist() == [NOT_REFRESHED]
+    assert back["NewerFileSize"].to_pylist() == [200]
+
+
+def test_the_reason_of_a_pruned_series_stays(lake: Lake) -> None:
+    publish(lake, receipt())
+    commit(lake, "A", series_table([ONE]))
+    withdraw(lake, "1.0001")
+    gone = commit(lake, "A", series_table([]))
+    lake.write_table(IMAGE_SERIES, with_column(gone, "Reason", pa.array(["pruned"])), "A")
+    reason(lake, "1.0001", "hidden")
+    assert commit(lake, "A", series_table([]))["Reason"].to_pylist() == ["pruned"]
 
 
 # --- a batch that is tried again, and one that fails

@@ -16,7 +16,7 @@ from nbia_pipeline_tests.peers.rows import in_order, us_day
 pytestmark = pytest.mark.peers
 
 # What v4's metadata says of the patient and the study stands in other tables of ours, these two in none.
-SPACINGS = {"PixelSpacing(mm)-Row", "SliceThickness(mm)"}
+SPACINGS = {"PixelSpacing(mm)-Row": "PixelSpacing", "SliceThickness(mm)": "SliceThickness"}
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,7 @@ def test_metadata(said: Asked, ours_v4: NbiaClient) -> None:
     theirs = {row["SeriesInstanceUID"]: row for row in frame["rows"]}
     assert set(theirs) == set(expected) == set(said.questions["metadata"])
     for uid, row in theirs.items():
-        assert {k: v for k, v in row.items() if k not in SPACINGS} == {k: _garbled(v) for k, v in expected[uid].items()}
-    assert set(frame["columns"]) > SPACINGS
-    assert SPACINGS.isdisjoint(ours_v4.series_metadata(said.questions["metadata"]).column_names)
+        assert row == {k: _garbled(v) for k, v in expected[uid].items()}
 
 
 def test_metadata_is_garbled_outside_ascii(said: Asked, ours_v4: NbiaClient) -> None:
@@ -230,6 +228,8 @@ def _metadata_row(
         "MaxSubmissionTimestamp": us_day(row["TimeStamp"]),
         "StudyID": int(row["StudyID"]),
         "SeriesNumber": float(row["SeriesNumber"]),
+        # Text, for a series may have several; pandas takes one for a number.
+        **{name: row[column] and float(row[column]) for name, column in SPACINGS.items()},
         **{n: patient[n] for n in "PatientName PatientSex EthnicGroup Phantom SpeciesDescription".split()},
         "SpeciesCode": int(patient["SpeciesCode"]),
         "AdmittingDiagnosisDescription": series["AdmittingDiagnosesDescription"],

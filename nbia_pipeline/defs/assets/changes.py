@@ -1,14 +1,18 @@
 """The feed of changes as an asset: what changed from one listing to the next, recorded once."""
 
+import logging
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from nbia_pipeline.archive import ArchiveError, ClientOptions
 from nbia_pipeline.changes.diff import REVISED, kinds_of
 from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_changes
+from nbia_pipeline.changes.reasons import AskReasons, Reasons
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialization_metadata
@@ -19,7 +23,11 @@ from nbia_pipeline.mirror.prune import mark_withdrawn
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
 from nbia_pipeline.settings import Settings
 
+log = logging.getLogger(__name__)
+
 SHOWN = 10
+# Reasons are optional: an archive that is down must not hold up the feed for long.
+REASON_OPTIONS = ClientOptions(connect_timeout=10, read_timeout=60, tries=2, max_backoff=5)
 # With at least this many series, a listing that lacks more than half of them deserves a warning.
 LARGE_COLLECTION = 20
 
@@ -43,7 +51,8 @@ def build_changes_asset(naming: Naming, settings: Settings) -> dg.AssetsDefiniti
             lake = naming.lake_of(context).open()
 
             def make(collection: str) -> dict[str, Any]:
-                return record_collection(lake, collection, context.run.run_id, config)[1]
+                reasons = reasons_from(naming, context)
+                return record_collection(lake, collection, context.run.run_id, config, reasons)[1]
 
             each_partition(naming, settings, SERIES_CHANGES, context, lake, make)
         return dg.MaterializeResult()
@@ -56,20 +65,36 @@ def record_collections(
 ) -> None:
     """Record the changes of some collections, from a step of another asset."""
     for collection in collections:
-        summary, metadata = record_collection(lake, collection, context.run.run_id, config)
+        reasons = reasons_from(naming, context)
+        summary, metadata = record_collection(lake, collection, context.run.run_id, config, reasons)
         if summary.changes.num_rows:
             record(context, naming.key(SERIES_CHANGES.name), {collection: metadata})
 
 
+def reasons_from(naming: Naming, context: dg.AssetExecutionContext) -> AskReasons:
+    """Return what asks the archive why it withdrew series; it connects only when it is called."""
+
+    def ask(series_uids: Sequence[str]) -> dict[str, str]:
+        try:
+            with naming.archive_of(context).client(REASON_OPTIONS) as client:
+                return Reasons(client).of(series_uids)
+        except ArchiveError as e:
+            log.warning("the archive cannot be asked why it withdrew %d series: %s", len(series_uids), e)
+            return {}
+
+    return ask
+
+
 def record_collection(
-    lake: Lake, collection: str, run_id: str, config: ChangesConfig
+    lake: Lake, collection: str, run_id: str, config: ChangesConfig, reasons: AskReasons = lambda series_uids: {}
 ) -> tuple[ChangeSummary, dict[str, Any]]:
     """Record what the last listings of a collection changed, and return it with the metadata for the UI.
 
     The receipts of series that are withdrawn, or that returned, are updated.
     """
     started = time.perf_counter()
-    summary = record_changes(lake, collection, run_id=run_id, wait=timedelta(hours=config.withdrawal_hours))
+    wait = timedelta(hours=config.withdrawal_hours)
+    summary = record_changes(lake, collection, run_id=run_id, wait=wait, reasons=reasons)
     mark_withdrawn(lake, collection)
     size = sum(lake.sizes(table_path(SERIES_CHANGES.name, collection)).values())
     seconds = time.perf_counter() - started

@@ -30,7 +30,7 @@ def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **m
 
     Args:
         table: which one.
-        calls_archive: whether it needs the archive, and so counts against the pool that limits such steps.
+        calls_archive: whether it counts against the pool that limits the steps that call the archive.
         more: arguments of :func:`dagster.asset`.
     """
     with warnings.catch_warnings():
@@ -40,7 +40,7 @@ def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **m
             description=table.description,
             kinds={"parquet"},
             metadata=definition_metadata(table),
-            required_resource_keys={naming.archive, naming.lake} if calls_archive else {naming.lake},
+            required_resource_keys={naming.archive, naming.lake},
             pool=naming.pool if calls_archive else None,
             **more,
         )
@@ -55,7 +55,7 @@ def partitioned_asset(
     Args:
         table: which one.
         after: the tables that it depends on.
-        calls_archive: whether it needs the archive.
+        calls_archive: whether it counts against the pool; one that only asks now and then does not.
     """
     return table_asset(
         naming,

@@ -50,7 +50,7 @@ class MetadataConfig(ListingConfig):
     full: bool = Field(
         default=False,
         description="Ask about all series, not only new and revised ones: this finds changes that the series table "
-        "does not show, such as another SOP class.",
+        "does not show, in the columns that the archive serves (setting metadata), such as another SOP class on v2.",
     )
 
 
@@ -129,7 +129,7 @@ def _series_metadata(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     @partitioned_asset(naming, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
     def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
-            return metadata_of(client, lake, collection, full=config.full)
+            return metadata_of(client, lake, collection, full=config.full, calls=settings.metadata)
 
         return _each(naming, settings, t.SERIES_METADATA, context, config, fetch)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,7 +10,6 @@ from nbia_pipeline.embedded.api.lists import authorized
 from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DOWNLOADABLE
 from nbia_pipeline.embedded.catalog.model import VISIBLE
 from nbia_pipeline.schema import shapes
-from nbia_pipeline.schema.shapes import Form, Key, Shape
 
 _STAGES = (f"Stage {number}" for number in range(1, 8))
 VISIBILITIES = dict(
@@ -21,33 +18,6 @@ VISIBILITIES = dict(
 """Text of a visibility code; the stages' wording is ours."""
 
 _TEXT = "VisibilityText"
-QC_V2 = Shape(
-    "QC",
-    None,
-    (
-        Key("SeriesInstanceUID", "SeriesInstanceUID"),
-        Key("Visibility", _TEXT),
-        Key("ReleaseStatus", "ReleasedStatus"),
-        Key("ReleaseDate", "DateReleased", Form.DATETIME),
-        Key("ImageCount", "ImageCount", Form.NUMBER),
-        Key("Doi", "CollectionURI"),
-        Key("LicenseName", "LicenseName"),
-        Key("Site", "Site"),
-        Key("Project", "Collection"),
-        *(Key(name, name) for name in ("PatientID", "Modality", "StudyDescription", "SeriesDescription")),
-    ),
-)
-"""getSeriesQCInfo of v2."""
-
-_KEYS_V4 = shapes.METADATA_V4.keys
-_POSITION = [key.name for key in _KEYS_V4].index("ReleasedStatus")
-QC_V4 = replace(
-    shapes.METADATA_V4, name="QC4", keys=(*_KEYS_V4[:_POSITION], Key("Visibility", _TEXT), *_KEYS_V4[_POSITION:])
-)
-"""getSeriesQCInfo of v4."""
-
-DENIED = Shape("DENIED", None, (Key("SeriesInstanceUID", "SeriesInstanceUID"),))
-"""getDeniedSeries."""
 
 
 def qc_info(call: Call) -> Rows:
@@ -58,7 +28,7 @@ def qc_info(call: Call) -> Rows:
     rows = call.holdings.among(call.form["seriesId"], call.rights, ANY_VISIBILITY)
     texts = [VISIBILITIES.get(code, str(code)) for code in rows["Visibility"].to_pylist()]
     rows = rows.append_column(_TEXT, pa.array(texts, pa.string()))
-    return Rows(authorized(rows), QC_V4) if call.v4 else Rows(rows, QC_V2)
+    return Rows(authorized(rows), shapes.QC_V4) if call.v4 else Rows(rows, shapes.QC_V2)
 
 
 def denied_series(call: Call) -> Rows | Reply:
@@ -79,7 +49,7 @@ def denied_series(call: Call) -> Rows | Reply:
     denied = [uid for uid in dict.fromkeys(asked) if uid not in available]
     if not denied:
         return NO_CONTENT
-    return Rows(pa.table({"SeriesInstanceUID": pa.array(denied, pa.string())}), DENIED)
+    return Rows(pa.table({"SeriesInstanceUID": pa.array(denied, pa.string())}), shapes.DENIED)
 
 
 def series_for_doi(call: Call) -> Rows:
