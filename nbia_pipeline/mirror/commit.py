@@ -238,8 +238,8 @@ def as_listed(
     current = pc.and_(current, pc.equal(status, COMPLETE))
     for name in ("Reason", *NO_NEWER):
         table = with_column(table, name, pc.if_else(current, pa.scalar(None, table[name].type), table[name]))
-    stale = pc.invert(same_contents(in_order_of(table, listed), table))
-    stale = pc.and_(pc.and_(pc.equal(status, PENDING), is_listed), stale)
+    as_before = pc.and_(same_contents(in_order_of(table, listed), table), pc.is_valid(table["Reason"]))
+    stale = pc.and_not(pc.and_(pc.equal(status, PENDING), is_listed), as_before)
     table = table.filter(pc.invert(stale))
     new = listed.filter(pc.invert(pc.is_in(listed[_UID], value_set=table[_UID])))
     return pa.concat_tables([table, _pending(new)]).sort_by(_UID)
