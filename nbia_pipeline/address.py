@@ -40,6 +40,7 @@ def lake_address(text: str) -> str:
     """
     if not text.strip():
         raise ValueError(f"is empty: set it to {_EXAMPLES}")
+    text = text.strip() if is_uri(text) else text
     if without_secrets(text) != text:
         raise ValueError(
             "contains a password or a key, and would be shown with it: put that into the variables of the store, such "
@@ -47,7 +48,7 @@ def lake_address(text: str) -> str:
         )
     if _NOT_PRINTABLE.search(text):
         raise ValueError(f"is {text!r}: leave out the control characters, and write it in UTF-8")
-    return _uri(text.strip()) if is_uri(text) else _directory(text)
+    return _uri(text) if is_uri(text) else _directory(text)
 
 
 def _directory(text: str) -> str:
@@ -68,6 +69,8 @@ def _directory(text: str) -> str:
 
 def _uri(text: str) -> str:
     scheme, _, rest = text.partition("://")
+    if not scheme:
+        raise ValueError(f"is {text!r}: a URI begins with its scheme; set it to {_EXAMPLES}")
     if "::" in text:
         raise ValueError(f"is {text!r}: a URI with :: is a chain of file systems, and a lake is in one: leave that out")
     if scheme in ("file", "local"):

@@ -21,6 +21,7 @@ _NO_ACCOUNT = re.compile("[Cc]redential|Authenticat|Profile|Token|SSO|Refresh")
 _NO_ANSWER = re.compile("Connect|Endpoint|Time[do]?[Oo]ut|gaierror|DNS|SSL|ServiceRequest|Transport")
 _DENIED = re.compile("Permission|Denied|Forbidden|Unauthorized")
 _TEXT_OF_NO_ACCOUNT = re.compile("credential|access key id|account_name|connection_string|token has expired", re.I)
+_TEXT_OF_NO_ANSWER = re.compile("endpoint|timed out|server error|unavailable|slow ?down|reduce your request", re.I)
 _TEXT_OF_DENIED = re.compile(r"denied|forbidden|unauthorized|not authorized|\b40[13]\b", re.I)
 
 
@@ -58,17 +59,20 @@ def remedy(error: BaseException, address: str) -> str:
     endpoint = f" ({_ENDPOINT[store]})" if store in _ENDPOINT else ""
     set_account = f"set the account of the store ({account})"
     check_account = f"check that the account of the store ({account}) may read and write there"
+    check_address = f"check the address of the store{endpoint} and your connection, or try again later"
     for kind in kinds_of(error):
         if _NO_ACCOUNT.search(kind):
             return set_account
         if _NO_ANSWER.search(kind):
-            return f"check the address of the store{endpoint} and your connection, or try again later"
+            return check_address
         if kind == "FileNotFoundError":
             return "check that the bucket exists, and its name"
         if _DENIED.search(kind):
             return set_account if _TEXT_OF_NO_ACCOUNT.search(str(error)) else check_account
     if _TEXT_OF_NO_ACCOUNT.search(str(error)):
         return set_account
+    if _TEXT_OF_NO_ANSWER.search(str(error)):
+        return check_address
     if _TEXT_OF_DENIED.search(str(error)):
         return check_account
     return f"{check_account}, and its address{endpoint}"

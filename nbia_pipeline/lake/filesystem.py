@@ -25,6 +25,9 @@ _SECRET_VARIABLE = re.compile(
 )
 _SHORTEST_SECRET = 8
 
+# Answers rather than failures: callers ask for them.
+_MEANT = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
 
 class StorageError(OSError):
     """An error of a store that is no OSError, or that quotes a secret.
@@ -51,7 +54,8 @@ def translated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         quotes = any(_hidden(text) != text for link in _chain(e) for text in (str(link), repr(link)))
         if isinstance(e, OSError) and not quotes:
             raise
-        problem = StorageError(e)
+        meant = next((kind for kind in _MEANT if isinstance(e, kind)), None)
+        problem = meant(safe_text(e)) if meant else StorageError(e)
         # The cause is kept for its traceback, unless it would bring the secret into logs.
         problem.__cause__ = None if quotes else e
     raise problem  # out here, where it has no context

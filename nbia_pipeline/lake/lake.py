@@ -238,7 +238,7 @@ class Lake:
             with self.storage_errors(f"read {path}"):
                 return call(*args, **kwargs)
 
-        return cast(BinaryIO, Guarded(run(self._store.open, path), run))
+        return cast(BinaryIO, Guarded(run(lambda: self._store.open(path)), run))
 
     remove = _of_store(LocalStore.remove, "remove {}")
     names_in = _of_store(LocalStore.names_in, "list {}")

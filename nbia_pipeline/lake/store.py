@@ -45,6 +45,7 @@ def open_store(address: str) -> Store:
             raise LakeError(f"the lake {address} is a file: set it to a directory", arguments=("lake",))
         # Not by its URL: fsspec would cut a path at `::`.
         return LocalStore(LocalFileSystem(), address)
+    what = "set it to a directory, or to a URI whose fsspec package is installed"
     try:
         translated(fsspec.get_filesystem_class, address.partition("://")[0])
         what = ""
