@@ -153,7 +153,7 @@ def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
         )
     if isinstance(e, requests.TooManyRedirects):
         return BadAnswer(f"{where} redirects in a circle: check base_url", arguments=("base_url",))
-    if type(e) is OSError:  # requests: a file of certificates that is not there
+    if sending and type(e) is OSError:  # requests: a file of certificates that is not there
         return ArchiveUnreachable(
             f"no secure connection to {where} ({why}): check ca_bundle, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE",
             arguments=("ca_bundle",),

@@ -170,7 +170,8 @@ def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> C
         today: the present day (UTC).
         changed: whether the answer had new or changed buckets.
     """
-    kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > today - OVERLAP}
+    since = _days_later(today, -OVERLAP.days)
+    kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > since}
     after = Cursor(today, before.sequence + changed, kept)
     if len(after.encode().encode()) <= CURSOR_BYTES:
         return after
