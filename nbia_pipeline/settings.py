@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from nbia_pipeline.address import lake_address
 from nbia_pipeline.schema import GUEST as GUEST
 from nbia_pipeline.text import is_glob, matching, similar_names
 
@@ -130,9 +130,8 @@ class Settings(Pipeline):
         self._check_archive()
         self._check_account()
         self._check_selection()
-        if not self.lake.strip():
-            raise SettingsError(f"{name_of('lake')} is empty: set it to a directory or a URI such as s3://bucket/lake")
-        if self.ca_bundle is not None and not Path(self.ca_bundle).is_file():
+        self._check_lake()
+        if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):  # noqa: PTH113 - Path may raise here
             raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle!r}: there is no such file")
         if self.poll_seconds < MIN_POLL_SECONDS:
             raise SettingsError(
@@ -141,8 +140,6 @@ class Settings(Pipeline):
             )
         if self.metadata not in METADATA_CALLS:
             raise SettingsError(f"{name_of('metadata')} is {self.metadata!r}: set it to {', '.join(METADATA_CALLS)}")
-        if "://" not in self.lake:
-            object.__setattr__(self, "lake", str(Path(self.lake).expanduser().absolute()))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -192,6 +189,12 @@ class Settings(Pipeline):
             raise SettingsError(f"{password} is set, but {username} is the guest {GUEST}: name the account it is for")
         if self.username != GUEST and not self.password:
             raise SettingsError(f"{username} is {self.username!r}, but {password} is empty: set it too")
+
+    def _check_lake(self) -> None:
+        try:
+            object.__setattr__(self, "lake", lake_address(self.lake))
+        except ValueError as e:
+            raise SettingsError(f"{self.name_of('lake')} {e}") from None
 
     def _check_selection(self) -> None:
         collections = self.name_of("collections")

@@ -237,7 +237,9 @@ _DIALECT_V4 = Dialect(
         **_same_in_both(V4, V4, shapes.PATIENT_V4, shapes.PATIENT_ID_V4, shapes.STUDY_V4),
         "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
         **_counts(v4=True),
-        "collection_descriptions": Endpoint(V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION),
+        "collection_descriptions": Endpoint(
+            V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, refusal_is_500=True
+        ),
         "new_patients": Endpoint(V4 + "NewPatientsInCollection", shapes.PATIENT_V4, _NEW_V4, date_format="%m-%d-%Y"),
         "new_studies": Endpoint(
             V4 + "NewStudiesInPatientCollection",

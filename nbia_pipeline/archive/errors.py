@@ -2,7 +2,7 @@
 
 * ArchiveError
   x ArchiveUnreachable  no usable answer at all: the network, TLS, a proxy, a time-out, 408, 429, 502, 503, 504,
-                        or no token. Check the connection, or try again later: other calls fail too.
+                        520 to 524, or no token. Check the connection, or try again later: other calls fail too.
   x ServerError         the archive answered, and failed on this request (500). Other calls may succeed: go on
                         without this one, or try again later.
   x LoginRefused        the account or a fresh token is refused. Check username and password.
@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,11 +66,16 @@ class ArchiveError(Exception):
         return self
 
     def without(self, secrets: Iterable[str]) -> Self:
-        """Take `secrets` out of the texts, which may quote an answer that echoes them; return the error."""
-        for secret in filter(None, secrets):
+        """Take `secrets` out of the texts, which may quote an answer that echoes them; return the error.
+
+        A cause that quotes one is forgotten: Dagster stores the texts of causes, too.
+        """
+        spelled = {text for secret in secrets if secret for text in _spellings(secret)}
+        for secret in spelled:
             self.what, self.body = _redacted(self.what, secret), _redacted(self.body, secret)
         self.body = self.body[:BODY_SHOWN]
         self.args = (self.what,)
+        _forget_causes(self, spelled)
         return self
 
     def __str__(self) -> str:
@@ -102,6 +108,24 @@ class NotAvailable(ArchiveError):
 
 class BadAnswer(ArchiveError):
     """An answer that is not what the endpoint promises: HTML, a truncated body, rows of another collection."""
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return a secret as it is and as a form or a URL spells it."""
+    return {secret, quote(secret, safe="", errors="replace"), quote_plus(secret, errors="replace")}
+
+
+def _forget_causes(error: BaseException, secrets: Iterable[str]) -> None:
+    """Cut the chain of causes of an error before the first that quotes a secret."""
+    link, seen = error, {id(error)}
+    while (cause := link.__cause__ or link.__context__) is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        text = f"{cause} {cause!r}"
+        if any(_redacted(text, secret) != text for secret in secrets):
+            link.__cause__ = link.__context__ = None
+            return
+        link.__context__ = cause  # the context of an error that has a cause is never shown
+        link = cause
 
 
 def _redacted(text: str, secret: str) -> str:

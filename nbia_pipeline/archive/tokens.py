@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import requests
 
+from nbia_pipeline.address import without_secrets
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused
 
 log = logging.getLogger(__name__)
@@ -18,6 +21,9 @@ log = logging.getLogger(__name__)
 # The refresh grant is forwarded to Keycloak with the client id as given, so it must be the real one.
 CLIENT_ID = "nbia"
 TOKEN_PATH = "/oauth/token"  # noqa: S105 - a path
+
+_LONGEST_LIFE = 366 * 86400.0
+_SENDABLE = re.compile(r"[!-~]+")
 
 PostForm = Callable[[str, dict[str, str]], requests.Response]
 
@@ -124,7 +130,8 @@ class Tokens:
         if status in (400, 401, 403):
             # The error fields of Keycloak hold no secret.
             fields = _json(answer) or {}
-            why = ": ".join(str(fields[k])[:100] for k in ("error", "error_description") if k in fields)
+            said = (str(fields[k])[:100] for k in ("error", "error_description") if k in fields)
+            why = ": ".join(" ".join(text.split()) for text in said)
             raise LoginRefused(
                 f"the archive refuses the account {self._username!r} ({why or 'no reason given'}): check username and "
                 "password",
@@ -134,11 +141,11 @@ class Tokens:
         if 300 <= status < 400:
             # Not followed: the form holds the password.
             raise _not_an_archive(
-                f"the archive redirects the login to {answer.headers.get('Location', '')[:200]!r}: if you trust that "
-                "address, set base_url to its base URL",
+                f"the archive redirects the login to {without_secrets(answer.headers.get('Location', ''))[:200]!r}: if "
+                "you trust that address, set base_url to its base URL",
                 status,
             )
-        if status in (404, 405) or (status == 500 and "HTTP 40" in answer.text[:1000]):
+        if status in (404, 405) or (status == 500 and b"HTTP 40" in answer.content[:1000]):
             raise _not_an_archive("there is no token endpoint here: check base_url", status)
         if status != 200:
             raise ArchiveUnreachable("the archive issues no token: try again later", status=status)
@@ -150,25 +157,37 @@ def _not_an_archive(what: str, status: int) -> BadAnswer:
 
 
 def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
-    access = reply.get("access_token")
-    if not isinstance(access, str) or not access:
-        raise BadAnswer("the token endpoint sent no access_token", status=200)
-    refresh = reply.get("refresh_token")
+    access = _token(reply, "access_token")
+    if access is None:
+        # It is not quoted: what cannot be sent may be a token nevertheless.
+        sent = "an access_token that no header can hold" if reply.get("access_token") else "no access_token"
+        raise BadAnswer(
+            f"the token endpoint sent {sent}: check base_url, or ask those who run the archive",
+            status=200,
+            arguments=("base_url",),
+        )
     lifetime = _seconds(reply.get("expires_in"))
     # The margin covers the request's way to the server and clocks that differ.
     margin = min(60.0, lifetime / 10)
     return _Grant(
         access=access,
-        refresh=refresh if isinstance(refresh, str) else None,
+        refresh=_token(reply, "refresh_token"),
         renew_at=asked_at + lifetime - margin,
         # Without a margin: if it has expired after all, the password is sent.
         refresh_until=asked_at + _seconds(reply.get("refresh_expires_in")),
     )
 
 
+def _token(reply: dict[str, Any], name: str) -> str | None:
+    """Return a token without the white space around it; None where there is none that can be sent."""
+    token = reply.get(name)
+    stripped = token.strip() if isinstance(token, str) else ""
+    return stripped if _SENDABLE.fullmatch(stripped) else None
+
+
 def _seconds(lifetime: object) -> float:
     """Return how long a token lives, a minute where that is not stated."""
-    return float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
+    return float(min(lifetime, _LONGEST_LIFE)) if isinstance(lifetime, (int, float)) and lifetime > 0 else 60.0
 
 
 def _json_object(answer: requests.Response) -> dict[str, Any]:
@@ -177,7 +196,7 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
     if reply is not None:
         return reply
     what = "the token endpoint did not answer with a JSON object: base_url may not be that of an NBIA archive"
-    if answer.text.lstrip().startswith("<"):
+    if answer.content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         what = (
             "the token endpoint answered with HTML or XML: a proxy or a login page may be between you and the archive, "
             "or base_url may not be that of an NBIA archive"
@@ -187,7 +206,7 @@ def _json_object(answer: requests.Response) -> dict[str, Any]:
 
 def _json(answer: requests.Response) -> dict[str, Any] | None:
     try:
-        reply = answer.json()
-    except ValueError:
+        reply = json.loads(answer.content)
+    except (ValueError, RecursionError):
         return None
     return reply if isinstance(reply, dict) else None

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import io
 import logging
 import random
 import re
-import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from nbia_pipeline._version import __version__
+from nbia_pipeline.archive.connections import CHUNK_BYTES, Adapter, Body, Http, explained, is_web_address
 from nbia_pipeline.archive.errors import (
     ArchiveError,
     ArchiveUnreachable,
@@ -35,12 +31,12 @@ from nbia_pipeline.archive.tokens import Tokens, authorization
 log = logging.getLogger(__name__)
 
 USER_AGENT = f"nbia-pipeline/{__version__}"
-CHUNK_BYTES = 1 << 18
 CONNECTIONS = 32  # kept open, or more if more requests may be in flight
 
 # A 500 also stands for "no such path" and "no such image" (server: one mapper catches all), so it is retried
 # only twice; the others come from a busy or absent server.
-_RETRYABLE = {408, 429, 500, 502, 503, 504}
+# 520 to 524 are Cloudflare's words for 502.
+_RETRYABLE = {408, 429, 500, 502, 503, 504, *range(520, 525)}
 _TRIES_OF_500 = 3
 # The archive has too much to do: fewer requests at a time help.
 _OVERLOADED = {408, 429, 503, 504}
@@ -70,43 +66,6 @@ class ClientOptions:
     max_in_flight: int = MAX_IN_FLIGHT
 
 
-class _Http(requests.Session):
-    """A pool of connections that takes no credentials from anywhere but the call."""
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        """Drop the token on the way to another host; requests would also take a netrc entry."""
-        there, here = prepared_request.url or "", response.request.url or ""
-        if self.should_strip_auth(here, there):  # type: ignore[no-untyped-call]
-            prepared_request.headers.pop("Authorization", None)
-
-
-class _Response(http.client.HTTPResponse):
-    """Reads from the socket in large chunks: the server sends chunks of 8 KB, and the usual buffer is as small."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=CHUNK_BYTES))
-
-
-class _HttpPool(urllib3.HTTPConnectionPool):
-    class ConnectionCls(urllib3.connection.HTTPConnection):
-        response_class = _Response
-
-
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    class ConnectionCls(urllib3.connection.HTTPSConnection):
-        response_class = _Response
-
-
-class _Adapter(HTTPAdapter):
-    """Pools of connections that read in large chunks."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
-
-
 class Session:
     """Calls to one base URL. Used by many threads at once.
 
@@ -123,12 +82,16 @@ class Session:
         ca_bundle: str | None = None,
         options: ClientOptions | None = None,
     ) -> None:
+        if "@" in base_url:  # not shown: it may hold a password
+            raise ValueError("base_url contains an account: pass username and password instead")
+        if not is_web_address(base_url):
+            raise ValueError(f"base_url is {base_url!r}: use an address such as https://archive.example.org/nbia-api")
         self.base_url = base_url.rstrip("/")
         self.options = options or ClientOptions()
         self.limiter = limiter_of(base_url, self.options.max_in_flight)
-        self._http = _Http()
+        self._http = Http()
         kept = max(CONNECTIONS, self.limiter.max_in_flight)
-        adapter = _Adapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
+        adapter = Adapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
         self._http.mount("https://", adapter)
         self._http.mount("http://", adapter)
         self._http.headers.update({"User-Agent": USER_AGENT, "Accept": "*/*"})
@@ -142,15 +105,11 @@ class Session:
         """Log out, best effort, and close the connections."""
         token = self.tokens.take() if self.tokens else None
         if token:
+            wait = self.options.connect_timeout
             try:
-                self._http.post(
-                    f"{self.base_url}/logout",
-                    auth=authorization(token),
-                    timeout=self.options.connect_timeout,
-                    verify=self._verify,
-                    allow_redirects=False,
-                )
-            except requests.RequestException as e:
+                with self._open("POST", "/logout", {}, token, allow_redirects=False, read_timeout=wait):
+                    pass
+            except ArchiveError as e:
                 log.debug("logout failed; the token will expire on its own: %s", type(e).__name__)
         self._http.close()
 
@@ -197,8 +156,9 @@ class Session:
         def send(_: str | None) -> requests.Response:
             # No redirects: the form holds the password.
             with self._open("POST", path, form, None, allow_redirects=False) as answer:
-                text = answer.text  # read here, where a failure of the network is translated
-                no_such_call = answer.status_code == 500 and _NO_SUCH_CALL.search(text[:1000])
+                # Read here, where the request is tried again if that fails.
+                text = answer.content[:1000].decode("utf-8", "replace")
+                no_such_call = answer.status_code == 500 and _NO_SUCH_CALL.search(text)
                 if answer.status_code in _RETRYABLE and not no_such_call:
                     raise _busy(ArchiveUnreachable, "the archive issues no token: try again later", answer)
                 return answer
@@ -258,8 +218,9 @@ class Session:
         token: str | None,
         allow_redirects: bool = True,
         repeated: str = "",
+        read_timeout: float | None = None,
     ) -> Iterator[requests.Response]:
-        """Send one request and translate every failure of the network, also while the body is read."""
+        """Send one request, and translate whatever the layers below raise, also while the body is read."""
         try:
             answer = self._http.request(
                 method,
@@ -268,45 +229,18 @@ class Session:
                 data=_form(parameters, repeated) if method == "POST" else None,
                 auth=authorization(token),
                 stream=True,
-                timeout=(self.options.connect_timeout, self.options.read_timeout),
+                timeout=(self.options.connect_timeout, read_timeout or self.options.read_timeout),
                 verify=self._verify,
                 allow_redirects=allow_redirects,
             )
-            with answer:
-                yield answer
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
-            raise self._unreachable(e) from e
-
-    def _unreachable(self, e: Exception) -> ArchiveUnreachable:
-        """Explain in one sentence what a failure of the network means and what to do."""
-        cause = _innermost(e)
-        why = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return ArchiveUnreachable(
-                f"the certificate of {self.base_url} does not verify ({why}): if your site has its own "
-                "authority, set ca_bundle to its certificates",
-                arguments=("ca_bundle",),
-            )
-        if isinstance(e, requests.exceptions.SSLError):
-            return ArchiveUnreachable(
-                f"no secure connection to {self.base_url} ({why}): check base_url and ca_bundle",
-                retryable=True,
-                arguments=("base_url", "ca_bundle"),
-            )
-        if isinstance(e, requests.exceptions.ProxyError):
-            return ArchiveUnreachable(
-                f"the proxy on the way to {self.base_url} does not answer ({why}): check HTTPS_PROXY and NO_PROXY",
-                retryable=True,
-            )
-        if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
-            return ArchiveUnreachable(
-                f"{self.base_url} timed out: it may be overloaded, try again later", retryable=True, overloaded=True
-            )
-        return ArchiveUnreachable(
-            f"no complete answer from {self.base_url} ({why}): check base_url and your connection",
-            retryable=True,
-            arguments=("base_url",),
-        )
+        except ArchiveError:
+            raise
+        except Exception as e:
+            # There is no class that all of requests, urllib3, http.client, ssl, idna and the codecs share.
+            raise explained(e, self.base_url, sending=True) from e
+        answer.raw = Body(answer.raw, lambda e: explained(e, self.base_url, sending=False))
+        with answer:  # the caller's errors are its own
+            yield answer
 
     def _wait(self, tries: int, problem: ArchiveError) -> None:
         wait = min(self.options.max_backoff, self.options.backoff * 2 ** (tries - 1))
@@ -372,14 +306,3 @@ def _retry_after(answer: requests.Response) -> float | None:
         return float(urllib3.Retry().parse_retry_after(answer.headers.get("Retry-After", "")))
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return None
-
-
-def _innermost(e: BaseException) -> BaseException:
-    """Return the last cause of a network error; the texts of the outer ones hold object addresses."""
-    for _ in range(20):
-        inner = e.__cause__ or e.__context__ or next((a for a in e.args if isinstance(a, BaseException)), None)
-        inner = inner or getattr(e, "reason", None)
-        if not isinstance(inner, BaseException) or inner is e or isinstance(e, http.client.IncompleteRead):
-            break
-        e = inner
-    return e

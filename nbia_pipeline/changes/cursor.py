@@ -28,6 +28,7 @@ UNDATED = date.max
 SLOTS = 32
 
 _VERSION = 1
+_SHOWN = 60  # characters of a cursor that cannot be read
 _DIGEST_BYTES = 8
 _NULL, _BETWEEN, _END = "\x00", "\x1f", "\x1e"
 
@@ -62,7 +63,7 @@ class Cursor:
 
     def since(self, today: date) -> date:
         """Return the day to ask from: the overlap before the last answer, or before today if that is earlier."""
-        return min(self.day, today) - OVERLAP
+        return _days_later(min(self.day, today), -OVERLAP.days)
 
     def expects_rows(self, since: date) -> bool:
         """Return whether the last answer had rows that an answer from `since` on should contain again."""
@@ -102,13 +103,14 @@ def read_cursor(text: str | None, now: datetime) -> Cursor | None:
     try:
         saved = json.loads(text)
         if saved["v"] != _VERSION:
-            raise CursorError(f"the cursor has version {saved['v']}, this program reads {_VERSION}: {_REMEDY}")
+            stated = str(saved["v"])[:_SHOWN]
+            raise CursorError(f"the cursor has version {stated}, this program reads {_VERSION}: {_REMEDY}")
         digests = {(n, date.fromisoformat(d)): str(x) for d, names in saved["seen"].items() for n, x in names.items()}
         return Cursor(date.fromisoformat(saved["day"]), int(saved["edition"]), digests, bool(saved["shared"]))
     except CursorError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CursorError(f"the cursor {text[:60]!r} cannot be read: {_REMEDY}") from e
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+        raise CursorError(f"the cursor {text[:_SHOWN]!r} cannot be read: {_REMEDY}") from e
 
 
 _REMEDY = "set it to a day to start from, like 2026-01-01, or empty it to start from now"
@@ -170,7 +172,8 @@ def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> C
         today: the present day (UTC).
         changed: whether the answer had new or changed buckets.
     """
-    kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > today - OVERLAP}
+    since = _days_later(today, -OVERLAP.days)
+    kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > since}
     after = Cursor(today, before.sequence + changed, kept)
     if len(after.encode().encode()) <= CURSOR_BYTES:
         return after
@@ -187,8 +190,13 @@ def _by_slot(found: Digests, day: date) -> dict[Bucket, str]:
 
 def _slot(bucket: Bucket, day: date) -> Bucket:
     """Return the slot that a bucket goes into; days after the day after `day` share one."""
-    released = bucket[1] if bucket[1] == UNDATED else min(bucket[1], day + timedelta(days=2))
+    released = bucket[1] if bucket[1] == UNDATED else min(bucket[1], _days_later(day, 2))
     return str(zlib.crc32(bucket[0].encode()) % SLOTS), released
+
+
+def _days_later(day: date, days: int) -> date:
+    """Return the day so many days later; the first or the last day there is where that would be beyond it."""
+    return date.fromordinal(min(max(day.toordinal() + days, date.min.toordinal()), date.max.toordinal()))
 
 
 def _lines(series: pa.Table) -> pa.ChunkedArray:

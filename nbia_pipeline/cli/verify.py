@@ -26,6 +26,7 @@ PROGRESS_SECONDS = 10.0
 SHOWN = 10
 NOT_ALL = 3
 
+_LONGEST_SECONDS = 100 * 366 * 86_400  # more is no time that a calendar has
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
@@ -160,6 +161,6 @@ def _seconds(text: str) -> int:
     found = _DURATION.fullmatch(text)
     hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
     total = 3600 * hours + 60 * minutes + seconds
-    if not total:
+    if not 0 < total <= _LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 90s or 1h30m")
     return total

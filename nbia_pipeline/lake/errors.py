@@ -1,6 +1,28 @@
-"""What can go wrong with a lake."""
+"""What can go wrong with a lake, and what to do about it."""
 
 from __future__ import annotations
+
+import re
+
+from nbia_pipeline.address import is_uri
+from nbia_pipeline.lake.filesystem import StorageError, kinds_of, safe_text
+
+# Where the file systems find their account, and their address.
+_ACCOUNT = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+}
+_ENDPOINT = {"s3": "AWS_ENDPOINT_URL and AWS_REGION"}
+_SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
+
+# By the names of classes, outermost first, and then by the text: the packages below fsspec need not be installed.
+_NO_ACCOUNT = re.compile("[Cc]redential|Authenticat|Profile|Token|SSO|Refresh")
+_NO_ANSWER = re.compile("Connect|Endpoint|Time[do]?[Oo]ut|gaierror|DNS|SSL|ServiceRequest|Transport")
+_DENIED = re.compile("Permission|Denied|Forbidden|Unauthorized")
+_TEXT_OF_NO_ACCOUNT = re.compile("credential|access key id|account_name|connection_string|token has expired", re.I)
+_TEXT_OF_NO_ANSWER = re.compile("endpoint|timed out|server error|unavailable|slow ?down|reduce your request", re.I)
+_TEXT_OF_DENIED = re.compile(r"denied|forbidden|unauthorized|not authorized|\b40[13]\b", re.I)
 
 
 class LakeError(Exception):
@@ -17,3 +39,40 @@ class LakeError(Exception):
 
 class WouldEmpty(LakeError):
     """A table that has rows would be replaced by one without rows; it was left as it was."""
+
+
+def reason(error: BaseException) -> str:
+    """Return in a few words what happened, without secrets."""
+    if isinstance(error, OSError) and error.strerror:
+        return safe_text(OSError(error.strerror))
+    kind = "" if isinstance(error, StorageError) else f"{type(error).__name__}: "
+    return f"{kind}{safe_text(error)}"
+
+
+def remedy(error: BaseException, address: str) -> str:
+    """Return what to do about an error of the store at `address`."""
+    if not is_uri(address):
+        return "check that you may write there and that there is room"
+    scheme = address.partition("://")[0]
+    store = _SAME.get(scheme, scheme)
+    account = _ACCOUNT.get(store, "as its fsspec package takes it")
+    endpoint = f" ({_ENDPOINT[store]})" if store in _ENDPOINT else ""
+    set_account = f"set the account of the store ({account})"
+    check_account = f"check that the account of the store ({account}) may read and write there"
+    check_address = f"check the address of the store{endpoint} and your connection, or try again later"
+    for kind in kinds_of(error):
+        if _NO_ACCOUNT.search(kind):
+            return set_account
+        if _NO_ANSWER.search(kind):
+            return check_address
+        if kind == "FileNotFoundError":
+            return "check that the bucket exists, and its name"
+        if _DENIED.search(kind):
+            return set_account if _TEXT_OF_NO_ACCOUNT.search(str(error)) else check_account
+    if _TEXT_OF_NO_ACCOUNT.search(str(error)):
+        return set_account
+    if _TEXT_OF_NO_ANSWER.search(str(error)):
+        return check_address
+    if _TEXT_OF_DENIED.search(str(error)):
+        return check_account
+    return f"{check_account}, and its address{endpoint}"

@@ -9,17 +9,19 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, update_wrapper
 from pathlib import Path
-from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nbia_pipeline._version import __version__
+from nbia_pipeline.address import lake_address
 from nbia_pipeline.lake import parquet
-from nbia_pipeline.lake.errors import LakeError, WouldEmpty
+from nbia_pipeline.lake.errors import LakeError, WouldEmpty, reason, remedy
+from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.layout import (
     FORMAT,
     FORMAT_FILE,
@@ -59,16 +61,19 @@ class Lake:
     say so. A lake in a format that only a newer version knows is refused at its first use.
 
     Args:
-        uri: absolute directory, or URI such as ``s3://bucket/lake``; the credentials of an object store come
-            from its own environment variables.
+        uri: directory, or URI such as ``s3://bucket/lake``; the credentials of an object store come from its own
+            environment variables.
 
     Raises:
-        LakeError: no file system is known for the URI.
+        LakeError: it is no address, no file system is known for the URI, or its store refuses.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._unchecked = open_store(uri)
+        try:
+            self.uri = lake_address(uri)
+        except ValueError as e:
+            raise LakeError(f"the lake {e}", arguments=("lake",)) from None
+        self._unchecked = open_store(self.uri)
 
     def url(self, path: str) -> str:
         """Return the full address of a path of the lake."""
@@ -120,7 +125,7 @@ class Lake:
             file = pq.ParquetFile(pa.BufferReader(content))
             stored = [name for name in schema.names if collection is None or name != PARTITION]
             read = file.read(columns=stored, use_threads=False)
-        return parquet.conform(_with_partition(read, collection), schema)
+            return parquet.conform(_with_partition(read, collection), schema)
 
     def write_table(
         self,
@@ -241,7 +246,16 @@ class Lake:
 
     put_bytes = _of_store(LocalStore.put, "write {}")
     read_bytes = _of_store(LocalStore.read, "read {}")
-    open = _of_store(LocalStore.open, "read {}")
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading, in pieces if need be; it must be there. The caller closes it."""
+
+        def run(call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+            with self.storage_errors(f"read {path}"):
+                return call(*args, **kwargs)
+
+        return cast(BinaryIO, Guarded(run(lambda: self._store.open(path)), run))
+
     remove = _of_store(LocalStore.remove, "remove {}")
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")
@@ -282,11 +296,21 @@ class Lake:
         Raises:
             LakeError: another holds it for too long, or took it over.
         """
-        with (
-            self.storage_errors(f"lock {lock.path(collection, series_uid)}"),
-            self._store.lock(lock, collection, series_uid) as expect_held,
-        ):
-            yield expect_held
+        what = f"lock {lock.path(collection, series_uid)}"
+        holding = ExitStack()
+        with self.storage_errors(what):
+            expect_held = holding.enter_context(self._store.lock(lock, collection, series_uid))
+
+        def expect() -> None:
+            with self.storage_errors(what):
+                expect_held()
+
+        # Not around the block of the caller, whose errors are its own.
+        try:
+            yield expect
+        finally:
+            with self.storage_errors(what):
+                holding.close()
 
     # --- helpers
 
@@ -299,11 +323,9 @@ class Lake:
         """
         try:
             yield
-        except (OSError, pa.ArrowInvalid) as e:
-            why = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
+        except (OSError, pa.ArrowException) as e:
             raise LakeError(
-                f"cannot {what} in the lake {self.uri} ({why}): check that you may write there and that there is room",
-                arguments=("lake",),
+                f"cannot {what} in the lake {self.uri} ({reason(e)}): {remedy(e, self.uri)}", arguments=("lake",)
             ) from e
 
     @cached_property
@@ -319,7 +341,7 @@ class Lake:
         try:
             about = json.loads(content)
             stated = int(about["format"])
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
             raise LakeError(
                 f"{self.url(FORMAT_FILE)} does not state the format of the lake ({content[:100]!r}): restore the file, "
                 f"or delete it if no version newer than {__version__} has written to the lake"

@@ -13,6 +13,7 @@ after it was created, which leaves a gap of one request. There, only one machine
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -27,11 +28,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from nbia_pipeline import clock
-from nbia_pipeline.lake.errors import LakeError
+from nbia_pipeline.lake.errors import LakeError, reason
 from nbia_pipeline.lake.layout import LOCKS, encode
 
 ExpectHeld = Callable[[], None]
 """Call it before anything that must not happen twice: it raises LakeError if the lock has been lost."""
+
+log = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 7 * 24 * 3600
 HOST = socket.gethostname().replace(".", "-")
@@ -105,7 +108,7 @@ def object_lock(fs: Any, path: str, timings: LockTimings = LockTimings()) -> Ite
 
     Raises:
         LakeError: another held it for too long, or took it over.
-        OSError: the store cannot be read or written.
+        OSError: the store cannot be read or written; also by what is yielded, if the heartbeats cannot be sent.
     """
     held = _LockObject(fs, path)
     _acquire(held, timings)
@@ -117,8 +120,7 @@ def object_lock(fs: Any, path: str, timings: LockTimings = LockTimings()) -> Ite
     finally:
         stop.set()
         beating.join()
-        if held.is_mine():
-            fs.rm(path)
+        held.release()
 
 
 class _LockObject:
@@ -129,6 +131,7 @@ class _LockObject:
         self.path = path
         self.token = uuid.uuid4().hex
         self.beats = 0
+        self.trouble: Exception | None = None  # why the last heartbeat was not sent
         self.since = clock.utc_now().isoformat(timespec="seconds")
 
     def content(self) -> bytes:
@@ -150,23 +153,41 @@ class _LockObject:
         return _parsed(self.read()).get("token") == self.token
 
     def expect(self) -> None:
-        content = self.read()
-        if _parsed(content).get("token") != self.token:
+        trouble = self.trouble
+        # After a heartbeat that was not sent, it takes another one: if that fails as well, its error is raised.
+        if not (self.beat() if trouble else self.is_mine()):
+            why = f" ({reason(trouble)})" if trouble else ""
             raise LakeError(
-                f"the lock {self.path} was taken over by {_owner_of(content)}: this process sent no heartbeat for "
-                "too long. Its unfinished work was left as it was; run it again"
+                f"the lock {self.path} was taken over by {_owner_of(self.read())}: this process sent no heartbeat for "
+                f"too long{why}. Its unfinished work was left as it was; run it again"
             )
+
+    def beat(self) -> bool:
+        """Send a heartbeat; return False, and send none, if the lock is another's."""
+        if not self.is_mine():
+            return False
+        self.beats += 1
+        self.fs.pipe_file(self.path, self.content())
+        self.trouble = None
+        return True
 
     def beat_until(self, stop: threading.Event, seconds: float) -> None:
         """Send heartbeats until `stop`, or until the lock is another's."""
         while not stop.wait(seconds):
             try:
-                if not self.is_mine():
+                if not self.beat():
                     return  # its new holder must not lose it: `expect` raises the error
-                self.beats += 1
-                self.fs.pipe_file(self.path, self.content())
-            except OSError:
-                continue  # the store may answer the next time; if not, another takes over, and `expect` raises
+            except Exception as e:  # noqa: BLE001 - `expect` raises it, if it stays
+                log.warning("no heartbeat of the lock %s: %s", self.path, reason(e))
+                self.trouble = e
+
+    def release(self) -> None:
+        """Remove the object, unless it is another's. The work is done: a failure is no reason to do it again."""
+        try:
+            if self.is_mine():
+                self.fs.rm(self.path)
+        except OSError as e:
+            log.warning("the lock %s could not be removed (%s): others take it over soon", self.path, reason(e))
 
 
 def _acquire(held: _LockObject, timings: LockTimings) -> None:
@@ -221,7 +242,7 @@ def _create(fs: Any, path: str, content: bytes) -> bool:
 def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
         about = json.loads(content or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}
 

@@ -1,16 +1,17 @@
 """Where the files of a lake are kept: on a disk, or in an object store.
 
 Both stores have the same methods, so that no caller asks which of the two it is. All paths are relative to the
-lake, with ``/``. What goes wrong is an OSError.
+lake, with ``/``. What goes wrong is an OSError: see :mod:`nbia_pipeline.lake.filesystem`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -18,7 +19,9 @@ import fsspec
 from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
-from nbia_pipeline.lake.errors import LakeError
+from nbia_pipeline.address import is_uri
+from nbia_pipeline.lake.errors import LakeError, reason, remedy
+from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
 
@@ -28,25 +31,31 @@ Record = Callable[["str | None"], str]
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
 
 
-def open_store(uri: str) -> Store:
+def open_store(address: str) -> Store:
     """Return the store of a lake.
 
     Args:
-        uri: absolute directory, or URI such as ``s3://bucket/lake``.
+        address: absolute directory or URI; see :func:`~nbia_pipeline.address.lake_address`.
 
     Raises:
-        LakeError: no file system is known for the URI.
+        LakeError: it is a file, no file system is known for the URI, or its store refuses.
     """
+    if not is_uri(address):
+        if os.path.isfile(address):  # noqa: PTH113 - Path raises where a name is too long
+            raise LakeError(f"the lake {address} is a file: set it to a directory", arguments=("lake",))
+        # Not by its URL: fsspec would cut a path at `::`.
+        return LocalStore(LocalFileSystem(), address)
+    what = "set it to a directory, or to a URI whose fsspec package is installed"
     try:
+        translated(fsspec.get_filesystem_class, address.partition("://")[0])
+        what = ""
         # Others write too: what an object store remembers of its lists would soon be wrong.
-        fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    except (ValueError, ImportError) as e:
+        fs, root = translated(fsspec.core.url_to_fs, address, use_listings_cache=False)
+    except OSError as e:
         raise LakeError(
-            f"the lake {uri!r} cannot be opened ({e}): set it to a directory, or to a URI whose fsspec package is "
-            "installed",
-            arguments=("lake",),
+            f"the lake {address!r} cannot be opened ({reason(e)}): {what or remedy(e, address)}", arguments=("lake",)
         ) from e
-    return (LocalStore if isinstance(fs, LocalFileSystem) else ObjectStore)(fs, root.rstrip("/"))
+    return ObjectStore(Guarded(fs), root.rstrip("/"))
 
 
 class _Store:
@@ -63,11 +72,16 @@ class _Store:
 
     def full(self, path: str) -> str:
         """Return the path of a file in the file system."""
-        return f"{self.root}/{path}"
+        return f"{self.root.rstrip('/')}/{path}"
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder."""
-        return bool(self.fs.exists(self.full(path)))
+        # Not `exists`: for most file systems it is False, too, where they cannot tell.
+        try:
+            self.fs.info(self.full(path))
+        except _MISSING:
+            return False
+        return True
 
     def read(self, path: str) -> bytes | None:
         """Return the content of a file, None if there is no such file."""
@@ -97,7 +111,7 @@ class _Store:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder."""
         found = self.fs.find(self.full(folder), detail=True)
-        return {str(name).removeprefix(f"{self.root}/"): int(about["size"]) for name, about in found.items()}
+        return {str(name).removeprefix(self.full("")): int(about["size"]) for name, about in found.items()}
 
 
 class LocalStore(_Store):
@@ -107,6 +121,18 @@ class LocalStore(_Store):
         super().__init__(fs, root)
         self._folder = Path(root)
         self._staging = self._folder / STAGING
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder.
+
+        A folder that cannot be read is an error, where fsspec would leave it out.
+        """
+        found = {}
+        for above, _, names in os.walk(self._folder / folder, onerror=_unless_missing, followlinks=True):
+            for path in (Path(above, name) for name in names):
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    found[path.relative_to(self._folder).as_posix()] = path.stat().st_size
+        return found
 
     def put(self, path: str, data: Any) -> None:
         """Write bytes or an Arrow buffer to a file, completely or not at all; missing folders are made."""
@@ -214,8 +240,13 @@ class LocalStore(_Store):
         """Hold a lock that the processes of this machine share."""
         path = self._folder / lock.path(collection, series_uid)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with among_threads(str(path)), FileLock(path):
-            yield lambda: None  # it cannot be lost
+        lock_of_file = FileLock(path)
+        with among_threads(str(path)):
+            translated(lock_of_file.acquire)  # some file systems cannot lock, which is no OSError
+            try:
+                yield lambda: None  # it cannot be lost
+            finally:
+                lock_of_file.release()
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
@@ -303,6 +334,11 @@ def _delete(folder: Path) -> None:
     left = (file for file in folder.rglob("*") if not file.is_dir())
     if not all(is_foreign(file.relative_to(folder).as_posix()) for file in left):
         shutil.rmtree(folder)  # raises the reason
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, _MISSING):
+        raise error
 
 
 def _removed_if_empty(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 import nbia_pipeline
 from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.archive.calls import on_the_wire
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline_tests.helpers.archives import TestArchive
@@ -134,3 +135,15 @@ def test_the_assets_named_use_the_methods_named() -> None:
     for line in LINES:
         assert set(line.assets) <= {*TABLES, "images", "cart_images", "news", "sensor"}
         assert bool(line.assets) == bool(used.intersection(line.methods)), line
+
+
+@pytest.mark.parametrize("api", ["v2", "v4"])
+@pytest.mark.parametrize("name", ["new_patients", "new_studies", "updated_series"])
+@pytest.mark.parametrize("day", [date.min, date(1, 1, 2), date(999, 12, 31), date.max, datetime(2026, 1, 1, 9)])  # noqa: DTZ001 - days only
+def test_any_day_of_the_calendar_can_be_asked_for(api: str, name: str, day: date) -> None:
+    endpoint = DIALECTS[api].endpoints[name]
+    sent = on_the_wire(endpoint, {"since": day})[endpoint.parameters["since"]]
+    meant = date.fromordinal(max(1, day.toordinal() - endpoint.days_earlier))
+    parts = {int(part) for part in re.split("[-/]", sent)}
+    assert parts == {meant.year, meant.month, meant.day}
+    assert re.search(r"\b\d{4}\b", sent), "the year has four digits"

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from nbia_pipeline_tests.helpers.faults import (
     html,
     silence,
 )
+from nbia_pipeline_tests.helpers.sockets import answering_with
 from nbia_pipeline_tests.helpers.tls import serving_tls
 
 PATH = "/services/v2/getSeries"
@@ -67,7 +66,7 @@ def get(session: Session) -> bytes:
 # --- what may pass is tried again
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524])
 def test_a_busy_archive_is_asked_again(archive: TestArchive, session: Session, body: bytes, status: int) -> None:
     archive.faults.inject("getSeries", answer(status, b"busy"), times=2)
     assert get(session) == body
@@ -96,7 +95,7 @@ def test_a_500_is_tried_three_times_at_most(archive: TestArchive, tries: int, ca
     session.close()
 
 
-@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("status", [500, 503, 520, 524])
 @pytest.mark.parametrize("tries", [1, 3])
 def test_a_token_endpoint_that_stays_busy_is_given_up(archive: TestArchive, status: int, tries: int) -> None:
     archive.faults.inject("token", answer(status, b"busy"), times=20)
@@ -111,6 +110,24 @@ def test_a_token_endpoint_that_is_busy_for_a_moment_is_asked_again(archive: Test
     archive.faults.inject("token", answer(503), answer(502))
     assert b"SeriesInstanceUID" in get(session)
     assert archive.faults.count("token") == 3
+
+
+@pytest.mark.parametrize("status", [519, 525, 530])
+def test_a_status_that_nobody_knows_is_asked_once(archive: TestArchive, session: Session, status: int) -> None:
+    archive.faults.inject("getSeries", answer(status), times=2)
+    with pytest.raises(BadAnswer, match=f"an unexpected answer: check base_url .*status {status}"):
+        get(session)
+    assert archive.faults.count("getSeries") == 1
+
+
+def test_the_statuses_of_cloudflare_do_not_count_as_overload(archive: TestArchive, session: Session) -> None:
+    """The host cannot be reached at all; fewer requests at a time would not help."""
+    limit = session.limiter.limit
+    archive.faults.inject("getSeries", answer(520), answer(522), answer(524))
+    with pytest.raises(ArchiveUnreachable) as caught:
+        get(session)
+    assert (caught.value.status, caught.value.retryable, caught.value.overloaded) == (524, True, False)
+    assert session.limiter.limit == limit
 
 
 # --- waits
@@ -281,31 +298,6 @@ def test_silence_is_given_up(archive: TestArchive, first: bytes | None) -> None:
 def test_a_short_silence_is_waited_out(archive: TestArchive, body: bytes) -> None:
     archive.faults.inject("getSeries", silence())
     assert get(Session(archive.url, (GUEST, ""), options=QUIET)) == body
-
-
-@contextlib.contextmanager
-def answering_with(deed: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Accept connections and do something to each; yields the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-        def accept() -> None:
-            while True:
-                connection, _ = listener.accept()
-                with connection:
-                    if stop.is_set():
-                        return
-                    deed(connection)
-
-        stop = threading.Event()
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield port
-        finally:
-            stop.set()
-            socket.create_connection(("127.0.0.1", port)).close()
-            thread.join()
 
 
 def test_a_dropped_connection_is_given_up_after_all_tries() -> None:

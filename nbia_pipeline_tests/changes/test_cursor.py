@@ -87,6 +87,60 @@ def test_the_window_begins_a_week_before_the_last_time_and_before_today(day: dat
     assert since in (today - OVERLAP, day - OVERLAP)
 
 
+ODD_CURSORS = [
+    "[]",
+    "1",
+    "true",
+    '"2026"',
+    "{}",
+    '{"v":2}',
+    "[" * 100_000,
+    '{"v":1,"day":"2026-01-01","edition":1e999,"shared":false,"seen":{}}',
+    '{"v":1,"day":"2026-01-01","edition":null,"shared":false,"seen":{}}',
+    '{"v":1,"day":"10000-01-01","edition":1,"shared":false,"seen":{}}',
+    '{"v":1,"day":20260101,"edition":1,"shared":false,"seen":{}}',
+    '{"v":1,"day":"2026-01-01","edition":1,"shared":false,"seen":{"0000-01-01":{"A":"x"}}}',
+    '{"v":1,"day":"2026-01-01","edition":1,"shared":false,"seen":{"2026-01-01":["A"]}}',
+    "0000-00-00",
+    "10000-01-01",
+    "2026-02-30",
+    "-2026-01-01",
+    '{"v":"' + "9" * 1_000_000 + '"}',
+    "x" * 1_000_000,
+]
+
+
+@pytest.mark.parametrize("text", ODD_CURSORS, ids=range(len(ODD_CURSORS)))
+def test_a_cursor_that_is_none_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(CursorError, match="set it to a day to start from, like 2026-01-01, or empty it") as raised:
+        read_cursor(text, NOW)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("day", ["0001-01-01", "0001-01-07", "0001-01-08", "9999-12-31", "9999-12-25", "1500-02-28"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_any_day_there_is_can_be_started_from(day: str, saved: bool) -> None:
+    text = f'{{"v":1,"day":"{day}","edition":1,"shared":true,"seen":{{"{day}":{{"3":"x"}}}}}}' if saved else day
+    before = read_cursor(text, NOW)
+    assert before is not None and before.day == date.fromisoformat(day)
+    since = before.since(TODAY)
+    week = min(before.day, TODAY).toordinal() - 7
+    assert since == (date.fromordinal(week) if week > 0 else date.min)
+    found = {("A", TODAY): "x", ("B", date.min): "y", ("C", date.max): "z"}
+    assert set(changed_collections(before, found)) == {"A", "B", "C"}
+    assert before.expects_rows(since) == (saved and before.day > since)
+    after = next_cursor(before, found, TODAY, changed=True)
+    assert read_cursor(after.encode(), NOW) == after
+    assert after.day == TODAY and ("A", TODAY) in after.digests
+
+
+@pytest.mark.parametrize("today", [date.min, date.min + timedelta(days=3), date.max])
+def test_a_clock_that_is_far_off_does_no_harm(today: date) -> None:
+    assert Cursor(today, 0).since(today) == max(date.min, date.fromordinal(max(1, today.toordinal() - 7)))
+    crowd = {(f"{'x' * 90} {n}", date.max): "x" * 11 for n in range(500)}
+    assert next_cursor(Cursor(today, 0), crowd, today, changed=True).shared
+
+
 # --- how large it gets
 
 

@@ -212,6 +212,7 @@ def test_collections_are_chosen_by_name_or_glob(lake: Lake, capsys: pytest.Captu
         (["--seed", "1"], "--seed needs --sample"),
         (["--for", "soon"], "'soon' is not a duration such as 30m"),
         (["--for", "0m"], "'0m' is not a duration such as 30m"),
+        (["--for", "99999999999h"], "'99999999999h' is not a duration such as 30m"),
         (["--sample", "0"], "'0' is not a number above 0"),
         (["--sample", "2", "--all"], "not allowed with"),
     ],

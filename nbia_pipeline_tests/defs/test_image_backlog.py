@@ -15,6 +15,7 @@ from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+from nbia_pipeline_tests.helpers.stores import exception, failing, new_address
 from nbia_pipeline_tests.helpers.ticker import KNOWN, MONDAY, Make, Ticker, asked, day
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,24 @@ def test_one_run_at_a_time_whoever_asked_for_it(mirror: Ticker, job: str, key: s
 def test_a_lake_that_cannot_be_read(mirror: Ticker) -> None:
     (Path(mirror.settings.lake) / "tables/series/Collection=TCGA-DEMO/part-0.parquet").write_bytes(b"no table")
     assert "Nothing was requested: cannot read tables/series" in mirror.tick(BACKLOG, MONDAY).skip_message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exception("NoCredentialsError", "Unable to locate credentials"),
+        exception("EndpointConnectionError", "Could not connect"),
+        PermissionError("Forbidden"),
+        AttributeError("of the package"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_store_that_fails_in_any_way_skips_the_tick(make: Make, control: Operations, error: Exception) -> None:
+    ticker = make(lake=new_address())
+    with failing(lambda _: error):
+        message = ticker.tick(BACKLOG, MONDAY).skip_message
+    assert message.startswith("Nothing was requested: cannot ")
+    assert f"{type(error).__name__}: {error}" in message and " the store" in message
 
 
 def test_a_lake_without_tables(make: Make, control: Operations) -> None:

@@ -77,6 +77,16 @@ def test_setting_the_day_again_asks_again(make: Make, control: Operations) -> No
     assert len(keys) == 2
 
 
+@pytest.mark.parametrize("cursor", ["0001-01-01", "0001-01-05", "1800-01-01", "9999-12-31"])
+def test_any_day_of_the_calendar_can_be_the_cursor(make: Make, control: Operations, cursor: str) -> None:
+    control.add_series("TCGA-DEMO", released=date(2026, 1, 20))
+    ticker = make()
+    ticker.cursors[SENSOR] = cursor
+    tick = ticker.tick(SENSOR, MONDAY)
+    assert (TCGA[0] in asked(tick)) == (cursor != "9999-12-31"), tick.skip_message
+    assert tick.run_requests or tick.skip_message == "Nothing was released after 2026-03-02"
+
+
 @pytest.mark.parametrize("cursor", ["yesterday", "{}", "[1]", '{"v":99}', "2026-13-01", '{"v":1,"day":3}'])
 def test_a_cursor_that_cannot_be_read_says_what_to_do(make: Make, control: Operations, cursor: str) -> None:
     ticker = make()

@@ -14,6 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from nbia_pipeline.lake import Lake, LakeError, Lock
+from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.lock import LockTimings, object_lock, this_process
 
 QUICK = LockTimings(beat=0.02, stale=0.3, wait=5, poll=0.005)
@@ -225,6 +226,70 @@ def test_a_heartbeat_does_not_overwrite_another_holder(path: str) -> None:
         theirs = dead(store, path)
         time.sleep(5 * QUICK.beat)
         assert store.cat_file(path) == theirs
+
+
+class Down(Store):
+    """A store whose writes fail while `error` is set, with whatever a package below fsspec raises."""
+
+    error: Exception | None = None
+    beaten = threading.Event()
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if self.error is not None:
+            self.beaten.set()
+            raise self.error
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        if self.error is not None:
+            raise self.error
+        super().rm(path, recursive=recursive, maxdepth=maxdepth)
+
+
+ERRORS = [ConnectionResetError(104, "reset"), PermissionError("Forbidden"), RuntimeError("no loop"), KeyError("Key")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_heartbeat_that_fails_is_an_error_once_somebody_asks(path: str, error: Exception) -> None:
+    store = Guarded(down := Down())
+    down.beaten = threading.Event()
+    with object_lock(store, path, QUICK) as expect_held:
+        down.error = error
+        assert down.beaten.wait(10)
+        time.sleep(3 * QUICK.beat)
+        with pytest.raises(OSError, match=str(error.args[-1])):
+            expect_held()
+        down.error = None
+        expect_held()  # it was never lost
+        assert "nbia-lock" in {thread.name for thread in threading.enumerate()}
+    assert not down.exists(path)
+
+
+def test_a_lock_that_was_lost_while_heartbeats_failed_says_why(path: str) -> None:
+    down = Down()
+    down.beaten = threading.Event()
+    with object_lock(Guarded(down), path, QUICK) as expect_held:
+        down.error = RuntimeError("no route to the store")
+        assert down.beaten.wait(10)
+        time.sleep(3 * QUICK.beat)
+        theirs = dead(Store(), path)
+        with pytest.raises(LakeError, match=r"by elsewhere\.7 .* too long \(RuntimeError: no route to the store\)\."):
+            expect_held()
+    assert down.cat_file(path) == theirs
+
+
+@pytest.mark.parametrize("error", ERRORS[:3], ids=lambda e: type(e).__name__)
+def test_a_lock_that_cannot_be_removed_costs_no_work(
+    path: str, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    down = Down()
+    with object_lock(Guarded(down), path, LockTimings(beat=60)):
+        down.error = error
+    assert f"the lock {path} could not be removed" in caplog.text
+    down.error = None
+    with pytest.raises(ZeroDivisionError), object_lock(Guarded(down), f"{path}2", LockTimings(beat=60)):
+        down.error = error
+        raise ZeroDivisionError
 
 
 def test_where_a_store_ignores_the_condition_the_loser_notices(path: str) -> None:

@@ -233,7 +233,7 @@ def test_a_lake_that_cannot_be_written_stops_the_batch(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LakeError, match="check that you may write"):
-        fetch_batch(client, Lake(str(tmp_path / "file")), [wanted])
+        fetch_batch(client, Lake(str(tmp_path / "file" / "lake")), [wanted])
 
 
 def test_a_series_without_a_patient_has_no_place_and_is_quarantined(

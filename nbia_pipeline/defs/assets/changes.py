@@ -38,6 +38,7 @@ class ChangesConfig(dg.Config):
     withdrawal_hours: float = Field(
         default=WITHDRAWAL_HOURS,
         ge=0,
+        le=876_000,  # a hundred years: more is no time that a calendar has
         description="A series is withdrawn once it has been missing for this many hours between two full listings.",
     )
 

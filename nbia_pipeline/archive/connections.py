@@ -1,0 +1,209 @@
+"""Connections to an archive: pools, redirects, and any error of the layers below as one of ours."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from nbia_pipeline.address import without_secrets
+from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer
+
+CHUNK_BYTES = 1 << 18
+_OF_THE_NETWORK = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
+_ELSEWHERE = "nbia_elsewhere"  # an attribute of a request to another host than the base URL's
+
+
+class Http(requests.Session):
+    """A pool of connections that takes no credentials from anywhere but the call."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Drop the token on the way to another host; requests would also take a netrc entry."""
+        there, here = prepared_request.url or "", response.request.url or ""
+        if self.should_strip_auth(here, there):  # type: ignore[no-untyped-call]
+            prepared_request.headers.pop("Authorization", None)
+        elsewhere = urlsplit(there).netloc != urlsplit(here).netloc
+        setattr(prepared_request, _ELSEWHERE, elsewhere or getattr(response.request, _ELSEWHERE, False))
+
+    def resolve_redirects(self, *args: Any, yield_requests: bool = False, **kwargs: Any) -> Any:
+        """Follow redirects; where they must not be followed, requests would still read the address."""
+        return iter(()) if yield_requests else super().resolve_redirects(*args, **kwargs)
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where an answer leads; one that cannot be followed is an error.
+
+        Raises:
+            BadAnswer: the address is none, or a form would be lost on the way: a browser turns POST into GET.
+        """
+        if not resp.is_redirect:
+            return None
+        location = resp.headers["location"].encode("latin-1").decode("utf-8", "replace")
+        where = repr(without_secrets(location)[:200])
+        what = ""
+        if not is_web_address(_joined(resp.url, location)):
+            what = f"the archive redirects to {where}, which is no address: check base_url"
+        elif resp.request.method == "POST" and resp.status_code in (301, 302, 303):
+            what = (
+                f"the archive redirects a form to {where}, and it would get lost: if you trust that address, set "
+                "base_url to its base URL"
+            )
+        if what:
+            resp.close()
+            raise BadAnswer(what, status=resp.status_code, arguments=("base_url",))
+        return location
+
+
+class Body:
+    """The body of an answer; its reading fails with ArchiveError only, whatever the layers below raise."""
+
+    def __init__(self, raw: Any, explained: Callable[[Exception], ArchiveError]) -> None:
+        self._raw = raw
+        self._explained = explained
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def read(self, *args: Any, **kwargs: Any) -> bytes:
+        """Read as urllib3 does."""
+        with self._translated():
+            return bytes(self._raw.read(*args, **kwargs))
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        """Yield pieces as urllib3 does."""
+        with self._translated():
+            yield from self._raw.stream(*args, **kwargs)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            raise self._explained(e) from e
+
+
+class _Response(http.client.HTTPResponse):
+    """Reads from the socket in large chunks: the server sends chunks of 8 KB, and the usual buffer is as small."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=CHUNK_BYTES))
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    class ConnectionCls(urllib3.connection.HTTPConnection):
+        response_class = _Response
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    class ConnectionCls(urllib3.connection.HTTPSConnection):
+        response_class = _Response
+
+
+class Adapter(HTTPAdapter):
+    """Pools of connections that read in large chunks."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pools."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+
+def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
+    """Return in one sentence what a failure of a request means and what to do.
+
+    Args:
+        e: what the layers below raised.
+        base_url: of the archive.
+        sending: True if there is no answer yet, False if its body was being read.
+    """
+    cause = _innermost(e)
+    why = without_secrets(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
+    where = _where(e, base_url)
+    if isinstance(e, ssl.SSLCertVerificationError) or isinstance(cause, ssl.SSLCertVerificationError):
+        return ArchiveUnreachable(
+            f"the certificate of {where} does not verify ({why}): if your site has its own "
+            "authority, set ca_bundle to its certificates",
+            arguments=("ca_bundle",),
+        )
+    if isinstance(e, (requests.exceptions.SSLError, urllib3.exceptions.SSLError)):
+        return ArchiveUnreachable(
+            f"no secure connection to {where} ({why}): check base_url and ca_bundle",
+            retryable=True,
+            arguments=("base_url", "ca_bundle"),
+        )
+    if isinstance(e, (requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL)):
+        return ArchiveUnreachable(
+            f"the proxy on the way to {where} does not answer ({why}): check HTTPS_PROXY and NO_PROXY",
+            retryable=True,
+        )
+    if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
+        return ArchiveUnreachable(
+            f"{where} timed out: it may be overloaded, try again later", retryable=True, overloaded=True
+        )
+    if isinstance(e, requests.TooManyRedirects):
+        return BadAnswer(f"{where} redirects in a circle: check base_url", arguments=("base_url",))
+    if sending and type(e) is OSError:  # requests: a file of certificates that is not there
+        return ArchiveUnreachable(
+            f"no secure connection to {where} ({why}): check ca_bundle, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE",
+            arguments=("ca_bundle",),
+        )
+    if sending and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
+        # The request itself: an address, a header or a parameter that cannot be sent. It stays as it is.
+        return ArchiveUnreachable(
+            f"the request to {where} cannot be sent ({why}): check base_url and your proxy (HTTPS_PROXY)",
+            arguments=("base_url",),
+        )
+    return ArchiveUnreachable(
+        f"no complete answer from {where} ({why}): check base_url and your connection",
+        retryable=True,
+        arguments=("base_url",),
+    )
+
+
+def _where(e: Exception, base_url: str) -> str:
+    """Return the base URL, or the host that it redirects to if that is the one that failed."""
+    request: Any = getattr(e, "request", None)
+    if not getattr(request, _ELSEWHERE, False):
+        return base_url
+    there = urlsplit(request.url)
+    return f"{there.scheme}://{there.netloc.rpartition('@')[2]}, where {base_url} redirects,"
+
+
+def is_web_address(url: str | None) -> bool:
+    """Return whether a URL names a host to ask by HTTP."""
+    try:
+        parts = urlsplit(url or "")
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+
+
+def _joined(base: str, location: str) -> str | None:
+    """Return the address that a Location stands for, None if it stands for none."""
+    try:
+        return urljoin(base, location)
+    except ValueError:
+        return None
+
+
+def _innermost(e: BaseException) -> BaseException:
+    """Return the last cause of a network error; the texts of the outer ones hold object addresses."""
+    for _ in range(20):
+        inner = e.__cause__ or e.__context__ or next((a for a in e.args if isinstance(a, BaseException)), None)
+        inner = inner or getattr(e, "reason", None)
+        if not isinstance(inner, BaseException) or inner is e or isinstance(e, http.client.IncompleteRead):
+            break
+        e = inner
+    return e

@@ -1,0 +1,114 @@
+"""Where the errors of a file system's package end: whatever it raises, only an OSError without secrets leaves.
+
+Packages for fsspec translate some errors of the libraries below them, and let others pass: of botocore, aiohttp,
+google-auth, azure-core, paramiko. They have no class in common, so all are caught here, at the calls to the package
+and nowhere else: an error of our own code is never taken for one of the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from nbia_pipeline.address import HIDDEN, without_secrets
+
+T = TypeVar("T")
+
+Run = Callable[..., Any]
+"""Calls its first argument with the others, and translates what that raises."""
+
+# Where the packages take secrets from.
+_SECRET_VARIABLE = re.compile(
+    "(AWS|AZURE|GOOGLE|GCS|FSSPEC|MINIO)_.*(SECRET|TOKEN|PASSW|_KEY$|CONNECTION_STRING|SAS)", re.IGNORECASE
+)
+_SHORTEST_SECRET = 8
+
+# Answers rather than failures: callers ask for them.
+_MEANT = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class StorageError(OSError):
+    """An error of a store that is no OSError, or that quotes a secret.
+
+    Attributes:
+        kinds: names of the classes of the error and of its causes, outermost first.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        text = safe_text(error)
+        super().__init__(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        self.kinds = kinds_of(error)
+
+
+def translated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Return what a function of a file system's package returns.
+
+    Raises:
+        OSError: it failed; any other error, and any that quotes a secret, is a :class:`StorageError`.
+    """
+    try:
+        return call(*args, **kwargs)
+    except Exception as e:
+        quotes = any(_hidden(text) != text for link in _chain(e) for text in (str(link), repr(link)))
+        if isinstance(e, OSError) and not quotes:
+            raise
+        meant = next((kind for kind in _MEANT if isinstance(e, kind)), None)
+        problem = meant(safe_text(e)) if meant else StorageError(e)
+        # The cause is kept for its traceback, unless it would bring the secret into logs.
+        problem.__cause__ = None if quotes else e
+    raise problem  # out here, where it has no context
+
+
+class Guarded:
+    """A file system or an open file whose methods are called through `run`; so are those of files that it opens."""
+
+    def __init__(self, target: Any, run: Run = translated) -> None:
+        self._target = target
+        self._run = run
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if not callable(found):
+            return found
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            result = self._run(found, *args, **kwargs)
+            return Guarded(result, self._run) if name == "open" else result
+
+        return method
+
+    def __enter__(self) -> Guarded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._target.close)
+
+
+def kinds_of(error: BaseException) -> list[str]:
+    """Return the names of the classes of an error and of its causes, outermost first."""
+    return [*getattr(error, "kinds", ()), *(type(link).__name__ for link in _chain(error))]
+
+
+def safe_text(error: BaseException) -> str:
+    """Return the text of an error with stars for secrets: those of URLs, and those of the environment."""
+    return _hidden(str(error))
+
+
+def _hidden(text: str) -> str:
+    text = without_secrets(text)
+    for variable, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.match(variable):
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what caused it."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
