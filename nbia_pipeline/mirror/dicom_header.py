@@ -29,6 +29,7 @@ _PREAMBLE = 128
 _DEFLATED = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_VALUE = 1024
+_LONGEST_UID = 80  # 64 in the standard; and a file is named by it
 
 _TRANSFER_SYNTAX = 0x00020010
 _SOP_CLASS = 0x00080016
@@ -327,7 +328,7 @@ class _Found:
         """Return a value without padding; empty if it is absent or not text."""
         value = self.values.get(tag, b"").split(b"\0")[0].strip()
         text = value.decode("ascii") if value.isascii() else ""
-        return text if text.isprintable() else ""
+        return text if text.isprintable() and len(text) <= _LONGEST_UID else ""
 
     def header(self) -> Header:
         """Return what was found."""

@@ -9,13 +9,20 @@ from pathlib import Path
 from nbia_pipeline.archive import BadAnswer, LoginRefused, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, Receipt
 from nbia_pipeline.mirror.series import WantedSeries
-from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, VerifiedInstance, series_md5, take_single
+from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, UnsafeZip, VerifiedInstance, series_md5, take_single
 from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.text import first_of
 
 log = logging.getLogger(__name__)
 
 # A download that lacks more than this part of its instances is repeated rather than repaired.
 WORTH_REPAIRING = 0.5
+# Instances and faults that a reason names; the others it counts.
+NAMED = 3
+ADVICE = (
+    "The archive's own file is damaged or missing: report it to the archive's help desk. The series is fetched again "
+    "when the archive revises it"
+)
 
 
 def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str]) -> None:
@@ -70,12 +77,13 @@ def complete(
         expected = client.md5_of_image(uid) or (unpacked.digests or {}).get(unpacked.names.get(uid, "")) or None
         instance = unpacked.instances.get(uid)
         if instance is None or expected != instance.MD5:
-            instance = _single(client, wanted, uid, files)
+            instance = _single(client, wanted, unpacked, listed, uid, files)
             repaired += 1
         if expected is None:
             undigested += 1
         elif expected != instance.MD5:
-            raise NotVerified(f"instance {uid} has MD5 {instance.MD5} on its own too, the archive lists {expected}")
+            why = f"has MD5 {instance.MD5} on its own too, the archive lists {expected}"
+            raise _damaged(unpacked, listed, uid, why)
         verified[uid] = instance
     if undigested:
         _expect_size(wanted, verified.values())
@@ -96,7 +104,7 @@ def complete_without_digests(
     instances = dict(unpacked.instances)
     missing = [uid for uid in listed if uid not in instances]
     for uid in missing:
-        instances[uid] = _single(client, wanted, uid, files)
+        instances[uid] = _single(client, wanted, unpacked, listed, uid, files)
     if _digest_of_all(client, wanted.SeriesInstanceUID) == series_md5([i.MD5 for i in instances.values()]):
         return _receipt(wanted, instances.values(), len(missing), MD5)
     _expect_size(wanted, instances.values())
@@ -115,14 +123,21 @@ def _digest_of_all(client: NbiaClient, uid: str) -> str | None:
         return None
 
 
-def _single(client: NbiaClient, wanted: WantedSeries, uid: str, files: Path) -> VerifiedInstance:
+def _single(
+    client: NbiaClient, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], uid: str, files: Path
+) -> VerifiedInstance:
     series = wanted.SeriesInstanceUID
+    lost = "is damaged in the zip" if uid in unpacked.instances or unpacked.faults else "is not in the zip"
     most = wanted.FileSize if wanted.FileSize is not None else 1 << 36
     try:
         return client.single_image(series, uid, lambda chunks: take_single(chunks, files, series, uid, most))
+    except UnsafeZip:
+        raise
+    except NotVerified as e:
+        raise _damaged(unpacked, listed, uid, f"{lost}, and on its own it cannot be used either: {e}") from e
     except ServerError as e:
         # Server: its answer where the file is not on its disk.
-        raise NotVerified(f"instance {uid} is not in the zip, and the archive cannot send it on its own: {e}") from e
+        raise _damaged(unpacked, listed, uid, f"{lost}, and the archive cannot send it on its own: {e}") from e
 
 
 def _expect_size(wanted: WantedSeries, instances: Iterable[VerifiedInstance]) -> None:
@@ -139,14 +154,27 @@ def _receipt(wanted: WantedSeries, instances: Iterable[VerifiedInstance], repair
     return Receipt(wanted, COMPLETE, 1, in_order, repaired=repaired, verified_by=verified_by)
 
 
+def _damaged(unpacked: Unpacked, listed: Sequence[str], uid: str, why: str) -> NotVerified:
+    """Return the error of an instance that is no better on its own, with the number of those that are not right."""
+    verified, digests = unpacked.verified(), unpacked.digests or {}
+    right = {u for u in unpacked.instances if u in verified or not digests.get(unpacked.names[u])} - {uid}
+    wrong = [uid, *(other for other in listed if other not in right and other != uid)]
+    are = "is" if len(wrong) == 1 else "are"
+    return NotVerified(
+        f"instance {uid} {why}. {len(wrong)} of {len(listed)} instances {are} missing or damaged in the zip: "
+        f"{first_of(wrong, NAMED)}{_faults(unpacked)}. {ADVICE}"
+    )
+
+
 def _shortage(unpacked: Unpacked, listed: Sequence[str]) -> str:
-    missing = len(set(listed) - set(unpacked.instances))
-    text = f"getSOPInstanceUIDs lists {len(listed)} instances, the zip lacks {missing}"
+    missing = [uid for uid in listed if uid not in unpacked.instances]
+    named = f" ({first_of(missing, NAMED)})" if missing else ""
+    text = f"getSOPInstanceUIDs lists {len(listed)} instances, the zip lacks {len(missing)}{named}"
     if unpacked.digests is None:
         return f"{text} and has no list of digests: the archive stopped halfway"
-    return f"{text}, and {len(listed) - missing - len(unpacked.verified())} do not have the digest listed"
+    return f"{text}, and {len(listed) - len(missing) - len(unpacked.verified())} do not have the digest listed"
 
 
 def _faults(unpacked: Unpacked) -> str:
-    shown = "; ".join(unpacked.faults[:3])
-    return f"; discarded: {shown}" if shown else ""
+    shown, more = "; ".join(unpacked.faults[:NAMED]), len(unpacked.faults) - NAMED
+    return f"; discarded: {shown}{f'; and {more:,} more' if more > 0 else ''}" if shown else ""

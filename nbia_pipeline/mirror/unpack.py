@@ -168,11 +168,14 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
     except NotVerified as e:
         for _ in _bounded(entry, left):  # so that a discarded file counts as well
             pass
-        found.faults.append(f"{entry.name}: {e}")
+        found.faults.append(f"{entry.name[:100]}: {e}")
         return
     if not entry.intact:
         (target / instance_name(instance.SOPInstanceUID)).unlink()
-        found.faults.append(f"{entry.name}: its size or checksum is not the one that the zip states")
+        found.faults.append(
+            f"{entry.name[:100]}, instance {instance.SOPInstanceUID}: its size or checksum is not the one that the zip "
+            "states"
+        )
         return
     found.instances[instance.SOPInstanceUID] = instance
     found.names[instance.SOPInstanceUID] = entry.name
@@ -199,7 +202,7 @@ def _store(
         whole = large if size > IN_MEMORY_BYTES else b"".join(in_memory)
         header = read_header(whole)
         if header.SeriesInstanceUID != series_uid:
-            raise NotVerified(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
+            raise NotVerified(f"it belongs to series {header.SeriesInstanceUID}, as instance {header.SOPInstanceUID}")
         if taken and header.SOPInstanceUID in taken:
             raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
         final = target / instance_name(header.SOPInstanceUID)

@@ -23,6 +23,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
+from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES, SERIES, VERIFICATIONS
@@ -168,6 +169,18 @@ def test_complete_tells_what_is_wrong_with_each_series(lake: Lake, subject: Subj
         rows[2]["SeriesInstanceUID"]: "outdated: the archive changed it since it was fetched",
         rows[3]["SeriesInstanceUID"]: "outdated: the newer version could not be fetched: short",
     }
+
+
+def test_no_run_is_advised_for_what_the_archive_must_repair(lake: Lake, subject: Subject) -> None:
+    states = iter([{"Status": "quarantined", "Reason": f"it is empty. {ADVICE}"}, {"Status": "pending"}])
+    rows = change(lake, IMAGE_SERIES, MIXED, lambda r: r.update({"Bytes": None, **next(states, {})}))
+    quarantined, pending = (row["SeriesInstanceUID"] for row in rows[:2])
+    report = images.complete(subject)
+    findings = found(report)
+    both = [f for f in findings if f.series in (quarantined, pending)]
+    assert report.remedy(both) == f"nbia-pipeline run --series {pending}"
+    assert report.remedy([f for f in both if f.series == quarantined]) is None
+    assert f"series {quarantined} is quarantined: it is empty. {ADVICE}" in {f.what for f in findings}
 
 
 def test_a_withdrawn_series_is_not_missing(lake: Lake, subject: Subject) -> None:

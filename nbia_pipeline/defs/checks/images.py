@@ -18,6 +18,7 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import MD5
+from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES
@@ -73,8 +74,14 @@ def complete(subject: Subject) -> Report:
     """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
     return Report(
         incomplete(subject.lake, _mirrored(subject)),
-        remedy=lambda first: " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)]),
+        remedy=_run_again,
     )
+
+
+def _run_again(findings: list[Finding]) -> str | None:
+    """Return the command that fetches series, but for those that only the archive can repair."""
+    series = [f"--series {f.series}" for f in findings if f.fetchable]
+    return " ".join(["nbia-pipeline run", *series]) if series else None
 
 
 def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
@@ -92,7 +99,7 @@ def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
             if status == COMPLETE:
                 status, why = "outdated", receipt.get("Reason") or "the archive changed it since it was fetched"
             uid = series.SeriesInstanceUID
-            yield Finding(collection, f"series {uid} is {status}: {why}", uid)
+            yield Finding(collection, f"series {uid} is {status}: {why}", uid, fetchable=ADVICE not in why)
 
 
 # --- intact
