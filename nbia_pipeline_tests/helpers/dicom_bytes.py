@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 BIG, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
@@ -41,6 +42,12 @@ def nested(tag: int, content: bytes = b"", *, vr: str = "SQ", items: int = 1, or
     inner = "<" if vr == "UN" else order
     start, end, last = (struct.pack(inner + "HH", 0xFFFE, n) for n in (0xE000, 0xE00D, 0xE0DD))
     return head + UNDEFINED + (start + UNDEFINED + content + end + bytes(4)) * items + last + bytes(4)
+
+
+def deflated(content: bytes, wbits: int = -15) -> bytes:
+    """Return deflated bytes: raw, or with the header of zlib."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    return stream.compress(content) + stream.flush()
 
 
 def meta(syntax: str | None = EXPLICIT, sop: str = "1.2.5.1", length: int | None = None) -> bytes:

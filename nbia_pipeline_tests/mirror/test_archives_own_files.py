@@ -23,10 +23,9 @@ from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
 from nbia_pipeline_tests.helpers.archives import FAST, serving
-from nbia_pipeline_tests.helpers.dicom_bytes import DEFLATED, IMPLICIT, PREAMBLE, data_set, meta
+from nbia_pipeline_tests.helpers.dicom_bytes import DEFLATED, IMPLICIT, PREAMBLE, data_set, deflated, meta
 from nbia_pipeline_tests.helpers.series import files_of
 from nbia_pipeline_tests.helpers.zips import pack, with_true_list
-from nbia_pipeline_tests.mirror.test_dicom_header import deflated
 
 SERIES = "1.2.5"
 DAY = datetime(2020, 1, 1)  # noqa: DTZ001 - the server states no zone

@@ -31,6 +31,7 @@ from nbia_pipeline_tests.helpers.dicom_bytes import (
     PREAMBLE,
     UNDEFINED,
     data_set,
+    deflated,
     element,
     long_form,
     meta,
@@ -52,11 +53,6 @@ class CountedFile(io.BytesIO):
         piece = super().read(size)
         self.count += len(piece)
         return piece
-
-
-def deflated(content: bytes, wbits: int = -15) -> bytes:
-    stream = zlib.compressobj(9, zlib.DEFLATED, wbits)
-    return stream.compress(content) + stream.flush()
 
 
 @given(uids, uids, st.none() | st.integers(-(2**31) + 1, 2**31 - 1), st.sampled_from(SYNTAXES))
