@@ -157,7 +157,7 @@ def _receipt(wanted: WantedSeries, instances: Iterable[VerifiedInstance], repair
 def _damaged(unpacked: Unpacked, listed: Sequence[str], uid: str, why: str) -> NotVerified:
     """Return the error of an instance that is no better on its own, with the number of those that are not right."""
     verified, digests = unpacked.verified(), unpacked.digests or {}
-    right = {u for u in unpacked.instances if u in verified or not digests.get(unpacked.names[u])} - {uid}
+    right = {u for u in unpacked.instances if u in verified or not digests.get(unpacked.names[u])}
     wrong = [uid, *(other for other in listed if other not in right and other != uid)]
     are = "is" if len(wrong) == 1 else "are"
     return NotVerified(

@@ -181,7 +181,7 @@ def palette(syntax: Any, dtype: str, bits: int, factor: int = 1, first: int = 0)
     lut: dict[str, Any] = {}
     for name, table in TABLES.items():
         lut[f"{name}PaletteColorLookupTableDescriptor"] = [2, first, bits]
-        lut[f"{name}PaletteColorLookupTableData"] = (np.array(table) * factor).astype(dtype).tobytes()
+        lut[f"{name}PaletteColorLookupTableData"] = (np.array(table) * factor + factor // 15).astype(dtype).tobytes()
     stored = np.array([[first, first + 1]]).astype("i2" if first < 0 else "u2")
     stored = stored.astype(stored.dtype.newbyteorder(">")) if syntax == ExplicitVRBigEndian else stored
     return dicom(stored, syntax, PhotometricInterpretation="PALETTE COLOR", PixelRepresentation=int(first < 0), **lut)
@@ -199,11 +199,13 @@ def palette(syntax: Any, dtype: str, bits: int, factor: int = 1, first: int = 0)
         palette(ExplicitVRBigEndian, ">u2", 16),
         palette(pydicom.uid.ExplicitVRLittleEndian, "u1", 8),
         palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 16, 256, first=-5),
+        palette(ImplicitVRLittleEndian, "<u2", 16, 256, first=-5),
         palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 16, 256, first=40000),
     ],
     ids=[
         "16 bits", "16 bits, implicit", "16 bits, big endian", "8 bits in words", "8 bits in words, big endian",
-        "8 bits that say 16", "8 bits that say 16, big endian", "8 bits in bytes", "from -5", "from 40000",
+        "8 bits that say 16", "8 bits that say 16, big endian", "8 bits in bytes", "from -5", "from -5, implicit",
+        "from 40000",
     ],
 )  # fmt: skip
 def test_a_palette_gives_its_colors(file: io.BytesIO) -> None:
@@ -216,6 +218,17 @@ def test_8_bits_in_bytes_of_big_endian_words_are_swapped() -> None:
     for name, (dark, bright) in TABLES.items():
         whole[f"{name}PaletteColorLookupTableData"].value = bytes([bright, dark])
         assert whole[f"{name}PaletteColorLookupTableData"].VR == "OW"
+    target = io.BytesIO()
+    whole.save_as(target)
+    assert picture_of(target, "US").tolist() == [[[0, 0, 0], [255, 128, 7]]]
+
+
+def test_a_palette_of_signed_pixels_may_state_its_first_value_unsigned() -> None:
+    whole = pydicom.dcmread(palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 16, 256, first=-5))
+    for name in TABLES:
+        tag = whole.data_element(f"{name}PaletteColorLookupTableDescriptor")
+        assert tag is not None
+        tag.VR, tag.value = "US", [2, 65531, 16]
     target = io.BytesIO()
     whole.save_as(target)
     assert picture_of(target, "US").tolist() == [[[0, 0, 0], [255, 128, 7]]]
