@@ -15,7 +15,7 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.download import fetch_batch, fetch_series
 from nbia_pipeline.mirror.series import WantedSeries, wanted_series
-from nbia_pipeline.mirror.unpack import series_md5
+from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import TestArchive
