@@ -492,11 +492,11 @@ class NbiaClient(Calls):
 
     def _digest(self, name: str, **arguments: Argument) -> str | None:
         def read(chunks: Iterator[bytes]) -> str | None:
-            text = decoded(b"".join(chunks)).strip()
+            text = decoded(b"".join(chunks)).lstrip("\ufeff").strip()
             digest = padded(text)
             if text and digest is None:
                 what = f"the answer is not an MD5, it begins with {text[:80]!r}: check base_url"
-                raise BadAnswer(what, arguments=("base_url",))
+                raise BadAnswer(what, retryable=True, arguments=("base_url",))
             return digest
 
         return self._bytes(name, read, **arguments)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
 from nbia_pipeline.archive.client import NbiaClient, SeriesSize
-from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused
+from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotAvailable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# A call that fails so often in a row, each time after its own retries, is not expected to be answered any more.
+FAILURES = 3
+
+
+class NoAnswer(Exception):
+    """A call failed in a way that may pass; the text says why."""
+
 
 class Proofs:
-    """Asks for digests and sizes, and returns None where the archive does not answer.
+    """Asks for digests and sizes, and returns None where the archive has none or does not answer such calls.
 
-    A call that the archive lacks, or is too slow for, is not made again. The first failure of each call is a warning.
+    A call that the archive lacks or refuses, that is too slow for it, or that failed some times in a row, is not made
+    again, and a warning says so. Each method raises:
+
+        NoAnswer: the call failed in a way that may pass.
+        ArchiveUnreachable: there is no connection.
 
     Args:
         client: the archive.
@@ -25,46 +37,42 @@ class Proofs:
 
     def __init__(self, client: NbiaClient) -> None:
         self._client = client
-        self._given_up: set[str] = set()
-        self._warned: set[str] = set()
+        self._failures: Counter[str] = Counter()
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
-        """Return the MD5 of one file; see :meth:`NbiaClient.md5_of_image`.
-
-        Raises:
-            ArchiveUnreachable: there is no connection.
-        """
+        """Return the MD5 of one file; see :meth:`NbiaClient.md5_of_image`."""
         return self._ask("the MD5 of an image", lambda: self._client.md5_of_image(sop_instance_uid))
 
     def md5_of_series(self, series_uid: str) -> str | None:
-        """Return the digest of a series; see :meth:`NbiaClient.md5_hierarchy`.
-
-        Raises:
-            ArchiveUnreachable: there is no connection.
-        """
+        """Return the digest of a series; see :meth:`NbiaClient.md5_hierarchy`."""
         return self._ask("the MD5 of a series", lambda: self._client.md5_hierarchy(series_uid=series_uid))
 
     def size_of_series(self, series_uid: str) -> SeriesSize | None:
-        """Return the size of a series; see :meth:`NbiaClient.series_size`.
-
-        Raises:
-            ArchiveUnreachable: there is no connection.
-        """
+        """Return the size of a series; see :meth:`NbiaClient.series_size`."""
         return self._ask("the size of a series", lambda: self._client.series_size(series_uid))
 
     def _ask(self, what: str, ask: Callable[[], T | None]) -> T | None:
-        if what in self._given_up:
+        if self._failures[what] >= FAILURES:
             return None
         try:
-            return ask()
+            found = ask()
         except ArchiveError as e:
             if isinstance(e, ArchiveUnreachable) and e.status is None and not e.overloaded:
                 raise
-            # A page of a proxy has status 200, and a 500 may be about this one series.
-            missing = isinstance(e, BadAnswer) and e.status not in (None, 200)
-            if missing or isinstance(e, (ArchiveUnreachable, LoginRefused)):
-                self._given_up.add(what)
-            level = logging.INFO if what in self._warned else logging.WARNING
-            self._warned.add(what)
-            log.log(level, "the archive does not answer for %s, which other proofs replace: %s", what, e)
+            if isinstance(e, NotAvailable):
+                return None
+            self._failures[what] += FAILURES if _lasting(e) else 1
+            if self._failures[what] < FAILURES:
+                raise NoAnswer(f"the archive does not answer for {what}: {e}") from e
+            log.warning("the archive does not answer for %s, which is left out of proofs from now on: %s", what, e)
             return None
+        self._failures[what] = 0
+        return found
+
+
+def _lasting(e: ArchiveError) -> bool:
+    """Return whether a call would fail again: the archive lacks it, refuses it, or takes too long."""
+    # A page of a proxy has status 200, or none is known; a 500 may be about one series.
+    missing = isinstance(e, BadAnswer) and e.status not in (None, 200)
+    too_slow = isinstance(e, ArchiveUnreachable) and e.status in (None, 504)
+    return missing or too_slow or isinstance(e, LoginRefused)

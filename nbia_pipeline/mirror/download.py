@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.bodies import EmptyBody
-from nbia_pipeline.archive.proofs import Proofs
+from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, Receipt
@@ -190,7 +190,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, proofs: P
                         _expect_not_replaced(client, wanted)
                     if sum(i.Size for i in receipt.instances) != (wanted.FileSize or 0):
                         wanted = _listed_now(client, wanted) or wanted
-            except NotVerified as e:
+            except (NotVerified, NoAnswer) as e:
                 reason, too_large = str(e), isinstance(e, UnsafeZip)
                 if too_large:
                     reason += f" (getSeries states {wanted.FileSize} bytes in {wanted.ImageCount} images)"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.archive.proofs import Proofs
+from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.digests import possible_series_md5s, series_md5
 from nbia_pipeline.text import first_of
@@ -95,8 +95,12 @@ def differs_from_archive(
     if digest in possible_series_md5s(files.values()):
         return None
     listed = client.sop_instance_uids(uid)
-    same = not listed or set(listed) == files.keys()
-    if same and all(proofs.md5_of_image(sop) in (None, files[sop]) for sop in sorted(files)[:most]):
+    try:
+        same = not listed or set(listed) == files.keys()
+        if same and all(proofs.md5_of_image(sop) in (None, files[sop]) for sop in sorted(files)[:most]):
+            return None
+    except NoAnswer as e:
+        log.warning("series %s: the digests of its images cannot be compared: %s", uid, e)
         return None
     return f"the archive has different files: its digest is {digest}, the lake's is {own}"
 
