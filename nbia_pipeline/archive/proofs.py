@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
 from typing import TypeVar
 
 from nbia_pipeline.archive.client import NbiaClient, SeriesSize
@@ -38,6 +39,13 @@ class Proofs:
     def __init__(self, client: NbiaClient) -> None:
         self._client = client
         self._failures: Counter[str] = Counter()
+        self._final = False
+
+    def final(self) -> Proofs:
+        """Return the same for who tries for the last time: what may pass is None as well."""
+        final = copy(self)
+        final._final = True
+        return final
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
         """Return the MD5 of one file; see :meth:`NbiaClient.md5_of_image`."""
@@ -62,9 +70,9 @@ class Proofs:
             if isinstance(e, NotAvailable):
                 return None
             self._failures[what] += FAILURES if _lasting(e) else 1
-            if self._failures[what] < FAILURES:
+            if self._failures[what] < FAILURES and not self._final:
                 raise NoAnswer(f"the archive does not answer for {what}: {e}") from e
-            log.warning("the archive does not answer for %s, which is left out of proofs from now on: %s", what, e)
+            log.warning("the archive does not answer for %s, so that proofs do without it: %s", what, e)
             return None
         self._failures[what] = 0
         return found

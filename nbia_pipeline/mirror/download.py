@@ -217,6 +217,7 @@ def _attempt(
     uid = wanted.SeriesInstanceUID
     if wanted.ImageCount == 0 and not client.sop_instance_uids(uid):
         return _without_images(wanted, files)
+    proofs = proofs.final() if last else proofs
     bounds = _bounds(proofs, wanted, too_large)
     try:
         unpacked, with_digests = _download(client, uid, files, bounds)
