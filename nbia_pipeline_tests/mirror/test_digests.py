@@ -264,7 +264,9 @@ def test_what_is_missing_is_not_asked_for_again(site: OneSeries) -> None:
     assert site.asked()[OF_IMAGE] == 1
 
 
-@pytest.mark.parametrize("fault", [BROKEN["404"], BROKEN["504"], BROKEN["a page each time"]], ids=["404", "504", "html"])
+@pytest.mark.parametrize(
+    "fault", [BROKEN["404"], BROKEN["504"], BROKEN["a page each time"]], ids=["404", "504", "html"]
+)
 def test_without_the_size_call_a_series_of_unknown_size_is_verified(site: OneSeries, fault: Fault) -> None:
     site.figures = {"FileSize": None}
     site.faults.inject("getSeriesSize", fault, times=99)
@@ -283,7 +285,7 @@ def test_a_call_that_failed_once_is_made_again_and_an_answer_forgives(site: OneS
     with site.client() as client:
         proofs = Proofs(client)
         for _ in range(2):
-            with pytest.raises(NoAnswer, match="does not answer for the MD5 of an image: .*status 500"):
+            with pytest.raises(NoAnswer, match=r"does not answer for the MD5 of an image: .*status 500"):
                 proofs.md5_of_image("1")
         assert proofs.md5_of_image("1") == "a".zfill(32)
         for _ in range(2):
@@ -295,6 +297,6 @@ def test_a_call_that_failed_once_is_made_again_and_an_answer_forgives(site: OneS
 
 
 def test_no_connection_is_no_missing_call() -> None:
-    with NbiaClient("http://127.0.0.1:9/nbia-api", api="v4", options=replace(FAST, tries=1)) as client:
-        with pytest.raises(ArchiveUnreachable, match="refused"):
-            Proofs(client).md5_of_series("1")
+    client = NbiaClient("http://127.0.0.1:9/nbia-api", api="v4", options=replace(FAST, tries=1))
+    with client, pytest.raises(ArchiveUnreachable, match="refused"):
+        Proofs(client).md5_of_series("1")
