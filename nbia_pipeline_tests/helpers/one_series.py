@@ -12,6 +12,7 @@ from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import StoredInstance
+from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.download import fetch_batch
@@ -101,6 +102,12 @@ class OneSeries:
     figures: dict[str, Any] = field(default_factory=dict)
     before: int = 0
 
+    def fresh(self, folder: Path) -> OneSeries:
+        """Return the same archive as it was first, with an empty lake."""
+        self._control().reset()
+        vars(self.store).update(vars(Store()))
+        return OneSeries(self.url, self.store, self.faults, Lake(str(folder / "lake")))
+
     def client(self, api: str = "v2") -> NbiaClient:
         return NbiaClient(self.url, api=api, options=replace(FAST, tries=2))
 
@@ -108,13 +115,16 @@ class OneSeries:
         """Fetch the series."""
         instances = self.store.instances(UID)
         true = {"ImageCount": len(instances), "FileSize": sum(i.size for i in instances)}
-        control = self.faults.app.state.archive.control  # type: ignore[attr-defined]
-        control.edit(UID, **{**true, **self.figures})
+        self._control().edit(UID, **{**true, **self.figures})
         with self.client(api) as client:
             wanted = wanted_series(client.series(series_uid=UID))
             self.before = len(self.faults.seen)
             (receipt,) = fetch_batch(client, self.lake, wanted)
         return receipt
+
+    def _control(self) -> Operations:
+        control: Operations = self.faults.app.state.archive.control  # type: ignore[attr-defined]
+        return control
 
     def asked(self) -> dict[str, int]:
         """Return how often each endpoint was called since the series was listed, apart from login and logout."""
@@ -123,9 +133,9 @@ class OneSeries:
 
 
 @contextlib.contextmanager
-def one_series(folder: Path) -> Iterator[OneSeries]:
-    """Serve the series, until the context is left."""
+def one_series() -> Iterator[OneSeries]:
+    """Serve the series, until the context is left; :meth:`OneSeries.fresh` gives it a lake."""
     store = Store()
     faults = Faults(create_app(replace(tiny_catalog(), images=store)))
     with serving(faults) as url:
-        yield OneSeries(url, store, faults, Lake(str(folder / "lake")))
+        yield OneSeries(url, store, faults, Lake("memory://one-series"))

@@ -27,10 +27,15 @@ ROOM = ZipBounds(1 << 20, 100)
 SMOOTH = {HASHED: 1, LISTED: 1}
 
 
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[OneSeries]:
-    with one_series(tmp_path) as site:
-        yield site
+def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
+    return _one.fresh(tmp_path)
 
 
 def mixed(number: int, md5: str) -> str:

@@ -29,10 +29,15 @@ LARGE = 5 << 18
 NO_MORE = answer(400, b"The user has not been granted the access to image with given SeriesInstanceUID")
 
 
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[OneSeries]:
-    with one_series(tmp_path) as site:
-        yield site
+def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
+    return _one.fresh(tmp_path)
 
 
 @pytest.fixture

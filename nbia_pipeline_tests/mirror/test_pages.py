@@ -11,7 +11,6 @@ import pytest
 from nbia_pipeline.archive import BadAnswer
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
-from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.download import IN_A_ROW, fetch_batch
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.journal import record_failure
@@ -41,10 +40,15 @@ PAGES = {
 }
 
 
-@pytest.fixture
-def one(tmp_path: Path) -> Iterator[OneSeries]:
-    with one_series(tmp_path) as one:
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
         yield one
+
+
+@pytest.fixture
+def one(_one: OneSeries, tmp_path: Path) -> OneSeries:
+    return _one.fresh(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +170,10 @@ EARLIER = {
 
 
 @pytest.mark.parametrize(("reason", "again"), EARLIER.items())
-def test_what_was_quarantined_because_of_a_page_is_retried(tmp_path: Path, reason: str, again: bool) -> None:
-    with one_series(tmp_path) as one, one.client() as client:
+def test_what_was_quarantined_because_of_a_page_is_retried(one: OneSeries, reason: str, again: bool) -> None:
+    lake = one.lake
+    with one.client() as client:
         series = client.series(series_uid=UID)
-    lake = Lake(str(tmp_path / "lake"))
     lake.write_table(SERIES, series, "Alpha Set")
     (wanted,) = wanted_series(series)
     record_failure(lake, Receipt(wanted, QUARANTINED, 3, reason=reason))

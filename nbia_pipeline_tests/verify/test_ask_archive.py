@@ -27,16 +27,22 @@ def short(number: int, md5: str) -> str:
     return md5.lstrip("0")
 
 
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[OneSeries]:
+def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
     """A series that is in the lake."""
-    with one_series(tmp_path) as site:
-        site.fetch()
-        with site.client() as client:
-            site.lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
-        commit(site.lake, COLLECTION)
-        site.before = len(site.faults.seen)
-        yield site
+    site = _one.fresh(tmp_path)
+    site.fetch()
+    with site.client() as client:
+        site.lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
+    commit(site.lake, COLLECTION)
+    site.before = len(site.faults.seen)
+    return site
 
 
 def compared(site: OneSeries) -> VerifyRun:
