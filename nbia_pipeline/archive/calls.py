@@ -58,9 +58,16 @@ class Calls:
         """
         return self._optional.ask(name, call, what)
 
-    def _bytes(self, name: str, read: Callable[[Iterator[bytes]], T], /, **arguments: Argument) -> T:
+    def _bytes(
+        self,
+        name: str,
+        read: Callable[[Iterator[bytes]], T],
+        chunks: Callable[[requests.Response], Iterator[bytes]] = chunks_of,
+        /,
+        **arguments: Argument,
+    ) -> T:
         endpoint = self._dialect.endpoint(name)
-        return self._call(endpoint, arguments, lambda answer: read(chunks_of(answer)))
+        return self._call(endpoint, arguments, lambda answer: read(chunks(answer)))
 
     def _call(self, endpoint: Endpoint, arguments: dict[str, Argument], read: Callable[[requests.Response], T]) -> T:
         wire = on_the_wire(endpoint, arguments)

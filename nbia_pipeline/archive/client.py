@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive.answers import decoded
+from nbia_pipeline.archive.bodies import file_of, zip_of
 from nbia_pipeline.archive.calls import Argument, Calls
 from nbia_pipeline.archive.endpoints import DIALECTS, metadata_columns
 from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, NotServed, ServerError
@@ -33,6 +33,7 @@ from nbia_pipeline.archive.optional import may_succeed_singly
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
 from nbia_pipeline.schema.arrow import first_of_each, with_column
+from nbia_pipeline.schema.digests import padded
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ SHOWN = 5
 # After this many failures, if they are the majority, the call for one series is not made for the others.
 GIVE_UP = 20
 
-_MD5 = re.compile("[0-9a-fA-F]{32}")
 _LEVELS = ({"series_uid"}, {"study_uid"}, {"patient_id", "collection"}, {"collection"})
 
 
@@ -442,7 +442,8 @@ class NbiaClient(Calls):
         Raises:
             NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
         """
-        return self._bytes("image", read, series_uid=series_uid, new_file_names="Yes" if new_file_names else None)
+        names = "Yes" if new_file_names else None
+        return self._bytes("image", read, zip_of, series_uid=series_uid, new_file_names=names)
 
     def image_with_md5(self, series_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
         """Download the files of a series and ``md5hashes.csv``, as one zip.
@@ -454,7 +455,7 @@ class NbiaClient(Calls):
         Raises:
             NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
         """
-        return self._bytes("image_with_md5", read, series_uid=series_uid)
+        return self._bytes("image_with_md5", read, zip_of, series_uid=series_uid)
 
     def dcm_image(self, series_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
         """Download the files of a series, ``md5hashes.csv`` and its annotation files, in this order, as one zip.
@@ -468,7 +469,7 @@ class NbiaClient(Calls):
         Raises:
             NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
         """
-        return self._bytes("dcm_image", read, series_uid=series_uid)
+        return self._bytes("dcm_image", read, zip_of, series_uid=series_uid)
 
     def single_image(self, series_uid: str, sop_instance_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
         """Download one DICOM file.
@@ -479,10 +480,10 @@ class NbiaClient(Calls):
         Raises:
             ServerError: the archive does not have the file (server: a missing file is a 500).
         """
-        return self._bytes("single_image", read, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
+        return self._bytes("single_image", read, file_of, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
-        """Return the MD5 that the archive has for one file, in lower case; None if it has none to show.
+        """Return the MD5 that the archive has for one file: 32 lower-case digits; None if it has none to show.
 
         None stands for an unknown, hidden or forbidden image as well as for one without a digest (server).
         """
@@ -498,8 +499,9 @@ class NbiaClient(Calls):
     ) -> str | None:
         """Return the digest of a series, a study, a patient or a collection; None where nothing is found.
 
-        The digest of a series is the MD5 of the sorted MD5s of its files, joined; each level above is computed
-        in the same way from the one below. The digest of a series is the same for every account and there even if it
+        The digest of a series is the MD5 of the sorted MD5s of its files as they are stored, joined
+        (see :func:`~nbia_pipeline.schema.digests.possible_series_md5s`); each level above is computed in the same way
+        from the one below. The digest of a series is the same for every account and there even if it
         is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
 
         Args:
@@ -608,11 +610,12 @@ class NbiaClient(Calls):
 
     def _digest(self, name: str, **arguments: Argument) -> str | None:
         def read(chunks: Iterator[bytes]) -> str | None:
-            text = decoded(b"".join(chunks)).strip()
-            if text and not _MD5.fullmatch(text):
+            text = decoded(b"".join(chunks)).lstrip("\ufeff").strip()
+            digest = padded(text)
+            if text and digest is None:
                 what = f"the answer is not an MD5, it begins with {text[:80]!r}: check base_url"
-                raise BadAnswer(what, arguments=("base_url",))
-            return text.lower() or None
+                raise BadAnswer(what, retryable=True, arguments=("base_url",))
+            return digest
 
         return self._bytes(name, read, **arguments)
 

@@ -279,9 +279,9 @@ class ObjectStore(_Store):
         names = {file.name for file in staged.iterdir()}
         for name in sorted(names):
             self.put_file(staged / name, f"{path}/{name}")
-        for old in self.fs.ls(self.full(path), detail=False):
-            if _name(old) not in names and not is_foreign(_name(old)):
-                self.fs.rm(old)
+        for old in self.names_in(path):  # there is no folder where nothing was uploaded
+            if old not in names and not is_foreign(old):
+                self.fs.rm(self.full(f"{path}/{old}"))
 
     def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
         """Upload the files before the entry of the journal is written, which names no staged directory."""

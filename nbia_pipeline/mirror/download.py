@@ -13,33 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
+from nbia_pipeline.archive.bodies import EmptyBody
+from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.journal import publish_series, record_failure
-from nbia_pipeline.mirror.receipt import Receipt
-from nbia_pipeline.mirror.repair import complete, complete_without_digests, expect_same_set
+from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, Receipt
+from nbia_pipeline.mirror.repair import UNKNOWN_BYTES, complete, complete_without_digests, expect_same_set, stated
 from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
-from nbia_pipeline.mirror.unpack import NotVerified, ZipBounds, unpack
+from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, UnsafeZip, ZipBounds, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
 STREAMS = 8
-# This many empty zips in a row are no accident: the archive has no digest of some instance (server).
-EMPTY_ZIPS = 2
-# Nor are this many series in a row whose calls fail: the archive is down.
+# This many series in a row whose calls fail are no accident: the archive is down, or something answers in its place.
 IN_A_ROW = 3
-# Bound of a series whose size the archive does not know.
-UNKNOWN_BYTES = 1 << 36
 # The number of streams is adjusted this often, by the part of the processors' time that this process takes.
 ADJUST_SECONDS = 0.1
 IDLE = 0.6
 BUSY = 0.85
-
-
-class NoImages(NotVerified):
-    """An intact zip without an image."""
 
 
 def fetch_batch(
@@ -71,12 +65,11 @@ def fetch_batch(
         LakeError: the lake cannot be written.
     """
 
-    slots = Streams(streams)
-    reasons = Reasons(client)
+    slots, reasons, proofs = Streams(streams), Reasons(client), Proofs(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
         with slots.slot():
-            receipt = fetch_series(client, lake, wanted, reasons)
+            receipt = fetch_series(client, lake, wanted, reasons, proofs)
         on_result(receipt)
         return receipt
 
@@ -167,7 +160,13 @@ class Streams:
             self.allowed = max(self._least, self.allowed - 1)
 
 
-def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: Reasons | None = None) -> Receipt:
+def fetch_series(
+    client: NbiaClient,
+    lake: Lake,
+    wanted: WantedSeries,
+    reasons: Reasons | None = None,
+    proofs: Proofs | None = None,
+) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
 
     Args:
@@ -175,69 +174,113 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: 
         lake: where to.
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
+        proofs: what the archive may add, shared by the series of a batch.
 
     Raises:
-        ArchiveError: the archive cannot be reached or refuses the account.
+        ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
         LakeError: the lake cannot be written.
     """
     try:
-        _ = Receipt(wanted, COMPLETE, 0).path
+        path = Receipt(wanted, COMPLETE, 0).path
     except LakeError as e:
         return record_failure(lake, Receipt(wanted, QUARANTINED, 0, reason=f"the series cannot be stored: {e}"))
-    reason = ""
-    empty = 0
+    reasons, proofs = reasons or Reasons(client), proofs or Proofs(client)
+    reason, too_large = "", False
     for attempt in range(1, TRIES + 1):
         with lake.workspace() as work:
             try:
                 with lake.storage_errors(f"unpack series {wanted.SeriesInstanceUID}"):
                     if attempt > 1:  # the listing may be older than the files
                         wanted = _listed_now(client, wanted) or wanted
-                    digests, last = empty < EMPTY_ZIPS, attempt == TRIES
-                    receipt = _attempt(client, wanted, work / "files", digests=digests, last=last)
+                    last = attempt == TRIES
+                    receipt = _attempt(client, proofs, wanted, work / "files", last=last, too_large=too_large)
                     if receipt.repaired:
                         _expect_not_replaced(client, wanted)
-                    if sum(i.Size for i in receipt.instances) != wanted.FileSize:
+                    if sum(i.Size for i in receipt.instances) != (wanted.FileSize or 0):
                         wanted = _listed_now(client, wanted) or wanted
-            except NotVerified as e:
-                reason = str(e)
-                empty += isinstance(e, NoImages)
+            except (NotVerified, NoAnswer) as e:
+                reason, too_large = str(e), isinstance(e, UnsafeZip)
+                if too_large:
+                    reason += f" (getSeries states {wanted.FileSize} bytes in {wanted.ImageCount} images)"
                 log.warning("series %s, attempt %d: %s", wanted.SeriesInstanceUID, attempt, reason)
                 continue
             except NotAvailable as e:
-                why = (reasons or Reasons(client)).of([wanted.SeriesInstanceUID]).get(wanted.SeriesInstanceUID)
-                return record_failure(
-                    lake, Receipt(wanted, UNAVAILABLE, attempt, reason=f"{why}: {e}" if why else str(e))
-                )
+                why = reasons.of([wanted.SeriesInstanceUID]).get(wanted.SeriesInstanceUID)
+                refusal = f"{why}: {e}" if why else str(e)
+                return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=refusal))
+            if not receipt.instances and lake.names_in(path):
+                why = "the archive has no images of it any more; those in the lake stay"
+                return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=why))
             receipt = replace(receipt, wanted=wanted, attempts=attempt)
             publish_series(lake, receipt, work / "files")
             return receipt
     return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
 
 
-def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, digests: bool, last: bool) -> Receipt:
-    """Download a series once into a new directory, as a zip with or without digests, and verify it.
+def _attempt(
+    client: NbiaClient, proofs: Proofs, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool
+) -> Receipt:
+    """Download a series once into a new directory, and verify it; nothing of a series without images.
 
     No other attempt follows the last, which repairs whatever can be repaired.
     """
     uid = wanted.SeriesInstanceUID
-    bounds = _bounds(client, wanted)
-    download = client.image_with_md5 if digests else client.image
-    unpacked = download(uid, lambda chunks: unpack(chunks, files, uid, bounds))
+    if wanted.ImageCount == 0 and not client.sop_instance_uids(uid):
+        return _without_images(wanted, files)
+    proofs = proofs.final() if last else proofs
+    bounds = _bounds(proofs, wanted, too_large)
+    try:
+        unpacked, with_digests = _download(client, uid, files, bounds)
+    except (NotAvailable, EmptyBody):
+        if _states_images(wanted) or client.sop_instance_uids(uid):
+            raise
+        return _without_images(wanted, files)
     # Asked after the download: an instance that was added meanwhile is then missing, and fetched.
     listed = client.sop_instance_uids(uid)
     if not unpacked.instances and not unpacked.faults and not (last and listed):
-        raise NoImages(f"the archive sent a zip without images; getSOPInstanceUIDs lists {len(listed)}")
+        if not listed and not _states_images(wanted):
+            return _without_images(wanted, files)
+        raise NotVerified(f"the archive sent a zip without images; getSOPInstanceUIDs lists {len(listed)}")
     expect_same_set(wanted, unpacked, listed)
-    if digests:
-        return complete(client, wanted, unpacked, listed, files, even_if_many=last)
-    return complete_without_digests(client, wanted, unpacked, listed, files)
+    if with_digests:
+        return complete(client, proofs, wanted, unpacked, listed, files, even_if_many=last)
+    return complete_without_digests(client, proofs, wanted, unpacked, listed, files)
 
 
-def _bounds(client: NbiaClient, wanted: WantedSeries) -> ZipBounds:
-    size, count = wanted.FileSize, wanted.ImageCount
-    if size is None and (now := client.series_size(wanted.SeriesInstanceUID)):
-        size, count = now.file_size, now.image_count
-    return ZipBounds.announced(UNKNOWN_BYTES if size is None else size, count)
+def _download(client: NbiaClient, uid: str, files: Path, bounds: ZipBounds) -> tuple[Unpacked, bool]:
+    """Download a series as a zip with a list of digests, or without where that one is empty; return which it was.
+
+    Server: where an image has no digest, not even a blank, getImageWithMD5Hash ends before the first file.
+    """
+
+    def read(chunks: Iterator[bytes]) -> Unpacked:
+        return unpack(chunks, files, uid, bounds)
+
+    try:
+        unpacked = client.image_with_md5(uid, read)
+        if unpacked.instances or unpacked.faults:
+            return unpacked, True
+    except EmptyBody as e:
+        log.info("series %s: %s", uid, e)
+    return client.image(uid, read), False
+
+
+def _states_images(wanted: WantedSeries) -> bool:
+    return stated(wanted.ImageCount) is not None or stated(wanted.FileSize) is not None
+
+
+def _without_images(wanted: WantedSeries, files: Path) -> Receipt:
+    """Return the receipt of a series that has nothing to fetch."""
+    files.mkdir(exist_ok=True)
+    return Receipt(wanted, COMPLETE, 1, verified_by=COUNT_AND_SIZE)
+
+
+def _bounds(proofs: Proofs, wanted: WantedSeries, too_large: bool) -> ZipBounds:
+    """Return the bounds of a zip; where getSeries states none, or what came was too large, getSeriesSize is asked."""
+    size, count = stated(wanted.FileSize), stated(wanted.ImageCount)
+    if (size is None or too_large) and (now := proofs.size_of_series(wanted.SeriesInstanceUID)):
+        size, count = max(size or 0, now.file_size), max(count or 0, now.image_count)
+    return ZipBounds.announced(size or UNKNOWN_BYTES, count)
 
 
 def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
+from nbia_pipeline.mirror.receipt import fault_of_the_way
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.mirror.series import (
     COLUMNS,
@@ -48,6 +49,7 @@ class Bounds:
         max_series: most series to fetch, None for no bound.
         retry: False leaves out what is quarantined with the content that is listed now, or was unavailable within
             the last day: the archive hides a series while it is curated, and a sensor must find it when it is back.
+            What 0.1 quarantined because a page came instead of a zip is retried.
     """
 
     max_bytes: int | None = None
@@ -178,7 +180,8 @@ def make_plan(
     same = same_contents(selected, known)
     there = pc.and_(same, has_files(known))
     failed = pc.and_(_failed_before(selected, known, same), pc.invert(there))
-    again = failed if bounds.retry else pc.and_(failed, _unavailable_for_a_day(known))
+    worth_it = pc.or_(_unavailable_for_a_day(known), fault_of_the_way(known))
+    again = failed if bounds.retry else pc.and_(failed, worth_it)
     never = pc.invert(pc.or_(there, failed))
     missing = wanted_series(selected.filter(never)) + wanted_series(selected.filter(again))
     fits, no_room = _fitting(missing, room_for_files(free))

@@ -6,14 +6,22 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from nbia_pipeline import clock
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.mirror.series import NO_NEWER, WantedSeries
-from nbia_pipeline.mirror.unpack import VerifiedInstance, series_md5
+from nbia_pipeline.mirror.unpack import VerifiedInstance
+from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
 
 MD5 = "md5"
 COUNT_AND_SIZE = "count+size"
+
+# What earlier versions wrote where a text came instead of a zip: now that is a BadAnswer, and no outcome of a series.
+# Of a zip that is damaged further in, the bytes shown there are no text.
+_TEXT_FOR_A_ZIP = r"""is (no|not a) zip: b['"](\\xef\\xbb\\xbf|([ -\[\]-~]|\\[nrt]){4})"""
 
 _KEYS_OF_0_1 = {"healed": "repaired", "proof": "verified_by"}
 
@@ -83,3 +91,8 @@ class Receipt:
                 "fetched_at": datetime.fromisoformat(values["fetched_at"]),
             }
         )
+
+
+def fault_of_the_way(receipts: pa.Table) -> pa.ChunkedArray:
+    """Return for each receipt whether a page of a proxy, or the like, is why its series was not fetched."""
+    return pc.fill_null(pc.match_substring_regex(receipts["Reason"], _TEXT_FOR_A_ZIP), False)

@@ -6,13 +6,14 @@ import csv
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nbia_pipeline.lake.layout import instance_name
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
 from nbia_pipeline.mirror.zip_stream import Entry, InvalidZip, stream_entries
+from nbia_pipeline.schema.digests import padded
 
 MD5_LIST = "md5hashes.csv"
 LICENSE = "LICENSE"
@@ -60,7 +61,7 @@ class Unpacked:
     Attributes:
         instances: the files of the series by SOPInstanceUID.
         names: the zip's name of each of them.
-        digests: the MD5s that the zip lists, by the zip's names; None where it has no such list.
+        digests: the MD5s that the zip lists as they are stored, by the zip's names; None where it has no such list.
         faults: what was discarded, one sentence each.
     """
 
@@ -71,8 +72,15 @@ class Unpacked:
 
     def verified(self) -> dict[str, VerifiedInstance]:
         """Return the files whose MD5 is the one that the zip lists."""
-        digests = self.digests or {}
-        return {uid: i for uid, i in self.instances.items() if digests.get(self.names[uid]) == i.MD5}
+        return {uid: i for uid, i in self.instances.items() if padded(self.listed(uid) or "") == i.MD5}
+
+    def blank(self) -> dict[str, VerifiedInstance]:
+        """Return the files that the zip lists with a blank for their MD5: the archive has none of them (server)."""
+        return {uid: i for uid, i in self.instances.items() if self.listed(uid) == ""}
+
+    def listed(self, uid: str) -> str | None:
+        """Return what the zip lists as the MD5 of an instance; None where it does not list it."""
+        return (self.digests or {}).get(self.names.get(uid, ""))
 
 
 @dataclass(frozen=True)
@@ -154,11 +162,6 @@ def take_single(chunks: Iterable[bytes], target: Path, series_uid: str, sop_uid:
     return instance
 
 
-def series_md5(digests: Sequence[str]) -> str:
-    """Return the digest of a series: MD5 of its files' MD5s, sorted and joined (server: getMD5Hierarchy)."""
-    return hashlib.md5("".join(sorted(digests)).encode(), usedforsecurity=False).hexdigest()
-
-
 def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacked) -> None:
     """Store one image of the zip; a bad one is listed as a fault instead."""
     try:
@@ -168,11 +171,14 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
     except NotVerified as e:
         for _ in _bounded(entry, left):  # so that a discarded file counts as well
             pass
-        found.faults.append(f"{entry.name}: {e}")
+        found.faults.append(f"{entry.name[:100]}: {e}")
         return
     if not entry.intact:
         (target / instance_name(instance.SOPInstanceUID)).unlink()
-        found.faults.append(f"{entry.name}: its size or checksum is not the one that the zip states")
+        found.faults.append(
+            f"{entry.name[:100]}, instance {instance.SOPInstanceUID}: its size or checksum is not the one that the zip "
+            "states"
+        )
         return
     found.instances[instance.SOPInstanceUID] = instance
     found.names[instance.SOPInstanceUID] = entry.name
@@ -199,7 +205,7 @@ def _store(
         whole = large if size > IN_MEMORY_BYTES else b"".join(in_memory)
         header = read_header(whole)
         if header.SeriesInstanceUID != series_uid:
-            raise NotVerified(f"it belongs to series {header.SeriesInstanceUID or 'none'}")
+            raise NotVerified(f"it belongs to series {header.SeriesInstanceUID}, as instance {header.SOPInstanceUID}")
         if taken and header.SOPInstanceUID in taken:
             raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
         final = target / instance_name(header.SOPInstanceUID)
@@ -243,7 +249,15 @@ def _expect_plain_name(name: str, names: set[str]) -> None:
 
 
 def _listed_digests(text: bytes) -> dict[str, str]:
-    rows = list(csv.reader(io.StringIO(text.decode("utf-8", "replace"))))
-    if not rows or rows[0] != ["Filename", "MD5Hash"] or any(len(r) != 2 for r in rows):
-        raise NotVerified(f"{MD5_LIST} is not a list of names and digests")
-    return {name: digest.strip().lower() for name, digest in rows[1:]}
+    """Return the list of digests by name, each as it is stored, without the blanks around it."""
+    lines = io.StringIO(text.decode("utf-8-sig", "replace"), newline="")
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
+    except csv.Error as e:
+        raise NotVerified(f"{MD5_LIST} is not a list of names and digests: {e}") from e
+    rows = [row for row in rows if any(row)]
+    if not rows or [cell.casefold() for cell in rows[0]] != ["filename", "md5hash"]:
+        raise NotVerified(f"{MD5_LIST} is not a list of names and digests: it begins with {text[:80]!r}")
+    if wrong := next((row for row in rows if len(row) != 2), None):
+        raise NotVerified(f"{MD5_LIST} is not a list of names and digests: it has the line {','.join(wrong)[:80]!r}")
+    return {row[0]: row[1] for row in rows[1:]}

@@ -76,10 +76,11 @@ def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
     label are chosen as long as there are images.
 
     Args:
-        receipts: rows of ``image_series``; only complete series can be shown.
+        receipts: rows of ``image_series``; only complete series with files can be shown.
         series: rows of ``series``, which know the modality.
     """
-    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE)).select(
+    with_files = pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.greater(receipts["Bytes"], 0))
+    complete = receipts.filter(with_files).select(
         ["SeriesInstanceUID", "PatientID", "SeriesMD5", "ImageCount", "Bytes"]
     )
     listed = first_of_each(series, "SeriesInstanceUID").select(

@@ -11,11 +11,11 @@ import pyarrow as pa
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import contact_sheet_path
 from nbia_pipeline.preview.choose import Chosen, choose, digest_of
-from nbia_pipeline.preview.pixels import NotDrawable, phases_of, picture_of
+from nbia_pipeline.preview.pixels import NotDrawable, jpeg_extra, phases_of, picture_of
 from nbia_pipeline.preview.sheet import Tile, as_png, digest_in, draw_sheet
 from nbia_pipeline.schema.tables import INSTANCES
 
-VERSION = "1"
+VERSION = "2"
 """Increase it when the drawing changes, so that old sheets are drawn again."""
 
 
@@ -54,7 +54,7 @@ def contact_sheet(lake: Lake, collection: str, receipts: pa.Table, series: pa.Ta
     if not chosen:
         return None
     path = contact_sheet_path(collection)
-    digest = digest_of(chosen, VERSION)
+    digest = _digest(chosen)
     old = lake.read_bytes(path)
     if old is not None and digest_in(old) == digest:
         return ContactSheet(path, old, len(chosen), drawn=False)
@@ -65,6 +65,11 @@ def contact_sheet(lake: Lake, collection: str, receipts: pa.Table, series: pa.Ta
     lake.put_bytes(path, png)
     failed = {t.chosen.SeriesInstanceUID: t.note for t in tiles if t.note and t.chosen.label_only is None}
     return ContactSheet(path, png, len(chosen), drawn=True, undrawn=failed)
+
+
+def _digest(chosen: Sequence[Chosen]) -> str:
+    """Return the digest of a sheet; another one where the extra for JPEG may draw what had only a label."""
+    return digest_of(chosen, f"{VERSION}+jpeg" if jpeg_extra() else VERSION)
 
 
 def _tile(lake: Lake, chosen: Chosen, paths: list[str]) -> Tile:

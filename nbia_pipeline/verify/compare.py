@@ -1,4 +1,4 @@
-"""Compare the files of one series in the lake with its rows of table ``instances`` and with its receipt."""
+"""Compare the files of one series in the lake with its rows of table ``instances``, its receipt, and the archive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import is_foreign
-from nbia_pipeline.mirror.unpack import series_md5
+from nbia_pipeline.schema.digests import possible_series_md5s, series_md5
 from nbia_pipeline.text import first_of
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult
 
@@ -63,6 +65,48 @@ def compare_files(
     if series_md5([row["MD5"] for row in rows]) != series.digest:
         wrong["not matching the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
     return VerifyResult(series, len(rows), read, _finding(wrong, len(rows)))
+
+
+def differs_from_archive(
+    client: NbiaClient,
+    proofs: Proofs,
+    series: tuple[str, str | None],
+    digest: str,
+    md5s: Callable[[], Mapping[str, str]],
+    *,
+    most: int | None = None,
+) -> str | None:
+    """Return how the files of a series differ from those of the archive, None if nothing shows that they do.
+
+    The archive's digest of a series is that of the MD5s as it stores them, with leading zeros or without. So another
+    digest alone shows nothing: the instances themselves are compared, then their MD5s until one differs.
+
+    Args:
+        client: the archive.
+        proofs: what it may add.
+        series: SeriesInstanceUID, and SeriesMD5 of its receipt.
+        digest: what getMD5Hierarchy returned.
+        md5s: returns the MD5s of the files in the lake by SOPInstanceUID; called only if they are needed.
+        most: how many MD5s to ask for, None for all.
+
+    Raises:
+        ArchiveError: the instances cannot be listed.
+    """
+    uid, own = series
+    if digest == own:
+        return None
+    files = md5s()
+    if digest in possible_series_md5s(files.values()):
+        return None
+    listed = client.sop_instance_uids(uid)
+    try:
+        same = not listed or set(listed) == files.keys()
+        if same and all(proofs.md5_of_image(sop) in (None, files[sop]) for sop in sorted(files)[:most]):
+            return None
+    except NoAnswer as e:
+        log.warning("series %s: the digests of its images cannot be compared: %s", uid, e)
+        return None
+    return f"the archive has different files: its digest is {digest}, the lake's is {own}"
 
 
 def _wrong_size(found: int | None, expected: int) -> str | None:

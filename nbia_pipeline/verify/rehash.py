@@ -15,11 +15,12 @@ from itertools import islice
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.receipt import MD5
 from nbia_pipeline.schema.tables import INSTANCES
-from nbia_pipeline.verify.compare import compare_files
+from nbia_pipeline.verify.compare import compare_files, differs_from_archive
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, record, stored_series
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,11 @@ RECORD_SECONDS = 60.0
 # A run that replaces a series meanwhile makes it look damaged: old rows, new files. So it is read again this often.
 REREADS = 3
 
-ExtraCheck = Callable[[StoredSeries], str | None]
-"""Returns what else is wrong with a series whose files are as they were fetched, None if nothing is."""
+ExtraCheck = Callable[[StoredSeries, Sequence[dict[str, Any]]], str | None]
+"""Returns what else is wrong with a series whose files are as they were fetched, None if nothing is; takes the rows of
+its files as well."""
 
-_ROW = ["SeriesInstanceUID", "Path", "Size", "MD5"]
+_ROW = ["SeriesInstanceUID", "SOPInstanceUID", "Path", "Size", "MD5"]
 
 
 @dataclass(frozen=True)
@@ -180,18 +182,30 @@ def read_again(
 
 
 def digest_check(client: NbiaClient) -> ExtraCheck:
-    """Return a check against the archive's own digest of a series: the archive may have replaced its files silently.
+    """Return a check against the archive's own digests of a series: the archive may have replaced its files silently.
 
-    It passes a series that the archive had no digest of when it was fetched, or has none now.
+    It passes a series that the archive had no digest of when it was fetched, or has none now, and all where the archive
+    does not answer for digests.
     """
+    proofs = Proofs(client)
 
-    def check(series: StoredSeries) -> str | None:
-        digest = client.md5_hierarchy(series_uid=series.uid) if series.verified_by == MD5 else None
-        if digest is None or digest == series.digest:
+    def check(series: StoredSeries, rows: Sequence[dict[str, Any]]) -> str | None:
+        try:
+            digest = proofs.md5_of_series(series.uid) if series.verified_by == MD5 else None
+        except NoAnswer as e:
+            log.warning("series %s is not compared with the archive: %s", series.uid, e)
             return None
-        return f"outdated: the archive has different files, its digest is {digest}, the lake's is {series.digest}"
+        if digest is None:
+            return None
+        different = differs_from_archive(client, proofs, (series.uid, series.digest), digest, lambda: md5s_of(rows))
+        return different and f"outdated: {different}"
 
     return check
+
+
+def md5s_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the MD5s of files by SOPInstanceUID."""
+    return {row["SOPInstanceUID"]: row["MD5"] for row in rows}
 
 
 class _Reader:
@@ -238,7 +252,7 @@ class _Reader:
         result = compare_files(self._lake, series, rows, self._stop)
         if result.finding is not None or self._extra_check is None:
             return result
-        finding = self._extra_check(series)
+        finding = self._extra_check(series, rows)
         return replace(result, finding=finding, outdated=finding is not None)
 
     def _read_suspects(self, suspects: list[VerifyResult]) -> Iterator[VerifyResult]:

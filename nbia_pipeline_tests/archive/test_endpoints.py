@@ -485,10 +485,10 @@ def test_a_digest_is_of_one_level(archive: TestArchive, levels: dict[str, str]) 
     assert archive.faults.seen == []
 
 
-@pytest.mark.parametrize("fault", [html(), answer(200, b"no"), answer(200, b"0" * 31), answer(200, bytes(range(256)))])
+@pytest.mark.parametrize("fault", [html(), answer(200, b"no"), answer(200, b"0" * 33), answer(200, bytes(range(256)))])
 def test_what_is_not_a_digest_is_a_bad_answer(archive: TestArchive, fault: Any) -> None:
-    archive.faults.inject("getM5HashForImage", fault)
-    archive.faults.inject("getMD5Hierarchy", fault)
+    archive.faults.inject("getM5HashForImage", fault, times=3)
+    archive.faults.inject("getMD5Hierarchy", fault, times=3)
     with archive.client() as client:
         with pytest.raises(BadAnswer):
             client.md5_of_image("1.2")
@@ -497,7 +497,7 @@ def test_what_is_not_a_digest_is_a_bad_answer(archive: TestArchive, fault: Any) 
 
 
 def test_an_echoed_token_does_not_get_into_the_error(archive: TestArchive) -> None:
-    archive.faults.inject("getM5HashForImage", echo_headers())
+    archive.faults.inject("getM5HashForImage", echo_headers(), times=3)
     with archive.client() as client:
         with pytest.raises(BadAnswer, match=r"is not an MD5, it begins with '<html>Bearer \*\*\*'") as caught:
             client.md5_of_image("1.2")
@@ -506,10 +506,22 @@ def test_an_echoed_token_does_not_get_into_the_error(archive: TestArchive) -> No
     assert caught.value.endpoint == "/services/v2/getM5HashForImage"
 
 
-def test_a_digest_in_upper_case_is_lowered(archive: TestArchive) -> None:
-    archive.faults.inject("getM5HashForImage", answer(200, b"ABCDEF01" * 4 + b"\n"))
+@pytest.mark.parametrize(
+    ("sent", "digest"),
+    [
+        (b"ABCDEF01" * 4 + b"\n", "abcdef01" * 4),
+        (b"1" * 31, "0" + "1" * 31),
+        (b"f", "0" * 31 + "f"),
+        (b"\xef\xbb\xbf" + b"1" * 30 + b"\r\n", "00" + "1" * 30),
+        (b" ", None),
+        (b"", None),
+    ],
+)
+def test_a_digest_is_padded_and_lowered(archive: TestArchive, sent: bytes, digest: str | None) -> None:
+    archive.faults.inject("getM5HashForImage", answer(200, sent))
+    archive.faults.inject("getMD5Hierarchy", answer(200, sent))
     with archive.client() as client:
-        assert client.md5_of_image("1.2") == "abcdef01" * 4
+        assert client.md5_of_image("1.2") == client.md5_hierarchy(series_uid="1.2") == digest
 
 
 # --- what a dialect lacks, and what is refused before anything is sent

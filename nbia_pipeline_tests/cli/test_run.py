@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.unpack import series_md5
 from nbia_pipeline.schema import TABLES
+from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.processes import environment
 

@@ -23,13 +23,14 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
+from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES, SERIES, VERIFICATIONS
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.inventory import stored_series
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
-from nbia_pipeline_tests.helpers.faults import answer
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, html
 
 CT, MIXED = "Lung Phantom CT", "HeadNeckMix"
 COUNTS = {CT: 4, MIXED: 9}
@@ -142,6 +143,7 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
 
 def test_a_hint_is_a_warning(archive: TestArchive, evaluate: Callable[[], dict[str, dg.AssetCheckEvaluation]]) -> None:
     archive.faults.inject("getMD5Hierarchy", answer(200, b"0" * 32))
+    archive.faults.inject("getM5HashForImage", answer(200, b"0" * 32))
     check = evaluate()["agrees_with_archive"]
     assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
     assert check.metadata["findings"].value == 1
@@ -168,6 +170,18 @@ def test_complete_tells_what_is_wrong_with_each_series(lake: Lake, subject: Subj
         rows[2]["SeriesInstanceUID"]: "outdated: the archive changed it since it was fetched",
         rows[3]["SeriesInstanceUID"]: "outdated: the newer version could not be fetched: short",
     }
+
+
+def test_no_run_is_advised_for_what_the_archive_must_repair(lake: Lake, subject: Subject) -> None:
+    states = iter([{"Status": "quarantined", "Reason": f"it is empty. {ADVICE}"}, {"Status": "pending"}])
+    rows = change(lake, IMAGE_SERIES, MIXED, lambda r: r.update({"Bytes": None, **next(states, {})}))
+    quarantined, pending = (row["SeriesInstanceUID"] for row in rows[:2])
+    report = images.complete(subject)
+    findings = found(report)
+    both = [f for f in findings if f.series in (quarantined, pending)]
+    assert report.remedy(both) == f"nbia-pipeline run --series {pending}"
+    assert report.remedy([f for f in both if f.series == quarantined]) is None
+    assert f"series {quarantined} is quarantined: it is empty. {ADVICE}" in {f.what for f in findings}
 
 
 def test_a_withdrawn_series_is_not_missing(lake: Lake, subject: Subject) -> None:
@@ -239,6 +253,7 @@ def test_a_check_ends_in_time(lake: Lake, subject: Subject, monkeypatch: pytest.
 
 def test_another_digest_means_outdated(archive: TestArchive, lake: Lake, subject: Subject) -> None:
     archive.faults.inject("getMD5Hierarchy", answer(200, b"0" * 32), answer(200, b""))
+    archive.faults.inject("getM5HashForImage", answer(200, b"0" * 32))
     report = images.agrees_with_archive(subject)
     (finding,) = found(report)
     receipts = {r["SeriesInstanceUID"]: r for r in lake.read_table(IMAGE_SERIES, finding.collection).to_pylist()}
@@ -247,6 +262,40 @@ def test_another_digest_means_outdated(archive: TestArchive, lake: Lake, subject
         f"is {receipts[str(finding.series)]['SeriesMD5']}"
     )
     assert report.properties == {"asked": 13, "not_held": 1}
+
+
+def one_unlisted(archive: TestArchive) -> None:
+    archive.faults.inject("getSOPInstanceUIDs", answer(200, b'[{"SOPInstanceUID": "9.9"}]'))
+
+
+def no_digest_of_the_first(archive: TestArchive) -> None:
+    archive.faults.inject("getM5HashForImage", answer(200, b" "), answer(200, b"1" * 31))
+
+
+@pytest.mark.parametrize("evidence", [one_unlisted, no_digest_of_the_first])
+def test_other_instances_or_one_other_image_mean_outdated(
+    archive: TestArchive, subject: Subject, evidence: Callable[[TestArchive], None]
+) -> None:
+    archive.faults.inject("getMD5Hierarchy", answer(200, b"f" * 32))
+    evidence(archive)
+    (finding,) = found(images.agrees_with_archive(subject))
+    assert finding.what.startswith(f"series {finding.series} is outdated: the archive has different files: its digest ")
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [(), (answer(200, b" "),), (answer(500, NO_SUCH_ENDPOINT),), (answer(504),), (html(),)],
+    ids=["digests of images", "a blank", "no such call", "504", "a page"],
+)
+def test_another_digest_of_a_series_alone_means_nothing(
+    archive: TestArchive, subject: Subject, evidence: tuple[Fault, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive may store some digests with leading zeros and some without."""
+    monkeypatch.setattr(images, "ASKED_PER_SERIES", 3)
+    archive.faults.inject("getMD5Hierarchy", answer(200, b"f" * 32))
+    archive.faults.inject("getM5HashForImage", *evidence, times=3)
+    assert found(images.agrees_with_archive(subject)) == []
+    assert archive.faults.count("getM5HashForImage") <= 3
 
 
 def test_an_archive_that_cannot_be_asked_is_said_and_left_alone(archive: TestArchive, subject: Subject) -> None:

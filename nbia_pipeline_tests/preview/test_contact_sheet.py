@@ -310,7 +310,7 @@ def test_a_series_that_cannot_be_read_is_a_tile_that_says_so(phantoms: Lake) -> 
     sheet = sheet_of(phantoms, "QIN_Breast.v2")
     assert set(sheet.undrawn) == {lost, broken}
     assert "cannot read" in sheet.undrawn[lost]
-    assert sheet.undrawn[broken].startswith("not drawn: InvalidDicomError")
+    assert sheet.undrawn[broken] == "not drawn: it is not DICOM"
 
 
 def test_a_collection_without_images_has_no_sheet(tmp_path: Path) -> None:

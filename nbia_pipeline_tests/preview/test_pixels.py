@@ -7,51 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import MPEG2MPML, UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless
+from pydicom.uid import MPEG2MPML, DeflatedExplicitVRLittleEndian
 
 from nbia_pipeline.preview.pixels import NotDrawable, phases_of, picture_of
-
-
-def dicom(pixels: NDArray[Any] | bytes, syntax: UID = ExplicitVRLittleEndian, **facts: Any) -> io.BytesIO:
-    """Return a DICOM file of some pixels; `facts` overrule what follows from them."""
-    array = pixels if isinstance(pixels, np.ndarray) else np.zeros((4, 4), np.uint16)
-    bits = 8 * array.dtype.itemsize
-    values: dict[str, Any] = {
-        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7",
-        "SOPInstanceUID": "1.2.3",
-        "Rows": array.shape[0],
-        "Columns": array.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(array.dtype.kind == "i"),
-        **facts,
-    }
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = UID(values["SOPClassUID"])
-    dataset.file_meta.MediaStorageSOPInstanceUID = UID(values["SOPInstanceUID"])
-    dataset.file_meta.TransferSyntaxUID = syntax
-    for keyword, value in values.items():
-        if value is not None:
-            setattr(dataset, keyword, value)
-    dataset.PixelData = pixels if isinstance(pixels, bytes) else array.tobytes()
-    dataset["PixelData"].VR = "OW" if bits > 8 else "OB"
-    if syntax.is_encapsulated:
-        dataset["PixelData"].is_undefined_length = True
-    file = io.BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    file.seek(0)
-    return file
-
-
-def ramp(dtype: Any = np.uint16) -> NDArray[Any]:
-    """Return 101 values, 0 to 100, so that percentiles are values."""
-    return np.arange(101, dtype=dtype).reshape(1, 101)
+from nbia_pipeline_tests.helpers.pictures import dicom, ramp
 
 
 @pytest.mark.parametrize(
@@ -155,16 +114,15 @@ def test_a_large_image_is_thinned_out() -> None:
 @pytest.mark.parametrize(
     ("file", "why"),
     [
-        (lambda: dicom(b"\xfe\xff\x00\xe0" + b"\0" * 4, JPEGLSLossless), "no decoder for JPEG-LS Lossless"),
         (lambda: dicom(b"\xfe\xff\x00\xe0" + b"\0" * 4, MPEG2MPML), "no decoder for MPEG2"),
-        (lambda: dicom(b"\1\2\3\4"), "ValueError: "),
+        (lambda: dicom(b"\1\2\3\4"), "^its header or its pixel data are damaged$"),
         (lambda: dicom(ramp(), DeflatedExplicitVRLittleEndian), "no decoder for Deflated"),
         (lambda: dicom(ramp(), Rows=None), "it contains no image"),
-        (lambda: dicom(ramp(), BitsAllocated=None), "AttributeError: "),
+        (lambda: dicom(ramp(), BitsAllocated=None), "does not say how its pixels are stored"),
         (lambda: dicom(ramp(), Rows=60000, Columns=60000), "60000 by 60000 pixels are too many"),
-        (lambda: io.BytesIO(b"<html>" * 100), "InvalidDicomError: "),
-        (lambda: io.BytesIO(b""), "InvalidDicomError: "),
-        (lambda: io.BytesIO(dicom(ramp()).getvalue()[:-20]), "ValueError: "),
+        (lambda: io.BytesIO(b"<html>" * 100), "^it is not DICOM$"),
+        (lambda: io.BytesIO(b""), "^it is not DICOM$"),
+        (lambda: io.BytesIO(dicom(ramp()).getvalue()[:-20]), "^its header or its pixel data are damaged$"),
     ],
 )
 def test_what_cannot_be_drawn_says_why(file: Any, why: str) -> None:

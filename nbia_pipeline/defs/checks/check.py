@@ -27,11 +27,13 @@ class Finding:
         collection: where.
         what: what is wrong, in one sentence.
         series: SeriesInstanceUID, None if it is not about one series.
+        fetchable: False for a series that another run is not likely to fetch.
     """
 
     collection: str
     what: str
     series: str | None = None
+    fetchable: bool = True
 
 
 @dataclass(frozen=True)

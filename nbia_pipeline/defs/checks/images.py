@@ -12,19 +12,22 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.archive.proofs import Proofs
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import MD5
+from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
-from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import first_of
 from nbia_pipeline.verify import refetch
-from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
+from nbia_pipeline.verify.compare import differs_from_archive
+from nbia_pipeline.verify.rehash import VerifyRun, md5s_of, plan_verification, read_again
 
 # Each run of images reads about this much of the lake again, whatever its size; the next one goes on from there.
 INTACT_BYTES = 250_000_000
@@ -32,6 +35,8 @@ INTACT_SECONDS = 5
 # Small requests, one for each series.
 ASKED_PER_COLLECTION = 20
 ASKED_AT_MOST = 100
+# Of a series whose digest is another one, so many images: if it was replaced, the first ones differ.
+ASKED_PER_SERIES = 20
 
 _UID = "SeriesInstanceUID"
 
@@ -73,8 +78,14 @@ def complete(subject: Subject) -> Report:
     """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
     return Report(
         incomplete(subject.lake, _mirrored(subject)),
-        remedy=lambda first: " ".join(["nbia-pipeline run", *(f"--series {f.series}" for f in first)]),
+        remedy=_run_again,
     )
+
+
+def _run_again(findings: list[Finding]) -> str | None:
+    """Return the command that fetches series, but for those that only the archive can repair."""
+    series = [f"--series {f.series}" for f in findings if f.fetchable]
+    return " ".join(["nbia-pipeline run", *series]) if series else None
 
 
 def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
@@ -92,7 +103,7 @@ def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
             if status == COMPLETE:
                 status, why = "outdated", receipt.get("Reason") or "the archive changed it since it was fetched"
             uid = series.SeriesInstanceUID
-            yield Finding(collection, f"series {uid} is {status}: {why}", uid)
+            yield Finding(collection, f"series {uid} is {status}: {why}", uid, fetchable=ADVICE not in why)
 
 
 # --- intact
@@ -129,11 +140,10 @@ def agrees_with_archive(subject: Subject) -> Report:
 
     This finds series that the archive replaced without a change that its tables show.
     """
-    chosen = _chosen(subject)
     counts = {"asked": 0, "not_held": 0}
     assert subject.archive is not None  # noqa: S101 - built with needs_archive
     with subject.archive.client() as client:
-        findings = list(_disagreements(client, chosen, counts))
+        findings = list(_disagreements(client, subject.lake, _chosen(subject), counts))
     return Report(findings, dict(counts), remedy=lambda first: refetch.COMMAND_OUTDATED)
 
 
@@ -154,20 +164,30 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
     return random.Random(str(day)).sample(chosen, min(ASKED_AT_MOST, len(chosen)))  # noqa: S311 - no secret
 
 
-def _disagreements(client: NbiaClient, chosen: list[dict[str, Any]], counts: dict[str, int]) -> Iterator[Finding]:
+def _disagreements(
+    client: NbiaClient, lake: Lake, chosen: list[dict[str, Any]], counts: dict[str, int]
+) -> Iterator[Finding]:
+    proofs = Proofs(client)
     for row in chosen:
-        uid = row[_UID]
+        uid, collection = row[_UID], row["Collection"]
         try:
             digest = client.md5_hierarchy(series_uid=uid)
+            counts["asked"] += 1
+            if digest is None:  # the archive has none now, which says nothing about the files
+                counts["not_held"] += 1
+                continue
+            md5s = partial(_md5s, lake, collection, uid)
+            known = (uid, row["SeriesMD5"])
+            different = differs_from_archive(client, proofs, known, digest, md5s, most=ASKED_PER_SERIES)
         except ArchiveError as e:
-            yield Finding(row["Collection"], f"the archive cannot be asked for its digests: {e}")
+            yield Finding(collection, f"the archive cannot be asked for its digests: {e}")
             return
-        counts["asked"] += 1
-        if digest is None:  # the archive has none now, which says nothing about the files
-            counts["not_held"] += 1
-        elif digest != row["SeriesMD5"]:
-            what = f"the archive has different files: its digest is {digest}, the lake's is {row['SeriesMD5']}"
-            yield Finding(row["Collection"], f"series {uid} is outdated: {what}", uid)
+        if different:
+            yield Finding(collection, f"series {uid} is outdated: {different}", uid)
+
+
+def _md5s(lake: Lake, collection: str, uid: str) -> dict[str, str]:
+    return md5s_of(lake.read_rows(INSTANCES, collection, _UID, {uid}, ["SOPInstanceUID", "MD5"]).to_pylist())
 
 
 # --- licensed

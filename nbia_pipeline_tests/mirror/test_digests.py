@@ -1,0 +1,307 @@
+"""MD5s as archives have them: without leading zeros, blank, or not at all, and from calls that a server may lack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient
+from nbia_pipeline.archive.proofs import NoAnswer, Proofs
+from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.mirror.unpack import MD5_LIST, NotVerified, ZipBounds, unpack
+from nbia_pipeline.schema.digests import padded, possible_series_md5s, series_md5
+from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
+from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.archives import FAST
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, html
+from nbia_pipeline_tests.helpers.one_series import IMAGES, UID, ZEROS, OneSeries, Stored, image, one_series
+
+HASHED, SINGLE, LISTED = "getImageWithMD5Hash", "getSingleImage", "getSOPInstanceUIDs"
+OF_IMAGE, OF_SERIES = "getM5HashForImage", "getMD5Hierarchy"
+ROOM = ZipBounds(1 << 20, 100)
+# What it takes where everything is right.
+SMOOTH = {HASHED: 1, LISTED: 1}
+
+
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
+@pytest.fixture
+def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
+    return _one.fresh(tmp_path)
+
+
+def mixed(number: int, md5: str) -> str:
+    return md5.lstrip("0") if number == 2 else md5
+
+
+STORED: dict[str, Stored] = {
+    "padded": lambda number, md5: md5,
+    "without leading zeros": lambda number, md5: md5.lstrip("0"),
+    "some without leading zeros": mixed,
+    "in upper case": lambda number, md5: md5.upper(),
+    "with blanks around it": lambda number, md5: f" {md5.lstrip('0')} ",
+}
+
+
+def blank(*numbers: int) -> Stored:
+    return lambda number, md5: " " if number in numbers else md5.lstrip("0")
+
+
+def digests() -> list[str]:
+    return [hashlib.md5(image(n)).hexdigest() for n in ZEROS]
+
+
+# --- leading zeros
+
+
+@pytest.mark.parametrize(
+    ("stored", "digest"),
+    [
+        ("1" * 32, "1" * 32),
+        ("ABC", "0" * 29 + "abc"),
+        ("0", "0" * 32),
+        (" f\r\n", "0" * 31 + "f"),
+        ("", None),
+        (" ", None),
+        ("1" * 33, None),
+        ("null", None),
+        ("０", None),
+    ],
+)
+def test_a_digest_has_32_digits(stored: str, digest: str | None) -> None:
+    assert padded(stored) == digest
+
+
+def test_the_digest_of_a_series_is_that_of_the_stored_ones() -> None:
+    whole = ["0" * 31 + "f", "1" * 32, "00" + "a" * 30]
+    short = ["f", "1" * 32, "a" * 30]
+    possible = possible_series_md5s(whole)
+    assert {series_md5(whole), series_md5(short)} <= possible
+    assert series_md5(["f", *whole[1:]]) not in possible
+    assert series_md5(["f", *whole[1:]]) in possible_series_md5s(["f", *whole[1:]])
+
+
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+def test_a_zip_is_verified_by_the_digests_as_they_are_stored(site: OneSeries, stored: Stored) -> None:
+    site.store.stored = stored
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by, receipt.attempts, receipt.repaired) == (COMPLETE, "md5", 1, 0)
+    assert site.asked() == SMOOTH
+    assert [i.MD5 for i in receipt.instances] == digests()
+    assert receipt.row()["SeriesMD5"] == series_md5(digests())
+
+
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+def test_a_single_image_is_verified_by_its_digest_as_it_is_stored(site: OneSeries, stored: Stored) -> None:
+    site.store.stored = stored
+    site.faults.inject(HASHED, Fault("lost_file"))
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by, receipt.repaired) == (COMPLETE, "md5", 1)
+    assert site.asked()[OF_IMAGE] == 1 and OF_SERIES not in site.asked()
+
+
+@pytest.mark.parametrize(
+    ("stored", "verified_by"),
+    [(STORED["padded"], "md5"), (STORED["without leading zeros"], "md5"), (mixed, "count+size")],
+    ids=["padded", "without leading zeros", "some without leading zeros"],
+)
+def test_the_digest_of_a_series_verifies_a_zip_without_a_list(
+    site: OneSeries, stored: Stored, verified_by: str
+) -> None:
+    """Where it does not match, that is no damage: the size decides."""
+    site.store.stored = stored
+    site.faults.inject(HASHED, zips.altered(zips.nothing_at_all))
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by, receipt.attempts) == (COMPLETE, verified_by, 1)
+    assert site.asked() == {HASHED: 1, "getImage": 1, LISTED: 1, OF_SERIES: 1}
+
+
+# --- blanks
+
+
+@pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2, 4, 5), tuple(ZEROS)], ids=str)
+@pytest.mark.parametrize("api", ["v2", "v4"])
+def test_a_blank_costs_one_request(site: OneSeries, numbers: tuple[int, ...], api: str) -> None:
+    site.store.stored = blank(*numbers)
+    receipt = site.fetch(api)
+    assert (receipt.status, receipt.verified_by, receipt.attempts, receipt.repaired) == (COMPLETE, "count+size", 1, 0)
+    assert site.asked() == {**SMOOTH, OF_SERIES: 1}
+    assert [i.MD5 for i in receipt.instances] == digests()
+
+
+def test_a_digest_that_only_the_zip_lacks_is_proven_by_that_of_the_series(site: OneSeries) -> None:
+    site.store.stored = STORED["without leading zeros"]
+    site.faults.inject(HASHED, zips.altered(zips.empty_digest))
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by) == (COMPLETE, "md5")
+    assert site.asked() == {**SMOOTH, OF_SERIES: 1}
+
+
+def test_where_the_archive_has_no_digest_at_all_the_zip_is_empty_and_getimage_is_asked_at_once(
+    site: OneSeries,
+) -> None:
+    site.store.stored = lambda number, md5: None if number == 3 else md5
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by, receipt.attempts) == (COMPLETE, "count+size", 1)
+    assert site.asked() == {HASHED: 1, "getImage": 1, LISTED: 1, OF_SERIES: 1}
+
+
+def test_a_blank_and_another_size_are_not_taken(site: OneSeries) -> None:
+    site.store.stored, site.figures = blank(3), {"FileSize": 1000}
+    receipt = site.fetch()
+    assert receipt.status == QUARANTINED
+    size = sum(len(image(n)) for n in ZEROS)
+    assert f"the files have {size} bytes where getSeries states 1000" in str(receipt.reason)
+
+
+def test_a_blank_and_no_size_are_not_taken(site: OneSeries) -> None:
+    """With the embedded archive getSeriesSize knows no more than getSeries."""
+    site.store.stored, site.figures = blank(3), {"FileSize": None}
+    assert site.fetch().status == QUARANTINED
+
+
+# --- the list in the zip
+
+
+def listed(text: bytes, tmp_path: Path) -> set[str]:
+    """Return the names of the verified files of a zip with a list."""
+    body = zips.pack([*((f"{n:08d}.dcm", image(n)) for n in ZEROS), (MD5_LIST, text)])
+    return set(unpack([body], tmp_path / "files", UID, ROOM).verified())
+
+
+def rows() -> list[tuple[str, str]]:
+    return [("Filename", "MD5Hash"), *((f"{n:08d}.dcm", digest) for n, digest in zip(ZEROS, digests(), strict=True))]
+
+
+LISTS = {
+    "a byte-order mark": "\ufeff" + "\n".join(",".join(row) for row in rows()),
+    "CRLF": "".join(f"{name},{digest}\r\n" for name, digest in rows()),
+    "CR": "".join(f"{name},{digest}\r" for name, digest in rows()),
+    "blank lines": "\n\n" + "\n \n\n".join(",".join(row) for row in rows()) + "\n,\n\n",
+    "blanks": "".join(f" {name} ,\t{digest} \n" for name, digest in rows()),
+    "quotes": "".join(f'"{name}", "{digest}"\n' for name, digest in rows()),
+    "another case": "".join(f"{name},{digest}\n" for name, digest in rows()).upper().replace(".DCM", ".dcm"),
+    "everything": "\ufeff\r\n" + "".join(f' "{name}" , {digest.lstrip("0")}\r\n\r\n' for name, digest in rows()),
+}
+
+
+@pytest.mark.parametrize("text", LISTS.values(), ids=LISTS)
+def test_a_list_is_read_by_its_meaning(text: str, tmp_path: Path) -> None:
+    assert listed(text.encode(), tmp_path) == {f"{UID}.{n}" for n in ZEROS}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"\xef\xbb\xbf\r\n", b"Name,MD5Hash\n", b"Filename,MD5Hash\n1.dcm\n", b"Filename,MD5Hash\n1,2,3\n"],
+)
+def test_what_is_not_such_a_list_is_named(text: bytes, tmp_path: Path) -> None:
+    with pytest.raises(NotVerified, match=r"md5hashes\.csv is not a list of names and digests"):
+        listed(text, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["no digest", "1" * 33, "<none>", "null"])
+def test_a_digest_that_is_none_is_asked_for_or_named(site: OneSeries, text: str) -> None:
+    def spoiled(entries: zips.Entries) -> zips.Entries:
+        name, content = entries[-1]
+        first, second, *rest = content.decode().splitlines()
+        return [*entries[:-1], (name, "\n".join([first, f"{second.split(',')[0]},{text}", *rest]).encode())]
+
+    site.faults.inject(HASHED, zips.altered(spoiled), times=4)
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by, site.asked()[OF_IMAGE]) == (COMPLETE, "md5", 1)
+    site.faults.inject(OF_IMAGE, answer(500, NO_SUCH_ENDPOINT))
+    receipt = site.fetch()
+    assert receipt.status == QUARANTINED
+    assert f"md5hashes.csv lists {text!r} for instance {UID}." in str(receipt.reason)
+    assert "which is not an MD5" in str(receipt.reason)
+
+
+# --- calls that the archive lacks
+
+BROKEN = {
+    "500, no such call": answer(500, NO_SUCH_ENDPOINT),
+    "404": answer(404, b"<html>Not Found</html>"),
+    "405": answer(405),
+    "403": answer(403),
+    "504": answer(504),
+    "500 each time": answer(500, b"Server was not able to process your request"),
+    "a page each time": html(),
+    "502 each time": answer(502),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("also_series", [False, True], ids=["the call for an image", "and the call for a series"])
+def test_without_the_digest_call_a_short_zip_is_completed(
+    site: OneSeries, fault: Fault, also_series: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.faults.inject(HASHED, zips.altered(zips.one_short_and_consistent), times=9)
+    for call in (OF_IMAGE, OF_SERIES) if also_series else (OF_IMAGE,):
+        site.faults.inject(call, fault, times=99)
+    receipt = site.fetch()
+    assert (receipt.status, receipt.repaired) == (COMPLETE, 1)
+    assert receipt.verified_by == ("count+size" if also_series else "md5")
+    assert [i.MD5 for i in receipt.instances] == digests()
+    warnings = [r.message for r in caplog.records if "does not answer for the MD5 of an image" in r.message]
+    assert len([text for text in warnings if "proofs do without it" in text]) == 1
+
+
+def test_v4_without_the_digest_call(site: OneSeries) -> None:
+    site.faults.inject(HASHED, zips.altered(zips.one_short_and_consistent))
+    site.faults.inject("getMD5HashForImage", answer(500, NO_SUCH_ENDPOINT))
+    receipt = site.fetch("v4")
+    assert (receipt.status, receipt.repaired, receipt.verified_by) == (COMPLETE, 1, "md5")
+
+
+def test_what_is_missing_is_not_asked_for_again(site: OneSeries) -> None:
+    site.faults.inject(HASHED, zips.altered(lambda entries: [*entries[:2], entries[-1]]), times=9)
+    site.faults.inject(OF_IMAGE, answer(404), times=9)
+    receipt = site.fetch()
+    assert (receipt.status, receipt.repaired, receipt.verified_by) == (COMPLETE, IMAGES - 2, "md5")
+    assert site.asked()[OF_IMAGE] == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [BROKEN["404"], BROKEN["504"], BROKEN["a page each time"]], ids=["404", "504", "html"]
+)
+def test_without_the_size_call_a_series_of_unknown_size_is_verified(site: OneSeries, fault: Fault) -> None:
+    site.figures = {"FileSize": None}
+    site.faults.inject("getSeriesSize", fault, times=99)
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by) == (COMPLETE, "md5")
+
+
+def test_the_list_of_instances_is_not_optional(site: OneSeries) -> None:
+    site.faults.inject(LISTED, answer(500, NO_SUCH_ENDPOINT), times=9)
+    with pytest.raises(BadAnswer, match="no such endpoint"):
+        site.fetch()
+
+
+def test_a_call_that_failed_once_is_made_again_and_an_answer_forgives(site: OneSeries) -> None:
+    site.faults.inject(OF_IMAGE, *[answer(500)] * 4, answer(200, b"a"), *[answer(500)] * 6)
+    with site.client() as client:
+        proofs = Proofs(client)
+        for _ in range(2):
+            with pytest.raises(NoAnswer, match=r"does not answer for the MD5 of an image: .*status 500"):
+                proofs.md5_of_image("1")
+        assert proofs.md5_of_image("1") == "a".zfill(32)
+        for _ in range(2):
+            with pytest.raises(NoAnswer):
+                proofs.md5_of_image("1")
+        assert proofs.md5_of_image("1") is None
+        assert proofs.md5_of_image("1") is None
+    assert site.faults.count(OF_IMAGE) == 4 + 1 + 6
+
+
+def test_no_connection_is_no_missing_call() -> None:
+    client = NbiaClient("http://127.0.0.1:9/nbia-api", api="v4", options=replace(FAST, tries=1))
+    with client, pytest.raises(ArchiveUnreachable, match="refused"):
+        Proofs(client).md5_of_series("1")

@@ -1,0 +1,202 @@
+"""ImageCount and FileSize that are zero or less: nothing is announced, or there is nothing to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbia_pipeline.defs.checks import images
+from nbia_pipeline.defs.checks.check import Subject
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.mirror.prune import prunable
+from nbia_pipeline.preview.contact_sheet import contact_sheet
+from nbia_pipeline.schema.digests import series_md5
+from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.verify.rehash import digest_check, plan_verification, read_again
+from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer
+from nbia_pipeline_tests.helpers.one_series import COLLECTION, UID, OneSeries, one_series
+
+HASHED, LISTED, SIZED = "getImageWithMD5Hash", "getSOPInstanceUIDs", "getSeriesSize"
+LARGE = 5 << 18
+NO_MORE = answer(400, b"The user has not been granted the access to image with given SeriesInstanceUID")
+
+
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
+@pytest.fixture
+def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
+    return _one.fresh(tmp_path)
+
+
+@pytest.fixture
+def empty(site: OneSeries) -> OneSeries:
+    """A series without images."""
+    site.store.numbers = ()
+    return site
+
+
+# --- FileSize is no announcement
+
+
+@pytest.mark.parametrize("size", [0, -1, -(2**40), None])
+def test_a_size_of_zero_announces_nothing(site: OneSeries, size: int | None) -> None:
+    """The series is larger than what a zip may have more than was announced."""
+    site.store.size, site.figures = LARGE, {"FileSize": size}
+    receipt = site.fetch()
+    assert (receipt.status, receipt.attempts, receipt.verified_by) == (COMPLETE, 1, "md5")
+    assert receipt.row()["Bytes"] == sum(i.size for i in site.store.instances(UID)) > 5 * LARGE
+    assert site.asked()[SIZED] == 1
+
+
+@pytest.mark.parametrize("fault", [answer(500, NO_SUCH_ENDPOINT), answer(504), answer(200)], ids=["404", "504", "none"])
+def test_no_other_figure_is_needed(site: OneSeries, fault: Fault) -> None:
+    site.store.size, site.figures = LARGE, {"FileSize": 0}
+    site.faults.inject(SIZED, fault, times=9)
+    assert site.fetch().status == COMPLETE
+
+
+def sized(size: int, count: int = 5) -> Fault:
+    return answer(200, f'[{{"TotalSizeInBytes": {size}, "ObjectCount": {count}}}]'.encode())
+
+
+def test_a_size_too_small_is_asked_for_once_more(site: OneSeries) -> None:
+    site.store.size, site.figures = LARGE, {"FileSize": 1000}
+    site.faults.inject(SIZED, sized(6 * LARGE))
+    receipt = site.fetch()
+    assert (receipt.status, receipt.attempts) == (COMPLETE, 2)
+
+
+def test_a_zip_larger_than_all_figures_is_refused_with_them(site: OneSeries) -> None:
+    site.store.size, site.figures = LARGE, {"FileSize": 1000}
+    receipt = site.fetch()
+    assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
+    expected = "the download is larger than the archive announced (getSeries states 1000 bytes in 5 images)"
+    assert receipt.reason == expected
+
+
+@pytest.mark.parametrize("size", [0, -7, None])
+def test_without_digests_the_size_is_asked_for(site: OneSeries, size: int | None) -> None:
+    site.store.stored, site.figures = (lambda number, md5: " "), {"FileSize": size}
+    true = sum(i.size for i in site.store.instances(UID))
+    site.faults.inject(SIZED, sized(true), times=9)
+    receipt = site.fetch()
+    assert (receipt.status, receipt.verified_by) == (COMPLETE, "count+size")
+
+
+@pytest.mark.parametrize("count", [0, -1, None])
+def test_a_count_of_zero_with_images_announces_nothing(site: OneSeries, count: int | None) -> None:
+    site.figures = {"ImageCount": count}
+    receipt = site.fetch()
+    assert (receipt.status, len(receipt.instances)) == (COMPLETE, 5)
+
+
+def test_a_wrong_size_with_the_right_digests_is_complete(site: OneSeries) -> None:
+    site.figures = {"FileSize": 12345}
+    assert site.fetch().status == COMPLETE
+
+
+# --- nothing to fetch
+
+
+@pytest.mark.parametrize("size", [0, None, -1, 5000])
+@pytest.mark.parametrize("api", ["v2", "v4"])
+def test_a_series_without_images_is_complete_without_a_download(empty: OneSeries, size: int | None, api: str) -> None:
+    empty.figures = {"ImageCount": 0, "FileSize": size}
+    receipt = empty.fetch(api)
+    assert (receipt.status, receipt.attempts, receipt.instances, receipt.reason) == (COMPLETE, 1, [], None)
+    assert HASHED not in empty.asked() and "getImage" not in empty.asked()
+    row = receipt.row()
+    assert (row["Bytes"], row["SeriesMD5"], row["Proof"]) == (0, series_md5([]), "count+size")
+
+
+@pytest.mark.parametrize("fault", [None, NO_MORE, answer(200)], ids=["an empty zip", "refused", "an empty answer"])
+@pytest.mark.parametrize(
+    "figures", [{"ImageCount": None, "FileSize": None}, {"ImageCount": -1, "FileSize": 0}], ids=str
+)
+def test_where_no_count_is_stated_the_download_shows_it(
+    empty: OneSeries, fault: Fault | None, figures: dict[str, Any]
+) -> None:
+    empty.figures = figures
+    if fault:
+        empty.faults.inject(HASHED, fault, times=9)
+        empty.faults.inject("getImage", fault, times=9)
+    receipt = empty.fetch()
+    assert (receipt.status, receipt.attempts, receipt.instances) == (COMPLETE, 1, [])
+    assert empty.asked()[HASHED] == 1
+
+
+def test_an_announced_series_without_images_is_not_complete(empty: OneSeries) -> None:
+    empty.figures = {"ImageCount": 3, "FileSize": 3000}
+    receipt = empty.fetch()
+    assert (receipt.status, receipt.reason) == (
+        QUARANTINED,
+        "the archive sent a zip without images; getSOPInstanceUIDs lists 0",
+    )
+    empty.faults.inject(HASHED, NO_MORE)
+    assert empty.fetch().status == UNAVAILABLE
+
+
+def test_an_empty_zip_of_a_series_with_images_is_not_complete(site: OneSeries) -> None:
+    site.figures = {"ImageCount": 0, "FileSize": 0}
+    for call in (HASHED, "getImage"):
+        site.faults.inject(call, zips.altered(zips.nothing_at_all), times=9)
+    site.faults.inject("getSingleImage", answer(500), times=99)
+    assert site.fetch().status == QUARANTINED
+
+
+@pytest.fixture(params=["disk", "object store"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://figures-{tmp_path.name}")
+
+
+def committed(site: OneSeries, lake: Lake) -> None:
+    """Fetch the series into the lake, with its tables."""
+    site.lake = lake
+    site.fetch()
+    with site.client() as client:
+        lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
+    commit(lake, COLLECTION)
+
+
+def test_the_lake_takes_a_series_without_images(empty: OneSeries, lake: Lake) -> None:
+    empty.figures = {"ImageCount": 0, "FileSize": 0}
+    committed(empty, lake)
+    receipts, series = lake.read_table(IMAGE_SERIES, COLLECTION), lake.read_table(SERIES, COLLECTION)
+    assert lake.read_table(INSTANCES, COLLECTION).num_rows == 0
+    plan = make_plan(series, receipts)
+    assert (plan.todo, plan.done) == ([], 1)
+    with empty.client() as client:
+        run = read_again(lake, plan_verification(lake, [COLLECTION]), extra_check=digest_check(client))
+    assert (run.checked, run.files, run.damaged) == (1, 0, [])
+    subject = Subject(lake, Settings(archive=empty.url, images=("*",)), None)
+    assert list(images.complete(subject).findings) == list(images.intact(subject).findings) == []
+    assert contact_sheet(lake, COLLECTION, receipts, series) is None
+    assert prunable(lake, COLLECTION) is None
+
+
+def test_images_that_come_later_are_fetched_and_those_that_go_stay(site: OneSeries, lake: Lake) -> None:
+    numbers, site.store.numbers = site.store.numbers, ()
+    committed(site, lake)
+    site.store.numbers = numbers
+    committed(site, lake)
+    (path,) = {p.rsplit("/", 1)[0] for p in lake.read_table(INSTANCES, COLLECTION)["Path"].to_pylist()}
+    assert len(lake.names_in(path)) == 5
+    # A series that is emptied loses nothing here: only a person deletes files.
+    site.store.numbers = ()
+    committed(site, lake)
+    (row,) = lake.read_table(IMAGE_SERIES, COLLECTION).to_pylist()
+    assert (row["Status"], row["ImageCount"], row["NewerImageCount"]) == (COMPLETE, 5, 0)
+    assert "the archive has no images of it any more; those in the lake stay" in row["Reason"]
+    assert len(lake.names_in(path)) == lake.read_table(INSTANCES, COLLECTION).num_rows == 5

@@ -1,0 +1,98 @@
+"""The lake is compared with the archive's digests as they are stored; another digest of a series alone is no damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.schema.tables import SERIES, VERIFICATIONS
+from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_verification, read_again
+from nbia_pipeline_tests.helpers.archives import FAST
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, html
+from nbia_pipeline_tests.helpers.one_series import COLLECTION, IMAGES, UID, OneSeries, Stored, one_series
+
+OF_IMAGE, OF_SERIES = "getM5HashForImage", "getMD5Hierarchy"
+
+
+def padded(number: int, md5: str) -> str:
+    return md5
+
+
+def short(number: int, md5: str) -> str:
+    return md5.lstrip("0")
+
+
+@pytest.fixture(scope="module")
+def _one() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
+@pytest.fixture
+def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
+    """A series that is in the lake."""
+    site = _one.fresh(tmp_path)
+    site.fetch()
+    with site.client() as client:
+        site.lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
+    commit(site.lake, COLLECTION)
+    site.before = len(site.faults.seen)
+    return site
+
+
+def compared(site: OneSeries) -> VerifyRun:
+    with NbiaClient(site.url, options=FAST) as client:
+        return read_again(site.lake, plan_verification(site.lake, [COLLECTION]), extra_check=digest_check(client))
+
+
+@pytest.mark.parametrize(
+    ("stored", "of_images"),
+    [
+        (padded, 0),
+        (short, 0),
+        (lambda number, md5: md5.lstrip("0") if number == 3 else md5, IMAGES),
+        (lambda number, md5: " " if number == 3 else md5, IMAGES),
+        (lambda number, md5: md5.upper(), IMAGES),
+    ],
+    ids=["padded", "without zeros", "some without", "a blank since", "upper case"],
+)
+def test_the_same_files_agree_however_their_digests_are_stored(site: OneSeries, stored: Stored, of_images: int) -> None:
+    site.store.stored = stored
+    done = compared(site)
+    assert (done.checked, done.damaged) == (1, [])
+    assert site.asked().get(OF_IMAGE, 0) == of_images
+    assert site.lake.read_table(VERIFICATIONS, COLLECTION)["Finding"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    "stored", [lambda number, md5: md5, lambda number, md5: md5.lstrip("0")], ids=["padded", "short"]
+)
+@pytest.mark.parametrize("change", [{"version": "another "}, {"numbers": (1, 2, 3)}], ids=["replaced", "fewer"])
+def test_other_files_are_found_however_their_digests_are_stored(
+    site: OneSeries, stored: Stored, change: dict[str, object]
+) -> None:
+    site.store.stored = stored
+    for name, value in change.items():
+        setattr(site.store, name, value)
+    (result,) = compared(site).damaged
+    assert result.outdated
+    assert str(result.finding).startswith("outdated: the archive has different files: its digest is ")
+
+
+@pytest.mark.parametrize(
+    "fault", [answer(500, NO_SUCH_ENDPOINT), answer(504), answer(403), html()], ids=["missing", "504", "403", "a page"]
+)
+@pytest.mark.parametrize("call", [OF_IMAGE, OF_SERIES])
+def test_a_call_that_the_archive_lacks_is_no_finding(
+    site: OneSeries, call: str, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.store.stored = lambda number, md5: md5.lstrip("0") if number == 3 else md5
+    site.faults.inject(call, fault, times=99)
+    done = compared(site)
+    assert (done.checked, done.damaged) == (1, [])
+    assert [r for r in caplog.records if "the archive does not answer for the MD5 of " in r.message]
