@@ -5,6 +5,7 @@ What is not is no fault of the series: a proxy, a login page or a limit on reque
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from itertools import chain
 
@@ -31,10 +32,11 @@ def zip_of(answer: requests.Response) -> Iterator[bytes]:
         EmptyBody: there is nothing in it.
         BadAnswer: it begins like no zip; worth another try.
     """
-    first, chunks = _peek(answer, len(_ZIPS[0]))
+    first, chunks = _peek(answer, _LOOKED_AT)
+    start = first.removeprefix(codecs.BOM_UTF8).lstrip()  # some servers put them before everything
     if not first:
         raise EmptyBody("a zip was expected, and an empty answer arrived: try again later", status=answer.status_code)
-    if not any(signature.startswith(first[: len(signature)]) for signature in _ZIPS):
+    if not any(signature.startswith(start[: len(signature)]) for signature in _ZIPS):
         raise _instead(answer, first, "a zip")
     return chunks
 
