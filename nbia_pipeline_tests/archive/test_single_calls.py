@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable
-from nbia_pipeline.archive.client import GIVE_UP
+from nbia_pipeline.archive.metadata import GIVE_UP
 from nbia_pipeline.archive.transport import ClientOptions
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault

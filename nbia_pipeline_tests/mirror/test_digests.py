@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient
-from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.mirror.unpack import MD5_LIST, NotVerified, ZipBounds, unpack
 from nbia_pipeline.schema.digests import padded, possible_series_md5s, series_md5
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
