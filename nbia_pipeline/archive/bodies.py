@@ -171,10 +171,8 @@ class Downloads(Calls):
         Raises:
             ValueError: another combination of arguments.
         """
-        arguments = {"series_uid": series_uid, "study_uid": study_uid, "patient_id": patient_id}
-        given: dict[str, Argument] = {
-            name: value for name, value in {**arguments, "collection": collection}.items() if value is not None
-        }
+        levels = {"series_uid": series_uid, "study_uid": study_uid, "patient_id": patient_id, "collection": collection}
+        given: dict[str, Argument] = {name: value for name, value in levels.items() if value is not None}
         if set(given) not in _LEVELS:
             raise ValueError("name a series, or a study, or a collection, or a patient with its collection")
         return self._digest("md5_hierarchy", **given)

@@ -43,7 +43,7 @@ class Http(requests.Session):
         """Return where an answer leads; one that cannot be followed is an error.
 
         Raises:
-            BadAnswer: the address is none, or a form would be lost on the way: a browser turns POST into GET.
+            BadAnswer: that is not an address, or a form would be lost on the way: a browser turns POST into GET.
         """
         if not resp.is_redirect:
             return None
@@ -51,7 +51,7 @@ class Http(requests.Session):
         where = repr(without_secrets(location)[:200])
         what = ""
         if not is_web_address(_joined(resp.url, location)):
-            what = f"the archive redirects to {where}, which is no address: check base_url"
+            what = f"the archive redirects to {where}, which is not an address: check base_url"
         elif resp.request.method == "POST" and resp.status_code in (301, 302, 303):
             what = (
                 f"the archive redirects a form to {where}, and it would get lost: if you trust that address, set "
@@ -191,7 +191,7 @@ def is_web_address(url: str | None) -> bool:
 
 
 def _joined(base: str, location: str) -> str | None:
-    """Return the address that a Location stands for, None if it stands for none."""
+    """Return the absolute address of a Location, None if there is none."""
     try:
         return urljoin(base, location)
     except ValueError:

@@ -36,14 +36,12 @@ class NoAnswer(Exception):
 class Proofs:
     """Asks for digests and sizes, and returns None where the archive has none or does not answer such calls.
 
-    Each method raises:
-
-        NoAnswer: the call failed in a way that may pass.
-        ArchiveUnreachable: there is no connection.
+    Each method raises NoAnswer where the call failed in a way that may pass, and ArchiveUnreachable without a
+    connection.
 
     Args:
         client: the archive.
-        final: nobody asks again: what may pass is None as well.
+        final: True if nobody asks again: then a failure that may pass returns None, too.
     """
 
     def __init__(self, client: NbiaClient, *, final: bool = False) -> None:

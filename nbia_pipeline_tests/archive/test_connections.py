@@ -204,7 +204,7 @@ NO_ADDRESS = [
 def test_a_redirect_to_an_address_that_is_none_is_a_sentence(archive: TestArchive, location: str, status: int) -> None:
     archive.faults.inject(LIST, answer(status, location=location), times=9)
     with (
-        pytest.raises(BadAnswer, match=r"^the archive redirects to .*, which is no address: check base_url") as caught,
+        pytest.raises(BadAnswer, match=r"^the archive redirects .*, which is not an address: check base_url") as caught,
         archive.client() as client,
     ):
         client.collection_values()
