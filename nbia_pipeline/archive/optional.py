@@ -35,7 +35,7 @@ class OptionalCalls:
 
     @property
     def warnings(self) -> list[str]:
-        """What could not be had so far, in one sentence for each call."""
+        """What the archive did not answer so far, in one sentence for each call."""
         with self._lock:
             return list(self._warnings.values())
 

@@ -19,7 +19,7 @@ COLLECTION = "TCGA-DEMO"
 ONE_AT_A_TIME = ClientOptions(tries=3, backoff=0.01, max_in_flight=1)
 
 
-def test_metadata_in_bulk_is_that_of_the_catalogue(archive: TestArchive, demo: Catalog) -> None:
+def test_metadata_in_bulk_is_that_of_the_catalog(archive: TestArchive, demo: Catalog) -> None:
     rows = visible(demo)
     with archive.client() as client:
         table = client.series_metadata(uids_of(rows))
@@ -33,7 +33,7 @@ def _midnight(moment: datetime | None) -> datetime | None:
 
 
 @pytest.mark.parametrize("wanted", [b"404 Not Found", b"405 Method Not Allowed"])
-def test_metadata_one_by_one_is_that_of_the_catalogue(archive: TestArchive, demo: Catalog, wanted: bytes) -> None:
+def test_metadata_one_by_one_is_that_of_the_catalog(archive: TestArchive, demo: Catalog, wanted: bytes) -> None:
     archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT.replace(b"404 Not Found", wanted)))
     rows = visible(demo)
     with archive.client() as client:

@@ -123,7 +123,7 @@ def test_a_blank_costs_one_request(one: OneSeries, numbers: tuple[int, ...], api
     assert [i.MD5 for i in receipt.instances] == digests()
 
 
-def test_a_digest_that_only_the_zip_lacks_is_proven_by_that_of_the_series(one: OneSeries) -> None:
+def test_a_digest_that_only_the_zip_lacks_is_verified_by_that_of_the_series(one: OneSeries) -> None:
     one.store.stored = STORED["without leading zeros"]
     one.faults.inject(HASHED, zips.altered(zips.empty_digest))
     receipt = one.fetch()
@@ -271,7 +271,7 @@ def test_the_list_of_instances_is_not_optional(one: OneSeries) -> None:
         one.fetch()
 
 
-def test_a_call_that_failed_once_is_made_again_and_an_answer_forgives(one: OneSeries) -> None:
+def test_a_call_that_failed_once_is_made_again_and_an_answer_resets_the_count(one: OneSeries) -> None:
     one.faults.inject(OF_IMAGE, *[answer(500)] * 4, answer(200, b"a"), *[answer(500)] * 6)
     with one.client() as client:
         proofs = Proofs(client)

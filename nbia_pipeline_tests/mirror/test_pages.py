@@ -1,4 +1,4 @@
-"""A page where a file is due is a fault of the way: it is never booked on the series."""
+"""A page where a file is due is a fault of the connection, not of the series: its receipt stays as it was."""
 
 from __future__ import annotations
 
