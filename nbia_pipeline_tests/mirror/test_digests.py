@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient
+from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.mirror.unpack import MD5_LIST, NotVerified, ZipBounds, unpack
@@ -285,6 +285,25 @@ def test_a_call_that_failed_once_is_made_again_and_an_answer_resets_the_count(on
         assert proofs.md5_of_image("1") is None
         assert proofs.md5_of_image("1") is None
     assert one.faults.count(OF_IMAGE) == 4 + 1 + 6
+
+
+@pytest.mark.parametrize("name", ["404", "403", "504", "500, no such call"])
+def test_what_is_given_up_is_given_up_for_the_client_with_one_warning(one: OneSeries, name: str) -> None:
+    one.faults.inject(OF_IMAGE, BROKEN[name], times=99)
+    with one.client() as client:
+        assert Proofs(client).md5_of_image("1") is Proofs(client).md5_of_image("2") is None
+        asked = one.faults.count(OF_IMAGE)
+        assert Proofs(client, final=True).md5_of_image("3") is None
+        (warning,) = client.warnings
+    assert warning.startswith("the archive does not answer for the MD5 of an image, so that proofs do without it: ")
+    assert one.faults.count(OF_IMAGE) == asked <= 2
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_an_account_that_is_refused_is_no_missing_call(one: OneSeries, final: bool) -> None:
+    one.faults.inject("token", answer(401), times=9)
+    with one.client() as client, pytest.raises(LoginRefused):
+        Proofs(client, final=final).md5_of_image("1")
 
 
 def test_no_connection_is_no_missing_call() -> None:
