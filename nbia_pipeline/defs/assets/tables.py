@@ -96,11 +96,10 @@ def _values(
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
             before = lake.read_table(table)
-
-            def counted() -> Fetched:
-                return with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
-
-            return dg.MaterializeResult(metadata=_write(table, client, lake, counted))
+            metadata = _write(
+                table, client, lake, lambda: with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
+            )
+            return dg.MaterializeResult(metadata=metadata)
 
     return values
 
@@ -117,10 +116,7 @@ def _listing(
             if table == t.SERIES:
                 record_collections(naming, context, naming.lake_of(context).open(), listed, ChangesConfig())
 
-        def ask(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
-            return Fetched(fetch(client, collection))
-
-        return _each(naming, settings, table, context, config, ask, salvage)
+        return _each(naming, settings, table, context, config, lambda client, _, c: Fetched(fetch(client, c)), salvage)
 
     return listing
 
