@@ -151,8 +151,8 @@ ODD = {
     "40 levels of sequences": START + data_set(before=DEEP),
     "a delimiter too many": START + data_set(before=b"\xfe\xff\xdd\xe0" + bytes(4)),
     # elements
-    "a VR that is none": START + data_set(before=element(0x00080070, b"??", "AB")),
-    "a VR that is none, and nothing in it": START + data_set(before=element(0x00080070, b"??")),
+    "an unknown VR": START + data_set(before=element(0x00080070, b"??", "AB")),
+    "an unknown VR, and nothing in it": START + data_set(before=element(0x00080070, b"??")),
     "a VR of zeros": START + data_set(before=b"\x08\0\x70\0" + b"\4\0\0\0ABCD"),
     "a VR that nobody knows": START + data_set(before=element(0x00091001, b"RT", "ABCD")),
     "a new VR in the long form": START + data_set(before=long_form(0x00091001, "ZZ", b"ABCD")),

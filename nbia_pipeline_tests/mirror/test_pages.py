@@ -1,15 +1,12 @@
-"""A page where a file is due is a fault of the way: it is never booked on the series."""
+"""A page where a file is due is a fault of the connection, not of the series: its receipt stays as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from nbia_pipeline.archive import BadAnswer
-from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.mirror.download import IN_A_ROW, fetch_batch
 from nbia_pipeline.mirror.engine import preview
@@ -22,8 +19,8 @@ from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import answer, html
-from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
-from nbia_pipeline_tests.helpers.one_series import UID, OneSeries, one_series
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
+from nbia_pipeline_tests.helpers.one_series import UID, OneSeries
 
 HASHED, SINGLE = "getImageWithMD5Hash", "getSingleImage"
 BACKLOG = Bounds(retry=False)
@@ -40,34 +37,13 @@ PAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def _one() -> Iterator[OneSeries]:
-    with one_series() as one:
-        yield one
-
-
 @pytest.fixture
-def one(_one: OneSeries, tmp_path: Path) -> OneSeries:
-    return _one.fresh(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def _served(demo: Catalog) -> Iterator[MirroredArchive]:
-    with mirrored_archive(demo, Path("nowhere")) as site:
-        yield site
-
-
-@pytest.fixture
-def site(_served: MirroredArchive, tmp_path: Path) -> Iterator[MirroredArchive]:
+def site(site: MirroredArchive) -> MirroredArchive:
     """A lake in which nine series are listed."""
-    _served.control.reset()
-    _served.around.reset()
-    options = replace(FAST, tries=2)
-    site = replace(_served, folder=tmp_path / "lake", options=options, collections=("HeadNeckMix",))
+    site = replace(site, options=replace(FAST, tries=2), collections=("HeadNeckMix",))
     with site.client() as client:
         site.lake.write_table(SERIES, client.series(site.collections[0]), site.collections[0])
-    yield site
-    _served.control.reset()
+    return site
 
 
 def backlog(site: MirroredArchive) -> list[WantedSeries]:
