@@ -71,9 +71,10 @@ def _kind(answer: requests.Response) -> str:
 
 
 def _instead(answer: requests.Response, first: bytes, due: str) -> BadAnswer:
+    kind = _kind(answer) or "an answer of no stated type"
     return BadAnswer(
-        f"{due} was expected, and {_kind(answer) or 'an answer of no stated type'} arrived: a proxy, a login page or a limit on requests may have answered "
-        "in the archive's place. Try again later; if it stays, check base_url and your connection",
+        f"{due} was expected, and {kind} arrived: a proxy, a login page or a limit on requests may have answered in "
+        "the archive's place. Try again later; if it stays, check base_url and your connection",
         body=" ".join(first[:4096].decode("utf-8", "replace").split()),
         status=answer.status_code,
         retryable=True,

@@ -330,7 +330,9 @@ class _Found:
 
     def text(self, tag: int) -> str:
         """Return a value without padding; empty if it is absent or not text."""
-        value = self.values.get(tag, b"").split(b"\0")[0].split(b"\\")[0].strip()  # of several, the archive has the first
+        value = (
+            self.values.get(tag, b"").split(b"\0")[0].split(b"\\")[0].strip()
+        )  # of several, the archive has the first
         text = value.decode("ascii") if value.isascii() else ""
         return text if text.isprintable() and len(text) <= _LONGEST_UID else ""
 

@@ -7,11 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.bodies import EmptyBody
@@ -90,7 +91,10 @@ def fetch_batch(
 def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
     """Wait until all is fetched, or the batch has to stop, and return what went wrong."""
     first, in_a_row = None, 0
-    for future in as_completed(futures):
+    finished: SimpleQueue[Future[Receipt]] = SimpleQueue()  # in this order, as not with as_completed
+    for future in futures:
+        future.add_done_callback(finished.put)
+    for future in (finished.get() for _ in futures):
         if future.cancelled():
             continue
         problem = future.exception()
