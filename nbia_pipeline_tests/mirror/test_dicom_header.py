@@ -267,7 +267,7 @@ def test_a_deflated_file_is_inflated_up_to_its_identity(wbits: int, where: str) 
         else:
             with pytest.raises(NotDicom, match="within the first 1 MiB"):
                 header_of(file)
-        assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 3 * MOST_BYTES
     finally:
         tracemalloc.stop()
     assert file.count <= 1 << 17
