@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from nbia_pipeline.archive.answers import decoded
 from nbia_pipeline.archive.bodies import file_of, zip_of
 from nbia_pipeline.archive.calls import Argument, Calls
+from nbia_pipeline.archive.conformance import Nonconformity, report
 from nbia_pipeline.archive.endpoints import DIALECTS, metadata_columns
 from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, NotServed, ServerError
 from nbia_pipeline.archive.expect import (
@@ -32,7 +33,7 @@ from nbia_pipeline.archive.expect import (
 from nbia_pipeline.archive.optional import may_succeed_singly
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
-from nbia_pipeline.schema.arrow import first_of_each, with_column
+from nbia_pipeline.schema.arrow import among, first_of_each, with_column
 from nbia_pipeline.schema.digests import padded
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 
@@ -358,7 +359,7 @@ class NbiaClient(Calls):
 
         Raises:
             ServerError: the archive fails on more than half of the series.
-            BadAnswer: rows of series that were not asked for.
+            BadAnswer: most rows are of series that were not asked for.
         """
         if isinstance(series_uids, str):
             raise TypeError(f"series_uids is {series_uids!r}: pass a list")
@@ -373,7 +374,7 @@ class NbiaClient(Calls):
             table = self._metadata_one_by_one(series_uids)
         else:
             table = self._with_single_calls(table) if single else table
-        self._compare(series_uids, table)
+        table = self._only(series_uids, table)
         return one_row_each(table, SERIES_METADATA, "SeriesInstanceUID")
 
     def series_size(self, series_uid: str) -> SeriesSize | None:
@@ -596,17 +597,23 @@ class NbiaClient(Calls):
             )
         return singles
 
-    def _compare(self, series_uids: Sequence[str], table: pa.Table) -> None:
-        """Compare the series that were asked for with those that were sent."""
-        sent = table["SeriesInstanceUID"]
-        if not pc.all(pc.is_in(sent, pa.array(series_uids, pa.string())), min_count=0).as_py():
+    def _only(self, series_uids: Sequence[str], table: pa.Table) -> pa.Table:
+        """Return the rows of the series that were asked for; the others, and those without a row, are reported."""
+        asked = among(table["SeriesInstanceUID"], series_uids)
+        others = table.filter(pc.invert(asked))["SeriesInstanceUID"].to_pylist()
+        if others and 2 * len(others) > table.num_rows:
             raise BadAnswer("the archive sent metadata of series that were not asked for")
+        why = "a row of a series that was not asked for was left out"
+        report([Nonconformity(SERIES_METADATA.name, uid, "SeriesInstanceUID", uid, why) for uid in others])
+        table = table.filter(asked)
+        sent = table["SeriesInstanceUID"]
         missing = set(series_uids).difference(sent.to_pylist())
         if missing:
             log.warning(
                 "the archive has no metadata of %d of %d series, such as %s",
                 *(len(missing), len(series_uids), ", ".join(sorted(missing)[:SHOWN])),
             )
+        return table
 
     def _digest(self, name: str, **arguments: Argument) -> str | None:
         def read(chunks: Iterator[bytes]) -> str | None:

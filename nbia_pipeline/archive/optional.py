@@ -27,7 +27,7 @@ FEW_TRIES = 2
 """Most attempts at a call that is not needed: a server that is too slow for it costs minutes each time."""
 
 GIVE_UP = 3
-"""After this many failures a call is not made again; after the first, if the server lacks or refuses it."""
+"""After this many failures in a row a call is not made again; after the first, if the server lacks or refuses it."""
 
 _tries: ContextVar[int | None] = ContextVar("tries", default=None)
 
@@ -62,12 +62,15 @@ class OptionalCalls:
                 return None
         try:
             with few_tries():
-                return call()
+                answer = call()
         except ArchiveError as e:
             if not concerns_one_call(e):
                 raise
             self.failed(name, what, e)
             return None
+        with self._lock:
+            self._failures.pop(name, None)  # only failures in a row show that the next call would fail too
+        return answer
 
     def failed(self, name: str, what: str, why: ArchiveError) -> None:
         """Take note of a failure of an optional call."""
