@@ -33,7 +33,7 @@ from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
 from nbia_pipeline.archive.values import NoNumber, read_values
 from nbia_pipeline.schema.shapes import Form, Shape, normalize
-from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME, Table
+from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
 
 PIECE_BYTES = 4 << 20
 # Threads for the pieces of one answer, while another receives them. Arrow's reader lets them run side by side.
@@ -144,9 +144,13 @@ def _together(pieces: Sequence[_Piece], shape: Shape) -> pa.Table:
     table = pa.concat_tables([piece.rows for piece in pieces])
     found = [one for piece in pieces for one in piece.found]
     found += _unknown_keys(pieces, table, shape)
-    table, without = _with_identity(table, shape)
+    whole, without = _with_identity(table, shape)
     report(found + without)
-    return table
+    if table.num_rows and not whole.num_rows:
+        new = sorted({key for piece in pieces for key in piece.unknown})
+        instead = f", they have {', '.join(new)} instead" if new else ""
+        raise BadAnswer(f"none of the {table.num_rows} rows of {_name(shape)} has its {_key_of(shape)}{instead}")
+    return whole
 
 
 def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> list[Nonconformity]:
@@ -178,8 +182,6 @@ def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Noncon
         return table, []
     has_key = reduce(pc.and_, (pc.fill_null(pc.not_equal(table[name], ""), False) for name in shape.table.key))
     left_out = table.filter(pc.invert(has_key)).to_pylist()
-    if len(left_out) == table.num_rows:
-        raise BadAnswer(f"none of the {table.num_rows} rows of {shape.table.name} has its {_key_of(shape.table)}")
     found = []
     for row in left_out:
         lacking = next(name for name in shape.table.key if not row[name])
@@ -189,8 +191,8 @@ def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Noncon
     return (table.filter(has_key) if left_out else table), found
 
 
-def _key_of(table: Table) -> str:
-    return " and ".join(table.key)
+def _key_of(shape: Shape) -> str:
+    return " and ".join(shape.table.key if shape.table else ())
 
 
 def _name(shape: Shape) -> str:

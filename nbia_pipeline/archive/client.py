@@ -19,7 +19,7 @@ from nbia_pipeline.archive.bodies import file_of, zip_of
 from nbia_pipeline.archive.calls import Argument, Calls
 from nbia_pipeline.archive.conformance import Nonconformity, report
 from nbia_pipeline.archive.endpoints import DIALECTS, metadata_columns
-from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, NotServed, ServerError
+from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, LoginRefused, NotServed, ServerError
 from nbia_pipeline.archive.expect import (
     equals_ignoring_case,
     expect_mostly,
@@ -30,7 +30,7 @@ from nbia_pipeline.archive.expect import (
     rows_of_collection,
     rows_with,
 )
-from nbia_pipeline.archive.optional import may_succeed_singly
+from nbia_pipeline.archive.optional import few_tries, may_succeed_singly, too_slow
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
 from nbia_pipeline.schema.arrow import among, first_of_each, with_column
@@ -44,6 +44,8 @@ T = TypeVar("T")
 SHOWN = 5
 # After this many failures, if they are the majority, the call for one series is not made for the others.
 GIVE_UP = 20
+# After this many that take too long, it is not made for the others either.
+FEW_SLOW = 3
 
 _LEVELS = ({"series_uid"}, {"study_uid"}, {"patient_id", "collection"}, {"collection"})
 
@@ -577,18 +579,22 @@ class NbiaClient(Calls):
         failed: dict[str, ArchiveError] = {}
 
         def ask(series_uid: str) -> pa.Table:
-            if len(failed) < GIVE_UP or len(failed) < len(answered):
+            slow = sum(map(too_slow, list(failed.values())))
+            if slow < FEW_SLOW and (len(failed) < GIVE_UP or len(failed) < len(answered)):
                 try:
                     table = rows_with(
                         self._list("series_metadata", series_uid=series_uid), "SeriesInstanceUID", series_uid
                     )
                     answered.append(series_uid)
                     return table
-                except (BadAnswer, NotAvailable, ServerError) as e:
+                except ArchiveError as e:
+                    if not may_succeed_singly(e) or isinstance(e, LoginRefused):
+                        raise
                     failed[series_uid] = e
             return SERIES_METADATA.schema.empty_table()
 
-        singles = pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
+        with few_tries():
+            singles = pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
         if failed:
             uid, why = next(iter(failed.items()))
             log.warning(

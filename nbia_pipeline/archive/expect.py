@@ -115,17 +115,18 @@ def one_row_each(table: pa.Table, of: Table, *key: str) -> pa.Table:
 
 
 def named(table: pa.Table, column: str, shape: Shape) -> list[str]:
-    """Return the values of `column`; rows without one are left out and reported.
+    """Return the values of `column`; rows without one, or with an empty one, are left out and reported.
 
     Args:
         table: an answer.
         column: the one that identifies its rows.
         shape: of the answer.
     """
-    if nulls := table[column].null_count:
-        what = f"{nulls} of {table.num_rows} rows have none, and were left out"
+    names = [name for name in table[column].to_pylist() if name]
+    if without := table.num_rows - len(names):
+        what = f"{without} of {table.num_rows} rows have none, and were left out"
         report([Nonconformity(shape.table.name if shape.table else shape.name, None, column, None, what)])
-    return list(table[column].drop_null().to_pylist())
+    return names
 
 
 def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:

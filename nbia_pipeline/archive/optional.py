@@ -24,12 +24,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEW_TRIES = 2
-"""Most attempts at a call that is not needed: a server that is too slow for it costs minutes each time."""
+"""Most attempts at a call that is not needed."""
+
+SECONDS = 60.0
+"""Longest silence of the archive in a call that is not needed: each process meets a server that is too slow itself."""
 
 GIVE_UP = 3
 """After this many failures in a row a call is not made again; after the first, if the server lacks or refuses it."""
 
-_tries: ContextVar[int | None] = ContextVar("tries", default=None)
+_in_haste: ContextVar[bool] = ContextVar("in_haste", default=False)
 
 
 class OptionalCalls:
@@ -92,8 +95,12 @@ def may_succeed_singly(e: ArchiveError) -> bool:
 
     They are if it is missing, refused, broken or too slow, but not while the archive is busy or away.
     """
-    slow = e.status == 504 or (e.status is None and e.overloaded)
-    return concerns_one_call(e) and (slow or not isinstance(e, ArchiveUnreachable))
+    return concerns_one_call(e) and (too_slow(e) or not isinstance(e, ArchiveUnreachable))
+
+
+def too_slow(e: ArchiveError) -> bool:
+    """Return whether the archive took too long for a call, here or at a proxy."""
+    return e.status == 504 or (e.status is None and e.overloaded)
 
 
 def _for_good(e: ArchiveError) -> bool:
@@ -107,14 +114,19 @@ def _for_good(e: ArchiveError) -> bool:
 
 @contextmanager
 def few_tries() -> Iterator[None]:
-    """Make the calls of this thread with few attempts."""
-    before = _tries.set(FEW_TRIES)
+    """Make the calls of this thread with few attempts, which do not wait long."""
+    before = _in_haste.set(True)
     try:
         yield
     finally:
-        _tries.reset(before)
+        _in_haste.reset(before)
 
 
 def most_tries() -> int | None:
     """Return how many attempts a call of this thread is worth, None for as many as the client is set to."""
-    return _tries.get()
+    return FEW_TRIES if _in_haste.get() else None
+
+
+def most_seconds() -> float | None:
+    """Return how long a silence a call of this thread is worth, None for as long as the client is set to."""
+    return SECONDS if _in_haste.get() else None

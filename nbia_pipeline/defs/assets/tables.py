@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -210,7 +211,8 @@ def describe(
         if found is None:
             described = {c: v for c, v in earlier.get(collection, {}).items() if c in DESCRIPTION}
         else:
-            described = max(found.to_pylist(), key=lambda d: str(d["DescriptionTimestamp"]), default={})
+            own = (d for d in found.to_pylist() if d["Collection"] == collection)
+            described = max(own, key=lambda d: d["DescriptionTimestamp"] or datetime.min, default={})
         count = (earlier.get(collection, {}) if counts is None else {PATIENT_COUNT: counts.get(collection)}).get
         return {**described, "Collection": collection, PATIENT_COUNT: count(PATIENT_COUNT)}
 
