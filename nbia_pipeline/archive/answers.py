@@ -85,6 +85,7 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
     Server: where it fails at a row, it closes the array there and answers 200. That looks like a
     shorter list; only what was known of the list before can show it.
     """
+
     def read(piece: bytes) -> _Piece:
         try:
             return _Piece(_read_fast(piece, shape))
@@ -371,9 +372,7 @@ def _from_rows(rows: list[dict[str, Any]], shape: Shape) -> _Piece:
     return _Piece(table, found, unknown)
 
 
-def _values_of(
-    rows: list[dict[str, Any]], spellings: list[str]
-) -> tuple[list[Any], list[tuple[int, Any, str]]]:
+def _values_of(rows: list[dict[str, Any]], spellings: list[str]) -> tuple[list[Any], list[tuple[int, Any, str]]]:
     """Return the value of a column in each row, and those that stand in a row under another spelling, and differ."""
     if not spellings:
         return [None] * len(rows), []

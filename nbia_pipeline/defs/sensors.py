@@ -223,7 +223,9 @@ def partitions_of(
         registered: the partitions.
         listed: returns the collections of the archive; called only if it matters.
     """
-    alike = {c: [r for r in registered if r.casefold() == c.casefold()] for c in set(collections).difference(registered)}
+    alike = {
+        c: [r for r in registered if r.casefold() == c.casefold()] for c in set(collections).difference(registered)
+    }
     exact = set(listed()) if any(alike.values()) else set()
     return {c: [c] if c in exact or not alike.get(c) else alike[c] for c in collections}
 

@@ -30,6 +30,7 @@ from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
+LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
 
 PATIENT_COUNT = "PatientCount"
 DESCRIPTION = ("Description", "DescriptionURI", "DescriptionTimestamp")
@@ -212,7 +213,7 @@ def describe(
             described = {c: v for c, v in earlier.get(collection, {}).items() if c in DESCRIPTION}
         else:
             own = (d for d in found.to_pylist() if d["Collection"] == collection)
-            described = max(own, key=lambda d: d["DescriptionTimestamp"] or datetime.min, default={})
+            described = max(own, key=lambda d: d["DescriptionTimestamp"] or LONG_AGO, default={})
         count = (earlier.get(collection, {}) if counts is None else {PATIENT_COUNT: counts.get(collection)}).get
         return {**described, "Collection": collection, PATIENT_COUNT: count(PATIENT_COUNT)}
 
