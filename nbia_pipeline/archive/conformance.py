@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 VALUE_CHARACTERS = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Nonconformity:
     """One value, row or key that does not fit.
 

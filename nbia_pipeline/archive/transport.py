@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 import time
@@ -121,6 +122,7 @@ class Session:
         read: Callable[[requests.Response], T],
         tries: int | None = None,
         *,
+        read_timeout: float | None = None,
         repeated: str = "",
     ) -> T:
         """Call an endpoint and return what `read` makes of its answer.
@@ -133,6 +135,7 @@ class Session:
             parameters: names and values as they go over the wire.
             read: takes the complete answer (status 200 or 204); may raise ArchiveError.
             tries: most attempts, if fewer than the options allow.
+            read_timeout: seconds without a byte, if less than the options allow.
             repeated: name of a field of a form whose values, separated by commas, are sent as a field each.
 
         Raises:
@@ -144,7 +147,9 @@ class Session:
         """
 
         def send(token: str | None) -> T:
-            with self._open(method, endpoint, parameters, token, repeated=repeated) as answer:
+            with self._open(
+                method, endpoint, parameters, token, repeated=repeated, read_timeout=read_timeout
+            ) as answer:
                 _expect_success(answer, had_token=token is not None)
                 return read(answer)
 
@@ -229,7 +234,7 @@ class Session:
                 data=_form(parameters, repeated) if method == "POST" else None,
                 auth=authorization(token),
                 stream=True,
-                timeout=(self.options.connect_timeout, read_timeout or self.options.read_timeout),
+                timeout=(self.options.connect_timeout, min(self.options.read_timeout, read_timeout or math.inf)),
                 verify=self._verify,
                 allow_redirects=allow_redirects,
             )
