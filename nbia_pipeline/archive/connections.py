@@ -128,7 +128,8 @@ def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
         sending: True if there is no answer yet, False if its body was being read.
     """
     cause = _innermost(e)
-    why = without_secrets(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
+    text = " ".join(str(cause).split())
+    why = without_secrets(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
     where = _where(e, base_url)
     if isinstance(e, ssl.SSLCertVerificationError) or isinstance(cause, ssl.SSLCertVerificationError):
         return ArchiveUnreachable(
@@ -158,7 +159,8 @@ def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
             f"no secure connection to {where} ({why}): check ca_bundle, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE",
             arguments=("ca_bundle",),
         )
-    if sending and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
+    of_the_answer = isinstance(cause, urllib3.exceptions.InvalidHeader)
+    if sending and not of_the_answer and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
         # The request itself: an address, a header or a parameter that cannot be sent. It stays as it is.
         return ArchiveUnreachable(
             f"the request to {where} cannot be sent ({why}): check base_url and your proxy (HTTPS_PROXY)",
