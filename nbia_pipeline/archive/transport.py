@@ -41,6 +41,7 @@ _RETRYABLE = {408, 429, 500, 502, 503, 504, *range(520, 525)}
 _TRIES_OF_500 = 3
 # The archive has too much to do: fewer requests at a time help.
 _OVERLOADED = {408, 429, 503, 504}
+_NOT_IN_A_BASE = re.compile(r"[\s\\?#]")
 _NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Session:
     ) -> None:
         if "@" in base_url:  # not shown: it may hold a password
             raise ValueError("base_url contains an account: pass username and password instead")
-        if not is_web_address(base_url):
+        if not is_web_address(base_url) or _NOT_IN_A_BASE.search(base_url):
             raise ValueError(f"base_url is {base_url!r}: use an address such as https://archive.example.org/nbia-api")
         self.base_url = base_url.rstrip("/")
         self.options = options or ClientOptions()
@@ -245,6 +246,11 @@ class Session:
             raise explained(e, self.base_url, sending=True) from e
         answer.raw = Body(answer.raw, lambda e: explained(e, self.base_url, sending=False))
         with answer:  # the caller's errors are its own
+            if answer.status_code == 407:
+                raise ArchiveUnreachable(
+                    f"the proxy on the way to {self.base_url} requires an account, or refuses it: check HTTPS_PROXY",
+                    status=answer.status_code,
+                )
             yield answer
 
     def _wait(self, tries: int, problem: ArchiveError) -> None:
