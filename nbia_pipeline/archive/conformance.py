@@ -33,7 +33,7 @@ class Nonconformity:
 
     def __str__(self) -> str:
         of = f" of {self.key}" if self.key else ""
-        sent = "" if self.value is None else f" {self.value[:80]!r}"
+        sent = "" if self.value is None else f" (sent: {self.value[:80]!r})"
         return f"{self.table}: {self.column}{of}{sent}: {self.why}"
 
 
@@ -55,7 +55,7 @@ def report(found: Sequence[Nonconformity]) -> None:
     """Report what does not fit: to the log, in one line for all, and to the block that collects it, if there is one."""
     if not found:
         return
-    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     log.warning("the archive sent what does not fit: %s%s", found[0], more)
     if (collected := _collected.get()) is not None:
         collected += found

@@ -55,7 +55,7 @@ def nonconforming(lake: Lake, table: Table) -> Iterator[Finding]:
         rows = lake.read_table(CONFORMANCE, partition)
         for row in rows.filter(pc.equal(rows["TableName"], table.name)).to_pylist():
             of = f" of {row['RowKey']}" if row["RowKey"] else ""
-            sent = "" if row["SentValue"] is None else f" {row['SentValue'][:80]!r}"
+            sent = "" if row["SentValue"] is None else f" (sent: {row['SentValue'][:80]!r})"
             series = row["RowKey"] if table.key == ("SeriesInstanceUID",) else None
             yield Finding(row["Collection"], f"{row['ColumnName']}{of}{sent}: {row['Why']}", series)
 
