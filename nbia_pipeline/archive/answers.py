@@ -187,8 +187,9 @@ def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Noncon
     for row in left_out:
         lacking = next(name for name in shape.table.key if not row[name])
         rest = {name: value for name, value in row.items() if value is not None}
+        sent = as_sent(json.dumps(rest, default=str, ensure_ascii=False))
         why = f"a row without its {lacking} was left out"
-        found.append(Nonconformity(shape.table.name, None, lacking, as_sent(rest), why))
+        found.append(Nonconformity(shape.table.name, None, lacking, sent, why))
     return (table.filter(has_key) if left_out else table), found
 
 

@@ -146,12 +146,19 @@ def read_time(raw: object) -> datetime | None:
     if m := _ISO.fullmatch(text):
         year, month, day, hour, minute, second = (int(g or 0) for g in m.groups()[:6])
         micros = int((m[7] or "0").ljust(6, "0")[:6])
-        return datetime(year, month, day, hour, minute, second, micros)  # noqa: DTZ001
+        return _moment(year, month, day, hour, minute, second, micros)
     if m := _US.fullmatch(text):
-        return datetime(int(m[3]), int(m[1]), int(m[2]))  # noqa: DTZ001
+        return _moment(int(m[3]), int(m[1]), int(m[2]))
     if (m := _JAVA.fullmatch(text)) and m[1] in _MONTHS:
-        return datetime(int(m[6]), _MONTHS[m[1]], int(m[2]), int(m[3]), int(m[4]), int(m[5]))  # noqa: DTZ001
+        return _moment(int(m[6]), _MONTHS[m[1]], int(m[2]), int(m[3]), int(m[4]), int(m[5]))
     raise ValueError("not a date in any form that the archive is known to write")
+
+
+def _moment(*parts: int) -> datetime:
+    try:
+        return datetime(*parts)  # noqa: DTZ001
+    except ValueError as e:
+        raise ValueError("not a day or time that exists") from e
 
 
 def read_day(raw: object) -> date | None:

@@ -394,6 +394,8 @@ def test_a_row_without_its_key_is_left_out_and_reported(odd: dict[str, Any], pla
     assert [(one.key, one.why) for one in left_out] == [
         (None, "a row without its SeriesInstanceUID was left out"),
     ]
+    rest = {name: value for name, value in odd.items() if value is not None and name != "error"}
+    assert [json.loads(str(one.value)) for one in left_out] == [rest]
 
 
 @pytest.mark.parametrize("body", [b"[{}]", b'[{"Modality":"CT"}]', b'[{"Modality":"CT"},{"Modality":"MR"}]'])
@@ -445,7 +447,8 @@ def test_a_text_with_control_characters_is_kept(sent: str) -> None:
 def test_what_does_not_fit_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     series({"ImageCount": "a"}, {"ImageCount": "b"}, {"SeriesDate": "c"})
     assert [r.getMessage() for r in caplog.records] == [
-        "the archive sent what does not fit: series: ImageCount of 0 'a': not a number; the cell is null, and 2 more"
+        "the archive sent what does not fit: series: ImageCount of 0 (sent: 'a'): not a number; the cell is null "
+        "(and 2 more)"
     ]
 
 
