@@ -44,7 +44,7 @@ def zip_of(answer: requests.Response) -> Iterator[bytes]:
     start = first.removeprefix(codecs.BOM_UTF8).lstrip()  # some servers put them before everything
     if not first:
         raise EmptyBody("a zip was expected, and an empty answer arrived: try again later", status=answer.status_code)
-    if not any(signature.startswith(start[: len(signature)]) for signature in _ZIPS):
+    if not start.startswith(_ZIPS):
         raise _instead(answer, first, "a zip")
     return chunks
 
@@ -53,11 +53,12 @@ def file_of(answer: requests.Response) -> Iterator[bytes]:
     """Return the chunks of a DICOM file; whether it is one is up to who reads it.
 
     Raises:
-        BadAnswer: it is a text; worth another try.
+        BadAnswer: it is a text that nobody calls a DICOM file; worth another try.
     """
     first, chunks = _peek(answer, _LOOKED_AT)
     # A preamble may hold anything, a text as well. Without one, a DICOM file begins with a number: a control character.
-    if first and first[_DICM_AT : _DICM_AT + 4] != b"DICM" and not _CONTROL.intersection(first[:_LOOKED_AT]):
+    text = first[_DICM_AT : _DICM_AT + 4] != b"DICM" and not _CONTROL.intersection(first[:_LOOKED_AT])
+    if first and text and _kind(answer) != "application/dicom":
         raise _instead(answer, first, "a DICOM file")
     return chunks
 
@@ -73,11 +74,15 @@ def _peek(answer: requests.Response, count: int) -> tuple[bytes, Iterator[bytes]
     return first, chain([first] if first else [], chunks)
 
 
+def _kind(answer: requests.Response) -> str:
+    return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()[:80]
+
+
 def _instead(answer: requests.Response, first: bytes, due: str) -> BadAnswer:
-    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip() or "an answer of no stated type"
+    kind = _kind(answer) or "an answer of no stated type"
     return BadAnswer(
-        f"{due} was expected, and {kind[:80]} arrived: a proxy, a login page or a limit on requests may have answered "
-        "in the archive's place. Try again later; if it stays, check base_url and your connection",
+        f"{due} was expected, and {kind} arrived: a proxy, a login page or a limit on requests may have answered in "
+        "the archive's place. Try again later; if it stays, check base_url and your connection",
         body=" ".join(first[:4096].decode("utf-8", "replace").split()),
         status=answer.status_code,
         retryable=True,

@@ -276,7 +276,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
     def problem(kind: type[ArchiveError], what: str, *arguments: str) -> ArchiveError:
         return kind(what, status=status, body=body, arguments=arguments)
 
-    if status == 400:
+    if status == 400 and not body.startswith("<"):  # a page is not the archive's, which refuses with a sentence
         raise problem(NotAvailable, "the archive refuses the call: what it names is unknown, hidden or not permitted")
     if status in (401, 403):
         what = "the archive refuses the account: check username and password, and what it may see"

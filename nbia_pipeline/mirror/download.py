@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.bodies import EmptyBody
@@ -51,7 +53,10 @@ def fetch_batch(
     streams: int = STREAMS,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
 ) -> list[Receipt]:
-    """Fetch the series of a batch over a bounded pool of threads, the largest first.
+    """Fetch the series of a batch over a bounded pool of threads, the largest and the smallest in turns.
+
+    Large ones begin early, so that no thread is left with one at the end. Should the archive always fail to send the
+    largest, others still come in between: each run gets further.
 
     Each series is published, and recorded in the journal, as soon as it is verified. One whose calls fail, with a 500
     for example, may be the only one: the others are still fetched, unless several fail in a row.
@@ -82,7 +87,8 @@ def fetch_batch(
 
     with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
         largest_first = sorted(range(len(batch)), key=lambda n: -(batch[n].FileSize or 0))
-        futures = {n: pool.submit(fetch, batch[n]) for n in largest_first}
+        in_turns = dict.fromkeys(chain.from_iterable(zip(largest_first, reversed(largest_first), strict=True)))
+        futures = {n: pool.submit(fetch, batch[n]) for n in in_turns}
         problem = _wait_for(futures.values())
     if problem:
         raise problem
@@ -92,7 +98,10 @@ def fetch_batch(
 def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
     """Wait until all is fetched, or the batch has to stop, and return what went wrong."""
     first, in_a_row = None, 0
-    for future in as_completed(futures):
+    finished: SimpleQueue[Future[Receipt]] = SimpleQueue()  # in this order, as not with as_completed
+    for future in futures:
+        future.add_done_callback(finished.put)
+    for future in (finished.get() for _ in futures):
         if future.cancelled():
             continue
         problem = future.exception()

@@ -10,8 +10,9 @@ import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, NbiaClient
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.mirror.download import TRIES
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
-from nbia_pipeline.mirror.unpack import MD5_LIST, NotVerified, ZipBounds, unpack
+from nbia_pipeline.mirror.unpack import MD5_LIST, ZipBounds, unpack
 from nbia_pipeline.schema.digests import padded, possible_series_md5s, series_md5
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
 from nbia_pipeline_tests.helpers import zips
@@ -175,6 +176,11 @@ LISTS = {
     "blanks": "".join(f" {name} ,\t{digest} \n" for name, digest in rows()),
     "quotes": "".join(f'"{name}", "{digest}"\n' for name, digest in rows()),
     "another case": "".join(f"{name},{digest}\n" for name, digest in rows()).upper().replace(".DCM", ".dcm"),
+    "tabs": "".join(f"{name}\t{digest}\r\n" for name, digest in rows()),
+    "semicolons": "".join(f"{name};{digest}\n" for name, digest in rows()),
+    "no titles": "".join(f"{name},{digest}\n" for name, digest in rows()[1:]),
+    "other titles": "".join(f"{name},{digest}\n" for name, digest in [("File", "MD5"), *rows()[1:]]),
+    "three columns": "".join(f"{name},{digest},x\n" for name, digest in rows()),
     "everything": "\ufeff\r\n" + "".join(f' "{name}" , {digest.lstrip("0")}\r\n\r\n' for name, digest in rows()),
 }
 
@@ -184,13 +190,29 @@ def test_a_list_is_read_by_its_meaning(text: str, tmp_path: Path) -> None:
     assert listed(text.encode(), tmp_path) == {f"{UID}.{n}" for n in ZEROS}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [b"", b"\xef\xbb\xbf\r\n", b"Name,MD5Hash\n", b"Filename,MD5Hash\n1.dcm\n", b"Filename,MD5Hash\n1,2,3\n"],
-)
-def test_what_is_not_such_a_list_is_named(text: bytes, tmp_path: Path) -> None:
-    with pytest.raises(NotVerified, match=r"md5hashes\.csv is not a list of names and digests"):
-        listed(text, tmp_path)
+NO_LISTS = [
+    b"",
+    b"\xef\xbb\xbf\r\n",
+    b"Filename\n1.dcm\n",
+    b"<html>",
+    "Filename,MD5Hash\n1,2\n".encode("utf-16"),
+    b"\0",
+]
+
+
+@pytest.mark.parametrize("text", NO_LISTS)
+def test_where_the_list_is_none_the_images_are_asked_for_their_digests(one: OneSeries, text: bytes) -> None:
+    one.faults.inject(HASHED, zips.altered(lambda entries: [*entries[:-1], (MD5_LIST, text)]), times=TRIES)
+    receipt = one.fetch()
+    assert (receipt.status, receipt.verified_by, len(receipt.instances)) == (COMPLETE, "md5", IMAGES)
+    assert (one.asked()[HASHED], one.asked()[OF_IMAGE]) == (TRIES, IMAGES)
+
+
+def test_a_list_that_is_none_is_named(tmp_path: Path) -> None:
+    body = zips.pack([("00000001.dcm", image(1)), (MD5_LIST, b"<html>")])
+    found = unpack([body], tmp_path / "files", UID, ROOM)
+    assert (found.digests, list(found.instances)) == (None, [f"{UID}.1"])
+    assert found.faults == ["md5hashes.csv: it is not a list of digests, it begins with b'<html>'"]
 
 
 @pytest.mark.parametrize("text", ["no digest", "1" * 33, "<none>", "null"])
