@@ -13,7 +13,7 @@ from nbia_pipeline.archive.answers import read_csv, read_json
 from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.expect import named
-from nbia_pipeline.archive.optional import OptionalCalls, most_tries
+from nbia_pipeline.archive.optional import OptionalCalls, most_seconds, most_tries
 from nbia_pipeline.archive.transport import Session, chunks_of
 from nbia_pipeline.schema.arrow import with_column
 
@@ -72,7 +72,9 @@ class Calls:
     def _call(self, endpoint: Endpoint, arguments: dict[str, Argument], read: Callable[[requests.Response], T]) -> T:
         wire = on_the_wire(endpoint, arguments)
         repeated = endpoint.parameters["series_uids"] if endpoint.repeated else ""
-        return self._session.call(endpoint.method, endpoint.path, wire, read, most_tries(), repeated=repeated)
+        return self._session.call(
+            endpoint.method, endpoint.path, wire, read, most_tries(), read_timeout=most_seconds(), repeated=repeated
+        )
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:
         """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""

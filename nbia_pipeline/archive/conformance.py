@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 VALUE_CHARACTERS = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Nonconformity:
     """One value, row or key that does not fit.
 
@@ -35,7 +35,7 @@ class Nonconformity:
     def text(self) -> str:
         """All of it but the table, for people."""
         of = f" of {self.key}" if self.key else ""
-        sent = "" if self.value is None else f" {self.value[:80]!r}"
+        sent = "" if self.value is None else f" (sent: {self.value[:80]!r})"
         return f"{self.column}{of}{sent}: {self.why}"
 
 
@@ -57,7 +57,7 @@ def report(found: Sequence[Nonconformity]) -> None:
     """Report what does not fit: to the log, in one line for all, and to the block that collects it, if there is one."""
     if not found:
         return
-    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     log.warning("the archive sent what does not fit: %s: %s%s", found[0].table, found[0].text, more)
     if (collected := _collected.get()) is not None:
         collected += found

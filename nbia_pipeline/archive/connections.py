@@ -132,7 +132,8 @@ def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
         return ArchiveUnreachable(what, retryable=retryable, overloaded=overloaded, arguments=arguments)
 
     cause = _innermost(e)
-    why = without_secrets(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
+    text = " ".join(str(cause).split())
+    why = without_secrets(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
     where = _where(e, base_url)
     if isinstance(e, ssl.SSLCertVerificationError) or isinstance(cause, ssl.SSLCertVerificationError):
         remedy = "if your site has its own authority, set ca_bundle to its certificates"
@@ -149,7 +150,8 @@ def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
     if sending and type(e) is OSError:  # requests: a file of certificates that is not there
         remedy = "check ca_bundle, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
         return problem(f"no secure connection to {where} ({why}): {remedy}", "ca_bundle", retryable=False)
-    if sending and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
+    of_the_answer = isinstance(cause, urllib3.exceptions.InvalidHeader)
+    if sending and not of_the_answer and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
         # The request itself: an address, a header or a parameter that cannot be sent. It stays as it is.
         remedy = "check base_url and your proxy (HTTPS_PROXY)"
         return problem(f"the request to {where} cannot be sent ({why}): {remedy}", "base_url", retryable=False)

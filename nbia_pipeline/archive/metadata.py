@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.archive.calls import Calls
+from nbia_pipeline.archive.conformance import Nonconformity, report
 from nbia_pipeline.archive.endpoints import metadata_columns
-from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, ServerError
+from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, LoginRefused, ServerError
 from nbia_pipeline.archive.expect import one_row_each, rows_with
-from nbia_pipeline.archive.optional import may_succeed_singly
-from nbia_pipeline.schema.arrow import with_column
+from nbia_pipeline.archive.optional import few_tries, may_succeed_singly, too_slow
+from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.tables import SERIES_METADATA
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 SHOWN = 5
 # After this many failures, if they are the majority, the call for one series is not made for the others.
 GIVE_UP = 20
+# After this many that take too long, it is not made for the others either.
+FEW_SLOW = 3
 
 
 class MetadataCalls(Calls):
@@ -44,7 +47,7 @@ class MetadataCalls(Calls):
 
         Raises:
             ServerError: the archive fails on more than half of the series.
-            BadAnswer: rows of series that were not asked for.
+            BadAnswer: most rows are of series that were not asked for.
         """
         try:
             table = self._in_runs("series_metadata_bulk", series_uids)
@@ -56,7 +59,7 @@ class MetadataCalls(Calls):
             table = self._metadata_one_by_one(series_uids)
         else:
             table = self._with_single_calls(table) if single else table
-        self._compare(series_uids, table)
+        table = self._only(series_uids, table)
         return one_row_each(table, SERIES_METADATA, "SeriesInstanceUID")
 
     def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
@@ -102,17 +105,21 @@ class MetadataCalls(Calls):
         failed: dict[str, ArchiveError] = {}
 
         def ask(series_uid: str) -> pa.Table:
-            if len(failed) < GIVE_UP or len(failed) < len(answered):
+            slow = sum(map(too_slow, list(failed.values())))
+            if slow < FEW_SLOW and (len(failed) < GIVE_UP or len(failed) < len(answered)):
                 try:
                     sent = self._list("series_metadata", series_uid=series_uid)
                     table = rows_with(sent, "SeriesInstanceUID", series_uid)
                     answered.append(series_uid)
                     return table
-                except (BadAnswer, NotAvailable, ServerError) as e:
+                except ArchiveError as e:
+                    if not may_succeed_singly(e) or isinstance(e, LoginRefused):
+                        raise
                     failed[series_uid] = e
             return SERIES_METADATA.schema.empty_table()
 
-        singles = self._in_threads(ask, series_uids)
+        with few_tries():
+            singles = self._in_threads(ask, series_uids)
         if failed:
             uid, why = next(iter(failed.items()))
             log.warning(
@@ -121,14 +128,20 @@ class MetadataCalls(Calls):
             )
         return singles
 
-    def _compare(self, series_uids: Sequence[str], table: pa.Table) -> None:
-        """Compare the series that were asked for with those that were sent."""
-        sent = table["SeriesInstanceUID"]
-        if not pc.all(pc.is_in(sent, pa.array(series_uids, pa.string())), min_count=0).as_py():
+    def _only(self, series_uids: Sequence[str], table: pa.Table) -> pa.Table:
+        """Return the rows of the series that were asked for; the others, and those without a row, are reported."""
+        asked = among(table["SeriesInstanceUID"], series_uids)
+        others = table.filter(pc.invert(asked))["SeriesInstanceUID"].to_pylist()
+        if others and 2 * len(others) > table.num_rows:
             raise BadAnswer("the archive sent metadata of series that were not asked for")
+        why = "a row of a series that was not asked for was left out"
+        report([Nonconformity(SERIES_METADATA.name, uid, "SeriesInstanceUID", uid, why) for uid in others])
+        table = table.filter(asked)
+        sent = table["SeriesInstanceUID"]
         missing = set(series_uids).difference(sent.to_pylist())
         if missing:
             log.warning(
                 "the archive has no metadata of %d of %d series, such as %s",
                 *(len(missing), len(series_uids), ", ".join(sorted(missing)[:SHOWN])),
             )
+        return table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -17,12 +18,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEW_TRIES = 2
-"""Most attempts at a call that is not needed: a server that is too slow for it costs minutes each time."""
+"""Most attempts at a call that is not needed."""
+
+SECONDS = 60.0
+"""Longest silence of the archive in a call that is not needed: each process meets a server that is too slow itself."""
 
 GIVE_UP = 3
 """After this many failures in a row a call is not made again; after the first, if it would fail each time."""
 
-_tries: ContextVar[int | None] = ContextVar("tries", default=None)
+_in_haste: ContextVar[bool] = ContextVar("in_haste", default=False)
 
 
 class OptionalCalls:
@@ -43,17 +47,15 @@ class OptionalCalls:
         """Return what a call returns, None where it fails; see :meth:`Calls.optional`."""
         if self.given_up(name):
             return None
-        before = _tries.set(FEW_TRIES)
         try:
-            answer = call()
+            with few_tries():
+                answer = call()
         except ArchiveError as e:
             if not concerns_one_call(e):
                 raise
             self.failed(name, e)
             self.do_without(name, what, e)
             return None
-        finally:
-            _tries.reset(before)
         self.answered(name)
         return answer
 
@@ -92,12 +94,27 @@ def may_succeed_singly(e: ArchiveError) -> bool:
 
     They are if it is missing, refused, broken or too slow, but not while the archive is busy or away.
     """
-    return concerns_one_call(e) and (_too_slow(e) or not isinstance(e, ArchiveUnreachable))
+    return concerns_one_call(e) and (too_slow(e) or not isinstance(e, ArchiveUnreachable))
+
+
+@contextmanager
+def few_tries() -> Iterator[None]:
+    """Make the calls of this thread with few attempts, which do not wait long."""
+    before = _in_haste.set(True)
+    try:
+        yield
+    finally:
+        _in_haste.reset(before)
 
 
 def most_tries() -> int | None:
     """Return how many attempts a call of this thread is worth, None for as many as the client is set to."""
-    return _tries.get()
+    return FEW_TRIES if _in_haste.get() else None
+
+
+def most_seconds() -> float | None:
+    """Return how long a silence a call of this thread is worth, None for as long as the client is set to."""
+    return SECONDS if _in_haste.get() else None
 
 
 def _lasting(e: ArchiveError) -> bool:
@@ -106,8 +123,9 @@ def _lasting(e: ArchiveError) -> bool:
     A page of a proxy has status 200 or none, and a plain 500 may be about one collection or one series.
     """
     missing = isinstance(e, BadAnswer) and e.status not in (None, 200)
-    return missing or _too_slow(e) or isinstance(e, (LoginRefused, NotServed))
+    return missing or too_slow(e) or isinstance(e, (LoginRefused, NotServed))
 
 
-def _too_slow(e: ArchiveError) -> bool:
+def too_slow(e: ArchiveError) -> bool:
+    """Return whether the archive took too long for a call, here or at a proxy."""
     return e.status == 504 or (e.status is None and e.overloaded)

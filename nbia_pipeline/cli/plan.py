@@ -20,8 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
         "Shows what a run would fetch, judging by the tables in the lake: how many series, files and bytes are wanted, "
-        "are in the lake, would be fetched, and would be left for a later run by a bound. Nothing is fetched and "
-        "nothing is written. Exit code: 0, or 1 if the disk has too little room or the plan cannot be made."
+        "are in the lake, would be fetched, and would be left for a later run, by a bound or because the disk has too "
+        "little room for them. Nothing is fetched and nothing is written. Exit code: 0, or 1 if the plan cannot be "
+        "made."
     )
     parser.add_argument(
         "collections",
@@ -95,7 +96,7 @@ def _plans(
 
 def _table(plans: Mapping[str, Plan]) -> str:
     parts = {
-        name: [plan.wanted_figures, plan.done_figures, plan.figures, Figures.of(plan.left)]
+        name: [plan.wanted_figures, plan.done_figures, plan.figures, Figures.of([*plan.left, *plan.no_room])]
         for name, plan in plans.items()
     }
     total = [sum(column, Figures()) for column in zip(*parts.values(), strict=True)] or [Figures()] * len(_PARTS)

@@ -63,6 +63,15 @@ def materialization_metadata(
     }
 
 
+def stored_bytes(lake: Lake, table: Table, collection: str) -> int:
+    """Return the size of one partition of a table, 0 where there is none.
+
+    Raises:
+        LakeError: the lake cannot be read.
+    """
+    return sum(lake.sizes(table_path(table.name, collection).rpartition("/")[0]).values())
+
+
 # --- how large the series are, as a small table with bars
 
 MEGABYTE = 1_000_000

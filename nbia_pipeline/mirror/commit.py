@@ -111,8 +111,8 @@ def _no_room(size: int | None, free: int | None) -> str | None:
     if size is None:
         return None
     return (
-        f"no room: it has {size:,} bytes, and {free or 0:,} were free on the disk for all that was to be fetched: make "
-        "room, and run again"
+        f"no room: it has {size:,} bytes; of the {free or 0:,} that were free on the disk, a part is a reserve, and "
+        "the series planned before this one take the rest: make room, and run again"
     )
 
 

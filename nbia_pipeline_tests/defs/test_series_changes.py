@@ -290,7 +290,7 @@ def test_a_collection_that_fails_does_not_keep_the_changes_of_the_others_back(wo
         },
         raise_on_error=False,
     )
-    assert "1 collections failed, 3 were written" in world.sentence(result)
+    assert "1 of 4 collections failed, the first: " in world.sentence(result)
     assert world.sql("series_changes", "SELECT count(DISTINCT Collection) FROM t") == [(3,)]
     assert len(world.instance.get_materialized_partitions(dg.AssetKey(["nbia", "series_changes"]))) == 3
 

@@ -201,11 +201,11 @@ NO_LISTS = [
 
 
 @pytest.mark.parametrize("text", NO_LISTS)
-def test_where_the_list_is_none_the_images_are_asked_for_their_digests(site: OneSeries, text: bytes) -> None:
-    site.faults.inject(HASHED, zips.altered(lambda entries: [*entries[:-1], (MD5_LIST, text)]), times=TRIES)
-    receipt = site.fetch()
+def test_where_the_list_is_none_the_images_are_asked_for_their_digests(one: OneSeries, text: bytes) -> None:
+    one.faults.inject(HASHED, zips.altered(lambda entries: [*entries[:-1], (MD5_LIST, text)]), times=TRIES)
+    receipt = one.fetch()
     assert (receipt.status, receipt.verified_by, len(receipt.instances)) == (COMPLETE, "md5", IMAGES)
-    assert (site.asked()[HASHED], site.asked()[OF_IMAGE]) == (TRIES, IMAGES)
+    assert (one.asked()[HASHED], one.asked()[OF_IMAGE]) == (TRIES, IMAGES)
 
 
 def test_a_list_that_is_none_is_named(tmp_path: Path) -> None:

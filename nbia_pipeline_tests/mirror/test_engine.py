@@ -156,8 +156,8 @@ def test_what_the_disk_has_no_room_for_is_left_with_its_reason_until_there_is_ro
     receipts = mirror.lake.read_table(IMAGE_SERIES, BREAST).to_pylist()
     left = [r for r in receipts if r["Status"] == "pending"]
     assert [r["Reason"] for r in left] == [
-        f"no room: it has {r['FileSize']:,} bytes, and {free:,} were free on the disk for all that was to be fetched: "
-        "make room, and run again"
+        f"no room: it has {r['FileSize']:,} bytes; of the {free:,} that were free on the disk, a part is a reserve, "
+        "and the series planned before this one take the rest: make room, and run again"
         for r in left
     ]
     assert len(left) == result.left

@@ -10,10 +10,9 @@ from pydantic import Field
 from nbia_pipeline.defs.assets.fetch_op import failed_table
 from nbia_pipeline.defs.assets.partitioned import table_asset
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata
+from nbia_pipeline.defs.metadata import materialization_metadata, stored_bytes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.schema.tables import ANNOTATIONS, SERIES_METADATA
 from nbia_pipeline.settings import Settings
@@ -55,7 +54,7 @@ def build_annotations_asset(naming: Naming, settings: Settings) -> dg.AssetsDefi
 
 def _metadata(lake: Lake, collection: str, result: AnnotationsResult, seconds: float) -> dict[str, Any]:
     table = lake.read_table(ANNOTATIONS, collection, columns=["SeriesInstanceUID", "Size"])
-    size = sum(lake.sizes(table_path(ANNOTATIONS.name, collection)).values())
+    size = stored_bytes(lake, ANNOTATIONS, collection)
     problems = [{"series": uid, "what": what} for uid, what in result.problems.items()]
     return {
         **materialization_metadata(ANNOTATIONS, lake, table.num_rows, size, seconds, collection),

@@ -15,10 +15,9 @@ from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_c
 from nbia_pipeline.changes.reasons import AskReasons, Reasons
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata
+from nbia_pipeline.defs.metadata import materialization_metadata, stored_bytes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.prune import mark_withdrawn
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
 from nbia_pipeline.settings import Settings
@@ -97,7 +96,7 @@ def record_collection(
     wait = timedelta(hours=config.withdrawal_hours)
     summary = record_changes(lake, collection, run_id=run_id, wait=wait, reasons=reasons)
     mark_withdrawn(lake, collection)
-    size = sum(lake.sizes(table_path(SERIES_CHANGES.name, collection)).values())
+    size = stored_bytes(lake, SERIES_CHANGES, collection)
     seconds = time.perf_counter() - started
     metadata = materialization_metadata(SERIES_CHANGES, lake, summary.rows, size, seconds, collection)
     return summary, {**metadata, **_figures(summary)}

@@ -109,7 +109,7 @@ def each_partition(
             raise dg.Failure(why, metadata={"collection": first})
         rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
         raise dg.Failure(
-            f"{len(failed)} collections failed, {len(made)} were written. {first}: {why}",
+            f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}",
             metadata={"failed": dg.MetadataValue.table(rows)},
         )
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
+LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
 
 PATIENT_COUNT = "PatientCount"
 DESCRIPTION = ("Description", "DescriptionURI", "DescriptionTimestamp")
@@ -197,7 +199,8 @@ def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Se
         found = client.optional("collection_descriptions", ask, "the descriptions of collections")
         described = old = earlier.get(collection, {})
         if found is not None:
-            described = max(found.to_pylist(), key=lambda d: str(d["DescriptionTimestamp"]), default={})
+            own = (d for d in found.to_pylist() if d["Collection"] == collection)
+            described = max(own, key=lambda d: d["DescriptionTimestamp"] or LONG_AGO, default={})
         count = old.get(PATIENT_COUNT) if counts is None else counts.get(collection)
         return {**described, "Collection": collection, PATIENT_COUNT: count}
 

@@ -110,7 +110,7 @@ def build_check(
         if first:
             rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
             metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-            text += f" It failed with {count} findings; the first: {first[0].what}"
+            text += f" It failed with {count} finding{'' if count == 1 else 's'}; the first: {first[0].what}"
             if remedy := report.remedy(first):
                 metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
                 text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
