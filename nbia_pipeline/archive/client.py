@@ -30,7 +30,7 @@ from nbia_pipeline.archive.expect import (
     rows_of_collection,
     rows_with,
 )
-from nbia_pipeline.archive.optional import few_tries, may_succeed_singly, too_slow
+from nbia_pipeline.archive.optional import in_haste, may_succeed_singly, too_slow
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
 from nbia_pipeline.schema.arrow import among, first_of_each, with_column
@@ -593,7 +593,7 @@ class NbiaClient(Calls):
                     failed[series_uid] = e
             return SERIES_METADATA.schema.empty_table()
 
-        with few_tries():
+        with in_haste(tries=None):  # a busy archive must not cost the table
             singles = pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
         if failed:
             uid, why = next(iter(failed.items()))

@@ -175,6 +175,64 @@ def test_a_column_that_was_full_and_is_empty_is_refused(archive: TestArchive, mi
     assert mirror.lake.read_table(SERIES_CHANGES, BREAST).equals(feed), "no revisions to null and back"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "key", "value", "text"),
+    [
+        ("getSeries", "Modality", "", "has Modality any longer:"),
+        ("getPatient", "PatientSex", "", "has PatientSex any longer:"),
+        ("getSeries", "SeriesDate", "08.11.2011", "what it sends for SeriesDate does not fit, see table conformance"),
+        ("getSeries", "ImageCount", "many", "what it sends for ImageCount does not fit, see table conformance"),
+    ],
+)
+def test_a_column_of_empty_texts_or_of_odd_values_only_is_refused(
+    archive: TestArchive, mirror: Mirror, endpoint: str, key: str, value: str, text: str
+) -> None:
+    mirror.update_tables(BREAST)
+    feed = mirror.lake.read_table(SERIES_CHANGES, BREAST)
+    archive.faults.inject(endpoint, edited(lambda rows: [row.update({key: value}) for row in rows]), times=1)
+    with pytest.raises(BadAnswer, match=text):
+        mirror.update_tables(BREAST)
+    assert mirror.lake.read_table(SERIES_CHANGES, BREAST).equals(feed)
+
+
+def test_a_column_that_was_always_empty_is_not_lost(archive: TestArchive, mirror: Mirror) -> None:
+    blank = edited(lambda rows: [row.update(ProtocolName="", PatientName="") for row in rows])
+    for _ in range(2):
+        archive.faults.inject("getSeries", blank)
+        archive.faults.inject("getPatient", blank)
+        mirror.update_tables(BREAST)
+    assert set(mirror.lake.read_table(SERIES, BREAST)["ProtocolName"].to_pylist()) == {""}
+
+
+@pytest.mark.parametrize(("key", "value"), [("SeriesDate", "0000-00-00"), ("FileSize", "NaN"), ("TimeStamp", "soon")])
+def test_the_odd_value_of_a_collection_of_one_series_is_no_lost_column(
+    archive: TestArchive, mirror: Mirror, key: str, value: str
+) -> None:
+    def one(rows: Rows) -> None:
+        del rows[1:]
+
+    archive.faults.inject("getSeries", edited(one))
+    mirror.update_tables(BREAST)
+    archive.faults.inject("getSeries", edited(lambda rows: (one(rows), rows[0].update({key: value}))))
+    mirror.update_tables(BREAST)
+    assert mirror.lake.read_table(SERIES, BREAST)[key].to_pylist() == [None]
+    assert [(row[3], row[4]) for row in found(mirror.lake)] == [(key, value)]
+
+
+@pytest.mark.parametrize(("old", "new"), [("SeriesInstanceUID", "SeriesUID"), ("Collection", "Project")])
+def test_a_renamed_key_of_the_rows_is_refused_and_listed(
+    archive: TestArchive, mirror: Mirror, old: str, new: str
+) -> None:
+    mirror.update_tables(BREAST)
+    archive.faults.inject("getSeries", edited(renamed(old, new)))
+    with pytest.raises(BadAnswer):
+        mirror.update_tables(BREAST)
+    assert mirror.lake.count_rows(SERIES, BREAST) == 5
+    assert any(row[3] == new and old in row[5] for row in found(mirror.lake))
+    mirror.update_tables(BREAST)
+    assert found(mirror.lake) == []
+
+
 def test_a_new_key_and_a_value_that_goes_are_no_lost_column(archive: TestArchive, mirror: Mirror) -> None:
     def edit(rows: Rows) -> None:
         for row in rows:
