@@ -145,7 +145,7 @@ def test_collections_that_are_not_kept_are_named_and_left_alone(make: Make, cont
 def test_a_listed_collection_in_another_case_is_a_partition_of_its_own(ticker: Ticker, control: Operations) -> None:
     control.add_series("tcga-demo", released=date(2026, 3, 10))
     tick = ticker.tick(SENSOR, day(1))
-    assert asked(tick) == [("nbia_update", "tcga-demo"), ("nbia_catalogue", None)]
+    assert asked(tick) == [("nbia_tables", "tcga-demo"), ("nbia_catalogue", None)]
     assert [r.partition_keys for r in tick.dynamic_partitions_requests] == [["tcga-demo"]]
 
 
@@ -154,7 +154,7 @@ def test_a_spelling_that_the_archive_does_not_list_is_the_registered_one(make: M
     ticker.tick(SENSOR, MONDAY)
     control.add_series("TCGA-DEMO", released=date(2026, 3, 10))
     other = changed(lambda body: body.replace(b'"TCGA-DEMO"', b'"tcga-Demo"'))
-    control.archive.traffic.add([replace(other, endpoint="getUpdatedSeries", times=1)])
+    control.faults(replace(other, endpoint="getUpdatedSeries"))
     assert asked(ticker.tick(SENSOR, day(1))) == TCGA
 
 
