@@ -93,6 +93,32 @@ def test_two_spellings_of_a_key_that_differ_are_reported() -> None:
     assert [(one.key, one.column, one.value) for one in found] == [("1", "PatientID", "b")]
 
 
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("[0.5,1]", '["0.5", 1]'),
+        ('{"a":null}', '{"a": null}'),
+        ("true", "true"),
+        ("NaN", "NaN"),
+        ('"\\ud800"', "\\ud800"),
+        ("[" * 600 + "]" * 600, "[" * 500),
+    ],
+)
+def test_a_value_is_shown_as_it_was_sent(sent: str, shown: str) -> None:
+    _, found = read(f'[{{"SeriesInstanceUID":"1","Modality":{sent}}}]')
+    assert [(one.column, one.value) for one in found] == [("Modality", shown)]
+
+
+@pytest.mark.parametrize("depth", range(850, 1000, 10))
+def test_a_value_of_any_depth_costs_its_cell_or_is_no_json(depth: int) -> None:
+    try:
+        rows, found = read(f'[{{"SeriesInstanceUID":"1","Modality":{"[" * depth + "]" * depth}}}]')
+    except BadAnswer as e:
+        assert "not JSON" in str(e)
+    else:
+        assert (rows, len(found)) == ([{"SeriesInstanceUID": "1"}], 1)
+
+
 # --- CSV
 
 

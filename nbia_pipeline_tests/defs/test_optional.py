@@ -194,9 +194,9 @@ def test_a_call_that_only_enriches_waits_a_minute_at_most(
         waits: list[float] = []
         send = client._session._http.request
 
-        def spy(*args: Any, timeout: tuple[float, float], **kwargs: Any) -> Any:
-            waits.append(timeout[1])
-            return send(*args, timeout=timeout, **kwargs)
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            waits.append(kwargs["timeout"][1])
+            return send(*args, **kwargs)
 
         monkeypatch.setattr(client._session._http, "request", spy)
         client.optional("collection_counts", client.collection_counts, "the number of patients")
