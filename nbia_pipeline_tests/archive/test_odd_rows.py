@@ -1,8 +1,11 @@
 """One odd row costs itself: it is left out, or its odd value is, and what was left out is reported."""
 
+# ruff: noqa: DTZ001 - the server's times have no zone
+
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +14,7 @@ import pytest
 from nbia_pipeline.archive import BadAnswer
 from nbia_pipeline.archive.answers import read_csv, read_json
 from nbia_pipeline.archive.conformance import Nonconformity, collect
-from nbia_pipeline.archive.expect import named, rows_of_collection
+from nbia_pipeline.archive.expect import expect_released_after, named, rows_of_collection
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.tables import SERIES, STUDIES
 from nbia_pipeline_tests.helpers.archives import TestArchive
@@ -222,3 +225,28 @@ def test_an_empty_name_is_no_name() -> None:
     with collect() as found:
         assert named(table, "Collection", shapes.COLLECTION_VALUE) == ["A"]
     assert found[0].why == "2 of 3 rows have none, and were left out"
+
+
+# --- releases
+
+
+@pytest.mark.parametrize(("early", "refused"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_few_releases_of_earlier_days_are_left_out_and_reported(early: int, refused: bool) -> None:
+    day = date(2026, 3, 2)
+    days = [datetime(2001, 1, 1) if n < early else datetime(2026, 3, 3) for n in range(4)]
+    rows = [{"SeriesInstanceUID": str(n), "Collection": "A", "DateReleased": d} for n, d in enumerate(days)]
+    table = pa.Table.from_pylist(rows, schema=SERIES.schema)
+    if refused:
+        with pytest.raises(BadAnswer, match="asked for releases after 2026-03-02, the archive sent series 0"):
+            expect_released_after(table, day, shapes.SERIES_SHORT)
+        return
+    with collect() as found:
+        assert expect_released_after(table, day, shapes.SERIES_SHORT).num_rows == 4 - early
+    assert [one.key for one in found] == [str(n) for n in range(early)]
+
+
+def test_releases_of_no_collection_at_all_are_an_error() -> None:
+    table = of_collections(None, None)
+    with pytest.raises(BadAnswer, match="none of the 2 rows of releases that the archive sent has its Collection"):
+        expect_released_after(table, date(2026, 3, 2), shapes.SERIES_SHORT)
+    assert expect_released_after(of_collections("A", None), date(2026, 3, 2), shapes.SERIES_SHORT).num_rows == 2

@@ -11,9 +11,11 @@ import duckdb
 import pytest
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient
+from nbia_pipeline.changes.listing import write_listing
+from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.schema.tables import CONFORMANCE, PATIENTS, SERIES, SERIES_CHANGES, STUDIES
+from nbia_pipeline.schema.tables import CONFORMANCE, PATIENTS, SERIES, SERIES_CHANGES, SERIES_METADATA, STUDIES
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import changed
 
@@ -91,6 +93,24 @@ def test_what_fits_again_is_no_longer_listed(archive: TestArchive, mirror: Mirro
     assert [(row[1], row[3]) for row in found(mirror.lake)] == [("patients", "Phantom")]
     mirror.update_tables(BREAST)
     assert mirror.lake.count_rows(CONFORMANCE, BREAST) == 0
+
+
+def test_what_was_not_asked_for_again_keeps_its_findings(
+    archive: TestArchive, mirror: Mirror, client: NbiaClient
+) -> None:
+    def write() -> int:
+        fetched, _ = write_listing(
+            mirror.lake, SERIES_METADATA, "v2", lambda: metadata_of(client, mirror.lake, BREAST, calls="bulk"), BREAST
+        )
+        return int(fetched.figures["asked"])
+
+    mirror.update_tables(BREAST)
+    archive.faults.inject("getSeriesMetadata2", changed(lambda body: body.replace(b'"Modality"', b'"Modus"')))
+    assert write() == 5
+    listed = found(mirror.lake)
+    assert [(row[1], row[3]) for row in listed] == [("series_metadata", "Modus")]
+    assert write() == 0
+    assert found(mirror.lake) == listed
 
 
 @pytest.mark.parametrize("lost", ["SeriesInstanceUID", "Collection"])

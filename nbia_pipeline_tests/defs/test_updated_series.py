@@ -178,7 +178,7 @@ def test_a_release_is_about_the_partition_that_is_spelled_like_it(
     assert partitions_of([collection], registered, lambda: listed) == {collection: partitions}
 
 
-@pytest.mark.parametrize("name", ["A...B", "A\tB", "A\nB", "A\0B", "\x0b"])
+@pytest.mark.parametrize("name", ["", "A...B", "A\tB", "A\nB", "A\0B", "\x0b"])
 def test_a_collection_that_cannot_be_a_partition_costs_no_other(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         partitions = Naming().partitions
