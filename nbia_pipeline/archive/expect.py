@@ -159,8 +159,6 @@ def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
     days_only = any(k.column == "DateReleased" and k.form is Form.US_DAY for k in shape.keys)
     after = pc.greater_equal if days_only else pc.greater
     midnight = pa.scalar(datetime.combine(day, time()), pa.timestamp("us"))
-    if table.num_rows and table["Collection"].null_count == table.num_rows:
-        raise BadAnswer(f"none of the {table.num_rows} rows of releases that the archive sent has its Collection")
     # Servers before May 2024 send no day: then nothing can be compared.
     late = pc.fill_null(after(table["DateReleased"], midnight), True)
     early = table.filter(pc.invert(late)).select(["SeriesInstanceUID", "DateReleased"]).to_pylist()
@@ -170,6 +168,8 @@ def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
             f"asked for releases after {day}, the archive sent series {first['SeriesInstanceUID']} of "
             f"{first['DateReleased']}"
         )
+    if table.num_rows and table["Collection"].null_count == table.num_rows:
+        raise BadAnswer(f"none of the {table.num_rows} rows of releases that the archive sent has its Collection")
     why = f"a row in the answer about releases after {day} was left out"
     values = ((row["SeriesInstanceUID"], "DateReleased", as_sent(row["DateReleased"])) for row in early)
     report([Nonconformity(SERIES.name, *value, why) for value in values])
