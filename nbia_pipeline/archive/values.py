@@ -154,9 +154,9 @@ def read_time(raw: object) -> datetime | None:
     raise ValueError("not a date in any form that the archive is known to write")
 
 
-def _moment(*parts: int) -> datetime:
+def _moment(year: int, month: int, day: int, *time_of_day: int) -> datetime:
     try:
-        return datetime(*parts)  # noqa: DTZ001
+        return datetime.combine(date(year, month, day), time(*time_of_day))
     except ValueError as e:
         raise ValueError("not a day or time that exists") from e
 
