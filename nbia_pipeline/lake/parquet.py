@@ -62,7 +62,10 @@ def groups_of(file: Any) -> Iterator[pa.Table]:
 def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of an open file whose value in `column` is one of `values`; groups without any are not read."""
     parquet = pq.ParquetFile(file)
-    _expect_columns(parquet.schema_arrow.names, [column])
+    stored = parquet.schema_arrow
+    _expect_columns(stored.names, [column])
+    if column in stored.names and not pa.types.is_string(stored.field(column).type):
+        raise pa.ArrowInvalid(f"{column} is of type {stored.field(column).type}")
     for group in range(parquet.num_row_groups):
         if _may_contain(parquet.metadata.row_group(group), column, values):
             rows = parquet.read_row_group(group, columns=[*{*schema.names, column}], use_threads=False)
@@ -79,7 +82,7 @@ def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:
     known = chunk.statistics
     try:
         return known is None or not known.has_min_max or any(known.min <= value <= known.max for value in values)
-    except (TypeError, ValueError):  # not of texts: reading it shows what is wrong
+    except ValueError:  # a text that is not UTF-8: reading it shows that
         return True
 
 

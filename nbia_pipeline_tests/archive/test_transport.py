@@ -500,12 +500,10 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("secret", [PASSWORD, "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.c2lnLW5hdHVyZQ", "short"])
+@pytest.mark.parametrize("secret", [PASSWORD, "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.c2lnLW5hdHVyZQ", "correct horse"])
 @pytest.mark.parametrize("spelled", SPELLINGS.values(), ids=SPELLINGS)
 def test_a_secret_is_taken_out_however_it_is_spelled(spelled: Callable[[str], str], secret: str) -> None:
     echo = spelled(secret)
-    if secret == "short" and echo == secret[:-3]:
-        pytest.skip("less than the beginning of a secret shows none")
     error = BadAnswer(f"it begins with {f'<p>{echo} end'!r}", body=f"{echo} end")
     error.__cause__ = ValueError(echo)
     error.without([secret])
