@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 OVERLAP = timedelta(days=7)
 CURSOR_BYTES = 8_000
-UNDATED = date.max
+UNDATED = date.min  # of a series without a day of release
 SLOTS = 32
 
 _VERSION = 1
@@ -67,7 +67,7 @@ class Cursor:
 
     def expects_rows(self, since: date) -> bool:
         """Return whether the last answer had rows that an answer from `since` on should contain again."""
-        return any(since < day < UNDATED for _, day in self.digests)
+        return any(day > since for _, day in self.digests)
 
     def encode(self) -> str:
         """Return the cursor as JSON; its keys are those of saved cursors and stay as they are."""
@@ -128,9 +128,10 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
         since: the day that was asked for.
     """
     days = pc.fill_null(pc.cast(series["DateReleased"], pa.date32(), safe=False), UNDATED)
+    sent = pc.or_(pc.greater(days, pa.scalar(since)), pc.is_null(series["DateReleased"]))
     lines = pc.cast(_lines(series), pa.large_string())
     rows = pa.table({"Collection": series["Collection"], "Day": days, "Line": lines})
-    rows = rows.filter(pc.and_(pc.is_valid(rows["Collection"]), pc.greater(days, pa.scalar(since)))).sort_by("Line")
+    rows = rows.filter(pc.and_(pc.is_valid(rows["Collection"]), sent)).sort_by("Line")
     buckets = rows.group_by(["Collection", "Day"], use_threads=False).aggregate([("Line", "list")])
     # Joined by Arrow, without a Python object for each line.
     texts = pc.binary_join(buckets["Line_list"], pa.scalar("", pa.large_string()))
@@ -173,7 +174,7 @@ def next_cursor(before: Cursor, found: Digests, today: date, changed: bool) -> C
         changed: whether the answer had new or changed buckets.
     """
     since = _days_later(today, -OVERLAP.days)
-    kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > since}
+    kept = {bucket: digest for bucket, digest in found.items() if bucket[1] > since or bucket[1] == UNDATED}
     after = Cursor(today, before.sequence + changed, kept)
     if len(after.encode().encode()) <= CURSOR_BYTES:
         return after
@@ -190,8 +191,7 @@ def _by_slot(found: Digests, day: date) -> dict[Bucket, str]:
 
 def _slot(bucket: Bucket, day: date) -> Bucket:
     """Return the slot that a bucket goes into; days after the day after `day` share one."""
-    released = bucket[1] if bucket[1] == UNDATED else min(bucket[1], _days_later(day, 2))
-    return str(zlib.crc32(bucket[0].encode()) % SLOTS), released
+    return str(zlib.crc32(bucket[0].encode()) % SLOTS), min(bucket[1], _days_later(day, 2))
 
 
 def _days_later(day: date, days: int) -> date:

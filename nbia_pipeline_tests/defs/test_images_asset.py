@@ -333,7 +333,6 @@ def test_what_is_repaired_and_what_cannot_be_fetched_is_reported(mirror: Mirror)
     damaged, hidden, broken = mirror.uids()[:3]
     mirror.archive.control.faults(
         Fault("lost_file", endpoint="getImageWithMD5Hash", series=damaged, fraction=0.0),
-        Fault("html", endpoint="getSingleImage", series=broken),
         Fault("status", status=400, endpoint="getImageWithMD5Hash", series=hidden),
         Fault("cut_file", endpoint="getImageWithMD5Hash", series=broken),
         Fault("status", status=500, endpoint="getSingleImage", series=broken),
