@@ -114,9 +114,11 @@ def read_time(raw: object) -> datetime | None:
     raise ValueError("not a date in any form that the archive is known to write")
 
 
-def _moment(*parts: int) -> datetime:
+def _moment(
+    year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0, micros: int = 0
+) -> datetime:
     try:
-        return datetime(*parts)  # noqa: DTZ001
+        return datetime(year, month, day, hour, minute, second, micros)  # noqa: DTZ001
     except ValueError as e:
         raise ValueError("not a day or time that exists") from e
 
