@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,8 +13,10 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.lake import Lake
 from nbia_pipeline_tests.helpers.archives import Serve, TestArchive, serving
 from nbia_pipeline_tests.helpers.faults import Faults
+from nbia_pipeline_tests.helpers.one_series import OneSeries, one_series
 from nbia_pipeline_tests.helpers.tiny import Clock
 
 # How long an example takes says something about the machine only.
@@ -69,3 +72,21 @@ def client(archive: TestArchive) -> Iterator[NbiaClient]:
     """A client of that archive, which speaks v2."""
     with archive.client() as client:
         yield client
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """An empty lake on the disk."""
+    return Lake(str(tmp_path / "lake"))
+
+
+@pytest.fixture(scope="session")
+def _shared_series() -> Iterator[OneSeries]:
+    with one_series() as one:
+        yield one
+
+
+@pytest.fixture
+def one(_shared_series: OneSeries, tmp_path: Path) -> OneSeries:
+    """An archive with one series, as it was first, and an empty lake for it."""
+    return _shared_series.fresh(tmp_path)

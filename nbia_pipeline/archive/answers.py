@@ -20,8 +20,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import reduce
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -30,9 +31,9 @@ import pyarrow.json as pj
 
 from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
-from nbia_pipeline.archive.values import read_value
+from nbia_pipeline.archive.values import NoNumber, read_values
 from nbia_pipeline.schema.shapes import Form, Shape, normalize
-from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME, Table
+from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
 
 PIECE_BYTES = 4 << 20
 # Threads for the pieces of one answer, while another receives them. Arrow's reader lets them run side by side.
@@ -84,13 +85,12 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
     Server: where it fails at a row, it closes the array there and answers 200. That looks like a
     shorter list; only what was known of the list before can show it.
     """
-    schema = shape.schema
 
     def read(piece: bytes) -> _Piece:
         try:
-            return _Piece(_read_fast(piece, shape, schema))
+            return _Piece(_read_fast(piece, shape))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return _read_tolerantly(piece, shape, schema)
+            return _read_tolerantly(piece, shape)
 
     return _together(list(_in_parallel(read, _pieces(chunks))), shape)
 
@@ -99,39 +99,43 @@ def read_csv(body: bytes, shape: Shape) -> pa.Table:
     """Read the quoted CSV that the metadata endpoints send, as :func:`read_json`; an empty cell is null.
 
     Raises:
-        BadAnswer: the header has none of the shape's keys, a row has another number of cells, or a cell does not
+        BadAnswer: the header has none of the shape's keys, no row has as many cells, or a cell or the last row does not
             end.
     """
     text = body.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     if not text.strip():
         return shape.schema.empty_table()
     try:
-        rows = _csv_rows(text, shape)
+        return _together([_csv_rows(text, shape)], shape)
     except BadAnswer:
         repaired = _NULL_FIRST.sub('"', text)
         if repaired == text:
             raise
-        rows = _csv_rows(repaired, shape)
-    header = rows[0]
-    cells = [{h: c or None for h, c in zip(header, row, strict=True)} for row in rows[1:]]
-    return _together([_from_rows(cells, shape, shape.schema)], shape)
+        return _together([_csv_rows(repaired, shape)], shape)
 
 
-def _csv_rows(text: str, shape: Shape) -> list[list[str]]:
+def _csv_rows(text: str, shape: Shape) -> _Piece:
     try:
         # Strict, because a lenient reader takes a truncated cell for a complete one.
-        rows = list(csv.reader(io.StringIO(text), strict=True))
+        header, *rows = filter(None, csv.reader(io.StringIO(text), strict=True))
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
-    if not {normalize(h) for h in rows[0]} & set(shape.columns_by_wire_name):
+    if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
         raise _not_a("a CSV table", text)
-    if not text.endswith(('"', "\n")):  # the server quotes every cell and ends every row
+    whole = [row for row in rows if len(row) == len(header)]
+    odd = [row for row in rows if len(row) != len(header) and any(map(str.strip, row))]
+    # The server quotes every cell and ends every row.
+    if not text.endswith("\n") and (not text.endswith('"') or len([header, *rows][-1]) != len(header)):
         raise BadAnswer("the CSV table ends early: the answer was truncated, try again later", retryable=True)
-    for number, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            what = f"row {number} of the CSV table has {len(row)} cells, its header {len(rows[0])}"
-            raise BadAnswer(what, retryable=True)
-    return rows
+    if odd and not whole:
+        what = f"no row of the CSV table has {len(header)} cells, as its header has: the first has {len(odd[0])}"
+        raise BadAnswer(what, retryable=True)
+    # A name that is there twice differs by a blank, which no key has.
+    names = [name + " " * header[:number].count(name) for number, name in enumerate(header)]
+    piece = _from_rows([{h: c or None for h, c in zip(names, row, strict=True)} for row in whole], shape)
+    why = f"a row whose cells are not those of the header, which has {len(header)}, was left out"
+    piece.found += [_left_out(shape, row, why) for row in odd]
+    return piece
 
 
 def _together(pieces: Sequence[_Piece], shape: Shape) -> pa.Table:
@@ -141,9 +145,13 @@ def _together(pieces: Sequence[_Piece], shape: Shape) -> pa.Table:
     table = pa.concat_tables([piece.rows for piece in pieces])
     found = [one for piece in pieces for one in piece.found]
     found += _unknown_keys(pieces, table, shape)
-    table, without = _with_identity(table, shape)
+    whole, without = _with_identity(table, shape)
     report(found + without)
-    return table
+    if table.num_rows and not whole.num_rows:
+        new = sorted({key for piece in pieces for key in piece.unknown})
+        instead = f", they have {', '.join(new)} instead" if new else ""
+        raise BadAnswer(f"none of the {table.num_rows} rows of {_name(shape)} has its {_key_of(shape)}{instead}")
+    return whole
 
 
 def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> list[Nonconformity]:
@@ -167,19 +175,17 @@ def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> li
 
 
 def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Nonconformity]]:
-    """Return the rows that have their key, and what is reported of the others.
+    """Return the rows that have their key, and what is reported of the others; an empty text is no key.
 
     A list of plain values may contain an all-null row (server: ``{}``).
     """
     if shape.table is None or len(shape.keys) == 1 or not table.num_rows:
         return table, []
-    has_key = reduce(pc.and_, (pc.is_valid(table[name]) for name in shape.table.key))
+    has_key = reduce(pc.and_, (pc.fill_null(pc.not_equal(table[name], ""), False) for name in shape.table.key))
     left_out = table.filter(pc.invert(has_key)).to_pylist()
-    if len(left_out) == table.num_rows:
-        raise BadAnswer(f"none of the {table.num_rows} rows of {shape.table.name} has its {_key_of(shape.table)}")
     found = []
     for row in left_out:
-        lacking = next(name for name in shape.table.key if row[name] is None)
+        lacking = next(name for name in shape.table.key if not row[name])
         rest = {name: value for name, value in row.items() if value is not None}
         sent = as_sent(json.dumps(rest, default=str, ensure_ascii=False))
         why = f"a row without its {lacking} was left out"
@@ -187,8 +193,8 @@ def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Noncon
     return (table.filter(has_key) if left_out else table), found
 
 
-def _key_of(table: Table) -> str:
-    return " and ".join(table.key)
+def _key_of(shape: Shape) -> str:
+    return " and ".join(shape.table.key if shape.table else ())
 
 
 def _name(shape: Shape) -> str:
@@ -259,8 +265,9 @@ def _last_boundary(buffer: bytearray) -> int:
     return 0
 
 
-def _read_fast(piece: bytes, shape: Shape, schema: pa.Schema) -> pa.Table:
+def _read_fast(piece: bytes, shape: Shape) -> pa.Table:
     """Read objects that are just as the server writes them; raises ArrowInvalid for all others."""
+    schema = shape.schema
     if any(key.form not in _FAST_FORMS for key in shape.keys):
         raise pa.ArrowInvalid(f"{shape.name} has forms that need the tolerant reader")
     if not piece.startswith(b"{"):
@@ -302,67 +309,86 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
     return days
 
 
-def _read_tolerantly(piece: bytes, shape: Shape, schema: pa.Schema) -> _Piece:
+def _read_tolerantly(piece: bytes, shape: Shape) -> _Piece:
     try:
         # Not strict: a line break in a text, as it stands, is no reason to refuse the others.
-        read = json.JSONDecoder(parse_float=Decimal, parse_int=_integer, parse_constant=_Constant, strict=False).decode
+        read = json.JSONDecoder(parse_float=_number, parse_int=_integer, parse_constant=NoNumber, strict=False).decode
         rows = read("[" + piece.decode("utf-8", "surrogateescape") + "]")
     except (ValueError, RecursionError) as e:
         raise BadAnswer(f"the answer is not JSON, or was truncated: {e}", retryable=True) from e
-    return _from_rows(rows, shape, schema)
+    objects = [row for row in rows if isinstance(row, dict)]
+    if rows and not objects:
+        raise BadAnswer(f"the elements of the array are not objects; the first is {as_sent(rows[0])[:80]!r}")
+    read_piece = _from_rows(objects, shape)
+    why = "an element of the array that is not an object was left out"
+    read_piece.found += [_left_out(shape, row, why) for row in rows if not isinstance(row, dict)]
+    return read_piece
 
 
-@dataclass(frozen=True)
-class _Constant:
-    """``NaN``, ``Infinity`` or ``-Infinity``: JSON has none of them, and no column takes one, not even as text."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
+def _left_out(shape: Shape, row: object, why: str) -> Nonconformity:
+    key = shape.table.key[-1] if shape.table else shape.schema.names[0]
+    return Nonconformity(_name(shape), None, key, as_sent(row), why)
 
 
 def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) < LONGEST_INTEGER else Decimal(digits)
 
 
-def _from_rows(rows: list[Any], shape: Shape, schema: pa.Schema) -> _Piece:
-    columns_of = shape.columns_by_wire_name
-    values: dict[str, list[Any]] = {field.name: [None] * len(rows) for field in schema}
-    kinds = {field.name: field.type for field in schema}
-    known: dict[str, str | None] = {}
-    odd: list[tuple[int, str, str, str]] = []
+def _number(digits: str) -> Decimal | NoNumber:
+    try:
+        return Decimal(digits)
+    except InvalidOperation:  # its exponent has dozens of digits
+        return NoNumber(digits)
+
+
+def _from_rows(rows: list[dict[str, Any]], shape: Shape) -> _Piece:
+    """Read rows column by column: equal values are read once, so that one that is odd in every row costs little."""
+    taken: dict[str, list[str]] = {}
     unknown: dict[str, tuple[int, str]] = {}
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise BadAnswer(f"element {number} of the array is {type(row).__name__}, not an object")
-        for key, raw in row.items():
-            if key not in known:
-                known[key] = columns_of.get(normalize(key), _UNKNOWN)
-            column = known[key]
-            if column is None or raw is None:
-                continue
-            if column == _UNKNOWN:
-                count, example = unknown.get(key, (0, as_sent(raw)))
-                unknown[key] = (count + 1, example)
-                continue
-            try:
-                values[column][number] = read_value(raw, kinds[column])
-            except ValueError as e:
-                odd.append((number, column, as_sent(raw), str(e)))
-    if rows and unknown and not any(column != _UNKNOWN for column in known.values()):
+    spellings = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    for spelling in spellings:
+        column = shape.columns_by_wire_name.get(normalize(spelling), _UNKNOWN)
+        if column == _UNKNOWN:
+            sent = [row[spelling] for row in rows if row.get(spelling) is not None]
+            if sent:
+                unknown[spelling] = (len(sent), as_sent(sent[0]))
+        elif column is not None:
+            taken.setdefault(column, []).append(spelling)
+    if unknown and not any(normalize(spelling) in shape.columns_by_wire_name for spelling in spellings):
         raise BadAnswer(f"the rows have none of the keys of {shape.name}: {sorted(unknown)[:5]}")
+    arrays, odd = [], []
+    for field_ in shape.schema:
+        raw, others = _values_of(rows, taken.get(field_.name, []))
+        values, misfits = read_values(raw, field_.type)
+        arrays.append(values)
+        odd += [(n, field_.name, raw[n], f"{why}; the cell is null") for n, why in misfits.items()]
+        odd += [(n, field_.name, value, why) for n, value, why in others]
+    table = pa.Table.from_arrays(arrays, schema=shape.schema)
     names = shape.table.key if shape.table else ()
+    keys = [table[name].to_pylist() for name in names] if odd else []
     found = [
-        Nonconformity(
-            _name(shape),
-            " ".join(str(values[name][number]) for name in names) or None,
-            *(column, sent, f"{why}; the cell is null"),
-        )
-        for number, column, sent, why in odd
+        Nonconformity(_name(shape), " ".join(str(k[n]) for k in keys) or None, column, as_sent(sent), why)
+        for n, column, sent, why in sorted(odd, key=itemgetter(0))
     ]
-    table = pa.Table.from_arrays([pa.array(values[field.name], field.type) for field in schema], schema=schema)
     return _Piece(table, found, unknown)
+
+
+def _values_of(rows: list[dict[str, Any]], spellings: list[str]) -> tuple[list[Any], list[tuple[int, Any, str]]]:
+    """Return the value of a column in each row, and those that stand in a row under another spelling, and differ."""
+    if not spellings:
+        return [None] * len(rows), []
+    first, *others = spellings
+    values = [row.get(first) for row in rows]
+    differ = []
+    for spelling in others:
+        for number, row in enumerate(rows):
+            value = row.get(spelling)
+            if values[number] is None:
+                values[number] = value
+            elif value not in (None, values[number]):
+                why = f"the row has another value under the key {first!r}, which was kept"
+                differ.append((number, value, why))
+    return values, differ
 
 
 def decoded(body: bytes) -> str:

@@ -13,7 +13,7 @@ from nbia_pipeline.archive.answers import read_csv, read_json
 from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.expect import named
-from nbia_pipeline.archive.optional import OptionalCalls, most_tries
+from nbia_pipeline.archive.optional import OptionalCalls, most_seconds, most_tries
 from nbia_pipeline.archive.transport import Session, chunks_of
 from nbia_pipeline.schema.arrow import with_column
 
@@ -35,18 +35,18 @@ class Calls:
     def __init__(self, session: Session, dialect: Dialect) -> None:
         self._session = session
         self._dialect = dialect
-        self._optional = OptionalCalls()
+        self.optional_calls = OptionalCalls()
 
     @property
     def warnings(self) -> list[str]:
         """What the archive did not answer so far of what only enriches, in one sentence for each call."""
-        return self._optional.warnings
+        return self.optional_calls.warnings
 
     def optional(self, name: str, call: Callable[[], T], what: str) -> T | None:
         """Make a call that only enriches: return what it returns, None where the archive lacks, refuses or breaks it.
 
-        The first failure of each call is logged as a warning, and one of :attr:`warnings`. A call that the archive
-        lacks is not made again by this client.
+        The first failure of each call is logged as a warning, and one of :attr:`warnings`. A call that would fail each
+        time, or failed some times in a row, is not made again by this client.
 
         Args:
             name: of the call, the same each time it is made.
@@ -56,7 +56,7 @@ class Calls:
         Raises:
             ArchiveError: the archive issues no token, because it refuses the account or cannot be reached.
         """
-        return self._optional.ask(name, call, what)
+        return self.optional_calls.ask(name, call, what)
 
     def _bytes(
         self,
@@ -72,7 +72,9 @@ class Calls:
     def _call(self, endpoint: Endpoint, arguments: dict[str, Argument], read: Callable[[requests.Response], T]) -> T:
         wire = on_the_wire(endpoint, arguments)
         repeated = endpoint.parameters["series_uids"] if endpoint.repeated else ""
-        return self._session.call(endpoint.method, endpoint.path, wire, read, most_tries(), repeated=repeated)
+        return self._session.call(
+            endpoint.method, endpoint.path, wire, read, most_tries(), read_timeout=most_seconds(), repeated=repeated
+        )
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:
         """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""
@@ -113,6 +115,15 @@ class Calls:
             if NO_ROWS in e.body:
                 return endpoint.rows.schema.empty_table()
             raise
+
+    def _in_runs(self, name: str, series_uids: Sequence[str], **arguments: Argument) -> pa.Table:
+        """Call a list endpoint that takes a limited number of UIDs, as often as needed."""
+        if isinstance(series_uids, str):
+            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
+        endpoint = self._dialect.endpoint(name)
+        runs = [series_uids[i : i + endpoint.max_values] for i in range(0, len(series_uids), endpoint.max_values)]
+        tables = [self._list(name, series_uids=run, **arguments) for run in runs]
+        return pa.concat_tables([endpoint.rows.schema.empty_table(), *tables])
 
     def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
         """List what a collection contains. Empty is refused while the archive lists the collection: it has series then.

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from types import TracebackType
-from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from nbia_pipeline.archive.answers import decoded
-from nbia_pipeline.archive.bodies import file_of, zip_of
-from nbia_pipeline.archive.calls import Argument, Calls
-from nbia_pipeline.archive.endpoints import DIALECTS, metadata_columns
-from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, NotAvailable, NotServed, ServerError
+from nbia_pipeline.archive.bodies import Downloads
+from nbia_pipeline.archive.endpoints import DIALECTS
+from nbia_pipeline.archive.errors import BadAnswer, NotServed
 from nbia_pipeline.archive.expect import (
     equals_ignoring_case,
     expect_mostly,
@@ -29,22 +22,11 @@ from nbia_pipeline.archive.expect import (
     rows_of_collection,
     rows_with,
 )
-from nbia_pipeline.archive.optional import may_succeed_singly
+from nbia_pipeline.archive.metadata import MetadataCalls
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
-from nbia_pipeline.schema.arrow import first_of_each, with_column
-from nbia_pipeline.schema.digests import padded
-from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-SHOWN = 5
-# After this many failures, if they are the majority, the call for one series is not made for the others.
-GIVE_UP = 20
-
-_LEVELS = ({"series_uid"}, {"study_uid"}, {"patient_id", "collection"}, {"collection"})
+from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.schema.tables import PATIENTS, SERIES, STUDIES
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ class SeriesSize:
     image_count: int
 
 
-class NbiaClient(Calls):
+class NbiaClient(MetadataCalls, Downloads):
     """A client for one NBIA archive, usable from any number of threads.
 
     Args:
@@ -342,40 +324,6 @@ class NbiaClient(Calls):
 
     # --- one series
 
-    def series_metadata(self, series_uids: Sequence[str], *, single: bool = False) -> pa.Table:
-        """Return the metadata of the series: table ``series_metadata``.
-
-        Asks in bulk where the archive can, else one by one in parallel. The bulk call drops a UID silently
-        where a series is hidden or unknown (server): such a series has no row here. Asked one by one, the server also
-        fails on a series without images or without the address of its license: it has no row
-        either, and the log names it.
-
-        Args:
-            series_uids: SeriesInstanceUIDs.
-            single: on v2, make one call more for each series, for the columns that the bulk call lacks:
-                ``SOPClassUID``, ``StudyID``, ``AnnotationSize`` and ``TimeStamp``. Where it fails they are null, and
-                the log says so. v4 has no such call.
-
-        Raises:
-            ServerError: the archive fails on more than half of the series.
-            BadAnswer: rows of series that were not asked for.
-        """
-        if isinstance(series_uids, str):
-            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
-        if not series_uids:
-            return SERIES_METADATA.schema.empty_table()
-        try:
-            table = self._in_runs("series_metadata_bulk", series_uids)
-        except ArchiveError as e:
-            if "series_metadata" not in self._dialect.endpoints or not may_succeed_singly(e):
-                raise
-            self._optional.failed("series_metadata_bulk", "many series at once, and is asked for one by one", e)
-            table = self._metadata_one_by_one(series_uids)
-        else:
-            table = self._with_single_calls(table) if single else table
-        self._compare(series_uids, table)
-        return one_row_each(table, SERIES_METADATA, "SeriesInstanceUID")
-
     def series_size(self, series_uid: str) -> SeriesSize | None:
         """Return the size of a series, or None where the archive knows none: unknown, or without images.
 
@@ -427,197 +375,10 @@ class NbiaClient(Calls):
         """
         return self._list("dicom_tags", series_uid=series_uid)
 
-    # --- files and digests
-
-    def image(self, series_uid: str, read: Callable[[Iterator[bytes]], T], *, new_file_names: bool = False) -> T:
-        """Download the files of a series and their ``LICENSE``, as one zip without digests: getImage.
-
-        Nothing in it shows whether it is complete (server): prefer :meth:`image_with_md5`.
-
-        Args:
-            read: as for :meth:`image_with_md5`.
-            new_file_names: name the files by acquisition and instance, like ``1-07.dcm``, rather than by a
-                counter over no particular order.
-
-        Raises:
-            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
-        """
-        names = "Yes" if new_file_names else None
-        return self._bytes("image", read, zip_of, series_uid=series_uid, new_file_names=names)
-
-    def image_with_md5(self, series_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
-        """Download the files of a series and ``md5hashes.csv``, as one zip.
-
-        Args:
-            read: takes the bytes; what it returns is returned. If the stream breaks, it is called again from the
-                first byte, so it must start from scratch.
-
-        Raises:
-            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
-        """
-        return self._bytes("image_with_md5", read, zip_of, series_uid=series_uid)
-
-    def dcm_image(self, series_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
-        """Download the files of a series, ``md5hashes.csv`` and its annotation files, in this order, as one zip.
-
-        The annotation files have the base names of their stored files; where one is missing, the zip ends before it
-        and closes properly (server).
-
-        Args:
-            read: as for :meth:`image_with_md5`.
-
-        Raises:
-            NotAvailable: unknown, hidden or forbidden; the archive does not distinguish them.
-        """
-        return self._bytes("dcm_image", read, zip_of, series_uid=series_uid)
-
-    def single_image(self, series_uid: str, sop_instance_uid: str, read: Callable[[Iterator[bytes]], T]) -> T:
-        """Download one DICOM file.
-
-        Args:
-            read: as for :meth:`image_with_md5`.
-
-        Raises:
-            ServerError: the archive does not have the file (server: a missing file is a 500).
-        """
-        return self._bytes("single_image", read, file_of, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
-
-    def md5_of_image(self, sop_instance_uid: str) -> str | None:
-        """Return the MD5 that the archive has for one file: 32 lower-case digits; None if it has none to show.
-
-        None stands for an unknown, hidden or forbidden image as well as for one without a digest (server).
-        """
-        return self._digest("md5_of_image", sop_instance_uid=sop_instance_uid)
-
-    def md5_hierarchy(
-        self,
-        *,
-        series_uid: str | None = None,
-        study_uid: str | None = None,
-        patient_id: str | None = None,
-        collection: str | None = None,
-    ) -> str | None:
-        """Return the digest of a series, a study, a patient or a collection; None where nothing is found.
-
-        The digest of a series is the MD5 of the sorted MD5s of its files as they are stored, joined
-        (see :func:`~nbia_pipeline.schema.digests.possible_series_md5s`); each level above is computed in the same way
-        from the one below. The digest of a series is the same for every account and there even if it
-        is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
-
-        Args:
-            series_uid: alone.
-            study_uid: alone.
-            patient_id: PatientID, together with its collection.
-
-        Raises:
-            ValueError: another combination of arguments.
-        """
-        arguments = {"series_uid": series_uid, "study_uid": study_uid, "patient_id": patient_id}
-        given: dict[str, Argument] = {
-            name: value for name, value in {**arguments, "collection": collection}.items() if value is not None
-        }
-        if set(given) not in _LEVELS:
-            raise ValueError("name a series, or a study, or a collection, or a patient with its collection")
-        return self._digest("md5_hierarchy", **given)
-
     # --- what several calls share
 
     def _of_collection(self, table: pa.Table, collection: str) -> pa.Table:
         return rows_of_collection(table, collection, self.collection_values)
-
-    def _in_runs(self, name: str, series_uids: Sequence[str], **arguments: Argument) -> pa.Table:
-        """Call a list endpoint that takes a limited number of UIDs, as often as it takes."""
-        if isinstance(series_uids, str):
-            raise TypeError(f"series_uids is {series_uids!r}: pass a list")
-        endpoint = self._dialect.endpoint(name)
-        runs = [series_uids[i : i + endpoint.max_values] for i in range(0, len(series_uids), endpoint.max_values)]
-        tables = [self._list(name, series_uids=run, **arguments) for run in runs]
-        return pa.concat_tables([endpoint.rows.schema.empty_table(), *tables])
-
-    def _metadata_one_by_one(self, series_uids: Sequence[str]) -> pa.Table:
-        failed: list[str] = []
-
-        def ask(series_uid: str) -> pa.Table:
-            try:
-                return self._list("series_metadata", series_uid=series_uid)
-            except ServerError as e:
-                failed.append(series_uid)
-                if 2 * len(failed) > len(series_uids):
-                    raise
-                log.warning("no metadata of series %s, the archive fails on it: %s", series_uid, e)
-                return SERIES_METADATA.schema.empty_table()
-
-        return pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
-
-    def _in_threads(self, ask: Callable[[str], pa.Table], series_uids: Sequence[str]) -> list[pa.Table]:
-        """Call `ask` for each series; what it reports goes where the report of this thread would go."""
-        context = copy_context()
-        # More threads than requests may be in flight would only wait.
-        with ThreadPoolExecutor(self._session.limiter.max_in_flight, thread_name_prefix="nbia-metadata") as pool:
-            return list(pool.map(lambda uid: context.copy().run(ask, uid), series_uids))
-
-    def _with_single_calls(self, table: pa.Table) -> pa.Table:
-        """Return metadata with what only the calls for one series serve; what the bulk call sent stays.
-
-        The single call changes descriptions and manufacturers (server), so it fills nulls and nothing else.
-        """
-        lacking = metadata_columns(self.api, single=True) - metadata_columns(self.api, single=False)
-        if not lacking or not table.num_rows:
-            return table
-        singles = self._single_calls(table["SeriesInstanceUID"].to_pylist(), sorted(lacking))
-        at = pc.index_in(table["SeriesInstanceUID"], value_set=singles["SeriesInstanceUID"])
-        for name in lacking:
-            table = with_column(table, name, pc.coalesce(table[name], singles[name].take(at)))
-        return table
-
-    def _single_calls(self, series_uids: Sequence[str], columns: Sequence[str]) -> pa.Table:
-        """Return the answers of the calls for one series; those that fail are missing, and one line says so."""
-        answered: list[str] = []
-        failed: dict[str, ArchiveError] = {}
-
-        def ask(series_uid: str) -> pa.Table:
-            if len(failed) < GIVE_UP or len(failed) < len(answered):
-                try:
-                    table = rows_with(
-                        self._list("series_metadata", series_uid=series_uid), "SeriesInstanceUID", series_uid
-                    )
-                    answered.append(series_uid)
-                    return table
-                except (BadAnswer, NotAvailable, ServerError) as e:
-                    failed[series_uid] = e
-            return SERIES_METADATA.schema.empty_table()
-
-        singles = pa.concat_tables(self._in_threads(ask, series_uids)).combine_chunks()
-        if failed:
-            uid, why = next(iter(failed.items()))
-            log.warning(
-                "no %s of %d of %d series: the archive fails on their single calls, such as that of %s: %s",
-                *(", ".join(columns), len(series_uids) - len(answered), len(series_uids), uid, why),
-            )
-        return singles
-
-    def _compare(self, series_uids: Sequence[str], table: pa.Table) -> None:
-        """Compare the series that were asked for with those that were sent."""
-        sent = table["SeriesInstanceUID"]
-        if not pc.all(pc.is_in(sent, pa.array(series_uids, pa.string())), min_count=0).as_py():
-            raise BadAnswer("the archive sent metadata of series that were not asked for")
-        missing = set(series_uids).difference(sent.to_pylist())
-        if missing:
-            log.warning(
-                "the archive has no metadata of %d of %d series, such as %s",
-                *(len(missing), len(series_uids), ", ".join(sorted(missing)[:SHOWN])),
-            )
-
-    def _digest(self, name: str, **arguments: Argument) -> str | None:
-        def read(chunks: Iterator[bytes]) -> str | None:
-            text = decoded(b"".join(chunks)).lstrip("\ufeff").strip()
-            digest = padded(text)
-            if text and digest is None:
-                what = f"the answer is not an MD5, it begins with {text[:80]!r}: check base_url"
-                raise BadAnswer(what, retryable=True, arguments=("base_url",))
-            return digest
-
-        return self._bytes(name, read, **arguments)
 
 
 def _of_patient_and_study(table: pa.Table, patient_id: str | None, study_uid: str | None) -> pa.Table:

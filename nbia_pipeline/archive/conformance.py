@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 VALUE_CHARACTERS = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Nonconformity:
     """One value, row or key that does not fit.
 
@@ -31,10 +31,12 @@ class Nonconformity:
     value: str | None
     why: str
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """All of it but the table, for people."""
         of = f" of {self.key}" if self.key else ""
         sent = "" if self.value is None else f" (sent: {self.value[:80]!r})"
-        return f"{self.table}: {self.column}{of}{sent}: {self.why}"
+        return f"{self.column}{of}{sent}: {self.why}"
 
 
 _collected: ContextVar[list[Nonconformity] | None] = ContextVar("nonconformities", default=None)
@@ -56,7 +58,7 @@ def report(found: Sequence[Nonconformity]) -> None:
     if not found:
         return
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    log.warning("the archive sent what does not fit: %s%s", found[0], more)
+    log.warning("the archive sent what does not fit: %s: %s%s", found[0].table, found[0].text, more)
     if (collected := _collected.get()) is not None:
         collected += found
 

@@ -43,7 +43,7 @@ class Http(requests.Session):
         """Return where an answer leads; one that cannot be followed is an error.
 
         Raises:
-            BadAnswer: the address is none, or a form would be lost on the way: a browser turns POST into GET.
+            BadAnswer: that is not an address, or a form would be lost on the way: a browser turns POST into GET.
         """
         if not resp.is_redirect:
             return None
@@ -51,7 +51,7 @@ class Http(requests.Session):
         where = repr(without_secrets(location)[:200])
         what = ""
         if not is_web_address(_joined(resp.url, location)):
-            what = f"the archive redirects to {where}, which is no address: check base_url"
+            what = f"the archive redirects to {where}, which is not an address: check base_url"
         elif resp.request.method == "POST" and resp.status_code in (301, 302, 303):
             what = (
                 f"the archive redirects a form to {where}, and it would get lost: if you trust that address, set "
@@ -127,48 +127,35 @@ def explained(e: Exception, base_url: str, *, sending: bool) -> ArchiveError:
         base_url: of the archive.
         sending: True if there is no answer yet, False if its body was being read.
     """
+
+    def problem(what: str, *arguments: str, retryable: bool = True, overloaded: bool = False) -> ArchiveError:
+        return ArchiveUnreachable(what, retryable=retryable, overloaded=overloaded, arguments=arguments)
+
     cause = _innermost(e)
-    why = without_secrets(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
+    text = " ".join(str(cause).split())
+    why = without_secrets(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
     where = _where(e, base_url)
     if isinstance(e, ssl.SSLCertVerificationError) or isinstance(cause, ssl.SSLCertVerificationError):
-        return ArchiveUnreachable(
-            f"the certificate of {where} does not verify ({why}): if your site has its own "
-            "authority, set ca_bundle to its certificates",
-            arguments=("ca_bundle",),
-        )
+        remedy = "if your site has its own authority, set ca_bundle to its certificates"
+        return problem(f"the certificate of {where} does not verify ({why}): {remedy}", "ca_bundle", retryable=False)
     if isinstance(e, (requests.exceptions.SSLError, urllib3.exceptions.SSLError)):
-        return ArchiveUnreachable(
-            f"no secure connection to {where} ({why}): check base_url and ca_bundle",
-            retryable=True,
-            arguments=("base_url", "ca_bundle"),
-        )
+        what = f"no secure connection to {where} ({why}): check base_url and ca_bundle"
+        return problem(what, "base_url", "ca_bundle")
     if isinstance(e, (requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL)):
-        return ArchiveUnreachable(
-            f"the proxy on the way to {where} does not answer ({why}): check HTTPS_PROXY and NO_PROXY",
-            retryable=True,
-        )
+        return problem(f"the proxy on the way to {where} does not answer ({why}): check HTTPS_PROXY and NO_PROXY")
     if isinstance(e, (requests.Timeout, urllib3.exceptions.TimeoutError)) or "timed out" in str(e):
-        return ArchiveUnreachable(
-            f"{where} timed out: it may be overloaded, try again later", retryable=True, overloaded=True
-        )
+        return problem(f"{where} timed out: it may be overloaded, try again later", overloaded=True)
     if isinstance(e, requests.TooManyRedirects):
         return BadAnswer(f"{where} redirects in a circle: check base_url", arguments=("base_url",))
     if sending and type(e) is OSError:  # requests: a file of certificates that is not there
-        return ArchiveUnreachable(
-            f"no secure connection to {where} ({why}): check ca_bundle, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE",
-            arguments=("ca_bundle",),
-        )
-    if sending and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
+        remedy = "check ca_bundle, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
+        return problem(f"no secure connection to {where} ({why}): {remedy}", "ca_bundle", retryable=False)
+    of_the_answer = isinstance(cause, urllib3.exceptions.InvalidHeader)
+    if sending and not of_the_answer and (isinstance(e, ValueError) or not isinstance(e, _OF_THE_NETWORK)):
         # The request itself: an address, a header or a parameter that cannot be sent. It stays as it is.
-        return ArchiveUnreachable(
-            f"the request to {where} cannot be sent ({why}): check base_url and your proxy (HTTPS_PROXY)",
-            arguments=("base_url",),
-        )
-    return ArchiveUnreachable(
-        f"no complete answer from {where} ({why}): check base_url and your connection",
-        retryable=True,
-        arguments=("base_url",),
-    )
+        remedy = "check base_url and your proxy (HTTPS_PROXY)"
+        return problem(f"the request to {where} cannot be sent ({why}): {remedy}", "base_url", retryable=False)
+    return problem(f"no complete answer from {where} ({why}): check base_url and your connection", "base_url")
 
 
 def _where(e: Exception, base_url: str) -> str:
@@ -191,7 +178,7 @@ def is_web_address(url: str | None) -> bool:
 
 
 def _joined(base: str, location: str) -> str | None:
-    """Return the address that a Location stands for, None if it stands for none."""
+    """Return the absolute address of a Location, None if there is none."""
     try:
         return urljoin(base, location)
     except ValueError:

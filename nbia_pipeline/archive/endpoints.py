@@ -100,12 +100,10 @@ _NEW = {**_COLLECTION, "since": "Date"}
 _NEW_V4 = {**_COLLECTION, "since": "fromDate"}
 _DOI = {"doi": "DOI", "per": "CollectionOrSeries"}
 _DESCRIPTION = {"collection": "collectionName"}
-# In the address, so fewer at a time than elsewhere.
-_DENIED_AT_A_TIME = 50
 
 
 def _states_and_denied(base: str, denied_base: str, states: Shape) -> dict[str, Endpoint]:
-    """Return the calls that tell hidden series from deleted ones; v2 takes the second one from v1."""
+    """Return the calls that distinguish hidden series from deleted ones; v2 takes the second one from v1."""
     return {
         "series_states": Endpoint(
             base + "getSeriesQCInfo", states, {"series_uids": "seriesId"}, method="POST", max_values=500, repeated=True
@@ -115,7 +113,7 @@ def _states_and_denied(base: str, denied_base: str, states: Shape) -> dict[str, 
             shapes.DENIED,
             {"series_uids": "seriesList", "username": "userName"},
             empty_if_unauthorized=denied_base == V4,
-            max_values=_DENIED_AT_A_TIME,
+            max_values=50,  # in the address, so fewer than elsewhere
         ),
     }
 

@@ -14,17 +14,22 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
+from html.entities import html5
 from typing import TYPE_CHECKING
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 BODY_SHOWN = 200
+
+_SEPARATOR = r"[\s\\]*"
+_BEGINNING = 8  # characters of a secret by which it is recognized
 
 
 @dataclass(eq=False, repr=False)
@@ -70,12 +75,12 @@ class ArchiveError(Exception):
 
         A cause that quotes one is forgotten: Dagster stores the texts of causes, too.
         """
-        spelled = {text for secret in secrets if secret for text in _spellings(secret)}
-        for secret in spelled:
+        known = [secret for secret in secrets if secret]
+        for secret in known:
             self.what, self.body = _redacted(self.what, secret), _redacted(self.body, secret)
         self.body = self.body[:BODY_SHOWN]
         self.args = (self.what,)
-        _forget_causes(self, spelled)
+        _forget_causes(self, known)
         return self
 
     def __str__(self) -> str:
@@ -110,11 +115,6 @@ class BadAnswer(ArchiveError):
     """An answer that is not what the endpoint promises: HTML, a truncated body, rows of another collection."""
 
 
-def _spellings(secret: str) -> set[str]:
-    """Return a secret as it is and as a form or a URL spells it."""
-    return {secret, quote(secret, safe="", errors="replace"), quote_plus(secret, errors="replace")}
-
-
 def _forget_causes(error: BaseException, secrets: Iterable[str]) -> None:
     """Cut the chain of causes of an error before the first that quotes a secret."""
     link, seen = error, {id(error)}
@@ -129,11 +129,36 @@ def _forget_causes(error: BaseException, secrets: Iterable[str]) -> None:
 
 
 def _redacted(text: str, secret: str) -> str:
-    """Return `text` with stars for `secret`, even where it was cut short."""
-    at = text.find(secret[:8])
-    while at >= 0:
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text[at:], secret, strict=False))
-        shown = sum(1 for _ in same)
-        text = text[:at] + "***" + text[at + shown :]
-        at = text.find(secret[:8], at + len("***"))
-    return text
+    """Return `text` with stars for `secret`, in any spelling, even where it was cut short."""
+    shown, at = "", 0
+    for found in _beginning_of(secret[:_BEGINNING]).finditer(text):
+        if found.start() < at:
+            continue
+        end = found.end()
+        for character in secret[_BEGINNING:]:
+            more = _spellings(character).match(text, end)
+            if more is None:
+                break
+            end = more.end()
+        shown, at = f"{shown}{text[at : found.start()]}***", end
+    return shown + text[at:]
+
+
+@lru_cache(maxsize=16)
+def _beginning_of(secret: str) -> re.Pattern[str]:
+    first, *others = (_spellings(character).pattern for character in secret)
+    return re.compile("".join([first.removeprefix(_SEPARATOR), *others]), re.IGNORECASE)
+
+
+@lru_cache(maxsize=256)
+def _spellings(character: str) -> re.Pattern[str]:
+    """Return what a character of a secret may look like: in a URL, a form, HTML, JSON, Python, or on the next line."""
+    number = ord(character)
+    named = "".join(f"|&{name};?" for name, text in html5.items() if text == character and name.isalpha())
+    plus = "|[+]" if character == " " else ""
+    plain, in_url = re.escape(character), re.escape(quote(character, safe="", errors="replace"))
+    hexadecimal = "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "replace"))
+    return re.compile(
+        rf"{_SEPARATOR}(?:{plain}|{in_url}|{hexadecimal}|&#0*{number};|&#x0*{number:x};|u{number:04x}{plus}{named})",
+        re.IGNORECASE,
+    )

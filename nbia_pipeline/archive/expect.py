@@ -48,49 +48,44 @@ def expect_mostly(table: pa.Table, column: str, wanted: str) -> pa.Table:
 def rows_of_collection(
     table: pa.Table, collection: str, listed: Callable[[], list[str]], *, may_span: bool = False
 ) -> pa.Table:
-    """Return the rows of exactly this collection: the server compares without regard to case.
+    """Return the rows of exactly this collection: the server's database ignores case and blanks at the end.
 
-    Rows of another spelling belong to the collection that is spelled so. If the archive lists none, and for rows
-    without a collection, they are reported.
+    Rows of another spelling belong to the collection that is spelled so. Those of none that the archive lists, of
+    another collection or of none at all are reported; they are few, or else the server ignored the filter.
 
     Args:
         table: the answer to a call with the collection as its filter.
         collection: exact spelling.
-        listed: returns the collections of the archive; called only if there are rows of another spelling.
+        listed: returns the collections of the archive; called only if there are other rows.
         may_span: a row may name another collection, or none: studies that span collections do (server).
 
     Raises:
-        BadAnswer: rows of another collection, or none that is spelled so.
+        BadAnswer: no row is of the collection, or most are of others.
     """
     exact = pc.fill_null(pc.equal(table["Collection"], collection), False)
-    if may_span:
-        other_case = pc.equal(pc.utf8_lower(table["Collection"]), collection.lower())
-        exact = pc.or_(exact, pc.invert(pc.fill_null(other_case, False)))
-    if pc.all(exact, min_count=0).as_py():
+    spelled_alike = pc.fill_null(pc.equal(_folded(table["Collection"]), _folded(pa.scalar(collection))), False)
+    others = pc.and_not(spelled_alike, exact) if may_span else pc.invert(exact)
+    if not pc.any(others, min_count=0).as_py():
         return table
-    others = table.filter(pc.invert(exact))
-    spelled = [v for v in pc.unique(others["Collection"]).to_pylist() if v is not None]
-    foreign = [v for v in spelled if v.casefold() != collection.casefold()]
-    if foreign or others.num_rows == table.num_rows:
-        sent = foreign or spelled or [None]
+    foreign = table["Collection"].filter(pc.and_not(others, spelled_alike)).drop_null()
+    if 2 * len(foreign) > table.num_rows or pc.all(others).as_py():
+        sent = pc.unique(foreign if len(foreign) else table["Collection"]).to_pylist()
         raise BadAnswer(f"asked for collection {collection!r}, the archive sent rows of {sent[:3]}")
-    known = set(listed())
-    rows = others.filter(pc.invert(among(others["Collection"], known)))
+    rows = table.filter(pc.and_not(others, pc.and_(spelled_alike, among(table["Collection"], listed()))))
     key = next(name for name in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID") if name in rows.schema.names)
     table_name = (table.schema.metadata or {}).get(b"nbia_table", b"").decode()
+    why = f"a row in the answer about {collection!r}, which is not of this collection, was left out"
     report(
         [
-            Nonconformity(
-                table_name,
-                row[key],
-                "Collection",
-                row["Collection"],
-                f"a row in the answer about {collection!r}, of no collection that the archive lists, was left out",
-            )
-            for row in rows.to_pylist()
+            Nonconformity(table_name, row[key], "Collection", row["Collection"], why)
+            for row in rows.select([key, "Collection"]).to_pylist()
         ]
     )
-    return table.filter(exact)
+    return table.filter(pc.invert(others))
+
+
+def _folded(collections: Any) -> Any:
+    return pc.utf8_lower(pc.utf8_rtrim_whitespace(collections))
 
 
 def one_row_each(table: pa.Table, of: Table, *key: str) -> pa.Table:
@@ -120,17 +115,18 @@ def one_row_each(table: pa.Table, of: Table, *key: str) -> pa.Table:
 
 
 def named(table: pa.Table, column: str, shape: Shape) -> list[str]:
-    """Return the values of `column`; rows without one are left out and reported.
+    """Return the values of `column`; rows without one, or with an empty one, are left out and reported.
 
     Args:
         table: an answer.
         column: the one that identifies its rows.
         shape: of the answer.
     """
-    if nulls := table[column].null_count:
-        what = f"{nulls} of {table.num_rows} rows have none, and were left out"
+    names = [name for name in table[column].to_pylist() if name]
+    if without := table.num_rows - len(names):
+        what = f"{without} of {table.num_rows} rows have none, and were left out"
         report([Nonconformity(shape.table.name if shape.table else shape.name, None, column, None, what)])
-    return list(table[column].drop_null().to_pylist())
+    return names
 
 
 def rows_with(table: pa.Table, column: str, wanted: str | None) -> pa.Table:

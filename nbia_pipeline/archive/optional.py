@@ -10,13 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from nbia_pipeline.archive.errors import (
-    ArchiveError,
-    ArchiveUnreachable,
-    BadAnswer,
-    LoginRefused,
-    NotServed,
-)
+from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotServed
 from nbia_pipeline.archive.tokens import TOKEN_PATH
 
 log = logging.getLogger(__name__)
@@ -24,16 +18,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FEW_TRIES = 2
-"""Most attempts at a call that is not needed: a server that is too slow for it costs minutes each time."""
+"""Most attempts at a call that is not needed."""
+
+SECONDS = 60.0
+"""Longest silence of the archive in a call that is not needed: each process meets a server that is too slow itself."""
 
 GIVE_UP = 3
-"""After this many failures a call is not made again; after the first, if the server lacks or refuses it."""
+"""After this many failures in a row a call is not made again; after the first, if it would fail each time."""
 
-_tries: ContextVar[int | None] = ContextVar("tries", default=None)
+_in_haste: ContextVar[bool] = ContextVar("in_haste", default=False)
 
 
 class OptionalCalls:
-    """Makes the optional calls of one client; usable from any number of threads."""
+    """Keeps account of the optional calls of one client, by name; usable from any number of threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,38 +39,46 @@ class OptionalCalls:
 
     @property
     def warnings(self) -> list[str]:
-        """What could not be had so far, in one sentence for each call."""
+        """What the archive did not answer so far, in one sentence for each call."""
         with self._lock:
             return list(self._warnings.values())
 
     def ask(self, name: str, call: Callable[[], T], what: str) -> T | None:
-        """Return what a call returns, None where it fails; the first failure is logged as a warning.
-
-        Args:
-            name: of the call; what failed too often under a name is not called again.
-            call: asks the archive.
-            what: what it brings, for the sentence "the archive does not answer for ...".
-
-        Raises:
-            ArchiveError: the archive issues no token: no other call would succeed.
-        """
-        with self._lock:
-            if self._failures[name] >= GIVE_UP:
-                return None
+        """Return what a call returns, None where it fails; see :meth:`Calls.optional`."""
+        if self.given_up(name):
+            return None
         try:
             with few_tries():
-                return call()
+                answer = call()
         except ArchiveError as e:
             if not concerns_one_call(e):
                 raise
-            self.failed(name, what, e)
+            self.failed(name, e)
+            self.do_without(name, what, e)
             return None
+        self.answered(name)
+        return answer
 
-    def failed(self, name: str, what: str, why: ArchiveError) -> None:
-        """Take note of a failure of an optional call."""
+    def given_up(self, name: str) -> bool:
+        """Return whether a call failed too often to be made again."""
+        with self._lock:
+            return self._failures[name] >= GIVE_UP
+
+    def answered(self, name: str) -> None:
+        """Forget earlier failures of a call."""
+        with self._lock:
+            self._failures[name] = 0
+
+    def failed(self, name: str, why: ArchiveError) -> bool:
+        """Count a failure of a call; return whether it is given up."""
+        with self._lock:
+            self._failures[name] += GIVE_UP if _lasting(why) else 1
+            return self._failures[name] >= GIVE_UP
+
+    def do_without(self, name: str, what: str, why: ArchiveError) -> None:
+        """Log that the work goes on without the answer to a call: as a warning the first time."""
         sentence = f"the archive does not answer for {what}: {why}"
         with self._lock:
-            self._failures[name] += GIVE_UP if _for_good(why) else 1
             level = logging.INFO if name in self._warnings else logging.WARNING
             self._warnings.setdefault(name, sentence)
         log.log(level, sentence)
@@ -89,29 +94,38 @@ def may_succeed_singly(e: ArchiveError) -> bool:
 
     They are if it is missing, refused, broken or too slow, but not while the archive is busy or away.
     """
-    slow = e.status == 504 or (e.status is None and e.overloaded)
-    return concerns_one_call(e) and (slow or not isinstance(e, ArchiveUnreachable))
-
-
-def _for_good(e: ArchiveError) -> bool:
-    """Return whether the same call would fail with other arguments, too.
-
-    A page of a proxy has status 200 or none, and a plain 500 may be about one collection or one series.
-    """
-    missing = isinstance(e, BadAnswer) and e.status not in (None, 200)
-    return missing or isinstance(e, (ArchiveUnreachable, LoginRefused, NotServed))
+    return concerns_one_call(e) and (too_slow(e) or not isinstance(e, ArchiveUnreachable))
 
 
 @contextmanager
 def few_tries() -> Iterator[None]:
-    """Make the calls of this thread with few attempts."""
-    before = _tries.set(FEW_TRIES)
+    """Make the calls of this thread with few attempts, which do not wait long."""
+    before = _in_haste.set(True)
     try:
         yield
     finally:
-        _tries.reset(before)
+        _in_haste.reset(before)
 
 
 def most_tries() -> int | None:
     """Return how many attempts a call of this thread is worth, None for as many as the client is set to."""
-    return _tries.get()
+    return FEW_TRIES if _in_haste.get() else None
+
+
+def most_seconds() -> float | None:
+    """Return how long a silence a call of this thread is worth, None for as long as the client is set to."""
+    return SECONDS if _in_haste.get() else None
+
+
+def _lasting(e: ArchiveError) -> bool:
+    """Return whether a call would fail with other arguments, too: the archive lacks it, refuses it or is too slow.
+
+    A page of a proxy has status 200 or none, and a plain 500 may be about one collection or one series.
+    """
+    missing = isinstance(e, BadAnswer) and e.status not in (None, 200)
+    return missing or too_slow(e) or isinstance(e, (LoginRefused, NotServed))
+
+
+def too_slow(e: ArchiveError) -> bool:
+    """Return whether the archive took too long for a call, here or at a proxy."""
+    return e.status == 504 or (e.status is None and e.overloaded)

@@ -138,7 +138,7 @@ class Tokens:
                 status=status,
                 arguments=("username", "password"),
             )
-        if 300 <= status < 400:
+        if answer.is_redirect:
             # Not followed: the form holds the password.
             raise _not_an_archive(
                 f"the archive redirects the login to {without_secrets(answer.headers.get('Location', ''))[:200]!r}: if "

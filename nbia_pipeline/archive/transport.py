@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 import time
@@ -40,6 +41,7 @@ _RETRYABLE = {408, 429, 500, 502, 503, 504, *range(520, 525)}
 _TRIES_OF_500 = 3
 # The archive has too much to do: fewer requests at a time help.
 _OVERLOADED = {408, 429, 503, 504}
+_NOT_IN_A_BASE = re.compile(r"[\s\\?#]")
 _NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
 T = TypeVar("T")
@@ -84,7 +86,7 @@ class Session:
     ) -> None:
         if "@" in base_url:  # not shown: it may hold a password
             raise ValueError("base_url contains an account: pass username and password instead")
-        if not is_web_address(base_url):
+        if not is_web_address(base_url) or _NOT_IN_A_BASE.search(base_url):
             raise ValueError(f"base_url is {base_url!r}: use an address such as https://archive.example.org/nbia-api")
         self.base_url = base_url.rstrip("/")
         self.options = options or ClientOptions()
@@ -121,6 +123,7 @@ class Session:
         read: Callable[[requests.Response], T],
         tries: int | None = None,
         *,
+        read_timeout: float | None = None,
         repeated: str = "",
     ) -> T:
         """Call an endpoint and return what `read` makes of its answer.
@@ -133,6 +136,7 @@ class Session:
             parameters: names and values as they go over the wire.
             read: takes the complete answer (status 200 or 204); may raise ArchiveError.
             tries: most attempts, if fewer than the options allow.
+            read_timeout: seconds without a byte, if less than the options allow.
             repeated: name of a field of a form whose values, separated by commas, are sent as a field each.
 
         Raises:
@@ -144,7 +148,9 @@ class Session:
         """
 
         def send(token: str | None) -> T:
-            with self._open(method, endpoint, parameters, token, repeated=repeated) as answer:
+            with self._open(
+                method, endpoint, parameters, token, repeated=repeated, read_timeout=read_timeout
+            ) as answer:
                 _expect_success(answer, had_token=token is not None)
                 return read(answer)
 
@@ -229,7 +235,7 @@ class Session:
                 data=_form(parameters, repeated) if method == "POST" else None,
                 auth=authorization(token),
                 stream=True,
-                timeout=(self.options.connect_timeout, read_timeout or self.options.read_timeout),
+                timeout=(self.options.connect_timeout, min(self.options.read_timeout, read_timeout or math.inf)),
                 verify=self._verify,
                 allow_redirects=allow_redirects,
             )
@@ -240,6 +246,11 @@ class Session:
             raise explained(e, self.base_url, sending=True) from e
         answer.raw = Body(answer.raw, lambda e: explained(e, self.base_url, sending=False))
         with answer:  # the caller's errors are its own
+            if answer.status_code == 407:
+                raise ArchiveUnreachable(
+                    f"the proxy on the way to {self.base_url} requires an account, or refuses it: check HTTPS_PROXY",
+                    status=answer.status_code,
+                )
             yield answer
 
     def _wait(self, tries: int, problem: ArchiveError) -> None:
@@ -265,7 +276,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
     def problem(kind: type[ArchiveError], what: str, *arguments: str) -> ArchiveError:
         return kind(what, status=status, body=body, arguments=arguments)
 
-    if status == 400:
+    if status == 400 and not body.startswith("<"):  # a page is not the archive's, which refuses with a sentence
         raise problem(NotAvailable, "the archive refuses the call: what it names is unknown, hidden or not permitted")
     if status in (401, 403):
         what = "the archive refuses the account: check username and password, and what it may see"

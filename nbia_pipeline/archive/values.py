@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import pyarrow as pa
 
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
+
+
+@dataclass(frozen=True)
+class NoNumber:
+    """What stands for a number and is none, like ``NaN`` or ``1e99999999999999999999``: no column takes it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LEAST, _MOST = -(2**63), 2**63 - 1
@@ -25,6 +39,32 @@ def read_value(raw: object, kind: pa.DataType) -> object:
         return _READERS[kind](raw)
     except OverflowError as e:
         raise ValueError("not a value of a plausible size") from e
+
+
+def read_values(raw: Sequence[Any], kind: pa.DataType) -> tuple[pa.Array, dict[int, str]]:
+    """Read the values of a column of type `kind`; return them, and by number why one does not fit and is null."""
+    types = set(map(type, raw)) - {type(None)}
+    if types <= {str} and kind == TEXT:
+        with suppress(UnicodeEncodeError):
+            return pa.array(raw, kind), {}
+    why: dict[Any, str] = {}
+
+    def read(key: Any, value: Any) -> Any:
+        try:
+            return read_value(value, kind)
+        except ValueError as e:
+            why[key] = str(e)
+            return None
+
+    if len(types) == 1 and types <= {str, int, bool}:
+        # Equal values of one of these types are read alike, so each is read once.
+        known = {value: read(value, value) for value in set(raw) - {None}}
+        values = list(map(known.get, raw))
+        misfits = {number: why[value] for number, value in enumerate(raw) if value in why} if why else {}
+    else:
+        values = [None if value is None else read(number, value) for number, value in enumerate(raw)]
+        misfits = why
+    return pa.array(values, kind), misfits
 
 
 def read_text(raw: object) -> str:

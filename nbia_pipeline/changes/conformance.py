@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from nbia_pipeline.lake.layout import NO_COLLECTION
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API
-from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, SERIES_METADATA
+from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, SERIES_METADATA, TEXT
 
 MOST_ROWS = 10_000
 """Most rows of ``conformance`` for one table of a collection; a value that is odd in every row is odd once."""
@@ -72,7 +73,8 @@ def lost_columns(
     """Return the columns that the table of the lake has values in, and the new rows none, against all likelihood.
 
     A column without any value is suspicious if every row had one, or many had, or if the archive sends a key that no
-    column takes: it may have been renamed. Dialects serve different columns, so only answers in the same are compared.
+    column takes: it may have been renamed. A single odd value is no loss of a column. Dialects serve different columns,
+    so only answers in the same are compared.
 
     Args:
         lake: the lake, with the old table.
@@ -87,14 +89,20 @@ def lost_columns(
     before = lake.count_rows(table, collection)
     counts = lake.count_values(table, collection)
     renamed = bool(unknown_keys(table, found))
-    return [
-        name
-        for name in rows.schema.names
-        if (count := counts.get(name, 0))
-        and (count == before or count >= FEW or renamed)
-        and rows[name].null_count == rows.num_rows
-        and name not in _ENRICHED.get(table.name, ())
-    ]
+    odd = Counter(one.column for one in found if one.table == table.name and one.key is not None)
+    lost = []
+    for name in set(rows.schema.names).difference(_ENRICHED.get(table.name, ()), table.key):
+        if counts.get(name) and odd[name] != 1 and _values(rows[name]) == 0:
+            count = _values(lake.read_table(table, collection, columns=[name])[name])
+            if count and (count == before or count >= FEW or renamed):
+                lost.append(name)
+    return sorted(lost, key=rows.schema.names.index)
+
+
+def _values(column: pa.ChunkedArray) -> int:
+    """Return how many values a column has; an empty text is none."""
+    empty = pc.sum(pc.equal(column, "")).as_py() if column.type == TEXT else 0
+    return len(column) - column.null_count - (empty or 0)
 
 
 def unknown_keys(table: Table, found: Sequence[Nonconformity]) -> list[str]:
@@ -115,6 +123,8 @@ def expect_columns(
         return
     instead = unknown_keys(table, found)
     new = f", and has {', '.join(instead)} instead, which no column takes" if instead else ""
+    if odd := sorted({one.column for one in found if one.key is not None}.intersection(lost)):
+        new += f"; what it sends for {', '.join(odd)} does not fit, see table conformance"
     of = f" of {collection!r}" if collection else ""
     raise BadAnswer(
         f"none of the {rows} rows of {table.name}{of} that the archive sent has {', '.join(lost)} any longer{new}: "

@@ -151,7 +151,7 @@ def _clear_absence(collection: str, collections: CollectionListing, state: _Stat
     if not collections.ends_absence(collection, state.properties):
         return False
     # A series that is missing since a later moment than the last listing of series is missing by that absence alone.
-    cleared = pc.greater(state.rows["MissingSince"], pa.scalar(moment(state.properties[LISTED_AT]), TIME))
+    cleared = pc.greater(state.rows["MissingSince"], pa.scalar(moment(state.properties.get(LISTED_AT)), TIME))
     cleared = pc.fill_null(pc.and_(cleared, pc.invert(state.rows["Withdrawn"])), False)
     since = pc.if_else(cleared, pa.scalar(None, TIME), state.rows["MissingSince"])
     state.rows = with_column(state.rows, "MissingSince", since)

@@ -95,7 +95,12 @@ def write_listing(
     # Before the question: what changes meanwhile belongs to a later listing.
     properties = {LISTED_AT: clock.utc_now().isoformat(), API: api}
     with collect() as found:
-        fetched = fetch()
+        try:
+            fetched = fetch()
+        except BadAnswer:
+            if found:  # the check shows what the error may be about, such as a new name of the key
+                record_nonconformities(lake, table, found, collection)
+            raise
     if fetched.rows.num_rows == 0 and collection is not None:
         raise BadAnswer(
             f"the archive has nothing in {collection!r} for this account: the collection may be withdrawn, or "

@@ -5,6 +5,9 @@ There is one partition per collection, never one per series: an archive has a mi
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -13,6 +16,10 @@ import dagster as dg
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
 
 PREFIX = "nbia"
+
+log = logging.getLogger(__name__)
+
+_NO_PARTITION = re.compile(r"[.]{3}|[\a-\r\0]")
 
 Context = (
     dg.AssetExecutionContext
@@ -79,6 +86,14 @@ class Naming:
         return resource
 
 
+def with_partition(collections: Iterable[str]) -> list[str]:
+    """Return the collections that can be partitions; Dagster takes no control characters and no three dots."""
+    found = list(collections)
+    for collection in filter(_NO_PARTITION.search, found):
+        log.warning("the collection %r cannot be a partition of Dagster, and is left out", collection)
+    return [c for c in found if not _NO_PARTITION.search(c)]
+
+
 def register(
     instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, collections: list[str]
 ) -> list[str]:
@@ -87,7 +102,7 @@ def register(
     Partitions of collections that are gone stay: their tables and files do too.
     """
     name = str(partitions.name)
-    new = sorted(set(collections) - set(instance.get_dynamic_partitions(name)))
+    new = sorted(set(with_partition(collections)) - set(instance.get_dynamic_partitions(name)))
     if new:
         instance.add_dynamic_partitions(name, new)
     return new

@@ -42,7 +42,7 @@ from nbia_pipeline.defs.jobs import (
     Jobs,
     images_config,
 )
-from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.naming import Naming, with_partition
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import LakeError
@@ -128,13 +128,16 @@ def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorE
     today = now.date()
     before = read_cursor(context.cursor, now)
     since = (before or first_cursor(today, now)).since(today)
+    registered = context.instance.get_dynamic_partitions(str(naming.partitions.name))
 
-    def ask() -> tuple[dict[Bucket, str], bool]:
+    def ask() -> tuple[dict[Bucket, str], dict[str, list[str]], bool]:
         with archive.client(TICK_OPTIONS) as client:
-            return buckets_of(client.updated_series(since), since), client.misses_updates
+            found = buckets_of(client.updated_series(since), since)
+            about = partitions_of({c for c, _ in found}, registered, client.collection_values)
+            return found, about, client.misses_updates
 
     began = time.monotonic()
-    found, incomplete = within(TICK_SECONDS, ask)
+    found, about, incomplete = within(TICK_SECONDS, ask)
     note = ""
     if incomplete:
         restricted = _restricted_releases(archive, settings, since, TICK_SECONDS - (time.monotonic() - began))
@@ -149,7 +152,11 @@ def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorE
         return dg.SkipReason(_empty(since, suspicious=before.expects_rows(since)) + note)
     changed = changed_collections(before, found)
     cursor = next_cursor(before, found, today, changed=bool(changed)).encode()
-    return _requests(naming, context, settings, changed, cursor) or dg.SensorResult(
+    by_partition: dict[str, list[str]] = defaultdict(list)
+    for collection, digest in changed.items():
+        for partition in about.get(collection, [collection]):
+            by_partition[partition].append(digest)
+    return _requests(naming, settings, by_partition, registered, cursor) or dg.SensorResult(
         skip_reason=_nothing_new(settings, changed, found, since) + note, cursor=cursor
     )
 
@@ -173,19 +180,15 @@ def _restricted_releases(archive: NbiaResource, settings: Settings, since: date,
 
 
 def _requests(
-    naming: Naming, context: dg.SensorEvaluationContext, settings: Settings, changed: Mapping[str, str], cursor: str
+    naming: Naming, settings: Settings, changed: Mapping[str, Sequence[str]], registered: Sequence[str], cursor: str
 ) -> dg.SensorResult | None:
     """Return one run for each kept collection that changed, and the partitions of those that are new."""
-    registered = context.instance.get_dynamic_partitions(str(naming.partitions.name))
-    by_partition: dict[str, list[str]] = defaultdict(list)
-    for collection, digest in changed.items():
-        by_partition[spelled(collection, registered)].append(digest)
-    kept = sorted(matching(settings.collections, by_partition))
+    kept = sorted(with_partition(matching(settings.collections, changed)))
     if not kept:
         return None
     added = [c for c in kept if c not in set(registered)]
     jobs = {c: UPDATE_JOB if settings.mirrors_images_of(c) else TABLES_JOB for c in kept}
-    runs = [_run(naming, jobs[c], c, _short(*by_partition[c])) for c in kept]
+    runs = [_run(naming, jobs[c], c, _short(*changed[c])) for c in kept]
     if added:
         # The table of collections must have them too: until then they count as not listed.
         key = f"collections:{_short(added, cursor)}"
@@ -207,13 +210,24 @@ def _run(naming: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
     )
 
 
-def spelled(collection: str, registered: Iterable[str]) -> str:
-    """Return a collection as its partition spells it: an answer may use another case (the server ignores case)."""
-    known = set(registered)
-    if collection in known:
-        return collection
-    same = [name for name in known if name.casefold() == collection.casefold()]
-    return same[0] if len(same) == 1 else collection
+def partitions_of(
+    collections: Iterable[str], registered: Sequence[str], listed: Callable[[], Iterable[str]]
+) -> dict[str, list[str]]:
+    """Return by collection of an answer which partitions it is about: the one that is spelled exactly so.
+
+    A spelling that the archive does not list, and that is no partition, stands for the partitions that differ from it
+    in case only: the server ignores case.
+
+    Args:
+        collections: as the answer spells them.
+        registered: the partitions.
+        listed: returns the collections of the archive; called only if it matters.
+    """
+    alike = {
+        c: [r for r in registered if r.casefold() == c.casefold()] for c in set(collections).difference(registered)
+    }
+    exact = set(listed()) if any(alike.values()) else set()
+    return {c: [c] if c in exact or not alike.get(c) else alike[c] for c in collections}
 
 
 def _started(found: Mapping[Bucket, str], since: date) -> str:

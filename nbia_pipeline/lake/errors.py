@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.filesystem import StorageError, kinds_of, safe_text
@@ -22,6 +26,7 @@ _NO_ANSWER = re.compile("Connect|Endpoint|Time[do]?[Oo]ut|gaierror|DNS|SSL|Servi
 _DENIED = re.compile("Permission|Denied|Forbidden|Unauthorized")
 _TEXT_OF_NO_ACCOUNT = re.compile("credential|access key id|account_name|connection_string|token has expired", re.I)
 _TEXT_OF_NO_ANSWER = re.compile("endpoint|timed out|server error|unavailable|slow ?down|reduce your request", re.I)
+_TEXT_OF_DAMAGE = re.compile("deserialize|decompress|corrupt|end of stream", re.I)  # what Arrow says as an OSError
 _TEXT_OF_DENIED = re.compile(r"denied|forbidden|unauthorized|not authorized|\b40[13]\b", re.I)
 
 
@@ -37,8 +42,30 @@ class LakeError(Exception):
         self.arguments = arguments
 
 
+class DamagedFile(LakeError):
+    """A file of the lake does not contain what was written to it; the text names it."""
+
+
 class WouldEmpty(LakeError):
     """A table that has rows would be replaced by one without rows; it was left as it was."""
+
+
+@contextmanager
+def content_of(file: str, what_to_do: str, problem: str = "is damaged") -> Iterator[None]:
+    """Turn an error about the content of a small file, inside the block that takes it apart, into ours.
+
+    Args:
+        file: address of the file.
+        what_to_do: about it, as an imperative.
+        problem: what is wrong with it, as a predicate.
+
+    Raises:
+        DamagedFile: the content is not what was written.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as e:
+        raise DamagedFile(f"{file} {problem} ({reason(e)[:200]}): {what_to_do}") from e
 
 
 def reason(error: BaseException) -> str:
@@ -46,13 +73,19 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return safe_text(OSError(error.strerror))
     kind = "" if isinstance(error, StorageError) else f"{type(error).__name__}: "
-    return f"{kind}{safe_text(error)}"
+    return f"{kind}{' '.join(safe_text(error).split())}"
 
 
 def remedy(error: BaseException, address: str) -> str:
     """Return what to do about an error of the store at `address`."""
+    if isinstance(error, pa.ArrowException) or (type(error) is OSError and _TEXT_OF_DAMAGE.search(str(error))):
+        return "the file is damaged: restore it from a backup, or delete it and run again, which writes a new one"
     if not is_uri(address):
         return "check that you may write there and that there is room"
+    return _remedy_of_store(error, address)
+
+
+def _remedy_of_store(error: BaseException, address: str) -> str:
     scheme = address.partition("://")[0]
     store = _SAME.get(scheme, scheme)
     account = _ACCOUNT.get(store, "as its fsspec package takes it")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import lake_address
 from nbia_pipeline.lake import parquet
-from nbia_pipeline.lake.errors import LakeError, WouldEmpty, reason, remedy
+from nbia_pipeline.lake.errors import LakeError, WouldEmpty, content_of, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.layout import (
     FORMAT,
@@ -338,14 +338,10 @@ class Lake:
         content = self._unchecked.read(FORMAT_FILE)
         if content is None:
             return None
-        try:
+        restore = f"restore the file, or delete it if no version newer than {__version__} has written to the lake"
+        with content_of(self.url(FORMAT_FILE), restore, "does not state the format of the lake"):
             about = json.loads(content)
             stated = int(about["format"])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
-            raise LakeError(
-                f"{self.url(FORMAT_FILE)} does not state the format of the lake ({content[:100]!r}): restore the file, "
-                f"or delete it if no version newer than {__version__} has written to the lake"
-            ) from e
         if stated > FORMAT:
             raise LakeError(
                 f"the lake {self.uri} has format {stated}, and nbia-pipeline {__version__} knows formats up to "

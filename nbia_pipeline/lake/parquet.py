@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nbia_pipeline.schema.arrow import among
+from nbia_pipeline.schema.status import is_property
+from nbia_pipeline.schema.tables import NOT_IN_0_1
 
 ROW_GROUP_ROWS = 100_000
 COMPRESSION = "zstd"
 
 _PROPERTY = b"nbia_fact:"  # as version 0.1.0 wrote it
+_KEY = "SeriesInstanceUID"
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return a table with the columns and types of `schema`.
 
     A column that the file of an older version lacks is null; one that a newer version added is left out.
+
+    Raises:
+        ArrowException: the file is damaged, or was not written by any version.
     """
+    _expect_columns(table.schema.names, schema.names)
     names = set(table.schema.names)
     columns = [
         table[field.name].cast(field.type) if field.name in names else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    conformed = pa.Table.from_arrays(columns, schema=schema)
+    conformed.validate(full=True)  # texts that are not UTF-8 would fail wherever they are used
+    if _KEY in schema.names and conformed[_KEY].null_count:
+        raise pa.ArrowInvalid(f"rows without {_KEY}")
+    return conformed
+
+
+def _expect_columns(stored: Sequence[str], wanted: Iterable[str]) -> None:
+    for name in wanted:
+        count = stored.count(name)
+        if count > 1 or (count == 0 and name not in NOT_IN_0_1):
+            raise pa.ArrowInvalid(f"{count or 'no'} columns {name}")
 
 
 def groups_of(file: Any) -> Iterator[pa.Table]:
@@ -42,6 +60,7 @@ def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schem
     parquet = pq.ParquetFile(file)
     for group in range(parquet.num_row_groups):
         if _may_contain(parquet.metadata.row_group(group), column, values):
+            _expect_columns(parquet.schema_arrow.names, [column])
             rows = parquet.read_row_group(group, columns=[*{*schema.names, column}], use_threads=False)
             yield conform(rows.filter(among(rows[column], values)), schema)
 
@@ -102,6 +121,18 @@ def with_properties(table: pa.Table, properties: Mapping[str, str]) -> pa.Table:
 
 
 def properties_of(file: Any) -> dict[str, str]:
-    """Return the properties of an open file."""
+    """Return the properties of an open file.
+
+    Raises:
+        ArrowInvalid: one does not state what it should.
+    """
     metadata = pq.read_schema(file).metadata or {}
-    return {n.removeprefix(_PROPERTY).decode(): v.decode() for n, v in metadata.items() if n.startswith(_PROPERTY)}
+    found = {
+        n.removeprefix(_PROPERTY).decode("utf-8", "replace"): v.decode("utf-8", "replace")
+        for n, v in metadata.items()
+        if n.startswith(_PROPERTY)
+    }
+    for name, value in found.items():
+        if not is_property(name, value):
+            raise pa.ArrowInvalid(f"its property {name} is {value[:100]!r}")
+    return found

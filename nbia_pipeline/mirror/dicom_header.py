@@ -3,18 +3,21 @@
 The archive's own file is right even if it is an odd one, so this reader accepts whatever leaves the identity readable:
 no preamble, prefix or meta group, another encoding than the one stated, elements out of order, anything broken after
 the identity. It looks at 1 MiB at most, of a deflated file after inflating, however large the file is or claims to be.
-A full parser takes 200 to 330 µs for an ordinary file, and inflates a deflated one as a whole; this one takes 60.
+A full parser takes 200 to 330 µs for an ordinary file, and inflates a deflated one as a whole; this one takes 50.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from nbia_pipeline.lake.layout import NAME_BYTES
 
 MOST_BYTES = 1 << 20
 """So much of a file is looked at; what lies between, such as a large private element, is skipped unread."""
@@ -29,7 +32,7 @@ _PREAMBLE = 128
 _DEFLATED = (b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205")
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_VALUE = 1024
-_LONGEST_UID = 80  # 64 in the standard; and a file is named by it
+_LONGEST_UID = NAME_BYTES - len(".dcm")  # 64 in the standard; a file is named by it
 
 _TRANSFER_SYNTAX = 0x00020010
 _SOP_CLASS = 0x00080016
@@ -43,6 +46,8 @@ _DELIMITERS = 0xFFFE
 _ENDS = (0xFFFEE00D, 0xFFFEE0DD)  # of an item, of a sequence
 _NEAR = 0x100 << 16
 _NO_TEXT = 0x2020  # a length below this has no letter or sign where a VR would be
+
+_HEAD = 8  # bytes of a tag, and of a length or a VR with a short one
 
 _LONG_FORM = "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
 
@@ -93,13 +98,13 @@ def read_header(file: bytes | Path) -> Header:
 
 def header_of(file: BinaryIO) -> Header:
     """Return the header of an open DICOM file, of which 1 MiB is read at most; see :func:`read_header`."""
-    plain = _Plain(file)
+    plain = _Source(file)
     if not plain.size:
         raise NotDicom("it is empty (0 bytes)")
     best = None
     for found in _attempts(plain):
-        if found.complete:
-            return found.header()
+        if header := found.header():
+            return header
         if best is None or len(found.values) > len(best.values):
             best = found
     if best is not None and (best.values or plain.prefixed):
@@ -113,61 +118,42 @@ def header_of(file: BinaryIO) -> Header:
 
 
 class _Source:
-    """Bytes that are read as far as they are needed.
+    """A file, read in pieces as far as they are needed.
 
     Attributes:
-        buffer: a part of them.
-        base: its position.
+        size: of the file.
+        prefixed: whether it has DICOM's prefix.
+        beginning: what a person may recognize it by.
+        buffer: a part of it.
+        base: the position of this part.
         elements: how many elements were walked.
     """
 
-    def __init__(self, buffer: bytes | bytearray) -> None:
-        self.buffer = buffer
-        self.base = 0
-        self.elements = 0
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self.buffer = head = file.read(_HEAD_BYTES)
+        self.base = self.elements = 0
+        self.beginning = head[:16]
+        self.prefixed = _PREFIX in (head[:4], head[_PREAMBLE : _PREAMBLE + 4])
+        self._left = MOST_BYTES - len(head)
+        self._file = file
 
     def part(self, at: int, size: int) -> bytes:
         """Return the `size` bytes at a position; raises like :meth:`load`."""
         index = at - self.base
         if index < 0 or index + size > len(self.buffer):
             self.load(at, size)
-            index = at - self.base
-        return bytes(self.buffer[index : index + size])
+            index = 0
+        return self.buffer[index : index + size]
 
     def load(self, at: int, size: int) -> None:
-        """Let `buffer` contain the `size` bytes at a position.
+        """Let `buffer` begin with the `size` bytes at a position.
 
         Raises:
             _Broken: there are not so many.
             _TooFar: more than `MOST_BYTES` would have been looked at.
         """
-        raise NotImplementedError
-
-    def ends_at(self, at: int) -> bool:
-        """Return whether a position that could not be read is the end."""
-        return at == len(self.buffer)
-
-
-class _Plain(_Source):
-    """A file, read in pieces.
-
-    Attributes:
-        size: of the file.
-        prefixed: whether it has DICOM's prefix.
-        beginning: what a person may recognize it by.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        head = file.read(_HEAD_BYTES)
-        super().__init__(head)
-        self.beginning = head[:16]
-        self.prefixed = _PREFIX in (head[:4], head[_PREAMBLE : _PREAMBLE + 4])
-        self._left = MOST_BYTES - len(head)
-        self._file = file
-
-    def load(self, at: int, size: int) -> None:
         if at + size > self.size:
             raise _Broken
         if size > self._left:
@@ -175,40 +161,27 @@ class _Plain(_Source):
         self._file.seek(at)
         self.base, self.buffer = at, self._file.read(min(max(size, _PIECE_BYTES), self._left))
         self._left -= len(self.buffer)
-
-    def ends_at(self, at: int) -> bool:
-        return at == self.size
-
-
-class _Inflated(_Source):
-    """The deflated rest of a file, inflated as far as it is needed."""
-
-    def __init__(self, file: _Plain, at: int) -> None:
-        super().__init__(bytearray())
-        self._file, self._at = file, at
-        # The standard wants raw deflate. No such stream begins like the header of zlib, which some writers add.
-        first, second = file.part(at, 2)
-        self._stream = zlib.decompressobj(15 if first & 15 == 8 and (first << 8 | second) % 31 == 0 else -15)
-
-    def load(self, at: int, size: int) -> None:
-        if at + size > MOST_BYTES:
+        if len(self.buffer) < size:  # of what was inflated in part
             raise _TooFar
-        while len(self.buffer) < at + size:
-            piece = self._stream.unconsumed_tail or self._piece()
-            most = min(_HEAD_BYTES, MOST_BYTES - len(self.buffer))
-            try:
-                inflated = self._stream.decompress(piece, most)
-            except zlib.error as e:
-                raise _Broken from e
-            if not piece and not inflated:
-                raise _Broken
-            self.buffer += inflated
 
-    def _piece(self) -> bytes:
-        size = 0 if self._stream.eof else min(_PIECE_BYTES, self._file.size - self._at)
-        piece = self._file.part(self._at, size)
-        self._at += size
-        return piece
+
+def _inflated(file: _Source, at: int) -> _Source:
+    """Return the first MiB of the deflated rest of a file."""
+    # The standard wants raw deflate. No such stream begins like the header of zlib, which some writers add.
+    first, second = file.part(at, 2)
+    stream = zlib.decompressobj(15 if first & 15 == 8 and (first << 8 | second) % 31 == 0 else -15)
+    plain = bytearray()
+    try:
+        while len(plain) < MOST_BYTES and not stream.eof and at < file.size:
+            piece = file.part(at, min(_PIECE_BYTES, file.size - at))
+            plain += stream.decompress(piece, MOST_BYTES - len(plain))
+            at += len(piece)
+    except (zlib.error, _TooFar):  # what came before is enough, perhaps
+        pass
+    source = _Source(io.BytesIO(plain))
+    if len(plain) == MOST_BYTES:
+        source.size = sys.maxsize
+    return source
 
 
 # --- elements
@@ -221,10 +194,9 @@ class _Encoding:
         order: Literal["little", "big"] = "little" if little else "big"
         letters = range(ord("A"), ord("Z") + 1)
         self.explicit = explicit
-        self.head = struct.Struct("<HHI" if little else ">HHI").unpack_from
+        # Group, number, VR as a number, and length; where there is no VR, both are the length.
+        self.head = struct.Struct("<4H" if little else ">4H").unpack_from
         self.long = struct.Struct("<I" if little else ">I").unpack_from
-        # Tag and length are read at once. Of an explicit element, half of this length is the VR, as a number.
-        self.vr_shift, self.length_shift = (0, 16) if little else (16, 0)
         self.long_form = frozenset(int.from_bytes(vr.encode(), order) for vr in _LONG_FORM)
         self.short_form = frozenset(int.from_bytes((a, b), order) for a in letters for b in letters) - self.long_form
         self.unknown = int.from_bytes(b"UN", order)
@@ -248,14 +220,14 @@ def _element(source: _Source, at: int, encoding: _Encoding) -> _Element:
     if source.elements > MOST_ELEMENTS:
         raise _TooFar
     index = at - source.base
-    if index < 0 or index + 8 > len(source.buffer):  # as source.part does it, which costs a call
-        source.load(at, 8)
+    if index < 0 or index + _HEAD > len(source.buffer):  # as source.part does it, which costs a call
+        source.load(at, _HEAD)
         index = at - source.base
-    group, number, length = encoding.head(source.buffer, index)
+    group, number, vr, short = encoding.head(source.buffer, index)
     tag = group << 16 | number
+    (length,) = encoding.long(source.buffer, index + 4)
     if not encoding.explicit or group == _DELIMITERS or length == _UNDEFINED:
         return tag, at + 8, length, encoding
-    vr, short = length >> encoding.vr_shift & 0xFFFF, length >> encoding.length_shift & 0xFFFF
     if vr in encoding.short_form:
         if short or _goes_on(source, at + 8, tag, encoding):
             return tag, at + 8, short, encoding
@@ -291,7 +263,7 @@ def _either(source: _Source, at: int, tag: int, vr: int, short: int, encoding: _
 def _goes_on(source: _Source, at: int, tag: int, encoding: _Encoding) -> bool:
     """Return whether the element that follows comes after `tag`, and not far after it."""
     try:
-        group, number, _ = encoding.head(source.part(at, 8))
+        group, number, _, _ = encoding.head(source.part(at, _HEAD))
     except (_Broken, _TooFar):
         return False
     following: int = group << 16 | number
@@ -325,21 +297,17 @@ class _Found:
         self.values: dict[int, bytes] = {}
         self.ended = ""
 
-    @property
-    def complete(self) -> bool:
-        """Whether the instance and its series are known."""
-        return all(self.text(tag) for tag in _NEEDED)
-
     def text(self, tag: int) -> str:
         """Return a value without padding; empty if it is absent or not text."""
-        value = self.values.get(tag, b"").split(b"\0")[0].strip()
+        # Of several values, the archive has the first.
+        value = self.values.get(tag, b"").split(b"\0")[0].split(b"\\")[0].strip()
         text = value.decode("ascii") if value.isascii() else ""
         return text if text.isprintable() and len(text) <= _LONGEST_UID else ""
 
-    def header(self) -> Header:
-        """Return what was found."""
+    def header(self) -> Header | None:
+        """Return what was found; None if the instance or its series is not known."""
         sop, series, kind, number = map(self.text, (_SOP_INSTANCE, _SERIES, _SOP_CLASS, _INSTANCE_NUMBER))
-        return Header(sop, series, kind or None, _number(number))
+        return Header(sop, series, kind or None, _number(number)) if sop and series else None
 
     def problem(self) -> str:
         """Return why the file cannot be attributed."""
@@ -350,25 +318,25 @@ class _Found:
         return f"its {name} is not a UID: {value[:64]!r}" if value else f"its {name} is empty"
 
 
-def _attempts(file: _Plain) -> Iterator[_Found]:
+def _attempts(file: _Source) -> Iterator[_Found]:
     """Yield what is found by each reading of the file that makes sense, the likeliest first."""
     for start in _starts(file):
         try:
             syntax, at = _meta(file, start)
             if syntax in _DEFLATED:
-                yield from _readings(_Inflated(file, at), 0)
+                yield from _readings(_inflated(file, at), 0)
         except (_Broken, _TooFar):
             continue
         yield from _readings(file, at)
 
 
-def _starts(file: _Plain) -> tuple[int, ...]:
+def _starts(file: _Source) -> tuple[int, ...]:
     if file.prefixed:
         return (4 if file.beginning.startswith(_PREFIX) else _PREAMBLE + 4,)
     return 0, _PREAMBLE
 
 
-def _meta(file: _Plain, at: int) -> tuple[bytes, int]:
+def _meta(file: _Source, at: int) -> tuple[bytes, int]:
     """Return the TransferSyntaxUID of the meta group, empty if it has none, and where the data set begins.
 
     The group ends with its last element: the length that it states is not always right. A command group, as of a
@@ -410,26 +378,51 @@ def _walk(source: _Source, at: int, encoding: _Encoding) -> _Found:
     found = _Found()
     last, in_order, begin = -1, True, at
     try:
-        while True:
+        while len(found.values) < len(_TAGS):
+            if in_order and encoding.explicit:
+                at, last = _past_ordinary(source, at, last, found.values, encoding)
             element = tag, body, length, _ = _element(source, at, encoding)
             begin = at
             if tag <= last:
                 in_order = False
-            elif tag > _INSTANCE_NUMBER and in_order and found.complete:
+            elif tag > _INSTANCE_NUMBER and in_order and found.header():
                 break
             last = tag
             if tag in _TAGS and tag not in found.values:
                 if length > _LONGEST_VALUE:
                     raise _Broken
                 found.values[tag] = source.part(body, length)
-                if len(found.values) == len(_TAGS):
-                    break
             at = body + length if length < _UNDEFINED else _after(source, element)
     except _Broken:
-        found.ended = "" if source.ends_at(at) else f": its elements are broken after byte {begin}"
+        found.ended = "" if at == source.size else f": its elements are broken after byte {begin}"
     except _TooFar:
         found.ended = f" within the first {MOST_BYTES >> 20} MiB, and no more of it is read"
     return found
+
+
+def _past_ordinary(
+    source: _Source, at: int, last: int, values: dict[int, bytes], encoding: _Encoding
+) -> tuple[int, int]:
+    """Walk the elements that are ordinary, a few times as fast as the others; return where they end, and the last tag.
+
+    Nearly all are: in order, in the short form of an explicit one, and in the buffer.
+    """
+    head, buffer, short_form = encoding.head, source.buffer, encoding.short_form
+    index, end = at - source.base, len(source.buffer)
+    while 0 <= index <= end - _HEAD:
+        group, number, vr, length = head(buffer, index)
+        tag, following = group << 16 | number, index + _HEAD + length
+        if not last < tag <= _INSTANCE_NUMBER or vr not in short_form or following > end:
+            break
+        if not length and not _goes_on(source, source.base + following, tag, encoding):  # see _element
+            break
+        if tag in _TAGS:
+            if length > _LONGEST_VALUE:
+                break
+            values[tag] = buffer[index + _HEAD : following]
+        source.elements += 1
+        last, index = tag, following
+    return source.base + index, last
 
 
 def _number(text: str) -> int | None:

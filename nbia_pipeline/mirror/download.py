@@ -7,19 +7,28 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from queue import SimpleQueue
 
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.bodies import EmptyBody
-from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, Receipt
-from nbia_pipeline.mirror.repair import UNKNOWN_BYTES, complete, complete_without_digests, expect_same_set, stated
+from nbia_pipeline.mirror.repair import (
+    UNKNOWN_BYTES,
+    NoAnswer,
+    Proofs,
+    complete,
+    complete_without_digests,
+    expect_same_set,
+    stated,
+)
 from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
 from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, UnsafeZip, ZipBounds, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
@@ -44,7 +53,10 @@ def fetch_batch(
     streams: int = STREAMS,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
 ) -> list[Receipt]:
-    """Fetch the series of a batch over a bounded pool of threads, the largest first.
+    """Fetch the series of a batch over a bounded pool of threads, the largest and the smallest in turns.
+
+    Large ones begin early, so that no thread is left with one at the end. Should the archive always fail to send the
+    largest, others still come in between: each run gets further.
 
     Each series is published, and recorded in the journal, as soon as it is verified. One whose calls fail, with a 500
     for example, may be the only one: the others are still fetched, unless several fail in a row.
@@ -65,17 +77,18 @@ def fetch_batch(
         LakeError: the lake cannot be written.
     """
 
-    slots, reasons, proofs = Streams(streams), Reasons(client), Proofs(client)
+    slots, reasons = Streams(streams), Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
         with slots.slot():
-            receipt = fetch_series(client, lake, wanted, reasons, proofs)
+            receipt = fetch_series(client, lake, wanted, reasons)
         on_result(receipt)
         return receipt
 
     with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
         largest_first = sorted(range(len(batch)), key=lambda n: -(batch[n].FileSize or 0))
-        futures = {n: pool.submit(fetch, batch[n]) for n in largest_first}
+        in_turns = dict.fromkeys(chain.from_iterable(zip(largest_first, reversed(largest_first), strict=True)))
+        futures = {n: pool.submit(fetch, batch[n]) for n in in_turns}
         problem = _wait_for(futures.values())
     if problem:
         raise problem
@@ -85,7 +98,10 @@ def fetch_batch(
 def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:
     """Wait until all is fetched, or the batch has to stop, and return what went wrong."""
     first, in_a_row = None, 0
-    for future in as_completed(futures):
+    finished: SimpleQueue[Future[Receipt]] = SimpleQueue()  # in this order, as not with as_completed
+    for future in futures:
+        future.add_done_callback(finished.put)
+    for future in (finished.get() for _ in futures):
         if future.cancelled():
             continue
         problem = future.exception()
@@ -160,13 +176,7 @@ class Streams:
             self.allowed = max(self._least, self.allowed - 1)
 
 
-def fetch_series(
-    client: NbiaClient,
-    lake: Lake,
-    wanted: WantedSeries,
-    reasons: Reasons | None = None,
-    proofs: Proofs | None = None,
-) -> Receipt:
+def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: Reasons | None = None) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
 
     Args:
@@ -174,7 +184,6 @@ def fetch_series(
         lake: where to.
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
-        proofs: what the archive may add, shared by the series of a batch.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
@@ -184,8 +193,7 @@ def fetch_series(
         path = Receipt(wanted, COMPLETE, 0).path
     except LakeError as e:
         return record_failure(lake, Receipt(wanted, QUARANTINED, 0, reason=f"the series cannot be stored: {e}"))
-    reasons, proofs = reasons or Reasons(client), proofs or Proofs(client)
-    reason, too_large = "", False
+    reasons, reason, too_large = reasons or Reasons(client), "", False
     for attempt in range(1, TRIES + 1):
         with lake.workspace() as work:
             try:
@@ -193,7 +201,7 @@ def fetch_series(
                     if attempt > 1:  # the listing may be older than the files
                         wanted = _listed_now(client, wanted) or wanted
                     last = attempt == TRIES
-                    receipt = _attempt(client, proofs, wanted, work / "files", last=last, too_large=too_large)
+                    receipt = _attempt(client, wanted, work / "files", last=last, too_large=too_large)
                     if receipt.repaired:
                         _expect_not_replaced(client, wanted)
                     if sum(i.Size for i in receipt.instances) != (wanted.FileSize or 0):
@@ -217,9 +225,7 @@ def fetch_series(
     return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
 
 
-def _attempt(
-    client: NbiaClient, proofs: Proofs, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool
-) -> Receipt:
+def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool) -> Receipt:
     """Download a series once into a new directory, and verify it; nothing of a series without images.
 
     No other attempt follows the last, which repairs whatever can be repaired.
@@ -227,8 +233,7 @@ def _attempt(
     uid = wanted.SeriesInstanceUID
     if wanted.ImageCount == 0 and not client.sop_instance_uids(uid):
         return _without_images(wanted, files)
-    proofs = proofs.final() if last else proofs
-    bounds = _bounds(proofs, wanted, too_large)
+    bounds = _bounds(Proofs(client, final=last), wanted, too_large)
     try:
         unpacked, with_digests = _download(client, uid, files, bounds)
     except (NotAvailable, EmptyBody):
@@ -243,8 +248,8 @@ def _attempt(
         raise NotVerified(f"the archive sent a zip without images; getSOPInstanceUIDs lists {len(listed)}")
     expect_same_set(wanted, unpacked, listed)
     if with_digests:
-        return complete(client, proofs, wanted, unpacked, listed, files, even_if_many=last)
-    return complete_without_digests(client, proofs, wanted, unpacked, listed, files)
+        return complete(client, wanted, unpacked, listed, files, last=last)
+    return complete_without_digests(client, wanted, unpacked, listed, files, last=last)
 
 
 def _download(client: NbiaClient, uid: str, files: Path, bounds: ZipBounds) -> tuple[Unpacked, bool]:

@@ -197,21 +197,16 @@ class Mirror:
         """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""
         return commit(self.lake, collection, clear_mark=clear_mark)
 
-    def fetch_annotations(self, collection: str, *, retry: bool = False) -> AnnotationsResult:
+    def fetch_annotations(self, collection: str) -> AnnotationsResult:
         """Fetch the annotation files that series in the lake have at the archive and not in the lake.
 
         Which series have some is known from table ``series_metadata``, which only v2 fills so far; without it nothing
         is fetched. See :func:`~nbia_pipeline.mirror.annotations.fetch.fetch_annotations`.
 
-        Args:
-            collection: exact spelling.
-            retry: also those of which something other than announced arrived the last time.
-
         Raises:
             LakeError: the lake cannot be read or written.
         """
-        due = annotations_due(self.lake, collection, retry=retry)
-        return fetch_annotations(self.client, self.lake, collection, due)
+        return fetch_annotations(self.client, self.lake, collection, annotations_due(self.lake, collection))
 
     def _plan(
         self,

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from nbia_pipeline.lake import Lake, LakeError, Lock
+from nbia_pipeline.lake.errors import DamagedFile, content_of
 from nbia_pipeline.lake.layout import JOURNAL, encode, is_foreign
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
 
 # Entries with about this many instances are read at a time: some hundred bytes each, whatever the size of the journal.
 SLICE_INSTANCES = 250_000
+
+log = logging.getLogger(__name__)
 
 FAILED = "failed"
 _JSON = ".json"
@@ -84,8 +88,17 @@ def finish_move(lake: Lake, entry: Entry) -> None:
 
 
 def sweep(lake: Lake) -> int:
-    """Remove what dead processes left in the staging area and no journal needs; return how much that was."""
-    return lake.sweep(keep=staged_by_journal(lake))
+    """Remove what dead processes left in the staging area and no journal needs; return how much that was.
+
+    Nothing is removed while any journal has a damaged entry, as that may need it. Whoever commits that journal reports
+    the entry; the other collections need not wait for that.
+    """
+    try:
+        keep = staged_by_journal(lake)
+    except DamagedFile as e:
+        log.warning("leftovers of earlier runs stay: %s", e)
+        return 0
+    return lake.sweep(keep=keep)
 
 
 def staged_by_journal(lake: Lake) -> set[str]:
@@ -153,8 +166,17 @@ def _read(lake: Lake, paths: Iterable[str]) -> Iterator[Entry]:
         is_entry = path.endswith(_JSON) and not is_foreign(path.rsplit("/", 1)[-1])
         content = lake.read_bytes(path) if is_entry else None
         if content is not None:  # a reader without the lock may find that it was committed meanwhile
-            values = json.loads(content)
-            yield Entry(path, Receipt.from_json(values["receipt"]), values["staged"])
+            with content_of(lake.url(path), "delete it, and the series is fetched again"):
+                values = json.loads(content)
+                entry = Entry(path, Receipt.from_json(values["receipt"]), _checked(values["staged"]))
+            yield entry
+
+
+def _checked(staged: object) -> str | None:
+    """Return the name of a staged directory, which leads nowhere else."""
+    if staged is None or (isinstance(staged, str) and not {"", ".", ".."}.intersection(staged.split("/"))):
+        return staged
+    raise ValueError(f"{staged!r} is not a name in the staging area")
 
 
 def _write(lake: Lake, receipt: Receipt, staged: str | None) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake.layout import series_path
-from nbia_pipeline.mirror.series import NO_NEWER, WantedSeries
+from nbia_pipeline.mirror.series import NO_NEWER, WantedSeries, expect_types
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
@@ -82,14 +82,20 @@ class Receipt:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Receipt:
-        """Return what :meth:`to_json` was made of, by this version or by 0.1.0."""
-        return cls(
-            **{
-                **{_KEYS_OF_0_1.get(name, name): value for name, value in values.items()},
-                "wanted": WantedSeries.from_json(values["wanted"]),
-                "instances": [VerifiedInstance(**i) for i in values["instances"]],
-                "fetched_at": datetime.fromisoformat(values["fetched_at"]),
-            }
+        """Return what :meth:`to_json` was made of, by this version or by 0.1.0.
+
+        Raises:
+            ValueError, TypeError, LookupError: it was made of something else.
+        """
+        return expect_types(
+            cls(
+                **{
+                    **{_KEYS_OF_0_1.get(name, name): value for name, value in values.items()},
+                    "wanted": WantedSeries.from_json(values["wanted"]),
+                    "instances": [expect_types(VerifiedInstance(**i)) for i in values["instances"]],
+                    "fetched_at": datetime.fromisoformat(values["fetched_at"]),
+                }
+            )
         )
 
 

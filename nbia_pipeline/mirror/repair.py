@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from nbia_pipeline.archive import NbiaClient, ServerError
-from nbia_pipeline.archive.proofs import Proofs
+from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, NbiaClient, NotAvailable, SeriesSize, ServerError
+from nbia_pipeline.archive.optional import concerns_one_call
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import MD5_LIST, NotVerified, Unpacked, UnsafeZip, VerifiedInstance, take_single
 from nbia_pipeline.schema.digests import padded, possible_series_md5s
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.text import first_of
+
+T = TypeVar("T")
 
 # A download that lacks more than this part of its instances is repeated rather than repaired.
 WORTH_REPAIRING = 0.5
@@ -24,6 +27,57 @@ ADVICE = (
     "The archive's own file is damaged or missing: report it to the archive's help desk. The series is fetched again "
     "when the archive revises it"
 )
+
+
+class NoAnswer(Exception):
+    """A call failed in a way that may pass; the text says why."""
+
+
+class Proofs:
+    """Asks for digests and sizes, and returns None where the archive has none or does not answer such calls.
+
+    Each method raises NoAnswer where the call failed in a way that may pass, and ArchiveUnreachable without a
+    connection.
+
+    Args:
+        client: the archive.
+        final: True if nobody asks again: then a failure that may pass returns None, too.
+    """
+
+    def __init__(self, client: NbiaClient, *, final: bool = False) -> None:
+        self._client = client
+        self._final = final
+
+    def md5_of_image(self, sop_instance_uid: str) -> str | None:
+        """Return the MD5 of one file; see :meth:`NbiaClient.md5_of_image`."""
+        return self._ask("the MD5 of an image", lambda: self._client.md5_of_image(sop_instance_uid))
+
+    def md5_of_series(self, series_uid: str) -> str | None:
+        """Return the digest of a series; see :meth:`NbiaClient.md5_hierarchy`."""
+        return self._ask("the MD5 of a series", lambda: self._client.md5_hierarchy(series_uid=series_uid))
+
+    def size_of_series(self, series_uid: str) -> SeriesSize | None:
+        """Return the size of a series; see :meth:`NbiaClient.series_size`."""
+        return self._ask("the size of a series", lambda: self._client.series_size(series_uid))
+
+    def _ask(self, what: str, ask: Callable[[], T | None]) -> T | None:
+        calls = self._client.optional_calls
+        if calls.given_up(what):
+            return None
+        try:
+            found = ask()
+        except NotAvailable:
+            return None
+        except ArchiveError as e:
+            away = isinstance(e, ArchiveUnreachable) and e.status is None and not e.overloaded
+            if away or not concerns_one_call(e):
+                raise
+            if not calls.failed(what, e) and not self._final:
+                raise NoAnswer(f"the archive does not answer for {what}: {e}") from e
+            calls.do_without(what, f"{what}, so that proofs do without it", e)
+            return None
+        calls.answered(what)
+        return found
 
 
 def stated(figure: int | None) -> int | None:
@@ -48,14 +102,7 @@ def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[s
 
 
 def complete(
-    client: NbiaClient,
-    proofs: Proofs,
-    wanted: WantedSeries,
-    unpacked: Unpacked,
-    listed: Sequence[str],
-    files: Path,
-    *,
-    even_if_many: bool,
+    client: NbiaClient, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], files: Path, *, last: bool
 ) -> Receipt:
     """Verify every listed instance, by the zip's list of digests, else one by one; return the receipt of the download.
 
@@ -65,12 +112,11 @@ def complete(
 
     Args:
         client: the archive.
-        proofs: what it may add.
         wanted: the series as listed.
         unpacked: what getImageWithMD5Hash sent.
         listed: what getSOPInstanceUIDs lists.
         files: directory of the files; those fetched here are added.
-        even_if_many: repair also what another download would repair with fewer calls.
+        last: no other download follows: repair also what another one would repair with fewer calls.
 
     Raises:
         NotVerified: an instance cannot be fetched or verified, or too much is missing.
@@ -78,9 +124,9 @@ def complete(
     """
     verified, undigested = unpacked.verified(), unpacked.blank()
     open_ones = [uid for uid in listed if uid not in verified and uid not in undigested]
-    if len(open_ones) > WORTH_REPAIRING * len(listed) and not even_if_many:
+    if len(open_ones) > WORTH_REPAIRING * len(listed) and not last:
         raise NotVerified(f"{_shortage(unpacked, listed)}{_faults(unpacked)}")
-    repaired = 0
+    proofs, repaired = Proofs(client, final=last), 0
     # What is missing comes first: if the archive cannot send it, there is no need to ask for the rest.
     for uid in sorted(open_ones, key=lambda uid: uid in unpacked.instances):
         expected = _expected_md5(proofs, unpacked, uid)
@@ -99,7 +145,7 @@ def complete(
 
 
 def complete_without_digests(
-    client: NbiaClient, proofs: Proofs, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], files: Path
+    client: NbiaClient, wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[str], files: Path, *, last: bool
 ) -> Receipt:
     """Verify what getImage sent, which has no list of digests: by the set of instances and their total size.
 
@@ -113,7 +159,8 @@ def complete_without_digests(
     missing = [uid for uid in listed if uid not in instances]
     for uid in missing:
         instances[uid] = _single(client, wanted, unpacked, listed, uid, files)
-    return _receipt(wanted, instances.values(), len(missing), _verified_by(proofs, wanted, instances.values(), {}))
+    verified_by = _verified_by(Proofs(client, final=last), wanted, instances.values(), {})
+    return _receipt(wanted, instances.values(), len(missing), verified_by)
 
 
 def _expected_md5(proofs: Proofs, unpacked: Unpacked, uid: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,7 +48,34 @@ class WantedSeries:
     def from_json(cls, values: dict[str, Any]) -> WantedSeries:
         """Return what :meth:`to_json` was made of."""
         times = {k: datetime.fromisoformat(values[k]) for k in TIMES if values[k]}
-        return cls(**{**values, **times})
+        return expect_types(cls(**{**values, **times}))
+
+
+T = TypeVar("T")
+
+
+def expect_types(record: T) -> T:
+    """Return a record that was read from JSON, whose values have the types of its fields, or are null.
+
+    Raises:
+        TypeError: one has another, or is a number beyond 64 bits.
+    """
+    kind: type = type(record)
+    for name, types in _types_of(kind).items():
+        value = getattr(record, name)
+        if value is not None and (not isinstance(value, types) or (isinstance(value, int) and value.bit_length() > 63)):
+            raise TypeError(f"{name} is {value!r}")
+    return record
+
+
+@cache
+def _types_of(kind: type) -> dict[str, tuple[type, ...]]:
+    """Return what values the fields of a class may have: of ``int | None`` and the like the part that is not null."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if type(None) in get_args(hint) else (get_origin(hint) or hint,)
+        found[name] = tuple(part for part in parts if part is not type(None))
+    return found
 
 
 COLUMNS = [f.name for f in fields(WantedSeries)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import instance_name
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
 from nbia_pipeline.mirror.zip_stream import Entry, InvalidZip, stream_entries
@@ -114,7 +115,7 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
         bounds: what it may unpack to.
 
     Raises:
-        NotVerified: the stream is not a complete zip, or its list of digests is unreadable.
+        NotVerified: the stream is not a complete zip.
         UnsafeZip: a name is a path or is used twice, or there is more than `bounds` allow.
         OSError: the disk cannot be written.
     """
@@ -133,6 +134,8 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
                 text = b"".join(_bounded(entry, LIST_BYTES))
                 if entry.name == MD5_LIST:
                     found.digests = _listed_digests(text)
+                    if text.strip() and found.digests is None:
+                        found.faults.append(f"{MD5_LIST}: it is not a list of digests, it begins with {text[:80]!r}")
             else:
                 _take(entry, target, series_uid, left, found)
                 left -= entry.size
@@ -213,7 +216,7 @@ def _store(
             final.write_bytes(whole)
         else:
             large.replace(final)
-    except NotDicom as e:
+    except (NotDicom, LakeError) as e:
         raise NotVerified(str(e)) from e
     finally:
         large.unlink(missing_ok=True)
@@ -248,16 +251,15 @@ def _expect_plain_name(name: str, names: set[str]) -> None:
         raise UnsafeZip(f"the zip contains the name {name[:100]!r} twice")
 
 
-def _listed_digests(text: bytes) -> dict[str, str]:
-    """Return the list of digests by name, each as it is stored, without the blanks around it."""
-    lines = io.StringIO(text.decode("utf-8-sig", "replace"), newline="")
+def _listed_digests(text: bytes) -> dict[str, str] | None:
+    """Return the list of digests by name, each as it is stored, without the blanks around it; None if there is none.
+
+    A wrong name or digest verifies nothing, so whatever has rows of two cells is taken for a list.
+    """
+    lines = text.decode("utf-8-sig", "replace")
+    separator = next((s for s in ",;\t" if s in lines), ",")
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
-    except csv.Error as e:
-        raise NotVerified(f"{MD5_LIST} is not a list of names and digests: {e}") from e
-    rows = [row for row in rows if any(row)]
-    if not rows or [cell.casefold() for cell in rows[0]] != ["filename", "md5hash"]:
-        raise NotVerified(f"{MD5_LIST} is not a list of names and digests: it begins with {text[:80]!r}")
-    if wrong := next((row for row in rows if len(row) != 2), None):
-        raise NotVerified(f"{MD5_LIST} is not a list of names and digests: it has the line {','.join(wrong)[:80]!r}")
-    return {row[0]: row[1] for row in rows[1:]}
+        rows = list(csv.reader(io.StringIO(lines, newline=""), delimiter=separator, skipinitialspace=True))
+    except csv.Error:
+        return None
+    return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1} or None

@@ -288,7 +288,8 @@ def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> 
     if signature == _CENTRAL:
         raise InvalidZip(f"the zip's directory lists more than the {len(names)} files that arrived")
     if signature != _END:
-        raise InvalidZip(f"this is not a zip: {signature!r} where an entry or the end was expected")
+        # Receipts of earlier versions that say so in other words are of pages, and are tried again.
+        raise InvalidZip(f"neither an entry nor the end comes next, but {signature!r}")
     fixed = source.take(18)
     source.take(struct.unpack_from("<H", fixed, 16)[0])
     trailer = 0

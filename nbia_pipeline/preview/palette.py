@@ -39,7 +39,7 @@ def palette_colors(pixels: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
     table = np.stack(tables, axis=-1)
     # Values below the first one that is mapped have the first color, those above the last one the last.
     index = np.clip(pixels.astype(np.int64) - first, 0, len(table) - 1)
-    return _in_8_bits(table)[index]
+    return in_8_bits(table)[index]
 
 
 def _descriptor(header: Dataset, color: str) -> tuple[int, int, int]:
@@ -71,12 +71,13 @@ def _table(header: Dataset, color: str, entries: int, bits: int) -> NDArray[np.u
     return table[:entries]
 
 
-def _in_8_bits(table: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Return a table of 8 bits, whatever its descriptor says: 8 bits in the lower halves of words would be black."""
-    return np.asarray(table >> 8 if table.max() > 255 else table, np.uint8)
+def in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return colors of 8 bits, whatever the file says: 8, 10 or 12 bits in words that state 16 would be black."""
+    bits = int(values.max()).bit_length()
+    return np.asarray(np.clip(values, 0, None) >> (8 if bits > 12 else max(0, bits - 8)), np.uint8)
 
 
 def _segmented(pixels: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
     if "SegmentedRedPaletteColorLookupTableData" not in header:
         raise NoPalette("its palette is missing")
-    return _in_8_bits(apply_color_lut(pixels, header)[..., :3].astype(np.uint16))
+    return in_8_bits(apply_color_lut(pixels, header)[..., :3].astype(np.uint16))

@@ -33,7 +33,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
-from nbia_pipeline.preview.palette import NoPalette, palette_colors
+from nbia_pipeline.preview.palette import NoPalette, in_8_bits, palette_colors
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,9 @@ def _picture_of(file: BinaryIO, modality: str) -> Gray:
     if kind == "PALETTE COLOR":
         return np.asarray(pixels, np.uint8)
     if pixels.ndim == 3:
-        return _colors(pixels, options)
+        if pixels.dtype.kind not in "iu":
+            raise NotDrawable("colors that are not whole numbers")
+        return in_8_bits(pixels)
     return windowed(pixels, header, modality)
 
 
@@ -243,7 +245,7 @@ def windowed(pixels: NDArray[Any], header: Dataset, modality: str) -> Gray:
             PixelPaddingRangeLimit (0028,0121), if the file has them.
         modality: Modality (0008,0060) in upper case.
     """
-    values = pixels.astype(np.float32)
+    values = pixels.astype(np.float64)
     known = np.isfinite(values) & ~_padding(pixels, header)
     if not known.any():
         return np.full(values.shape, ONE_VALUE, np.uint8)
@@ -251,7 +253,7 @@ def windowed(pixels: NDArray[Any], header: Dataset, modality: str) -> Gray:
     slope, intercept = _number_of(header, "RescaleSlope"), _number_of(header, "RescaleIntercept")
     scaled = intercept is not None and slope != 0
     if scaled:
-        values = values * np.float32(1 if slope is None else slope) + np.float32(intercept or 0)
+        values = values * (1 if slope is None else slope) + (intercept or 0)
     low, high = np.percentile(values[known], PET_PERCENTILES if modality == "PT" else PERCENTILES)
     if modality == "CT" and scaled:
         level, width = _ct_window(values[known])
@@ -295,15 +297,7 @@ def _number_of(header: Dataset, keyword: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _ct_window(hounsfield: NDArray[np.float32]) -> tuple[float, float]:
+def _ct_window(hounsfield: NDArray[np.float64]) -> tuple[float, float]:
     low, high = LUNG_TISSUE
     share = np.count_nonzero((hounsfield > low) & (hounsfield < high)) / hounsfield.size
     return LUNG if share > LUNG_SHARE else SOFT_TISSUE
-
-
-def _colors(pixels: NDArray[Any], options: dict[str, Any]) -> Gray:
-    """Return colors of 8 bits. Those of more that only use 8 would be black."""
-    if pixels.dtype.kind not in "iu":
-        raise NotDrawable("colors that are not whole numbers")
-    shift = max(0, int(options["bits_stored"]) - 8) if pixels.max() > 255 else 0
-    return np.asarray(np.clip(pixels >> shift, 0, 255), np.uint8)

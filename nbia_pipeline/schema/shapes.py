@@ -266,7 +266,7 @@ METADATA2 = Shape(
     ),
 )
 
-# The state of a series of any visibility. Only what tells a hidden series from a deleted one is read.
+# The state of a series of any visibility. Only what distinguishes a hidden series from a deleted one is read.
 _STATE = {"SeriesInstanceUID", "Collection", "Visibility"}
 _VISIBILITY = Key("Visibility", "Visibility", source="VisibilityText")
 

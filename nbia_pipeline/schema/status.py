@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from datetime import datetime
+
 COMPLETE = "complete"
 """All files of the series are in the lake, verified."""
 
@@ -37,3 +41,28 @@ SERVED = "served"
 
 ABSENT_AT = "absent_at"
 """Of ``series_seen``: ``listed_at`` of the last list of collections that lacked this one, if it was recorded."""
+
+
+def _is_time(text: str) -> bool:
+    return datetime.fromisoformat(text).tzinfo is None
+
+
+def _are_names(text: str) -> bool:
+    names = json.loads(text)
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+_KINDS: dict[str, Callable[[str], bool]] = {
+    LISTED_AT: _is_time,
+    ABSENT_AT: _is_time,
+    KEPT: _are_names,
+    CHANGES: lambda text: text.isdecimal() and len(text) <= len(str(2**63)),
+}
+
+
+def is_property(name: str, value: str) -> bool:
+    """Return whether a value states what the property of that name does, so that its readers can rely on it."""
+    try:
+        return name not in _KINDS or _KINDS[name](value)
+    except (ValueError, RecursionError):
+        return False

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import is_foreign
+from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.digests import possible_series_md5s, series_md5
 from nbia_pipeline.text import first_of
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult

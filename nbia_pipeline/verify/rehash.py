@@ -15,10 +15,10 @@ from itertools import islice
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.archive.proofs import NoAnswer, Proofs
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.receipt import MD5
+from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.verify.compare import compare_files, differs_from_archive
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, record, stored_series

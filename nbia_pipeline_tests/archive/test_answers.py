@@ -51,7 +51,7 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 
 def rows_of(columns: list[str]) -> st.SearchStrategy[pa.Table]:
-    row = {c: values_of(SERIES.schema.field(c).type) for c in columns} | {"SeriesInstanceUID": TEXTS}
+    row = {c: values_of(SERIES.schema.field(c).type) for c in columns} | {"SeriesInstanceUID": TEXTS.filter(bool)}
     return st.lists(st.fixed_dictionaries(row), min_size=1, max_size=4).map(
         lambda rows: pa.Table.from_pylist(rows, schema=SERIES.schema)
     )
@@ -86,9 +86,8 @@ def read_and_collect(column: str, value: Any, shape: Shape = shapes.SERIES_V2, k
 
 
 def both_readers(body: bytes, shape: Shape) -> tuple[pa.Table, pa.Table]:
-    schema = shape.schema
     piece = body[1:-1]
-    return answers._read_fast(piece, shape, schema), answers._read_tolerantly(piece, shape, schema).rows
+    return answers._read_fast(piece, shape), answers._read_tolerantly(piece, shape).rows
 
 
 # --- any table comes back unchanged
@@ -481,7 +480,7 @@ def test_every_cut_of_an_answer_is_refused(monkeypatch: pytest.MonkeyPatch, piec
     "body",
     [
         *(b"[null]", b"[1]", b'["a"]', b"[true]", b"[[]]", b"[[{}]]", b"null", b'{"SOPInstanceUID":"1"}', b"ok"),
-        *(b'[{"SOPInstanceUID":"1"}null]', b'[{"SOPInstanceUID":"1"},null]', b'[{"SOPInstanceUID":"1"} {}]'),
+        *(b'[{"SOPInstanceUID":"1"}null]', b'[{"SOPInstanceUID":"1"} {}]'),
         *(b'[{"SOPInstanceUID":"1"}{"SOPInstanceUID":"2"}]', b'[{"SOPInstanceUID":"1"}\n{"SOPInstanceUID":"2"}]'),
         *(b'[{"SOPInstanceUID":"1"},]', b'[,{"SOPInstanceUID":"1"}]', b'[{"SOPInstanceUID":"1"}}]', b"]", b"[]]"),
         *(b'[{"SOPInstanceUID":"1"}][{"SOPInstanceUID":"2"}]', b'[{"SOPInstanceUID":"1"}] and more', b"[{]", b"[\x00]"),
@@ -538,7 +537,7 @@ def as_csv(rows: list[dict[str, str]], header: list[str]) -> bytes:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(CSV_TEXTS, CSV_TEXTS, st.none() | COUNTS), min_size=1, max_size=4))
+@given(st.lists(st.tuples(CSV_TEXTS.filter(bool), CSV_TEXTS, st.none() | COUNTS), min_size=1, max_size=4))
 def test_csv_comes_back_unchanged(rows: list[tuple[str, str, int | None]]) -> None:
     table = pa.Table.from_pylist(
         # A null in the first column breaks the quoting of its row, as on the server.

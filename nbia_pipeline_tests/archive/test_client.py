@@ -11,9 +11,8 @@ from typing import Any
 import pydicom
 import pytest
 
-from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
+from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.conformance import collect
-from nbia_pipeline.archive.endpoints import DIALECTS, Endpoint
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.schema import shapes
@@ -24,12 +23,12 @@ from nbia_pipeline_tests.helpers.expected import (
     assert_same,
     first_of_each,
     patients_by,
-    sanitised,
     sent,
     studies,
+    uids_of,
     visible,
 )
-from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, closed_early, cut, without_query
+from nbia_pipeline_tests.helpers.faults import Fault, answer, closed_early, cut, without_query
 
 every_collection = pytest.mark.parametrize("collection", [*PUBLIC, RESTRICTED])
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the times of the tables have no zone
@@ -148,101 +147,6 @@ def test_instances_are_those_of_the_catalogue(client: NbiaClient, demo: Catalog)
 
 def test_an_unknown_series_has_no_instances(client: NbiaClient) -> None:
     assert client.sop_instance_uids("9.9.9") == []
-
-
-# --- metadata
-
-
-def uids_of(rows: list[dict[str, Any]]) -> list[str]:
-    return [r["SeriesInstanceUID"] for r in rows]
-
-
-def test_metadata_in_bulk_is_that_of_the_catalogue(archive: TestArchive, demo: Catalog) -> None:
-    rows = visible(demo)
-    with archive.client() as client:
-        table = client.series_metadata(uids_of(rows))
-    expected = [{**r, "DateReleased": _midnight(r["DateReleased"])} for r in sent(rows, shapes.METADATA2)]
-    assert_same(table, expected, "series_metadata")
-    assert (archive.faults.count("getSeriesMetadata2"), archive.faults.count("getSeriesMetaData")) == (1, 0)
-
-
-def _midnight(moment: datetime | None) -> datetime | None:
-    return moment and moment.replace(hour=0, minute=0, second=0)
-
-
-@pytest.mark.parametrize("wanted", [b"404 Not Found", b"405 Method Not Allowed"])
-def test_metadata_one_by_one_is_that_of_the_catalogue(archive: TestArchive, demo: Catalog, wanted: bytes) -> None:
-    archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT.replace(b"404 Not Found", wanted)))
-    rows = visible(demo)
-    with archive.client() as client:
-        table = client.series_metadata(uids_of(rows))
-    assert_same(table, sent([sanitised(r) for r in rows], shapes.META27), "series_metadata")
-    assert archive.faults.count("getSeriesMetaData") == len(rows)
-
-
-def test_metadata_in_bulk_and_one_by_one_agree_but_for_what_the_server_changes(
-    archive: TestArchive, demo: Catalog
-) -> None:
-    uids = uids_of(visible(demo))
-    archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT))
-    with archive.client() as client:
-        singly = client.series_metadata(uids).sort_by("SeriesInstanceUID")
-        in_bulk = client.series_metadata(uids).sort_by("SeriesInstanceUID")
-    changed = {
-        *("SeriesDescription", "StudyDescription", "Manufacturer", "AnnotationsFlag"),  # sanitised
-        *("TimeStamp", "SOPClassUID", "StudyID", "AnnotationSize"),  # served by one of them
-        "DateReleased",  # in bulk a day
-    }
-    same = [n for n in in_bulk.schema.names if n not in changed]
-    assert in_bulk.select(same).equals(singly.select(same))
-    assert in_bulk["SeriesDescription"].to_pylist() != singly["SeriesDescription"].to_pylist()
-
-
-def test_a_call_that_is_refused_is_not_taken_for_a_missing_one(archive: TestArchive) -> None:
-    archive.faults.inject("getSeriesMetadata2", answer(503), times=9)
-    with archive.client() as client, pytest.raises(ArchiveUnreachable):
-        client.series_metadata(["1.2"])
-    assert archive.faults.count("getSeriesMetaData") == 0
-
-
-def test_metadata_of_hidden_unknown_and_restricted_series_have_no_row(archive: TestArchive, demo: Catalog) -> None:
-    known = uids_of(visible(demo))[:2]
-    hidden = [r["SeriesInstanceUID"] for r in demo.series.to_pylist() if r["Visibility"] != 1]
-    wanted = [*known, *hidden, *uids_of(visible(demo, RESTRICTED)), "9.9.9"]
-    archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT))
-    with archive.client() as client:
-        for _ in ("one by one", "in bulk"):
-            assert sorted(uids_of(client.series_metadata(wanted).to_pylist())) == sorted(known)
-
-
-def test_many_series_are_asked_for_in_runs(
-    archive: TestArchive, demo: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    endpoints: dict[str, Endpoint] = dict(DIALECTS["v2"].endpoints)
-    bulk = endpoints["series_metadata_bulk"]
-    monkeypatch.setitem(
-        DIALECTS["v2"].endpoints,
-        "series_metadata_bulk",
-        Endpoint(
-            bulk.path,
-            bulk.shape,
-            bulk.parameters,
-            method="POST",
-            media="csv",
-            empty_if_unauthorized=False,
-            max_values=10,
-        ),
-    )
-    uids = uids_of(visible(demo))
-    with archive.client() as client:
-        assert sorted(uids_of(client.series_metadata(uids).to_pylist())) == sorted(uids)
-    assert archive.faults.count("getSeriesMetadata2") == -(-len(uids) // 10) == 3
-
-
-def test_no_series_have_no_metadata_and_nobody_is_asked(archive: TestArchive) -> None:
-    with archive.client() as client:
-        assert_same(client.series_metadata([]), [], "series_metadata")
-    assert archive.faults.seen == []
 
 
 # --- restricted, unknown, empty

@@ -47,8 +47,8 @@ BROKEN = {
     "chunk size that is too long": HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 70_000,
     "chunk that is cut": HEAD + b"Transfer-Encoding: chunked\r\n\r\n64\r\n[",
     "chunks without an end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n",
-    "gzip that is none": HEAD + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]",
-    "deflate that is none": HEAD + b"Content-Encoding: deflate\r\nContent-Length: 2\r\n\r\n[]",
+    "not gzip": HEAD + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]",
+    "not deflate": HEAD + b"Content-Encoding: deflate\r\nContent-Length: 2\r\n\r\n[]",
     "gzip, twice": HEAD + b"Content-Encoding: gzip, gzip\r\nContent-Length: 2\r\n\r\n[]",
     "charset with a null": HEAD + b"Content-Type: text/html; charset=a\x00b\r\nContent-Length: 1\r\n\r\n<",
     "redirect to bytes": b"HTTP/1.1 302 X\r\nLocation: \xff\xfe://\x80\r\nContent-Length: 0\r\n\r\n",
@@ -204,7 +204,7 @@ NO_ADDRESS = [
 def test_a_redirect_to_an_address_that_is_none_is_a_sentence(archive: TestArchive, location: str, status: int) -> None:
     archive.faults.inject(LIST, answer(status, location=location), times=9)
     with (
-        pytest.raises(BadAnswer, match=r"^the archive redirects to .*, which is no address: check base_url") as caught,
+        pytest.raises(BadAnswer, match=r"^the archive redirects .*, which is not an address: check base_url") as caught,
         archive.client() as client,
     ):
         client.collection_values()

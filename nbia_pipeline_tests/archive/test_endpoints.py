@@ -15,13 +15,11 @@ import pytest
 
 from nbia_pipeline.archive import (
     ArchiveError,
-    ArchiveUnreachable,
     BadAnswer,
     NbiaClient,
     NotAvailable,
     NotServed,
     SeriesSize,
-    ServerError,
 )
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.embedded.catalog.model import Catalog
@@ -35,12 +33,11 @@ from nbia_pipeline_tests.helpers.expected import (
     assert_same,
     first_of_each,
     patients_by,
-    sanitised,
     sent,
     studies,
     visible,
 )
-from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, echo_headers, html, without_query
+from nbia_pipeline_tests.helpers.faults import answer, echo_headers, html, without_query
 
 COLLECTION = "TCGA-DEMO"
 DOI = "https://doi.org/10.5072/x"
@@ -372,49 +369,6 @@ def test_a_forgotten_token_does_not_fail_the_calls_below_no_version(
         expected = call(client, uid)
         archive.tokens.expire_all()
         assert call(client, uid) == expected
-
-
-# --- metadata one by one
-
-
-def failing(archive: TestArchive, series: int) -> None:
-    archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT))
-    archive.faults.inject("getSeriesMetaData", answer(500, b"Server was not able to\nno image"), times=3 * series)
-
-
-def test_series_at_which_the_archive_fails_have_no_metadata(
-    archive: TestArchive, demo: Catalog, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = visible(demo, COLLECTION)
-    failing(archive, series=1)
-    with archive.client(options=type(FAST)(tries=3, backoff=0.01, max_in_flight=1)) as client:
-        table = client.series_metadata([r["SeriesInstanceUID"] for r in rows])
-    assert_same(table, sent([sanitised(r) for r in rows[1:]], shapes.META27), "series_metadata")
-    assert f"no metadata of series {rows[0]['SeriesInstanceUID']}, the archive fails on it" in caplog.text
-
-
-def test_an_archive_that_fails_at_most_series_is_an_error(archive: TestArchive, demo: Catalog) -> None:
-    uids = [r["SeriesInstanceUID"] for r in visible(demo, COLLECTION)]
-    failing(archive, series=len(uids))
-    with archive.client() as client, pytest.raises(ServerError, match="status 500"):
-        client.series_metadata(uids)
-
-
-def test_an_archive_that_is_busy_with_one_series_loses_no_row(archive: TestArchive, demo: Catalog) -> None:
-    uids = [r["SeriesInstanceUID"] for r in visible(demo, COLLECTION)]
-    archive.faults.inject("getSeriesMetadata2", answer(500, NO_SUCH_ENDPOINT))
-    archive.faults.inject("getSeriesMetaData", answer(503), times=3)
-    one_at_a_time = type(FAST)(tries=3, backoff=0.01, max_in_flight=1)
-    with archive.client(options=one_at_a_time) as client, pytest.raises(ArchiveUnreachable, match="status 503"):
-        client.series_metadata(uids)
-
-
-def test_what_has_no_metadata_is_named_in_the_log(
-    archive: TestArchive, demo: Catalog, caplog: pytest.LogCaptureFixture, api: str
-) -> None:
-    with archive.client(api=api) as client:
-        client.series_metadata([visible(demo)[0]["SeriesInstanceUID"], "9.9.9"])
-    assert "no metadata of 1 of 2 series, such as 9.9.9" in caplog.text
 
 
 # --- files and digests

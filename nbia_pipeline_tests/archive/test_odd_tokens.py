@@ -109,7 +109,7 @@ def test_a_password_is_hidden_however_an_answer_spells_it(archive: TestArchive, 
 
 
 @pytest.mark.parametrize("call", ["collection_description", "dicom_tags", "series"])
-def test_v4_with_a_stale_token_logs_in_anew_where_a_refusal_is_a_500(archive: TestArchive, call: str) -> None:
+def test_v4_with_a_stale_token_logs_in_again_where_a_refusal_is_a_500(archive: TestArchive, call: str) -> None:
     endpoint = {
         "collection_description": "getCollectionDescriptions",
         "dicom_tags": "getDicomTags",
@@ -145,7 +145,7 @@ def stale(archive: TestArchive, endpoint: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("username", [GUEST, MEMBER])
-def test_v2_with_a_stale_token_logs_in_anew_for_descriptions(archive: TestArchive, username: str) -> None:
+def test_v2_with_a_stale_token_logs_in_again_for_descriptions(archive: TestArchive, username: str) -> None:
     with archive.client(username=username, password=MEMBER_PASSWORD if username == MEMBER else "") as client:
         whole = client.collection_description("TCGA-DEMO")
         assert whole.num_rows == 1

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable
-from nbia_pipeline.archive.client import GIVE_UP
+from nbia_pipeline.archive.metadata import GIVE_UP
 from nbia_pipeline.archive.transport import ClientOptions
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.schema import shapes
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
-from nbia_pipeline_tests.helpers.expected import assert_same, sent, visible
+from nbia_pipeline_tests.helpers.expected import assert_same, sent, uids_of, visible
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, NULL, answer, changed, html
 
 SINGLY = ("SOPClassUID", "StudyID", "AnnotationSize", "TimeStamp")
@@ -41,10 +41,6 @@ def completed(row: Row) -> Row:
         "AnnotationSize": added["AnnotationSize"] or 0,
         "TimeStamp": moment and moment.replace(microsecond=0),
     }
-
-
-def uids_of(rows: list[Row]) -> list[str]:
-    return [row["SeriesInstanceUID"] for row in rows]
 
 
 def test_single_calls_add_their_columns_and_change_no_other(archive: TestArchive, demo: Catalog) -> None:

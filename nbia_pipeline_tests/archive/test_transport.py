@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import email.utils
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import requests
@@ -24,15 +22,11 @@ from nbia_pipeline_tests.helpers.faults import (
     Fault,
     always,
     answer,
-    closed_early,
     custom,
     cut,
-    echo_headers,
-    html,
     silence,
 )
 from nbia_pipeline_tests.helpers.sockets import answering_with
-from nbia_pipeline_tests.helpers.tls import serving_tls
 
 PATH = "/services/v2/getSeries"
 PARAMETERS = {"Collection": "TCGA-DEMO"}
@@ -353,130 +347,6 @@ def test_no_proxy_is_used_on_the_way_to_this_machine(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     assert get(Session(archive.url, (GUEST, ""), options=FAST)) == body
-
-
-# --- certificates
-
-
-def test_a_certificate_that_does_not_verify_is_refused_at_once(certificate: tuple[Path, Path]) -> None:
-    with serving_tls(certificate, "127.0.0.1") as url:
-        session = Session(url, (GUEST, "hunter-2"), options=replace(FAST, tries=1000))
-        with pytest.raises(ArchiveUnreachable) as caught:
-            get(session)
-    assert f"the certificate of {url} does not verify (SSLCertVerificationError" in str(caught.value)
-    assert "set ca_bundle to its certificates" in str(caught.value)
-    assert not caught.value.retryable
-
-
-def test_a_ca_bundle_makes_a_certificate_verify(certificate: tuple[Path, Path]) -> None:
-    with serving_tls(certificate, "127.0.0.1") as url:
-        assert get(Session(url, None, ca_bundle=str(certificate[0]), options=FAST)) == b"[]"
-
-
-def test_a_ca_bundle_is_not_overruled_by_the_environment(
-    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.utils.DEFAULT_CA_BUNDLE_PATH)
-    monkeypatch.setenv("no_proxy", "*")
-    with serving_tls(certificate, "127.0.0.2") as url:
-        assert get(Session(url, None, ca_bundle=str(certificate[0]), options=FAST)) == b"[]"
-
-
-def test_verification_cannot_be_switched_off_by_an_empty_bundle(certificate: tuple[Path, Path]) -> None:
-    with serving_tls(certificate, "127.0.0.1") as url, pytest.raises(ArchiveUnreachable, match="does not verify"):
-        get(Session(url, None, ca_bundle="", options=FAST))
-
-
-def test_a_bundle_without_certificates_is_named(certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    empty = tmp_path / "empty.pem"
-    empty.write_text("nothing")
-    with (
-        serving_tls(certificate, "127.0.0.1") as url,
-        pytest.raises(ArchiveUnreachable, match=r"check .*ca_bundle"),
-    ):
-        get(Session(url, None, ca_bundle=str(empty), options=FAST))
-
-
-def test_a_secure_connection_that_drops_is_tried_again() -> None:
-    hellos: list[bytes] = []
-    with answering_with(lambda c: hellos.append(c.recv(4096))) as port:
-        session = Session(f"https://127.0.0.1:{port}/nbia-api", None, options=FAST)
-        with pytest.raises(ArchiveUnreachable, match="check base_url") as caught:
-            get(session)
-    assert len(hellos) == FAST.tries
-    assert "does not verify" not in str(caught.value)
-
-
-def test_plain_http_where_tls_is_due_is_named(archive: TestArchive) -> None:
-    session = Session(archive.url.replace("http:", "https:"), None, options=FAST)
-    with pytest.raises(ArchiveUnreachable, match=r"no secure connection to https://.*: check base_url"):
-        get(session)
-    assert issubclass(ssl.SSLCertVerificationError, ssl.SSLError)  # why the order of the questions matters
-
-
-# --- the texts of errors
-
-FAILURES: list[Fault] = [
-    answer(400, b"no"),
-    answer(403, b"no"),
-    answer(404),
-    answer(500, NO_SUCH_ENDPOINT),
-    answer(500, NULL),
-    answer(503),
-    cut(10),
-    closed_early(10),
-    html(),
-    silence(),
-    echo_headers(),
-    echo_headers("x" * 150, 400),
-]
-
-
-@pytest.mark.parametrize("fault", FAILURES)
-def test_an_error_is_one_sentence_with_a_remedy_and_without_secrets(archive: TestArchive, fault: Fault) -> None:
-    archive.faults.inject("getSeries", fault, times=9)
-    client = archive.client(username="demo_member", password="demo-member-password", options=QUIET)
-    with pytest.raises(ArchiveError) as caught:
-        client.series("TCGA-DEMO")
-    text = str(caught.value)
-    tokens = client._session.tokens
-    assert tokens is not None
-    secrets = tokens.secrets()
-    assert len(secrets) == 3
-    assert not [s for s in secrets if s[:8] in text + repr(caught.value) + str(vars(caught.value))]
-    assert "\n" not in text
-    assert not caught.value.what.endswith(".")
-    assert any(
-        remedy in text for remedy in ("check", "try again later", "not permitted", "set ", "may not be that of an NBIA")
-    )
-    assert f"[{PATH} Collection=TCGA-DEMO" in text
-    client.close()
-
-
-@pytest.mark.parametrize(
-    ("fault", "arguments"),
-    [
-        (answer(403), ("username", "password")),
-        (answer(404), ("base_url",)),
-        (answer(500, NO_SUCH_ENDPOINT), ("base_url", "api")),
-        (html(), ("base_url",)),
-        (cut(10), ("base_url",)),
-        (answer(500), ()),
-        (answer(503), ()),
-        (silence(), ()),
-    ],
-)
-def test_an_error_names_the_arguments_to_check(archive: TestArchive, fault: Fault, arguments: tuple[str, ...]) -> None:
-    archive.faults.inject("getSeries", fault, times=9)
-    with archive.client(options=QUIET) as client, pytest.raises(ArchiveError) as caught:
-        client.series("TCGA-DEMO")
-    assert caught.value.arguments == arguments
-    assert all(argument in caught.value.what for argument in arguments)
-
-
-def test_a_secret_is_taken_out_wherever_it_stands_even_if_it_was_cut() -> None:
-    error = BadAnswer("first secret-token, then secret-tok", body="secret-token" * 2).without(["", "secret-token"])
-    assert (str(error), error.body, error.args) == ("first ***, then ***", "******", ("first ***, then ***",))
 
 
 # --- what is sent

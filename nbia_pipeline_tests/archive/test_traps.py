@@ -63,11 +63,6 @@ def v4(archive: TestArchive) -> Iterator[NbiaClient]:
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path / "lake"))
-
-
-@pytest.fixture
 def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(SMALL))[0]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,15 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.schema.tables import CONFORMANCE, PATIENTS, SERIES, SERIES_CHANGES, STUDIES
 from nbia_pipeline_tests.helpers.archives import TestArchive
-from nbia_pipeline_tests.helpers.faults import changed
+from nbia_pipeline_tests.helpers.faults import edited
 
 BREAST = "QIN_Breast.v2"
 Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
-def client(archive: TestArchive) -> Iterator[NbiaClient]:
-    with archive.client() as client:
-        yield client
-
-
-@pytest.fixture
 def mirror(client: NbiaClient, tmp_path: Path) -> Mirror:
     return Mirror(client, Lake(str(tmp_path / "lake")))
-
-
-def edited(edit: Callable[[Rows], object]) -> Any:
-    """Answer with other rows than the archive has."""
-
-    def change(body: bytes) -> bytes:
-        rows = json.loads(body)
-        edit(rows)
-        return json.dumps(rows).encode()
-
-    return changed(change)
 
 
 def found(lake: Lake) -> list[tuple[Any, ...]]:

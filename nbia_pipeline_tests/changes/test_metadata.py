@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -35,11 +34,6 @@ def faults() -> Faults:
 def url(faults: Faults) -> Iterator[str]:
     with serving(faults) as url:
         yield url
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path / "lake"))
 
 
 def asks(url: str, lake: Lake, calls: str, collection: str = ALPHA, api: str = "v2") -> dict[str, Any]:

@@ -48,7 +48,7 @@ def own(demo: Catalog) -> Iterator[tuple[str, Operations]]:
 
 
 @APIS
-def test_the_archive_tells_hidden_and_moved_series_from_those_that_are_gone(
+def test_the_archive_distinguishes_hidden_and_moved_series_from_those_that_are_gone(
     own: tuple[str, Operations], demo: Catalog, api: str
 ) -> None:
     url, control = own
@@ -72,7 +72,7 @@ def test_the_archive_tells_hidden_and_moved_series_from_those_that_are_gone(
 
 
 @APIS
-def test_an_account_is_told_of_its_own_collections(archive: TestArchive, demo: Catalog, api: str) -> None:
+def test_an_account_learns_of_its_own_collections(archive: TestArchive, demo: Catalog, api: str) -> None:
     (uid, *_) = uids_of(demo, RESTRICTED)
     with archive.client(api=api, username=MEMBER, password=MEMBER_PASSWORD) as client:
         assert Reasons(client).of([uid]) == {uid: f"visible (Visibility: Visible) in collection {RESTRICTED!r}"}
@@ -237,7 +237,7 @@ def test_an_archive_that_does_not_say_why_fails_nothing(
 
 @APIS
 def test_a_refused_series_has_the_reason_in_its_receipt(tmp_path: Path, api: str) -> None:
-    """2.2 of the tiny catalog is hidden, 4.1 restricted, 5.1 downloadable and not visible; 9.9 is none."""
+    """2.2 of the tiny catalog is hidden, 4.1 restricted, 5.1 downloadable and not visible; 9.9 does not exist."""
     faults = Faults(create_app(tiny_catalog()))
     expected = {
         "2.2": "hidden (Visibility: Not Yet Reviewed): the archive refuses",

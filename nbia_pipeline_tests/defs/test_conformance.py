@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from nbia_pipeline.defs.jobs import tables_config
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.archives import TestArchive
-from nbia_pipeline_tests.helpers.faults import changed
+from nbia_pipeline_tests.helpers.faults import edited
 from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, QIN, Pipeline
 
 
@@ -25,15 +24,6 @@ def pipeline(archive: TestArchive, tmp_path: Path) -> Iterator[Pipeline]:
         pipeline = Pipeline(settings, instance)
         instance.add_dynamic_partitions("nbia_collections", [QIN])
         yield pipeline
-
-
-def rows(edit: Callable[[list[dict[str, Any]]], object]) -> Any:
-    def change(body: bytes) -> bytes:
-        rows = json.loads(body)
-        edit(rows)
-        return json.dumps(rows).encode()
-
-    return changed(change)
 
 
 def rename(rows: list[dict[str, Any]]) -> None:
@@ -53,7 +43,7 @@ def conformance(result: dg.ExecuteInProcessResult, asset: str) -> dg.AssetCheckE
 def test_an_archive_with_a_series_without_collection_is_mirrored_with_a_warning(
     archive: TestArchive, pipeline: Pipeline
 ) -> None:
-    archive.faults.inject("getCollectionValues", rows(lambda rows: rows.insert(1, {})))
+    archive.faults.inject("getCollectionValues", edited(lambda rows: rows.insert(1, {})))
     result = pipeline.run("catalogue")
     assert result.success
     check = conformance(result, "collections")
@@ -76,7 +66,7 @@ def test_a_renamed_key_is_a_warning_at_first_and_an_error_later_unless_it_is_all
     archive: TestArchive, pipeline: Pipeline
 ) -> None:
     def run(**config: Any) -> dg.ExecuteInProcessResult:
-        archive.faults.inject("getSeries", rows(rename))
+        archive.faults.inject("getSeries", edited(rename))
         return pipeline.run("tables", partition_key=QIN, **config)
 
     result = run()

@@ -60,6 +60,7 @@ BROKEN = {
     "403": Fault("status", status=403),
     "400": Fault("answer", status=400, body="Invalid query parameter"),
     "500": Fault("status", status=500),
+    "503": Fault("status", status=503),
     "504": Fault("status", status=504),
     "html": html(),
     "garbage": Fault("garbage"),

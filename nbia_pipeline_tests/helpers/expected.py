@@ -18,6 +18,11 @@ PUBLIC = ("HeadNeckMix", "Lung Phantom CT", "QIN_Breast.v2", "TCGA-DEMO")
 RESTRICTED = "Thorax-Trial (limited)"
 
 
+def uids_of(rows: Iterable[Row]) -> list[str]:
+    """Return the SeriesInstanceUIDs of rows of series."""
+    return [row["SeriesInstanceUID"] for row in rows]
+
+
 def visible(demo: Catalog, *collections: str) -> list[Row]:
     """Return the facts of the visible series of `collections`, by default of the public ones."""
     wanted = collections or PUBLIC

@@ -5,6 +5,7 @@ There is one injector, the embedded archive's own; :class:`Faults` puts it aroun
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -111,6 +112,17 @@ def changed(change: Callable[[bytes], bytes]) -> Fault:
         await request.answer(start, change(body))
 
     return custom(act)
+
+
+def edited(edit: Callable[[list[dict[str, Any]]], object]) -> Fault:
+    """Answer truly but for the rows of the JSON that `edit` changes."""
+
+    def change(body: bytes) -> bytes:
+        rows = json.loads(body)
+        edit(rows)
+        return json.dumps(rows).encode()
+
+    return changed(change)
 
 
 def echo_headers(prefix: str = "<html>", status: int = 200) -> Fault:

@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 
-def dicom(pixels: NDArray[Any] | bytes, syntax: UID = ExplicitVRLittleEndian, **facts: Any) -> io.BytesIO:
-    """Return a DICOM file of some pixels; `facts` overrule what follows from them."""
+def dicom(pixels: NDArray[Any] | bytes, syntax: UID = ExplicitVRLittleEndian, **elements: Any) -> io.BytesIO:
+    """Return a DICOM file of some pixels; `elements` replace what follows from them."""
     array = pixels if isinstance(pixels, np.ndarray) else np.zeros((4, 4), np.uint16)
     bits = 8 * array.dtype.itemsize
     values: dict[str, Any] = {
@@ -26,7 +26,7 @@ def dicom(pixels: NDArray[Any] | bytes, syntax: UID = ExplicitVRLittleEndian, **
         "BitsStored": bits,
         "HighBit": bits - 1,
         "PixelRepresentation": int(array.dtype.kind == "i"),
-        **facts,
+        **elements,
     }
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

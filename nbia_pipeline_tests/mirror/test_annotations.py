@@ -1,4 +1,4 @@
-"""Annotation files lie beside the images, are listed in a table, and fail nothing when they cannot be had."""
+"""Annotation files lie beside the images, are listed in a table, and fail nothing where they are not served."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_name_too_long_for_a_file_system_is_shortened(name: str) -> None:
         ([*IMAGES, *((f"{n}.xml", "") for n in range(1002))], 5, "more than 1000 annotation files: nothing"),
     ],
 )
-def test_what_differs_from_the_announcement_is_told(
+def test_what_differs_from_the_announcement_is_a_finding(
     tmp_path: Path, entries: list[tuple[str, bytes | str]], announced: int, finding: str
 ) -> None:
     found = extracted(tmp_path, *entries, announced=announced)
@@ -325,7 +325,7 @@ def test_a_file_that_is_not_there_any_longer_is_fetched_again(subject: Subject, 
     assert subject.stored()[path] == NOTE.encode()
 
 
-def test_fewer_files_than_announced_are_kept_told_and_not_asked_for_each_time(
+def test_fewer_files_than_announced_are_kept_and_stated_and_not_asked_for_each_time(
     subject: Subject, uid: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     subject.sizes[uid] = SIZE + 1000
@@ -420,7 +420,7 @@ def test_refused_series_do_not_stop_the_others(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_run_of_the_engine_brings_them_unless_told_otherwise(subject: Subject, uid: str, wanted: bool) -> None:
+def test_a_run_of_the_engine_brings_them_unless_it_is_set_otherwise(subject: Subject, uid: str, wanted: bool) -> None:
     lake = subject.lake
     lake.write_table(IMAGE_SERIES, IMAGE_SERIES.schema.empty_table(), BREAST, may_empty=True)
     subject.archive.around.inject(CALL, answer(404), times=9 if wanted else 0)

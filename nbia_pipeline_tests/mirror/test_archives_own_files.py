@@ -61,7 +61,9 @@ class OneSeries:
         def single(request: Request) -> Response:
             uid = request.query_params["SOPInstanceUID"]
             content = self.single.get(uid, self.files[uid])
-            return PlainTextResponse("null", 500) if content == LOST else Response(content)
+            return (
+                PlainTextResponse("null", 500) if content == LOST else Response(content, 200, None, "application/dicom")
+            )
 
         async def digest(request: Request) -> Response:
             sent = {**parse_qs((await request.body()).decode()), **request.query_params}
@@ -118,8 +120,16 @@ def five(**damaged: bytes) -> dict[str, bytes]:
         meta(IMPLICIT) + data_set("1.2.5.1", implicit=True),
         PREAMBLE + meta(sop="9.9") + data_set("1.2.5.1", after=b"\x28\0\x30\0UT\0\0\xf0\xff\xff\xff"),
         PREAMBLE + meta(DEFLATED) + deflated(data_set("1.2.5.1", after=bytes(5 << 20))),
+        PREAMBLE + meta() + data_set("1.2.5.1\\9.9", "1.2.5\\9"),
     ],
-    ids=["no prefix", "no prefix, big endian", "no prefix, implicit", "broken after the identity", "deflated"],
+    ids=[
+        "no prefix",
+        "no prefix, big endian",
+        "no prefix, implicit",
+        "broken after the identity",
+        "deflated",
+        "two UIDs",
+    ],
 )
 def test_an_odd_file_of_the_archive_is_mirrored_byte_for_byte(
     fetch: Callable[..., tuple[Receipt, dict[str, bytes]]], odd: bytes
@@ -128,6 +138,22 @@ def test_an_odd_file_of_the_archive_is_mirrored_byte_for_byte(
     receipt, stored = fetch(files)
     assert (receipt.status, receipt.attempts, receipt.repaired, receipt.verified_by) == (COMPLETE, 1, 0, "md5")
     assert stored == {f"{uid}.dcm": content for uid, content in files.items()}
+
+
+@pytest.mark.parametrize("uid", ["1." + "2" * 63, "1." + "2" * 79, "1." + "2" * 198, "1.2 3", "1.2.A/B"])
+def test_a_uid_beyond_the_standard_is_one(fetch: Callable[..., tuple[Receipt, dict[str, bytes]]], uid: str) -> None:
+    receipt, stored = fetch({uid: PREAMBLE + meta() + data_set(uid), "1.2.5.2": image(2)})
+    assert (receipt.status, receipt.attempts, len(stored)) == (COMPLETE, 1, 2)
+    assert {i.SOPInstanceUID for i in receipt.instances} == {uid, "1.2.5.2"}
+
+
+@pytest.mark.parametrize("uid", ["!" * 80, "1/" * 100, "1." + "2" * 300])
+def test_a_uid_that_can_name_no_file_costs_its_series_only(
+    fetch: Callable[..., tuple[Receipt, dict[str, bytes]]], uid: str
+) -> None:
+    receipt, stored = fetch({uid: PREAMBLE + meta() + data_set(uid), "1.2.5.2": image(2)})
+    assert (receipt.status, stored) == (QUARANTINED, {})
+    assert f"instance {uid} is damaged in the zip, and on its own it cannot be used either: " in str(receipt.reason)
 
 
 NO_SERIES = PREAMBLE + meta() + data_set("1.2.5.3", "")
@@ -168,6 +194,18 @@ DAMAGED: dict[str, tuple[dict[str, bytes], dict[str, bytes], str]] = {
         "instance 1.2.5.3 is damaged in the zip, and on its own it cannot be used either: it belongs to series 9.9, as "
         "instance 1.2.5.3. 1 of 5 instances is missing or damaged in the zip: 1.2.5.3; discarded: 00000003.dcm: it "
         "belongs to series 9.9, as instance 1.2.5.3. ",
+    ),
+    "one is a text": (
+        five(n3=b"Not found. " * 60),
+        {},
+        "instance 1.2.5.3 is damaged in the zip, and on its own it cannot be used either: it is not DICOM: it begins "
+        "with b'Not found. Not f'. 1 of 5 instances is missing or damaged in the zip: 1.2.5.3; discarded: ",
+    ),
+    "one is a page": (
+        five(n3=b"<html>lost</html>"),
+        {},
+        "instance 1.2.5.3 is damaged in the zip, and on its own it cannot be used either: it is not DICOM: it begins "
+        "with b'<html>lost</html'. 1 of 5 instances is missing or damaged in the zip: 1.2.5.3; discarded: ",
     ),
     "one is empty, and lost": (
         five(n3=b""),

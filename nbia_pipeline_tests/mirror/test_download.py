@@ -26,11 +26,6 @@ COLLECTION = "QIN_Breast.v2"
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path / "lake"))
-
-
-@pytest.fixture
 def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(COLLECTION))[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,89 +21,78 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.rehash import digest_check, plan_verification, read_again
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer
-from nbia_pipeline_tests.helpers.one_series import COLLECTION, UID, OneSeries, one_series
+from nbia_pipeline_tests.helpers.one_series import COLLECTION, UID, OneSeries
 
 HASHED, LISTED, SIZED = "getImageWithMD5Hash", "getSOPInstanceUIDs", "getSeriesSize"
 LARGE = 5 << 18
 NO_MORE = answer(400, b"The user has not been granted the access to image with given SeriesInstanceUID")
 
 
-@pytest.fixture(scope="module")
-def _one() -> Iterator[OneSeries]:
-    with one_series() as one:
-        yield one
-
-
 @pytest.fixture
-def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
-    return _one.fresh(tmp_path)
-
-
-@pytest.fixture
-def empty(site: OneSeries) -> OneSeries:
+def empty(one: OneSeries) -> OneSeries:
     """A series without images."""
-    site.store.numbers = ()
-    return site
+    one.store.numbers = ()
+    return one
 
 
 # --- FileSize is no announcement
 
 
 @pytest.mark.parametrize("size", [0, -1, -(2**40), None])
-def test_a_size_of_zero_announces_nothing(site: OneSeries, size: int | None) -> None:
+def test_a_size_of_zero_announces_nothing(one: OneSeries, size: int | None) -> None:
     """The series is larger than what a zip may have more than was announced."""
-    site.store.size, site.figures = LARGE, {"FileSize": size}
-    receipt = site.fetch()
+    one.store.size, one.figures = LARGE, {"FileSize": size}
+    receipt = one.fetch()
     assert (receipt.status, receipt.attempts, receipt.verified_by) == (COMPLETE, 1, "md5")
-    assert receipt.row()["Bytes"] == sum(i.size for i in site.store.instances(UID)) > 5 * LARGE
-    assert site.asked()[SIZED] == 1
+    assert receipt.row()["Bytes"] == sum(i.size for i in one.store.instances(UID)) > 5 * LARGE
+    assert one.asked()[SIZED] == 1
 
 
 @pytest.mark.parametrize("fault", [answer(500, NO_SUCH_ENDPOINT), answer(504), answer(200)], ids=["404", "504", "none"])
-def test_no_other_figure_is_needed(site: OneSeries, fault: Fault) -> None:
-    site.store.size, site.figures = LARGE, {"FileSize": 0}
-    site.faults.inject(SIZED, fault, times=9)
-    assert site.fetch().status == COMPLETE
+def test_no_other_figure_is_needed(one: OneSeries, fault: Fault) -> None:
+    one.store.size, one.figures = LARGE, {"FileSize": 0}
+    one.faults.inject(SIZED, fault, times=9)
+    assert one.fetch().status == COMPLETE
 
 
 def sized(size: int, count: int = 5) -> Fault:
     return answer(200, f'[{{"TotalSizeInBytes": {size}, "ObjectCount": {count}}}]'.encode())
 
 
-def test_a_size_too_small_is_asked_for_once_more(site: OneSeries) -> None:
-    site.store.size, site.figures = LARGE, {"FileSize": 1000}
-    site.faults.inject(SIZED, sized(6 * LARGE))
-    receipt = site.fetch()
+def test_a_size_too_small_is_asked_for_once_more(one: OneSeries) -> None:
+    one.store.size, one.figures = LARGE, {"FileSize": 1000}
+    one.faults.inject(SIZED, sized(6 * LARGE))
+    receipt = one.fetch()
     assert (receipt.status, receipt.attempts) == (COMPLETE, 2)
 
 
-def test_a_zip_larger_than_all_figures_is_refused_with_them(site: OneSeries) -> None:
-    site.store.size, site.figures = LARGE, {"FileSize": 1000}
-    receipt = site.fetch()
+def test_a_zip_larger_than_all_figures_is_refused_with_them(one: OneSeries) -> None:
+    one.store.size, one.figures = LARGE, {"FileSize": 1000}
+    receipt = one.fetch()
     assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
     expected = "the download is larger than the archive announced (getSeries states 1000 bytes in 5 images)"
     assert receipt.reason == expected
 
 
 @pytest.mark.parametrize("size", [0, -7, None])
-def test_without_digests_the_size_is_asked_for(site: OneSeries, size: int | None) -> None:
-    site.store.stored, site.figures = (lambda number, md5: " "), {"FileSize": size}
-    true = sum(i.size for i in site.store.instances(UID))
-    site.faults.inject(SIZED, sized(true), times=9)
-    receipt = site.fetch()
+def test_without_digests_the_size_is_asked_for(one: OneSeries, size: int | None) -> None:
+    one.store.stored, one.figures = (lambda number, md5: " "), {"FileSize": size}
+    true = sum(i.size for i in one.store.instances(UID))
+    one.faults.inject(SIZED, sized(true), times=9)
+    receipt = one.fetch()
     assert (receipt.status, receipt.verified_by) == (COMPLETE, "count+size")
 
 
 @pytest.mark.parametrize("count", [0, -1, None])
-def test_a_count_of_zero_with_images_announces_nothing(site: OneSeries, count: int | None) -> None:
-    site.figures = {"ImageCount": count}
-    receipt = site.fetch()
+def test_a_count_of_zero_with_images_announces_nothing(one: OneSeries, count: int | None) -> None:
+    one.figures = {"ImageCount": count}
+    receipt = one.fetch()
     assert (receipt.status, len(receipt.instances)) == (COMPLETE, 5)
 
 
-def test_a_wrong_size_with_the_right_digests_is_complete(site: OneSeries) -> None:
-    site.figures = {"FileSize": 12345}
-    assert site.fetch().status == COMPLETE
+def test_a_wrong_size_with_the_right_digests_is_complete(one: OneSeries) -> None:
+    one.figures = {"FileSize": 12345}
+    assert one.fetch().status == COMPLETE
 
 
 # --- nothing to fetch
@@ -148,12 +136,12 @@ def test_an_announced_series_without_images_is_not_complete(empty: OneSeries) ->
     assert empty.fetch().status == UNAVAILABLE
 
 
-def test_an_empty_zip_of_a_series_with_images_is_not_complete(site: OneSeries) -> None:
-    site.figures = {"ImageCount": 0, "FileSize": 0}
+def test_an_empty_zip_of_a_series_with_images_is_not_complete(one: OneSeries) -> None:
+    one.figures = {"ImageCount": 0, "FileSize": 0}
     for call in (HASHED, "getImage"):
-        site.faults.inject(call, zips.altered(zips.nothing_at_all), times=9)
-    site.faults.inject("getSingleImage", answer(500), times=99)
-    assert site.fetch().status == QUARANTINED
+        one.faults.inject(call, zips.altered(zips.nothing_at_all), times=9)
+    one.faults.inject("getSingleImage", answer(500), times=99)
+    assert one.fetch().status == QUARANTINED
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -161,11 +149,11 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     return Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://figures-{tmp_path.name}")
 
 
-def committed(site: OneSeries, lake: Lake) -> None:
+def committed(one: OneSeries, lake: Lake) -> None:
     """Fetch the series into the lake, with its tables."""
-    site.lake = lake
-    site.fetch()
-    with site.client() as client:
+    one.lake = lake
+    one.fetch()
+    with one.client() as client:
         lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
     commit(lake, COLLECTION)
 
@@ -186,16 +174,16 @@ def test_the_lake_takes_a_series_without_images(empty: OneSeries, lake: Lake) ->
     assert prunable(lake, COLLECTION) is None
 
 
-def test_images_that_come_later_are_fetched_and_those_that_go_stay(site: OneSeries, lake: Lake) -> None:
-    numbers, site.store.numbers = site.store.numbers, ()
-    committed(site, lake)
-    site.store.numbers = numbers
-    committed(site, lake)
+def test_images_that_come_later_are_fetched_and_those_that_go_stay(one: OneSeries, lake: Lake) -> None:
+    numbers, one.store.numbers = one.store.numbers, ()
+    committed(one, lake)
+    one.store.numbers = numbers
+    committed(one, lake)
     (path,) = {p.rsplit("/", 1)[0] for p in lake.read_table(INSTANCES, COLLECTION)["Path"].to_pylist()}
     assert len(lake.names_in(path)) == 5
     # A series that is emptied loses nothing here: only a person deletes files.
-    site.store.numbers = ()
-    committed(site, lake)
+    one.store.numbers = ()
+    committed(one, lake)
     (row,) = lake.read_table(IMAGE_SERIES, COLLECTION).to_pylist()
     assert (row["Status"], row["ImageCount"], row["NewerImageCount"]) == (COMPLETE, 5, 0)
     assert "the archive has no images of it any more; those in the lake stay" in row["Reason"]

@@ -1,15 +1,12 @@
-"""A page where a file is due is a fault of the way: it is never booked on the series."""
+"""A page where a file is due is a fault of the connection, not of the series: its receipt stays as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from nbia_pipeline.archive import BadAnswer
-from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.mirror.download import IN_A_ROW, fetch_batch
 from nbia_pipeline.mirror.engine import preview
@@ -21,9 +18,9 @@ from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import FAST
-from nbia_pipeline_tests.helpers.faults import answer, html
-from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
-from nbia_pipeline_tests.helpers.one_series import UID, OneSeries, one_series
+from nbia_pipeline_tests.helpers.faults import answer, changed, html
+from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
+from nbia_pipeline_tests.helpers.one_series import UID, OneSeries
 
 HASHED, SINGLE = "getImageWithMD5Hash", "getSingleImage"
 BACKLOG = Bounds(retry=False)
@@ -37,37 +34,19 @@ PAGES = {
     "a text that begins like a zip": answer(200, b"PKI error: certificate expired", content_type="text/plain"),
     "no zip at all": answer(200, bytes(range(200, 256)) * 10),
     "a page of one letter": answer(200, b"x"),
+    "two letters of a zip": answer(200, b"PK"),
+    "blanks": answer(200, b" \r\n\r\n"),
+    "a page that refuses": replace(html(), status=400),
 }
 
 
-@pytest.fixture(scope="module")
-def _one() -> Iterator[OneSeries]:
-    with one_series() as one:
-        yield one
-
-
 @pytest.fixture
-def one(_one: OneSeries, tmp_path: Path) -> OneSeries:
-    return _one.fresh(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def _served(demo: Catalog) -> Iterator[MirroredArchive]:
-    with mirrored_archive(demo, Path("nowhere")) as site:
-        yield site
-
-
-@pytest.fixture
-def site(_served: MirroredArchive, tmp_path: Path) -> Iterator[MirroredArchive]:
+def site(site: MirroredArchive) -> MirroredArchive:
     """A lake in which nine series are listed."""
-    _served.control.reset()
-    _served.around.reset()
-    options = replace(FAST, tries=2)
-    site = replace(_served, folder=tmp_path / "lake", options=options, collections=("HeadNeckMix",))
+    site = replace(site, options=replace(FAST, tries=2), collections=("HeadNeckMix",))
     with site.client() as client:
         site.lake.write_table(SERIES, client.series(site.collections[0]), site.collections[0])
-    yield site
-    _served.control.reset()
+    return site
 
 
 def backlog(site: MirroredArchive) -> list[WantedSeries]:
@@ -86,7 +65,9 @@ def test_pages_instead_of_zips_stop_the_batch_and_cost_no_series(site: MirroredA
     wanted = backlog(site)
     assert len(wanted) == SERIES_COUNT
     site.wrong(replace(page, endpoint=HASHED))
-    with pytest.raises(BadAnswer, match=r"a zip was expected, and .* arrived: a proxy, a login page or a limit"):
+    with pytest.raises(
+        BadAnswer, match=r"a zip was expected, and .* arrived: a proxy, a login page or a limit|status 400"
+    ):
         fetch(site, wanted)
     # The next one may have begun before the batch was stopped.
     assert IN_A_ROW <= len({e.query["SeriesInstanceUID"] for e in site.around.calls(HASHED)}) < SERIES_COUNT
@@ -122,6 +103,32 @@ def test_a_page_for_one_series_holds_up_no_other_and_leaves_it_pending(site: Mir
     assert backlog(site) == [wanted[1], *wanted[4:]]
     site.wrong()
     assert fetch(site, [wanted[1]]) == [COMPLETE]
+
+
+@pytest.mark.parametrize("position", [0, 3, -3])
+def test_three_series_that_never_come_keep_no_other_from_the_lake(site: MirroredArchive, position: int) -> None:
+    """Whichever three: the largest of a batch would come first, and stop it each time."""
+    wanted = sorted(backlog(site), key=lambda w: -(w.FileSize or 0))
+    never = wanted[position:][:3]
+    site.wrong(*(Fault("html", HASHED, w.SeriesInstanceUID) for w in never))
+    for _ in range(2):  # runs
+        with pytest.raises(BadAnswer):
+            fetch(site, backlog(site))
+    assert {w.SeriesInstanceUID for w in backlog(site)} == {w.SeriesInstanceUID for w in never}
+
+
+@pytest.mark.parametrize("text", [b"<html>lost</html>", b'{"error": 1}', b"java.io.IOException: lost"])
+def test_a_text_within_a_zip_is_the_series_own_fault_and_is_not_tried_for_ever(one: OneSeries, text: bytes) -> None:
+    broken = changed(lambda body: body[: body.index(b"PK\1\2")] + text)
+    one.faults.inject(HASHED, broken, times=3)
+    with one.client() as client:
+        one.lake.write_table(SERIES, client.series(series_uid=UID), "Alpha Set")
+        (wanted,) = wanted_series(client.series(series_uid=UID))
+        (receipt,) = fetch_batch(client, one.lake, [wanted])
+    assert receipt.status == QUARANTINED
+    assert "neither an entry nor the end comes next, but b" in str(receipt.reason)
+    plan = preview(one.lake, "Alpha Set", bounds=BACKLOG)
+    assert (plan.todo, plan.given_up) == ([], 1)
 
 
 @pytest.mark.parametrize("api", ["v2", "v4"])

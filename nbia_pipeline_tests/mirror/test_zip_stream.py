@@ -129,12 +129,12 @@ def test_a_small_piece_that_unpacks_to_much_comes_in_bounded_pieces() -> None:
     ("body", "told"),
     [
         (b"", "the stream ended"),
-        (b"<html>sign in</html>", "this is not a zip"),
-        (b" \n" * 2000 + with_sizes([("a", b"1")]), "this is not a zip"),
-        (b"\r\n<html>", "this is not a zip: b'<htm'"),
+        (b"<html>sign in</html>", "neither an entry nor the end comes next"),
+        (b" \n" * 2000 + with_sizes([("a", b"1")]), "neither an entry nor the end"),
+        (b"\r\n<html>", "comes next, but b'<htm'"),
         (with_sizes([("a", b"1")]) + bytes(zip_stream.TRAILER_BYTES + 1), "more than 1048576 bytes follow the end"),
         (with_sizes([("a", b"1")])[:-22] + (b"PK\1\2" + bytes(42)) * 3, "more than the 1 files"),
-        (with_sizes([("a", b"1")]).replace(b"PK\1\2", b"PK\1\3"), "this is not a zip"),
+        (with_sizes([("a", b"1")]).replace(b"PK\1\2", b"PK\1\3"), "neither an entry nor the end"),
     ],
 )
 def test_what_is_no_zip_is_told(body: bytes, told: str) -> None:

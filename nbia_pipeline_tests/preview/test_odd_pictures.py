@@ -165,8 +165,10 @@ def test_colors_are_drawn_pixel_by_pixel_and_plane_by_plane(planar: int | None) 
     assert picture_of(file, "US").tolist() == COLORS.tolist()
 
 
-def test_colors_of_8_bits_in_words_are_not_black() -> None:
-    file = dicom(COLORS.astype(np.uint16), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_colors_of_fewer_bits_than_stated_are_not_black(bits: int) -> None:
+    stored = COLORS.astype(np.uint16) << (bits - 8)
+    file = dicom(stored, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
     assert picture_of(file, "US").tolist() == COLORS.tolist()
 
 
@@ -197,6 +199,8 @@ def palette(syntax: Any, dtype: str, bits: int, factor: int = 1, first: int = 0)
         palette(ExplicitVRBigEndian, ">u2", 8),
         palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 16),
         palette(ExplicitVRBigEndian, ">u2", 16),
+        palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 12, 16),
+        palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 16, 4),
         palette(pydicom.uid.ExplicitVRLittleEndian, "u1", 8),
         palette(pydicom.uid.ExplicitVRLittleEndian, "<u2", 16, 256, first=-5),
         palette(ImplicitVRLittleEndian, "<u2", 16, 256, first=-5),
@@ -204,8 +208,8 @@ def palette(syntax: Any, dtype: str, bits: int, factor: int = 1, first: int = 0)
     ],
     ids=[
         "16 bits", "16 bits, implicit", "16 bits, big endian", "8 bits in words", "8 bits in words, big endian",
-        "8 bits that say 16", "8 bits that say 16, big endian", "8 bits in bytes", "from -5", "from -5, implicit",
-        "from 40000",
+        "8 bits that say 16", "8 bits that say 16, big endian", "12 bits", "10 bits that say 16", "8 bits in bytes",
+        "from -5", "from -5, implicit", "from 40000",
     ],
 )  # fmt: skip
 def test_a_palette_gives_its_colors(file: io.BytesIO) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from nbia_pipeline.archive import NbiaClient
@@ -14,7 +11,7 @@ from nbia_pipeline.schema.tables import SERIES, VERIFICATIONS
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, html
-from nbia_pipeline_tests.helpers.one_series import COLLECTION, IMAGES, UID, OneSeries, Stored, one_series
+from nbia_pipeline_tests.helpers.one_series import COLLECTION, IMAGES, UID, OneSeries, Stored
 
 OF_IMAGE, OF_SERIES = "getM5HashForImage", "getMD5Hierarchy"
 
@@ -27,22 +24,15 @@ def short(number: int, md5: str) -> str:
     return md5.lstrip("0")
 
 
-@pytest.fixture(scope="module")
-def _one() -> Iterator[OneSeries]:
-    with one_series() as one:
-        yield one
-
-
 @pytest.fixture
-def site(_one: OneSeries, tmp_path: Path) -> OneSeries:
+def site(one: OneSeries) -> OneSeries:
     """A series that is in the lake."""
-    site = _one.fresh(tmp_path)
-    site.fetch()
-    with site.client() as client:
-        site.lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
-    commit(site.lake, COLLECTION)
-    site.before = len(site.faults.seen)
-    return site
+    one.fetch()
+    with one.client() as client:
+        one.lake.write_table(SERIES, client.series(series_uid=UID), COLLECTION)
+    commit(one.lake, COLLECTION)
+    one.before = len(one.faults.seen)
+    return one
 
 
 def compared(site: OneSeries) -> VerifyRun:

@@ -172,7 +172,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_that_others_leave_in_any_folder_is_told_at_most(
+def test_a_file_that_others_leave_in_any_folder_is_at_most_logged(
     lake: Lake, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     lake.put_bytes(f"images/A/P/1/{uid(2)}/{name}", b"\0\0\0\1Bud1")

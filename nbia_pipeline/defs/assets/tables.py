@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
+LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
 
 PATIENT_COUNT = "PatientCount"
 DESCRIPTION = ("Description", "DescriptionURI", "DescriptionTimestamp")
@@ -76,7 +78,7 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
             lake = naming.lake_of(context).open()
             known = lake.collections_of(t.SERIES)
             before = lake.read_table(t.COLLECTIONS)
-            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, known, before))
+            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, before, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
             # No other step does: a collection that the archive does not list has no listing of series, and no run.
@@ -96,11 +98,10 @@ def _values(
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
             before = lake.read_table(table)
-
-            def counted() -> Fetched:
-                return with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
-
-            return dg.MaterializeResult(metadata=_write(table, client, lake, counted))
+            metadata = _write(
+                table, client, lake, lambda: with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
+            )
+            return dg.MaterializeResult(metadata=metadata)
 
     return values
 
@@ -117,10 +118,7 @@ def _listing(
             if table == t.SERIES:
                 record_collections(naming, context, naming.lake_of(context).open(), listed, ChangesConfig())
 
-        def ask(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
-            return Fetched(fetch(client, collection))
-
-        return _each(naming, settings, table, context, config, ask, salvage)
+        return _each(naming, settings, table, context, config, lambda client, _, c: Fetched(fetch(client, c)), salvage)
 
     return listing
 
@@ -150,14 +148,8 @@ def _each(
         lake = naming.lake_of(context).open()
 
         def make(collection: str) -> dict[str, Any]:
-            return _write(
-                table,
-                client,
-                lake,
-                lambda: fetch(client, lake, collection),
-                collection,
-                allow_lost_columns=config.allow_lost_columns,
-            )
+            ask = partial(fetch, client, lake, collection)
+            return _write(table, client, lake, ask, collection, allow_lost_columns=config.allow_lost_columns)
 
         each_partition(naming, settings, table, context, lake, make, salvage)
     return dg.MaterializeResult()
@@ -187,9 +179,7 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
     return matching(settings.collections, listed)
 
 
-def describe(
-    client: NbiaClient, settings: Settings, known: Sequence[str] = (), before: pa.Table | None = None
-) -> Fetched:
+def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Sequence[str] = ()) -> Fetched:
     """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
 
     Where the archive does not answer for one of these, its earlier value stays, or it is null.
@@ -197,22 +187,22 @@ def describe(
     Args:
         client: the archive.
         settings: which collections are kept.
-        known: the collections that the lake has tables of.
         before: the table as it was.
+        known: the collections that the lake has tables of.
     """
     collections = kept_collections(settings, client.collection_values(), known)
-    earlier = {} if before is None else {row["Collection"]: row for row in before.to_pylist()}
+    earlier = {row["Collection"]: row for row in before.to_pylist()}
     counts = client.optional("collection_counts", client.collection_counts, "the number of patients by collection")
 
     def row(collection: str) -> dict[str, Any]:
         ask = partial(client.collection_description, collection)
         found = client.optional("collection_descriptions", ask, "the descriptions of collections")
-        if found is None:
-            described = {c: v for c, v in earlier.get(collection, {}).items() if c in DESCRIPTION}
-        else:
-            described = max(found.to_pylist(), key=lambda d: str(d["DescriptionTimestamp"]), default={})
-        count = (earlier.get(collection, {}) if counts is None else {PATIENT_COUNT: counts.get(collection)}).get
-        return {**described, "Collection": collection, PATIENT_COUNT: count(PATIENT_COUNT)}
+        described = old = earlier.get(collection, {})
+        if found is not None:
+            own = (d for d in found.to_pylist() if d["Collection"] == collection)
+            described = max(own, key=lambda d: d["DescriptionTimestamp"] or LONG_AGO, default={})
+        count = old.get(PATIENT_COUNT) if counts is None else counts.get(collection)
+        return {**described, "Collection": collection, PATIENT_COUNT: count}
 
     # The first one alone: an archive that lacks the call is asked once.
     rows = [row(collection) for collection in collections[:1]]
@@ -220,7 +210,7 @@ def describe(
         rows += pool.map(row, collections[1:])
     table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
     fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})
-    return fetched if before is None else with_earlier(fetched, before, [PATIENT_COUNT, *DESCRIPTION])
+    return with_earlier(fetched, before, [PATIENT_COUNT, *DESCRIPTION])
 
 
 def _write(

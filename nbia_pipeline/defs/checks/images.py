@@ -12,14 +12,13 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
-from nbia_pipeline.archive.proofs import Proofs
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import MD5
-from nbia_pipeline.mirror.repair import ADVICE
+from nbia_pipeline.mirror.repair import ADVICE, Proofs
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES

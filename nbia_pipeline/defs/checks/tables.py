@@ -6,6 +6,7 @@ from functools import partial
 import dagster as dg
 import pyarrow.compute as pc
 
+from nbia_pipeline.archive.conformance import Nonconformity
 from nbia_pipeline.defs.checks.check import Finding, Report, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
@@ -54,10 +55,8 @@ def nonconforming(lake: Lake, table: Table) -> Iterator[Finding]:
     for partition in lake.collections_of(CONFORMANCE):
         rows = lake.read_table(CONFORMANCE, partition)
         for row in rows.filter(pc.equal(rows["TableName"], table.name)).to_pylist():
-            of = f" of {row['RowKey']}" if row["RowKey"] else ""
-            sent = "" if row["SentValue"] is None else f" (sent: {row['SentValue'][:80]!r})"
-            series = row["RowKey"] if table.key == ("SeriesInstanceUID",) else None
-            yield Finding(row["Collection"], f"{row['ColumnName']}{of}{sent}: {row['Why']}", series)
+            one = Nonconformity(*(row[name] for name in ("TableName", "RowKey", "ColumnName", "SentValue", "Why")))
+            yield Finding(row["Collection"], one.text, one.key if table.key == ("SeriesInstanceUID",) else None)
 
 
 def not_covered(lake: Lake, table: Table, column: str) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 Server: the images come first, then ``md5hashes.csv`` as asked, then the annotation files by the base names of their
 stored files. So the list separates the two, whatever the names. A file that is missing on the server's disk ends the
-zip just before it, properly closed: only the total size tells.
+zip just before it, properly closed: only the total size shows it.
 """
 
 from __future__ import annotations

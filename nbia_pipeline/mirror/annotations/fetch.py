@@ -74,7 +74,7 @@ class AnnotatedSeries:
         )
 
     def rows(self, files: Iterable[Row], finding: str | None) -> list[Row]:
-        """Return rows of the table: one per file, or one that only says why there is none."""
+        """Return rows of the table: one per file, or one without a file, which states why."""
         shared = {"Collection": self.collection, **self.identity, "Finding": finding}
         now = {"FetchedAt": clock.utc_now()}
         return [{**now, **file, **shared} for file in files] or [{**now, **shared}]
