@@ -128,5 +128,6 @@ def expect_columns(
     of = f" of {collection!r}" if collection else ""
     raise BadAnswer(
         f"none of the {rows} rows of {table.name}{of} that the archive sent has {', '.join(lost)} any longer{new}: "
-        "the old table was left as it was. If the archive is right, allow it once (allow_lost_columns)"
+        "the old table was left as it was. If the archive is right, allow it once: nbia-pipeline run "
+        "--allow-lost-columns, or allow_lost_columns in the run config"
     )

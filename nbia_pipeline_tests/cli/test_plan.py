@@ -111,10 +111,11 @@ def test_a_plan_shows_what_does_not_fit_on_the_disk(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=51_000_000))
-    assert main(["plan"]) == 0
-    shown = capsys.readouterr().out
-    assert "total" in shown
-    notes = [line for line in shown.splitlines() if "do not fit on the disk" in line]
+    rows, rest = planned(capsys)
+    wanted, _, there, _, to_fetch, _, left, _ = counts(rows["total"])
+    assert (wanted, left) == (there + to_fetch + left, 13 - there - to_fetch)
+    assert left
+    notes = [line for line in rest.splitlines() if "do not fit on the disk" in line]
     assert notes
     assert all(" do not fit on the disk, which has room for " in note for note in notes)
 
