@@ -14,10 +14,13 @@ from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT, SERVED
-from nbia_pipeline.schema.tables import NOT_IN_0_1, SERIES, SERIES_CHANGES, SERIES_METADATA
+from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
 # With eight calls of 0.2 to 0.4 s in flight, this many take two to four minutes; the bulk call takes one request.
 SINGLE_UP_TO = 5_000
+
+# Columns of the bulk calls that version 0.1.0 did not keep.
+_NOT_IN_0_1 = {"PixelSpacing", "SliceThickness"}
 
 
 def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool = False, calls: str = "auto") -> Fetched:
@@ -60,7 +63,7 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
         # The rows of the feed that the table does not account for name the series to ask for again.
         stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
         rows = lake.read_table(SERIES_METADATA, collection)
-        before = frozenset(known[SERVED].split()) if SERVED in known else in_bulk - NOT_IN_0_1
+        before = frozenset(known[SERVED].split()) if SERVED in known else in_bulk - _NOT_IN_0_1
         stale |= set(rows.filter(_all_null(rows, served - before))[UID].to_pylist())
         rows = rows.filter(pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale)))
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()

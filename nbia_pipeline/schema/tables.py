@@ -392,11 +392,5 @@ CONFORMANCE = _table(
     key="Collection TableName RowKey ColumnName",
 )
 
-NOT_IN_0_1 = frozenset(
-    "RefreshFailedAt NewerImageCount NewerFileSize NewerTimeStamp NewerDateReleased PixelSpacing SliceThickness "
-    "Reason".split()
-)
-"""Columns that a table of version 0.1.0 may lack; the others were written by every version."""
-
 TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}
 """Every table of this module by its name, in the order above."""
