@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 HIDDEN = "***"
 
@@ -16,6 +17,7 @@ _QUERY = re.compile(
 _LIKE_A_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.?)")
 _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _WITH_BUCKETS = frozenset("s3 s3a gs gcs az abfs abfss adl".split())
+_NOT_IN_A_BASE = re.compile(r"[\s\\?#]")
 _SCHEMES = _WITH_BUCKETS | frozenset("file local memory http https ftp sftp ssh smb hdfs webhdfs".split())
 _EXAMPLES = "a directory or a URI such as s3://bucket/lake"
 
@@ -23,6 +25,21 @@ _EXAMPLES = "a directory or a URI such as s3://bucket/lake"
 def without_secrets(text: str) -> str:
     """Return a text with stars for the passwords of its URLs, and for the keys and signatures of their queries."""
     return _QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+
+
+def is_web_address(url: str | None) -> bool:
+    """Return whether a URL names a host to ask by HTTP."""
+    try:
+        parts = urlsplit(url or "")
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+
+
+def is_base_url(url: str) -> bool:
+    """Return whether a URL can have the path of a call appended to it."""
+    return is_web_address(url) and not _NOT_IN_A_BASE.search(url)
 
 
 def is_uri(address: str) -> bool:

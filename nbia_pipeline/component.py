@@ -1,6 +1,7 @@
 """The archive as a Dagster component, for those who describe their project in YAML."""
 
 import os
+import re
 from typing import Any
 
 import dagster as dg
@@ -40,6 +41,8 @@ class NbiaComponent(Pipeline, dg.Component, dg.Model, dg.Resolvable):
         Raises:
             SettingsError: a value is unknown or contradicts another; the text names its field.
         """
+        if not re.fullmatch("[A-Za-z0-9_]+", self.prefix):
+            raise SettingsError(f"prefix is {self.prefix!r}: set it to letters, digits and underscores")
         password = os.environ.get(self.password_env, "") if self.password_env else ""
         if self.password_env and not password:
             raise SettingsError(f"password_env names {self.password_env}, which is not set: set it to the password")

@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from nbia_pipeline.address import lake_address
+from nbia_pipeline.address import is_base_url, lake_address
 from nbia_pipeline.schema import GUEST as GUEST
 from nbia_pipeline.text import is_glob, matching, similar_names
 
@@ -176,7 +175,7 @@ class Settings(Pipeline):
         if "@" in self.archive:  # anywhere: the value is not shown, because it may hold a password
             account = f"{self.name_of('username')} and {self.name_of('password')}"
             raise SettingsError(f"{name} contains an account: put it into {account} instead")
-        if not _is_base_url(self.archive):
+        if not (is_base_url(self.archive) and self.archive.endswith("/nbia-api")):
             names = ", ".join((EMBEDDED, *KNOWN_ARCHIVES))
             raise SettingsError(
                 f"{name} is {self.archive!r}: set it to {names}, or to a base URL that ends in /nbia-api, such as "
@@ -216,22 +215,6 @@ VARIABLES = tuple(variable_of(name) for name in Settings.model_fields)
 def split_names(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of names or globs; blanks around a name are dropped."""
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
-
-
-def _is_base_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        known_port = parts.port is None or parts.port > 0
-    except ValueError:  # not a valid port or address
-        return False
-    return (
-        known_port
-        and parts.scheme in ("http", "https")
-        and bool(parts.hostname)
-        and text.endswith("/nbia-api")
-        and not parts.query
-        and not parts.fragment
-    )
 
 
 def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callable[[str], str]) -> SettingsError:

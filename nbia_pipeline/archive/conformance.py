@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,4 +66,9 @@ def report(found: Sequence[Nonconformity]) -> None:
 
 def as_sent(raw: object) -> str:
     """Return a value as text, for a person; bytes that are not UTF-8 are shown as escapes."""
-    return str(raw)[:VALUE_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    try:
+        is_json = raw is None or isinstance(raw, (bool, list, dict))
+        text = json.dumps(raw, default=str, ensure_ascii=False) if is_json else str(raw)
+    except RecursionError:
+        text = "lists within lists"
+    return text[:VALUE_CHARACTERS].encode("utf-8", "backslashreplace").decode()

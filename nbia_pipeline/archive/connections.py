@@ -15,7 +15,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from nbia_pipeline.address import without_secrets
+from nbia_pipeline.address import is_web_address, without_secrets
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer
 
 CHUNK_BYTES = 1 << 18
@@ -165,16 +165,6 @@ def _where(e: Exception, base_url: str) -> str:
         return base_url
     there = urlsplit(request.url)
     return f"{there.scheme}://{there.netloc.rpartition('@')[2]}, where {base_url} redirects,"
-
-
-def is_web_address(url: str | None) -> bool:
-    """Return whether a URL names a host to ask by HTTP."""
-    try:
-        parts = urlsplit(url or "")
-        port = parts.port
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 def _joined(base: str, location: str) -> str | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BODY_SHOWN = 200
 
-_SEPARATOR = r"[\s\\]*"
+_SEPARATOR = r"(?:\s|\\[nrt]?)*"
 _BEGINNING = 8  # characters of a secret by which it is recognized
 
 

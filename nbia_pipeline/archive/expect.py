@@ -16,7 +16,7 @@ from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
 from nbia_pipeline.schema.arrow import among, first_of_each
 from nbia_pipeline.schema.shapes import Form, Shape
-from nbia_pipeline.schema.tables import Table
+from nbia_pipeline.schema.tables import SERIES, Table
 
 
 def expect_value(table: pa.Table, column: str, wanted: str | None) -> pa.Table:
@@ -149,7 +149,9 @@ def equals_ignoring_case(table: pa.Table, column: str, wanted: str | None) -> pa
 
 
 def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
-    """Expect every ``DateReleased`` to be after the midnight that begins `day`.
+    """Expect most ``DateReleased`` to be after the midnight that begins `day`, and rows of some collection.
+
+    The rows of earlier days are left out, and reported.
 
     A server that reads the day in another order silently starts at another day. Where `shape` has days only, a
     release on `day` itself may be one later that day.
@@ -159,13 +161,19 @@ def expect_released_after(table: pa.Table, day: date, shape: Shape) -> pa.Table:
     midnight = pa.scalar(datetime.combine(day, time()), pa.timestamp("us"))
     # Servers before May 2024 send no day: then nothing can be compared.
     late = pc.fill_null(after(table["DateReleased"], midnight), True)
-    if not pc.all(late, min_count=0).as_py():
-        early = table.filter(pc.invert(late)).slice(0, 1).select(["SeriesInstanceUID", "DateReleased"]).to_pylist()[0]
+    early = table.filter(pc.invert(late)).select(["SeriesInstanceUID", "DateReleased"]).to_pylist()
+    if 2 * len(early) > table.num_rows:
+        first = early[0]
         raise BadAnswer(
-            f"asked for releases after {day}, the archive sent series {early['SeriesInstanceUID']} of "
-            f"{early['DateReleased']}"
+            f"asked for releases after {day}, the archive sent series {first['SeriesInstanceUID']} of "
+            f"{first['DateReleased']}"
         )
-    return table
+    if table.num_rows and table["Collection"].null_count == table.num_rows:
+        raise BadAnswer(f"none of the {table.num_rows} rows of releases that the archive sent has its Collection")
+    why = f"a row in the answer about releases after {day} was left out"
+    values = ((row["SeriesInstanceUID"], "DateReleased", as_sent(row["DateReleased"])) for row in early)
+    report([Nonconformity(SERIES.name, *value, why) for value in values])
+    return table.filter(late) if early else table
 
 
 def _label(column: str) -> str:

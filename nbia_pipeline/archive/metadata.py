@@ -15,7 +15,7 @@ from nbia_pipeline.archive.conformance import Nonconformity, report
 from nbia_pipeline.archive.endpoints import metadata_columns
 from nbia_pipeline.archive.errors import ArchiveError, BadAnswer, LoginRefused, ServerError
 from nbia_pipeline.archive.expect import one_row_each, rows_with
-from nbia_pipeline.archive.optional import few_tries, may_succeed_singly, too_slow
+from nbia_pipeline.archive.optional import in_haste, may_succeed_singly, too_slow
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.tables import SERIES_METADATA
 
@@ -118,7 +118,7 @@ class MetadataCalls(Calls):
                     failed[series_uid] = e
             return SERIES_METADATA.schema.empty_table()
 
-        with few_tries():
+        with in_haste(tries=None):  # a busy archive must not cost the table
             singles = self._in_threads(ask, series_uids)
         if failed:
             uid, why = next(iter(failed.items()))

@@ -26,7 +26,7 @@ SECONDS = 60.0
 GIVE_UP = 3
 """After this many failures in a row a call is not made again; after the first, if it would fail each time."""
 
-_in_haste: ContextVar[bool] = ContextVar("in_haste", default=False)
+_bounds: ContextVar[tuple[int | None, float | None]] = ContextVar("bounds", default=(None, None))
 
 
 class OptionalCalls:
@@ -48,7 +48,7 @@ class OptionalCalls:
         if self.given_up(name):
             return None
         try:
-            with few_tries():
+            with in_haste():
                 answer = call()
         except ArchiveError as e:
             if not concerns_one_call(e):
@@ -98,23 +98,23 @@ def may_succeed_singly(e: ArchiveError) -> bool:
 
 
 @contextmanager
-def few_tries() -> Iterator[None]:
-    """Make the calls of this thread with few attempts, which do not wait long."""
-    before = _in_haste.set(True)
+def in_haste(tries: int | None = FEW_TRIES) -> Iterator[None]:
+    """Make the calls of this thread without long waits, and with few attempts; None for as many as usual."""
+    before = _bounds.set((tries, SECONDS))
     try:
         yield
     finally:
-        _in_haste.reset(before)
+        _bounds.reset(before)
 
 
 def most_tries() -> int | None:
     """Return how many attempts a call of this thread is worth, None for as many as the client is set to."""
-    return FEW_TRIES if _in_haste.get() else None
+    return _bounds.get()[0]
 
 
 def most_seconds() -> float | None:
     """Return how long a silence a call of this thread is worth, None for as long as the client is set to."""
-    return SECONDS if _in_haste.get() else None
+    return _bounds.get()[1]
 
 
 def _lasting(e: ArchiveError) -> bool:

@@ -17,7 +17,8 @@ import requests
 import urllib3
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.archive.connections import CHUNK_BYTES, Adapter, Body, Http, explained, is_web_address
+from nbia_pipeline.address import is_base_url
+from nbia_pipeline.archive.connections import CHUNK_BYTES, Adapter, Body, Http, explained
 from nbia_pipeline.archive.errors import (
     ArchiveError,
     ArchiveUnreachable,
@@ -41,7 +42,6 @@ _RETRYABLE = {408, 429, 500, 502, 503, 504, *range(520, 525)}
 _TRIES_OF_500 = 3
 # The archive has too much to do: fewer requests at a time help.
 _OVERLOADED = {408, 429, 503, 504}
-_NOT_IN_A_BASE = re.compile(r"[\s\\?#]")
 _NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class Session:
     ) -> None:
         if "@" in base_url:  # not shown: it may hold a password
             raise ValueError("base_url contains an account: pass username and password instead")
-        if not is_web_address(base_url) or _NOT_IN_A_BASE.search(base_url):
+        if not is_base_url(base_url):
             raise ValueError(f"base_url is {base_url!r}: use an address such as https://archive.example.org/nbia-api")
         self.base_url = base_url.rstrip("/")
         self.options = options or ClientOptions()

@@ -84,7 +84,7 @@ def lost_columns(
         found: what in them does not fit.
         collection: the partition.
     """
-    if lake.read_properties(table, collection).get(API) != api:
+    if not rows.num_rows or lake.read_properties(table, collection).get(API) != api:
         return []
     before = lake.count_rows(table, collection)
     counts = lake.count_values(table, collection)
@@ -101,8 +101,8 @@ def lost_columns(
 
 def _values(column: pa.ChunkedArray) -> int:
     """Return how many values a column has; an empty text is none."""
-    empty = pc.sum(pc.equal(column, "")).as_py() if column.type == TEXT else 0
-    return len(column) - column.null_count - (empty or 0)
+    values: pa.ChunkedArray = column.filter(pc.not_equal(column, "")) if column.type == TEXT else column.drop_null()
+    return len(values)
 
 
 def unknown_keys(table: Table, found: Sequence[Nonconformity]) -> list[str]:

@@ -107,7 +107,8 @@ def write_listing(
             "restricted to another account. What the lake has was left unchanged"
         )
     lost = [] if allow_lost_columns else lost_columns(lake, table, api, fetched.rows, found, collection)
-    record_nonconformities(lake, table, found, collection, fetched.kept)
+    if found or not fetched.kept or fetched.rows.num_rows > len(fetched.kept):  # unless nothing was asked
+        record_nonconformities(lake, table, found, collection, fetched.kept)
     expect_columns(table, lost, found, collection, fetched.rows.num_rows)
     size = lake.write_table(table, fetched.rows, collection, properties={**properties, **fetched.properties})
     return replace(fetched, figures={**fetched.figures, "nonconforming": len(found)}), size

@@ -19,7 +19,7 @@ PREFIX = "nbia"
 
 log = logging.getLogger(__name__)
 
-_NO_PARTITION = re.compile(r"[.]{3}|[\a-\r\0]")
+_NO_PARTITION = re.compile(r"^$|[.]{3}|[\a-\r\0]")
 
 Context = (
     dg.AssetExecutionContext

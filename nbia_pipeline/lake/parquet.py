@@ -35,10 +35,14 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     conformed = pa.Table.from_arrays(columns, schema=schema)
-    conformed.validate(full=True)  # texts that are not UTF-8 would fail wherever they are used
-    if _KEY in schema.names and conformed[_KEY].null_count:
-        raise pa.ArrowInvalid(f"rows without {_KEY}")
+    _expect_values(conformed)
     return conformed
+
+
+def _expect_values(rows: pa.Table) -> None:
+    rows.validate(full=True)  # texts that are not UTF-8 would fail wherever they are used
+    if _KEY in rows.schema.names and rows[_KEY].null_count:
+        raise pa.ArrowInvalid(f"rows without {_KEY}")
 
 
 def _expect_columns(stored: Sequence[str], wanted: Iterable[str]) -> None:
@@ -58,10 +62,14 @@ def groups_of(file: Any) -> Iterator[pa.Table]:
 def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of an open file whose value in `column` is one of `values`; groups without any are not read."""
     parquet = pq.ParquetFile(file)
+    stored = parquet.schema_arrow
+    _expect_columns(stored.names, [column])
+    if column in stored.names and not pa.types.is_string(stored.field(column).type):
+        raise pa.ArrowInvalid(f"{column} is of type {stored.field(column).type}")
     for group in range(parquet.num_row_groups):
         if _may_contain(parquet.metadata.row_group(group), column, values):
-            _expect_columns(parquet.schema_arrow.names, [column])
             rows = parquet.read_row_group(group, columns=[*{*schema.names, column}], use_threads=False)
+            _expect_values(rows.select([column]))
             yield conform(rows.filter(among(rows[column], values)), schema)
 
 
@@ -72,7 +80,10 @@ def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:
     if chunk is None:  # an older file lacks the column: it is null
         return False
     known = chunk.statistics
-    return known is None or not known.has_min_max or any(known.min <= value <= known.max for value in values)
+    try:
+        return known is None or not known.has_min_max or any(known.min <= value <= known.max for value in values)
+    except ValueError:  # a text that is not UTF-8: reading it shows that
+        return True
 
 
 def values_of(file: Any) -> dict[str, int]:

@@ -40,6 +40,7 @@ BROKEN = {
     "too many headers": HEAD + b"".join(b"X-%d: 1\r\n" % n for n in range(200)) + b"\r\n[]",
     "header that is too long": HEAD + b"X: " + b"y" * 70_000 + b"\r\n\r\n[]",
     "length that is no number": HEAD + b"Content-Length: abc\r\n\r\n[",
+    "two lengths that differ": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n[]",
     "two lengths": HEAD + b"Content-Length: 1, 2\r\n\r\n[",
     "length beyond the body": HEAD + b"Content-Length: 999\r\n\r\n[",
     "chunk size that is no number": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n[]\r\n0\r\n\r\n",
@@ -51,6 +52,8 @@ BROKEN = {
     "not deflate": HEAD + b"Content-Encoding: deflate\r\nContent-Length: 2\r\n\r\n[]",
     "gzip, twice": HEAD + b"Content-Encoding: gzip, gzip\r\nContent-Length: 2\r\n\r\n[]",
     "charset with a null": HEAD + b"Content-Type: text/html; charset=a\x00b\r\nContent-Length: 1\r\n\r\n<",
+    "redirect of a login to nowhere": b"HTTP/1.1 302 X\r\nContent-Length: 0\r\n\r\n",
+    "status that redirects nothing": b"HTTP/1.1 304 X\r\n\r\n",
     "redirect to bytes": b"HTTP/1.1 302 X\r\nLocation: \xff\xfe://\x80\r\nContent-Length: 0\r\n\r\n",
     "redirect with a broken body": b"HTTP/1.1 302 X\r\nLocation: ftp://x/\r\nTransfer-Encoding: chunked\r\n\r\nzz",
 }
@@ -72,7 +75,26 @@ def test_an_answer_that_is_broken_below_http_is_an_error_of_the_archive(sent: by
         client.collection_values()
     assert caught.value.endpoint.endswith("token" if at == "login" else LIST)
     assert re.search(r"check|try again|base_url", caught.value.what)
+    assert not re.search("\n|cannot be sent|redirects the login to ''", caught.value.what)
     assert SECRET not in shown(caught.value)
+
+
+@pytest.mark.parametrize("at", ["list", "login"])
+def test_a_proxy_that_wants_an_account_is_named(at: str) -> None:
+    token = HEAD + b"Content-Length: %d\r\n\r\n" % len(TOKEN) + TOKEN
+    refusal = b"HTTP/1.1 407 X\r\nContent-Length: 0\r\n\r\n"
+    with (
+        answering_bytes(lambda path: refusal if (at == "login") == path.endswith("token") else token) as port,
+        NbiaClient(f"http://127.0.0.1:{port}/nbia-api", options=FAST) as client,
+        pytest.raises(ArchiveUnreachable, match=r"^the proxy on the way to .* check HTTPS_PROXY \[.*status 407"),
+    ):
+        client.collection_values()
+
+
+@pytest.mark.parametrize("end", ["?x=1", "#x", " ", "\n", "\\x", "/a b"])
+def test_a_base_url_to_which_no_path_can_be_appended_is_refused(end: str) -> None:
+    with pytest.raises(ValueError, match="use an address such as"):
+        NbiaClient(f"http://127.0.0.1:9/nbia-api{end}")
 
 
 # --- what the packages raise

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html as markup
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -83,3 +87,40 @@ def test_an_error_names_the_arguments_to_check(archive: TestArchive, fault: Faul
 def test_a_secret_is_taken_out_wherever_it_stands_even_if_it_was_cut() -> None:
     error = BadAnswer("first secret-token, then secret-tok", body="secret-token" * 2).without(["", "secret-token"])
     assert (str(error), error.body, error.args) == ("first ***, then ***", "******", ("first ***, then ***",))
+
+
+PASSWORD = "p%&+<\"w'ä ss/=1#"
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "in a form": quote_plus,
+    "in a URL": lambda text: quote(text, safe=""),
+    "in a path": quote,
+    "in a URL in lower case": lambda text: quote(text, safe="").lower(),
+    "in HTML": markup.escape,
+    "in HTML by numbers": lambda text: "".join(c if c.isalnum() else f"&#{ord(c)};" for c in text),
+    "in HTML by hexadecimal numbers": lambda text: "".join(f"&#x{ord(c):X};" for c in text),
+    "in JSON": json.dumps,
+    "in JSON in JSON": lambda text: json.dumps(json.dumps(text)),
+    "in Python": repr,
+    "over two lines": lambda text: f"{text[:5]}\n  {text[5:]}",
+    "cut short": lambda text: text[:-3],
+}
+
+
+@pytest.mark.parametrize("secret", [PASSWORD, "eyJhbGciOiJSUzI1NiJ9.eyJzdWIi.c2lnLW5hdHVyZQ", "correct horse"])
+@pytest.mark.parametrize("spelled", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_secret_is_taken_out_however_it_is_spelled(spelled: Callable[[str], str], secret: str) -> None:
+    echo = spelled(secret)
+    error = BadAnswer(f"it begins with {f'<p>{echo} end'!r}", body=f"{echo} end")
+    error.__cause__ = ValueError(echo)
+    error.without([secret])
+    assert error.what.replace('"', "'").replace("\\", "") in (
+        f"it begins with '<p>{q}***{q} end'" for q in ("", "'", "''")
+    )
+    assert error.body.strip("\"'\\ end") == "***" and error.__cause__ is None
+
+
+def test_what_only_resembles_a_secret_stays() -> None:
+    assert BadAnswer("a tokenless answer of 1.2.840", body="sec-ret").without(["token-1234", "1.2.841"]).what == (
+        "a tokenless answer of 1.2.840"
+    )

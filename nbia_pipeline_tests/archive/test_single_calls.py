@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nbia_pipeline.archive import ArchiveUnreachable
-from nbia_pipeline.archive.metadata import GIVE_UP
+from nbia_pipeline.archive.metadata import FEW_SLOW, GIVE_UP
 from nbia_pipeline.archive.transport import ClientOptions
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
@@ -104,6 +105,19 @@ def test_a_busy_archive_is_asked_again_and_an_unreachable_one_is_an_error(archiv
         archive.faults.inject("getSeriesMetaData", answer(503), times=9)
         with pytest.raises(ArchiveUnreachable, match="status 503"):
             client.series_metadata(uids_of(rows), single=True)
+
+
+@pytest.mark.parametrize("slow", [answer(504), Fault("stall", fraction=0)], ids=["504", "silent"])
+def test_single_calls_that_take_too_long_are_given_up_soon_and_cost_their_columns(
+    archive: TestArchive, demo: Catalog, slow: Fault
+) -> None:
+    rows = visible(demo)[:8]
+    archive.faults.inject("getSeriesMetaData", slow, times=99)
+    impatient = replace(ONE_AT_A_TIME, read_timeout=0.3, tries=1)
+    with archive.client(options=impatient) as client:
+        table = client.series_metadata(uids_of(rows), single=True)
+    assert_same(table, [in_bulk(row) for row in rows], "series_metadata")
+    assert archive.faults.count("getSeriesMetaData") == FEW_SLOW
 
 
 def test_v4_has_no_single_call_and_serves_the_spacing(archive: TestArchive, demo: Catalog) -> None:

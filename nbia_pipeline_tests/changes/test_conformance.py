@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import duckdb
 import pytest
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient
+from nbia_pipeline.changes.listing import write_listing
+from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.schema.tables import CONFORMANCE, PATIENTS, SERIES, SERIES_CHANGES, STUDIES
+from nbia_pipeline.schema.tables import CONFORMANCE, PATIENTS, SERIES, SERIES_CHANGES, SERIES_METADATA, STUDIES
 from nbia_pipeline_tests.helpers.archives import TestArchive
-from nbia_pipeline_tests.helpers.faults import edited
+from nbia_pipeline_tests.helpers.faults import changed, edited
 
 BREAST = "QIN_Breast.v2"
 Rows = list[dict[str, Any]]
@@ -58,7 +61,7 @@ def test_one_odd_value_costs_its_cell_and_is_listed(
     assert rows[column].null_count == 1 + (rows.num_rows - 1 if key == "AnnotationsFlag" else 0)
     ((collection, name, of, where, sent, said),) = found(mirror.lake)
     assert (collection, name, where, said.split(";")[0]) == (BREAST, table.name, column, why)
-    assert sent == (str(value) if value != "\ud800" else "\\ud800")
+    assert sent == {"\ud800": "\\ud800"}.get(str(value), value if isinstance(value, str) else json.dumps(value))
     odd = rows.filter(rows[column].is_null()).to_pylist()
     assert of in [" ".join(row[part] for part in table.key) for row in odd]
 
@@ -73,6 +76,24 @@ def test_what_fits_again_is_no_longer_listed(archive: TestArchive, mirror: Mirro
     assert [(row[1], row[3]) for row in found(mirror.lake)] == [("patients", "Phantom")]
     mirror.update_tables(BREAST)
     assert mirror.lake.count_rows(CONFORMANCE, BREAST) == 0
+
+
+def test_what_was_not_asked_for_again_keeps_its_findings(
+    archive: TestArchive, mirror: Mirror, client: NbiaClient
+) -> None:
+    def write() -> int:
+        fetched, _ = write_listing(
+            mirror.lake, SERIES_METADATA, "v2", lambda: metadata_of(client, mirror.lake, BREAST, calls="bulk"), BREAST
+        )
+        return int(fetched.figures["asked"])
+
+    mirror.update_tables(BREAST)
+    archive.faults.inject("getSeriesMetadata2", changed(lambda body: body.replace(b'"Modality"', b'"Modus"')))
+    assert write() == 5
+    listed = found(mirror.lake)
+    assert [(row[1], row[3]) for row in listed] == [("series_metadata", "Modus")]
+    assert write() == 0
+    assert found(mirror.lake) == listed
 
 
 @pytest.mark.parametrize("lost", ["SeriesInstanceUID", "Collection"])
@@ -155,6 +176,64 @@ def test_a_column_that_was_full_and_is_empty_is_refused(archive: TestArchive, mi
         mirror.update_tables(BREAST)
     mirror.update_tables(BREAST)
     assert mirror.lake.read_table(SERIES_CHANGES, BREAST).equals(feed), "no revisions to null and back"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key", "value", "text"),
+    [
+        ("getSeries", "Modality", "", "has Modality any longer:"),
+        ("getPatient", "PatientSex", "", "has PatientSex any longer:"),
+        ("getSeries", "SeriesDate", "08.11.2011", "what it sends for SeriesDate does not fit, see table conformance"),
+        ("getSeries", "ImageCount", "many", "what it sends for ImageCount does not fit, see table conformance"),
+    ],
+)
+def test_a_column_of_empty_texts_or_of_odd_values_only_is_refused(
+    archive: TestArchive, mirror: Mirror, endpoint: str, key: str, value: str, text: str
+) -> None:
+    mirror.update_tables(BREAST)
+    feed = mirror.lake.read_table(SERIES_CHANGES, BREAST)
+    archive.faults.inject(endpoint, edited(lambda rows: [row.update({key: value}) for row in rows]), times=1)
+    with pytest.raises(BadAnswer, match=text):
+        mirror.update_tables(BREAST)
+    assert mirror.lake.read_table(SERIES_CHANGES, BREAST).equals(feed)
+
+
+def test_a_column_that_was_always_empty_is_not_lost(archive: TestArchive, mirror: Mirror) -> None:
+    blank = edited(lambda rows: [row.update(ProtocolName="", PatientName="") for row in rows])
+    for _ in range(2):
+        archive.faults.inject("getSeries", blank)
+        archive.faults.inject("getPatient", blank)
+        mirror.update_tables(BREAST)
+    assert set(mirror.lake.read_table(SERIES, BREAST)["ProtocolName"].to_pylist()) == {""}
+
+
+@pytest.mark.parametrize(("key", "value"), [("SeriesDate", "0000-00-00"), ("FileSize", "NaN"), ("TimeStamp", "soon")])
+def test_the_odd_value_of_a_collection_of_one_series_is_no_lost_column(
+    archive: TestArchive, mirror: Mirror, key: str, value: str
+) -> None:
+    def only(**more: str) -> Any:
+        return edited(lambda rows: rows.__setitem__(slice(None), [{**rows[0], **more}]))
+
+    archive.faults.inject("getSeries", only())
+    mirror.update_tables(BREAST)
+    archive.faults.inject("getSeries", only(**{key: value}))
+    mirror.update_tables(BREAST)
+    assert mirror.lake.read_table(SERIES, BREAST)[key].to_pylist() == [None]
+    assert [(row[3], row[4]) for row in found(mirror.lake)] == [(key, value)]
+
+
+@pytest.mark.parametrize(("old", "new"), [("SeriesInstanceUID", "SeriesUID"), ("Collection", "Project")])
+def test_a_renamed_key_of_the_rows_is_refused_and_listed(
+    archive: TestArchive, mirror: Mirror, old: str, new: str
+) -> None:
+    mirror.update_tables(BREAST)
+    archive.faults.inject("getSeries", edited(renamed(old, new)))
+    with pytest.raises(BadAnswer):
+        mirror.update_tables(BREAST)
+    assert mirror.lake.count_rows(SERIES, BREAST) == 5
+    assert any(row[3] == new and old in row[5] for row in found(mirror.lake))
+    mirror.update_tables(BREAST)
+    assert found(mirror.lake) == []
 
 
 def test_a_new_key_and_a_value_that_goes_are_no_lost_column(archive: TestArchive, mirror: Mirror) -> None:

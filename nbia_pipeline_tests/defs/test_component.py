@@ -52,6 +52,7 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
         ({"username": "me"}, "username is 'me', but password_env is empty"),
         ({"images": ["A"], "collections": ["B"]}, "images names 'A', but collections (B) leaves it out"),
         ({"reconcile_cron": "daily"}, "reconcile_cron is 'daily': set it to a cron expression"),
+        *(({"prefix": name}, f"prefix is {name!r}: set it to letters") for name in ("", "a b", "a/b", "ä", "a\n")),
         ({"password_env": "NOT_THERE"}, "password_env names NOT_THERE, which is not set"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ import dagster as dg
 import pytest
 
 from nbia_pipeline.archive import ClientOptions, LoginRefused, NbiaClient, NotServed
-from nbia_pipeline.archive.optional import FEW_TRIES
+from nbia_pipeline.archive.errors import ServerError
+from nbia_pipeline.archive.optional import FEW_TRIES, SECONDS, OptionalCalls
 from nbia_pipeline.changes.listing import Fetched, with_earlier
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.defs.assets import tables
@@ -170,6 +172,41 @@ def test_a_missing_call_is_made_once_and_a_slow_one_in_few_tries(archive: TestAr
     without(archive, "getCollectionDescriptions", fault=BROKEN["504"])
     main_job(archive.url, tmp_path / "b", options=IMPATIENT)
     assert archive.faults.count("getCollectionDescriptions") == FEW_TRIES
+
+
+def test_failures_that_are_not_in_a_row_do_not_cost_the_other_collections() -> None:
+    fails = [True, True, False] * 3
+    calls = OptionalCalls()
+
+    def ask(fail: bool) -> int:
+        if fail:
+            raise ServerError("the archive fails on this one", status=500)
+        return 1
+
+    assert [calls.ask("descriptions", partial(ask, fail), "x") for fail in fails] == [None, None, 1] * 3
+    assert [calls.ask("descriptions", partial(ask, fail), "x") for fail in [True] * 3 + [False]] == [None] * 4
+
+
+def test_a_call_that_only_enriches_waits_a_minute_at_most(
+    archive: TestArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with archive.client(options=replace(FAST, read_timeout=300)) as client:
+        client.collection_values()
+        waits: list[float] = []
+        send = client._session._http.request
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            waits.append(kwargs["timeout"][1])
+            return send(*args, **kwargs)
+
+        monkeypatch.setattr(client._session._http, "request", spy)
+        client.optional("collection_counts", client.collection_counts, "the number of patients")
+        client.collection_values()
+        with archive.client(options=replace(FAST, read_timeout=5)) as hasty:
+            monkeypatch.setattr(hasty._session._http, "request", spy)
+            hasty.optional("collection_counts", hasty.collection_counts, "the number of patients")
+    assert waits[:2] == [SECONDS, 300]
+    assert set(waits[2:]) <= {5, FAST.connect_timeout}
 
 
 # --- what the lake has stays

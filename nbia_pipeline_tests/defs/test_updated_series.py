@@ -8,19 +8,22 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pytest
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.cursor import CURSOR_BYTES
-from nbia_pipeline.defs.sensors import RUN_BYTES
+from nbia_pipeline.defs.naming import Naming, register
+from nbia_pipeline.defs.sensors import RUN_BYTES, partitions_of
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
-from nbia_pipeline_tests.helpers.faults import always, html
+from nbia_pipeline_tests.helpers.faults import always, changed, html
 from nbia_pipeline_tests.helpers.ticker import MONDAY, Make, Ticker, asked, day
 
 pytestmark = pytest.mark.slow
@@ -139,9 +142,49 @@ def test_collections_that_are_not_kept_are_named_and_left_alone(make: Make, cont
     assert "collections leaves out: QIN_Breast.v2" in tick.skip_message
 
 
-def test_a_collection_in_another_case_is_the_registered_one(ticker: Ticker, control: Operations) -> None:
+def test_a_listed_collection_in_another_case_is_a_partition_of_its_own(ticker: Ticker, control: Operations) -> None:
     control.add_series("tcga-demo", released=date(2026, 3, 10))
+    tick = ticker.tick(SENSOR, day(1))
+    assert asked(tick) == [("nbia_tables", "tcga-demo"), ("nbia_catalogue", None)]
+    assert [r.partition_keys for r in tick.dynamic_partitions_requests] == [["tcga-demo"]]
+
+
+def test_a_spelling_that_the_archive_does_not_list_is_the_registered_one(make: Make, control: Operations) -> None:
+    ticker = make()
+    ticker.tick(SENSOR, MONDAY)
+    control.add_series("TCGA-DEMO", released=date(2026, 3, 10))
+    other = changed(lambda body: body.replace(b'"TCGA-DEMO"', b'"tcga-Demo"'))
+    control.faults(replace(other, endpoint="getUpdatedSeries"))
     assert asked(ticker.tick(SENSOR, day(1))) == TCGA
+
+
+@pytest.mark.parametrize(
+    ("collection", "listed", "partitions"),
+    [
+        ("QIN", [], ["QIN"]),
+        ("qin", [], ["QIN"]),
+        ("qin", ["qin", "QIN"], ["qin"]),
+        ("Qin", ["QIN"], ["QIN"]),
+        ("lung", [], ["LUNG", "Lung"]),
+        ("lung", ["lung"], ["lung"]),
+        ("Lung", [], ["Lung"]),
+        ("new", [], ["new"]),
+    ],
+)
+def test_a_release_is_about_the_partition_that_is_spelled_like_it(
+    collection: str, listed: list[str], partitions: list[str]
+) -> None:
+    registered = ["LUNG", "Lung", "QIN"]
+    assert partitions_of([collection], registered, lambda: listed) == {collection: partitions}
+
+
+@pytest.mark.parametrize("name", ["", "A...B", "A\tB", "A\nB", "A\0B", "\x0b"])
+def test_a_collection_that_cannot_be_a_partition_costs_no_other(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        partitions = Naming().partitions
+        assert register(instance, partitions, ["B", name, "A.B"]) == ["A.B", "B"]
+        assert sorted(instance.get_dynamic_partitions(str(partitions.name))) == ["A.B", "B"]
+    assert f"the collection {name!r} cannot be a partition" in caplog.text
 
 
 @pytest.mark.parametrize("api", ["v2", "v4"])

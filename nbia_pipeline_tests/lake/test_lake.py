@@ -22,7 +22,7 @@ import pytest
 from nbia_pipeline.lake import Lake, LakeError, Lock, WouldEmpty, parquet
 from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, STAGING, table_path
 from nbia_pipeline.lake.store import LocalStore, ObjectStore, Store
-from nbia_pipeline.schema.tables import COLLECTIONS, STUDIES
+from nbia_pipeline.schema.tables import COLLECTIONS, SERIES_METADATA, STUDIES
 from nbia_pipeline_tests.helpers.series import read_files
 
 NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
@@ -285,25 +285,23 @@ def put_parquet(lake: Lake, path: str, rows: pa.Table) -> None:
 
 
 def test_a_column_that_an_older_file_lacks_is_null_and_one_that_a_newer_file_has_is_left_out(lake: Lake) -> None:
-    older = studies("A", 3).select(["StudyInstanceUID", "PatientID"]).append_column("Future", pa.array([1, 2, 3]))
-    put_parquet(lake, table_path("studies", "A"), older)
-    expected = [
-        dict.fromkeys(STUDIES.schema.names) | {"StudyInstanceUID": f"1.{n}", "PatientID": f"P{n}", "Collection": "A"}
-        for n in range(3)
-    ]
-    for read in (lake.read_table(STUDIES, "A"), *lake.read_pieces(STUDIES, "A")):
-        assert read.to_pylist() == expected
-        assert read.schema.equals(STUDIES.schema, check_metadata=True)
-    only = lake.read_table(STUDIES, "A", columns=["StudyDescription", "Collection"])
-    assert only.to_pylist() == [{"StudyDescription": None, "Collection": "A"}] * 3
-    columns = ["StudyDescription", "PatientID"]
-    rows = lake.read_rows(STUDIES, "A", "StudyInstanceUID", {"1.1"}, columns)
-    assert rows.to_pylist() == [{"StudyDescription": None, "PatientID": "P1"}]
-    assert lake.read_rows(STUDIES, "A", "StudyInstanceUID", {"1.1"}, columns[:1]).num_rows == 1
-    assert lake.read_rows(STUDIES, "A", "StudyDescription", {"x"}, columns).num_rows == 0
-    grown = pa.concat_tables([*lake.read_pieces(STUDIES, "A"), studies("A", 1)])
-    assert lake.write_pieces(STUDIES, [grown], "A") == 4
-    assert lake.read_table(STUDIES, "A").equals(grown)
+    rows = [{"SeriesInstanceUID": f"1.{n}", "PatientID": f"P{n}", "Collection": "A"} for n in range(3)]
+    table = pa.Table.from_pylist(rows, schema=SERIES_METADATA.schema)
+    older = table.drop_columns(["PixelSpacing", "Collection"]).append_column("Future", pa.array([1, 2, 3]))
+    put_parquet(lake, table_path("series_metadata", "A"), older)
+    for read in (lake.read_table(SERIES_METADATA, "A"), *lake.read_pieces(SERIES_METADATA, "A")):
+        assert read.to_pylist() == table.to_pylist()
+        assert read.schema.equals(SERIES_METADATA.schema, check_metadata=True)
+    only = lake.read_table(SERIES_METADATA, "A", columns=["PixelSpacing", "Collection"])
+    assert only.to_pylist() == [{"PixelSpacing": None, "Collection": "A"}] * 3
+    columns = ["PixelSpacing", "PatientID"]
+    found = lake.read_rows(SERIES_METADATA, "A", "SeriesInstanceUID", {"1.1"}, columns)
+    assert found.to_pylist() == [{"PixelSpacing": None, "PatientID": "P1"}]
+    assert lake.read_rows(SERIES_METADATA, "A", "SeriesInstanceUID", {"1.1"}, columns[:1]).num_rows == 1
+    assert lake.read_rows(SERIES_METADATA, "A", "PixelSpacing", {"x"}, columns).num_rows == 0
+    grown = pa.concat_tables([*lake.read_pieces(SERIES_METADATA, "A"), table.slice(0, 1)])
+    assert lake.write_pieces(SERIES_METADATA, [grown], "A") == 4
+    assert lake.read_table(SERIES_METADATA, "A").equals(grown)
 
 
 def test_a_lake_states_its_format_once_it_is_opened_for_writing(lake: Lake) -> None:
