@@ -14,16 +14,13 @@ from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.expect import named
 from nbia_pipeline.archive.optional import OptionalCalls, most_seconds, most_tries
-from nbia_pipeline.archive.transport import Session, chunks_of
+from nbia_pipeline.archive.transport import NO_ROWS, Session, chunks_of
 from nbia_pipeline.schema.arrow import with_column
 
 T = TypeVar("T")
 
 Argument = str | date | Sequence[str] | None
 """An argument of a call: text, a day, or a list of UIDs; None is left out."""
-
-# Server, before April 2021: the text of a 500 instead of an empty list.
-NO_ROWS = "No data found."
 
 # Server: what the counts call a value that is not set.
 _NULL_NAMES = {"modality_counts": "", "body_part_counts": "NOT SPECIFIED", "manufacturer_counts": ""}

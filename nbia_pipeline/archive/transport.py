@@ -42,6 +42,8 @@ _RETRYABLE = {408, 429, 500, 502, 503, 504, *range(520, 525)}
 _TRIES_OF_500 = 3
 # The archive has too much to do: fewer requests at a time help.
 _OVERLOADED = {408, 429, 503, 504}
+# Server, before April 2021: the text of a 500 instead of an empty list.
+NO_ROWS = "No data found."
 _NO_SUCH_CALL = re.compile("HTTP 40[456]")
 
 T = TypeVar("T")
@@ -287,6 +289,8 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
         raise problem(LoginRefused, what, "api", "username", "password")
     if status == 500 and _NO_SUCH_CALL.search(body):
         raise problem(BadAnswer, "the archive has no such endpoint: check base_url and api", "base_url", "api")
+    if status == 500 and NO_ROWS in body:
+        raise problem(ServerError, "the archive has nothing to answer")
     if status in _RETRYABLE:
         kind = ServerError if status == 500 else ArchiveUnreachable
         raise _busy(kind, "the archive could not answer: it may be busy, try again later", answer, body)

@@ -83,14 +83,20 @@ class Figures:
     def of(cls, series: Iterable[WantedSeries]) -> Figures:
         """Return the figures of some series."""
         rows = list(series)
-        files, size = sum(w.ImageCount or 0 for w in rows), sum(w.FileSize or 0 for w in rows)
+        files, size = sum(max(w.ImageCount or 0, 0) for w in rows), sum(map(_announced, rows))
         return cls(len(rows), files, size, sum(w.FileSize is None for w in rows))
 
     @classmethod
     def of_table(cls, series: pa.Table) -> Figures:
         """Return the figures of rows of a ``series`` table."""
-        files, size = (pc.sum(series[name]).as_py() or 0 for name in ("ImageCount", "FileSize"))
+        announced = (pc.max_element_wise(series[name], 0) for name in ("ImageCount", "FileSize"))
+        files, size = (pc.sum(values).as_py() or 0 for values in announced)
         return cls(series.num_rows, files, size, series["FileSize"].null_count)
+
+
+def _announced(series: WantedSeries) -> int:
+    """Return the bytes of a series; none where the archive states none, or fewer than none."""
+    return max(series.FileSize or 0, 0)
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ def _fitting(missing: Iterable[WantedSeries], room: float) -> tuple[list[WantedS
     fits: list[WantedSeries] = []
     no_room: list[WantedSeries] = []
     for one in missing:
-        size = max(one.FileSize or 0, 0)
+        size = _announced(one)
         (fits if size <= room else no_room).append(one)
         room -= size if size <= room else 0
     return fits, no_room
@@ -241,10 +247,10 @@ def batches(
     batch: list[WantedSeries] = []
     size = 0
     for one in todo:
-        if batch and (size + (one.FileSize or 0) > max_bytes or len(batch) == max_series):
+        if batch and (size + _announced(one) > max_bytes or len(batch) == max_series):
             yield batch
             batch, size = [], 0
         batch.append(one)
-        size += one.FileSize or 0
+        size += _announced(one)
     if batch:
         yield batch

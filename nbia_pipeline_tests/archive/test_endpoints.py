@@ -551,3 +551,33 @@ def test_a_member_gets_details_of_restricted_series(archive: TestArchive, demo: 
     with archive.client(username=MEMBER, password=MEMBER_PASSWORD) as member:
         assert member.dicom_tags(uid).num_rows > 10
         assert member.series(series_uid=uid).num_rows == 1
+
+
+# --- servers before April 2021
+
+NOTHING = answer(500, b"Server was not able to process your request\nNo data found.")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ask"),
+    [
+        ("getSOPInstanceUIDs", lambda client: client.sop_instance_uids("1.2")),
+        ("getUpdatedSeries", lambda client: client.updated_series(date(2020, 1, 1)).to_pylist()),
+        ("NewPatientsInCollection", lambda client: client.new_patients("TCGA-DEMO", date(2020, 1, 1)).to_pylist()),
+        ("getModalityValues", lambda client: client.modalities("TCGA-DEMO")),
+    ],
+)
+def test_a_500_that_says_so_is_an_empty_list_and_not_asked_for_again_and_again(
+    archive: TestArchive, api: str, endpoint: str, ask: Callable[[NbiaClient], list[Any]]
+) -> None:
+    archive.faults.inject(endpoint, NOTHING, times=9)
+    with archive.client(api=api) as client:
+        assert ask(client) == []
+    # Once more with a token that was just confirmed; the guest of v4 has none.
+    assert archive.faults.count(endpoint) == (2 if api == "v2" else 1)
+
+
+def test_a_500_that_says_so_does_not_empty_a_collection_that_is_listed(archive: TestArchive, api: str) -> None:
+    archive.faults.inject("getSeries", NOTHING, times=99)
+    with archive.client(api=api) as client, pytest.raises(BadAnswer, match="lists collection 'TCGA-DEMO', but sends"):
+        client.series("TCGA-DEMO")
