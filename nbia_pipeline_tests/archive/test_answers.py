@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nbia_pipeline.archive import BadAnswer, answers
 from nbia_pipeline.archive.answers import read_csv, read_json
-from nbia_pipeline.archive.conformance import collect
+from nbia_pipeline.archive.conformance import as_sent, collect
 from nbia_pipeline.embedded.api import render
 from nbia_pipeline.schema import Shape, shapes
 from nbia_pipeline.schema.tables import SERIES, SERIES_METADATA, STUDIES
@@ -227,7 +227,7 @@ def test_a_day_is_read_in_every_form_that_the_archive_writes(text: str | int) ->
 def test_what_is_not_a_date_is_null_and_reported(text: Any) -> None:
     value, sent, why = read_and_collect("TimeStamp", text)
     assert value is None
-    assert sent == str(text)
+    assert sent == as_sent(text)
     assert why.endswith("; the cell is null")
 
 
@@ -254,7 +254,7 @@ def test_a_count_is_read_as_number_or_text(value: Any, number: int | None) -> No
 
 @pytest.mark.parametrize("value", ["1.5", 1.5, "a", "1_000", "١", "NaN", "0x1", True, 2**63, "9" * 400, [1], {}])
 def test_what_is_not_a_whole_number_is_null_and_reported(value: Any) -> None:
-    assert read_and_collect("ImageCount", value)[:2] == (None, str(value))
+    assert read_and_collect("ImageCount", value)[:2] == (None, as_sent(value))
 
 
 @pytest.mark.parametrize(("value", "number"), [(59, 59.0), (59.5, 59.5), ("59.500000", 59.5), ("", None), (-2, -2.0)])
@@ -356,7 +356,7 @@ def test_a_key_that_no_column_takes_is_left_out_and_reported() -> None:
     assert table.schema == SERIES.schema
     assert {(one.column, one.value, one.why.split(";")[0]) for one in found} == {
         ("Colour", "blue", "no column takes this key of 2 of 2 rows"),
-        ("Nested", "{'a': [1]}", "no column takes this key of 1 of 2 rows"),
+        ("Nested", '{"a": [1]}', "no column takes this key of 1 of 2 rows"),
     }
 
 
