@@ -145,6 +145,8 @@ class Tokens:
                 "you trust that address, set base_url to its base URL",
                 status,
             )
+        if 300 <= status < 400:
+            raise _not_an_archive("the token endpoint redirects the login to no address: check base_url", status)
         if status in (404, 405) or (status == 500 and b"HTTP 40" in answer.content[:1000]):
             raise _not_an_archive("there is no token endpoint here: check base_url", status)
         if status != 200:

@@ -29,9 +29,12 @@ def not_public(uid: str) -> Reply:
 
 def refused(call: Call, uid: str) -> Reply:
     """Return the one answer for a series that is unknown, hidden or forbidden; v1 words it differently."""
-    if call.version == "v1":
-        return not_public(uid)
-    return bad_request(
+    return not_public(uid) if call.version == "v1" else bad_request(access_refused(uid))
+
+
+def access_refused(uid: str) -> str:
+    """Return the sentence of v2 and v4 about such a series."""
+    return (
         f"The user has not been granted the access to image with given SeriesInstanceUID,{uid}. "
         "Please contact System Admin to resolve this issue."
     )

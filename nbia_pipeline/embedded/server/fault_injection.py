@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nbia_pipeline.embedded.api.downloads import access_refused
 from nbia_pipeline.embedded.api.endpoint import UNABLE
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import OperationError, Operations
@@ -179,6 +180,9 @@ async def _status(request: FaultedRequest) -> None:
         await request.respond(status, b"", headers)
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
         await request.respond(status, f"{UNABLE}\nnull".encode(), {**headers, "content-type": "text/plain"})
+    elif status == HTTPStatus.BAD_REQUEST:  # the server's own: a sentence that is labeled as JSON
+        uid = request.exchange.query.get("SeriesInstanceUID", "")
+        await request.respond(status, access_refused(uid).encode(), {**headers, "content-type": "application/json"})
     else:
         # A proxy in front of the server answers with these, in HTML.
         page = f"<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>"
