@@ -46,6 +46,7 @@ _BLANKS = b" \t\r\n"  # JSON knows no others
 # Python refuses to read integers of thousands of digits.
 LONGEST_INTEGER = 40
 _UNKNOWN = ""
+_MAY_BE_EMPTY = "PatientID"
 # Server: for a null in the first column it writes the end of a cell that it has not begun.
 _NULL_FIRST = re.compile('^","(?=",")', re.MULTILINE)
 
@@ -175,22 +176,29 @@ def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> li
 
 
 def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Nonconformity]]:
-    """Return the rows that have their key, and what is reported of the others; an empty text is no key.
+    """Return the rows that have their key, and what is reported of the others.
 
-    A list of plain values may contain an all-null row (server: ``{}``).
+    An empty text is no UID and no collection, though a PatientID can be empty (DICOM: type 2). A list of plain values
+    may contain an all-null row (server: ``{}``).
     """
     if shape.table is None or len(shape.keys) == 1 or not table.num_rows:
         return table, []
-    has_key = reduce(pc.and_, (pc.fill_null(pc.not_equal(table[name], ""), False) for name in shape.table.key))
+    has_key = reduce(pc.and_, (_is_key(table[name], name) for name in shape.table.key))
     left_out = table.filter(pc.invert(has_key)).to_pylist()
     found = []
     for row in left_out:
-        lacking = next(name for name in shape.table.key if not row[name])
+        lacking = next(
+            name for name in shape.table.key if row[name] is None or (not row[name] and name != _MAY_BE_EMPTY)
+        )
         rest = {name: value for name, value in row.items() if value is not None}
         sent = as_sent(json.dumps(rest, default=str, ensure_ascii=False))
         why = f"a row without its {lacking} was left out"
         found.append(Nonconformity(shape.table.name, None, lacking, sent, why))
     return (table.filter(has_key) if left_out else table), found
+
+
+def _is_key(values: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    return pc.is_valid(values) if name == _MAY_BE_EMPTY else pc.fill_null(pc.not_equal(values, ""), False)
 
 
 def _key_of(shape: Shape) -> str:

@@ -193,7 +193,7 @@ def test_the_stream_is_left_once_the_text_is_there(fresh_nbia_archive: NbiaArchi
 
 
 def test_bytes_that_are_not_a_zip_are_not_a_license() -> None:
-    with pytest.raises(BadAnswer, match="not a zip"):
+    with pytest.raises(BadAnswer, match="the LICENSE cannot be read: neither an entry nor the end comes next"):
         read_license(iter([b"<html>Sign in</html>"]))
 
 
