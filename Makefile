@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
+# In two processes, which share the modules: nothing in a test depends on another module's tests.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo dev test test-fast lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
 
@@ -13,10 +15,10 @@ dev: $(VENV)/.installed           ## start the Dagster UI on http://localhost:30
 	$(BIN)/python -m nbia_pipeline dev
 
 test: $(VENV)/.installed-dev $(PEERS)/.installed  ## run all tests, other people's clients among them
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-dev ## run the tests that take under two minutes together
-	$(BIN)/python -m pytest -m 'not slow and not peers'
+	$(PYTEST) -m 'not slow and not peers'
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .

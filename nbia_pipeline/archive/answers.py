@@ -359,7 +359,7 @@ def _from_rows(rows: list[dict[str, Any]], shape: Shape) -> _Piece:
         if column == _UNKNOWN:
             sent = [row[spelling] for row in rows if row.get(spelling) is not None]
             if sent:
-                unknown[spelling] = (len(sent), as_sent(sent[0]))
+                unknown[as_sent(spelling)] = (len(sent), as_sent(sent[0]))  # a key that is not UTF-8 can be no text
         elif column is not None:
             taken.setdefault(column, []).append(spelling)
     if unknown and not any(normalize(spelling) in shape.columns_by_wire_name for spelling in spellings):

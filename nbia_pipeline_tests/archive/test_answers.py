@@ -438,6 +438,19 @@ def test_a_text_that_is_not_utf8_costs_its_cell_only(sent: bytes, shown: str) ->
     assert [(one.key, one.value, one.why) for one in found] == [("1", shown, "not UTF-8; the cell is null")]
 
 
+@pytest.mark.parametrize("key", [b"Colou\xd0r", b"\xff", b"\\udcff"])
+def test_a_key_that_is_not_utf8_is_reported_as_text(key: bytes) -> None:
+    body = b'[{"SeriesInstanceUID":"1","' + key + b'":"blue"}]'
+    with collect() as found:
+        assert read_json([body], shapes.SERIES_V2)["SeriesInstanceUID"].to_pylist() == ["1"]
+    (one,) = found
+    assert one.value == "blue"
+    assert "\\udc" in one.column.encode().decode()  # it can be written anywhere
+    with pytest.raises(BadAnswer) as caught:
+        read_json([b'[{"' + key + b'":"blue"}]'], shapes.SERIES_V2)
+    assert str(caught.value).encode()
+
+
 @pytest.mark.parametrize("sent", ["a\nb", "a\tb", "\x01", "a\r\nb"])
 def test_a_text_with_control_characters_is_kept(sent: str) -> None:
     body = '[{"SeriesInstanceUID":"1","SeriesDescription":"' + sent + '"}]'
