@@ -151,7 +151,8 @@ def _together(pieces: Sequence[_Piece], shape: Shape) -> pa.Table:
     if table.num_rows and not whole.num_rows:
         new = sorted({key for piece in pieces for key in piece.unknown})
         instead = f", they have {', '.join(new)} instead" if new else ""
-        raise BadAnswer(f"none of the {table.num_rows} rows of {_name(shape)} has its {_key_of(shape)}{instead}")
+        key = " and ".join(shape.table.key if shape.table else ())
+        raise BadAnswer(f"none of the {table.num_rows} rows of {shape.fills} has its {key}{instead}")
     return whole
 
 
@@ -169,7 +170,7 @@ def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> li
     lacking = f"; no row has {', '.join(absent)}" if absent else ""
     return [
         Nonconformity(
-            _name(shape), None, key, examples[key], f"no column takes this key of {n} of {table.num_rows} rows{lacking}"
+            shape.fills, None, key, examples[key], f"no column takes this key of {n} of {table.num_rows} rows{lacking}"
         )
         for key, n in rows.items()
     ]
@@ -199,14 +200,6 @@ def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Noncon
 
 def _is_key(values: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return pc.is_valid(values) if name == _MAY_BE_EMPTY else pc.fill_null(pc.not_equal(values, ""), False)
-
-
-def _key_of(shape: Shape) -> str:
-    return " and ".join(shape.table.key if shape.table else ())
-
-
-def _name(shape: Shape) -> str:
-    return shape.table.name if shape.table else shape.name
 
 
 def _in_parallel(read: Callable[[bytes], _Piece], pieces: Iterator[bytes]) -> Iterator[_Piece]:
@@ -335,7 +328,7 @@ def _read_tolerantly(piece: bytes, shape: Shape) -> _Piece:
 
 def _left_out(shape: Shape, row: object, why: str) -> Nonconformity:
     key = shape.table.key[-1] if shape.table else shape.schema.names[0]
-    return Nonconformity(_name(shape), None, key, as_sent(row), why)
+    return Nonconformity(shape.fills, None, key, as_sent(row), why)
 
 
 def _integer(digits: str) -> int | Decimal:
@@ -375,7 +368,7 @@ def _from_rows(rows: list[dict[str, Any]], shape: Shape) -> _Piece:
     names = shape.table.key if shape.table else ()
     keys = [table[name].to_pylist() for name in names] if odd else []
     found = [
-        Nonconformity(_name(shape), " ".join(str(k[n]) for k in keys) or None, column, as_sent(sent), why)
+        Nonconformity(shape.fills, " ".join(str(k[n]) for k in keys) or None, column, as_sent(sent), why)
         for n, column, sent, why in sorted(odd, key=itemgetter(0))
     ]
     return _Piece(table, found, unknown)

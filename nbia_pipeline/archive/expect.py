@@ -125,7 +125,7 @@ def named(table: pa.Table, column: str, shape: Shape) -> list[str]:
     names = [name for name in table[column].to_pylist() if name]
     if without := table.num_rows - len(names):
         what = f"{without} of {table.num_rows} rows have none, and were left out"
-        report([Nonconformity(shape.table.name if shape.table else shape.name, None, column, None, what)])
+        report([Nonconformity(shape.fills, None, column, None, what)])
     return names
 
 

@@ -15,7 +15,15 @@ from nbia_pipeline.lake.layout import NO_COLLECTION
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API
-from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, SERIES_METADATA, TEXT
+from nbia_pipeline.schema.tables import (
+    BODY_PARTS,
+    COLLECTIONS,
+    CONFORMANCE,
+    MANUFACTURERS,
+    MODALITIES,
+    SERIES_METADATA,
+    TEXT,
+)
 
 MOST_ROWS = 10_000
 """Most rows of ``conformance`` for one table of a collection; a value that is odd in every row is odd once."""
@@ -23,12 +31,12 @@ MOST_ROWS = 10_000
 # So many values of a column can vanish because series were revised or withdrawn; more are no accident.
 FEW = 10
 
-# Other calls fill these, which an archive may lack: it may lose them.
-_ENRICHED = {
-    COLLECTIONS.name: {"PatientCount", "Description", "DescriptionURI", "DescriptionTimestamp"},
-    SERIES_METADATA.name: {"SOPClassUID", "StudyID", "AnnotationSize", "TimeStamp"},
-    **{name: {"PatientCount"} for name in ("modalities", "body_parts", "manufacturers")},
+ENRICHED = {
+    COLLECTIONS.name: ("PatientCount", "Description", "DescriptionURI", "DescriptionTimestamp"),
+    SERIES_METADATA.name: ("SOPClassUID", "StudyID", "AnnotationSize", "TimeStamp"),
+    **{table.name: ("PatientCount",) for table in (MODALITIES, BODY_PARTS, MANUFACTURERS)},
 }
+"""Columns by table that other calls fill than its listing: an archive may lack these calls, so they are never lost."""
 
 
 def record_nonconformities(
@@ -86,15 +94,15 @@ def lost_columns(
     """
     if not rows.num_rows or lake.read_properties(table, collection).get(API) != api:
         return []
-    before = lake.count_rows(table, collection)
     counts = lake.count_values(table, collection)
     renamed = bool(unknown_keys(table, found))
     odd = Counter(one.column for one in found if one.table == table.name and one.key is not None)
     lost = []
-    for name in set(rows.schema.names).difference(_ENRICHED.get(table.name, ()), table.key):
+    for name in set(rows.schema.names).difference(ENRICHED.get(table.name, ()), table.key):
         if counts.get(name) and odd[name] != 1 and _values(rows[name]) == 0:
-            count = _values(lake.read_table(table, collection, columns=[name])[name])
-            if count and (count == before or count >= FEW or renamed):
+            before = lake.read_table(table, collection, columns=[name])[name]
+            count = _values(before)
+            if count and (count == len(before) or count >= FEW or renamed):
                 lost.append(name)
     return sorted(lost, key=rows.schema.names.index)
 

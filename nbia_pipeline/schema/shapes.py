@@ -89,6 +89,11 @@ class Shape:
         numbers = (Form.NUMBER, Form.NUMBER_TEXT)
         return pa.schema([pa.field(k.column, COUNT if k.form in numbers else TEXT) for k in self.keys if k.column])
 
+    @property
+    def fills(self) -> str:
+        """Name of the table whose columns it fills, or its own name where it fills none."""
+        return self.table.name if self.table is not None else self.name
+
     @cached_property
     def columns_by_wire_name(self) -> dict[str, str | None]:
         """Column (None: not wanted) of each spelling, normalized by :func:`normalize`."""

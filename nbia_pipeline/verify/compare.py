@@ -69,7 +69,6 @@ def compare_files(
 
 def differs_from_archive(
     client: NbiaClient,
-    proofs: Proofs,
     series: tuple[str, str | None],
     digest: str,
     md5s: Callable[[], Mapping[str, str]],
@@ -83,7 +82,6 @@ def differs_from_archive(
 
     Args:
         client: the archive.
-        proofs: what it may add.
         series: SeriesInstanceUID, and SeriesMD5 of its receipt.
         digest: what getMD5Hierarchy returned.
         md5s: returns the MD5s of the files in the lake by SOPInstanceUID; called only if they are needed.
@@ -98,7 +96,7 @@ def differs_from_archive(
     files = md5s()
     if digest in possible_series_md5s(files.values()):
         return None
-    listed = client.sop_instance_uids(uid)
+    listed, proofs = client.sop_instance_uids(uid), Proofs(client)
     try:
         same = not listed or set(listed) == files.keys()
         if same and all(proofs.md5_of_image(sop) in (None, files[sop]) for sop in sorted(files)[:most]):

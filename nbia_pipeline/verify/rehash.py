@@ -197,7 +197,7 @@ def digest_check(client: NbiaClient) -> ExtraCheck:
             return None
         if digest is None:
             return None
-        different = differs_from_archive(client, proofs, (series.uid, series.digest), digest, lambda: md5s_of(rows))
+        different = differs_from_archive(client, (series.uid, series.digest), digest, lambda: md5s_of(rows))
         return different and f"outdated: {different}"
 
     return check

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient
+from nbia_pipeline.changes.conformance import ENRICHED
 from nbia_pipeline.changes.listing import Fetched, with_earlier, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
@@ -33,7 +34,6 @@ DESCRIPTIONS_AT_A_TIME = 8
 LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
 
 PATIENT_COUNT = "PatientCount"
-DESCRIPTION = ("Description", "DescriptionURI", "DescriptionTimestamp")
 
 
 class ListingConfig(dg.Config):
@@ -99,7 +99,7 @@ def _values(
             lake = naming.lake_of(context).open()
             before = lake.read_table(table)
             metadata = _write(
-                table, client, lake, lambda: with_earlier(Fetched(fetch(client)), before, [PATIENT_COUNT])
+                table, client, lake, lambda: with_earlier(Fetched(fetch(client)), before, ENRICHED[table.name])
             )
             return dg.MaterializeResult(metadata=metadata)
 
@@ -210,7 +210,7 @@ def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Se
         rows += pool.map(row, collections[1:])
     table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
     fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})
-    return with_earlier(fetched, before, [PATIENT_COUNT, *DESCRIPTION])
+    return with_earlier(fetched, before, ENRICHED[t.COLLECTIONS.name])
 
 
 def _write(

@@ -18,7 +18,7 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import MD5
-from nbia_pipeline.mirror.repair import ADVICE, Proofs
+from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import has_files
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES
@@ -166,7 +166,6 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
 def _disagreements(
     client: NbiaClient, lake: Lake, chosen: list[dict[str, Any]], counts: dict[str, int]
 ) -> Iterator[Finding]:
-    proofs = Proofs(client)
     for row in chosen:
         uid, collection = row[_UID], row["Collection"]
         try:
@@ -177,7 +176,7 @@ def _disagreements(
                 continue
             md5s = partial(_md5s, lake, collection, uid)
             known = (uid, row["SeriesMD5"])
-            different = differs_from_archive(client, proofs, known, digest, md5s, most=ASKED_PER_SERIES)
+            different = differs_from_archive(client, known, digest, md5s, most=ASKED_PER_SERIES)
         except ArchiveError as e:
             yield Finding(collection, f"the archive cannot be asked for its digests: {e}")
             return
