@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import dagster as dg
 import pytest
 from dagster._daemon.monitoring import execute_run_monitoring_iteration
 
-from nbia_pipeline.cli import home
+from nbia_pipeline.cli import dev, home
 from nbia_pipeline.cli.home import DAGSTER_YAML, dagster_home
-from nbia_pipeline.defs.slots import FREE_AFTER_SECONDS, owned
+from nbia_pipeline.defs.slots import FREE_AFTER_SECONDS, OWNER_TAG, owned
+from nbia_pipeline.lake.lock import HOST
 
 BEFORE_MONITORING = """\
 telemetry:
@@ -113,3 +116,17 @@ def test_a_home_without_a_readable_file_is_left_to_dagster(
         (folder / "dagster.yaml").write_bytes(content)
     assert home.dagster_home() == folder
     assert capsys.readouterr().err == ""
+
+
+def test_dev_records_killed_runs_as_failed_before_it_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dagster_home()
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        new = owned()
+        new["tags"][OWNER_TAG] = f"{HOST}.999999999-1.{new['run_id']}"
+        instance.create_run_for_job(small, **new, status=dg.DagsterRunStatus.STARTED)
+        monkeypatch.setattr("os.execv", lambda *_: None)
+        monkeypatch.setenv("PATH", os.environ["PATH"])  # it is changed
+        monkeypatch.chdir(folder)
+        dev.run(argparse.Namespace(rest=[]))
+        after = instance.get_run_by_id(new["run_id"])
+        assert after is not None and after.status is dg.DagsterRunStatus.FAILURE

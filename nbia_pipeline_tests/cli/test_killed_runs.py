@@ -19,6 +19,7 @@ from nbia_pipeline.cli.home import DAGSTER_YAML
 from nbia_pipeline.cli.main import main
 from nbia_pipeline.defs import slots
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.lake.lock import HOST
 from nbia_pipeline_tests.helpers.archives import Serve
 from nbia_pipeline_tests.helpers.processes import at_most, environment
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
@@ -88,7 +89,7 @@ def test_a_run_waits_for_a_live_one_says_so_and_goes_on_when_that_is_killed(
         "waiting for one of the 1 slots of the pool nbia_api",
         "earlier runs that were killed are recorded as failed now",
     ]
-    assert f"{killed.run_id[:8]} (nbia_tables, {slots.HOST}.{first.pid}-" in said[0] and killed.run_id[:8] in said[1]
+    assert f"{killed.run_id[:8]} (nbia_tables, {HOST}.{first.pid}-" in said[0] and killed.run_id[:8] in said[1]
     assert [run.status.value for run in runs if run not in of_first] == ["SUCCESS"] * 4
     assert killed.status.value == "FAILURE"
     assert (info.claimed_slots, info.pending_steps) == ([], [])

@@ -19,6 +19,7 @@ from nbia_pipeline.defs import slots
 from nbia_pipeline.defs.slots import LAUNCHED_TAG, OWNER_TAG, owned, release_dead_runs, watched
 from nbia_pipeline.lake.lock import HOST, this_process
 from nbia_pipeline_tests.helpers.processes import at_most
+from nbia_pipeline_tests.helpers.ticker import MONDAY, Make
 
 POOL = "nbia_api"
 ELSEWHERE = "another-machine.1-2"
@@ -35,18 +36,18 @@ def small() -> None:
 
 
 @pytest.fixture(scope="module")
-def _instance() -> Iterator[dg.DagsterInstance]:
+def _one_slot() -> Iterator[dg.DagsterInstance]:
     with dg.instance_for_test({"concurrency": {"pools": {"default_limit": 1}}}) as instance:
         instance.event_log_storage.initialize_concurrency_limit_to_default(POOL)
         yield instance
 
 
 @pytest.fixture
-def instance(_instance: dg.DagsterInstance) -> dg.DagsterInstance:
+def instance(_one_slot: dg.DagsterInstance) -> dg.DagsterInstance:
     """An instance without runs, whose pool has one slot."""
-    for run in _instance.get_runs():
-        _instance.delete_run(run.run_id)
-    return _instance
+    for run in _one_slot.get_runs():
+        _one_slot.delete_run(run.run_id)
+    return _one_slot
 
 
 @pytest.fixture
@@ -189,6 +190,13 @@ def test_a_run_that_dagster_launched_is_dead_if_its_code_server_and_its_process_
     lives = server_lives or worker_lives
     assert status(instance, run_id) == ("STARTED" if lives else "FAILURE")
     assert in_pool(instance)[0] == ({run_id} if lives else set())
+
+
+def test_a_tick_releases_dead_runs_before_it_looks_for_runs_in_progress(make: Make, dead: str) -> None:
+    ticker = make()
+    run_id = started(ticker.instance, dead)
+    ticker.tick("nbia_image_backlog", MONDAY)
+    assert status(ticker.instance, run_id) == "FAILURE"
 
 
 # --- a run that waits
