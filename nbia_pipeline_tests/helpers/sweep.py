@@ -1,0 +1,165 @@
+"""Let the disk fail at every operation of every scenario, one after the other, and look at the lake each time.
+
+For all of it, in as many processes as there are processors, with a table at the end::
+
+    python -m nbia_pipeline_tests.helpers.sweep [SCENARIO ...]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline_tests.helpers import failing_disk
+from nbia_pipeline_tests.helpers.agreement import disagreements, everything, unexpected
+from nbia_pipeline_tests.helpers.archives import serving
+from nbia_pipeline_tests.helpers.failing_disk import KINDS
+from nbia_pipeline_tests.helpers.failing_runs import BROKEN, DONE, KILLED, REFUSED, End, Forker, Run
+from nbia_pipeline_tests.helpers.scenarios import SCENARIOS, Scenario
+from nbia_pipeline_tests.helpers.small_archive import AFTER, BEFORE, small_catalog
+
+_OURS = re.compile(r"cannot [^\n]+ in the lake [^\n]+ \((?P<reason>[^()\n]+)\): check that you may write there and that "
+                   r"there is room")
+
+
+@dataclass
+class Sweep:
+    """Two archives, before and after everything happened, and what makes runs on a failing disk.
+
+    Attributes:
+        before: address of the archive before.
+        after: address of the archive after.
+        forker: makes the runs.
+        folder: for the lakes.
+        bases: lake with which a scenario begins, what is wrong with it, and what the undisturbed one has, by scenario.
+    """
+
+    before: str
+    after: str
+    forker: Forker
+    folder: Path
+    bases: dict[str, tuple[Path, set[str], dict[str, object]]] = field(default_factory=dict)
+
+    def operations(self, name: str, kind: str) -> list[str]:
+        """Return the operations of an undisturbed run that can fail in some way, in order: verb and path."""
+        lake, log = self._fresh(name, "counted"), self.folder / "log"
+        end = self._run(SCENARIOS[name], lake, kind=kind, log=str(log))
+        assert end.how == DONE, end
+        return log.read_text().splitlines()
+
+    def attempt(self, name: str, kind: str, number: int) -> list[str]:
+        """Let an operation of a scenario fail, and return what is wrong then, or after one more run."""
+        scenario, (_, wrong_before, expected) = SCENARIOS[name], self._base(name)
+        lake = self._fresh(name, "tried")
+        end = self._run(scenario, lake, kind=kind, number=number)
+        wrong = [*_wrong_with_end(end, kind), *(disagreements(lake) - wrong_before)]
+        removed = KINDS[kind].removes and end.how != KILLED
+        wrong += [f"left behind: {path}" for path in unexpected(lake, between_runs=removed)]
+        if end.how == DONE:
+            wrong += [f"said to be done: {text}" for text in _differences(everything(lake), expected)]
+        again = self._run(scenario, lake, later=1)
+        if again.how != DONE or again.failed:
+            wrong.append(f"the next run: {again}")
+        wrong += [f"after the next run: {text}" for text in _differences(everything(lake), expected)]
+        wrong += [f"after the next run: {text}" for text in disagreements(lake)]
+        return wrong + [f"left behind by the next run: {path}" for path in unexpected(lake, between_runs=True)]
+
+    def _run(self, scenario: Scenario, lake: Path, later: float = 0, **words: object) -> End:
+        run = Run(scenario.step.__name__, self.after, str(lake), scenario.hours + later)
+        return self.forker.run(Run(**{**vars(run), **words}))
+
+    def _base(self, name: str) -> tuple[Path, set[str], dict[str, object]]:
+        if name not in self.bases:
+            scenario, lake = SCENARIOS[name], self.folder / f"base-{len(self.bases)}" / "lake"
+            lake.parent.mkdir()
+            for step, changed, hours in scenario.base:
+                end = self.forker.run(Run(step.__name__, self.after if changed else self.before, str(lake), hours))
+                assert end.how == DONE and not end.failed, end
+            undisturbed = self.folder / "undisturbed"
+            _copy(lake, undisturbed)
+            for later in (0, 1):
+                end = self._run(scenario, undisturbed, later)
+                assert end.how == DONE and not end.failed, end
+            assert not disagreements(undisturbed) and not unexpected(undisturbed, between_runs=True)
+            self.bases[name] = lake, disagreements(lake), everything(undisturbed)
+        return self.bases[name]
+
+    def _fresh(self, name: str, copy: str) -> Path:
+        base, lake = self._base(name)[0], self.folder / copy
+        _copy(base, lake)
+        return lake
+
+
+@contextmanager
+def sweeping(folder: Path) -> Iterator[Sweep]:
+    """Serve both archives, and prepare the process that makes the runs; all of it below a folder."""
+    with ExitStack() as stack:
+        before, after = (stack.enter_context(serving(create_app(small_catalog(s)))) for s in (BEFORE, AFTER))
+        forker = stack.enter_context(Forker(failing_disk.build(folder)))
+        yield Sweep(before, after, forker, folder)
+
+
+def _copy(lake: Path, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)
+    if lake.exists():
+        shutil.copytree(lake, to)
+
+
+def _wrong_with_end(end: End, kind: str) -> Iterator[str]:
+    """Say what is wrong with how a run ended that a disk made fail."""
+    if end.how == BROKEN or end.how == KILLED != kind:
+        yield f"it ended with {end.how}: {end.text}"
+    if end.how == DONE and end.failed:
+        yield f"the disk failed, but it is taken for a failure of the archive: {end.failed}"
+    if end.how == REFUSED:
+        ours = _OURS.fullmatch(end.text)
+        if not ours or KINDS[kind].words not in ours["reason"]:
+            yield f"it does not say what is the matter: {end.text}"
+
+
+def _differences(lake: dict[str, object], expected: dict[str, object]) -> Iterator[str]:
+    for name in sorted({*lake, *expected}):
+        if lake.get(name) != expected.get(name):
+            yield f"{name} is {lake.get(name)}, not {expected.get(name)}"
+
+
+# --- all of it
+
+
+def _part(name: str, kind: str, part: int, parts: int) -> tuple[int, list[str]]:
+    """Make every `parts`-th attempt of a scenario; return how many there were, and what was wrong."""
+    with tempfile.TemporaryDirectory() as folder, sweeping(Path(folder)) as sweep:
+        operations = sweep.operations(name, kind)
+        wrong, tried = [], range(1 + part, len(operations) + 1, parts)
+        for number in tried:
+            if texts := sweep.attempt(name, kind, number):
+                wrong.append(f"{name}, {kind} at {number}, {operations[number - 1]}:\n    " + "\n    ".join(texts))
+    return len(tried), wrong
+
+
+def main(names: list[str]) -> int:
+    """Sweep; print what was found, and a table; return 1 if anything was wrong."""
+    parts = os.cpu_count() or 1
+    rows, bad = [], 0
+    with ProcessPoolExecutor(parts) as pool:
+        for name in names or SCENARIOS:
+            for kind in KINDS:
+                done = list(pool.map(_part, *zip(*((name, kind, part, parts) for part in range(parts)), strict=True)))
+                tried, wrong = sum(t for t, _ in done), [text for _, texts in done for text in texts]
+                bad += len(wrong)
+                rows.append((name, kind, f"{tried:,}", f"{tried - len(wrong):,}"))
+                print("\n".join([*wrong, "  ".join(rows[-1])]), flush=True)
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
