@@ -42,12 +42,7 @@ void failing_disk_arm(const char *directory, int of_sorts, long number, int numb
     count = 0;
 }
 
-/* Returns how many operations there were, and ends the counting. */
-long failing_disk_disarm(void)
-{
-    root_length = 0;
-    return count;
-}
+void failing_disk_disarm(void) { root_length = 0; }
 
 static int state(int fd) { return fd >= 0 && fd < MOST_FILES ? files[fd] : OUTSIDE; }
 
@@ -58,7 +53,7 @@ static int is_below(int fd, const char *path)
     return !strncmp(path, root, root_length) && (!path[root_length] || path[root_length] == '/');
 }
 
-static void report(const char *what, int fd, const char *path)
+static void report(int sort, const char *what, int fd, const char *path)
 {
     char link[64], folder[4096] = "";
     if (!path || (path[0] != '/' && fd != AT_FDCWD)) {
@@ -66,7 +61,7 @@ static void report(const char *what, int fd, const char *path)
         ssize_t length = readlink(link, folder, sizeof folder - 1);
         folder[length > 0 ? length : 0] = 0;
     }
-    dprintf(log_fd, "%s %s%s%s\n", what, folder, path && *folder ? "/" : "", path ? path : "");
+    dprintf(log_fd, "%d %s %s%s%s\n", sort, what, folder, path && *folder ? "/" : "", path ? path : "");
 }
 
 /* An operation on a path, or on an open file if that is NULL: counts it, and says whether it fails. */
@@ -76,7 +71,7 @@ static int fails(int sort, const char *what, int fd, const char *path)
         return NO;
     long number = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
     if (log_fd >= 0)
-        report(what, fd, path);
+        report(sort, what, fd, path);
     if (number < first || (number > first + shortens && !stays))
         return NO;
     if (!error)

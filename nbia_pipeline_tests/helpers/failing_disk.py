@@ -43,8 +43,8 @@ class Kind:
 
     @property
     def removes(self) -> bool:
-        """Whether what a run leaves in the staging area can be removed by it."""
-        return not self.sorts & REMOVE
+        """Whether a run on such a disk can remove what it has in the staging area."""
+        return bool(self.error) and not self.sorts & (REMOVE | READ)
 
 
 KINDS = {
@@ -70,27 +70,31 @@ def missing() -> str | None:
 def build(folder: Path) -> Path:
     """Compile what LD_PRELOAD takes, and return its path."""
     library = folder / "failing_disk.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-o", library, SOURCE, "-ldl"]
+    command = ["cc", "-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-o", str(library), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return library
 
 
-def arm(folder: Path, kind: Kind, number: int, log: int = -1) -> None:
-    """Let the operation of that number below a folder fail, in a process that has the library preloaded.
+def arm(folder: Path, kind: Kind, number: int) -> None:
+    """Let an operation below a folder fail, in a process that has the library preloaded.
 
     Args:
         folder: where operations count.
         kind: how it fails.
-        number: which operation, from 1 on; 0 lets none fail.
-        log: file descriptor that takes a line for every operation.
+        number: which of those that can, from 1 on.
     """
-    first = number or sys.maxsize
-    words = (kind.sorts, ctypes.c_long(first), kind.error, kind.stays, kind.half, log)
-    ctypes.CDLL(None).failing_disk_arm(os.fsencode(folder), *words)
+    _arm(folder, kind.sorts, number, kind.error, kind.stays, kind.half, -1)
 
 
-def disarm() -> int:
-    """Let nothing fail from now on, and return how many operations there were."""
-    count = ctypes.CDLL(None).failing_disk_disarm
-    count.restype = ctypes.c_long
-    return int(count())
+def watch(folder: Path, log: int) -> None:
+    """Write a line to a file descriptor for every operation below a folder: its sort, its name and the path."""
+    _arm(folder, CHANGES | READ, sys.maxsize, 0, False, False, log)
+
+
+def disarm() -> None:
+    """Let nothing fail from now on."""
+    ctypes.CDLL(None).failing_disk_disarm()
+
+
+def _arm(folder: Path, sorts: int, number: int, *words: int) -> None:
+    ctypes.CDLL(None).failing_disk_arm(os.fsencode(folder), sorts, ctypes.c_long(number), *words)

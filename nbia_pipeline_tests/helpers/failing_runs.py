@@ -9,6 +9,7 @@ It takes a line of JSON for each run, and answers with one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+
+import pyarrow.dataset  # noqa: F401 - a run imports it when it needs it, which takes a third of its time
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
@@ -41,7 +44,7 @@ class Run:
         hours: time of the run, after :data:`~nbia_pipeline_tests.helpers.scenarios.START`.
         kind: name of the way in which the disk fails.
         number: of the operation that fails, 0 for none.
-        log: file that takes a line for every operation; empty for none.
+        log: file that takes a line for every operation instead; empty for none.
     """
 
     step: str
@@ -61,13 +64,11 @@ class End:
         how: killed, done, LakeError, or an error that is not ours.
         text: of the error; for one that is not ours, its traceback.
         failed: what failed without an error, when it was done.
-        operations: how many operations of the disk there were.
     """
 
     how: str
     text: str = ""
     failed: tuple[str, ...] = ()
-    operations: int = 0
 
 
 class Forker(AbstractContextManager["Forker"]):
@@ -79,13 +80,16 @@ class Forker(AbstractContextManager["Forker"]):
 
     def __init__(self, library: Path) -> None:
         environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", __name__]
+        command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
+        # Warnings of the runs are no news here.
+        self._log = library.with_suffix(".log").open("w")
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=self._log, text=True
         )
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
+        self._log.close()
 
     def run(self, run: Run) -> End:
         """Make a run, and return how it ended."""
@@ -93,18 +97,18 @@ class Forker(AbstractContextManager["Forker"]):
         self._process.stdin.write(json.dumps(asdict(run)) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return End(answer["how"], answer["text"], tuple(answer["failed"]), answer["operations"])
+        return End(answer["how"], answer["text"], tuple(answer["failed"]))
 
 
 def _in_a_fork(run: Run) -> End:
     reader, writer = os.pipe()
     if not (pid := os.fork()):
         os.close(reader)
-        with open(writer, "w") as answer:
+        with os.fdopen(writer, "w") as answer:
             json.dump(asdict(_made(run)), answer)
         os._exit(0)
     os.close(writer)
-    with open(reader) as answer:
+    with os.fdopen(reader) as answer:
         text = answer.read()
     os.waitpid(pid, 0)
     return End(**json.loads(text)) if text else End(KILLED)
@@ -113,21 +117,23 @@ def _in_a_fork(run: Run) -> End:
 def _made(run: Run) -> End:
     moment: datetime = scenarios.START + timedelta(hours=run.hours)
     clock.utc_now = lambda: moment
-    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if run.log else -1
-    how, text, failed = DONE, "", ()
-    # What opens no lake is done before, as it costs most of the time.
     with NbiaClient(run.url, options=FAST) as client:
-        failing_disk.arm(Path(run.lake), KINDS[run.kind], run.number, log)
+        if run.log:
+            failing_disk.watch(Path(run.lake), os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+        elif run.number:
+            failing_disk.arm(Path(run.lake), KINDS[run.kind], run.number)
         try:
-            failed = tuple(getattr(scenarios, run.step)(client, Lake(run.lake)))
+            return End(DONE, failed=tuple(getattr(scenarios, run.step)(client, Lake(run.lake))))
         except LakeError as e:
-            how, text = REFUSED, str(e)
+            return End(REFUSED, str(e))
         except BaseException:  # noqa: BLE001 - reported
-            how, text = BROKEN, traceback.format_exc()
-        return End(how, text, failed, failing_disk.disarm())
+            return End(BROKEN, traceback.format_exc())
+        finally:
+            failing_disk.disarm()
 
 
 if __name__ == "__main__":
+    gc.freeze()
     for line in sys.stdin:
         sys.stdout.write(json.dumps(asdict(_in_a_fork(Run(**json.loads(line))))) + "\n")
         sys.stdout.flush()
