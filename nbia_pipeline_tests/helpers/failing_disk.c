@@ -150,9 +150,13 @@ OF_FILE(int, ftruncate64, WRITE, (int fd, off64_t size), (fd, size))
 OF_FILE(ssize_t, sendfile, WRITE, (int fd, int in, off_t *at, size_t size), (fd, in, at, size))
 OF_FILE(ssize_t, sendfile64, WRITE, (int fd, int in, off64_t *at, size_t size), (fd, in, at, size))
 OF_FILE(ssize_t, copy_file_range, WRITE, (int in, off64_t *a, int fd, off64_t *b, size_t n, unsigned f), (in, a, fd, b, n, f))
-OF_FILE(int, fsync, SYNC, (int fd), (fd))
-OF_FILE(int, fdatasync, SYNC, (int fd), (fd))
-OF_FILE(int, syncfs, SYNC, (int fd), (fd))
+/* Nothing is flushed: no power is cut here, and the disk has others to serve. */
+#define FLUSH(name) \
+int name(int fd) { return fails(SYNC, #name, fd, NULL) ? -1 : state(fd) != OUTSIDE ? 0 : REAL(name)(fd); }
+FLUSH(fsync)
+FLUSH(fdatasync)
+FLUSH(syncfs)
+
 OF_PATH(mkdir, CREATE, (const char *path, mode_t mode), (path, mode))
 AT(mkdirat, CREATE, (int fd, const char *path, mode_t mode), (fd, path, mode))
 OF_PATH(link, CREATE, (const char *old, const char *path), (old, path))

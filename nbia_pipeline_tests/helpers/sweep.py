@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -144,29 +145,34 @@ def _differences(lake: dict[str, object], expected: dict[str, object]) -> Iterat
 # --- all of it
 
 
-def _part(name: str, kind: str, part: int, parts: int) -> tuple[int, list[str]]:
-    """Make every `parts`-th attempt of a scenario; return how many there were, and what was wrong."""
+def _part(name: str, part: int, parts: int) -> Counter[tuple[str, str]]:
+    """Make every `parts`-th attempt of a scenario, print what is wrong, and return how many there were of each kind."""
+    counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder, sweeping(Path(folder)) as sweep:
-        operations = sweep.operations(name, kind)
-        wrong, tried = [], range(1 + part, len(operations) + 1, parts)
-        for number in tried:
-            if texts := sweep.attempt(name, kind, number):
-                wrong.append(f"{name}, {kind} at {number}, {operations[number - 1]}:\n    " + "\n    ".join(texts))
-    return len(tried), wrong
+        for kind in KINDS:
+            operations = sweep.operations(name, kind)
+            for number in range(1 + part, len(operations) + 1, parts):
+                counts["tried", kind] += 1
+                wrong = sweep.attempt(name, kind, number)
+                counts["survived", kind] += not wrong
+                if wrong:
+                    where = f"{name}, {kind} at {number}: {operations[number - 1]}"
+                    print("\n    ".join([where, *wrong]), flush=True)
+    return counts
 
 
 def main(names: list[str]) -> int:
-    """Sweep; print what was found, and a table; return 1 if anything was wrong."""
+    """Sweep; print what is wrong, and a line for each scenario and kind; return 1 if anything was."""
     parts = os.cpu_count() or 1
-    rows, bad = [], 0
+    bad = 0
     with ProcessPoolExecutor(parts) as pool:
         for name in names or SCENARIOS:
+            futures = [pool.submit(_part, name, part, parts) for part in range(parts)]
+            counts = sum((future.result() for future in futures), Counter[tuple[str, str]]())
             for kind in KINDS:
-                done = list(pool.map(_part, *zip(*((name, kind, part, parts) for part in range(parts)), strict=True)))
-                tried, wrong = sum(t for t, _ in done), [text for _, texts in done for text in texts]
-                bad += len(wrong)
-                rows.append((name, kind, f"{tried:,}", f"{tried - len(wrong):,}"))
-                print("\n".join([*wrong, "  ".join(rows[-1])]), flush=True)
+                tried, survived = counts["tried", kind], counts["survived", kind]
+                bad += tried - survived
+                print(f"{name:<40}{kind:<26}{tried:>6,} tried {survived:>6,} survived", flush=True)
     return int(bool(bad))
 
 
