@@ -91,9 +91,11 @@ def watch(folder: Path, log: int) -> None:
     _arm(folder, CHANGES | READ, sys.maxsize, 0, False, False, log)
 
 
-def disarm() -> None:
-    """Let nothing fail from now on."""
-    ctypes.CDLL(None).failing_disk_disarm()
+def disarm() -> int:
+    """Let nothing fail from now on, and return how many operations there were."""
+    ended = ctypes.CDLL(None).failing_disk_disarm
+    ended.restype = ctypes.c_long
+    return int(ended())
 
 
 def _arm(folder: Path, sorts: int, number: int, *words: int) -> None:

@@ -64,11 +64,13 @@ class End:
         how: killed, done, LakeError, or an error that is not ours.
         text: of the error; for one that is not ours, its traceback.
         failed: what failed without an error, when it was done.
+        reached: whether there was an operation of that number, which then failed.
     """
 
     how: str
     text: str = ""
     failed: tuple[str, ...] = ()
+    reached: bool = False
 
 
 class Forker(AbstractContextManager["Forker"]):
@@ -97,7 +99,7 @@ class Forker(AbstractContextManager["Forker"]):
         self._process.stdin.write(json.dumps(asdict(run)) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        return End(answer["how"], answer["text"], tuple(answer["failed"]))
+        return End(**{**answer, "failed": tuple(answer["failed"])})
 
 
 def _in_a_fork(run: Run) -> End:
@@ -111,25 +113,25 @@ def _in_a_fork(run: Run) -> End:
     with os.fdopen(reader) as answer:
         text = answer.read()
     os.waitpid(pid, 0)
-    return End(**json.loads(text)) if text else End(KILLED)
+    return End(**json.loads(text)) if text else End(KILLED, reached=True)
 
 
 def _made(run: Run) -> End:
     moment: datetime = scenarios.START + timedelta(hours=run.hours)
     clock.utc_now = lambda: moment
+    how, text, failed = DONE, "", ()
     with NbiaClient(run.url, options=FAST) as client:
         if run.log:
             failing_disk.watch(Path(run.lake), os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
         elif run.number:
             failing_disk.arm(Path(run.lake), KINDS[run.kind], run.number)
         try:
-            return End(DONE, failed=tuple(getattr(scenarios, run.step)(client, Lake(run.lake))))
+            failed = tuple(getattr(scenarios, run.step)(client, Lake(run.lake)))
         except LakeError as e:
-            return End(REFUSED, str(e))
+            how, text = REFUSED, str(e)
         except BaseException:  # noqa: BLE001 - reported
-            return End(BROKEN, traceback.format_exc())
-        finally:
-            failing_disk.disarm()
+            how, text = BROKEN, traceback.format_exc()
+        return End(how, text, failed, reached=run.number > 0 and failing_disk.disarm() >= run.number)
 
 
 if __name__ == "__main__":

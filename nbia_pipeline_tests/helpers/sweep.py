@@ -45,6 +45,7 @@ class Sweep:
         forker: makes the runs.
         folder: for the lakes.
         logs: sort and text of the operations of an undisturbed run, by scenario.
+        failures: how often an operation did fail.
         bases: lake with which a scenario begins, what is wrong with it, and what the undisturbed one has, by scenario.
     """
 
@@ -53,6 +54,7 @@ class Sweep:
     forker: Forker
     folder: Path
     logs: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    failures: int = 0
     bases: dict[str, tuple[Path, set[str], dict[str, object]]] = field(default_factory=dict)
 
     def operations(self, name: str, kind: str) -> list[str]:
@@ -71,6 +73,7 @@ class Sweep:
         scenario, (_, wrong_before, expected) = SCENARIOS[name], self._base(name)
         lake = self._fresh(name, "tried")
         end = self._run(scenario, lake, kind=kind, number=number)
+        self.failures += end.reached
         wrong = [*_wrong_with_end(end, kind), *(disagreements(lake) - wrong_before)]
         wrong += [f"left behind: {path}" for path in unexpected(lake, between_runs=KINDS[kind].removes)]
         if end.how == DONE:
@@ -152,9 +155,10 @@ def _part(name: str, part: int, parts: int) -> Counter[tuple[str, str]]:
         for kind in KINDS:
             operations = sweep.operations(name, kind)
             for number in range(1 + part, len(operations) + 1, parts):
-                counts["tried", kind] += 1
+                before = sweep.failures
                 wrong = sweep.attempt(name, kind, number)
-                counts["survived", kind] += not wrong
+                counts["failed", kind] += sweep.failures - before
+                counts["survived", kind] += sweep.failures - before and not wrong
                 if wrong:
                     where = f"{name}, {kind} at {number}: {operations[number - 1]}"
                     print("\n    ".join([where, *wrong]), flush=True)
@@ -170,9 +174,9 @@ def main(names: list[str]) -> int:
             futures = [pool.submit(_part, name, part, parts) for part in range(parts)]
             counts = sum((future.result() for future in futures), Counter[tuple[str, str]]())
             for kind in KINDS:
-                tried, survived = counts["tried", kind], counts["survived", kind]
-                bad += tried - survived
-                print(f"{name:<40}{kind:<26}{tried:>6,} tried {survived:>6,} survived", flush=True)
+                failed, survived = counts["failed", kind], counts["survived", kind]
+                bad += failed - survived
+                print(f"{name:<40}{kind:<26}{failed:>6,} failed {survived:>6,} survived", flush=True)
     return int(bool(bad))
 
 
