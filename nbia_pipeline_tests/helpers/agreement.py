@@ -35,7 +35,7 @@ def disagreements(lake: Path) -> set[str]:
     """Return what is wrong with a lake at this moment, whatever is happening to it.
 
     A series that has files by its receipt has exactly the rows of ``instances`` that the receipt says, and exactly
-    these files; so has each series of ``annotations``.
+    these files. Each file that ``annotations`` lists is there.
     """
     found = set()
     rows: dict[str, list[Row]] = defaultdict(list)
@@ -47,9 +47,22 @@ def disagreements(lake: Path) -> set[str]:
             found |= {f"{receipt['Status']} series {uid}: {text}" for text in _wrong_with(lake, receipt, rows[uid])}
         elif receipt["Status"] == "complete":
             found.add(f"complete series {receipt['SeriesInstanceUID']} without a size")
+    listed = [row for row in read(lake, "annotations") if row["Path"]]
+    found |= {
+        f"annotations: {row['Path']} is {problem}" for row in listed if (problem := _problem(lake / row["Path"], row))
+    }
     for table in (lake / "tables").glob("*"):
         read(lake, table.name)
     return found
+
+
+def _problem(path: Path, row: Row) -> str | None:
+    """Return what is wrong with a file, by its row of ``instances`` or ``annotations``."""
+    if not path.is_file():
+        return "missing"
+    content = path.read_bytes()
+    same = (len(content), hashlib.md5(content).hexdigest()) == (row["Size"], row["MD5"])
+    return None if same else "another one"
 
 
 def _wrong_with(lake: Path, receipt: Row, rows: list[Row]) -> Iterator[str]:
@@ -60,15 +73,12 @@ def _wrong_with(lake: Path, receipt: Row, rows: list[Row]) -> Iterator[str]:
         yield "its rows of instances are not those of the receipt"
     if sum(row["Size"] for row in rows) != receipt["Bytes"]:
         yield "the sizes of its rows of instances are not those of the receipt"
-    files = {p.relative_to(lake).as_posix(): p.read_bytes() for p in (lake / folder).glob("*")}
     for row in rows:
-        content = files.pop(row["Path"], None)
-        if content is None:
-            yield f"{row['Path']} is missing"
-        elif (len(content), hashlib.md5(content).hexdigest()) != (row["Size"], row["MD5"]):
-            yield f"{row['Path']} has another content"
-    for path in files:
-        yield f"{path} is in no row of instances"
+        if problem := _problem(lake / row["Path"], row):
+            yield f"{row['Path']} is {problem}"
+    for path in (lake / folder).glob("*"):
+        if path.relative_to(lake).as_posix() not in {row["Path"] for row in rows}:
+            yield f"{path} is in no row of instances"
 
 
 def everything(lake: Path) -> dict[str, object]:

@@ -70,14 +70,14 @@ class Series:
 BEFORE = (
     Series(STAYS),
     Series(REVISED, images=3, annotation="first"),
-    Series(MOVED),
+    Series(MOVED, annotation="of a series that moves"),
     Series(WITHDRAWN, annotation="of a withdrawn series"),
     Series(ELSEWHERE),
 )
 AFTER = (
     Series(STAYS),
     Series(REVISED, images=2, version=2, annotation="second, and longer"),
-    Series(MOVED, patient="P-2"),
+    Series(MOVED, patient="P-2", annotation="of a series that moves"),
     Series(NEW, annotation="new"),
     Series(ELSEWHERE),
 )
