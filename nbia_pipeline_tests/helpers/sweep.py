@@ -2,11 +2,12 @@
 
 For all of it, in as many processes as there are processors, with a table at the end::
 
-    python -m nbia_pipeline_tests.helpers.sweep [SCENARIO ...]
+    python -m nbia_pipeline_tests.helpers.sweep [--every N] [SCENARIO ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -148,13 +149,13 @@ def _differences(lake: dict[str, object], expected: dict[str, object]) -> Iterat
 # --- all of it
 
 
-def _part(name: str, part: int, parts: int) -> Counter[tuple[str, str]]:
-    """Make every `parts`-th attempt of a scenario, print what is wrong, and return how many there were of each kind."""
+def _part(name: str, first: int, every: int) -> Counter[tuple[str, str]]:
+    """Let every so many-th operation of a scenario fail, print what is wrong, and return how many were of each kind."""
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder, sweeping(Path(folder)) as sweep:
         for kind in KINDS:
             operations = sweep.operations(name, kind)
-            for number in range(1 + part, len(operations) + 1, parts):
+            for number in range(first, len(operations) + 1, every):
                 before = sweep.failures
                 wrong = sweep.attempt(name, kind, number)
                 counts["failed", kind] += sweep.failures - before
@@ -165,13 +166,19 @@ def _part(name: str, part: int, parts: int) -> Counter[tuple[str, str]]:
     return counts
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
     """Sweep; print what is wrong, and a line for each scenario and kind; return 1 if anything was."""
+    parser = argparse.ArgumentParser(description="Let the disk fail at every operation.")
+    parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], help="which ones (default: all)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only at every N-th operation")
+    options = parser.parse_args()
     parts = os.cpu_count() or 1
     bad = 0
     with ProcessPoolExecutor(parts) as pool:
-        for name in names or SCENARIOS:
-            futures = [pool.submit(_part, name, part, parts) for part in range(parts)]
+        for name in options.scenarios or SCENARIOS:
+            futures = [
+                pool.submit(_part, name, 1 + part * options.every, parts * options.every) for part in range(parts)
+            ]
             counts = sum((future.result() for future in futures), Counter[tuple[str, str]]())
             for kind in KINDS:
                 failed, survived = counts["failed", kind], counts["survived", kind]
@@ -181,4 +188,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
