@@ -103,7 +103,8 @@ def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], ro
     keeps that size in a table that is rewritten many times, a little longer each time.
     """
     written = 0
-    with pq.ParquetWriter(target, schema, compression=COMPRESSION) as writer:
+    # Not by its path: Arrow would close a file that could not be written with an error that does not say why.
+    with target.open("wb") as file, pq.ParquetWriter(file, schema, compression=COMPRESSION) as writer:
         for group in _gathered(pieces, rows):
             parts = max(1, group.num_rows // rows)
             writer.write_table(group, row_group_size=max(1, -(-group.num_rows // parts)))

@@ -27,6 +27,7 @@ _RECEIPT = (
 _INSTANCE = "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNumber Path Size MD5".split()
 _FINGERPRINT = ("ImageCount", "FileSize", "TimeStamp", "DateReleased")
 _VISIBLE = 1
+_FOLDERS = ("images", "annotations", "tables", ".staging")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def column(lake: Path, name: str) -> dict[str, Any]:
 
 def leftovers(lake: Path) -> list[str]:
     """Return everything in a lake that should not be there between two runs."""
-    strange = [p.name for p in lake.glob("*") if p.name not in ("images", "tables", "lake.json", ".staging")]
+    strange = [p.name for p in lake.glob("*") if p.name not in (*_FOLDERS, "lake.json")]
     staging = lake / ".staging"
     for path in staging.rglob("*") if staging.is_dir() else ():
         top, *rest = path.relative_to(staging).parts

@@ -22,7 +22,7 @@ from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.layout import ANNOTATIONS as FOLDER
-from nbia_pipeline.lake.layout import annotations_path, encode
+from nbia_pipeline.lake.layout import annotations_path, decode, encode
 from nbia_pipeline.mirror.annotations.extract import extract
 from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.schema.arrow import among
@@ -215,8 +215,7 @@ def remove_annotations(lake: Lake, collection: str, uids: Iterable[str]) -> pa.T
     chosen = among(table[_UID], uids)
     gone = table.filter(chosen)
     if gone.num_rows:
-        for folder in sorted(_folders(gone.to_pylist())):
-            lake.remove_folder(folder)
+        _remove(lake, collection, _folders(gone.to_pylist()))
         lake.write_table(ANNOTATIONS, table.filter(pc.invert(chosen)), collection, may_empty=True)
     return gone
 
@@ -240,18 +239,36 @@ def _fetch(client: NbiaClient, lake: Lake, series: AnnotatedSeries) -> list[Row]
             return series.rows(older, f"{found.finding}; older files were kept")
         if found.files:
             with lake.lock(Lock.COLLECTION, series.collection):
-                _forget(lake, series.collection, series.path)
+                _forget(lake, series.collection, {series.path})
                 lake.publish_folder(files, series.path)
     rows = [{"Name": f.name, "Path": f"{series.path}/{f.file}", "Size": f.size, "MD5": f.md5} for f in found.files]
     return series.rows(rows, found.finding)
 
 
-def _forget(lake: Lake, collection: str, folder: str) -> None:
-    """Remove the rows of the files in a directory that is about to be replaced: no row describes other files."""
+def _remove(lake: Lake, collection: str, folders: set[str]) -> None:
+    _forget(lake, collection, folders)
+    for folder in sorted(folders):
+        lake.remove_folder(folder)
+
+
+def _forget(lake: Lake, collection: str, folders: set[str]) -> None:
+    """Make no row state files in directories that are about to be replaced or removed.
+
+    A row without a file remembers each directory, so that what a crash leaves is found again.
+    """
     table = lake.read_table(ANNOTATIONS, collection)
-    there = pc.fill_null(pc.starts_with(table["Path"], f"{folder}/"), False)
+    folder_of = pc.replace_substring_regex(table["Path"], "/[^/]*$", "")
+    there = among(folder_of, folders)
     if pc.any(there).as_py():
-        lake.write_table(ANNOTATIONS, table.filter(pc.invert(there)), collection, may_empty=True)
+        names = ("Collection", "PatientID", "StudyInstanceUID", _UID)
+        found = sorted(pc.unique(folder_of.filter(there)).to_pylist())
+        rows = [dict(zip(names, map(decode, folder.split("/")[1:]), strict=True)) for folder in found]
+        _write(lake, collection, table.filter(pc.invert(there)), rows)
+
+
+def _write(lake: Lake, collection: str, kept: pa.Table, rows: Sequence[Row]) -> None:
+    table = pa.concat_tables([kept, pa.Table.from_pylist(rows, schema=ANNOTATIONS.schema)])
+    lake.write_table(ANNOTATIONS, table.sort_by([(_UID, "ascending"), ("Path", "ascending")]), collection)
 
 
 def _record(lake: Lake, collection: str, fetched: Mapping[str, list[Row]]) -> None:
@@ -262,13 +279,16 @@ def _record(lake: Lake, collection: str, fetched: Mapping[str, list[Row]]) -> No
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
         table = lake.read_table(ANNOTATIONS, collection)
         replaced = among(table[_UID], fetched)
-        for folder in sorted(_folders(table.filter(replaced).to_pylist()) - _folders(rows)):
-            lake.remove_folder(folder)
-        new = pa.Table.from_pylist(rows, schema=ANNOTATIONS.schema)
-        table = pa.concat_tables([table.filter(pc.invert(replaced)), new])
+        _remove(lake, collection, _folders(table.filter(replaced).to_pylist()) - _folders(rows))
         expect_held()
-        lake.write_table(ANNOTATIONS, table.sort_by([(_UID, "ascending"), ("Path", "ascending")]), collection)
+        _write(lake, collection, table.filter(pc.invert(replaced)), rows)
 
 
 def _folders(rows: Iterable[Row]) -> set[str]:
-    return {row["Path"].rsplit("/", 1)[0] for row in rows if row.get("Path")}
+    """Return the directories of the files of some rows; of a row without a file, where its files would be."""
+    return {
+        row["Path"].rsplit("/", 1)[0]
+        if row.get("Path")
+        else annotations_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], row[_UID])
+        for row in rows
+    }

@@ -1,0 +1,58 @@
+"""A disk that is full or broken, and a process that is killed, at any operation: tables and files always agree.
+
+Here a sample of the operations fails; ``make test-disk`` lets each of them fail.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from nbia_pipeline_tests.helpers import failing_disk
+from nbia_pipeline_tests.helpers.failing_disk import KINDS
+from nbia_pipeline_tests.helpers.scenarios import SCENARIOS
+from nbia_pipeline_tests.helpers.sweep import Sweep, sweeping
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(failing_disk.missing() is not None, reason=f"{failing_disk.missing()}"),
+]
+
+SAMPLE = 2  # of each scenario
+REVISED = "series revised, moved, withdrawn, new"
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    with sweeping(tmp_path_factory.mktemp("failing-disk")) as sweep:
+        yield sweep
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_an_operation_that_fails_costs_nothing(sweep: Sweep, name: str) -> None:
+    every = [(kind, number) for kind in KINDS for number in range(1, len(sweep.operations(name, kind)) + 1)]
+    assert _wrong(sweep, name, random.Random(name).sample(every, SAMPLE)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("killed", ["images", "image_series", "instances", "annotations"]),
+        ("EIO once", ["images", "image_series", "instances"]),
+    ],
+)
+def test_files_move_only_while_no_receipt_states_them(sweep: Sweep, kind: str, parts: list[str]) -> None:
+    """At every rename of the files of a series, or of the tables about them."""
+    renames = [(n, text) for n, text in enumerate(sweep.operations(REVISED, kind), 1) if text.startswith("rename ")]
+    chosen = [(kind, number) for number, text in renames if any(f"/{part}/" in text for part in parts)]
+    assert len(chosen) > len(parts)
+    assert _wrong(sweep, REVISED, chosen) == []
+
+
+def _wrong(sweep: Sweep, name: str, chosen: list[tuple[str, int]]) -> list[str]:
+    before = sweep.failures
+    wrong = [f"{kind} at {number}: {text}" for kind, number in chosen for text in sweep.attempt(name, kind, number)]
+    assert sweep.failures == before + len(chosen), "the disk did not fail each time"
+    return wrong
