@@ -6,7 +6,7 @@ the disk of any moment can be made again, which a copy of an image that is writt
 copy are older than others. Linux has dm-log-writes for this purpose, which few kernels come with; FUSE and loop devices
 are nearly everywhere. As a process of its own::
 
-    python -m nbia_pipeline_tests.helpers.logged_disk IMAGE LOG
+    python -m nbia_pipeline_tests.power_cut.logged_disk IMAGE LOG
 
 serves IMAGE (a file system that was made before) at IMAGE.disk, writes LOG, and ends when that is unmounted. It says
 ``ready`` once it is mounted. Whoever starts it must be root.
@@ -30,7 +30,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 BLOCK = 4096
 FLUSH = -1
 MODELS = ("in order", "flushed only", "torn")
-"""What a disk keeps of the writes since the last flush: all, as one without a cache does; none; or any blocks of them."""
+"""What a disk keeps of the writes since the last flush: all of them; none; or any blocks of them."""
 
 # linux/fuse.h, version 7.31
 _LOG = struct.Struct("<qi")  # offset, length
@@ -38,8 +38,19 @@ _IN, _OUT = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
 _INIT_OUT, _ATTR_OUT = struct.Struct("<IIIIHHIIHHI28x"), struct.Struct("<QII QQQQQQ IIIIIIIIII")
 _OPEN_OUT, _READ_IN, _WRITE_IN, _WRITE_OUT = (struct.Struct(f) for f in ("<QIi", "<QQIIQII", "<QQIIQII", "<II"))
 _FORGET, _GETATTR, _SETATTR, _OPEN, _READ, _WRITE, _RELEASE, _FSYNC, _FLUSH, _INIT, _INTERRUPT, _BATCH_FORGET = (
-    (2, 3, 4, 14, 15, 16, 18, 20, 25, 26, 36, 42)  # fmt: skip
-)
+    2,
+    3,
+    4,
+    14,
+    15,
+    16,
+    18,
+    20,
+    25,
+    26,
+    36,
+    42,
+)  # fmt: skip
 _BIG_WRITES, _MAX_PAGES, _DIRECT_IO = 1 << 5, 1 << 22, 1
 _MOST = 1 << 20
 _PDEATHSIG = 1
