@@ -107,7 +107,7 @@ def run_main_job(
         return runner.outcome
     values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
     runner.run(CATALOG_JOB, "values", asset_selection=values)
-    lake = Lake(settings.lake)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify(settings: Settings, options: argparse.Namespace) -> int:
-    lake = Lake(settings.lake)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     stored = lake.collections_of(IMAGE_SERIES)
     for name, similar in unmatched(options.collections, stored).items():
         hint = did_you_mean(similar, f"it has images of {', '.join(stored) or 'none'}")
