@@ -17,11 +17,12 @@ from pathlib import Path
 
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.lake import flush
 from nbia_pipeline_tests.helpers.archives import serving
 from nbia_pipeline_tests.power_cut.disks import Missing, available, enter, new_folder
 from nbia_pipeline_tests.power_cut.lakes import mirror_all
 from nbia_pipeline_tests.power_cut.logged_disk import MODELS, die_with_parent
-from nbia_pipeline_tests.power_cut.rounds import COMMAND, ENGINE, Cuts, Report
+from nbia_pipeline_tests.power_cut.rounds import COMMAND, ENGINE, FILES, Cuts, Report
 
 CANNOT = 77
 """Exit code where the system lacks what this needs; the reason is in stderr."""
@@ -29,7 +30,9 @@ CANNOT = 77
 
 def main() -> int:
     """Cut the power again and again; return 0 if nothing was lost and all recovered."""
-    if sys.argv[1:2] == ["run"]:
+    if sys.argv[1:2] in ([ENGINE], [FILES]):
+        if sys.argv[1] == FILES:
+            flush._FLUSHED_AS_A_WHOLE = set()
         fsync = os.environ["NBIA_FSYNC"] != "off"
         for collection in mirror_all(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), fsync=fsync):
             print(collection, flush=True)
@@ -66,7 +69,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--file-systems", type=_split, help="comma-separated (default: those that this machine has)")
     parser.add_argument("--models", type=_split, default=list(MODELS), help=split)
-    parser.add_argument("--run", type=_split, default=[ENGINE, ENGINE, ENGINE, COMMAND], help=split)
+    parser.add_argument("--run", type=_split, default=[ENGINE, FILES, ENGINE, COMMAND], help=split)
     parser.add_argument("--fsync", choices=("on", "off"), default="on", help="NBIA_FSYNC (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args()

@@ -32,8 +32,8 @@ from nbia_pipeline_tests.power_cut.logged_disk import FLUSH, after_the_cut, entr
 HOURS_BETWEEN = 7
 """Long enough for a withdrawal to be confirmed."""
 DURING, AFTER = "during a run", "after its end"
-ENGINE, COMMAND = "engine", "command"
-"""What runs: :class:`~nbia_pipeline.mirror.engine.Mirror` alone, or ``nbia-pipeline run``."""
+ENGINE, FILES, COMMAND = "engine", "files", "command"
+"""What runs: the engine alone; the same as if no file system could be flushed as a whole; or ``nbia-pipeline run``."""
 SLOWER = 3
 """So many times fewer cuts where the command runs."""
 
@@ -156,10 +156,10 @@ class Cuts:
 
     def _round(self, disk: Disk, before: Held, number: int, run: str) -> Round:
         """Run, wait a while, and return what happened."""
-        hours, ended = HOURS_BETWEEN * number if run == ENGINE else 0, {}
+        hours, ended = HOURS_BETWEEN * number if run != COMMAND else 0, {}
 
         def on_line(line: str) -> None:
-            if run == ENGINE:  # it says the collections that are finished
+            if run != COMMAND:  # it says the collections that are finished
                 ended[line] = disk.position()
 
         start = disk.position()
@@ -173,7 +173,7 @@ class Cuts:
 
     def _run(self, run: str, lake: Path, hours: int, on_line: Callable[[str], None] = lambda line: None) -> None:
         """Run in a process of its own."""
-        words = ["nbia_pipeline_tests.power_cut", "run", self.url, str(lake), str(hours)]
+        words = ["nbia_pipeline_tests.power_cut", run, self.url, str(lake), str(hours)]
         if run == COMMAND:
             words = ["nbia_pipeline", "run"]
         own = {"NBIA_ARCHIVE": self.url, "NBIA_IMAGES": "*", "NBIA_LAKE": str(lake), "NBIA_FSYNC": self.options.fsync}
@@ -182,7 +182,7 @@ class Cuts:
     def _moments(self, disk: Disk, done: Round) -> Iterator[tuple[str, int]]:
         """Yield moments at which the power fails: at any write, or just before or after a flush; first at the end."""
         found = entries(disk.log)
-        cuts = self.options.cuts if done.run == ENGINE else max(1, self.options.cuts // SLOWER)
+        cuts = self.options.cuts if done.run != COMMAND else max(1, self.options.cuts // SLOWER)
         ends = [e.end for e in found]
         around = {ends[max(0, n + step)] for n, e in enumerate(found) if e.offset == FLUSH for step in (-1, 0)}
         after = [done.end, *(end for end in ends if done.end < end <= done.idle)]
@@ -209,7 +209,7 @@ class Cuts:
     def _recover(self, lake: Path, done: Round) -> str:
         """Run on a disk after the cut; return what is wrong, nothing if the lake is as if nothing had happened."""
         try:
-            if done.run == ENGINE:
+            if done.run != COMMAND:
                 list(mirror_all(self.url, lake, done.hours, fsync=False))  # quicker; this disk has had its cut
             else:
                 self._run(done.run, lake, done.hours)
