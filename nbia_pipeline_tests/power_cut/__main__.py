@@ -54,7 +54,7 @@ def main() -> int:
                 with new_folder() as folder:
                     cuts.disk(kind, run, folder)
                 print(f"disk {number + 1}, {kind}, {run}: {dict(report.total())}", file=sys.stderr, flush=True)
-    print(report.as_json() if options.json else "\n".join((*report.findings, report.table())))
+    print(report.as_json() if options.json else report.table(findings=not options.quiet))
     # What is not flushed must be lost at times: else nothing could be.
     return int(report.is_clean() != (options.fsync == "on"))
 
@@ -71,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=_split, default=list(MODELS), help=split)
     parser.add_argument("--run", type=_split, default=[ENGINE, FILES, ENGINE, COMMAND], help=split)
     parser.add_argument("--fsync", choices=("on", "off"), default="on", help="NBIA_FSYNC (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="print the table without what was found in each cut")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args()
 

@@ -99,15 +99,15 @@ class Report:
         """Return the same for a program."""
         return json.dumps({"total": self.total(), "findings": self.findings})
 
-    def table(self) -> str:
-        """Return the counts as text."""
+    def table(self, *, findings: bool = True) -> str:
+        """Return the counts as text, and in front of them what was found."""
         columns = ("cuts", "recovered", "lost", "unreadable", "false")
         head = f"{'file system':<12}{'disk keeps':<14}{'cut':<15}" + "".join(f"{c:>12}" for c in columns)
         lines = [
             f"{kind:<12}{model:<14}{when:<15}" + "".join(f"{found[c]:>12}" for c in columns)
             for (kind, model, when), found in [*sorted(self.counts.items()), (("all", "", ""), self.total())]
         ]
-        return "\n".join((head, *lines))
+        return "\n".join((*(self.findings if findings else ()), head, *lines))
 
 
 @dataclass
