@@ -223,7 +223,7 @@ class LocalStore(_Store):
                 entry = record(staged.relative_to(self._staging).as_posix())
                 if not replaces:
                     self._move_folder(staged, path)
-            except BaseException:
+            except (OSError, LakeError):
                 # Not a crash: the staged files go, so the entry must not outlive them.
                 if entry:
                     self.remove(entry)

@@ -65,7 +65,7 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
     wanted = receipt.wanted
     lake.publish(
         *(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID),
-        partial(_write, lake, receipt),
+        partial(_replace, lake, receipt),
         partial(revoke, lake, wanted.Collection, {wanted.SeriesInstanceUID: BEING_REPLACED}),
     )
 
@@ -240,6 +240,16 @@ def _checked(staged: object) -> str | None:
     if staged is None or (isinstance(staged, str) and not {"", ".", ".."}.intersection(staged.split("/"))):
         return staged
     raise ValueError(f"{staged!r} is not a name in the staging area")
+
+
+def _replace(lake: Lake, receipt: Receipt, staged: str | None) -> str:
+    """Write an entry; files that an older one of the series left to the commit are not needed any more."""
+    older = read_entries(lake, receipt.wanted.Collection, [receipt.wanted.SeriesInstanceUID])
+    path = _write(lake, receipt, staged)
+    for entry in older:
+        if entry.staged:
+            lake.remove_folder(f"{STAGING}/{entry.staged}")
+    return path
 
 
 def _write(lake: Lake, receipt: Receipt, staged: str | None) -> str:
