@@ -30,6 +30,7 @@ CANNOT = 77
 
 def main() -> int:
     """Cut the power again and again; return 0 if nothing was lost and all recovered."""
+    die_with_parent()
     if sys.argv[1:2] in ([ENGINE], [FILES]):
         if sys.argv[1] == FILES:
             flush._FLUSHED_AS_A_WHOLE = set()
@@ -38,7 +39,6 @@ def main() -> int:
             print(collection, flush=True)
         return 0
     options = _options()
-    die_with_parent()
     try:
         enter()
     except Missing as e:

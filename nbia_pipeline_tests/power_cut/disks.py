@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbia_pipeline_tests.power_cut.logged_disk import LIBC, mount
+from nbia_pipeline_tests.power_cut.logged_disk import mount_file, own_mounts
 
 MB_OF_DISK = 512
 
@@ -49,7 +49,6 @@ FILE_SYSTEMS = {
 _BTRFS_TWICE = Path("/sys/fs/btrfs/features/temp_fsid")
 _PREFIX = "power-cut-"
 _YOUNG_SECONDS = 60
-_NEW_MOUNTS, _RECURSIVE, _PRIVATE = 0x20000, 1 << 14, 1 << 18
 
 
 class Missing(Exception):
@@ -73,10 +72,8 @@ def enter() -> None:
         raise Missing(f"{needs}run as root, on Linux")
     if not available():
         raise Missing(f"{needs}install mkfs.ext4, mkfs.xfs or mkfs.btrfs")
-    if LIBC.unshare(_NEW_MOUNTS):
-        raise Missing(f"{needs}this process must not mount any (CAP_SYS_ADMIN)")
     try:
-        mount("none", "/", "none", "", _RECURSIVE | _PRIVATE)
+        own_mounts()
         with new_folder() as folder, logged(folder, available()[0]):
             pass
     except OSError as e:
@@ -153,15 +150,28 @@ def logged(folder: Path, file_system: str) -> Iterator[Disk]:
     command("truncate", "-s", f"{MB_OF_DISK}M", image)
     command(*kind.make, image)
     command("cp", "--sparse=always", image, made)
-    words = [sys.executable, "-m", "nbia_pipeline_tests.power_cut.logged_disk", str(image), str(folder / "log")]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert server.stdout is not None
+    with _served(image, folder / "log"), mounted(Path(f"{image}.disk"), folder / "live", kind.options) as live:
+        yield Disk(made, folder / "log", live / "lake")
+
+
+@contextlib.contextmanager
+def _served(image: Path, log: Path) -> Iterator[None]:
+    """Have an image served at ``IMAGE.disk`` by a process that logs its writes."""
+    device = os.open("/dev/fuse", os.O_RDWR)
+    words = [sys.executable, "-m", "nbia_pipeline_tests.power_cut.logged_disk", str(device), str(image), str(log)]
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1, pass_fds=[device])
+    assert server.stdin is not None and server.stdout is not None
     try:
-        if server.stdout.readline() != "ready\n":
-            raise OSError(server.communicate()[1].strip().rpartition("\n")[2])
         try:
-            with mounted(Path(f"{image}.disk"), folder / "live", kind.options) as live:
-                yield Disk(made, folder / "log", live / "lake")
+            if server.stdout.readline() != "ready\n":
+                raise OSError(server.communicate()[1].strip().rpartition("\n")[2])
+            mount_file(device, Path(f"{image}.disk"))
+            server.stdin.write("mounted\n")
+        finally:
+            os.close(device)  # what is mounted ends with the server's descriptor
+        try:
+            yield
         finally:
             command("umount", f"{image}.disk")
     finally:

@@ -6,10 +6,11 @@ the disk of any moment can be made again, which a copy of an image that is writt
 copy are older than others. Linux has dm-log-writes for this purpose, which few kernels come with; FUSE and loop devices
 are nearly everywhere. As a process of its own::
 
-    python -m nbia_pipeline_tests.power_cut.logged_disk IMAGE LOG
+    python -m nbia_pipeline_tests.power_cut.logged_disk DEVICE IMAGE LOG
 
-serves IMAGE (a file system that was made before) at IMAGE.disk, writes LOG, and ends when that is unmounted. It says
-``ready`` once it is mounted. Whoever starts it must be root.
+serves IMAGE (a file system that was made before) through DEVICE, a descriptor of /dev/fuse that it inherits; it writes
+LOG, says ``ready``, waits for a line that says that the disk is mounted (see :func:`mount_file`), and ends when it is
+unmounted.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _FORGET, _GETATTR, _SETATTR, _OPEN, _READ, _WRITE, _RELEASE, _FSYNC, _FLUSH, _IN
 _BIG_WRITES, _MAX_PAGES, _DIRECT_IO = 1 << 5, 1 << 22, 1
 _MOST = 1 << 20
 _PDEATHSIG = 1
+_NEW_MOUNTS, _RECURSIVE, _PRIVATE = 0x20000, 1 << 14, 1 << 18
 
 
 def die_with_parent() -> None:
@@ -70,6 +72,17 @@ def mount(source: str, target: str, kind: str, options: str, flags: int = 0) -> 
     if LIBC.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
         code = ctypes.get_errno()
         raise OSError(code, f"mount: {os.strerror(code)}", target)
+
+
+def own_mounts() -> None:
+    """Give this process mounts of its own, at first those that it sees, which end with it.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    if LIBC.unshare(_NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), "mounts of its own (CAP_SYS_ADMIN)")
+    mount("none", "/", "none", "", _RECURSIVE | _PRIVATE)
 
 
 class _Disk:
@@ -134,16 +147,22 @@ class _Disk:
         return b""
 
 
-def main(image: str, log: str) -> None:
+def mount_file(device: int, target: Path) -> None:
+    """Mount a disk that is served through a descriptor of /dev/fuse as one file, which is made."""
+    target.touch()
+    options = f"fd={device},rootmode={stat.S_IFREG:o},user_id=0,group_id=0,max_read={_MOST}"
+    mount("power-cut", str(target), "fuse", options)
+
+
+def main(device: str, image: str, log: str) -> None:
     """Serve a disk until it is unmounted."""
     die_with_parent()
-    disk, served = _Disk(Path(image), Path(log)), Path(f"{image}.disk")
-    served.touch()
-    device = os.open("/dev/fuse", os.O_RDWR)
-    options = f"fd={device},rootmode={stat.S_IFREG:o},user_id=0,group_id=0,max_read={_MOST}"
-    mount("power-cut", str(served), "fuse", options)
+    # Away from the mounts of the disk: whoever is the last among them unmounts it, and waits for this process then.
+    own_mounts()
+    disk = _Disk(Path(image), Path(log))
     print("ready", flush=True)
-    disk.serve(device)
+    sys.stdin.readline()
+    disk.serve(int(device))
 
 
 # --- what is left of the disk
