@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from nbia_pipeline.archive.bounds import not_a, pieces_of_array
 from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
 from nbia_pipeline.archive.values import NoNumber, read_values
@@ -37,9 +38,6 @@ from nbia_pipeline.schema.shapes import Form, Shape, normalize
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
 from nbia_pipeline.text import size_text
 
-PIECE_BYTES = 4 << 20
-ROW_BYTES = 16 << 20
-"""The longest row, and the most blanks between two of them."""
 MOST_VALUES = 1 << 20
 """What a piece, or a CSV table, may have of values: each is an object here, several times as large as it is there."""
 MOST_KEYS = 1000
@@ -50,11 +48,6 @@ TABLE_BYTES = 2 << 30
 # Threads for the pieces of one answer, while another receives them. Arrow's reader lets them run side by side.
 READERS = 2
 
-# Between two objects of the array. A string cannot hold these bytes: its quote would be escaped, or close
-# it and be followed by punctuation.
-_BETWEEN = re.compile(rb'\},(?=\{"\w)')
-_BETWEEN_WITH_BLANKS = re.compile(rb'\}[ \t\r\n]*,(?=[ \t\r\n]*\{[ \t\r\n]*"\w)')
-_BLANKS = b" \t\r\n"  # JSON knows no others
 # Python refuses to read integers of thousands of digits.
 LONGEST_INTEGER = 40
 _UNKNOWN = ""
@@ -115,7 +108,7 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
             with _ONE_AT_A_TIME:
                 return _read_tolerantly(piece, shape)
 
-    return _together(_in_parallel(read, _pieces(chunks)), shape)
+    return _together(_in_parallel(read, pieces_of_array(chunks)), shape)
 
 
 def read_csv(body: bytes, shape: Shape) -> pa.Table:
@@ -146,7 +139,7 @@ def _csv_rows(text: str, shape: Shape) -> _Piece:
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
-        raise _not_a("a CSV table", text)
+        raise not_a("a CSV table", text)
     whole = [row for row in rows if len(row) == len(header)]
     odd = [row for row in rows if len(row) != len(header) and any(map(str.strip, row))]
     # The server quotes every cell and ends every row.
@@ -251,74 +244,6 @@ def _in_parallel(read: Callable[[bytes], _Piece], pieces: Iterator[bytes]) -> It
                 yield reading.popleft().result()
         while reading:
             yield reading.popleft().result()
-
-
-def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield runs of complete objects, separated by commas, without the array's brackets."""
-    buffer = bytearray()
-    opened, enough = False, PIECE_BYTES
-    for chunk in _opened(chunks):
-        opened = True
-        buffer += chunk
-        if len(buffer) < enough:
-            continue
-        if cut := _last_boundary(buffer):
-            yield bytes(buffer[:cut])
-            del buffer[: cut + 1]
-            enough = PIECE_BYTES
-        else:
-            _expect_no_giant(buffer)
-            enough = min(
-                2 * len(buffer), ROW_BYTES + 1
-            )  # to look again for each chunk would take the square of the time
-    if not opened:
-        return
-    rest = bytes(buffer).rstrip(_BLANKS)
-    if not rest.endswith(b"]"):
-        raise BadAnswer("the JSON array ends early: the answer was truncated, try again later", retryable=True)
-    if rest := rest[:-1].strip(_BLANKS):
-        yield rest
-
-
-def _opened(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what follows the bracket that opens the array; nothing of a body that is blank."""
-    chunks, buffer = iter(chunks), bytearray()
-    for chunk in chunks:
-        buffer += chunk
-        if start := buffer.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS):
-            if start.startswith(b"["):
-                yield from itertools.chain((bytes(start[1:]),), chunks)
-            elif not codecs.BOM_UTF8.startswith(buffer):
-                raise _not_a("a JSON array", bytes(start[:300]).decode("utf-8", "replace"))
-        _expect_no_giant(buffer)
-
-
-def _expect_no_giant(buffer: bytearray) -> None:
-    if len(buffer) > ROW_BYTES:
-        raise BadAnswer(f"the list has a row, or blanks, of more than {size_text(ROW_BYTES)}: check base_url")
-
-
-def _not_a(expected: str, text: str) -> BadAnswer:
-    start = " ".join(text.split())[:200]
-    what = f"the answer is not {expected}, it begins with {start!r}: check base_url"
-    if start.startswith("<"):
-        what = (
-            f"the answer is HTML or XML instead of {expected}: a proxy or a login page may be between you and the "
-            f"archive, or base_url may not be that of an NBIA archive; it begins with {start!r}"
-        )
-    return BadAnswer(what, arguments=("base_url",))
-
-
-def _last_boundary(buffer: bytearray) -> int:
-    """Return the index of the comma after the last complete object but one, or 0."""
-    at = len(buffer)
-    while (at := buffer.rfind(b'},{"', 0, at)) > 0:
-        if _BETWEEN.match(buffer, at):
-            return at + 1
-    last = 0  # the archive sends no blanks between rows; some proxies and other servers do
-    for found in _BETWEEN_WITH_BLANKS.finditer(buffer):
-        last = found.end() - 1
-    return last
 
 
 def _read_fast(piece: bytes, shape: Shape) -> pa.Table:

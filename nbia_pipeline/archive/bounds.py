@@ -6,11 +6,14 @@ decoders of urllib3 are not used: before 2.6 they inflate whatever arrived at on
 
 from __future__ import annotations
 
+import codecs
 import http.client
 import io
+import itertools
+import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +46,10 @@ HEAD_BYTES = 1 << 20
 _FRAME_TIMES, _FRAME_BYTES = 16, 1 << 20
 # So much may arrive of which a decoder makes nothing; what can be compressed at all gets shorter.
 _IDLE_BYTES = 1 << 20
+
+PIECE_BYTES = 4 << 20
+ROW_BYTES = 16 << 20
+"""The longest row, and the most blanks between two of them."""
 
 ENCODINGS = "gzip, deflate"
 _GZIP, _DEFLATE = ("gzip", "x-gzip"), ("deflate",)
@@ -247,3 +254,85 @@ class _Inflated:
             full = len(piece) == most and not self._inflate.eof
             if piece:
                 yield piece
+
+
+# --- the rows of a list
+
+# Between two objects of the array. A string cannot hold these bytes: its quote would be escaped, or close
+# it and be followed by punctuation.
+_BETWEEN = re.compile(rb'\},(?=\{"\w)')
+_BETWEEN_WITH_BLANKS = re.compile(rb'\}[ \t\r\n]*,(?=[ \t\r\n]*\{[ \t\r\n]*"\w)')
+_BLANKS = b" \t\r\n"  # JSON knows no others
+
+
+def pieces_of_array(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield runs of complete objects of a JSON array, separated by commas, without the array's brackets.
+
+    Raises:
+        BadAnswer: it is no array, ends early, or has a row, or blanks, of more than 16 MiB.
+    """
+    buffer = bytearray()
+    opened, enough = False, PIECE_BYTES
+    for chunk in _opened(chunks):
+        opened = True
+        buffer += chunk
+        if len(buffer) < enough:
+            continue
+        if cut := _last_boundary(buffer):
+            yield bytes(buffer[:cut])
+            del buffer[: cut + 1]
+            enough = PIECE_BYTES
+        else:
+            _expect_no_giant(buffer)
+            enough = min(
+                2 * len(buffer), ROW_BYTES + 1
+            )  # to look again for each chunk would take the square of the time
+    if not opened:
+        return
+    rest = bytes(buffer).rstrip(_BLANKS)
+    if not rest.endswith(b"]"):
+        raise BadAnswer("the JSON array ends early: the answer was truncated, try again later", retryable=True)
+    if rest := rest[:-1].strip(_BLANKS):
+        yield rest
+
+
+def _opened(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what follows the bracket that opens the array; nothing of a body that is blank."""
+    chunks, buffer = iter(chunks), bytearray()
+    for chunk in chunks:
+        buffer += chunk
+        if start := buffer.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS):
+            if start.startswith(b"["):
+                yield from itertools.chain((bytes(start[1:]),), chunks)
+            elif not codecs.BOM_UTF8.startswith(buffer):
+                raise not_a("a JSON array", bytes(start[:300]).decode("utf-8", "replace"))
+        _expect_no_giant(buffer)
+
+
+def _expect_no_giant(buffer: bytearray) -> None:
+    if len(buffer) > ROW_BYTES:
+        raise BadAnswer(f"the list has a row, or blanks, of more than {size_text(ROW_BYTES)}: check base_url")
+
+
+def not_a(expected: str, text: str) -> BadAnswer:
+    """Return the error of an answer that is something else."""
+    start = " ".join(text.split())[:200]
+    what = f"the answer is not {expected}, it begins with {start!r}: check base_url"
+    if start.startswith("<"):
+        what = (
+            f"the answer is HTML or XML instead of {expected}: a proxy or a login page may be between you and the "
+            f"archive, or base_url may not be that of an NBIA archive; it begins with {start!r}"
+        )
+    return BadAnswer(what, arguments=("base_url",))
+
+
+def _last_boundary(buffer: bytearray) -> int:
+    """Return the index of the comma after the last complete object but one, or 0."""
+    at = len(buffer)
+    while (at := buffer.rfind(b'},{"', 0, at)) > 0:
+        if _BETWEEN.match(buffer, at):
+            return at + 1
+    last = 0  # the archive sends no blanks between rows; some proxies and other servers do
+    for found in _BETWEEN_WITH_BLANKS.finditer(buffer):
+        last = found.end() - 1
+    return last

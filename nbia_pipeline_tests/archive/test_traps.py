@@ -31,7 +31,8 @@ from nbia_pipeline.archive import (
     ServerError,
 )
 from nbia_pipeline.archive import transport as session_module
-from nbia_pipeline.archive.answers import PIECE_BYTES, read_json
+from nbia_pipeline.archive.answers import read_json
+from nbia_pipeline.archive.bounds import PIECE_BYTES
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.archive.transport import Session
 from nbia_pipeline.embedded.catalog.model import Catalog
