@@ -158,45 +158,47 @@ def _csv_rows(text: str, shape: Shape) -> _Piece:
 
 def _together(pieces: Iterable[_Piece], shape: Shape) -> pa.Table:
     """Return the rows of the pieces of one answer, and report what does not fit."""
-    all_ = _Piece(shape.schema.empty_table())
-    tables, size = [all_.rows], 0
+    tables, size, count = [shape.schema.empty_table()], 0, 0
+    filled: set[str] = set()
+    found: list[Nonconformity] = []
+    without: list[Nonconformity] = []
+    more = 0
+    unknown: dict[str, tuple[int, str]] = {}
     for piece in pieces:
-        tables.append(piece.rows)
-        size += piece.rows.nbytes
-        all_.found += piece.found[: MOST_FOUND - len(all_.found)]
-        all_.more += piece.more + len(piece.found)
-        for key, (count, example) in piece.unknown.items():
-            before, first = all_.unknown.get(key, (0, example))
-            all_.unknown[key] = before + count, first
-        if size > TABLE_BYTES or len(all_.unknown) > MOST_KEYS:
-            what = f"{len(all_.unknown)} unknown keys" if size <= TABLE_BYTES else size_text(size)
+        whole, left_out, others = _with_identity(piece.rows, shape)
+        tables.append(whole)
+        size, count = size + whole.nbytes, count + piece.rows.num_rows
+        filled.update(name for name in shape.schema.names if piece.rows[name].null_count < piece.rows.num_rows)
+        more += piece.more + others
+        for all_, new in ((found, piece.found), (without, left_out)):
+            more += max(0, len(all_) + len(new) - MOST_FOUND)
+            all_ += new[: MOST_FOUND - len(all_)]
+        for key, (rows, example) in piece.unknown.items():
+            before, first = unknown.get(key, (0, example))
+            unknown[key] = before + rows, first
+        if size > TABLE_BYTES or len(unknown) > MOST_KEYS:
+            what = f"{size_text(size)} of rows, {len(unknown)} unknown keys"
             raise BadAnswer(f"the list is far larger than any archive's: {what} so far. Check base_url")
-    table = pa.concat_tables(tables)
-    all_.more -= len(all_.found)
-    whole, without, more = _with_identity(table, shape)
-    more += all_.more
-    found = [*all_.found, *_unknown_keys(all_.unknown, table, shape), *without]
+    found += _unknown_keys(unknown, count, filled, shape) + without
     if more:
         found.append(Nonconformity(shape.fills, None, "", None, f"{more} more values or rows do not fit either"))
     report(found)
-    if table.num_rows and not whole.num_rows:
-        new = sorted(all_.unknown)
-        instead = f", they have {', '.join(new)} instead" if new else ""
+    table = pa.concat_tables(tables)
+    if count and not table.num_rows:
+        instead = f", they have {', '.join(sorted(unknown))} instead" if unknown else ""
         key = " and ".join(shape.table.key if shape.table else ())
-        raise BadAnswer(f"none of the {table.num_rows} rows of {shape.fills} has its {key}{instead}")
-    return whole
+        raise BadAnswer(f"none of the {count} rows of {shape.fills} has its {key}{instead}")
+    return table
 
 
-def _unknown_keys(unknown: dict[str, tuple[int, str]], table: pa.Table, shape: Shape) -> list[Nonconformity]:
+def _unknown_keys(
+    unknown: dict[str, tuple[int, str]], count: int, filled: set[str], shape: Shape
+) -> list[Nonconformity]:
     """Return the keys that no column takes, with the known ones that no row has: one may be the other's new name."""
-    if not unknown:
-        return []
-    absent = [k.name for k in shape.keys if k.column and table[k.column].null_count == table.num_rows]
+    absent = [k.name for k in shape.keys if k.column and k.column not in filled]
     lacking = f"; no row has {', '.join(absent)}" if absent else ""
     return [
-        Nonconformity(
-            shape.fills, None, key, example, f"no column takes this key of {n} of {table.num_rows} rows{lacking}"
-        )
+        Nonconformity(shape.fills, None, key, example, f"no column takes this key of {n} of {count} rows{lacking}")
         for key, (n, example) in unknown.items()
     ]
 

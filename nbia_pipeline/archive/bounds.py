@@ -283,7 +283,7 @@ def pieces_of_array(chunks: Iterable[bytes]) -> Iterator[bytes]:
             del buffer[: cut + 1]
             enough = PIECE_BYTES
         else:
-            _expect_no_giant(buffer)
+            _expect_no_giant(len(buffer))
             enough = min(
                 2 * len(buffer), ROW_BYTES + 1
             )  # to look again for each chunk would take the square of the time
@@ -298,19 +298,21 @@ def pieces_of_array(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _opened(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield what follows the bracket that opens the array; nothing of a body that is blank."""
-    chunks, buffer = iter(chunks), bytearray()
+    chunks, blanks, begun = iter(chunks), 0, b""
     for chunk in chunks:
-        buffer += chunk
-        if start := buffer.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS):
-            if start.startswith(b"["):
-                yield from itertools.chain((bytes(start[1:]),), chunks)
-            elif not codecs.BOM_UTF8.startswith(buffer):
-                raise not_a("a JSON array", bytes(start[:300]).decode("utf-8", "replace"))
-        _expect_no_giant(buffer)
+        begun += chunk
+        start = begun.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS)
+        if start.startswith(b"["):
+            yield from itertools.chain((start[1:],), chunks)
+        elif not codecs.BOM_UTF8.startswith(begun):
+            if start:
+                raise not_a("a JSON array", start[:300].decode("utf-8", "replace"))
+            blanks, begun = blanks + len(begun), b""
+            _expect_no_giant(blanks)
 
 
-def _expect_no_giant(buffer: bytearray) -> None:
-    if len(buffer) > ROW_BYTES:
+def _expect_no_giant(size: int) -> None:
+    if size > ROW_BYTES:
         raise BadAnswer(f"the list has a row, or blanks, of more than {size_text(ROW_BYTES)}: check base_url")
 
 

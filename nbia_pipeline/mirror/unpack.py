@@ -13,7 +13,7 @@ from pathlib import Path
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import instance_name
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
-from nbia_pipeline.mirror.zip_stream import LONGEST_NAME, Entry, InvalidZip, stream_entries
+from nbia_pipeline.mirror.zip_stream import LONGEST_NAME, MOST_ENTRIES, Entry, InvalidZip, stream_entries
 from nbia_pipeline.schema.digests import padded
 
 MD5_LIST = "md5hashes.csv"
@@ -107,7 +107,7 @@ class ZipBounds:
     @classmethod
     def announced(cls, size: int, count: int | None) -> ZipBounds:
         """Return the bounds of a series for which the archive announced `size` bytes in `count` files."""
-        return cls(size + SPARE_BYTES, 2 * (count or 0) + SPARE_FILES)
+        return cls(size + SPARE_BYTES, min(2 * (count or 0) + SPARE_FILES, MOST_ENTRIES))
 
 
 def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBounds) -> Unpacked:
@@ -268,17 +268,19 @@ def _listed_digests(pieces: Iterable[bytes], most: int) -> tuple[dict[str, str] 
 
     Args:
         pieces: the list.
-        most: rows that it may have.
+        most: lines that it may have.
 
     Returns:
         The list, and how it begins: its first 80 bytes that are more than blanks.
 
     Raises:
-        UnsafeZip: there are more rows.
+        UnsafeZip: there are more lines.
     """
     rows: dict[str, str] = {}
     separator, start = "", b""
-    for line in _lines(pieces):
+    for number, line in enumerate(_lines(pieces)):
+        if number > most:
+            raise UnsafeZip(f"{MD5_LIST} has more than {most} lines, far more than the archive announced files")
         text = line.decode("utf-8", "replace").lstrip("\ufeff")
         start = start or text.strip()[:80].encode()
         separator = separator or next((s for s in ",;\t" if s in text), "")
@@ -290,8 +292,6 @@ def _listed_digests(pieces: Iterable[bytes], most: int) -> tuple[dict[str, str] 
             continue
         if len(row) > 1:
             rows[row[0].strip()] = row[1].strip()
-        if len(rows) > most:
-            raise UnsafeZip(f"{MD5_LIST} lists more than {most} files, far more than the archive announced")
     return rows or None, start
 
 

@@ -250,31 +250,29 @@ def _copied_to_descriptor(source: _Source, entry: Entry) -> Iterator[bytes]:
         if not more:
             raise InvalidZip("the zip is truncated: the stream ended within a file")
         ahead += more
-        known, at = 0, ahead.find(_DESCRIPTOR)
-        # More follows a descriptor than the difference between its two forms.
-        while 0 <= at <= len(ahead) - _LONGEST_DESCRIPTOR:
-            crc = zlib.crc32(memoryview(ahead)[known:at], crc)
-            known = at
-            end = entry.packed + at
-            if ahead.startswith(crc.to_bytes(4, "little"), at + 4) and ahead.startswith(
-                _descriptors(crc, end, end), at
-            ):
-                break
+        at = ahead.find(_DESCRIPTOR)
+        while 0 <= at <= len(ahead) - _LONGEST_DESCRIPTOR and not _ends(ahead, at, crc, entry.packed):
             at = ahead.find(_DESCRIPTOR, at + 1)  # the same bytes in the midst of the contents
-        else:
-            # What could be the beginning of one waits for the next piece.
-            at = at if at >= 0 else max(known, len(ahead) - len(_DESCRIPTOR) + 1)
-            crc = zlib.crc32(memoryview(ahead)[known:at], crc)
-            entry.packed += at
-            if at:
-                yield ahead[:at]
-            ahead = ahead[at:]
-            continue
+        ended = 0 <= at <= len(ahead) - _LONGEST_DESCRIPTOR
+        if at < 0:  # a signature may be cut: what could be its beginning waits for the next piece
+            at = max(0, len(ahead) - len(_DESCRIPTOR) + 1)
+        known, ahead = ahead[:at], ahead[at:]
+        crc = zlib.crc32(known, crc)
         entry.packed += at
-        if at:
-            yield ahead[:at]
-        source.give_back(ahead[at:])
-        return
+        if known:
+            yield known
+        if ended:
+            source.give_back(ahead)
+            return
+
+
+def _ends(ahead: bytes, at: int, crc: int, packed: int) -> bool:
+    """Return whether there is the descriptor of contents that end there, after what `crc` and `packed` are of."""
+    end = packed + at
+    # The size is compared first: contents may be full of signatures.
+    if not ahead.startswith((end & _FULL).to_bytes(4, "little"), at + 8):
+        return False
+    return ahead.startswith(_descriptors(zlib.crc32(memoryview(ahead)[:at], crc), end, end), at)
 
 
 def _descriptors(crc: int, packed: int, size: int) -> tuple[bytes, ...]:
