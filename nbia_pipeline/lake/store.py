@@ -6,6 +6,7 @@ lake, with ``/``. What goes wrong is an OSError: see :mod:`nbia_pipeline.lake.fi
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -22,11 +23,13 @@ from fsspec.implementations.local import LocalFileSystem
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
-from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
+from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
+
+log = logging.getLogger(__name__)
 
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
 
@@ -149,6 +152,24 @@ class LocalStore(_Store):
         target.parent.mkdir(parents=True, exist_ok=True)
         staged.replace(target)
 
+    def keep(self, path: str, kept: str) -> None:
+        """Keep a file under another path too, before another one replaces it; there may be none.
+
+        Its data are on the disk already; a copy would be as new as the file that replaces it, and could be lost with
+        it.
+        """
+        staged = self._new_name()
+        try:
+            with suppress(*_MISSING):
+                os.link(self._folder / path, staged)
+                self.put_file(staged, kept)
+        except OSError as e:
+            log.debug("no link of %s (%s): it is copied", path, reason(e))
+            shutil.copyfile(self._folder / path, staged)
+            self.put_file(staged, kept)
+        finally:
+            staged.unlink(missing_ok=True)
+
     def make_workspace(self) -> Path:
         """Make a directory in the staging area; the caller removes it."""
         folder = self._new_name()
@@ -201,9 +222,9 @@ class LocalStore(_Store):
             self.publish_folder(self._staging / name, path)
 
     def staged(self) -> list[str]:
-        """Return the names of what is in the staging area of a disk besides locks and journal."""
+        """Return the names of what is in the staging area of a disk besides what is kept there for long."""
         names = (name for name in self.names_in(STAGING) if not is_foreign(name))
-        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
+        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL, EARLIER)]
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
@@ -269,6 +290,11 @@ class ObjectStore(_Store):
     def put_file(self, staged: Path, path: str) -> None:
         """Upload a file of a workspace."""
         self.fs.put_file(str(staged), self.full(path))
+
+    def keep(self, path: str, kept: str) -> None:
+        """Keep an object under another path too, before another one replaces it; there may be none."""
+        if self.exists(path):
+            self.fs.cp_file(self.full(path), self.full(kept))
 
     def make_workspace(self) -> Path:
         """Make a temporary directory; the caller removes it."""
