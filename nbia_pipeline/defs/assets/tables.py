@@ -23,6 +23,7 @@ from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialization_metadata
 from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
@@ -33,6 +34,7 @@ from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
 DESCRIPTIONS_AT_A_TIME = 8
 LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
 
+NO_EARLIER_VALUES = "Values that the archive does not send now cannot stay as they were"
 PATIENT_COUNT = "PatientCount"
 
 
@@ -77,7 +79,7 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
             known = lake.collections_of(t.SERIES)
-            before = lake.read_table(t.COLLECTIONS)
+            before = read_or_empty(lake, t.COLLECTIONS, lost=NO_EARLIER_VALUES)
             metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, before, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
@@ -97,7 +99,7 @@ def _values(
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
-            before = lake.read_table(table)
+            before = read_or_empty(lake, table, lost=NO_EARLIER_VALUES)
             metadata = _write(
                 table, client, lake, lambda: with_earlier(Fetched(fetch(client)), before, ENRICHED[table.name])
             )
