@@ -45,7 +45,7 @@ from nbia_pipeline.defs.jobs import (
 from nbia_pipeline.defs.naming import Naming, with_partition
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.errors import error_text
-from nbia_pipeline.lake import LakeError
+from nbia_pipeline.lake import DamagedFile, LakeError
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import SERIES
@@ -297,7 +297,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     busy = collections_in_progress(naming, context.instance)
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
-    runs, last = [], None
+    runs, damaged, last = [], [], None
     # Round-robin, starting after the collection where the last tick ended.
     for collection in sorted(mirrored, key=lambda c: (c <= (context.cursor or ""), c)):
         if time.monotonic() > deadline:
@@ -305,13 +305,20 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         last = collection
         if collection in busy:
             continue
-        if todo := preview(lake, collection, bounds=Bounds(retry=False)).todo:
+        try:
+            todo = preview(lake, collection, bounds=Bounds(retry=False)).todo
+        except DamagedFile as e:  # the others need not wait for it
+            context.log.warning(f"{collection}: {e}")
+            damaged.append(str(e))
+            continue
+        if todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
             runs.append(_run(naming, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
-    return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
+    why = damaged[0] if damaged else _no_backlog(settings, mirrored, sorted(busy & set(mirrored)))
+    return dg.SensorResult(skip_reason=f"Nothing was requested: {why}" if damaged else why, cursor=last)
 
 
 def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:

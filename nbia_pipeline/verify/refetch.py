@@ -13,10 +13,11 @@ from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import batches
+from nbia_pipeline.mirror.rebuild.tables import demoted
 from nbia_pipeline.mirror.receipt import Receipt
-from nbia_pipeline.mirror.series import NO_NEWER, wanted_series
+from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema.arrow import among
-from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.verify.inventory import VerifyResult
 
@@ -91,10 +92,8 @@ def _demote(lake: Lake, collection: str, findings: Mapping[str, str]) -> None:
     with lake.lock(Lock.COLLECTION, collection):
         receipts = lake.read_table(IMAGE_SERIES, collection)
         chosen = pc.and_(among(receipts["SeriesInstanceUID"], findings), pc.equal(receipts["Status"], COMPLETE))
-        nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
-        rows = [{**row, **nothing, "Status": PENDING} for row in receipts.filter(chosen).to_pylist()]
-        for row in rows:
-            row["Reason"] = f"its files in the lake were damaged: {findings[row['SeriesInstanceUID']]}"
-        demoted = pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema)
-        table = pa.concat_tables([receipts.filter(pc.invert(chosen)), demoted])
+        rows = [demoted(row, findings[row["SeriesInstanceUID"]]) for row in receipts.filter(chosen).to_pylist()]
+        table = pa.concat_tables(
+            [receipts.filter(pc.invert(chosen)), pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema)]
+        )
         lake.write_table(IMAGE_SERIES, table.sort_by("SeriesInstanceUID"), collection)

@@ -63,7 +63,7 @@ def build_changes_asset(naming: Naming, settings: Settings) -> dg.AssetsDefiniti
 def record_collections(
     naming: Naming, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
 ) -> None:
-    """Record the changes of some collections, from a step of another asset; a damaged table stops its collection only."""
+    """Record the changes of some collections, from a step of another asset; damage stops its collection only."""
     for collection in collections:
         reasons = reasons_from(naming, context)
         try:
