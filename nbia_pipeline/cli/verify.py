@@ -21,7 +21,7 @@ from nbia_pipeline.text import did_you_mean, matching, size_text, unmatched
 from nbia_pipeline.verify.inventory import VerifyResult
 from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_series, plan_verification, read_again
-from nbia_pipeline.verify.tables import OF_IMAGES, TableDamage, damaged_tables, repair_tables
+from nbia_pipeline.verify.tables import OF_IMAGES, TableDamage, damaged_tables, repair_tables, stored_collections
 
 PROGRESS_SECONDS = 10.0
 SHOWN = 10
@@ -69,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _verify(settings: Settings, options: argparse.Namespace) -> int:
     lake = Lake(settings.lake)
-    tables = damaged_tables(lake, options.collections or None)
-    with_damage = {d.collection for d in tables if d.collection}
-    stored = sorted(with_damage.union(lake.collections_of(IMAGE_SERIES)))
+    chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
+    tables = damaged_tables(lake, chosen)
+    stored = sorted({*lake.collections_of(IMAGE_SERIES), *(d.collection for d in tables if d.of_collection)})
     for name, similar in unmatched(options.collections, stored).items():
         hint = did_you_mean(similar, f"it has images of {', '.join(stored) or 'none'}")
         return fail(f"the lake has no images of {name!r}: {hint}", WRONG_CALL)
@@ -123,8 +123,7 @@ def _repaired_tables(settings: Settings, lake: Lake, damaged: Sequence[TableDama
         print(f"  {damage}", flush=True)
     with connect(settings) as client:
         repair_tables(client, lake, settings, damaged)
-    names = {d.collection for d in damaged if d.collection}
-    left = damaged_tables(lake, None if len(names) < len(damaged) else names)
+    left = damaged_tables(lake, {d.collection for d in damaged} if all(d.of_collection for d in damaged) else None)
     print(f"repaired {len(damaged) - len(left):,} of {len(damaged):,} tables", flush=True)
     return left
 

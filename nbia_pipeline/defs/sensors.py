@@ -46,6 +46,7 @@ from nbia_pipeline.defs.naming import Naming, with_partition
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import DamagedFile, LakeError
+from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import SERIES
@@ -310,6 +311,8 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         except DamagedFile as e:  # the others need not wait for it
             context.log.warning(f"{collection}: {e}")
             damaged.append(str(e))
+            if not damage_of(lake, SERIES, collection):  # a run of the images makes all the others again
+                runs.append(_run(naming, IMAGES_JOB, collection, f"{_short(e)}:{today}"))
             continue
         if todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.

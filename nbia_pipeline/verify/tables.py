@@ -41,16 +41,21 @@ class TableDamage:
 
     Attributes:
         table: which one.
-        collection: the partition, None for an unpartitioned table.
+        collection: the partition; ``~archive`` for a table of the entire archive.
         what: what is wrong with it, and what to do.
     """
 
     table: Table
-    collection: str | None
+    collection: str
     what: str
 
+    @property
+    def of_collection(self) -> bool:
+        """Whether it is about a collection."""
+        return self.collection != NO_COLLECTION
+
     def __str__(self) -> str:
-        return f"{self.collection or 'the archive'}: table {self.table.name}, {self.what}"
+        return f"{self.collection}: table {self.table.name}, {self.what}"
 
 
 def stored_collections(lake: Lake) -> list[str]:
@@ -80,18 +85,23 @@ def damaged_tables(lake: Lake, collections: Collection[str] | None = None) -> li
 
 def _damage(lake: Lake, table: Table, collection: str | None) -> TableDamage | None:
     damage = damage_of(lake, table, collection)
-    return TableDamage(table, collection, str(damage)) if damage else None
+    return TableDamage(table, collection or NO_COLLECTION, str(damage)) if damage else None
 
 
 def _damaged_of(lake: Lake, collection: str) -> Iterator[TableDamage | None]:
     receipts = why_receipts_are_lost(lake, collection)
-    instances = damage_of(lake, t.INSTANCES, collection) if receipts else None
+    if receipts:
+        there = lake.has_table(t.INSTANCES, collection)
+        missing = f"{table_path(t.INSTANCES.name, collection)} is missing"
+        instances = damage_of(lake, t.INSTANCES, collection) if there else missing
+    else:
+        instances = why_instances_are_lost(lake, collection, whole=True)
     special = {
         t.SERIES: _why_series_is_lost(lake, collection),
         t.SERIES_CHANGES: why_feed_is_lost(lake, collection),
         t.SERIES_SEEN: why_state_is_lost(lake, collection),
         t.IMAGE_SERIES: receipts,
-        t.INSTANCES: instances if receipts else why_instances_are_lost(lake, collection, whole=True),
+        t.INSTANCES: instances,
     }
     for table in TABLES.values():
         if table in special:
@@ -121,8 +131,8 @@ def repair_tables(client: NbiaClient, lake: Lake, settings: Settings, damaged: S
         ArchiveError: the archive cannot be asked; what was made again by then stays.
         LakeError: the lake cannot be read or written.
     """
-    _repair_catalog(client, lake, settings, {d.table for d in damaged if d.collection in (None, NO_COLLECTION)})
-    for collection in sorted({d.collection for d in damaged if d.collection} - {NO_COLLECTION}):
+    _repair_catalog(client, lake, settings, {d.table for d in damaged if not d.of_collection})
+    for collection in sorted({d.collection for d in damaged if d.of_collection}):
         _repair(client, lake, settings, collection, {d.table for d in damaged if d.collection == collection})
 
 
