@@ -36,15 +36,18 @@ def restore_feed(lake: Lake, collection: str) -> list[str]:
         DamagedFile: the state is damaged and so is the ``series`` table, from which it would follow.
         LakeError: the lake cannot be read or written.
     """
-    found = []
-    if why := why_feed_is_lost(lake, collection):
-        found.append(_restore_rows(lake, collection, why))
-    if why := why_state_is_lost(lake, collection):
-        found.append(_restore_state(lake, collection, why))
-    if why := _fit_positions(lake, collection):
-        found.append(why)
-    for sentence in found:
+    found: list[str] = []
+
+    def found_that(sentence: str) -> None:
         log.warning("%s: %s", collection, sentence)
+        found.append(sentence)
+
+    if why := why_feed_is_lost(lake, collection):
+        found_that(_restore_rows(lake, collection, why))
+    if why := why_state_is_lost(lake, collection):
+        found_that(_restore_state(lake, collection, why))
+    if why := _fit_positions(lake, collection):
+        found_that(why)
     return found
 
 
