@@ -32,6 +32,7 @@ from nbia_pipeline.defs.jobs import (
     tables_config,
 )
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.defs.slots import owned, watched
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.mirror.selection import read_manifest
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     home = dagster_home()
     print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
     try:
-        with dg.DagsterInstance.get() as instance:
+        with dg.DagsterInstance.get() as instance, watched(instance, Naming().pool, to_stderr):
             outcome = run_main_job(
                 settings,
                 instance,
@@ -109,7 +110,7 @@ def run_main_job(
         return runner.outcome
     values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
     runner.run(CATALOG_JOB, "values", asset_selection=values)
-    lake = Lake(settings.lake)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
@@ -154,11 +155,22 @@ class _Runner:
     on_progress: Callable[[str], None]
     outcome: Outcome = field(default_factory=Outcome)
 
-    def run(self, job: str, label: str, config: Mapping[str, Any] | None = None, **how: Any) -> bool:
+    def run(
+        self,
+        job: str,
+        label: str,
+        config: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> bool:
         """Run one job and add its results to the outcome; False if it failed."""
         started = time.perf_counter()
         result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
-            instance=self.instance, run_config={**_QUIET, **(config or {})}, raise_on_error=False, **how
+            instance=self.instance,
+            run_config={**_QUIET, **(config or {})},
+            raise_on_error=False,
+            **owned(tags),
+            **how,
         )
         seconds = time.perf_counter() - started
         self.outcome.seconds[job] += seconds

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify(settings: Settings, options: argparse.Namespace) -> int:
-    lake = Lake(settings.lake)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
     tables = damaged_tables(lake, chosen)
     stored = sorted({*lake.collections_of(IMAGE_SERIES), *(d.collection for d in tables if d.of_collection)})

@@ -6,9 +6,9 @@ lake, with ``/``. What goes wrong is an OSError: see :mod:`nbia_pipeline.lake.fi
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,24 +21,30 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.address import is_uri
+from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
-from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
+from nbia_pipeline.lake.flush import Flush
+from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_foreign
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, is_dead, object_lock, this_process
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
+BeforeReplacing = Callable[[], object]
+"""Called before files of a series are replaced in place, which no receipt may describe any more from then on."""
 
-log = logging.getLogger(__name__)
+_WORKSPACE = "nbia-"
+"""What the names of temporary directories begin with; the name of their process follows."""
 
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
 
 
-def open_store(address: str) -> Store:
+def open_store(address: str, *, fsync: bool = True) -> Store:
     """Return the store of a lake.
 
     Args:
         address: absolute directory or URI; see :func:`~nbia_pipeline.address.lake_address`.
+        fsync: flush to the disk what is written; an object store does so by itself.
 
     Raises:
         LakeError: it is a file, no file system is known for the URI, or its store refuses.
@@ -47,7 +53,7 @@ def open_store(address: str) -> Store:
         if os.path.isfile(address):  # noqa: PTH113 - Path raises where a name is too long
             raise LakeError(f"the lake {address} is a file: set it to a directory", arguments=("lake",))
         # Not by its URL: fsspec would cut a path at `::`.
-        return LocalStore(LocalFileSystem(), address)
+        return LocalStore(LocalFileSystem(), address, Flush(Path(address), off=not fsync))
     what = "set it to a directory, or to a URI whose fsspec package is installed"
     try:
         translated(fsspec.get_filesystem_class, address.partition("://")[0])
@@ -118,12 +124,21 @@ class _Store:
 
 
 class LocalStore(_Store):
-    """A directory on a disk: a file or folder is replaced by a rename from the staging area on the same file system."""
+    """A directory on a disk: a file or folder is replaced by a rename from the staging area on the same file system.
 
-    def __init__(self, fs: Any, root: str) -> None:
+    What is renamed was flushed to the disk before, so that after a loss of power no name stands for half of a content.
+
+    Args:
+        fs: fsspec's local file system.
+        root: absolute directory of the lake.
+        flush: flushes what is written below it.
+    """
+
+    def __init__(self, fs: Any, root: str, flush: Flush) -> None:
         super().__init__(fs, root)
         self._folder = Path(root)
         self._staging = self._folder / STAGING
+        self._flush = flush
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder.
@@ -148,24 +163,29 @@ class LocalStore(_Store):
 
     def put_file(self, staged: Path, path: str) -> None:
         """Move a file of a workspace to its path in the lake; missing folders are made."""
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(target)
+        self._flush.file(staged)
+        self._flush.names(self._moved(staged, self._folder / path))
 
-    def keep(self, path: str, kept: str) -> None:
-        """Keep a file under another path too, before another one replaces it; there may be none.
-
-        Its data are on the disk already; a copy would be as new as the file that replaces it, and could be lost with
-        it.
-        """
+    def note(self, path: str, data: bytes) -> None:
+        """Write a small file, completely or not at all, which may be empty if power is lost before :meth:`flush`."""
+        if not self._flush.as_a_whole:
+            return self.put(path, data)
         staged = self._new_name()
         try:
-            with suppress(*_MISSING):
-                os.link(self._folder / path, staged)
-                self.put_file(staged, kept)
-        except OSError as e:
-            log.debug("no link of %s (%s): it is copied", path, reason(e))
-            shutil.copyfile(self._folder / path, staged)
+            staged.write_bytes(data)
+            self._moved(staged, self._folder / path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Make sure that all that was written, moved and noted before survives a loss of power."""
+        self._flush.everything()
+
+    def keep(self, path: str, kept: str) -> None:
+        """Keep a file under another path too, before another one replaces it."""
+        staged = self._new_name()
+        try:
+            link_or_copy(self._folder / path, staged)
             self.put_file(staged, kept)
         finally:
             staged.unlink(missing_ok=True)
@@ -178,24 +198,23 @@ class LocalStore(_Store):
 
     def publish_folder(self, staged: Path, path: str) -> None:
         """Make a directory of a workspace a folder of the lake; an older one is moved aside and removed afterwards."""
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = staged.parent / f"{staged.name}.old"
-        if target.exists():
-            target.rename(aside)
-        try:
-            staged.rename(target)
-        except OSError:
-            if aside.exists():
-                aside.rename(target)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+        self._flush.files(staged)
+        self._move_folder(staged, path)
 
-    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
+    def publish(
+        self,
+        staged: Path,
+        path: str,
+        collection: str,
+        series_uid: str,
+        record: Record,
+        before_replacing: BeforeReplacing,
+    ) -> None:
         """Make the files of a staged directory the content of a series' folder, and record that in the journal.
 
         On a disk the entry comes first and names the staged directory: after a crash :meth:`publish_staged` makes the
-        move. An object store has the files first and the entry after, without a name.
+        move. Where the folder is there already, the move is left to that in any case: whoever calls it sees to it that
+        no receipt describes the older files. An object store has the files first and the entry after, without a name.
 
         Args:
             staged: directory in a workspace that has just the files; it is moved away.
@@ -203,23 +222,60 @@ class LocalStore(_Store):
             collection: of the series, for the locks.
             series_uid: of the series, for the locks.
             record: writes the entry.
+            before_replacing: called before older files are replaced here.
 
         Raises:
             LakeError: a lock was lost.
         """
+        self._flush.files(staged)
         with self.lock(Lock.COLLECTION, collection):
-            entry = record(staged.relative_to(self._staging).as_posix())
+            replaces = (self._folder / path).exists()
+            if replaces:  # out of the workspace, which is removed
+                staged = staged.rename(self._new_name())
+            entry = ""
             try:
-                self.publish_folder(staged, path)
-            except OSError:
-                # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
-                self.remove(entry)
+                entry = record(staged.relative_to(self._staging).as_posix())
+                if not replaces:
+                    self._move_folder(staged, path)
+            except (OSError, LakeError):
+                # Not a crash: the staged files go, so the entry must not outlive them.
+                if entry:
+                    self.remove(entry)
+                shutil.rmtree(staged, ignore_errors=True)
                 raise
 
-    def publish_staged(self, name: str, path: str) -> None:
-        """Publish a staged directory that an entry of the journal names, if it still exists; hold the lock for it."""
-        if (self._staging / name).exists():
-            self.publish_folder(self._staging / name, path)
+    def publish_staged(self, name: str, path: str) -> bool:
+        """Publish a staged directory that an entry of the journal names; hold the lock for it.
+
+        Returns:
+            Whether it still existed: it is gone if that was done before.
+        """
+        if not (self._staging / name).exists():
+            return False
+        self._move_folder(self._staging / name, path)
+        return True
+
+    def _move_folder(self, staged: Path, path: str) -> None:
+        target = self._folder / path
+        aside = staged.parent / f"{staged.name}.old"
+        if target.exists():
+            target.rename(aside)
+        try:
+            changed = self._moved(staged, target)
+        except OSError:
+            if aside.exists():
+                aside.rename(target)
+            raise
+        if not self._flush.as_a_whole:
+            self._flush.names(changed)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _moved(self, staged: Path, target: Path) -> list[Path]:
+        """Move a file or directory, and return the folders that list something new."""
+        missing = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(target)
+        return [target.parent, *(folder.parent for folder in missing)]
 
     def staged(self) -> list[str]:
         """Return the names of what is in the staging area of a disk besides what is kept there for long."""
@@ -251,9 +307,9 @@ class LocalStore(_Store):
         if folder.is_dir():
             aside = self._new_name(".old")
             folder.rename(aside)
-            _delete(aside)
+            delete(aside)
         for above in folder.relative_to(self._folder).parents:
-            if len(above.parts) == 1 or not _removed_if_empty(self._folder / above):
+            if len(above.parts) == 1 or not removed_if_empty(self._folder / above):
                 return
 
     @contextmanager
@@ -292,13 +348,17 @@ class ObjectStore(_Store):
         self.fs.put_file(str(staged), self.full(path))
 
     def keep(self, path: str, kept: str) -> None:
-        """Keep an object under another path too, before another one replaces it; there may be none."""
-        if self.exists(path):
-            self.fs.cp_file(self.full(path), self.full(kept))
+        """Keep an object under another path too, before another one replaces it."""
+        self.fs.cp_file(self.full(path), self.full(kept))
+
+    note = put
+
+    def flush(self) -> None:
+        """Do nothing: an object is stored for good when the store says so."""
 
     def make_workspace(self) -> Path:
-        """Make a temporary directory; the caller removes it."""
-        return Path(tempfile.mkdtemp(prefix="nbia-"))
+        """Make a temporary directory, named after this process; the caller removes it."""
+        return Path(tempfile.mkdtemp(prefix=f"{_WORKSPACE}{this_process()}."))
 
     def publish_folder(self, staged: Path, path: str) -> None:
         """Upload the files of a directory of a workspace to a folder of the lake, then remove older ones."""
@@ -309,25 +369,40 @@ class ObjectStore(_Store):
             if old not in names and not is_foreign(old):
                 self.fs.rm(self.full(f"{path}/{old}"))
 
-    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
+    def publish(
+        self,
+        staged: Path,
+        path: str,
+        collection: str,
+        series_uid: str,
+        record: Record,
+        before_replacing: BeforeReplacing,
+    ) -> None:
         """Upload the files before the entry of the journal is written, which names no staged directory."""
         # An upload takes its time: it keeps others from this series only, not from the collection.
         with self.lock(Lock.SERIES, collection, series_uid) as expect_held:
+            if self.names_in(path):
+                before_replacing()
             self.publish_folder(staged, path)
             expect_held()
             with self.lock(Lock.COLLECTION, collection):
                 record(None)
 
-    def publish_staged(self, name: str, path: str) -> None:
-        """Do nothing: files are uploaded before their entry is written."""
+    def publish_staged(self, name: str, path: str) -> bool:
+        """Return False: files are uploaded before their entry is written."""
+        return False
 
     def staged(self) -> list[str]:
         """Return nothing: there is no staging area except for locks and journal."""
         return []
 
     def sweep(self, keep: set[str]) -> int:
-        """Do nothing and return 0, for the same reason."""
-        return 0
+        """Remove the temporary directories that dead processes of this user left, and return how many that were."""
+        named = Path(tempfile.gettempdir()).glob(f"{_WORKSPACE}*")
+        dead = [entry for entry in named if is_dead(entry.name.removeprefix(_WORKSPACE)) and _is_private(entry)]
+        for entry in dead:
+            shutil.rmtree(entry, ignore_errors=True)
+        return len(dead)
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder; it may be gone already."""
@@ -354,27 +429,15 @@ def _name(entry: Any) -> str:
     return str(entry).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _delete(folder: Path) -> None:
-    """Delete a folder. What others hold open in it, such as ``.nfs*``, stays, out of the way, until a later sweep."""
-    shutil.rmtree(folder, ignore_errors=True)
-    left = (file for file in folder.rglob("*") if not file.is_dir())
-    if not all(is_foreign(file.relative_to(folder).as_posix()) for file in left):
-        shutil.rmtree(folder)  # raises the reason
+def _is_private(entry: Path) -> bool:
+    """Return whether this user made a directory that is closed to others: anybody may use such a name."""
+    try:
+        status = entry.lstat()
+    except FileNotFoundError:
+        return False  # another run removed it
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) == 0o700
 
 
 def _unless_missing(error: OSError) -> None:
     if not isinstance(error, _MISSING):
         raise error
-
-
-def _removed_if_empty(folder: Path) -> bool:
-    """Remove a folder that is empty, or has nothing but what a file manager noted about what was in it."""
-    try:
-        left = list(folder.iterdir())
-        if all(is_folder_note(entry.name) and entry.is_file() for entry in left):
-            for entry in left:
-                entry.unlink(missing_ok=True)
-        folder.rmdir()
-    except OSError as e:  # if it is still there, it is not empty
-        return isinstance(e, FileNotFoundError)
-    return True

@@ -25,6 +25,7 @@ from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.damage import damage_of, remove_if_damaged
 from nbia_pipeline.lake.layout import collection_path, series_path, table_path
 from nbia_pipeline.mirror.commit import instances_of
+from nbia_pipeline.mirror.journal import revoked_receipts
 from nbia_pipeline.mirror.rebuild.files import (
     Differs,
     Folder,
@@ -35,11 +36,11 @@ from nbia_pipeline.mirror.rebuild.files import (
 )
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.repair import Proofs
-from nbia_pipeline.mirror.series import COLUMNS, NO_NEWER, WantedSeries, has_files
+from nbia_pipeline.mirror.series import COLUMNS, WantedSeries, has_files
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.mirror.upgrade import upgraded
 from nbia_pipeline.schema.digests import series_md5
-from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES, SERIES_SEEN
 from nbia_pipeline.text import first_of
 
@@ -53,6 +54,7 @@ PIECE_SERIES = 100
 READ_WHOLE_BYTES = 50_000_000
 
 _UID = "SeriesInstanceUID"
+_DAMAGED = "its files in the lake were damaged"
 _LOST_ANNOTATIONS = "The annotation files are fetched again; those of withdrawn series stay without a row"
 
 Row = dict[str, Any]
@@ -114,7 +116,8 @@ def restore(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         lake.write_pieces(INSTANCES, found.pieces(), collection, may_empty=True)
         expect_held()
         table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
-        table = pa.concat_tables([work.others(), table]).sort_by(_UID)
+        why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
+        table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
         lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
     log.warning("%s: the tables of the images were made again: %s", collection, work.result)
     return work.result
@@ -147,12 +150,6 @@ def why_instances_are_lost(lake: Lake, collection: str, *, whole: bool = False) 
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
     lost = pc.any(has_files(receipts), min_count=0).as_py()
     return f"{path} is missing, and there are receipts of files" if lost else None
-
-
-def demoted(row: Row, why: str) -> Row:
-    """Return the receipt of a series whose files are damaged: ``pending``, so that nobody relies on them."""
-    nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
-    return {**row, **nothing, "Status": PENDING, "Reason": f"its files in the lake were damaged: {why}"}
 
 
 class _Rebuild:
@@ -226,7 +223,7 @@ class _ByReceipts:
         except Differs as e:
             if uid in self._listed and row["Status"] == COMPLETE:
                 self.result.pending[uid] = str(e)
-                return demoted(row, str(e)), ()
+                return row, ()
             # It cannot be fetched again: what is there stays, and verify finds that it is not as it was fetched.
             self.result.left.append(f"{path} ({e})")
             return row, instances
@@ -281,11 +278,13 @@ class _ByArchive:
             if folder.uid not in self._listed:
                 return None
             self.result.pending[folder.uid] = str(e)
-            return demoted(_blank(wanted), str(e)), ()
+            return _blank(wanted), ()
         self.result.complete += 1
         self.result.files += len(instances)
         return Receipt(there, COMPLETE, 0, instances, verified_by=proof).row(), instances
 
 
 def _blank(wanted: WantedSeries) -> Row:
-    return {**dict.fromkeys(IMAGE_SERIES.schema.names), **asdict(wanted), "Attempts": 0, "Healed": 0}
+    """Return a receipt without figures; it is revoked before it is written."""
+    blank = dict.fromkeys(IMAGE_SERIES.schema.names)
+    return {**blank, **asdict(wanted), "Status": COMPLETE, "Attempts": 0, "Healed": 0}
