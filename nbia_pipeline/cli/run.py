@@ -33,8 +33,10 @@ from nbia_pipeline.defs.jobs import (
 )
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
 from nbia_pipeline.defs.slots import owned, watched
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.mirror.selection import read_manifest
+from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings
@@ -117,7 +119,7 @@ def run_main_job(
         runner.run(TABLES_JOB, label, tables, tags={RANGE_START: first, RANGE_END: last})
     config = images_config(naming, **(images or {}))
     for collection in (c for c in kept if settings.mirrors_images_of(c)):
-        if lake.count_rows(SERIES, collection):
+        if _rows(lake, SERIES, collection):
             runner.run(IMAGES_JOB, collection, config, partition_key=collection)
     runner.outcome.partly = bool(images)
     runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
@@ -126,14 +128,23 @@ def run_main_job(
 
 def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
     """Return what the lake has of a collection: see :attr:`Outcome.collections`."""
-    receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "ImageCount", "Bytes"])
+    columns = ["Status", "ImageCount", "Bytes"]
+    receipts = read_or_empty(lake, IMAGE_SERIES, collection, columns, lost="Its figures are not shown")
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
-    figures = Counter({table.name: lake.count_rows(table, collection) for table in PARTITIONED})
+    figures = Counter({table.name: _rows(lake, table, collection) for table in PARTITIONED})
     figures["complete"] = complete.num_rows
     figures["wanted"] = figures[SERIES.name] if settings.mirrors_images_of(collection) else 0
     figures["files"] = pc.sum(complete["ImageCount"]).as_py() or 0
     figures["bytes"] = pc.sum(complete["Bytes"]).as_py() or 0
     return figures
+
+
+def _rows(lake: Lake, table: Table, collection: str) -> int:
+    """Return how many rows a table has; none if it is damaged: then the step failed that should have listed it."""
+    try:
+        return lake.count_rows(table, collection)
+    except DamagedFile:
+        return 0
 
 
 @dataclass

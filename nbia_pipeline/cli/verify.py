@@ -21,6 +21,7 @@ from nbia_pipeline.text import did_you_mean, matching, size_text, unmatched
 from nbia_pipeline.verify.inventory import VerifyResult
 from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_series, plan_verification, read_again
+from nbia_pipeline.verify.tables import OF_IMAGES, TableDamage, damaged_tables, repair_tables, stored_collections
 
 PROGRESS_SECONDS = 10.0
 SHOWN = 10
@@ -33,7 +34,8 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
-        "Reads the image files in the lake again and compares size and MD5 with those recorded when they were fetched. "
+        "Reads the tables in the lake, then the image files, and compares size and MD5 with those recorded when they "
+        "were fetched. "
         "Series found damaged come first, then those that have gone unread for longest; with --for, each call "
         "continues where the last one stopped. Exit code: 0 everything was read and is intact, 1 damage was found or "
         "verification failed, 2 wrong usage, 3 time ran out before everything was read, and no damage was found."
@@ -48,7 +50,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=count, default=3, metavar="N", help="series at a time (%(default)s)")
     parser.add_argument("--ask-archive", action="store_true", help="also compare with the archive's own digests")
     parser.add_argument(
-        "--repair", "--mend", action="store_true", help="fetch damaged series again, and read them once more"
+        "--repair",
+        "--mend",
+        action="store_true",
+        help="make damaged tables again, fetch damaged series again, and read them once more",
     )
 
 
@@ -64,10 +69,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _verify(settings: Settings, options: argparse.Namespace) -> int:
     lake = Lake(settings.lake, fsync=settings.fsync)
-    stored = lake.collections_of(IMAGE_SERIES)
+    chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
+    tables = damaged_tables(lake, chosen)
+    stored = sorted({*lake.collections_of(IMAGE_SERIES), *(d.collection for d in tables if d.of_collection)})
     for name, similar in unmatched(options.collections, stored).items():
         hint = did_you_mean(similar, f"it has images of {', '.join(stored) or 'none'}")
         return fail(f"the lake has no images of {name!r}: {hint}", WRONG_CALL)
+    tables = _repaired_tables(settings, lake, tables) if options.repair and tables else tables
+    for damage in tables:
+        to_stderr(str(damage))
+    unread = {d.collection for d in tables if d.table in OF_IMAGES}
+    stored = [c for c in lake.collections_of(IMAGE_SERIES) if c not in unread]
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     planned = plan_verification(
         lake,
@@ -95,13 +107,25 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
         )
     print(_summary(done))
     _print_damage(done.damaged)
-    left = NOT_ALL if done.stopped else 0
+    left = 1 if tables else NOT_ALL if done.stopped else 0
     if not done.damaged:
         return left
     if options.repair:
         return left if _repaired(settings, lake, done.damaged) else 1
     print(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
     return 1
+
+
+def _repaired_tables(settings: Settings, lake: Lake, damaged: Sequence[TableDamage]) -> list[TableDamage]:
+    """Make damaged tables again, and return what is still damaged."""
+    lake.check_writable()
+    for damage in damaged:
+        print(f"  {damage}", flush=True)
+    with connect(settings) as client:
+        repair_tables(client, lake, settings, damaged)
+    left = damaged_tables(lake, {d.collection for d in damaged} if all(d.of_collection for d in damaged) else None)
+    print(f"repaired {len(damaged) - len(left):,} of {len(damaged):,} tables", flush=True)
+    return left
 
 
 def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:

@@ -46,7 +46,8 @@ from nbia_pipeline.defs.naming import Naming, with_partition
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.defs.slots import release_dead_runs
 from nbia_pipeline.errors import error_text
-from nbia_pipeline.lake import LakeError
+from nbia_pipeline.lake import DamagedFile, LakeError
+from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import SERIES
@@ -299,7 +300,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     busy = collections_in_progress(naming, context.instance)
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
-    runs, last = [], None
+    runs, damaged, last = [], [], None
     # Round-robin, starting after the collection where the last tick ended.
     for collection in sorted(mirrored, key=lambda c: (c <= (context.cursor or ""), c)):
         if time.monotonic() > deadline:
@@ -307,13 +308,22 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         last = collection
         if collection in busy:
             continue
-        if todo := preview(lake, collection, bounds=Bounds(retry=False)).todo:
+        try:
+            todo = preview(lake, collection, bounds=Bounds(retry=False)).todo
+        except DamagedFile as e:  # the others need not wait for it
+            context.log.warning(f"{collection}: {e}")
+            damaged.append(str(e))
+            if not damage_of(lake, SERIES, collection):  # a run of the images makes all the others again
+                runs.append(_run(naming, IMAGES_JOB, collection, f"{_short(e)}:{today}"))
+            continue
+        if todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
             runs.append(_run(naming, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
-    return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
+    why = damaged[0] if damaged else _no_backlog(settings, mirrored, sorted(busy & set(mirrored)))
+    return dg.SensorResult(skip_reason=f"Nothing was requested: {why}" if damaged else why, cursor=last)
 
 
 def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:

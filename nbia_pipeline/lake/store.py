@@ -21,10 +21,11 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.address import is_uri
+from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.flush import Flush
-from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
+from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_foreign
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, is_dead, object_lock, this_process
 
 Record = Callable[["str | None"], str]
@@ -180,6 +181,15 @@ class LocalStore(_Store):
         """Make sure that all that was written, moved and noted before survives a loss of power."""
         self._flush.everything()
 
+    def keep(self, path: str, kept: str) -> None:
+        """Keep a file under another path too, before another one replaces it."""
+        staged = self._new_name()
+        try:
+            link_or_copy(self._folder / path, staged)
+            self.put_file(staged, kept)
+        finally:
+            staged.unlink(missing_ok=True)
+
     def make_workspace(self) -> Path:
         """Make a directory in the staging area; the caller removes it."""
         folder = self._new_name()
@@ -268,9 +278,9 @@ class LocalStore(_Store):
         return [target.parent, *(folder.parent for folder in missing)]
 
     def staged(self) -> list[str]:
-        """Return the names of what is in the staging area of a disk besides locks and journal."""
+        """Return the names of what is in the staging area of a disk besides what is kept there for long."""
         names = (name for name in self.names_in(STAGING) if not is_foreign(name))
-        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
+        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL, EARLIER)]
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
@@ -297,9 +307,9 @@ class LocalStore(_Store):
         if folder.is_dir():
             aside = self._new_name(".old")
             folder.rename(aside)
-            _delete(aside)
+            delete(aside)
         for above in folder.relative_to(self._folder).parents:
-            if len(above.parts) == 1 or not _removed_if_empty(self._folder / above):
+            if len(above.parts) == 1 or not removed_if_empty(self._folder / above):
                 return
 
     @contextmanager
@@ -336,6 +346,10 @@ class ObjectStore(_Store):
     def put_file(self, staged: Path, path: str) -> None:
         """Upload a file of a workspace."""
         self.fs.put_file(str(staged), self.full(path))
+
+    def keep(self, path: str, kept: str) -> None:
+        """Keep an object under another path too, before another one replaces it."""
+        self.fs.cp_file(self.full(path), self.full(kept))
 
     note = put
 
@@ -424,27 +438,6 @@ def _is_private(entry: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) == 0o700
 
 
-def _delete(folder: Path) -> None:
-    """Delete a folder. What others hold open in it, such as ``.nfs*``, stays, out of the way, until a later sweep."""
-    shutil.rmtree(folder, ignore_errors=True)
-    left = (file for file in folder.rglob("*") if not file.is_dir())
-    if not all(is_foreign(file.relative_to(folder).as_posix()) for file in left):
-        shutil.rmtree(folder)  # raises the reason
-
-
 def _unless_missing(error: OSError) -> None:
     if not isinstance(error, _MISSING):
         raise error
-
-
-def _removed_if_empty(folder: Path) -> bool:
-    """Remove a folder that is empty, or has nothing but what a file manager noted about what was in it."""
-    try:
-        left = list(folder.iterdir())
-        if all(is_folder_note(entry.name) and entry.is_file() for entry in left):
-            for entry in left:
-                entry.unlink(missing_ok=True)
-        folder.rmdir()
-    except OSError as e:  # if it is still there, it is not empty
-        return isinstance(e, FileNotFoundError)
-    return True

@@ -48,8 +48,9 @@ def contents(folder: Path) -> dict[str, object]:
 
 def leftovers(folder: Path) -> list[str]:
     staging = folder / "a lake" / ".staging"
-    known = ("locks", "journal")
-    return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] != "locks"] + [
+    known = ("locks", "journal", "earlier")
+    kept = ("locks", "earlier")
+    return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] not in kept] + [
         p.name for p in staging.iterdir() if p.name not in known
     ]
 

@@ -13,6 +13,7 @@ from nbia_pipeline.defs.metadata import definition_metadata
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings
@@ -119,7 +120,8 @@ def largest_first(lake: Lake, collections: list[str]) -> list[str]:
 
     Collections without a known number come last, in the given order.
     """
-    known = lake.read_table(COLLECTIONS, columns=["Collection", "PatientCount"])
+    columns = ["Collection", "PatientCount"]
+    known = read_or_empty(lake, COLLECTIONS, columns=columns, lost="The collections are taken in any order")
     patients = dict(zip(known["Collection"].to_pylist(), known["PatientCount"].to_pylist(), strict=True))
     return sorted(collections, key=lambda c: -(patients.get(c) or 0))
 

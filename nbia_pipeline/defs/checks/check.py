@@ -11,7 +11,7 @@ import dagster as dg
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import NbiaResource
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.settings import Settings
 
 SHOWN = 10
@@ -101,10 +101,14 @@ def build_check(
                 naming.archive_of(context) if needs_archive else None,
                 step.partition_key if step.has_partition_key else None,
             )
-            report = find(subject)
-            findings = iter(report.findings)
-            first = list(islice(findings, SHOWN))
-            count = len(first) + sum(1 for _ in findings)
+            try:
+                report = find(subject)
+                findings = iter(report.findings)
+                first = list(islice(findings, SHOWN))
+                count = len(first) + sum(1 for _ in findings)
+            except DamagedFile as e:
+                report = Report([], remedy=lambda first: "nbia-pipeline verify --repair")
+                first, count = [Finding(subject.partition or "", str(e))], 1
         metadata: dict[str, Any] = {"findings": count, **report.properties}
         text = description
         if first:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import ANNOTATIONS as FOLDER
 from nbia_pipeline.lake.layout import annotations_path, decode, encode
 from nbia_pipeline.mirror.annotations.extract import extract
@@ -113,7 +114,8 @@ def annotated_series(lake: Lake, collection: str) -> list[AnnotatedSeries]:
 
     These are the series with complete images in their listed version for which the archive states an AnnotationSize.
     """
-    announced = lake.read_table(SERIES_METADATA, collection, columns=[_UID, "AnnotationSize"])
+    lost = "Which series have annotation files is not known until then"
+    announced = read_or_empty(lake, SERIES_METADATA, collection, [_UID, "AnnotationSize"], lost=lost)
     announced = announced.filter(pc.greater(announced["AnnotationSize"], 0))
     if not announced.num_rows:
         return []
