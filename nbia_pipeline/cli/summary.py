@@ -30,6 +30,7 @@ class Outcome:
         checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
         warnings: what the other checks found, whose failure is a hint, not a problem.
         failures: one sentence for every step that failed.
+        interrupted: True if it was stopped before it had done everything.
     """
 
     collections: dict[str, Counter[str]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Outcome:
     warnings: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     partly: bool = False
+    interrupted: bool = False
 
     @property
     def failed_checks(self) -> dict[str, str]:
@@ -108,6 +110,8 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
     dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
+    if outcome.interrupted:
+        lines.insert(0, "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest.")
     return [
         *lines,
         f"Checked   {checks}.",

@@ -23,7 +23,7 @@ from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, acquire, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
@@ -242,7 +242,7 @@ class LocalStore(_Store):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_of_file = FileLock(path)
         with among_threads(str(path)):
-            translated(lock_of_file.acquire)  # some file systems cannot lock, which is no OSError
+            acquire(lock_of_file, path)
             try:
                 yield lambda: None  # it cannot be lost
             finally:

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.changes.conformance import ENRICHED
 from nbia_pipeline.changes.listing import Fetched, with_earlier, write_listing
@@ -206,7 +206,7 @@ def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Se
 
     # The first one alone: an archive that lacks the call is asked once.
     rows = [row(collection) for collection in collections[:1]]
-    with ThreadPoolExecutor(DESCRIPTIONS_AT_A_TIME, thread_name_prefix="nbia-descriptions") as pool:
+    with stopping.threads(DESCRIPTIONS_AT_A_TIME, "nbia-descriptions") as pool:
         rows += pool.map(row, collections[1:])
     table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
     fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})
