@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
+.PHONY: demo dev test test-fast test-stop lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -19,6 +19,9 @@ test: $(VENV)/.installed-dev $(PEERS)/.installed  ## run all tests, other people
 
 test-fast: $(VENV)/.installed-dev ## run the tests that take under two minutes together
 	$(PYTEST) -m 'not slow and not peers'
+
+test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that has a name; takes minutes
+	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/defs/test_terminate.py
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .

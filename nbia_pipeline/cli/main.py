@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from nbia_pipeline._version import __version__
@@ -39,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0, 1 if something failed, 2 for wrong usage, or 128 and the number of the signal that stopped it.
     """
-    with handled(process_ends=arguments is None):
-        code = _main(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    serves = words[:1] == ["archive"]  # its server has handlers of its own
+    with nullcontext() if serves else handled(process_ends=arguments is None):
+        code = _main(words)
     if arguments is None and STOP.signal is not None:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -48,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
+def _main(words: list[str]) -> int:
     name = words[0] if words else ""
     if name in RENAMED:
         print(f"nbia-pipeline: `{name}` is now called `{RENAMED[name]}`", file=sys.stderr)

@@ -23,7 +23,7 @@ from nbia_pipeline import clock
 from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.home import dagster_home, fail, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
-from nbia_pipeline.cli.signals import STOP
+from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.failures import INTERRUPTS
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
     home = dagster_home()
     print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
-    with dg.DagsterInstance.get() as instance:
+    with kept_from_children(), dg.DagsterInstance.get() as instance:
         outcome = run_main_job(
             settings,
             instance,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WAKE = signal.SIGUSR1  # sent by this process to its main thread only
 # One person's Ctrl-C can arrive twice: from the terminal, and from a program in between that passes it on.
 ONE_REQUEST_SECONDS = 1.0
 LOOK_SECONDS = 0.2
@@ -26,12 +27,16 @@ class Stop:
     Attributes:
         signal: number of the first signal, None as long as there is none.
         begun: False as long as there is nothing to end in order.
+        watched: True while a thread watches for signals.
+        deaf: True if the main thread sleeps where it takes no interrupt.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.begun = False
-        self.raised = False
+        self.watched = False
+        self.deaf = False
+        self._raised = False
         self._noted_at: float | None = None
 
     @property
@@ -40,13 +45,18 @@ class Stop:
         return 128 + (self.signal or signal.SIGINT)
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """Interrupt the main thread, once; the handler of the signals, and of SIGUSR1, which this process sends."""
-        if signum in SIGNALS:
-            self.signal = self.signal or signum
-            if not self.begun:
-                self.end()
-        if not self.raised:
-            self.raised = signum in SIGNALS
+        """Interrupt the main thread, once; the handler of the signals."""
+        self.signal = self.signal or signum
+        if not self.begun:
+            self.end()
+        if not self._raised:
+            self._raised = True
+            raise KeyboardInterrupt
+
+    def wake(self, signum: int, frame: FrameType | None) -> None:
+        """Do nothing but end the system call that the main thread waits in; see :data:`_DEAF` for the exception."""
+        if self.deaf:
+            self.deaf = False
             raise KeyboardInterrupt
 
     def note(self, signum: int) -> None:
@@ -67,6 +77,23 @@ STOP = Stop()
 
 
 @contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Let no process that is started meanwhile have the Ctrl-C of the terminal.
+
+    Dagster starts two for each job, which would print a traceback each. A thread has a mask of signals of its own, so
+    the one that watches still has it.
+    """
+    if not STOP.watched:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def handled(*, process_ends: bool) -> Iterator[None]:
     """Raise KeyboardInterrupt in the main thread at the first SIGINT or SIGTERM; see :data:`STOP`.
 
@@ -82,14 +109,17 @@ def handled(*, process_ends: bool) -> Iterator[None]:
     vars(STOP).update(vars(Stop()))
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    ours = [s for s in (*SIGNALS, signal.SIGUSR1) if signal.getsignal(s) is not signal.SIG_IGN]  # by nohup
+    ours = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # as a shell's `&` has it
     before = {s: signal.signal(s, STOP.interrupt) for s in ours}
+    before[WAKE] = signal.signal(WAKE, STOP.wake)
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(reader,), name="nbia-signals", daemon=True)
     watch.start()
+    STOP.watched = True
     try:
         yield
     finally:
+        STOP.watched = False
         signal.set_wakeup_fd(descriptor)
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_DFL if process_ends else handler)
@@ -112,16 +142,20 @@ def _watch(reader: socket.socket) -> None:
             for signum in numbers:
                 if signum in SIGNALS:
                     STOP.note(signum)
+                    signal.pthread_kill(_main(), WAKE)
 
 
 def _nudge() -> bool:
     """Interrupt the main thread where Dagster sleeps and takes no interrupt; return whether it did."""
-    main = threading.main_thread().ident or 0
-    frame = sys._current_frames().get(main)
+    frame = sys._current_frames().get(_main())
     while frame is not None:
         if frame.f_code.co_name == _DEAF:
-            STOP.raised = False
-            signal.pthread_kill(main, signal.SIGUSR1)
+            STOP.deaf = True
+            signal.pthread_kill(_main(), WAKE)
             return True
         frame = frame.f_back
     return False
+
+
+def _main() -> int:
+    return threading.main_thread().ident or 0

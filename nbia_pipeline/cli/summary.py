@@ -80,8 +80,8 @@ def _cells(name: str, figures: Counter[str], images: str = "") -> list[str]:
 
 
 def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
-    n = outcome.fetched
-    if not total["wanted"]:
+    n, lines = outcome.fetched, []
+    if not total["wanted"] and not outcome.interrupted:  # else it may not be listed yet what is wanted
         lines = [f"Images    not mirrored: {variable_of('images')} names the collections whose images are mirrored."]
     elif n["fetched_series"]:
         lines = [
@@ -90,7 +90,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
             "Verified  when fetched: every file has the MD5 that the archive lists, is DICOM, and is of its series;",
             "          every series has the SOPInstanceUIDs that the archive lists, and their count.",
         ]
-    else:
+    elif total["wanted"]:
         lines = [f"Fetched   no images: {n['skipped_series']} series were already in the lake."]
     if n["healed_instances"]:
         lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
