@@ -210,10 +210,10 @@ class _Runner:
                 self._cancel(run_id)
         seconds = time.perf_counter() - started
         self.outcome.seconds[job] += seconds
-        for event in result.all_events:
-            self._take(event)
         word = "stopped" if STOP.signal is not None else "done" if result.success else "FAILED"
         self.on_progress(f"  {job:<10} {label:<32} {word:>7} {seconds:7.1f} s")
+        for event in result.all_events:
+            self._take(event)
         if STOP.signal is not None:
             raise KeyboardInterrupt  # Dagster ends the run at most, and forgets the signal if it came between two steps
         return bool(result.success)

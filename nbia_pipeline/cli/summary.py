@@ -11,6 +11,7 @@ from nbia_pipeline.settings import variable_of
 from nbia_pipeline.text import size_text, table_text
 
 PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+_INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest."
 IMAGES_COMPLETE = "images complete"
 """The check that all images are in the lake."""
 
@@ -65,7 +66,7 @@ def summary(outcome: Outcome, home: Path) -> str:
     Its events are in the DAGSTER_HOME `home`.
     """
     if not outcome.collections:
-        return ""
+        return f"\n{_INTERRUPTED}" if outcome.interrupted else ""
     header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
     rows = [_cells(name, f, "" if f["wanted"] or f["complete"] else "-") for name, f in outcome.collections.items()]
     total = sum(outcome.collections.values(), Counter[str]())
@@ -111,7 +112,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
     dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
     if outcome.interrupted:
-        lines.insert(0, "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest.")
+        lines.insert(0, _INTERRUPTED)
     return [
         *lines,
         f"Checked   {checks}.",
