@@ -77,10 +77,11 @@ def threads(most: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 def _stop(pool: ThreadPoolExecutor) -> None:
     first = not _stopping.is_set()  # else a pool within a pool: the outer one ends it
+    pool.shutdown(wait=False, cancel_futures=True)
     _stopping.set()
 
     def wait() -> None:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
         if first:
             _stopping.clear()
 
