@@ -92,19 +92,28 @@ def test_threads_that_wait_for_a_lock_of_another_process(lake: Lake, tmp_path: P
 def test_a_pool_inside_a_thread_of_another_one_ends_as_well() -> None:
     began = threading.Event()
 
+    def inner() -> None:
+        began.set()
+        stopping.sleep(300)
+
     def outer() -> None:
         with stopping.threads(1, "inner") as pool:
-            pool.submit(lambda: (began.set(), stopping.sleep(300))).result()
+            pool.submit(inner).result()
 
     assert isinstance(interrupted(outer, began.is_set), stopping.Stopped)
     stopping.expect_running()
 
 
 def test_after_an_error_nothing_more_begins_and_nothing_is_stopped() -> None:
-    ends = []
+    ends: list[str] = []
+
+    def end(name: str) -> None:
+        stopping.sleep(0.2)
+        ends.append(name)
+
     with pytest.raises(ValueError, match="first"), stopping.threads(1, "test") as pool:
-        pool.submit(lambda: (stopping.sleep(0.2), ends.append("first")))
-        pool.submit(lambda: ends.append("second"))
+        pool.submit(end, "first")
+        pool.submit(end, "second")
         time.sleep(0.05)
         raise ValueError("first")
     assert ends == ["first"]
