@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from nbia_pipeline.cli.home import DAGSTER_YAML
 from nbia_pipeline.cli.run import run_main_job
+from nbia_pipeline.cli.signals import ONE_REQUEST_SECONDS
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.lock import Lock
 from nbia_pipeline.schema.tables import IMAGE_SERIES
@@ -165,17 +166,41 @@ def test_before_anything_begins_a_signal_ends_the_process_with_one_word(tmp_path
     assert not (tmp_path / "a lake").exists()
 
 
+def test_a_second_signal_ends_a_process_that_does_not_end(tmp_path: Path) -> None:
+    code = """
+import time
+from nbia_pipeline.cli.signals import STOP, handled
+with handled(process_ends=True):
+    STOP.begun = True
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("once", flush=True)
+        time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "once\n"
+        time.sleep(ONE_REQUEST_SECONDS + 0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(STOPPED_SECONDS) == 143
+
+
 def test_every_moment(archive: TestArchive, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """In the same lake one after the other, so that each begins where the last one was stopped."""
     if not request.config.getoption("--every-moment"):
         pytest.skip("takes minutes: make test-stop")
     for number, moment in enumerate(SILENT):
         stopped_at(moment, (signal.SIGINT, signal.SIGTERM)[number % 2], tmp_path, archive)
-    with FileLock(tmp_path / "a lake" / Lock.COLLECTION.path(QIN)):
+    lock = tmp_path / "a lake" / Lock.COLLECTION.path(QIN)
+    with FileLock(lock):
         run = Run(tmp_path, archive.url)
         run.wait_until(lambda: archive.faults.count("getSeriesMetaData") > 0 or archive.faults.count("logout") > 6)
         time.sleep(10)
-        run.stop(signal.SIGTERM)
+        run.stop(signal.SIGTERM, f"left to the next run: another process holds the lock {lock}\n{IN_ORDER}")
     expect_undisturbed(tmp_path, archive)
     archive.faults.inject("getMD5Hierarchy", silence(), times=20)
     run = Run(tmp_path, archive.url, "verify", "--ask-archive")
