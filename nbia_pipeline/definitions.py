@@ -64,7 +64,7 @@ def build_definitions(
         jobs=list(jobs.values()),
         sensors=build_sensors(naming, settings, jobs),
         schedules=build_schedules(naming, settings, jobs),
-        resources={naming.archive: archive, naming.lake: LakeResource(uri=settings.lake)},
+        resources={naming.archive: archive, naming.lake: LakeResource(uri=settings.lake, fsync=settings.fsync)},
     )
 
 

@@ -95,6 +95,11 @@ class Pipeline(Connection):
         "StudyID, AnnotationSize and TimeStamp null; single: also one call per series, which fills them; auto: single "
         "for collections of up to 5,000 series. v4 has the bulk call only.",
     )
+    fsync: bool = Field(
+        default=True,
+        description="Whether what is finished is flushed to the disk, so that it survives a loss of power. off: for a "
+        "lake that can be thrown away. An object store flushes by itself.",
+    )
     poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
     reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the plan."""
     settings = Settings.from_env()
-    lake = Lake(settings.lake)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     collections = _collections(lake, settings, options.collections)
     plans, notes = _plans(lake, settings, collections, options)
     free = lake.free_bytes()

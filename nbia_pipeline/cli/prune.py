@@ -22,7 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show what would be deleted, ask, delete; 1 if the person declines."""
-    lake, names = Lake(Settings.from_env().lake), options.collections
+    settings, names = Settings.from_env(), options.collections
+    lake = Lake(settings.lake, fsync=settings.fsync)
     stored = lake.collections_of(IMAGE_SERIES)
     unknown = [repr(name) for name in names if name not in stored]
     if unknown:

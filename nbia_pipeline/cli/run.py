@@ -108,26 +108,29 @@ def run_main_job(
     """
     naming = Naming()
     runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
-    lake = Lake(settings.lake)
     try:
-        _materialize(settings, runner, lake, images, allow_lost_columns=allow_lost_columns)
+        if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
+            return runner.outcome
     except INTERRUPTS:
         runner.outcome.interrupted = True
     runner.outcome.partly = bool(images)
+    lake = Lake(settings.lake)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
     return runner.outcome
 
 
 def _materialize(
-    settings: Settings, runner: _Runner, lake: Lake, images: Mapping[str, Any] | None, *, allow_lost_columns: bool
-) -> None:
+    settings: Settings, runner: _Runner, images: Mapping[str, Any] | None, *, allow_lost_columns: bool
+) -> bool:
+    """Run the jobs; False if nothing can be done at all."""
     naming = runner.naming
     # Alone and first: if the archive or the lake cannot be used at all, that is reported once, and early.
     if not runner.run(CATALOG_JOB, "collections", asset_selection=[naming.key(COLLECTIONS.name)]):
-        return
+        return False
     values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
     runner.run(CATALOG_JOB, "values", asset_selection=values)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
     registered = list(runner.instance.get_dynamic_partitions(str(naming.partitions.name)))
@@ -138,20 +141,22 @@ def _materialize(
     for collection in (c for c in kept if settings.mirrors_images_of(c)):
         if lake.count_rows(SERIES, collection):
             _mirror(runner, lake, collection, config)
+    return True
 
 
 def _mirror(runner: _Runner, lake: Lake, collection: str, config: Mapping[str, Any]) -> None:
     """Run the job of the images of a collection."""
-    began, done = clock.utc_now(), False
+    began = clock.utc_now()
     try:
-        done = runner.run(IMAGES_JOB, collection, config, partition_key=collection)
-    finally:
-        if not done:  # its last step, which commits and has the figures, was not run
-            with soon_if_interrupted():
-                commit_journal(lake, collection)
-            receipts = lake.read_table(IMAGE_SERIES, collection)
-            for name, number in figures_since(receipts, began).items():
+        runner.run(IMAGES_JOB, collection, config, partition_key=collection)
+    except INTERRUPTS:  # its last step, which commits and has the figures, was not run
+        with soon_if_interrupted():
+            commit_journal(lake, collection)
+        with soon_if_interrupted():
+            figures = figures_since(lake.read_table(IMAGE_SERIES, collection), began)
+            for name, number in figures.items():
                 runner.outcome.fetched[name] += number
+        raise
 
 
 def figures_since(receipts: pa.Table, began: datetime) -> Counter[str]:

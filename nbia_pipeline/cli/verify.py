@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     if options.seed is not None and options.sample is None:
         return fail("--seed needs --sample", WRONG_CALL)
     settings = Settings.from_env()
-    lake = Lake(settings.lake)
+    lake = Lake(settings.lake, fsync=settings.fsync)
     stored = lake.collections_of(IMAGE_SERIES)
     for name, similar in unmatched(options.collections, stored).items():
         hint = did_you_mean(similar, f"it has images of {', '.join(stored) or 'none'}")

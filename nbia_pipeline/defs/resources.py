@@ -78,6 +78,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     uri: str = Field(description="Directory or URI of the lake, like /data/lake or s3://bucket/lake.")
+    fsync: bool = Field(default=True, description="Whether what is finished survives a loss of power; see Lake.")
 
     def open(self, write: bool = True) -> Lake:
         """Return the lake; if it is to be written, after making sure that it can be.
@@ -85,7 +86,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             LakeError: it cannot be.
         """
-        lake = Lake(self.uri)
+        lake = Lake(self.uri, fsync=self.fsync)
         if write:
             lake.check_writable()
         return lake

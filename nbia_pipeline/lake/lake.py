@@ -5,6 +5,7 @@ A reader sees the old partition or the new one, never a mixture and never a temp
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -38,6 +39,8 @@ from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
 from nbia_pipeline.lake.store import LocalStore, Store, open_store
 from nbia_pipeline.schema import Table
 
+CHUNK_BYTES = 1 << 20
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,17 +66,19 @@ class Lake:
     Args:
         uri: directory, or URI such as ``s3://bucket/lake``; the credentials of an object store come from its own
             environment variables.
+        fsync: whether what is finished survives a loss of power. Without it a lake on a disk is written a little
+            faster, and may lose anything then.
 
     Raises:
         LakeError: it is no address, no file system is known for the URI, or its store refuses.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, fsync: bool = True) -> None:
         try:
             self.uri = lake_address(uri)
         except ValueError as e:
             raise LakeError(f"the lake {e}", arguments=("lake",)) from None
-        self._unchecked = open_store(self.uri)
+        self._unchecked = open_store(self.uri, fsync=fsync)
 
     def url(self, path: str) -> str:
         """Return the full address of a path of the lake."""
@@ -97,13 +102,14 @@ class Lake:
         """
         with self.storage_errors("write"):
             probe = f"{STAGING}/{this_process()}.{uuid.uuid4().hex}.probe"
-            self._store.put(probe, b"")
+            self._store.note(probe, b"")
             self._store.remove(probe)
             if self._stated_format() != FORMAT:
                 stated = {"format": FORMAT, "written_by": f"nbia-pipeline {__version__}"}
                 self._store.put(FORMAT_FILE, json.dumps(stated).encode())
 
     free_bytes = _of_store(LocalStore.free_bytes, "measure the free space")
+    flush = _of_store(LocalStore.flush, "flush what was written")
 
     # --- tables
 
@@ -245,6 +251,7 @@ class Lake:
     # --- small files
 
     put_bytes = _of_store(LocalStore.put, "write {}")
+    note_bytes = _of_store(LocalStore.note, "write {}")
     read_bytes = _of_store(LocalStore.read, "read {}")
 
     def open(self, path: str) -> BinaryIO:
@@ -256,6 +263,22 @@ class Lake:
 
         return cast(BinaryIO, Guarded(run(lambda: self._store.open(path)), run))
 
+    def md5(self, path: str, before_each: Callable[[], object] = lambda: None) -> str:
+        """Return the MD5 of a file, in lower-case hex; it must be there.
+
+        Args:
+            path: which one.
+            before_each: called before each MiB is read; what it raises ends this.
+        """
+        digest = hashlib.md5(usedforsecurity=False)
+        with self.open(path) as file:
+            before_each()
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                before_each()
+        return digest.hexdigest()
+
+    exists = _of_store(LocalStore.exists, "look for {}")
     remove = _of_store(LocalStore.remove, "remove {}")
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")

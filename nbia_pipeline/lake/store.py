@@ -22,20 +22,24 @@ from fsspec.implementations.local import LocalFileSystem
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
+from nbia_pipeline.lake.flush import Flush
 from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, acquire, among_threads, object_lock, this_process
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
+BeforeReplacing = Callable[[], object]
+"""Called before files of a series are replaced in place, which no receipt may describe any more from then on."""
 
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
 
 
-def open_store(address: str) -> Store:
+def open_store(address: str, *, fsync: bool = True) -> Store:
     """Return the store of a lake.
 
     Args:
         address: absolute directory or URI; see :func:`~nbia_pipeline.address.lake_address`.
+        fsync: flush to the disk what is written; an object store does so by itself.
 
     Raises:
         LakeError: it is a file, no file system is known for the URI, or its store refuses.
@@ -44,7 +48,7 @@ def open_store(address: str) -> Store:
         if os.path.isfile(address):  # noqa: PTH113 - Path raises where a name is too long
             raise LakeError(f"the lake {address} is a file: set it to a directory", arguments=("lake",))
         # Not by its URL: fsspec would cut a path at `::`.
-        return LocalStore(LocalFileSystem(), address)
+        return LocalStore(LocalFileSystem(), address, Flush(Path(address), off=not fsync))
     what = "set it to a directory, or to a URI whose fsspec package is installed"
     try:
         translated(fsspec.get_filesystem_class, address.partition("://")[0])
@@ -115,12 +119,21 @@ class _Store:
 
 
 class LocalStore(_Store):
-    """A directory on a disk: a file or folder is replaced by a rename from the staging area on the same file system."""
+    """A directory on a disk: a file or folder is replaced by a rename from the staging area on the same file system.
 
-    def __init__(self, fs: Any, root: str) -> None:
+    What is renamed was flushed to the disk before, so that after a loss of power no name stands for half of a content.
+
+    Args:
+        fs: fsspec's local file system.
+        root: absolute directory of the lake.
+        flush: flushes what is written below it.
+    """
+
+    def __init__(self, fs: Any, root: str, flush: Flush) -> None:
         super().__init__(fs, root)
         self._folder = Path(root)
         self._staging = self._folder / STAGING
+        self._flush = flush
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder.
@@ -145,9 +158,23 @@ class LocalStore(_Store):
 
     def put_file(self, staged: Path, path: str) -> None:
         """Move a file of a workspace to its path in the lake; missing folders are made."""
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(target)
+        self._flush.file(staged)
+        self._flush.names(self._moved(staged, self._folder / path))
+
+    def note(self, path: str, data: bytes) -> None:
+        """Write a small file, completely or not at all, which may be empty if power is lost before :meth:`flush`."""
+        if not self._flush.as_a_whole:
+            return self.put(path, data)
+        staged = self._new_name()
+        try:
+            staged.write_bytes(data)
+            self._moved(staged, self._folder / path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Make sure that all that was written, moved and noted before survives a loss of power."""
+        self._flush.everything()
 
     def make_workspace(self) -> Path:
         """Make a directory in the staging area; the caller removes it."""
@@ -157,24 +184,23 @@ class LocalStore(_Store):
 
     def publish_folder(self, staged: Path, path: str) -> None:
         """Make a directory of a workspace a folder of the lake; an older one is moved aside and removed afterwards."""
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = staged.parent / f"{staged.name}.old"
-        if target.exists():
-            target.rename(aside)
-        try:
-            staged.rename(target)
-        except OSError:
-            if aside.exists():
-                aside.rename(target)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+        self._flush.files(staged)
+        self._move_folder(staged, path)
 
-    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
+    def publish(
+        self,
+        staged: Path,
+        path: str,
+        collection: str,
+        series_uid: str,
+        record: Record,
+        before_replacing: BeforeReplacing,
+    ) -> None:
         """Make the files of a staged directory the content of a series' folder, and record that in the journal.
 
         On a disk the entry comes first and names the staged directory: after a crash :meth:`publish_staged` makes the
-        move. An object store has the files first and the entry after, without a name.
+        move. Where the folder is there already, the move is left to that in any case: whoever calls it sees to it that
+        no receipt describes the older files. An object store has the files first and the entry after, without a name.
 
         Args:
             staged: directory in a workspace that has just the files; it is moved away.
@@ -182,23 +208,60 @@ class LocalStore(_Store):
             collection: of the series, for the locks.
             series_uid: of the series, for the locks.
             record: writes the entry.
+            before_replacing: called before older files are replaced here.
 
         Raises:
             LakeError: a lock was lost.
         """
+        self._flush.files(staged)
         with self.lock(Lock.COLLECTION, collection):
-            entry = record(staged.relative_to(self._staging).as_posix())
+            replaces = (self._folder / path).exists()
+            if replaces:  # out of the workspace, which is removed
+                staged = staged.rename(self._new_name())
+            entry = ""
             try:
-                self.publish_folder(staged, path)
-            except OSError:
-                # Not a crash: the staged files go with their workspace, so the entry must not outlive them.
-                self.remove(entry)
+                entry = record(staged.relative_to(self._staging).as_posix())
+                if not replaces:
+                    self._move_folder(staged, path)
+            except (OSError, LakeError):
+                # Not a crash: the staged files go, so the entry must not outlive them.
+                if entry:
+                    self.remove(entry)
+                shutil.rmtree(staged, ignore_errors=True)
                 raise
 
-    def publish_staged(self, name: str, path: str) -> None:
-        """Publish a staged directory that an entry of the journal names, if it still exists; hold the lock for it."""
-        if (self._staging / name).exists():
-            self.publish_folder(self._staging / name, path)
+    def publish_staged(self, name: str, path: str) -> bool:
+        """Publish a staged directory that an entry of the journal names; hold the lock for it.
+
+        Returns:
+            Whether it still existed: it is gone if that was done before.
+        """
+        if not (self._staging / name).exists():
+            return False
+        self._move_folder(self._staging / name, path)
+        return True
+
+    def _move_folder(self, staged: Path, path: str) -> None:
+        target = self._folder / path
+        aside = staged.parent / f"{staged.name}.old"
+        if target.exists():
+            target.rename(aside)
+        try:
+            changed = self._moved(staged, target)
+        except OSError:
+            if aside.exists():
+                aside.rename(target)
+            raise
+        if not self._flush.as_a_whole:
+            self._flush.names(changed)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _moved(self, staged: Path, target: Path) -> list[Path]:
+        """Move a file or directory, and return the folders that list something new."""
+        missing = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(target)
+        return [target.parent, *(folder.parent for folder in missing)]
 
     def staged(self) -> list[str]:
         """Return the names of what is in the staging area of a disk besides locks and journal."""
@@ -270,6 +333,11 @@ class ObjectStore(_Store):
         """Upload a file of a workspace."""
         self.fs.put_file(str(staged), self.full(path))
 
+    note = put
+
+    def flush(self) -> None:
+        """Do nothing: an object is stored for good when the store says so."""
+
     def make_workspace(self) -> Path:
         """Make a temporary directory; the caller removes it."""
         return Path(tempfile.mkdtemp(prefix="nbia-"))
@@ -283,17 +351,28 @@ class ObjectStore(_Store):
             if old not in names and not is_foreign(old):
                 self.fs.rm(self.full(f"{path}/{old}"))
 
-    def publish(self, staged: Path, path: str, collection: str, series_uid: str, record: Record) -> None:
+    def publish(
+        self,
+        staged: Path,
+        path: str,
+        collection: str,
+        series_uid: str,
+        record: Record,
+        before_replacing: BeforeReplacing,
+    ) -> None:
         """Upload the files before the entry of the journal is written, which names no staged directory."""
         # An upload takes its time: it keeps others from this series only, not from the collection.
         with self.lock(Lock.SERIES, collection, series_uid) as expect_held:
+            if self.names_in(path):
+                before_replacing()
             self.publish_folder(staged, path)
             expect_held()
             with self.lock(Lock.COLLECTION, collection):
                 record(None)
 
-    def publish_staged(self, name: str, path: str) -> None:
-        """Do nothing: files are uploaded before their entry is written."""
+    def publish_staged(self, name: str, path: str) -> bool:
+        """Return False: files are uploaded before their entry is written."""
+        return False
 
     def staged(self) -> list[str]:
         """Return nothing: there is no staging area except for locks and journal."""

@@ -5,6 +5,7 @@ The functions from tables to tables are made for a hundred thousand series and m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from nbia_pipeline.changes.present import present_series, withdrawal_reasons, wi
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.layout import instance_name, series_path
 from nbia_pipeline.mirror import journal
+from nbia_pipeline.mirror.journal import Entry
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import (
     COLUMNS,
@@ -33,6 +35,8 @@ from nbia_pipeline.schema.arrow import among, values_by, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 
+log = logging.getLogger(__name__)
+
 NOT_FETCHED = "not fetched yet"
 NOT_REFRESHED = "the newest version could not be fetched before the archive withdrew the series for a while"
 NO_REASONS: Mapping[str, str] = {}
@@ -48,8 +52,9 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
     Moves that a crash prevented are made first. For series that are new, gone, or back, see :func:`as_listed`.
     If nothing is new, no table is written.
 
-    An entry of the journal is removed after both tables hold it, so that a crash loses none; the index of the files
-    comes first, so that no receipt is there without its files.
+    Receipts whose files are replaced, or removed from another directory, are revoked before that, so that at no moment
+    a ``complete`` receipt describes other files than are there. The index of the files is written before the receipts.
+    An entry of the journal is removed after both tables hold it, so that a crash loses none.
 
     Args:
         lake: the lake.
@@ -68,15 +73,18 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
         if clear_mark:
             journal.clear_mark(lake, collection)
         before, exists = lake.read_table(IMAGE_SERIES, collection), lake.has_table(IMAGE_SERIES, collection)
-        for entries in journal.read_slices(lake, collection):
-            for entry in entries:
-                journal.finish_move(lake, entry)
-            receipts = [entry.receipt for entry in entries]
+        for entries in journal.read_slices(lake, collection, remove_damaged=True):
+            if entries:
+                lake.flush()
+                before = _revoked(lake, collection, before, entries)
+            receipts = _moved(lake, entries)
+            for path in _outdated_folders(before, receipts):
+                lake.remove_folder(path)
+            if receipts:
+                lake.flush()
             table = as_listed(with_receipts(upgraded(before), receipts), series, withdrawn, reasons)
             expect_held()
             _write_instances(lake, collection, receipts)
-            for path in _outdated_folders(before, receipts):
-                lake.remove_folder(path)
             if not table.equals(before) or not exists or lacks_columns(lake, collection):
                 lake.write_table(IMAGE_SERIES, table, collection)
             for entry in entries:
@@ -141,9 +149,8 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
         wanted = as_table(w for w in batch if w.Collection == collection)
         table = lake.read_table(IMAGE_SERIES, collection, columns=columns)
         with lake.lock(Lock.COLLECTION, collection):
-            entries = journal.read_entries(lake, collection, wanted[_UID].to_pylist())
-            for entry in entries:
-                journal.finish_move(lake, entry)
+            found_entries = journal.read_entries(lake, collection, wanted[_UID].to_pylist())
+            entries = [entry for entry in found_entries if journal.is_kept(lake, entry)]
         # The journal is newer than the tables.
         newer = _table([entry.receipt.row() for entry in entries]).select(columns)
         known = pa.concat_tables([table.filter(pc.invert(pc.is_in(table[_UID], newer[_UID]))), newer])
@@ -153,11 +160,32 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
     return found
 
 
+def _revoked(lake: Lake, collection: str, before: pa.Table, entries: Iterable[Entry]) -> pa.Table:
+    """Revoke the receipts of files that the entries replace or remove; return ``image_series`` as it is then."""
+    fresh = [e.receipt.wanted.SeriesInstanceUID for e in entries if e.receipt.status == COMPLETE]
+    table = journal.revoked_receipts(before, dict.fromkeys(fresh, journal.BEING_REPLACED))
+    if not table.equals(before):
+        lake.write_table(IMAGE_SERIES, table, collection)
+    return table
+
+
+def _moved(lake: Lake, entries: Iterable[Entry]) -> list[Receipt]:
+    """Move the files of the entries to their places; return the receipts, without those of files that are nowhere."""
+    receipts = []
+    for entry in entries:
+        if journal.finish_move(lake, entry):
+            receipts.append(entry.receipt)
+        else:
+            log.warning("series %s: its files are gone; it is fetched again", entry.receipt.wanted.SeriesInstanceUID)
+    return receipts
+
+
 def _outdated_folders(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator[str]:
     """Yield the directories of the older files of series that came back under another patient or study."""
     fresh = {r.wanted.SeriesInstanceUID: r.path for r in receipts if r.status == COMPLETE}
     known = before.filter(among(before[_UID], fresh))
-    for row in known.filter(has_files(known)).to_pylist():
+    replaced = pc.fill_null(pc.equal(known["Reason"], journal.BEING_REPLACED), False)
+    for row in known.filter(pc.or_(has_files(known), replaced)).to_pylist():
         path = series_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], row[_UID])
         if path != fresh[row[_UID]]:
             yield path

@@ -8,16 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.errors import DamagedFile, content_of
-from nbia_pipeline.lake.layout import JOURNAL, encode, is_foreign
+from nbia_pipeline.lake.layout import JOURNAL, STAGING, encode, instance_name, is_foreign
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.series import NO_NEWER
+from nbia_pipeline.schema.arrow import among
+from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.tables import IMAGE_SERIES
 
 # Entries with about this many instances are read at a time: some hundred bytes each, whatever the size of the journal.
 SLICE_INSTANCES = 250_000
@@ -25,6 +32,7 @@ SLICE_INSTANCES = 250_000
 log = logging.getLogger(__name__)
 
 FAILED = "failed"
+BEING_REPLACED = "its files are being replaced by a newer version"
 _JSON = ".json"
 
 
@@ -44,7 +52,10 @@ class Entry:
 
 
 def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
-    """Move the files of a verified series to where they belong, and record it in the journal.
+    """Record the files of a verified series in the journal, and move them to where they belong if none are there.
+
+    Files that are there already are replaced by the commit, which revokes their receipt first: at no moment a receipt
+    is ``complete`` whose files are others. On an object store, which has no moves, both happens here.
 
     Args:
         lake: where to.
@@ -52,7 +63,37 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
         staged: local directory that contains only the files; it is moved away.
     """
     wanted = receipt.wanted
-    lake.publish(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID, partial(_write, lake, receipt))
+    lake.publish(
+        *(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID),
+        partial(_replace, lake, receipt),
+        partial(revoke, lake, wanted.Collection, {wanted.SeriesInstanceUID: BEING_REPLACED}),
+    )
+
+
+def revoke(lake: Lake, collection: str, reasons: Mapping[str, str]) -> None:
+    """Turn complete receipts to ``pending``, as their files are damaged or about to be replaced.
+
+    Args:
+        lake: the lake.
+        collection: which partition.
+        reasons: why, by SeriesInstanceUID; receipts that are not complete stay as they are.
+    """
+    with lake.lock(Lock.COLLECTION, collection):
+        receipts = lake.read_table(IMAGE_SERIES, collection)
+        revoked = revoked_receipts(receipts, reasons)
+        if not revoked.equals(receipts):
+            lake.write_table(IMAGE_SERIES, revoked, collection)
+
+
+def revoked_receipts(receipts: pa.Table, reasons: Mapping[str, str]) -> pa.Table:
+    """Return ``image_series`` as :func:`revoke` writes it."""
+    chosen = pc.and_(among(receipts["SeriesInstanceUID"], reasons), pc.equal(receipts["Status"], COMPLETE))
+    nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
+    rows = [{**row, **nothing, "Status": PENDING} for row in receipts.filter(chosen).to_pylist()]
+    for row in rows:
+        row["Reason"] = reasons[row["SeriesInstanceUID"]]
+    revoked = pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema)
+    return pa.concat_tables([receipts.filter(pc.invert(chosen)), revoked]).sort_by("SeriesInstanceUID")
 
 
 def record_failure(lake: Lake, receipt: Receipt) -> Receipt:
@@ -62,11 +103,19 @@ def record_failure(lake: Lake, receipt: Receipt) -> Receipt:
     return receipt
 
 
-def read_slices(lake: Lake, collection: str) -> Iterator[list[Entry]]:
-    """Yield the entries of a journal, some at a time; an empty list where there are none."""
+def read_slices(lake: Lake, collection: str, *, remove_damaged: bool = False) -> Iterator[list[Entry]]:
+    """Yield the entries of a journal, some at a time; an empty list where there are none.
+
+    An entry that cannot be read, such as a loss of power leaves, is left out: its series is fetched again.
+
+    Args:
+        lake: the lake.
+        collection: whose journal.
+        remove_damaged: remove such entries; the caller holds the lock.
+    """
     entries: list[Entry] = []
     size = 0
-    for entry in _read(lake, _paths_in(lake, _folder(collection))):
+    for entry in _read(lake, _paths_in(lake, _folder(collection)), remove_damaged=remove_damaged):
         entries.append(entry)
         size += len(entry.receipt.instances)
         if size >= SLICE_INSTANCES:
@@ -81,24 +130,31 @@ def read_entries(lake: Lake, collection: str, uids: Iterable[str]) -> list[Entry
     return list(_read(lake, (_path(collection, uid) for uid in uids if _name(uid) in present)))
 
 
-def finish_move(lake: Lake, entry: Entry) -> None:
-    """Move the files of an entry to their place, unless that was done before."""
-    if entry.staged is not None:
-        lake.publish_staged(entry.staged, entry.receipt.path)
+def finish_move(lake: Lake, entry: Entry) -> bool:
+    """Move the files of an entry to their place, unless that was done before; False if they are nowhere."""
+    if entry.staged is None or lake.publish_staged(entry.staged, entry.receipt.path):
+        return True
+    return _in_place(lake, entry)
+
+
+def is_kept(lake: Lake, entry: Entry) -> bool:
+    """Return whether the files of an entry are in their place, or are staged to be moved there."""
+    return entry.staged is None or lake.exists(f"{STAGING}/{entry.staged}") or _in_place(lake, entry)
+
+
+def _in_place(lake: Lake, entry: Entry) -> bool:
+    receipt = entry.receipt
+    wanted = {f"{receipt.path}/{instance_name(i.SOPInstanceUID)}": i for i in receipt.instances}
+    if lake.sizes(receipt.path) != {path: i.Size for path, i in wanted.items()}:
+        return False
+    # Older files, for which these were to wait outside of any workspace, may have the same names and sizes.
+    waited = "/" not in (entry.staged or "")
+    return not waited or all(lake.md5(path) == i.MD5 for path, i in wanted.items())
 
 
 def sweep(lake: Lake) -> int:
-    """Remove what dead processes left in the staging area and no journal needs; return how much that was.
-
-    Nothing is removed while any journal has a damaged entry, as that may need it. Whoever commits that journal reports
-    the entry; the other collections need not wait for that.
-    """
-    try:
-        keep = staged_by_journal(lake)
-    except DamagedFile as e:
-        log.warning("leftovers of earlier runs stay: %s", e)
-        return 0
-    return lake.sweep(keep=keep)
+    """Remove what dead processes left in the staging area and no journal needs; return how much that was."""
+    return lake.sweep(keep=staged_by_journal(lake))
 
 
 def staged_by_journal(lake: Lake) -> set[str]:
@@ -161,14 +217,21 @@ def _path(collection: str, uid: str) -> str:
     return f"{_folder(collection)}/{_name(uid)}"
 
 
-def _read(lake: Lake, paths: Iterable[str]) -> Iterator[Entry]:
+def _read(lake: Lake, paths: Iterable[str], *, remove_damaged: bool = False) -> Iterator[Entry]:
     for path in paths:
         is_entry = path.endswith(_JSON) and not is_foreign(path.rsplit("/", 1)[-1])
         content = lake.read_bytes(path) if is_entry else None
-        if content is not None:  # a reader without the lock may find that it was committed meanwhile
-            with content_of(lake.url(path), "delete it, and the series is fetched again"):
+        if content is None:  # a reader without the lock may find that it was committed meanwhile
+            continue
+        try:
+            with content_of(lake.url(path), "its series is fetched again"):
                 values = json.loads(content)
                 entry = Entry(path, Receipt.from_json(values["receipt"]), _checked(values["staged"]))
+        except DamagedFile as e:
+            if remove_damaged:
+                log.warning("%s", e)
+                lake.remove(path)
+        else:
             yield entry
 
 
@@ -179,7 +242,18 @@ def _checked(staged: object) -> str | None:
     raise ValueError(f"{staged!r} is not a name in the staging area")
 
 
+def _replace(lake: Lake, receipt: Receipt, staged: str | None) -> str:
+    """Write an entry; files that an older one of the series left to the commit are not needed any more."""
+    older = read_entries(lake, receipt.wanted.Collection, [receipt.wanted.SeriesInstanceUID])
+    path = _write(lake, receipt, staged)
+    for entry in older:
+        if entry.staged:
+            lake.remove_folder(f"{STAGING}/{entry.staged}")
+    return path
+
+
 def _write(lake: Lake, receipt: Receipt, staged: str | None) -> str:
     path = _path(receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID)
-    lake.put_bytes(path, json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode())
+    # Not flushed one by one: whoever relies on the journal flushes it first.
+    lake.note_bytes(path, json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode())
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import defaultdict
@@ -19,7 +18,6 @@ from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
 SHOWN = 3
 
 
@@ -116,17 +114,16 @@ def _wrong_size(found: int | None, expected: int) -> str | None:
 
 
 def _wrong_content(lake: Lake, path: str, expected: str, stop: threading.Event) -> str | None:
-    digest = hashlib.md5(usedforsecurity=False)
+    def go_on() -> None:
+        if stop.is_set():
+            raise Stopped
+
     try:
-        with lake.storage_errors(f"read {path}"), lake.open(path) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                if stop.is_set():
-                    raise Stopped
-                digest.update(chunk)
+        digest = lake.md5(path, go_on)
     except LakeError as e:
         log.warning("%s", e)
         return "unreadable"
-    return None if digest.hexdigest() == expected else "changed"
+    return None if digest == expected else "changed"
 
 
 def _finding(wrong: Mapping[str, Sequence[str]], files: int) -> str | None:

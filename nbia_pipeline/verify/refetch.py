@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
-from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.engine import Mirror
+from nbia_pipeline.mirror.journal import revoke
 from nbia_pipeline.mirror.plan import batches
 from nbia_pipeline.mirror.receipt import Receipt
-from nbia_pipeline.mirror.series import NO_NEWER, wanted_series
-from nbia_pipeline.schema.arrow import among
-from nbia_pipeline.schema.status import COMPLETE, PENDING
-from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline.mirror.series import wanted_series
+from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.verify.inventory import VerifyResult
 
 COMMAND = "nbia-pipeline verify --damaged --repair"
@@ -70,7 +66,8 @@ def refetch(
         result.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
         # An outdated series is not damaged: it stays complete until the archive's present one replaces it.
         outdated = {v.series.uid for v in damaged if v.outdated}
-        _demote(lake, collection, {uid: findings[uid] for uid in listed - outdated})
+        damage = {uid: f"its files in the lake were damaged: {findings[uid]}" for uid in listed - outdated}
+        revoke(lake, collection, damage)
         for batch in batches(wanted):
             try:
                 receipts = mirror.fetch(batch, on_result=on_result)
@@ -84,19 +81,3 @@ def refetch(
                 else:
                     result.failures[uid] = f"{receipt.status}: {receipt.reason}"
     return result
-
-
-def _demote(lake: Lake, collection: str, findings: Mapping[str, str]) -> None:
-    """Turn the receipts of damaged series to ``pending``; those that are not complete stay as they are."""
-    if not findings:
-        return
-    with lake.lock(Lock.COLLECTION, collection):
-        receipts = lake.read_table(IMAGE_SERIES, collection)
-        chosen = pc.and_(among(receipts["SeriesInstanceUID"], findings), pc.equal(receipts["Status"], COMPLETE))
-        nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
-        rows = [{**row, **nothing, "Status": PENDING} for row in receipts.filter(chosen).to_pylist()]
-        for row in rows:
-            row["Reason"] = f"its files in the lake were damaged: {findings[row['SeriesInstanceUID']]}"
-        demoted = pa.Table.from_pylist(rows, schema=IMAGE_SERIES.schema)
-        table = pa.concat_tables([receipts.filter(pc.invert(chosen)), demoted])
-        lake.write_table(IMAGE_SERIES, table.sort_by("SeriesInstanceUID"), collection)

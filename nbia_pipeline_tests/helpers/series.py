@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class Crash(BaseException):
 
 
 def receipt(size: int = 5, n: int = 1) -> Receipt:
-    return Receipt(wanted(n), "complete", 1, [VerifiedInstance(f"9.{n}", "1.2.840", 1, size, f"{size:032x}")])
+    digest = hashlib.md5(b"x" * size, usedforsecurity=False).hexdigest()
+    return Receipt(wanted(n), "complete", 1, [VerifiedInstance(f"9.{n}", "1.2.840", 1, size, digest)])
 
 
 def publish(lake: Lake, one: Receipt) -> None:
@@ -58,7 +60,7 @@ def crash_before_the_move(lake: Lake, one: Receipt) -> None:
     work.mkdir(parents=True)
     stage(work, one)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LocalStore, "publish_folder", crash)
+        patch.setattr(LocalStore, "_move_folder", crash)
         with pytest.raises(Crash):
             publish_series(lake, one, work / "files")
 

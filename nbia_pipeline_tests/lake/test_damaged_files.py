@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -15,11 +14,11 @@ import pytest
 from nbia_pipeline.changes.feed import record_changes
 from nbia_pipeline.changes.present import collection_listing
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.errors import DamagedFile
 from nbia_pipeline.lake.layout import JOURNAL, table_path
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.lake.parquet import with_properties
 from nbia_pipeline.mirror import journal
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
@@ -83,13 +82,16 @@ def edited(*path: str | int, value: Any = None) -> bytes:
     ],
     ids=lambda content: content[:12].decode("ascii", "replace"),
 )
-def test_a_damaged_entry_of_the_journal_names_its_file(content: bytes) -> None:
+def test_a_damaged_entry_is_no_entry_and_the_commit_removes_it(
+    content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     lake = Lake(new_address())
     lake.put_bytes(ENTRY, content)
-    with pytest.raises(
-        DamagedFile, match=rf"^{lake.uri}/{ENTRY} is damaged \(.*\): delete it, and the series is fetch"
-    ):
-        list(journal.read_slices(lake, "C"))
+    assert list(journal.read_slices(lake, "C")) == [[]]
+    assert lake.read_bytes(ENTRY) == content and not caplog.records, "a reader changes nothing"
+    commit(lake, "C")
+    assert lake.read_bytes(ENTRY) is None
+    assert f"{lake.uri}/{ENTRY} is damaged" in caplog.text and "its series is fetched again" in caplog.text
 
 
 def test_an_entry_comes_back_as_it_was_written() -> None:
@@ -101,17 +103,11 @@ def test_an_entry_comes_back_as_it_was_written() -> None:
     assert [e.staged for e in journal.read_entries(lake, "C", ["1.2"])] == ["host.1.ab/1.2"]
 
 
-def test_nothing_is_swept_while_a_journal_is_damaged(
-    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_entry_needs_no_staged_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     lake.put_bytes(ENTRY, b"")
     dead = f".staging/{this_process().rsplit('.', 1)[0]}.999999999.ab"
     lake.put_bytes(dead, b"x")
-    with caplog.at_level(logging.WARNING):
-        assert journal.sweep(lake) == 0
-    assert "leftovers of earlier runs stay" in caplog.text and ENTRY in caplog.text
-    lake.remove(ENTRY)
     assert journal.sweep(lake) == 1 and lake.read_bytes(dead) is None
 
 

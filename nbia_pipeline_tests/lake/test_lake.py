@@ -137,7 +137,9 @@ def test_a_damaged_table_is_an_error_not_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_files_replaces_the_older_one(lake: Lake) -> None:
+    path = "images/A/P/1/2"
     records: list[str | None] = []
+    replaced: list[int] = []
 
     def record(staged: str | None) -> str:
         records.append(staged)
@@ -148,7 +150,13 @@ def test_a_folder_of_files_replaces_the_older_one(lake: Lake) -> None:
             (work / "files").mkdir()
             for name in names:
                 (work / "files" / name).write_text(f"{name} of {names}")
-            lake.publish(work / "files", "images/A/P/1/2", "A", "2", record)
+            lake.publish(work / "files", path, "A", "2", record, lambda: replaced.append(len(lake.names_in(path))))
+    if records[-1] is None:  # an object store
+        assert replaced == [2], "called once, before the older files were touched"
+    else:
+        assert read_files(lake, path)[f"{path}/b.dcm"] == b"b.dcm of ['a.dcm', 'b.dcm']", "left to the commit"
+        assert lake.publish_staged(records[-1], path) and not lake.publish_staged(records[-1], path)
+        assert lake.staged() == []
     held = read_files(lake, "images/A/P/1/2")
     assert {path.rsplit("/", 1)[-1] for path in held} == {"b.dcm", "c.dcm"}
     assert held["images/A/P/1/2/b.dcm"] == b"b.dcm of ['b.dcm', 'c.dcm']"
@@ -214,7 +222,7 @@ def test_an_object_store_keeps_what_others_left_in_a_folder_that_is_replaced() -
     with lake.workspace() as work:
         (work / "files").mkdir()
         (work / "files" / "a.dcm").write_text("a")
-        lake.publish(work / "files", "images/A/P/1/2", "A", "2", lambda staged: "entry")
+        lake.publish(work / "files", "images/A/P/1/2", "A", "2", lambda staged: "entry", lambda: None)
     assert lake.names_in("images/A/P/1/2") == [".DS_Store", "a.dcm"]
 
 

@@ -44,7 +44,7 @@ USES: dict[str, Callable[[Lake, Path], object]] = {
     "sizes": lambda lake, _: lake.sizes("tables"),
     "remove": lambda lake, _: lake.remove("x"),
     "remove_folder": lambda lake, _: lake.remove_folder("images/A/P/1/2"),
-    "publish": lambda lake, files: lake.publish(files, "images/A/P/1/2", "A", "2", lambda _: "entry"),
+    "publish": lambda lake, files: lake.publish(files, "images/A/P/1/2", "A", "2", lambda _: "entry", lambda: None),
     "lock": lambda lake, _: lake.lock(Lock.CHANGES, "A").__enter__(),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,15 @@ import pytest
 
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.parquet import conform
+from nbia_pipeline.lake.store import LocalStore
 from nbia_pipeline.mirror.commit import NOT_REFRESHED, already_there, commit, commit_journal, current_receipts
-from nbia_pipeline.mirror.journal import has_failed, mark_failed, publish_series, record_failure, staged_by_journal
+from nbia_pipeline.mirror.journal import (
+    has_failed,
+    mark_failed,
+    record_failure,
+    staged_by_journal,
+    sweep,
+)
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import NEWER, refresh_failed
@@ -27,7 +36,6 @@ from nbia_pipeline_tests.helpers.series import (
     read_files,
     receipt,
     series_table,
-    stage,
     wanted,
 )
 
@@ -135,38 +143,93 @@ def test_a_series_that_is_no_longer_listed_keeps_its_receipt(lake: Lake) -> None
 
 def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
-    publish(lake, receipt(5))
     crash_before_the_move(lake, receipt(7))
-    assert list(held(lake).values()) == [5]
+    assert held(lake) == {}
     assert staged_by_journal(lake) == {"host.1.abc"}
     assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
     assert list(held(lake).values()) == [7]
     assert staged_by_journal(lake) == set()
 
 
-def test_a_crash_between_the_two_renames_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# --- files that are replaced
+
+
+@pytest.fixture
+def replacing(tmp_path: Path) -> Lake:
+    """A lake with a newer version of a complete series, which waits for the commit."""
     lake = Lake(str(tmp_path))
     publish(lake, receipt(5))
     commit(lake, "A", series_table([ONE]))
-    work = tmp_path / ".staging" / "host.1.abc"
-    work.mkdir(parents=True)
-    stage(work, receipt(7))
-    rename = Path.rename
-    steps: list[Path] = []
+    publish(lake, receipt(7))
+    assert list(held(lake).values()) == [5]
+    assert lake.read_table(IMAGE_SERIES, "A")["Status"].to_pylist() == ["complete"]
+    assert already_there(lake, [ONE]) == {"1.0001"}
+    return lake
 
-    def crash_at_the_second(self: Path, target: Path) -> Path:
-        steps.append(self)
-        if len(steps) == 2:
-            raise Crash
-        return rename(self, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", crash_at_the_second)
-        with pytest.raises(Crash):
-            publish_series(lake, receipt(7), work / "files")
-    assert held(lake) == {}
-    assert commit(lake, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
-    assert list(held(lake).values()) == [7]
+def test_newer_files_wait_for_the_commit_and_are_not_swept(replacing: Lake) -> None:
+    assert len(replacing.staged()) == 1 and sweep(replacing) == 0
+    assert commit(replacing, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
+    assert list(held(replacing).values()) == [7]
+    assert replacing.staged() == []
+
+
+def test_of_two_newer_versions_the_last_is_kept(replacing: Lake) -> None:
+    publish(replacing, receipt(9))
+    assert len(replacing.staged()) == 1
+    assert commit(replacing, "A", series_table([ONE]))["Bytes"].to_pylist() == [9]
+    assert list(held(replacing).values()) == [9]
+
+
+@pytest.mark.parametrize("method", ["_moved", "put_file", "remove"])
+def test_no_receipt_is_complete_when_a_crash_comes_between(
+    replacing: Lake, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """At each step of the commit in turn, until it gets through."""
+    original = getattr(LocalStore, method)
+    moments = set()
+    for last in range(20):
+        calls = itertools.count()
+
+        def crash(self: LocalStore, *words: Any, last: int = last, calls: Iterator[int] = calls) -> Any:
+            if next(calls) == last:
+                raise Crash
+            return original(self, *words)
+
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalStore, method, crash)
+                commit(replacing, "A", series_table([ONE]))
+                break
+        except Crash:
+            [row] = replacing.read_table(IMAGE_SERIES, "A").to_pylist()
+            sizes = list(held(replacing).values())
+            moments.add((row["Status"], *sizes))
+            indexed = replacing.read_table(INSTANCES, "A")["Size"].to_pylist()
+            assert row["Status"] == "pending" or sizes == indexed == [row["Bytes"]]
+    assert ("pending",) in moments or method != "_moved", "it crashed between the two renames, too"
+    assert list(held(replacing).values()) == [7]
+    assert replacing.read_table(IMAGE_SERIES, "A").select(["Status", "Bytes"]).to_pylist() == [
+        {"Status": "complete", "Bytes": 7}
+    ]
+
+
+def test_newer_files_that_are_gone_are_fetched_again(replacing: Lake, caplog: pytest.LogCaptureFixture) -> None:
+    (name,) = replacing.staged()
+    replacing.remove_folder(f".staging/{name}")
+    assert commit(replacing, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
+    assert "its files are gone; it is fetched again" in caplog.text
+
+
+def test_older_files_of_the_same_names_and_sizes_are_not_taken_for_the_newer_ones(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    publish(lake, receipt(5))
+    commit(lake, "A", series_table([ONE]))
+    newer = replace(receipt(5), instances=[replace(i, MD5="1" * 32) for i in receipt(5).instances])
+    publish(lake, newer)
+    (name,) = lake.staged()
+    lake.remove_folder(f".staging/{name}")
+    assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
 
 
 def test_a_receipt_survives_the_journal() -> None:
@@ -367,11 +430,12 @@ def test_a_batch_that_is_tried_again_skips_what_it_got(lake: Lake) -> None:
     assert already_there(lake, [replace(wanted(n), FileSize=7) for n in (1, 2)]) == set()
 
 
-def test_a_batch_that_is_tried_again_makes_up_for_the_move_that_it_counts_on(tmp_path: Path) -> None:
+def test_a_batch_that_is_tried_again_counts_on_files_that_are_still_staged(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt())
     assert held(lake) == {}
     assert already_there(lake, [ONE]) == {"1.0001"}
+    commit(lake, "A", series_table([ONE]))
     assert list(held(lake).values()) == [5]
 
 

@@ -16,6 +16,7 @@ import pytest
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.store import ObjectStore
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.journal import publish_series
@@ -245,7 +246,10 @@ def test_a_series_that_a_run_replaced_is_not_damaged(lake: Lake) -> None:
     shares = plan_verification(lake, ["A"])
     publish(lake, 2, "second")
     done = read_again(lake, shares)
-    assert done.damaged == [] and done.checked == SERIES_COUNT
+    # On an object store the series has no receipt until the commit, and is left out.
+    assert done.damaged == [] and done.checked == SERIES_COUNT - isinstance(lake._store, ObjectStore)
+    commit(lake, "A", clear_mark=False)
+    assert read_again(lake, shares).checked == SERIES_COUNT
     assert findings(lake)[uid(2)] is None
     assert lake.read_table(INSTANCES, "A").num_rows == SERIES_COUNT * FILES
 

@@ -241,9 +241,18 @@ def _fetch(client: NbiaClient, lake: Lake, series: AnnotatedSeries) -> list[Row]
             return series.rows(older, f"{found.finding}; older files were kept")
         if found.files:
             with lake.lock(Lock.COLLECTION, series.collection):
+                _forget(lake, series.collection, series.path)
                 lake.publish_folder(files, series.path)
     rows = [{"Name": f.name, "Path": f"{series.path}/{f.file}", "Size": f.size, "MD5": f.md5} for f in found.files]
     return series.rows(rows, found.finding)
+
+
+def _forget(lake: Lake, collection: str, folder: str) -> None:
+    """Remove the rows of the files in a directory that is about to be replaced: no row describes other files."""
+    table = lake.read_table(ANNOTATIONS, collection)
+    there = pc.fill_null(pc.starts_with(table["Path"], f"{folder}/"), False)
+    if pc.any(there).as_py():
+        lake.write_table(ANNOTATIONS, table.filter(pc.invert(there)), collection, may_empty=True)
 
 
 def _record(lake: Lake, collection: str, fetched: Mapping[str, list[Row]]) -> None:
