@@ -52,7 +52,7 @@ def dagster_home() -> Path:
 
 def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command and return its exit code; one of our errors becomes one sentence."""
-    STOP.begun = True
+    STOP.begin()
     try:
         return run(options)
     except (*OURS, HomeError, KeyboardInterrupt) as e:

@@ -37,12 +37,19 @@ class Stop:
         self.watched = False
         self.deaf = False
         self._raised = False
+        self._once = threading.Lock()
         self._noted_at: float | None = None
 
     @property
     def exit_code(self) -> int:
         """What a shell reports of a process that the signal ended: 130 or 143."""
         return 128 + (self.signal or signal.SIGINT)
+
+    def begin(self) -> None:
+        """From now on a command is interrupted, and ends in order."""
+        self.begun = True
+        if self.signal is not None:
+            self.end()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         """Interrupt the main thread, once; the handler of the signals."""
@@ -68,8 +75,9 @@ class Stop:
 
     def end(self) -> None:
         """End the process at once. What it leaves is what a crash leaves: the next run removes it."""
-        os.write(2, b"nbia-pipeline: interrupted\n")
-        os._exit(self.exit_code)
+        with self._once:  # two threads may come here
+            os.write(2, b"nbia-pipeline: interrupted\n")
+            os._exit(self.exit_code)
 
 
 STOP = Stop()

@@ -171,7 +171,7 @@ def test_a_second_signal_ends_a_process_that_does_not_end(tmp_path: Path) -> Non
 import time
 from nbia_pipeline.cli.signals import STOP, handled
 with handled(process_ends=True):
-    STOP.begun = True
+    STOP.begin()
     try:
         print("begun", flush=True)
         time.sleep(60)
@@ -202,6 +202,7 @@ def test_every_moment(archive: TestArchive, tmp_path: Path, request: pytest.Fixt
         time.sleep(10)
         run.stop(signal.SIGTERM, f"left to the next run: another process holds the lock {lock}\n{IN_ORDER}")
     expect_undisturbed(tmp_path, archive)
+    archive.faults.reset()
     archive.faults.inject("getMD5Hierarchy", silence(), times=20)
     run = Run(tmp_path, archive.url, "verify", "--ask-archive")
     run.wait_until(lambda: archive.faults.count("getMD5Hierarchy") > 0)
