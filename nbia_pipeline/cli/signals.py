@@ -37,7 +37,7 @@ class Stop:
         self.watched = False
         self.deaf = False
         self._raised = False
-        self._once = threading.Lock()
+        self._once = threading.RLock()
         self._noted_at: float | None = None
 
     @property
