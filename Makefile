@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-hostile test-power-cut test-disk lint types bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick clean
+.PHONY: demo dev test test-fast test-stop test-hostile test-power-cut test-disk lint types bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -29,6 +29,9 @@ test-power-cut: $(VENV)/.installed-dev  ## cut the power of a lake's disk, again
 
 test-hostile: $(VENV)/.installed-dev ## send answers of 3 GB of every hostile kind
 	NBIA_TEST_HOSTILE_BYTES=3000000000 $(BIN)/python -m pytest nbia_pipeline_tests/archive/test_hostile.py
+
+test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that has a name; takes minutes
+	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/defs/test_terminate.py
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .

@@ -6,13 +6,16 @@ import http.client
 import io
 import socket
 import ssl
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from nbia_pipeline import stopping
 from nbia_pipeline.address import is_web_address, without_secrets
 from nbia_pipeline.archive.bounds import CHUNK_BYTES, ENCODINGS, Steady
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer
@@ -89,14 +92,41 @@ class _Response(http.client.HTTPResponse):
         return super().read(amt)
 
 
+_sockets: WeakSet[Any] = WeakSet()
+
+
+def _register(sock: Any) -> None:
+    _sockets.add(sock)
+    stopping.expect_running()  # in this order: a socket that comes too late for `_shut_down` is not used
+
+
+def _shut_down() -> None:
+    """Wake the threads that wait for an archive: for them the connection ends."""
+    for sock in list(_sockets):
+        with suppress(OSError):  # it is closed
+            # An SSLSocket would first forget that it is one, while another thread reads from it.
+            socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
+
+
+stopping.when_stopping(_shut_down)
+
+
 class _HttpPool(urllib3.HTTPConnectionPool):
     class ConnectionCls(urllib3.connection.HTTPConnection):
         response_class = _Response
+
+        def connect(self) -> None:
+            super().connect()
+            _register(self.sock)
 
 
 class _HttpsPool(urllib3.HTTPSConnectionPool):
     class ConnectionCls(urllib3.connection.HTTPSConnection):
         response_class = _Response
+
+        def connect(self) -> None:
+            super().connect()
+            _register(self.sock)
 
 
 class Adapter(HTTPAdapter):

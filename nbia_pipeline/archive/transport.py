@@ -6,7 +6,6 @@ import logging
 import math
 import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from nbia_pipeline import stopping
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import is_base_url
 from nbia_pipeline.archive.bounds import EXCERPT_BYTES, TOKEN_BYTES, Body
@@ -107,9 +107,9 @@ class Session:
         self._verify = ca_bundle or None  # never "": that would switch the verification off
         self.tokens = Tokens(self._post_form, *account) if account else None
 
-    def close(self) -> None:
-        """Log out, best effort, and close the connections."""
-        token = self.tokens.take() if self.tokens else None
+    def close(self, *, log_out: bool = True) -> None:
+        """Log out, best effort, and close the connections; without a logout the token expires on its own."""
+        token = self.tokens.take() if self.tokens and log_out else None
         if token:
             wait = self.options.connect_timeout
             try:
@@ -158,7 +158,9 @@ class Session:
                 method, endpoint, parameters, token, most, repeated=repeated, read_timeout=read_timeout
             ) as answer:
                 _expect_success(answer, had_token=token is not None)
-                return read(answer)
+                result = read(answer)
+                stopping.expect_running()  # a connection that was shut down looks like the end of some answers
+                return result
 
         return self._retrying(endpoint, parameters, send, self.tokens, tries)
 
@@ -201,6 +203,7 @@ class Session:
                 with self._slot():
                     return send(token)
             except ArchiveError as e:
+                stopping.expect_running()
                 e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])
                 if tokens and token and e.status == 401 and e.endpoint == endpoint and not renewed:
                     # Any call can meet a token that expired early; a fresh one gets one more chance.
@@ -242,6 +245,7 @@ class Session:
         Args:
             most: bytes that a body may have, decoded; the others are those of :meth:`call`.
         """
+        stopping.expect_running()
         try:
             answer = self._http.request(
                 method,
@@ -274,7 +278,7 @@ class Session:
         if problem.retry_after is not None:
             wait = min(self.options.max_backoff, max(wait, problem.retry_after))
         log.info("trying again in %.1f s: %s", wait, problem)
-        time.sleep(wait)
+        stopping.sleep(wait)
 
 
 def _form(fields: Mapping[str, str], repeated: str) -> list[tuple[str, str]]:
@@ -324,7 +328,9 @@ def _busy(kind: type[ArchiveError], what: str, answer: requests.Response, body: 
 
 def chunks_of(answer: requests.Response) -> Iterator[bytes]:
     """Yield a body in chunks of 256 KiB; ``iter_content`` would yield the server's, which are of 8 KB."""
-    return _body(answer).chunks()
+    for chunk in _body(answer).chunks():
+        stopping.expect_running()
+        yield chunk
 
 
 def _body(answer: requests.Response) -> Body:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.changes.conformance import ENRICHED
 from nbia_pipeline.changes.listing import Fetched, with_earlier
@@ -93,7 +93,7 @@ def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Se
 
     # The first one alone: an archive that lacks the call is asked once.
     rows = [row(collection) for collection in collections[:1]]
-    with ThreadPoolExecutor(DESCRIPTIONS_AT_A_TIME, thread_name_prefix="nbia-descriptions") as pool:
+    with stopping.threads(DESCRIPTIONS_AT_A_TIME, "nbia-descriptions") as pool:
         rows += pool.map(row, collections[1:])
     table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
     fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})

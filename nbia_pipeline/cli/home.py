@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from nbia_pipeline.cli.signals import STOP
 from nbia_pipeline.errors import OURS, error_text
 
 HOME = "dagster_home"
@@ -32,7 +33,6 @@ run_monitoring:
 DAGSTER_YAML = _BEFORE_MONITORING + _MONITORING
 
 WRONG_CALL = 2
-STOPPED = 130  # what a shell reports for Ctrl-C
 
 
 class HomeError(Exception):
@@ -83,11 +83,14 @@ def _bring_up_to_date(file: Path) -> None:
 
 def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command and return its exit code; one of our errors becomes one sentence."""
+    STOP.begin()
     try:
         return run(options)
-    except (*OURS, HomeError) as e:
+    except (*OURS, HomeError, KeyboardInterrupt) as e:
         sys.stdout.flush()  # so that it appears below what was printed before
-        return fail(error_text(e))
+        if STOP.signal is None and not isinstance(e, KeyboardInterrupt):
+            return fail(error_text(e))
+        return fail(f"interrupted{getattr(options, 'interrupted', '')}", STOP.exit_code)
 
 
 def fail(sentence: str, code: int = 1) -> int:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 
 from nbia_pipeline import clock
-from nbia_pipeline.cli.home import STOPPED, WRONG_CALL, fail, to_stderr
+from nbia_pipeline.cli.home import WRONG_CALL, fail, to_stderr
 from nbia_pipeline.cli.options import count
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "continues where the last one stopped. Exit code: 0 everything was read and is intact, 1 damage was found or "
         "verification failed, 2 wrong usage, 3 time ran out before everything was read, and no damage was found."
     )
+    parser.set_defaults(interrupted="; what was read is recorded, and the next call with --for continues from there")
     parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="names or globs (default: all)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--all", action="store_true", help="every series (default)")
@@ -61,13 +62,7 @@ def run(options: argparse.Namespace) -> int:
     """Verify, repair if asked to, and return the exit code."""
     if options.seed is not None and options.sample is None:
         return fail("--seed needs --sample", WRONG_CALL)
-    try:
-        return _verify(Settings.from_env(), options)
-    except KeyboardInterrupt:
-        return fail("stopped; what was read is recorded, and the next call with --for continues from there", STOPPED)
-
-
-def _verify(settings: Settings, options: argparse.Namespace) -> int:
+    settings = Settings.from_env()
     lake = Lake(settings.lake, fsync=settings.fsync)
     chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
     tables = damaged_tables(lake, chosen)

@@ -11,6 +11,8 @@ from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.settings import Settings
 
+INTERRUPTS = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
+
 
 @contextmanager
 def as_failure(settings: Settings) -> Iterator[None]:
@@ -22,6 +24,23 @@ def as_failure(settings: Settings) -> Iterator[None]:
         yield
     except OURS as e:
         raise failure(e, settings) from e
+
+
+class _Interrupted(dg.DagsterError, dg.DagsterExecutionInterruptedError):
+    """An interrupt that a retry policy lets pass: it restarts a step at any that is no DagsterError."""
+
+
+# By this name the executor of several processes knows the interrupt of a step.
+_Interrupted.__name__ = dg.DagsterExecutionInterruptedError.__name__
+
+
+@contextmanager
+def interrupts_end_the_run() -> Iterator[None]:
+    """Keep the retry policy of an op from taking an interrupt for a failure."""
+    try:
+        yield
+    except INTERRUPTS as e:
+        raise _Interrupted("the step was interrupted") from e
 
 
 def failure(e: Exception, settings: Settings) -> dg.Failure:

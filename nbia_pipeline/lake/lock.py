@@ -14,21 +14,27 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from nbia_pipeline import clock
+from filelock import FileLock, Timeout
+
+from nbia_pipeline import clock, stopping
 from nbia_pipeline.lake.errors import LakeError, reason
+from nbia_pipeline.lake.filesystem import translated
 from nbia_pipeline.lake.layout import LOCKS, encode
 
 ExpectHeld = Callable[[], None]
@@ -37,6 +43,9 @@ ExpectHeld = Callable[[], None]
 log = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 7 * 24 * 3600
+WAY_OUT_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+"""How often a thread that waits for a lock looks whether it is to stop."""
 HOST = socket.gethostname().replace(".", "-")
 
 
@@ -80,6 +89,27 @@ class LockTimings:
     poll: float = 0.5
 
 
+_longest_wait: ContextVar[float] = ContextVar("longest_wait", default=math.inf)
+
+
+@contextmanager
+def soon_if_interrupted() -> Iterator[None]:
+    """Use it in a ``finally``: on the way out of an interrupt, wait for a lock that others hold only briefly.
+
+    What then fails is logged, and is no error: the next run can do it as well, and the interrupt must go on.
+    """
+    interrupted = not isinstance(sys.exc_info()[1], Exception | None)
+    before = _longest_wait.set(WAY_OUT_SECONDS if interrupted else _longest_wait.get())
+    try:
+        yield
+    except LakeError as e:
+        if not interrupted:
+            raise
+        log.warning("left to the next run: %s", e)
+    finally:
+        _longest_wait.reset(before)
+
+
 # Each is kept only as long as somebody uses it.
 _threads: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 _threads_guard = threading.Lock()
@@ -95,6 +125,25 @@ def among_threads(name: str) -> Iterator[None]:
         shared = _threads.setdefault(name, threading.Lock())
     with shared:
         yield
+
+
+def acquire(lock: FileLock, path: Path) -> None:
+    """Acquire a lock of the operating system.
+
+    Raises:
+        LakeError: another process held it for longer than :func:`soon_if_interrupted` allows.
+        OSError: the file system cannot lock.
+    """
+    until = time.monotonic() + _longest_wait.get()
+    while True:
+        try:
+            # Some file systems cannot lock, which is no OSError.
+            translated(lock.acquire, timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
+            return
+        except Timeout:
+            stopping.expect_running()
+            if time.monotonic() >= until:
+                raise LakeError(f"another process holds the lock {path}") from None
 
 
 @contextmanager
@@ -201,12 +250,12 @@ def _acquire(held: _LockObject, timings: LockTimings) -> None:
         previous = content
         if content is not None and unchanged * timings.poll > timings.stale and _take_over(held, content):
             return
-        if time.monotonic() - started > timings.wait:
+        if time.monotonic() - started > min(timings.wait, _longest_wait.get()):
             raise LakeError(
                 f"the lock {held.path} is held by {_owner_of(content)}: wait for that run to end. If it is not "
                 f"running, remove {held.path} and every object whose name begins with it"
             )
-        time.sleep(timings.poll)
+        stopping.sleep(timings.poll)
 
 
 def _take_over(held: _LockObject, stale: bytes) -> bool:

@@ -26,7 +26,16 @@ from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.flush import Flush
 from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, is_dead, object_lock, this_process
+from nbia_pipeline.lake.lock import (
+    ExpectHeld,
+    Lock,
+    abandoned,
+    acquire,
+    among_threads,
+    is_dead,
+    object_lock,
+    this_process,
+)
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
@@ -319,7 +328,7 @@ class LocalStore(_Store):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_of_file = FileLock(path)
         with among_threads(str(path)):
-            translated(lock_of_file.acquire)  # some file systems cannot lock, which is no OSError
+            acquire(lock_of_file, path)
             try:
                 yield lambda: None  # it cannot be lost
             finally:

@@ -131,7 +131,7 @@ def test_the_statuses_of_cloudflare_do_not_count_as_overload(archive: TestArchiv
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were to be waited; nobody waits them."""
     waited: list[float] = []
-    monkeypatch.setattr("nbia_pipeline.archive.transport.time.sleep", waited.append)
+    monkeypatch.setattr("nbia_pipeline.archive.transport.stopping.sleep", waited.append)
     # All threads are held back as well; that is shown in test_rate_limit.
     monkeypatch.setattr(Limiter, "refused", lambda self, began, seconds=None: None)
     return waited

@@ -14,11 +14,12 @@ from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.failures import as_failure, failure
+from nbia_pipeline.defs.failures import INTERRUPTS, as_failure, failure, interrupts_end_the_run
 from nbia_pipeline.defs.metadata import size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import already_there, commit_journal
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.journal import has_failed, mark_failed
@@ -42,6 +43,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         retry_policy=RETRY,
         required_resource_keys={naming.archive, naming.lake},
     )
+    @interrupts_end_the_run()
     def fetch(context: dg.OpExecutionContext, batch: list[Any]) -> dict[str, Any]:
         key = str(context.get_mapping_key())
         wanted = [WantedSeries.from_json(w) for w in batch]
@@ -76,20 +78,17 @@ def _reported_in_full(
     missing: Sequence[WantedSeries],
     progress: Progress,
 ) -> Iterator[None]:
-    """Where a batch fails: publish what it and others have fetched, record what failed, and fail the step."""
+    """Where a batch fails or is interrupted: commit what it and others have fetched, and fail the step."""
     try:
         yield
+    except INTERRUPTS:
+        _commit_finished(context, lake, missing)
+        raise
     except Exception as e:
         base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
-        for collection in collections_of(missing):
-            try:
-                mark_failed(lake, collection)
-                commit_journal(lake, collection)
-            except LakeError as other:  # the first error is the one to report; the next plan makes up for this
-                where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
-                context.log.warning(f"{where}: {other}")
+        _commit_finished(context, lake, missing)
         problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
@@ -102,6 +101,17 @@ def _reported_in_full(
             metadata={**base.metadata, "failed": table},
             allow_retries=False,
         ) from e
+
+
+def _commit_finished(context: dg.OpExecutionContext, lake: Lake, missing: Sequence[WantedSeries]) -> None:
+    for collection in collections_of(missing):
+        try:
+            with soon_if_interrupted():
+                mark_failed(lake, collection)
+                commit_journal(lake, collection)
+        except LakeError as e:  # the first error is the one to report; the next plan makes up for this
+            where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
+            context.log.warning(f"{where}: {e}")
 
 
 def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:

@@ -3,11 +3,12 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import Any
 
 import dagster as dg
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.defs.metadata import definition_metadata
 from nbia_pipeline.defs.naming import Naming
@@ -90,7 +91,7 @@ def each_partition(
     """
     made: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(COLLECTIONS_AT_A_TIME, thread_name_prefix=f"nbia-{table.name}") as pool:
+    with stopping.threads(COLLECTIONS_AT_A_TIME, f"nbia-{table.name}") as pool:
         collections = {pool.submit(make, c): c for c in largest_first(lake, list(context.partition_keys))}
         for future in as_completed(collections):
             collection = collections[future]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import JOURNAL, collection_path, decode, encode, instance_name
@@ -17,16 +16,11 @@ from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.digests import possible_series_md5s
 
-CHUNK_BYTES = 1 << 20
 _DEPTH = 6  # images, collection, patient, study, series, file
 
 
 class Differs(Exception):
     """The files of a series are not those that they should be; the text says why."""
-
-
-class Stopped(Exception):
-    """Reading was stopped in the middle."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def folders_of(lake: Lake, collection: str) -> Iterator[Folder]:
                 yield Folder(path, *map(decode, names))
 
 
-def read_series(lake: Lake, path: str, series_uid: str, stop: threading.Event) -> list[VerifiedInstance]:
+def read_series(lake: Lake, path: str, series_uid: str) -> list[VerifiedInstance]:
     """Return the files of a series in the lake, with the MD5s that they have now, in the order of the receipts.
 
     Files that do not end with ``.dcm`` are not the lake's own.
@@ -71,23 +65,20 @@ def read_series(lake: Lake, path: str, series_uid: str, stop: threading.Event) -
         lake: the lake.
         path: directory of the series.
         series_uid: SeriesInstanceUID that every file must carry.
-        stop: set to stop in the middle of a file.
 
     Raises:
         Differs: a file is not DICOM, of another series, or under another name than its own.
         LakeError: a file cannot be read, which says nothing about it.
-        Stopped: `stop` was set.
     """
     found = []
     for file, size in sorted(lake.sizes(path).items()):
         name = file.removeprefix(f"{path}/")
         if name.endswith(".dcm") and "/" not in name:
-            found.append(_read(lake, file, name, size, series_uid, stop))
+            found.append(_read(lake, file, name, size, series_uid))
     return sorted(found, key=lambda i: (i.InstanceNumber or 0, i.SOPInstanceUID))
 
 
-def _read(lake: Lake, path: str, name: str, size: int, series_uid: str, stop: threading.Event) -> VerifiedInstance:
-    digest = hashlib.md5(usedforsecurity=False)
+def _read(lake: Lake, path: str, name: str, size: int, series_uid: str) -> VerifiedInstance:
     with lake.open(path) as file:
         try:
             header = header_of(file)
@@ -95,12 +86,8 @@ def _read(lake: Lake, path: str, name: str, size: int, series_uid: str, stop: th
             raise Differs(f"{name} cannot be used: {e}") from e
         if header.SeriesInstanceUID != series_uid or instance_name(header.SOPInstanceUID) != name:
             raise Differs(f"{name} is instance {header.SOPInstanceUID} of series {header.SeriesInstanceUID}")
-        file.seek(0)
-        while chunk := file.read(CHUNK_BYTES):
-            if stop.is_set():
-                raise Stopped
-            digest.update(chunk)
-    return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest.hexdigest())
+    digest = lake.md5(path, stopping.expect_running)
+    return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest)
 
 
 def proof_of_archive(

@@ -8,10 +8,9 @@ known only from receipts is lost: when the files were fetched, how often that wa
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.restore import restore_feed
 from nbia_pipeline.lake import Lake, Lock
@@ -173,24 +173,19 @@ class _Rebuild:
         yield instances_of(begun)
 
     def _results(self) -> Iterator[Judged]:
-        work, stop = self._work, threading.Event()
         begun: deque[Future[Judged | None]] = deque()
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="nbia-rebuild") as pool:
-            try:
-                for job in work.jobs():
-                    begun.append(pool.submit(job, stop))
-                    if len(begun) >= 2 * THREADS and (result := begun.popleft().result()):
-                        yield result
-                while begun:
-                    if result := begun.popleft().result():
-                        yield result
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+        with stopping.threads(THREADS, "nbia-rebuild") as pool:
+            for job in self._work.jobs():
+                begun.append(pool.submit(job))
+                if len(begun) >= 2 * THREADS and (result := begun.popleft().result()):
+                    yield result
+            while begun:
+                if result := begun.popleft().result():
+                    yield result
 
 
-Job = Callable[[threading.Event], Judged | None]
-"""Reads a series, until the event is set."""
+Job = Callable[[], "Judged | None"]
+"""Reads a series."""
 
 
 class _ByReceipts:
@@ -212,12 +207,12 @@ class _ByReceipts:
         for row in self._receipts.filter(self._have_files).sort_by(_UID).to_pylist():
             yield partial(self._judge, row)
 
-    def _judge(self, row: Row, stop: threading.Event) -> Judged:
+    def _judge(self, row: Row) -> Judged:
         uid = row[_UID]
         path = series_path(self._collection, row["PatientID"], row["StudyInstanceUID"], uid)
         instances: Sequence[VerifiedInstance] = ()
         try:
-            instances = read_series(self._lake, path, uid, stop)
+            instances = read_series(self._lake, path, uid)
             if series_md5([i.MD5 for i in instances]) != row["SeriesMD5"]:
                 raise Differs(f"the {len(instances)} files in {path} are not those of its receipt")
         except Differs as e:
@@ -264,10 +259,10 @@ class _ByArchive:
             self.result.left += [folder.path for folder in found if folder is not chosen]
             yield partial(self._judge, wanted, chosen)
 
-    def _judge(self, wanted: WantedSeries, folder: Folder, stop: threading.Event) -> Judged | None:
+    def _judge(self, wanted: WantedSeries, folder: Folder) -> Judged | None:
         there = replace(wanted, PatientID=folder.patient, StudyInstanceUID=folder.study)
         try:
-            instances = read_series(self._lake, folder.path, folder.uid, stop)
+            instances = read_series(self._lake, folder.path, folder.uid)
             if folder.uid in self._listed:
                 proof = proof_of_archive(self._client, self._proofs, wanted, instances)
             else:
