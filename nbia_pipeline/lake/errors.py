@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.filesystem import StorageError, kinds_of, safe_text
+from nbia_pipeline.text import TextError
 
 # Where the file systems find their account, and their address.
 _ACCOUNT = {
@@ -30,7 +31,7 @@ _TEXT_OF_DAMAGE = re.compile("deserialize|decompress|corrupt|end of stream", re.
 _TEXT_OF_DENIED = re.compile(r"denied|forbidden|unauthorized|not authorized|\b40[13]\b", re.I)
 
 
-class LakeError(Exception):
+class LakeError(TextError):
     """The lake cannot be read or written; the text says where, why and what to do.
 
     Attributes:

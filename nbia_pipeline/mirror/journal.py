@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,12 @@ from nbia_pipeline.lake.errors import DamagedFile, content_of
 from nbia_pipeline.lake.layout import JOURNAL, encode, is_foreign
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.text import logger
 
 # Entries with about this many instances are read at a time: some hundred bytes each, whatever the size of the journal.
 SLICE_INSTANCES = 250_000
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FAILED = "failed"
 _JSON = ".json"

@@ -7,7 +7,6 @@ fetch counts as a check.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _RECEIPT = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
 _RESULT = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()

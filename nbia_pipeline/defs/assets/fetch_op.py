@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 
 from nbia_pipeline.defs.failures import as_failure, failure
-from nbia_pipeline.defs.metadata import size_classes
+from nbia_pipeline.defs.metadata import records, size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.lake import Lake, LakeError
@@ -27,6 +27,7 @@ from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries, collections_of
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import shown
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 SHOWN = 100
@@ -89,8 +90,8 @@ def _reported_in_full(
                 commit_journal(lake, collection)
             except LakeError as other:  # the first error is the one to report; the next plan makes up for this
                 where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
-                context.log.warning(f"{where}: {other}")
-        problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
+                context.log.warning(shown(f"{where}: {other}"))
+        problem = error_text(e, settings.name_of) if isinstance(e, OURS) else shown(f"{type(e).__name__}: {e}")
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
         key = context.get_mapping_key()
@@ -98,7 +99,7 @@ def _reported_in_full(
             dg.AssetObservation(asset, partition=context.partition_key, metadata={"batch": str(key), "failed": table})
         )
         raise dg.Failure(
-            f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}",
+            shown(f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}"),
             metadata={**base.metadata, "failed": table},
             allow_retries=False,
         ) from e
@@ -114,8 +115,7 @@ def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], pro
 
 def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
     """Return the first hundred rows as a table for the UI."""
-    columns = [dg.TableColumn("series", "string"), dg.TableColumn("what", "string")]
-    return dg.MetadataValue.table([dg.TableRecord(dict(r)) for r in rows[:SHOWN]], dg.TableSchema(columns))
+    return records(rows[:SHOWN], {"series": "string", "what": "string"})
 
 
 def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dict[str, Any]:

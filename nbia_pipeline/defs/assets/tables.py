@@ -28,7 +28,7 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import KEPT
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
+from nbia_pipeline.text import did_you_mean, first_of, matching, shown, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
 LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
@@ -227,4 +227,4 @@ def _write(
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
     warnings = [*client.warnings, *fetched.warnings]
-    return {**figures, **fetched.figures, **({"warning": "\n".join(warnings)} if warnings else {})}
+    return {**figures, **fetched.figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}
