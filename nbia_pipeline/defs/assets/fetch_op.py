@@ -52,7 +52,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
             # A retry, or another run, may have fetched some meanwhile.
             there = already_there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
-        progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
+        progress = Progress(missing, lambda line: context.log.info(shown(f"{key}: {line}")))
         with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
             if missing:
                 with naming.archive_of(context).client() as client:
@@ -62,7 +62,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
                 if has_failed(lake, collection):
                     commit_journal(lake, collection)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
-        context.log.info(f"{key}: {progress.line()}; {summary_of(report)}")
+        context.log.info(shown(f"{key}: {progress.line()}; {summary_of(report)}"))
         return {**report, "batch": key}
 
     return fetch
