@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nbia_pipeline.address import is_base_url, lake_address
 from nbia_pipeline.schema import GUEST as GUEST
-from nbia_pipeline.text import is_glob, matching, similar_names
+from nbia_pipeline.text import TextError, is_glob, matching, similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -32,7 +32,7 @@ PASSWORD: Any = Field(
 """The field of the password, for the models that may have one. YAML may not: it would be shown in the UI."""
 
 
-class SettingsError(Exception):
+class SettingsError(TextError):
     """A setting that cannot be used; the text names it as the person wrote it, its value and the remedy."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 
@@ -18,8 +17,9 @@ from nbia_pipeline.archive.expect import one_row_each, rows_with
 from nbia_pipeline.archive.optional import in_haste, may_succeed_singly, too_slow
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.tables import SERIES_METADATA
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHOWN = 5
 # After this many failures, if they are the majority, the call for one series is not made for the others.

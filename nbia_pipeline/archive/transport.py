@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import re
@@ -30,8 +29,9 @@ from nbia_pipeline.archive.errors import (
 )
 from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.tokens import Tokens, authorization
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 USER_AGENT = f"nbia-pipeline/{__version__}"
 CONNECTIONS = 32  # kept open, or more if more requests may be in flight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -26,8 +25,9 @@ from nbia_pipeline.schema.tables import (
     SERIES_METADATA,
     TEXT,
 )
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 LOST = "What it recorded of other tables is recorded again when they are listed"
 

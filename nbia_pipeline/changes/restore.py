@@ -8,8 +8,6 @@ early: a series that is missing, and not withdrawn yet, counts as missing from t
 
 from __future__ import annotations
 
-import logging
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,8 +20,9 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA, SERIES_SEEN, TIME
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def restore_feed(lake: Lake, collection: str) -> list[str]:

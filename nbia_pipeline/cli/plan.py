@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from nbia_pipeline.cli.home import to_stderr
+from nbia_pipeline.cli.home import say, to_stderr
 from nbia_pipeline.cli.options import add_selection, selection_of
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> int:
     collections = _collections(lake, settings, options.collections)
     plans, notes, damaged = _plans(lake, settings, collections, options)
     free = lake.free_bytes()
-    print(_table(plans))
-    print(f"\nFree      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
+    say(*_table(plans).split("\n"), "")
+    say(f"Free      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
-        print(f"Note      {note}")
+        say(f"Note      {note}")
     for text in damaged:
         to_stderr(text)
     return 1 if damaged else 0

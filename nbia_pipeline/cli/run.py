@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import dagster_home, fail, to_stderr
+from nbia_pipeline.cli.home import dagster_home, fail, say, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if options.manifest is not None:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
     home = dagster_home()
-    print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
+    say(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}", "")
     with (
         kept_from_children(),
         dg.DagsterInstance.get() as instance,
@@ -76,11 +76,11 @@ def run(options: argparse.Namespace) -> int:
         outcome = run_main_job(
             settings,
             instance,
-            lambda line: print(line, flush=True),
+            say,
             images=images_fields(options),
             allow_lost_columns=options.allow_lost_columns,
         )
-    print(summary(outcome, home))
+    say(*summary(outcome, home).split("\n"))
     for name, found in outcome.warnings.items():
         to_stderr(f"warning: {name}: {found}")
     for problem in outcome.problems:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 
 from nbia_pipeline import clock
-from nbia_pipeline.cli.home import WRONG_CALL, fail, to_stderr
+from nbia_pipeline.cli.home import WRONG_CALL, fail, say, to_stderr
 from nbia_pipeline.cli.options import count
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
@@ -87,9 +87,7 @@ def run(options: argparse.Namespace) -> int:
     sampled = f", a sample with --seed {seed}" if options.sample is not None else ""
     plural = "" if len(planned) == 1 else "s"
     size = size_text(sum(part.bytes for part in planned))
-    print(
-        f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}", flush=True
-    )
+    say(f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}")
     with connect(settings) if options.ask_archive else nullcontext() as client:
         until = None if options.seconds is None else clock.utc_now() + timedelta(seconds=options.seconds)
         done = read_again(
@@ -100,14 +98,14 @@ def run(options: argparse.Namespace) -> int:
             enough=lambda done: until is not None and clock.utc_now() >= until,
             on_progress=_progress_printer(),
         )
-    print(_summary(done))
+    say(_summary(done))
     _print_damage(done.damaged)
     left = 1 if tables else NOT_ALL if done.stopped else 0
     if not done.damaged:
         return left
     if options.repair:
         return left if _repaired(settings, lake, done.damaged) else 1
-    print(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
+    say(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
     return 1
 
 
@@ -115,11 +113,11 @@ def _repaired_tables(settings: Settings, lake: Lake, damaged: Sequence[TableDama
     """Make damaged tables again, and return what is still damaged."""
     lake.check_writable()
     for damage in damaged:
-        print(f"  {damage}", flush=True)
+        say(f"  {damage}")
     with connect(settings) as client:
         repair_tables(client, lake, settings, damaged)
     left = damaged_tables(lake, {d.collection for d in damaged} if all(d.of_collection for d in damaged) else None)
-    print(f"repaired {len(damaged) - len(left):,} of {len(damaged):,} tables", flush=True)
+    say(f"repaired {len(damaged) - len(left):,} of {len(damaged):,} tables")
     return left
 
 
@@ -129,7 +127,7 @@ def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -
     with connect(settings) as client:
         outcome = refetch(client, lake, damaged, on_result=_print_receipt)
     again = read_again(lake, [plan_series(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
-    print(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
+    say(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)
     for uid, why in list(outcome.failures.items())[:SHOWN]:
         to_stderr(f"series {uid} could not be repaired, {why}")
@@ -147,10 +145,9 @@ def _progress_printer() -> Callable[[VerifyRun], None]:
         last = done.seconds
         left = max(0, done.wanted_bytes - done.bytes) / done.rate if done.rate else 0.0
         bad = f", {len(done.damaged):,} damaged" if done.damaged else ""
-        print(
+        say(
             f"  {done.checked:,} of {done.wanted:,} series, {size_text(done.bytes)} at {size_text(done.rate)}/s, "
-            f"about {timedelta(seconds=round(left))} left{bad}",
-            flush=True,
+            f"about {timedelta(seconds=round(left))} left{bad}"
         )
 
     return show
@@ -173,7 +170,7 @@ def _print_damage(damaged: Sequence[VerifyResult]) -> None:
 
 def _print_receipt(receipt: Receipt) -> None:
     series = receipt.wanted
-    print(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}", flush=True)
+    say(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}")
 
 
 def _seconds(text: str) -> int:

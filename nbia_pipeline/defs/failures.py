@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from nbia_pipeline.archive import ArchiveError
+from nbia_pipeline.archive.errors import forget_causes
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.settings import Settings
 
@@ -51,5 +52,6 @@ def failure(e: Exception, settings: Settings) -> dg.Failure:
             metadata["endpoint"] = e.endpoint
         if e.status is not None:
             metadata["status"] = e.status
+    forget_causes(e)  # Dagster prints and stores their texts
     retryable = isinstance(e, ArchiveError) and e.retryable
     return dg.Failure(error_text(e, settings.name_of), metadata=metadata, allow_retries=retryable)

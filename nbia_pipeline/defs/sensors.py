@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 import time
 from collections import defaultdict
@@ -52,9 +51,9 @@ from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import first_of, matching
+from nbia_pipeline.text import first_of, logger, matching, shown
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Dagster ends a tick after 60 s, but lets its function go on. So it ends on its own, well before that.
 TICK_SECONDS = 45.0
@@ -93,9 +92,10 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
         def tick(context: dg.SensorEvaluationContext) -> Tick:
             release_dead_runs(context.instance, naming.pool, context.log.warning)
             try:
-                return look(context)
+                found = look(context)
             except (ArchiveError, LakeError, SettingsError, CursorError) as e:
-                return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
+                found = dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
+            return _shown(found)
 
         return tick
 
@@ -122,6 +122,13 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
     ]
 
 
+def _shown(tick: Tick) -> Tick:
+    """Return what a tick found; the names in its reason are shown as text."""
+    if isinstance(tick, dg.SkipReason):
+        return dg.SkipReason(shown(tick.skip_message))
+    return tick._replace(skip_reason=tick.skip_reason and dg.SkipReason(shown(tick.skip_reason.skip_message)))
+
+
 # --- what was released
 
 
@@ -146,7 +153,7 @@ def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorE
         restricted = _restricted_releases(archive, settings, since, TICK_SECONDS - (time.monotonic() - began))
         found = {**found, **restricted.carried(before.digests if before and not before.shared else {})}
         if note := restricted.note():
-            context.log.warning(note)
+            context.log.warning(shown(note))
             note = f". {note[0].upper()}{note[1:]}"
     if before is None:
         started = next_cursor(first_cursor(today, now), found, today, changed=False)

@@ -8,7 +8,6 @@ check for that), but frees the slots of runs that are recorded as ended. So a de
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import threading
@@ -23,9 +22,9 @@ import dagster as dg
 from nbia_pipeline.defs.jobs import ARCHIVE_TAG
 from nbia_pipeline.lake.errors import reason
 from nbia_pipeline.lake.lock import HOST, is_dead, this_process
-from nbia_pipeline.text import first_of
+from nbia_pipeline.text import first_of, logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 OWNER_TAG = "nbia/owner"
 """Tag of a run that ``nbia-pipeline run`` executes: its process, and its ID, because a re-execution gets a copy."""

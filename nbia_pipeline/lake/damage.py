@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pyarrow as pa
 
 from nbia_pipeline.lake import parquet
@@ -11,8 +9,9 @@ from nbia_pipeline.lake.errors import DamagedFile, content_of_table
 from nbia_pipeline.lake.lake import Lake
 from nbia_pipeline.lake.layout import earlier_path, table_path
 from nbia_pipeline.schema import Table
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def damage_of(lake: Lake, table: Table, collection: str | None = None, *, rows: bool = True) -> DamagedFile | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.filesystem import StorageError, kinds_of, safe_text
+from nbia_pipeline.text import TextError
 
 # Where the file systems find their account, and their address.
 _ACCOUNT = {
@@ -33,7 +34,7 @@ MADE_AGAIN = "`nbia-pipeline run` makes the table again, and so does `nbia-pipel
 """What to do about a table that is damaged or missing."""
 
 
-class LakeError(Exception):
+class LakeError(TextError):
     """The lake cannot be read or written; the text says where, why and what to do.
 
     Attributes:

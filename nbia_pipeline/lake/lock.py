@@ -13,7 +13,6 @@ after it was created, which leaves a gap of one request. There, only one machine
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import socket
@@ -36,11 +35,12 @@ from nbia_pipeline import clock, stopping
 from nbia_pipeline.lake.errors import LakeError, reason
 from nbia_pipeline.lake.filesystem import translated
 from nbia_pipeline.lake.layout import LOCKS, encode
+from nbia_pipeline.text import logger
 
 ExpectHeld = Callable[[], None]
 """Call it before anything that must not happen twice: it raises LakeError if the lock has been lost."""
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 LEFTOVER_SECONDS = 7 * 24 * 3600
 WAY_OUT_SECONDS = 1.0

@@ -22,8 +22,9 @@ from nbia_pipeline.lake.layout import license_path
 from nbia_pipeline.mirror.unpack import LICENSE
 from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
 from nbia_pipeline.schema.tables import LICENSES
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.

@@ -7,7 +7,6 @@ leaves is found by these, and the next prune finishes it. At no time does a rece
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,8 +24,9 @@ from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES_SEEN
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ fetch counts as a check.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _RECEIPT = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
 LOST = "When series were last read again is not known: they are read in the order in which they were fetched"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -23,10 +22,11 @@ from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.receipt import MD5
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.tables import INSTANCES
+from nbia_pipeline.text import logger
 from nbia_pipeline.verify.compare import compare_files, differs_from_archive
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, record, stored_series
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 THREADS = 3
 # Series whose rows of `instances` are in memory at a time; a series can have thousands of rows.

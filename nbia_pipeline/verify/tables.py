@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +25,9 @@ from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 OF_IMAGES = (t.IMAGE_SERIES, t.INSTANCES)
 _LISTED = {t.PATIENTS: NbiaClient.patients, t.STUDIES: NbiaClient.studies, t.SERIES: NbiaClient.series}

@@ -135,8 +135,8 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
     command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:10])
     assert complete.metadata["remedy"].value == f"`{command}`"
     assert complete.description is not None
-    assert f"13 findings; the first: series {uid} is quarantined: short by one" in complete.description
-    assert "To fix it: nbia-pipeline run --series" in complete.description
+    assert f"13 findings; the first: `series {uid} is quarantined: short by one" in complete.description
+    assert "To fix it: `nbia-pipeline run --series" in complete.description
     # Nothing is held, so that nothing lacks a licence or can be damaged.
     assert [name for name in CHECKS if not checks[name].passed] == ["complete"]
 

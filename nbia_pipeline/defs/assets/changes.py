@@ -1,6 +1,5 @@
 """The feed of changes as an asset: what changed from one listing to the next, recorded once."""
 
-import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,14 +14,15 @@ from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_c
 from nbia_pipeline.changes.reasons import AskReasons, Reasons
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata, stored_bytes
+from nbia_pipeline.defs.metadata import materialization_metadata, records, stored_bytes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.prune import mark_withdrawn
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHOWN = 10
 # Reasons are optional: an archive that is down must not hold up the feed for long.
@@ -111,7 +111,7 @@ def _figures(summary: ChangeSummary) -> dict[str, Any]:
     figures: dict[str, Any] = {**kinds_of(summary.changes), "listed": summary.listed, "missing": summary.missing}
     if summary.changes.num_rows:
         rows = summary.changes.slice(0, SHOWN).to_pylist()
-        figures["first_changes"] = dg.MetadataValue.table([_shown(row) for row in rows])
+        figures["first_changes"] = records(_shown(row) for row in rows)
     warnings = list(summary.restored)
     known = summary.missing + summary.listed
     if summary.missing > summary.listed and known >= LARGE_COLLECTION:
@@ -122,9 +122,9 @@ def _figures(summary: ChangeSummary) -> dict[str, Any]:
     return {**figures, **({"warning": "\n".join(warnings)} if warnings else {})}
 
 
-def _shown(change: dict[str, Any]) -> dg.TableRecord:
+def _shown(change: dict[str, Any]) -> dict[str, str | int]:
     values = {name: change[name] for name in ("SeriesInstanceUID", "PatientID", "Change", "Version")}
     if change["Change"] == REVISED:
         values |= {"ColumnName": change["ColumnName"], "OldValue": change["OldValue"], "NewValue": change["NewValue"]}
     texts = {n: v if isinstance(v, int) else "null" if v is None else str(v) for n, v in values.items()}
-    return dg.TableRecord({**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts})
+    return {**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts}

@@ -1,6 +1,5 @@
 """What the assets of tables share: the decorator, and the processing of the partitions of one run."""
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -10,7 +9,7 @@ import dagster as dg
 
 from nbia_pipeline import stopping
 from nbia_pipeline.archive import ArchiveError
-from nbia_pipeline.defs.metadata import definition_metadata
+from nbia_pipeline.defs.metadata import definition_metadata, records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
@@ -18,8 +17,9 @@ from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import logger, shown
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # The largest collection and, at the same time, the others. More at a time gain nothing and cost memory.
 COLLECTIONS_AT_A_TIME = 2
@@ -108,11 +108,10 @@ def each_partition(
         salvage(list(made))
         first, why = next(iter(failed.items()))
         if len(failed) == 1 and not made:
-            raise dg.Failure(why, metadata={"collection": first})
-        rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
+            raise dg.Failure(why, metadata={"collection": shown(first)})
         raise dg.Failure(
-            f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}",
-            metadata={"failed": dg.MetadataValue.table(rows)},
+            shown(f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}"),
+            metadata={"failed": records({"collection": c, "reason": text} for c, text in failed.items())},
         )
 
 

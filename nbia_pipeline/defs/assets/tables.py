@@ -25,6 +25,7 @@ from nbia_pipeline.mirror import journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import shown
 
 
 class ListingConfig(dg.Config):
@@ -152,4 +153,4 @@ def _write(
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
     warnings = [*client.warnings, *fetched.warnings]
-    return {**figures, **fetched.figures, **({"warning": "\n".join(warnings)} if warnings else {})}
+    return {**figures, **fetched.figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}

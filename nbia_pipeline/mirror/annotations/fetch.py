@@ -7,7 +7,6 @@ longer. What arrived other than announced is not asked for again until then: eac
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -30,8 +29,9 @@ from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, SERIES_METADATA
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 STREAMS = 4
 # So many series in a row whose requests fail are no accident: the archive is down, or has no such call.

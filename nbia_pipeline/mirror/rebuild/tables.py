@@ -7,7 +7,6 @@ known only from receipts is lost: when the files were fetched, how often that wa
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -42,9 +41,9 @@ from nbia_pipeline.mirror.upgrade import upgraded
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES, SERIES_SEEN
-from nbia_pipeline.text import first_of
+from nbia_pipeline.text import first_of, logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 THREADS = 3
 # Rows of `instances` of so many series are in memory at a time.
