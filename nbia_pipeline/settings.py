@@ -136,7 +136,7 @@ class Settings(Pipeline):
         self._check_selection()
         self._check_lake()
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):  # noqa: PTH113 - Path may raise here
-            raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle!r}: there is no such file")
+            raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle[:200]!r}: there is no such file")
         if self.poll_seconds < MIN_POLL_SECONDS:
             raise SettingsError(
                 f"{name_of('poll_seconds')} is {self.poll_seconds}: set it to {MIN_POLL_SECONDS} or more, because the "
