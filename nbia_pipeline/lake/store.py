@@ -272,8 +272,10 @@ class LocalStore(_Store):
         try:
             changed = self._moved(staged, target)
         except OSError:
-            if aside.exists():
+            with suppress(OSError):
                 aside.rename(target)
+            # Where that failed as well: no receipt describes the older files any more.
+            shutil.rmtree(aside, ignore_errors=True)
             raise
         if not self._flush.as_a_whole:
             self._flush.names(changed)

@@ -123,7 +123,7 @@ SCENARIOS = {
     "series revised, moved, withdrawn, new": Scenario(images, (images,), _LISTED_TWICE),
     "tables alone": Scenario(tables, (tables, sweep), _LISTED_TWICE),
     "cart": Scenario(cart, (cart,), ((tables, True, 0.0),)),
-    # What could not be repaired is no longer complete: the next run fetches it.
-    "verify --repair": Scenario(verify, (images,), ((images, True, 0.0), (damage, True, 1.0))),
+    # What was found damaged, and could not be repaired, is pending: the next run of images fetches it.
+    "verify --repair": Scenario(verify, (verify, images), ((images, True, 0.0), (damage, True, 1.0))),
     "prune": Scenario(remove_withdrawn, (remove_withdrawn, sweep), (*_LISTED_TWICE, (images, True, 8.0)), 9),
 }

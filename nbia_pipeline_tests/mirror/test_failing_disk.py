@@ -41,6 +41,7 @@ def test_an_operation_that_fails_costs_nothing(sweep: Sweep, name: str) -> None:
     [
         ("killed", ["images", "image_series", "instances", "annotations"]),
         ("EIO once", ["images", "image_series", "instances"]),
+        ("full from there on", ["images"]),
     ],
 )
 def test_files_move_only_while_no_receipt_states_them(sweep: Sweep, kind: str, parts: list[str]) -> None:
