@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socketserver
 import sys
 import threading
@@ -26,6 +27,7 @@ from nbia_pipeline.mirror.unpack import NotVerified, take_single
 from nbia_pipeline_tests.helpers.hostile_kinds import HUGE, Kind, kinds
 
 UID = "1.1"
+MOST_SECONDS = 120
 Call = Callable[[NbiaClient, Kind, Path], object]
 PATIENCE = ClientOptions(connect_timeout=5, read_timeout=20, tries=2, backoff=0.01, max_backoff=0.01)
 
@@ -81,6 +83,7 @@ def main(url: str, folder: str, *names: str) -> None:
         if os.fork():  # so that what one kind leaves behind does not count for the next
             os.wait()
             continue
+        signal.alarm(MOST_SECONDS)  # then it says nothing
         began = time.monotonic()
         text = outcome(url, name, kinds()[name], Path(folder) / name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
