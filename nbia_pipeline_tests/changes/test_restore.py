@@ -160,9 +160,10 @@ def test_a_collection_that_vanished_does_not_return_with_its_state(lake: Lake) -
         list_collections(lake, ["B"], hours)
         record_changes(lake, "C")
     assert feed(lake) == ["added a 1", "withdrawn a 2"]
-    for path in (STATE, earlier_path(STATE)):
-        lake.put_bytes(path, b"")
-        record_changes(lake, "C")
+    for lost in ([STATE], [STATE, earlier_path(STATE)]):
+        for path in lost:
+            lake.put_bytes(path, b"")
+        assert len(record_changes(lake, "C").restored) == 1
         assert feed(lake) == ["added a 1", "withdrawn a 2"]
     list_collections(lake, ["C"], 20)
     assert look(lake, {"a": A}, 20.1) == ["returned a 3"]
