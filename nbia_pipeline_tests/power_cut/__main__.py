@@ -52,7 +52,7 @@ def main() -> int:
             run = options.run[number % len(options.run)]
             for kind in options.file_systems or available():
                 with new_folder() as folder:
-                    cuts.disk(kind, run, folder)
+                    cuts.disk(number, kind, run, folder)
                 print(f"disk {number + 1}, {kind}, {run}: {dict(report.total())}", file=sys.stderr, flush=True)
     print(report.as_json() if options.json else report.table(findings=not options.quiet))
     # What is not flushed must be lost at times: else nothing could be.

@@ -29,8 +29,7 @@ class FileSystem:
 
     Attributes:
         make: command that makes one.
-        options: how it is mounted: with a second between the commits of its journal, where that can be chosen, so that
-            what it writes late is seen within seconds.
+        options: how it is mounted: with so many seconds between the commits of its journal, where that can be chosen.
         beside: how a second disk with the same identity is mounted beside the first.
     """
 
@@ -40,9 +39,9 @@ class FileSystem:
 
 
 FILE_SYSTEMS = {
-    "ext4": FileSystem(("mkfs.ext4", "-q", "-F", "-E", "nodiscard"), options="commit=1"),
+    "ext4": FileSystem(("mkfs.ext4", "-q", "-F", "-E", "nodiscard"), options="commit={}"),
     "xfs": FileSystem(("mkfs.xfs", "-q", "-K"), beside="nouuid"),
-    "btrfs": FileSystem(("mkfs.btrfs", "-q", "-K"), options="commit=1"),
+    "btrfs": FileSystem(("mkfs.btrfs", "-q", "-K"), options="commit={}"),
 }
 
 # Linux 6.7 and later; an older one takes the second disk for the first.
@@ -144,13 +143,21 @@ class Disk:
 
 
 @contextlib.contextmanager
-def logged(folder: Path, file_system: str) -> Iterator[Disk]:
-    """Make a file system on a disk that logs, and mount it."""
+def logged(folder: Path, file_system: str, commit_seconds: int = 5) -> Iterator[Disk]:
+    """Make a file system on a disk that logs, and mount it.
+
+    Args:
+        folder: for its image and its log.
+        file_system: which kind.
+        commit_seconds: how long it may keep names to itself; after a short time there are names whose files are not
+            written yet, and in a long time nothing is written that nobody flushed.
+    """
     kind, image, made = FILE_SYSTEMS[file_system], folder / "image", folder / "made"
+    options = kind.options.format(commit_seconds)
     command("truncate", "-s", f"{MB_OF_DISK}M", image)
     command(*kind.make, image)
     command("cp", "--sparse=always", image, made)
-    with _served(image, folder / "log"), mounted(Path(f"{image}.disk"), folder / "live", kind.options) as live:
+    with _served(image, folder / "log"), mounted(Path(f"{image}.disk"), folder / "live", options) as live:
         yield Disk(made, folder / "log", live / "lake")
 
 

@@ -29,6 +29,8 @@ from nbia_pipeline_tests.power_cut.lakes import (
 )
 from nbia_pipeline_tests.power_cut.logged_disk import FLUSH, after_the_cut, entries
 
+COMMIT_SECONDS = (300, 1, 300)
+"""Of the file systems of the first disks, in turns."""
 HOURS_BETWEEN = 7
 """Long enough for a withdrawal to be confirmed."""
 DURING, AFTER = "during a run", "after its end"
@@ -128,10 +130,10 @@ class Cuts:
     chance: random.Random
     report: Report
 
-    def disk(self, file_system: str, run: str, folder: Path) -> None:
-        """Let rounds pass on a new disk."""
+    def disk(self, number: int, file_system: str, run: str, folder: Path) -> None:
+        """Let rounds pass on a new disk, the numberth one."""
         self.archive.control.reset()
-        with logged(folder, file_system) as disk:
+        with logged(folder, file_system, COMMIT_SECONDS[number % len(COMMIT_SECONDS)]) as disk:
             before = held(disk.lake)
             for number in range(self.options.runs):
                 if number:
