@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nbia_pipeline.cli.signals import STOP
 from nbia_pipeline.errors import OURS, error_text
 
 HOME = "dagster_home"
-DAGSTER_YAML = """\
+_BEFORE_MONITORING = """\
 telemetry:
   enabled: false
 nux:
@@ -21,6 +22,15 @@ concurrency:
   pools:
     default_limit: 4
 """
+# The daemon of `dagster dev` acts on it. A run may take days: there is no max_runtime_seconds.
+_MONITORING = """\
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  cancel_timeout_seconds: 300
+  free_slots_after_run_end_seconds: 60
+"""
+DAGSTER_YAML = _BEFORE_MONITORING + _MONITORING
 
 WRONG_CALL = 2
 
@@ -32,7 +42,8 @@ class HomeError(Exception):
 def dagster_home() -> Path:
     """Return DAGSTER_HOME, by default ./dagster_home, made and set if need be.
 
-    Without one Dagster would forget runs, partitions and cursors at every stop.
+    Without one Dagster would forget runs, partitions and cursors at every stop. A ``dagster.yaml`` that an earlier
+    version wrote is replaced by the present one, unless somebody changed it.
 
     Raises:
         HomeError: it cannot be made.
@@ -46,8 +57,28 @@ def dagster_home() -> Path:
             (home / "dagster.yaml").write_text(DAGSTER_YAML, encoding="utf-8")
     except OSError as e:
         raise HomeError(f"cannot make {home} for Dagster's records ({e.strerror}): set DAGSTER_HOME") from e
+    _bring_up_to_date(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
     return home
+
+
+def _bring_up_to_date(file: Path) -> None:
+    """Write the present text over that of an earlier version; say what is missing in one that somebody changed."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return  # there is none, so there are no pools either; or Dagster reports it
+    if text == _BEFORE_MONITORING:
+        with suppress(OSError):
+            new = file.with_name(f"{file.name}.{os.getpid()}")
+            new.write_text(DAGSTER_YAML, encoding="utf-8")
+            new.replace(file)
+            return
+    if "run_monitoring" not in text:
+        to_stderr(
+            f"{file} has no run_monitoring: without it, `nbia-pipeline dev` does not free the slots of a run that was "
+            "killed. Add `run_monitoring: {enabled: true, free_slots_after_run_end_seconds: 60}`"
+        )
 
 
 def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from nbia_pipeline.defs.jobs import (
     tables_config,
 )
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.defs.slots import owned, watched
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import commit_journal
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
     home = dagster_home()
     print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
-    with kept_from_children(), dg.DagsterInstance.get() as instance:
+    with kept_from_children(), dg.DagsterInstance.get() as instance, watched(instance, Naming().pool, to_stderr):
         outcome = run_main_job(
             settings,
             instance,
@@ -195,24 +195,31 @@ class _Runner:
     on_progress: Callable[[str], None]
     outcome: Outcome = field(default_factory=Outcome)
 
-    def run(self, job: str, label: str, config: Mapping[str, Any] | None = None, **how: Any) -> bool:
+    def run(
+        self,
+        job: str,
+        label: str,
+        config: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> bool:
         """Run one job and add its results to the outcome; False if it failed.
 
         Raises:
             KeyboardInterrupt: the process is asked to stop.
         """
-        started, run_id = time.perf_counter(), str(uuid.uuid4())
+        started, own = time.perf_counter(), owned(tags)
         try:
             result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
                 instance=self.instance,
                 run_config={**_QUIET, **(config or {})},
                 raise_on_error=False,
-                run_id=run_id,
+                **own,
                 **how,
             )
         finally:
             if STOP.signal is not None:
-                self._cancel(run_id)
+                self._cancel(own["run_id"])
         seconds = time.perf_counter() - started
         self.outcome.seconds[job] += seconds
         word = "stopped" if STOP.signal is not None else "done" if result.success else "FAILED"

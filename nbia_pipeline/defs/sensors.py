@@ -44,6 +44,7 @@ from nbia_pipeline.defs.jobs import (
 )
 from nbia_pipeline.defs.naming import Naming, with_partition
 from nbia_pipeline.defs.resources import NbiaResource
+from nbia_pipeline.defs.slots import release_dead_runs
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import LakeError
 from nbia_pipeline.mirror.engine import preview
@@ -89,6 +90,7 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             description=text,
         )
         def tick(context: dg.SensorEvaluationContext) -> Tick:
+            release_dead_runs(context.instance, naming.pool, context.log.warning)
             try:
                 return look(context)
             except (ArchiveError, LakeError, SettingsError, CursorError) as e:

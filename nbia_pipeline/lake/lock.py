@@ -127,7 +127,7 @@ def among_threads(name: str) -> Iterator[None]:
         yield
 
 
-def acquire(lock: FileLock, path: Path) -> None:
+def _flock(lock: FileLock, path: Path) -> None:
     """Acquire a lock of the operating system.
 
     Raises:
@@ -144,6 +144,19 @@ def acquire(lock: FileLock, path: Path) -> None:
             stopping.expect_running()
             if time.monotonic() >= until:
                 raise LakeError(f"another process holds the lock {path}") from None
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[ExpectHeld]:
+    """Hold a lock of the operating system, which cannot be lost. Arguments and errors are those of :func:`_flock`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with among_threads(str(path)):
+        _flock(lock, path)
+        try:
+            yield lambda: None
+        finally:
+            lock.release()
 
 
 @contextmanager
@@ -305,8 +318,12 @@ def _owner_of(content: bytes | None) -> str:
 
 
 def this_process() -> str:
-    """Return the name of this process, for what it leaves in the lake while it works."""
-    return f"{HOST}.{os.getpid()}"
+    """Return the name of this process, for what it leaves behind while it works: ``host.pid-start``.
+
+    The start is in ticks since the machine's. It tells a process from a later one that has its number, which in a
+    container is often the same at every start. It is missing where the system has no ``/proc``.
+    """
+    return f"{HOST}.{os.getpid()}-{_stat(os.getpid())[1]}".rstrip("-")
 
 
 def abandoned(entry: Path) -> bool:
@@ -319,16 +336,33 @@ def abandoned(entry: Path) -> bool:
         age = time.time() - entry.stat().st_mtime
     except FileNotFoundError:
         return False  # its owner finished meanwhile
-    if age > LEFTOVER_SECONDS:
-        return True
-    host, _, rest = entry.name.partition(".")
-    pid = rest.partition(".")[0]
-    return host == HOST and pid.isdecimal() and not _alive(int(pid))
+    return age > LEFTOVER_SECONDS or is_dead(entry.name)
 
 
-def _alive(pid: int) -> bool:
+def is_dead(name: str) -> bool:
+    """Return whether what begins with the name of a process was a process of this machine, and it is dead."""
+    host, _, rest = name.partition(".")
+    pid, _, start = rest.partition(".")[0].partition("-")
+    return host == HOST and pid.isdecimal() and not _alive(int(pid), start)
+
+
+def _alive(pid: int, start: str) -> bool:
     try:
         os.kill(pid, 0)
+    except OverflowError:
+        return False  # no process has such a number
     except OSError as e:
         return not isinstance(e, ProcessLookupError)
-    return True
+    state, since = _stat(pid)
+    # A zombie is dead: nobody has asked how it ended.
+    return state not in ("Z", "X") and not (start and since and start != since)
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Return the state of a process and when it started, or empty texts where the system does not say."""
+    try:
+        # After the name of the program, which may contain anything: proc(5).
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import fsspec
-from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.address import is_uri
@@ -24,12 +24,24 @@ from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.flush import Flush
 from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, acquire, among_threads, object_lock, this_process
+from nbia_pipeline.lake.lock import (
+    ExpectHeld,
+    Lock,
+    abandoned,
+    among_threads,
+    file_lock,
+    is_dead,
+    object_lock,
+    this_process,
+)
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
 BeforeReplacing = Callable[[], object]
 """Called before files of a series are replaced in place, which no receipt may describe any more from then on."""
+
+_WORKSPACE = "nbia-"
+"""What the names of temporary directories begin with; the name of their process follows."""
 
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
 
@@ -301,15 +313,8 @@ class LocalStore(_Store):
     @contextmanager
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
         """Hold a lock that the processes of this machine share."""
-        path = self._folder / lock.path(collection, series_uid)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock_of_file = FileLock(path)
-        with among_threads(str(path)):
-            acquire(lock_of_file, path)
-            try:
-                yield lambda: None  # it cannot be lost
-            finally:
-                lock_of_file.release()
+        with file_lock(self._folder / lock.path(collection, series_uid)) as expect_held:
+            yield expect_held
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
@@ -339,8 +344,8 @@ class ObjectStore(_Store):
         """Do nothing: an object is stored for good when the store says so."""
 
     def make_workspace(self) -> Path:
-        """Make a temporary directory; the caller removes it."""
-        return Path(tempfile.mkdtemp(prefix="nbia-"))
+        """Make a temporary directory, named after this process; the caller removes it."""
+        return Path(tempfile.mkdtemp(prefix=f"{_WORKSPACE}{this_process()}."))
 
     def publish_folder(self, staged: Path, path: str) -> None:
         """Upload the files of a directory of a workspace to a folder of the lake, then remove older ones."""
@@ -379,8 +384,12 @@ class ObjectStore(_Store):
         return []
 
     def sweep(self, keep: set[str]) -> int:
-        """Do nothing and return 0, for the same reason."""
-        return 0
+        """Remove the temporary directories that dead processes of this user left, and return how many that were."""
+        named = Path(tempfile.gettempdir()).glob(f"{_WORKSPACE}*")
+        dead = [entry for entry in named if is_dead(entry.name.removeprefix(_WORKSPACE)) and _is_private(entry)]
+        for entry in dead:
+            shutil.rmtree(entry, ignore_errors=True)
+        return len(dead)
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder; it may be gone already."""
@@ -405,6 +414,15 @@ Store: TypeAlias = LocalStore | ObjectStore
 
 def _name(entry: Any) -> str:
     return str(entry).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _is_private(entry: Path) -> bool:
+    """Return whether this user made a directory that is closed to others: anybody may use such a name."""
+    try:
+        status = entry.lstat()
+    except FileNotFoundError:
+        return False  # another run removed it
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) == 0o700
 
 
 def _delete(folder: Path) -> None:

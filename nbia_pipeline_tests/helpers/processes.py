@@ -1,8 +1,11 @@
-"""Commands in processes of their own, and what they leave."""
+"""Commands in processes of their own, what they leave, and an end to waiting."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nbia_pipeline.lake import Lake
@@ -37,3 +40,19 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] != "locks"] + [
         p.name for p in staging.iterdir() if p.name not in known
     ]
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the main thread if it takes longer than that."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
