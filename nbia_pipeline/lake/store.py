@@ -12,7 +12,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -310,11 +310,9 @@ class LocalStore(_Store):
             if len(above.parts) == 1 or not _removed_if_empty(self._folder / above):
                 return
 
-    @contextmanager
-    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
+    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> AbstractContextManager[ExpectHeld]:
         """Hold a lock that the processes of this machine share."""
-        with file_lock(self._folder / lock.path(collection, series_uid)) as expect_held:
-            yield expect_held
+        return file_lock(self._folder / lock.path(collection, series_uid))
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
