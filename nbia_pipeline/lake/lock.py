@@ -127,7 +127,7 @@ def among_threads(name: str) -> Iterator[None]:
         yield
 
 
-def acquire(lock: FileLock, path: Path) -> None:
+def _flock(lock: FileLock, path: Path) -> None:
     """Acquire a lock of the operating system.
 
     Raises:
@@ -144,6 +144,19 @@ def acquire(lock: FileLock, path: Path) -> None:
             stopping.expect_running()
             if time.monotonic() >= until:
                 raise LakeError(f"another process holds the lock {path}") from None
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[ExpectHeld]:
+    """Hold a lock of the operating system, which cannot be lost. Arguments and errors are those of :func:`_flock`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with among_threads(str(path)):
+        _flock(lock, path)
+        try:
+            yield lambda: None
+        finally:
+            lock.release()
 
 
 @contextmanager

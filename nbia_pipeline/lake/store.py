@@ -12,12 +12,11 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import fsspec
-from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.address import is_uri
@@ -30,8 +29,8 @@ from nbia_pipeline.lake.lock import (
     ExpectHeld,
     Lock,
     abandoned,
-    acquire,
     among_threads,
+    file_lock,
     is_dead,
     object_lock,
     this_process,
@@ -323,18 +322,9 @@ class LocalStore(_Store):
             if len(above.parts) == 1 or not removed_if_empty(self._folder / above):
                 return
 
-    @contextmanager
-    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
+    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> AbstractContextManager[ExpectHeld]:
         """Hold a lock that the processes of this machine share."""
-        path = self._folder / lock.path(collection, series_uid)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock_of_file = FileLock(path)
-        with among_threads(str(path)):
-            acquire(lock_of_file, path)
-            try:
-                yield lambda: None  # it cannot be lost
-            finally:
-                lock_of_file.release()
+        return file_lock(self._folder / lock.path(collection, series_uid))
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
