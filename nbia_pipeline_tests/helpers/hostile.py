@@ -29,7 +29,7 @@ from nbia_pipeline_tests.helpers.hostile_kinds import HUGE, Kind, kinds
 UID = "1.1"
 MOST_SECONDS = 120
 Call = Callable[[NbiaClient, Kind, Path], object]
-PATIENCE = ClientOptions(connect_timeout=5, read_timeout=20, tries=2, backoff=0.01, max_backoff=0.01)
+PATIENCE = ClientOptions(connect_timeout=5, read_timeout=20, tries=1)
 
 
 # --- what is asked for
