@@ -128,7 +128,11 @@ def test_what_is_encoded_is_read(archive: TestArchive, encoding: str, body: byte
         assert client.collection_values() == ["A"]
 
 
-@pytest.mark.parametrize("body", [gzip.compress(LIST)[:-9], gzip.compress(LIST)[:12], zlib.compress(LIST)[:-5]])
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(LIST)[:-9], gzip.compress(LIST)[:12], zlib.compress(LIST)[:-5]],
+    ids=["gzip", "the head of gzip", "deflate"],
+)
 def test_what_is_encoded_and_cut_is_no_shorter_list(archive: TestArchive, body: bytes) -> None:
     encoding = "gzip" if body.startswith(b"\x1f\x8b") else "deflate"
     archive.faults.inject(LIST_CALL, answer(200, body, content_encoding=encoding), times=9)
