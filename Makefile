@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-disk lint types bench-tables bench-client bench-images bench-memory bench-no-op bench-tick clean
+.PHONY: demo dev test test-fast test-stop test-hostile test-power-cut test-disk lint types bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -23,6 +23,16 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take under two minutes t
 test-disk: $(VENV)/.installed-dev ## let the disk fail at every operation; takes half an hour, and needs Linux and a C compiler
 	$(BIN)/python -m nbia_pipeline_tests.helpers.sweep
 
+test-power-cut: $(VENV)/.installed-dev  ## cut the power of a lake's disk, again and again: needs root, FUSE, loop devices
+	$(BIN)/python -m nbia_pipeline_tests.power_cut --disks 8 --cuts 15
+	$(BIN)/python -m nbia_pipeline_tests.power_cut --disks 1 --fsync off --quiet
+
+test-hostile: $(VENV)/.installed-dev ## send answers of 3 GB of every hostile kind
+	NBIA_TEST_HOSTILE_BYTES=3000000000 $(BIN)/python -m pytest nbia_pipeline_tests/archive/test_hostile.py
+
+test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that has a name; takes minutes
+	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/defs/test_terminate.py
+
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -38,6 +48,9 @@ bench-client: $(VENV)/.installed-dev $(PEERS)/.installed  ## many small calls, a
 
 bench-images: $(VENV)/.installed-dev $(PEERS)/.installed  ## images, against tcia_utils, nbiatoolkit and curl with unzip
 	$(BIN)/python benchmarks/images.py
+
+bench-flush: $(VENV)/.installed-dev  ## what it costs that a lake survives a loss of power
+	$(BIN)/python benchmarks/images.py --sides engine,engine-unflushed
 
 bench-memory: $(VENV)/.installed-dev  ## memory of the engine while it fetches a series of 2 GB
 	$(BIN)/python benchmarks/memory.py

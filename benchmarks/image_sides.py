@@ -49,14 +49,14 @@ class Job:
         return Path(self.folder) / "files"
 
 
-def engine(job: Job) -> None:
+def engine(job: Job, *, fsync: bool = True) -> None:
     """Fetch with the engine of nbia_pipeline, without Dagster, into a fresh lake."""
     from nbia_pipeline.archive import NbiaClient
     from nbia_pipeline.lake import Lake
     from nbia_pipeline.mirror.engine import Mirror
 
     with NbiaClient(job.url) as client:
-        mirror = Mirror(client, Lake(str(job.files)))
+        mirror = Mirror(client, Lake(str(job.files), fsync=fsync))
         mirror.update_tables(job.collection)
         plan = mirror.plan(job.collection)
         with timed(Path(job.folder)):
@@ -64,6 +64,11 @@ def engine(job: Job) -> None:
                 mirror.fetch(batch)
             receipts = mirror.commit(job.collection)
     _expect_proven(receipts["Status"].to_pylist(), receipts["Proof"].to_pylist(), len(job.uids))
+
+
+def engine_unflushed(job: Job) -> None:
+    """Do the same, and leave it to the system when the disk gets it."""
+    engine(job, fsync=False)
 
 
 def dagster(job: Job) -> None:
@@ -164,6 +169,7 @@ def _token(url: str) -> str:
 
 SIDES = {
     "engine": engine,
+    "engine-unflushed": engine_unflushed,
     "dagster": dagster,
     "tcia_utils": tcia_utils,
     "nbiatoolkit": nbiatoolkit,

@@ -4,6 +4,7 @@ Two collections of an embedded archive: 30 series of 60 slices of 512 x 512, as 
 300 series of four small images, where every answer comes 150 ms late, as one across an ocean does. The sides:
 
 * ``engine``: nbia_pipeline without Dagster, everything verified;
+* ``engine-unflushed``: the same without a flush (``NBIA_FSYNC=off``); left out unless named;
 * ``dagster``: the same as ``nbia-pipeline run`` does it, with Dagster's records; the time is that of its images;
 * ``tcia_utils``: ten threads; verifies nothing;
 * ``nbiatoolkit``: ten processes; compares digests;
@@ -36,6 +37,7 @@ from image_sides import ARCHIVE, SIDES, Job
 from measuring import Measured, cpu_seconds_of, run_measured, serving, verdict
 
 ENGINE = "engine"
+UNFLUSHED = "engine-unflushed"
 DAGSTER = "dagster"
 PEERS = ("tcia_utils", "nbiatoolkit")
 YARDSTICK = "curl"
@@ -45,6 +47,7 @@ YARDSTICK_BAR = 1.3
 DAGSTER_BAR = 0.8
 DAGSTER_SECONDS = 60.0
 LATENCY_BAR = 1.2
+FLUSH_BAR = 1.15
 CONCURRENCY = 8
 """Requests that ours has in flight at a time."""
 
@@ -219,6 +222,9 @@ def judge_large(runs: Runs) -> bool:
         holds &= _say(f"{ratio:.2f} times curl and unzip, bar {YARDSTICK_BAR}", ratio >= YARDSTICK_BAR)
     if "curl-spread" in runs:
         print(f"engine  {work(runs['curl-spread']) / ours:.2f} times curl and one unzip per processor")
+    if UNFLUSHED in runs:
+        ratio = ours / work(runs[UNFLUSHED])
+        holds &= _say(f"{ratio:.2f} times the seconds without flushing, bar {FLUSH_BAR}", ratio <= FLUSH_BAR)
     if DAGSTER in runs:
         holds &= _judge_dagster(ours / work(runs[DAGSTER]), work(runs[DAGSTER]))
     return holds
@@ -236,6 +242,8 @@ def judge_small(runs: Runs, latency: float) -> bool:
     """Print how near the engine comes to what latency allows; return whether the bar holds."""
     if ENGINE not in runs:
         return True
+    if UNFLUSHED in runs:
+        print(f"engine  {work(runs[ENGINE]) / work(runs[UNFLUSHED]):.2f} times the seconds without flushing")
     requests = median(runs[ENGINE], lambda run: run.requests)
     bound = requests * latency / CONCURRENCY
     ratio = work(runs[ENGINE]) / bound
@@ -314,10 +322,13 @@ def pythons_of(sides: Sequence[str]) -> dict[str, Path]:
     return {side: theirs[side]() if side in theirs else Path(sys.executable) for side in sides}
 
 
+_USUAL = [side for side in SIDES if side != UNFLUSHED]
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Images, against tcia_utils, nbiatoolkit and curl with unzip.")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
-    parser.add_argument("--sides", type=_sides, default=list(SIDES), help=f"comma-separated, of {', '.join(SIDES)}")
+    parser.add_argument("--sides", type=_sides, default=_USUAL, help=f"comma-separated, of {', '.join(SIDES)}")
     parser.add_argument("--large-only", action="store_true", help="leave the small set out")
     parser.add_argument("--small-only", action="store_true", help="leave the large set out")
     parser.add_argument("--large-series", type=int, default=30, help="series of the large set (default: %(default)s)")

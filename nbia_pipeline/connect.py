@@ -22,7 +22,7 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
         try:
             base_url = ensure_running()
         except EmbeddedArchiveError as e:
-            raise ArchiveUnreachable(str(e)) from e
+            raise ArchiveUnreachable(" ".join(str(e).split())) from e
     return NbiaClient(
         base_url,
         api=settings.api,

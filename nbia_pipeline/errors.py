@@ -8,6 +8,7 @@ from nbia_pipeline.archive import ArchiveError
 from nbia_pipeline.lake import LakeError
 from nbia_pipeline.mirror.selection import SelectionError
 from nbia_pipeline.settings import Settings, SettingsError, field_of, variable_of
+from nbia_pipeline.text import shown
 
 OURS = (ArchiveError, LakeError, SettingsError, SelectionError)
 """Errors whose text is written for people: it says what was wrong, where, and what to do."""
@@ -26,5 +27,5 @@ def error_text(error: BaseException, name_of: Callable[[str], str] = variable_of
     mentioned = [a for a in getattr(error, "arguments", ()) if field_of(a) in Settings.model_fields]
     names = [name for name in map(name_of, mentioned) if name not in mentioned]
     text = str(error)
-    what = getattr(error, "what", text)  # of an ArchiveError: the call follows it
+    what = shown(getattr(error, "what", text))  # of an ArchiveError: the call follows it
     return what + (f" ({', '.join(names)})" if names else "") + text.removeprefix(what)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nbia_pipeline.address import is_base_url, lake_address
 from nbia_pipeline.schema import GUEST as GUEST
-from nbia_pipeline.text import is_glob, matching, similar_names
+from nbia_pipeline.text import TextError, is_glob, matching, similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -32,7 +32,7 @@ PASSWORD: Any = Field(
 """The field of the password, for the models that may have one. YAML may not: it would be shown in the UI."""
 
 
-class SettingsError(Exception):
+class SettingsError(TextError):
     """A setting that cannot be used; the text names it as the person wrote it, its value and the remedy."""
 
 
@@ -136,7 +136,7 @@ class Settings(Pipeline):
         self._check_selection()
         self._check_lake()
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):  # noqa: PTH113 - Path may raise here
-            raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle!r}: there is no such file")
+            raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle[:200]!r}: there is no such file")
         if self.poll_seconds < MIN_POLL_SECONDS:
             raise SettingsError(
                 f"{name_of('poll_seconds')} is {self.poll_seconds}: set it to {MIN_POLL_SECONDS} or more, because the "

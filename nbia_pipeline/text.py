@@ -1,10 +1,69 @@
-"""Numbers, lists and tables as people read them."""
+"""Numbers, lists and tables as people read them; and texts of others, which are shown and never interpreted."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import logging
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+
+MESSAGE_CHARACTERS = 2000
+CELL_CHARACTERS = 100
+
+_BACKTICKS = re.compile("`+")
+
+
+# --- texts of others
+
+
+def shown(text: object, most: int = MESSAGE_CHARACTERS) -> str:
+    """Return a text on one line, as a terminal, a log or a page shows it: nothing in it acts on what shows it.
+
+    What is not printable becomes an escape like ``\\x1b``: control characters, line breaks, marks that reorder or hide
+    characters (the bidirectional ones, zero-width ones), halves of surrogate pairs. A text of more than `most`
+    characters is cut.
+    """
+    found = str(text)[: most + 1]
+    if not found.isprintable():
+        found = "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in found)
+    return found if len(found) <= most else f"{found[: most - 3]}..."
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text of several lines can be shown as it is."""
+    return text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def markdown_code(text: object) -> str:
+    """Return Markdown that shows a text as it is, on one line: no link, image, HTML or emphasis in it counts."""
+    line = shown(text)
+    longest = max((len(run) for run in _BACKTICKS.findall(line)), default=0)
+    fence, gap = "`" * (longest + 1), " " if line[:1] in ("`", " ", "") or line[-1:] in ("`", " ") else ""
+    return f"{fence}{gap}{line}{gap}{fence}"
+
+
+class TextError(Exception):
+    """An error whose text is written for people, and may quote others: see :func:`shown`."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
+
+
+def logger(name: str) -> logging.Logger:
+    """Return the logger of a module, whose messages are :func:`shown`, whatever their arguments quote."""
+    found = logging.getLogger(name)
+    found.addFilter(_shown_record)
+    return found
+
+
+def _shown_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = shown(record.getMessage()), None
+    return True
+
+
+# --- numbers, lists, tables
 
 
 def size_text(size: float) -> str:
@@ -69,13 +128,14 @@ def is_glob(pattern: str) -> bool:
 
 
 def table_text(rows: Sequence[Sequence[str]], numbers: bool = True, total: bool = True) -> str:
-    """Return a table for a terminal: a header, a rule, and rows.
+    """Return a table for a terminal: a header, a rule, and rows; cells are :func:`shown`, and cut if they are long.
 
     Args:
         rows: the header, then the rows.
         numbers: True if all columns but the first are numbers, which are aligned to the right.
         total: True if the last row is a total, with a rule above it.
     """
+    rows = [[shown(cell, CELL_CHARACTERS) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

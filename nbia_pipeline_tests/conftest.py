@@ -26,6 +26,7 @@ settings.load_profile("default")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--years", type=int, default=1, help="simulated years to test, 10 at the most")
+    parser.addoption("--every-moment", action="store_true", help="stop runs at every moment that has a name")
 
 
 @pytest.fixture(scope="session")

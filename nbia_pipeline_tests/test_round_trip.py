@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from nbia_pipeline.archive import NbiaClient, answers
+from nbia_pipeline.archive import NbiaClient, answers, bounds
 from nbia_pipeline.archive.conformance import Nonconformity, collect
 from nbia_pipeline.archive.errors import ArchiveError
 from nbia_pipeline.embedded.api import render
@@ -376,7 +376,7 @@ def test_what_python_alone_takes_for_json_is_null(constant: str, key: str) -> No
 
 def _is_an_error_or_what_it_says(body: bytes, shape: Shape, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "PIECE_BYTES", piece)
+        patch.setattr(bounds, "PIECE_BYTES", piece)
         try:
             with collect() as found:
                 table = answers.read_json([body[i : i + 64] for i in range(0, len(body), 64)], shape)

@@ -16,8 +16,9 @@ import io
 import itertools
 import json
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -29,20 +30,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from nbia_pipeline.archive.bounds import not_a, pieces_of_array
 from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
 from nbia_pipeline.archive.values import NoNumber, read_values
 from nbia_pipeline.schema.shapes import Form, Shape, normalize
 from nbia_pipeline.schema.tables import COUNT, DAY, FLAG, REAL, TEXT, TIME
+from nbia_pipeline.text import size_text
 
-PIECE_BYTES = 4 << 20
+MOST_VALUES = 1 << 20
+"""What a piece, or a CSV table, may have of values: each is an object here, several times as large as it is there."""
+MOST_KEYS = 1000
+"""Different keys of the rows of an answer; the archive's have some thirty."""
+MOST_FOUND = 20_000
+"""What does not fit is reported so often for one answer, and counted beyond."""
+TABLE_BYTES = 2 << 30
 # Threads for the pieces of one answer, while another receives them. Arrow's reader lets them run side by side.
 READERS = 2
 
-# Between two objects of the array. A string cannot hold these bytes: its quote would be escaped, or close
-# it and be followed by punctuation.
-_BETWEEN = re.compile(rb'\},(?=\{"\w)')
-_BLANKS = b" \t\r\n"  # JSON knows no others
 # Python refuses to read integers of thousands of digits.
 LONGEST_INTEGER = 40
 _UNKNOWN = ""
@@ -61,12 +66,20 @@ _FAST_FORMS = {
 }
 
 
+# Python runs one of them at a time anyway, and takes much memory for each.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 @dataclass
 class _Piece:
-    """Rows, what in them does not fit, and in how many of them a key stands that no column takes, with an example."""
+    """Rows, what in them does not fit, and in how many of them a key stands that no column takes, with an example.
+
+    What does not fit is listed up to a bound; `more` is the number of the others.
+    """
 
     rows: pa.Table
     found: list[Nonconformity] = field(default_factory=list)
+    more: int = 0
     unknown: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
@@ -81,7 +94,8 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
         A table of the shape's schema; omitted keys and values that do not fit are null.
 
     Raises:
-        BadAnswer: the body is not such an array, ends early, or none of its rows has its key.
+        BadAnswer: the body is not such an array, ends early, none of its rows has its key, or it has more of something
+            than fits into memory.
 
     Server: where it fails at a row, it closes the array there and answers 200. That looks like a
     shorter list; only what was known of the list before can show it.
@@ -91,9 +105,10 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
         try:
             return _Piece(_read_fast(piece, shape))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return _read_tolerantly(piece, shape)
+            with _ONE_AT_A_TIME:
+                return _read_tolerantly(piece, shape)
 
-    return _together(list(_in_parallel(read, _pieces(chunks))), shape)
+    return _together(_in_parallel(read, pieces_of_array(chunks)), shape)
 
 
 def read_csv(body: bytes, shape: Shape) -> pa.Table:
@@ -103,8 +118,10 @@ def read_csv(body: bytes, shape: Shape) -> pa.Table:
         BadAnswer: the header has none of the shape's keys, no row has as many cells, or a cell or the last row does not
             end.
     """
+    if sum(map(body.count, (b",", b"\n", b"\r"))) > MOST_VALUES:
+        raise BadAnswer(f"the CSV table has more than {MOST_VALUES} cells, far more than was asked for")
     text = body.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-    if not text.strip():
+    if not text or text.isspace():
         return shape.schema.empty_table()
     try:
         return _together([_csv_rows(text, shape)], shape)
@@ -122,7 +139,7 @@ def _csv_rows(text: str, shape: Shape) -> _Piece:
     except csv.Error as e:
         raise BadAnswer(f"the answer is not a CSV table: {e}", retryable=True) from e
     if not {normalize(h) for h in header} & set(shape.columns_by_wire_name):
-        raise _not_a("a CSV table", text)
+        raise not_a("a CSV table", text)
     whole = [row for row in rows if len(row) == len(header)]
     odd = [row for row in rows if len(row) != len(header) and any(map(str.strip, row))]
     # The server quotes every cell and ends every row.
@@ -139,55 +156,67 @@ def _csv_rows(text: str, shape: Shape) -> _Piece:
     return piece
 
 
-def _together(pieces: Sequence[_Piece], shape: Shape) -> pa.Table:
+def _together(pieces: Iterable[_Piece], shape: Shape) -> pa.Table:
     """Return the rows of the pieces of one answer, and report what does not fit."""
-    if not pieces:
-        return shape.schema.empty_table()
-    table = pa.concat_tables([piece.rows for piece in pieces])
-    found = [one for piece in pieces for one in piece.found]
-    found += _unknown_keys(pieces, table, shape)
-    whole, without = _with_identity(table, shape)
-    report(found + without)
-    if table.num_rows and not whole.num_rows:
-        new = sorted({key for piece in pieces for key in piece.unknown})
-        instead = f", they have {', '.join(new)} instead" if new else ""
-        key = " and ".join(shape.table.key if shape.table else ())
-        raise BadAnswer(f"none of the {table.num_rows} rows of {shape.fills} has its {key}{instead}")
-    return whole
-
-
-def _unknown_keys(pieces: Sequence[_Piece], table: pa.Table, shape: Shape) -> list[Nonconformity]:
-    """Return the keys that no column takes, with the known ones that no row has: one may be the other's new name."""
-    rows: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    tables, size, count = [shape.schema.empty_table()], 0, 0
+    filled: set[str] = set()
+    found: list[Nonconformity] = []
+    without: list[Nonconformity] = []
+    more = 0
+    unknown: dict[str, tuple[int, str]] = {}
     for piece in pieces:
-        for key, (count, example) in piece.unknown.items():
-            rows[key] += count
-            examples.setdefault(key, example)
-    if not rows:
-        return []
-    absent = [k.name for k in shape.keys if k.column and table[k.column].null_count == table.num_rows]
+        whole, left_out, others = _with_identity(piece.rows, shape)
+        tables.append(whole)
+        size, count = size + whole.nbytes, count + piece.rows.num_rows
+        filled.update(name for name in shape.schema.names if piece.rows[name].null_count < piece.rows.num_rows)
+        more += piece.more + others
+        for all_, new in ((found, piece.found), (without, left_out)):
+            more += max(0, len(all_) + len(new) - MOST_FOUND)
+            all_ += new[: MOST_FOUND - len(all_)]
+        for key, (rows, example) in piece.unknown.items():
+            before, first = unknown.get(key, (0, example))
+            unknown[key] = before + rows, first
+        if size > TABLE_BYTES or len(unknown) > MOST_KEYS:
+            what = f"{size_text(size)} of rows, {len(unknown)} unknown keys"
+            raise BadAnswer(f"the list is far larger than any archive's: {what} so far. Check base_url")
+    found += _unknown_keys(unknown, count, filled, shape) + without
+    if more:
+        found.append(Nonconformity(shape.fills, None, "", None, f"{more} more values or rows do not fit either"))
+    report(found)
+    table = pa.concat_tables(tables)
+    if count and not table.num_rows:
+        instead = f", they have {', '.join(sorted(unknown))} instead" if unknown else ""
+        key = " and ".join(shape.table.key if shape.table else ())
+        raise BadAnswer(f"none of the {count} rows of {shape.fills} has its {key}{instead}")
+    return table
+
+
+def _unknown_keys(
+    unknown: dict[str, tuple[int, str]], count: int, filled: set[str], shape: Shape
+) -> list[Nonconformity]:
+    """Return the keys that no column takes, with the known ones that no row has: one may be the other's new name."""
+    absent = [k.name for k in shape.keys if k.column and k.column not in filled]
     lacking = f"; no row has {', '.join(absent)}" if absent else ""
     return [
-        Nonconformity(
-            shape.fills, None, key, examples[key], f"no column takes this key of {n} of {table.num_rows} rows{lacking}"
-        )
-        for key, n in rows.items()
+        Nonconformity(shape.fills, None, key, example, f"no column takes this key of {n} of {count} rows{lacking}")
+        for key, (n, example) in unknown.items()
     ]
 
 
-def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Nonconformity]]:
-    """Return the rows that have their key, and what is reported of the others.
+def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Nonconformity], int]:
+    """Return the rows that have their key, and what is reported of the others, and of how many nothing is.
 
     An empty text is no UID and no collection, though a PatientID can be empty (DICOM: type 2). A list of plain values
     may contain an all-null row (server: ``{}``).
     """
     if shape.table is None or len(shape.keys) == 1 or not table.num_rows:
-        return table, []
+        return table, [], 0
     has_key = reduce(pc.and_, (_is_key(table[name], name) for name in shape.table.key))
-    left_out = table.filter(pc.invert(has_key)).to_pylist()
+    left_out = table.filter(pc.invert(has_key))
+    if not left_out.num_rows:
+        return table, [], 0
     found = []
-    for row in left_out:
+    for row in left_out.slice(0, MOST_FOUND).to_pylist():
         lacking = next(
             name for name in shape.table.key if row[name] is None or (not row[name] and name != _MAY_BE_EMPTY)
         )
@@ -195,7 +224,7 @@ def _with_identity(table: pa.Table, shape: Shape) -> tuple[pa.Table, list[Noncon
         sent = as_sent(json.dumps(rest, default=str, ensure_ascii=False))
         why = f"a row without its {lacking} was left out"
         found.append(Nonconformity(shape.table.name, None, lacking, sent, why))
-    return (table.filter(has_key) if left_out else table), found
+    return table.filter(has_key), found, left_out.num_rows - len(found)
 
 
 def _is_key(values: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -217,53 +246,6 @@ def _in_parallel(read: Callable[[bytes], _Piece], pieces: Iterator[bytes]) -> It
                 yield reading.popleft().result()
         while reading:
             yield reading.popleft().result()
-
-
-def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield runs of complete objects, separated by commas, without the array's brackets."""
-    buffer = bytearray()
-    opened = False
-    for chunk in chunks:
-        buffer += chunk
-        if len(buffer) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(buffer):
-            continue
-        if not opened and (start := buffer.removeprefix(codecs.BOM_UTF8).lstrip(_BLANKS)):
-            if not start.startswith(b"["):
-                raise _not_a("a JSON array", bytes(start[:300]).decode("utf-8", "replace"))
-            del buffer[: buffer.index(b"[") + 1]
-            opened = True
-        if opened and len(buffer) >= PIECE_BYTES:
-            cut = _last_boundary(buffer)
-            if cut:
-                yield bytes(buffer[:cut])
-                del buffer[: cut + 1]
-    if not opened:
-        return
-    rest = bytes(buffer).rstrip(_BLANKS)
-    if not rest.endswith(b"]"):
-        raise BadAnswer("the JSON array ends early: the answer was truncated, try again later", retryable=True)
-    if rest := rest[:-1].strip(_BLANKS):
-        yield rest
-
-
-def _not_a(expected: str, text: str) -> BadAnswer:
-    start = " ".join(text.split())[:200]
-    what = f"the answer is not {expected}, it begins with {start!r}: check base_url"
-    if start.startswith("<"):
-        what = (
-            f"the answer is HTML or XML instead of {expected}: a proxy or a login page may be between you and the "
-            f"archive, or base_url may not be that of an NBIA archive; it begins with {start!r}"
-        )
-    return BadAnswer(what, arguments=("base_url",))
-
-
-def _last_boundary(buffer: bytearray) -> int:
-    """Return the index of the comma after the last complete object but one, or 0."""
-    at = len(buffer)
-    while (at := buffer.rfind(b'},{"', 0, at)) > 0:
-        if _BETWEEN.match(buffer, at):
-            return at + 1
-    return 0
 
 
 def _read_fast(piece: bytes, shape: Shape) -> pa.Table:
@@ -311,6 +293,8 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
 
 
 def _read_tolerantly(piece: bytes, shape: Shape) -> _Piece:
+    if sum(map(piece.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise BadAnswer(f"the list has more than {MOST_VALUES} values in {size_text(len(piece))}: check base_url")
     try:
         # Not strict: a line break in a text, as it stands, is no reason to refuse the others.
         read = json.JSONDecoder(parse_float=_number, parse_int=_integer, parse_constant=NoNumber, strict=False).decode
@@ -347,6 +331,8 @@ def _from_rows(rows: list[dict[str, Any]], shape: Shape) -> _Piece:
     taken: dict[str, list[str]] = {}
     unknown: dict[str, tuple[int, str]] = {}
     spellings = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    if len(spellings) > MOST_KEYS:
+        raise BadAnswer(f"the rows have more than {MOST_KEYS} different keys: check base_url")
     for spelling in spellings:
         column = shape.columns_by_wire_name.get(normalize(spelling), _UNKNOWN)
         if column == _UNKNOWN:
@@ -366,12 +352,14 @@ def _from_rows(rows: list[dict[str, Any]], shape: Shape) -> _Piece:
         odd += [(n, field_.name, value, why) for n, value, why in others]
     table = pa.Table.from_arrays(arrays, schema=shape.schema)
     names = shape.table.key if shape.table else ()
+    more = max(0, len(odd) - MOST_FOUND)
+    odd = sorted(odd, key=itemgetter(0))[:MOST_FOUND]
     keys = [table[name].to_pylist() for name in names] if odd else []
     found = [
         Nonconformity(shape.fills, " ".join(str(k[n]) for k in keys) or None, column, as_sent(sent), why)
-        for n, column, sent, why in sorted(odd, key=itemgetter(0))
+        for n, column, sent, why in odd
     ]
-    return _Piece(table, found, unknown)
+    return _Piece(table, found, more, unknown)
 
 
 def _values_of(rows: list[dict[str, Any]], spellings: list[str]) -> tuple[list[Any], list[tuple[int, Any, str]]]:

@@ -70,7 +70,14 @@ class Calls:
         wire = on_the_wire(endpoint, arguments)
         repeated = endpoint.parameters["series_uids"] if endpoint.repeated else ""
         return self._session.call(
-            endpoint.method, endpoint.path, wire, read, most_tries(), read_timeout=most_seconds(), repeated=repeated
+            endpoint.method,
+            endpoint.path,
+            wire,
+            read,
+            most_tries(),
+            most=endpoint.most_bytes,
+            read_timeout=most_seconds(),
+            repeated=repeated,
         )
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:

@@ -86,8 +86,9 @@ class NbiaClient(MetadataCalls, Downloads):
     def __enter__(self) -> NbiaClient:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self._session.close(log_out=not interrupted)  # an archive that does not answer must not delay an interrupt
 
     @property
     def api(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-log = logging.getLogger(__name__)
+from nbia_pipeline.text import logger
+
+log = logger(__name__)
 
 VALUE_CHARACTERS = 500
 

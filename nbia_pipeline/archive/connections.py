@@ -6,19 +6,20 @@ import http.client
 import io
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from nbia_pipeline import stopping
 from nbia_pipeline.address import is_web_address, without_secrets
+from nbia_pipeline.archive.bounds import CHUNK_BYTES, ENCODINGS, Steady
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer
 
-CHUNK_BYTES = 1 << 18
 _OF_THE_NETWORK = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 _ELSEWHERE = "nbia_elsewhere"  # an attribute of a request to another host than the base URL's
@@ -26,6 +27,10 @@ _ELSEWHERE = "nbia_elsewhere"  # an attribute of a request to another host than 
 
 class Http(requests.Session):
     """A pool of connections that takes no credentials from anywhere but the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["Accept-Encoding"] = ENCODINGS  # requests asks for whatever packages happen to be installed
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Drop the token on the way to another host; requests would also take a netrc entry."""
@@ -60,54 +65,68 @@ class Http(requests.Session):
         if what:
             resp.close()
             raise BadAnswer(what, status=resp.status_code, arguments=("base_url",))
+        resp.close()  # else requests would read its body, however long that is
         return location
 
 
-class Body:
-    """The body of an answer; its reading fails with ArchiveError only, whatever the layers below raise."""
-
-    def __init__(self, raw: Any, explained: Callable[[Exception], ArchiveError]) -> None:
-        self._raw = raw
-        self._explained = explained
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._raw, name)
-
-    def read(self, *args: Any, **kwargs: Any) -> bytes:
-        """Read as urllib3 does."""
-        with self._translated():
-            return bytes(self._raw.read(*args, **kwargs))
-
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        """Yield pieces as urllib3 does."""
-        with self._translated():
-            yield from self._raw.stream(*args, **kwargs)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as e:
-            raise self._explained(e) from e
-
-
 class _Response(http.client.HTTPResponse):
-    """Reads from the socket in large chunks: the server sends chunks of 8 KB, and the usual buffer is as small."""
+    """Reads from the socket in large chunks: the server sends chunks of 8 KB, and the usual buffer is as small.
+
+    Whatever is read, status line and headers too, passes :class:`~nbia_pipeline.archive.bounds.Steady`.
+    """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
-        self.fp = cast("io.BufferedReader[Any]", sock.makefile("rb", buffering=CHUNK_BYTES))
+        self._steady = Steady(sock.makefile("rb", buffering=0))
+        self.fp = io.BufferedReader(self._steady, CHUNK_BYTES)
+
+    def begin(self) -> None:
+        """Read the status line and the headers; what follows them may take its time."""
+        super().begin()
+        self._steady.restart()
+
+    def read(self, amt: int | None = None) -> bytes:
+        """Read so many bytes of the body, or all that is left."""
+        self._steady.allow(amt or 0)
+        return super().read(amt)
+
+
+_sockets: WeakSet[Any] = WeakSet()
+
+
+def _register(sock: Any) -> None:
+    _sockets.add(sock)
+    stopping.expect_running()  # in this order: a socket that comes too late for `_shut_down` is not used
+
+
+def _shut_down() -> None:
+    """Wake the threads that wait for an archive: for them the connection ends."""
+    for sock in list(_sockets):
+        with suppress(OSError):  # it is closed
+            # An SSLSocket would first forget that it is one, while another thread reads from it.
+            socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
+
+
+stopping.when_stopping(_shut_down)
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
     class ConnectionCls(urllib3.connection.HTTPConnection):
         response_class = _Response
 
+        def connect(self) -> None:
+            super().connect()
+            _register(self.sock)
+
 
 class _HttpsPool(urllib3.HTTPSConnectionPool):
     class ConnectionCls(urllib3.connection.HTTPSConnection):
         response_class = _Response
+
+        def connect(self) -> None:
+            super().connect()
+            _register(self.sock)
 
 
 class Adapter(HTTPAdapter):

@@ -9,6 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nbia_pipeline.archive.bounds import (
+    CSV_BYTES,
+    DIGEST_BYTES,
+    FEW_ROWS_BYTES,
+    LIST_BYTES,
+    MANY_ROWS_BYTES,
+    NO_BOUND,
+)
 from nbia_pipeline.archive.errors import NotServed
 from nbia_pipeline.schema import shapes
 from nbia_pipeline.schema.shapes import Shape
@@ -36,6 +44,7 @@ class Endpoint:
         repeated: True if each value of the list is a field of its own; otherwise commas separate them.
         refusal_is_500: True if a refused token is a 500 here, as any failure of the server is.
         days_earlier: days to subtract from the day that is meant: the filter is strict.
+        most_bytes: how long an answer may be; by default as long as the list of all series.
     """
 
     path: str
@@ -50,6 +59,7 @@ class Endpoint:
     repeated: bool = False
     refusal_is_500: bool = False
     days_earlier: int = 0
+    most_bytes: int = LIST_BYTES
 
     @property
     def rows(self) -> Shape:
@@ -106,7 +116,13 @@ def _states_and_denied(base: str, denied_base: str, states: Shape) -> dict[str, 
     """Return the calls that distinguish hidden series from deleted ones; v2 takes the second one from v1."""
     return {
         "series_states": Endpoint(
-            base + "getSeriesQCInfo", states, {"series_uids": "seriesId"}, method="POST", max_values=500, repeated=True
+            base + "getSeriesQCInfo",
+            states,
+            {"series_uids": "seriesId"},
+            method="POST",
+            max_values=500,
+            repeated=True,
+            most_bytes=FEW_ROWS_BYTES,
         ),
         "denied_series": Endpoint(
             denied_base + "getDeniedSeries",
@@ -114,6 +130,7 @@ def _states_and_denied(base: str, denied_base: str, states: Shape) -> dict[str, 
             {"series_uids": "seriesList", "username": "userName"},
             empty_if_unauthorized=denied_base == V4,
             max_values=50,  # in the address, so fewer than elsewhere
+            most_bytes=FEW_ROWS_BYTES,
         ),
     }
 
@@ -141,9 +158,11 @@ def _counts(*, v4: bool) -> dict[str, Endpoint]:
         call = f"get{key}ValuesAndCounts"
         filters = _NARROWED_BY.get(name, {})
         if v4:
-            found[f"{name}_counts"] = Endpoint(V4 + call, shapes.counts_v4(key), filters)
+            found[f"{name}_counts"] = Endpoint(V4 + call, shapes.counts_v4(key), filters, most_bytes=FEW_ROWS_BYTES)
         else:
-            found[f"{name}_counts"] = Endpoint(UNVERSIONED + call, shapes.COUNTS, filters, empty_if_unauthorized=False)
+            found[f"{name}_counts"] = Endpoint(
+                UNVERSIONED + call, shapes.COUNTS, filters, empty_if_unauthorized=False, most_bytes=FEW_ROWS_BYTES
+            )
     return found
 
 
@@ -155,33 +174,60 @@ def _same_in_both(base: str, other_base: str, patient: Shape, patient_id: Shape,
             base + "getPatientByCollectionAndModality", patient_id, {**_COLLECTION, **_MODALITY}
         ),
         "studies": Endpoint(base + "getPatientStudy", study, _STUDY_FILTERS),
-        "modality_values": Endpoint(base + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"]),
-        "body_part_values": Endpoint(base + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"]),
+        "modality_values": Endpoint(
+            base + "getModalityValues", shapes.MODALITY_VALUE, _NARROWED_BY["modality"], most_bytes=FEW_ROWS_BYTES
+        ),
+        "body_part_values": Endpoint(
+            base + "getBodyPartValues", shapes.BODY_PART_VALUE, _NARROWED_BY["body_part"], most_bytes=FEW_ROWS_BYTES
+        ),
         "manufacturer_values": Endpoint(
-            base + "getManufacturerValues", shapes.MANUFACTURER_VALUE, _NARROWED_BY["manufacturer"]
+            base + "getManufacturerValues",
+            shapes.MANUFACTURER_VALUE,
+            _NARROWED_BY["manufacturer"],
+            most_bytes=FEW_ROWS_BYTES,
         ),
         # Below no version in either dialect, and without a check of the token.
-        "licenses": Endpoint(UNVERSIONED + "getLicenses", shapes.LICENSES, empty_if_unauthorized=False),
+        "licenses": Endpoint(
+            UNVERSIONED + "getLicenses", shapes.LICENSES, empty_if_unauthorized=False, most_bytes=FEW_ROWS_BYTES
+        ),
         "collection_or_series_for_doi": Endpoint(
             other_base + "getCollectionOrSeriesForDOI", shapes.DOI_CONTENTS, _DOI, method="POST"
         ),
-        "series_size": Endpoint(base + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID),
-        "sop_instance_uids": Endpoint(base + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID),
+        "series_size": Endpoint(base + "getSeriesSize", shapes.SERIES_SIZE, _SERIES_UID, most_bytes=FEW_ROWS_BYTES),
+        "sop_instance_uids": Endpoint(
+            base + "getSOPInstanceUIDs", shapes.SOP_INSTANCE_UIDS, _SERIES_UID, most_bytes=MANY_ROWS_BYTES
+        ),
         "dicom_tags": Endpoint(
             other_base + "getDicomTags",
             shapes.DICOM_TAGS,
             {"series_uid": "SeriesUID"},
             empty_if_unauthorized=False,
             refusal_is_500=True,
+            most_bytes=FEW_ROWS_BYTES,
         ),
-        "image": Endpoint(base + "getImage", None, {**_SERIES_UID, "new_file_names": "NewFileNames"}),
-        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID),
+        "image": Endpoint(
+            base + "getImage", None, {**_SERIES_UID, "new_file_names": "NewFileNames"}, most_bytes=NO_BOUND
+        ),
+        "image_with_md5": Endpoint(base + "getImageWithMD5Hash", None, _SERIES_UID, most_bytes=NO_BOUND),
         "dcm_image": Endpoint(
-            base + "getDCMImage", None, _SERIES_UID, {"IncludeAnnotation": "true", "MD5Verification": "true"}
+            base + "getDCMImage",
+            None,
+            _SERIES_UID,
+            {"IncludeAnnotation": "true", "MD5Verification": "true"},
+            most_bytes=NO_BOUND,
         ),
-        "single_image": Endpoint(base + "getSingleImage", None, {**_SERIES_UID, "sop_instance_uid": "SOPInstanceUID"}),
+        "single_image": Endpoint(
+            base + "getSingleImage",
+            None,
+            {**_SERIES_UID, "sop_instance_uid": "SOPInstanceUID"},
+            most_bytes=NO_BOUND,
+        ),
         "md5_hierarchy": Endpoint(
-            other_base + "getMD5Hierarchy", None, {**_STUDY_FILTERS, **_SERIES_UID}, method="POST"
+            other_base + "getMD5Hierarchy",
+            None,
+            {**_STUDY_FILTERS, **_SERIES_UID},
+            method="POST",
+            most_bytes=DIGEST_BYTES,
         ),
     }
 
@@ -192,10 +238,19 @@ _DIALECT_V2 = Dialect(
     public_updates=False,
     endpoints={
         **_same_in_both(V2, UNVERSIONED, shapes.PATIENT, shapes.PATIENT_ID, shapes.STUDY),
-        "collection_values": Endpoint(V2 + "getCollectionValues", shapes.COLLECTION_VALUE, empty_if_unauthorized=False),
+        "collection_values": Endpoint(
+            V2 + "getCollectionValues",
+            shapes.COLLECTION_VALUE,
+            empty_if_unauthorized=False,
+            most_bytes=FEW_ROWS_BYTES,
+        ),
         **_counts(v4=False),
         "collection_descriptions": Endpoint(
-            UNVERSIONED + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, empty_if_unauthorized=False
+            UNVERSIONED + "getCollectionDescriptions",
+            shapes.DESCRIPTIONS,
+            _DESCRIPTION,
+            empty_if_unauthorized=False,
+            most_bytes=FEW_ROWS_BYTES,
         ),
         "contents_by_name": Endpoint(V2 + "getContentsByName", shapes.SERIES_CART, {"name": "name"}),
         "new_patients": Endpoint(
@@ -212,18 +267,21 @@ _DIALECT_V2 = Dialect(
         "updated_series": Endpoint(
             V2 + "getUpdatedSeries", shapes.SERIES_SHORT, {"since": "fromDate"}, date_format="%d/%m/%Y"
         ),
-        "series_metadata": Endpoint(V2 + "getSeriesMetaData", shapes.META27, _SERIES_UID),
+        "series_metadata": Endpoint(V2 + "getSeriesMetaData", shapes.META27, _SERIES_UID, most_bytes=FEW_ROWS_BYTES),
         "series_metadata_bulk": Endpoint(
             UNVERSIONED + "getSeriesMetadata2",
             shapes.METADATA2,
             {"series_uids": "list"},
             method="POST",
             media="csv",
+            most_bytes=CSV_BYTES,
             empty_if_unauthorized=False,
             max_values=5000,
         ),
         **_states_and_denied(V2, V1, shapes.QC_V2),
-        "md5_of_image": Endpoint(V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}),
+        "md5_of_image": Endpoint(
+            V2 + "getM5HashForImage", None, {"sop_instance_uid": "SOPInstanceUid"}, most_bytes=DIGEST_BYTES
+        ),
     },
 )
 
@@ -233,10 +291,14 @@ _DIALECT_V4 = Dialect(
     public_updates=True,
     endpoints={
         **_same_in_both(V4, V4, shapes.PATIENT_V4, shapes.PATIENT_ID_V4, shapes.STUDY_V4),
-        "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE),
+        "collection_values": Endpoint(V4 + "getCollectionValues", shapes.COLLECTION_VALUE, most_bytes=FEW_ROWS_BYTES),
         **_counts(v4=True),
         "collection_descriptions": Endpoint(
-            V4 + "getCollectionDescriptions", shapes.DESCRIPTIONS, _DESCRIPTION, refusal_is_500=True
+            V4 + "getCollectionDescriptions",
+            shapes.DESCRIPTIONS,
+            _DESCRIPTION,
+            refusal_is_500=True,
+            most_bytes=FEW_ROWS_BYTES,
         ),
         "new_patients": Endpoint(V4 + "NewPatientsInCollection", shapes.PATIENT_V4, _NEW_V4, date_format="%m-%d-%Y"),
         "new_studies": Endpoint(
@@ -256,9 +318,12 @@ _DIALECT_V4 = Dialect(
             constants={"format": "JSON"},
             method="POST",
             max_values=5000,
+            most_bytes=MANY_ROWS_BYTES,
         ),
         **_states_and_denied(V4, V4, shapes.QC_V4),
-        "md5_of_image": Endpoint(V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}),
+        "md5_of_image": Endpoint(
+            V4 + "getMD5HashForImage", None, {"sop_instance_uid": "SOPInstanceUID"}, most_bytes=DIGEST_BYTES
+        ),
     },
 )
 

@@ -15,12 +15,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from html.entities import html5
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from nbia_pipeline.text import TextError, is_plain, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +35,7 @@ _BEGINNING = 8  # characters of a secret by which it is recognized
 
 
 @dataclass(eq=False, repr=False)
-class ArchiveError(Exception):
+class ArchiveError(TextError):
     """A call that failed. The text names the endpoint, the parameters, the status and the remedy.
 
     It never contains a token or a password.
@@ -73,22 +75,22 @@ class ArchiveError(Exception):
     def without(self, secrets: Iterable[str]) -> Self:
         """Take `secrets` out of the texts, which may quote an answer that echoes them; return the error.
 
-        A cause that quotes one is forgotten: Dagster stores the texts of causes, too.
+        A cause that quotes one, or cannot be shown as it is, is forgotten: Dagster stores the texts of causes, too.
         """
         known = [secret for secret in secrets if secret]
         for secret in known:
             self.what, self.body = _redacted(self.what, secret), _redacted(self.body, secret)
         self.body = self.body[:BODY_SHOWN]
         self.args = (self.what,)
-        _forget_causes(self, known)
+        forget_causes(self, lambda text: not is_plain(text) or any(_redacted(text, each) != text for each in known))
         return self
 
     def __str__(self) -> str:
-        shown = "&".join(f"{k}={v if len(v) <= 100 else v[:97] + '...'}" for k, v in self.parameters.items())
+        given = "&".join(f"{k}={shown(v, 100)}" for k, v in self.parameters.items())
         status = f"status {self.status}" if self.status is not None else ""
-        where = ", ".join(part for part in (f"{self.endpoint} {shown}".strip(), status) if part)
+        where = ", ".join(part for part in (f"{self.endpoint} {given}".strip(), status) if part)
         began = f", answer {self.body!r}" if self.body else ""
-        return self.what + (f" [{where}{began}]" if where else "")
+        return shown(self.what) + shown(f" [{where}{began}]" if where else "")
 
 
 class ArchiveUnreachable(ArchiveError):
@@ -115,13 +117,12 @@ class BadAnswer(ArchiveError):
     """An answer that is not what the endpoint promises: HTML, a truncated body, rows of another collection."""
 
 
-def _forget_causes(error: BaseException, secrets: Iterable[str]) -> None:
-    """Cut the chain of causes of an error before the first that quotes a secret."""
+def forget_causes(error: BaseException, unfit: Callable[[str], bool] = lambda text: not is_plain(text)) -> None:
+    """Cut the chain of causes of an error before the first whose text must not be shown."""
     link, seen = error, {id(error)}
     while (cause := link.__cause__ or link.__context__) is not None and id(cause) not in seen:
         seen.add(id(cause))
-        text = f"{cause} {cause!r}"
-        if any(_redacted(text, secret) != text for secret in secrets):
+        if unfit(f"{cause} {cause!r}"):
             link.__cause__ = link.__context__ = None
             return
         link.__context__ = cause  # the context of an error that has a cause is never shown

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive.calls import Calls
 from nbia_pipeline.archive.conformance import Nonconformity, report
 from nbia_pipeline.archive.endpoints import metadata_columns
@@ -18,8 +17,9 @@ from nbia_pipeline.archive.expect import one_row_each, rows_with
 from nbia_pipeline.archive.optional import in_haste, may_succeed_singly, too_slow
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.tables import SERIES_METADATA
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHOWN = 5
 # After this many failures, if they are the majority, the call for one series is not made for the others.
@@ -81,7 +81,7 @@ class MetadataCalls(Calls):
         """Return the rows that `ask` returns for each series; it is called in the context of this thread."""
         context = copy_context()
         # More threads than requests may be in flight would only wait.
-        with ThreadPoolExecutor(self._session.limiter.max_in_flight, thread_name_prefix="nbia-metadata") as pool:
+        with stopping.threads(self._session.limiter.max_in_flight, "nbia-metadata") as pool:
             tables = list(pool.map(lambda uid: context.copy().run(ask, uid), series_uids))
         return pa.concat_tables(tables).combine_chunks()
 

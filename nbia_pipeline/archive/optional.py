@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused, NotServed
 from nbia_pipeline.archive.tokens import TOKEN_PATH
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 T = TypeVar("T")
 

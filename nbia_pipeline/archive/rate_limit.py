@@ -12,8 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from nbia_pipeline import stopping
+
 MAX_IN_FLIGHT = 8
 GROW_AFTER = 25
+WAKE_SECONDS = 1.0
+"""How often a thread that waits for a slot looks whether it is to stop."""
 
 
 class Limiter:
@@ -41,7 +45,7 @@ class Limiter:
         *,
         grow_after: int = GROW_AFTER,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = stopping.sleep,
     ) -> None:
         self._grow_after = grow_after
         self._clock = clock
@@ -117,7 +121,8 @@ class Limiter:
         while True:
             with self._freed:
                 while self.in_flight >= self.limit:
-                    self._freed.wait()
+                    self._freed.wait(WAKE_SECONDS)
+                    stopping.expect_running()
                 pause = self._quiet_until - self._clock()
                 if pause <= 0:
                     self.in_flight += 1

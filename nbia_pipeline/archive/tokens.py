@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 import time
@@ -15,8 +14,9 @@ import requests
 
 from nbia_pipeline.address import without_secrets
 from nbia_pipeline.archive.errors import ArchiveError, ArchiveUnreachable, BadAnswer, LoginRefused
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # The refresh grant is forwarded to Keycloak with the client id as given, so it must be the real one.
 CLIENT_ID = "nbia"

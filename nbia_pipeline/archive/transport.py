@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
+from nbia_pipeline import stopping
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import is_base_url
-from nbia_pipeline.archive.connections import CHUNK_BYTES, Adapter, Body, Http, explained
+from nbia_pipeline.archive.bounds import EXCERPT_BYTES, TOKEN_BYTES, Body
+from nbia_pipeline.archive.connections import Adapter, Http, explained
 from nbia_pipeline.archive.errors import (
     ArchiveError,
     ArchiveUnreachable,
@@ -29,8 +29,9 @@ from nbia_pipeline.archive.errors import (
 )
 from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.tokens import Tokens, authorization
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 USER_AGENT = f"nbia-pipeline/{__version__}"
 CONNECTIONS = 32  # kept open, or more if more requests may be in flight
@@ -55,7 +56,8 @@ class ClientOptions:
 
     Attributes:
         connect_timeout: seconds for a connection.
-        read_timeout: seconds without a byte before an answer is given up; not a limit on its length.
+        read_timeout: seconds without a byte before an answer is given up; not a limit on its length. One that drips is
+            given up after a minute (:class:`~nbia_pipeline.archive.bounds.Steady`).
         tries: most attempts at one call, the first included.
         backoff: seconds before the second try; each further wait doubles, with jitter.
         max_backoff: seconds, the longest wait, also for a Retry-After.
@@ -105,13 +107,13 @@ class Session:
         self._verify = ca_bundle or None  # never "": that would switch the verification off
         self.tokens = Tokens(self._post_form, *account) if account else None
 
-    def close(self) -> None:
-        """Log out, best effort, and close the connections."""
-        token = self.tokens.take() if self.tokens else None
+    def close(self, *, log_out: bool = True) -> None:
+        """Log out, best effort, and close the connections; without a logout the token expires on its own."""
+        token = self.tokens.take() if self.tokens and log_out else None
         if token:
             wait = self.options.connect_timeout
             try:
-                with self._open("POST", "/logout", {}, token, allow_redirects=False, read_timeout=wait):
+                with self._open("POST", "/logout", {}, token, 0, allow_redirects=False, read_timeout=wait):
                     pass
             except ArchiveError as e:
                 log.debug("logout failed; the token will expire on its own: %s", type(e).__name__)
@@ -125,6 +127,7 @@ class Session:
         read: Callable[[requests.Response], T],
         tries: int | None = None,
         *,
+        most: int,
         read_timeout: float | None = None,
         repeated: str = "",
     ) -> T:
@@ -138,6 +141,7 @@ class Session:
             parameters: names and values as they go over the wire.
             read: takes the complete answer (status 200 or 204); may raise ArchiveError.
             tries: most attempts, if fewer than the options allow.
+            most: bytes that the body may have, decoded.
             read_timeout: seconds without a byte, if less than the options allow.
             repeated: name of a field of a form whose values, separated by commas, are sent as a field each.
 
@@ -151,10 +155,12 @@ class Session:
 
         def send(token: str | None) -> T:
             with self._open(
-                method, endpoint, parameters, token, repeated=repeated, read_timeout=read_timeout
+                method, endpoint, parameters, token, most, repeated=repeated, read_timeout=read_timeout
             ) as answer:
                 _expect_success(answer, had_token=token is not None)
-                return read(answer)
+                result = read(answer)
+                stopping.expect_running()  # a connection that was shut down looks like the end of some answers
+                return result
 
         return self._retrying(endpoint, parameters, send, self.tokens, tries)
 
@@ -163,9 +169,13 @@ class Session:
 
         def send(_: str | None) -> requests.Response:
             # No redirects: the form holds the password.
-            with self._open("POST", path, form, None, allow_redirects=False) as answer:
-                # Read here, where the request is tried again if that fails.
-                text = answer.content[:1000].decode("utf-8", "replace")
+            with self._open("POST", path, form, None, TOKEN_BYTES, allow_redirects=False) as answer:
+                try:
+                    # Read here, where the request is tried again if that fails.
+                    text = answer.content[:1000].decode("utf-8", "replace")
+                except BadAnswer as e:
+                    e.body = ""  # it may hold a token
+                    raise
                 no_such_call = answer.status_code == 500 and _NO_SUCH_CALL.search(text)
                 if answer.status_code in _RETRYABLE and not no_such_call:
                     raise _busy(ArchiveUnreachable, "the archive issues no token: try again later", answer)
@@ -193,6 +203,7 @@ class Session:
                 with self._slot():
                     return send(token)
             except ArchiveError as e:
+                stopping.expect_running()
                 e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])
                 if tokens and token and e.status == 401 and e.endpoint == endpoint and not renewed:
                     # Any call can meet a token that expired early; a fresh one gets one more chance.
@@ -224,11 +235,17 @@ class Session:
         endpoint: str,
         parameters: Mapping[str, str],
         token: str | None,
+        most: int,
         allow_redirects: bool = True,
         repeated: str = "",
         read_timeout: float | None = None,
     ) -> Iterator[requests.Response]:
-        """Send one request, and translate whatever the layers below raise, also while the body is read."""
+        """Send one request, and translate whatever the layers below raise, also while the body is read.
+
+        Args:
+            most: bytes that a body may have, decoded; the others are those of :meth:`call`.
+        """
+        stopping.expect_running()
         try:
             answer = self._http.request(
                 method,
@@ -246,7 +263,7 @@ class Session:
         except Exception as e:
             # There is no class that all of requests, urllib3, http.client, ssl, idna and the codecs share.
             raise explained(e, self.base_url, sending=True) from e
-        answer.raw = Body(answer.raw, lambda e: explained(e, self.base_url, sending=False))
+        answer.raw = Body(answer.raw, answer.headers, most, lambda e: explained(e, self.base_url, sending=False))
         with answer:  # the caller's errors are its own
             if answer.status_code == 407:
                 raise ArchiveUnreachable(
@@ -261,7 +278,7 @@ class Session:
         if problem.retry_after is not None:
             wait = min(self.options.max_backoff, max(wait, problem.retry_after))
         log.info("trying again in %.1f s: %s", wait, problem)
-        time.sleep(wait)
+        stopping.sleep(wait)
 
 
 def _form(fields: Mapping[str, str], repeated: str) -> list[tuple[str, str]]:
@@ -273,7 +290,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
     status = answer.status_code
     if status in (200, 204):
         return
-    body = " ".join(next(answer.iter_content(4096), b"").decode("utf-8", "replace").split())
+    body = " ".join(_body(answer).start(EXCERPT_BYTES).decode("utf-8", "replace").split())
 
     def problem(kind: type[ArchiveError], what: str, *arguments: str) -> ArchiveError:
         return kind(what, status=status, body=body, arguments=arguments)
@@ -311,8 +328,13 @@ def _busy(kind: type[ArchiveError], what: str, answer: requests.Response, body: 
 
 def chunks_of(answer: requests.Response) -> Iterator[bytes]:
     """Yield a body in chunks of 256 KiB; ``iter_content`` would yield the server's, which are of 8 KB."""
-    while chunk := answer.raw.read(CHUNK_BYTES, decode_content=True):
+    for chunk in _body(answer).chunks():
+        stopping.expect_running()
         yield chunk
+
+
+def _body(answer: requests.Response) -> Body:
+    return cast(Body, answer.raw)
 
 
 def _retry_after(answer: requests.Response) -> float | None:

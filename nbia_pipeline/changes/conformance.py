@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.archive import BadAnswer
 from nbia_pipeline.archive.conformance import Nonconformity
-from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake import DamagedFile, Lake, Lock
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import NO_COLLECTION
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
@@ -24,6 +25,11 @@ from nbia_pipeline.schema.tables import (
     SERIES_METADATA,
     TEXT,
 )
+from nbia_pipeline.text import logger
+
+log = logger(__name__)
+
+LOST = "What it recorded of other tables is recorded again when they are listed"
 
 MOST_ROWS = 10_000
 """Most rows of ``conformance`` for one table of a collection; a value that is odd in every row is odd once."""
@@ -59,7 +65,7 @@ def record_nonconformities(
         return
     fresh = pa.Table.from_pylist([_row(table, one, partition) for one in found[:MOST_ROWS]], CONFORMANCE.schema)
     with lake.lock(Lock.CONFORMANCE, partition):
-        rows = lake.read_table(CONFORMANCE, partition)
+        rows = read_or_empty(lake, CONFORMANCE, partition, lost=LOST)
         stays = pc.not_equal(rows["TableName"], table.name)
         if kept:
             stays = pc.or_(stays, among(rows["RowKey"], kept))
@@ -84,6 +90,8 @@ def lost_columns(
     column takes: it may have been renamed. A single odd value is no loss of a column. Dialects serve different columns,
     so only answers in the same are compared.
 
+    A table that is damaged is replaced by whatever was listed, with a warning.
+
     Args:
         lake: the lake, with the old table.
         table: which table.
@@ -92,6 +100,16 @@ def lost_columns(
         found: what in them does not fit.
         collection: the partition.
     """
+    try:
+        return _lost_columns(lake, table, api, rows, found, collection)
+    except DamagedFile as e:
+        log.warning("%s. It is replaced by what the archive lists now", e)
+        return []
+
+
+def _lost_columns(
+    lake: Lake, table: Table, api: str, rows: pa.Table, found: Sequence[Nonconformity], collection: str | None
+) -> list[str]:
     if not rows.num_rows or lake.read_properties(table, collection).get(API) != api:
         return []
     counts = lake.count_values(table, collection)

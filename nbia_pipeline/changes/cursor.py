@@ -22,6 +22,8 @@ from datetime import date, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline.text import TextError
+
 OVERLAP = timedelta(days=7)
 CURSOR_BYTES = 8_000
 UNDATED = date.min  # of a series without a day of release
@@ -39,7 +41,7 @@ Digests = Mapping[Bucket, str]
 """Digest by bucket."""
 
 
-class CursorError(ValueError):
+class CursorError(TextError, ValueError):
     """The cursor cannot be read; the text says what a valid one looks like."""
 
 

@@ -12,6 +12,7 @@ from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, uids_of
 from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT, SERVED
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
@@ -53,7 +54,8 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
     in_bulk = metadata_columns(client.api, single=False)
     served = metadata_columns(client.api, single=single)
     properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api, SERVED: " ".join(sorted(served))}
-    known = lake.read_properties(SERIES_METADATA, collection)
+    # What is damaged is asked for again as a whole; write_listing warns of it.
+    known = {} if damage_of(lake, SERIES_METADATA, collection) else lake.read_properties(SERIES_METADATA, collection)
     feed = lake.read_table(SERIES_CHANGES, collection)
     current = is_recorded(lake, collection)
     if current:

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.changes.diff import UID, WITHDRAWN
-from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake import DamagedFile, Lake, LakeError
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import ABSENT_AT, KEPT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES, SERIES_SEEN
-from nbia_pipeline.text import matching
+from nbia_pipeline.text import logger, matching
+
+log = logger(__name__)
 
 _READS = 5
 
@@ -76,8 +78,12 @@ def read_listing(lake: Lake, table: Table, collection: str | None = None) -> tup
 
 
 def collection_listing(lake: Lake) -> CollectionListing:
-    """Return the last list of collections; it names none where there is no such table yet."""
-    rows, properties = read_listing(lake, COLLECTIONS)
+    """Return the last list of collections; it names none where there is no such table yet, or a damaged one."""
+    try:
+        rows, properties = read_listing(lake, COLLECTIONS)
+    except DamagedFile as e:
+        log.warning("%s. Until then no collection counts as gone, or as back", e)
+        return CollectionListing(frozenset(), [], moment(None))
     names = frozenset(rows["Collection"].to_pylist())
     return CollectionListing(names, json.loads(properties.get(KEPT, "[]")), moment(properties.get(LISTED_AT)))
 
@@ -131,4 +137,12 @@ def returned_collections(lake: Lake) -> list[str]:
     """
     listing = collection_listing(lake)
     recorded = lake.collections_of(SERIES_SEEN)
-    return [c for c in recorded if listing.ends_absence(c, lake.read_properties(SERIES_SEEN, c))]
+    return [c for c in recorded if _ends_absence(lake, listing, c)]
+
+
+def _ends_absence(lake: Lake, listing: CollectionListing, collection: str) -> bool:
+    """Return whether `listing` ends the absence of a collection, or may end it: to record it restores its state."""
+    try:
+        return listing.ends_absence(collection, lake.read_properties(SERIES_SEEN, collection))
+    except DamagedFile:
+        return collection in listing.names

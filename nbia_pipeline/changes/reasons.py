@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes.diff import UID
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Texts of getSeriesQCInfo for a series whose files the archive serves.
 _SHOWN = ("Visible", "Downloadable")

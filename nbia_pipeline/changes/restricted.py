@@ -6,15 +6,14 @@ than the guest are listed instead, and what was released there is digested like 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.changes.cursor import Bucket, buckets_of
-from nbia_pipeline.text import first_of, matching
+from nbia_pipeline.text import first_of, logger, matching
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # A tick lists the smallest collections, up to these bounds: at some 50 series per patient, up to 25,000 rows.
 MOST_COLLECTIONS = 20

@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from nbia_pipeline.cli.home import dagster_home
+from nbia_pipeline.cli.home import dagster_home, to_stderr
+from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.slots import release_in_home
 from nbia_pipeline.settings import Settings
 
 WORKSPACE = "workspace.yaml"
@@ -27,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Become ``dagster dev``; returns only if it cannot be started."""
     Settings.from_env()
     home = dagster_home()
+    release_in_home(Naming().pool, to_stderr)
     workspace = Path(WORKSPACE)
     if not workspace.is_file():
         # Not `-m`: it names the code location after the module, and sensor state is kept by that name.

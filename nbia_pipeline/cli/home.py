@@ -1,17 +1,21 @@
-"""The directory of Dagster's records, and how a command fails."""
+"""The directory of Dagster's records, and what a command prints."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from nbia_pipeline.cli.signals import STOP
 from nbia_pipeline.errors import OURS, error_text
+from nbia_pipeline.text import TextError, shown
 
 HOME = "dagster_home"
-DAGSTER_YAML = """\
+_BEFORE_MONITORING = """\
 telemetry:
   enabled: false
 nux:
@@ -20,19 +24,29 @@ concurrency:
   pools:
     default_limit: 4
 """
+# The daemon of `dagster dev` acts on it. A run may take days: there is no max_runtime_seconds.
+_MONITORING = """\
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  cancel_timeout_seconds: 300
+  free_slots_after_run_end_seconds: 60
+"""
+DAGSTER_YAML = _BEFORE_MONITORING + _MONITORING
 
 WRONG_CALL = 2
-STOPPED = 130  # what a shell reports for Ctrl-C
 
 
-class HomeError(Exception):
+class HomeError(TextError):
     """The directory for Dagster's records cannot be made."""
 
 
 def dagster_home() -> Path:
     """Return DAGSTER_HOME, by default ./dagster_home, made and set if need be.
 
-    Without one Dagster would forget runs, partitions and cursors at every stop.
+    Without one Dagster would forget runs, partitions and cursors at every stop. It is made for its owner alone; one
+    that others could change gets a warning. A ``dagster.yaml`` that an earlier version wrote is replaced by the present
+    one, unless somebody changed it.
 
     Raises:
         HomeError: it cannot be made.
@@ -42,21 +56,56 @@ def dagster_home() -> Path:
         if home.exists() and not home.is_dir():
             raise HomeError(f"DAGSTER_HOME is {str(home)!r}, which is not a directory")
         if not home.exists():
-            home.mkdir(parents=True)
+            home.mkdir(mode=0o700, parents=True)
             (home / "dagster.yaml").write_text(DAGSTER_YAML, encoding="utf-8")
+        _warn_of_others(home)
     except OSError as e:
         raise HomeError(f"cannot make {home} for Dagster's records ({e.strerror}): set DAGSTER_HOME") from e
+    _bring_up_to_date(home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
     return home
 
 
+def _bring_up_to_date(file: Path) -> None:
+    """Write the present text over that of an earlier version; say what is missing in one that somebody changed."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return  # there is none, so there are no pools either; or Dagster reports it
+    if text == _BEFORE_MONITORING:
+        with suppress(OSError):
+            new = file.with_name(f"{file.name}.{os.getpid()}")
+            new.write_text(DAGSTER_YAML, encoding="utf-8")
+            new.replace(file)
+            return
+    if "run_monitoring" not in text:
+        to_stderr(
+            f"{file} has no run_monitoring: without it, `nbia-pipeline dev` does not free the slots of a run that was "
+            "killed. Add `run_monitoring: {enabled: true, free_slots_after_run_end_seconds: 60}`"
+        )
+
+
+def _warn_of_others(home: Path) -> None:
+    """Warn if other users could change the directory: Dagster runs what its files name, and unpickles others."""
+    status = home.stat()
+    if status.st_uid not in (os.getuid(), 0):
+        to_stderr(f"warning: {home} belongs to another user, whose code Dagster would run: set DAGSTER_HOME")
+    elif status.st_mode & 0o022:
+        to_stderr(f"warning: other users may write to {home}, and Dagster runs what they put there: chmod 700 it")
+
+
 def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command and return its exit code; one of our errors becomes one sentence."""
+    STOP.begin()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
         return run(options)
-    except (*OURS, HomeError) as e:
+    except (*OURS, HomeError, KeyboardInterrupt) as e:
         sys.stdout.flush()  # so that it appears below what was printed before
-        return fail(error_text(e))
+        if STOP.signal is None and not isinstance(e, KeyboardInterrupt):
+            return fail(error_text(e))
+        return fail(f"interrupted{getattr(options, 'interrupted', '')}", STOP.exit_code)
 
 
 def fail(sentence: str, code: int = 1) -> int:
@@ -66,5 +115,11 @@ def fail(sentence: str, code: int = 1) -> int:
 
 
 def to_stderr(sentence: str) -> None:
-    """Print what is wrong."""
-    print(f"nbia-pipeline: {sentence}", file=sys.stderr)
+    """Print what is wrong, on one line."""
+    print(shown(f"nbia-pipeline: {sentence}"), file=sys.stderr)
+
+
+def say(*lines: str) -> None:
+    """Print lines at once: of what the archive or a file is called, nothing acts on the terminal."""
+    for line in lines:
+        print(shown(line), flush=True)

@@ -6,11 +6,14 @@ Only the module of the command that is called is imported, so that ``--help`` do
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from nbia_pipeline._version import __version__
+from nbia_pipeline.cli.signals import STOP, handled
 
 # Each module has `add_options(parser)` and `run(options)`, which returns the exit code. One of our errors that `run`
 # raises is printed as one sentence.
@@ -33,8 +36,22 @@ RENAMED = {"news": "released"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 if something failed, or 2 for wrong usage."""
+    """Run the command and return its exit code.
+
+    It is 0, 1 if something failed, 2 for wrong usage, or 128 and the number of the signal that stopped it.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    serves = words[:1] == ["archive"]  # its server has handlers of its own
+    with nullcontext() if serves else handled(process_ends=arguments is None):
+        code = _main(words)
+    if arguments is None and STOP.signal is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # a thread that cannot be woken, as in a look-up of a name, must not delay the end
+    return code
+
+
+def _main(words: list[str]) -> int:
     name = words[0] if words else ""
     if name in RENAMED:
         print(f"nbia-pipeline: `{name}` is now called `{RENAMED[name]}`", file=sys.stderr)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from nbia_pipeline.cli.home import say, to_stderr
 from nbia_pipeline.cli.options import add_selection, selection_of
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, room_for_files
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
@@ -38,13 +39,15 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings.from_env()
     lake = Lake(settings.lake, fsync=settings.fsync)
     collections = _collections(lake, settings, options.collections)
-    plans, notes = _plans(lake, settings, collections, options)
+    plans, notes, damaged = _plans(lake, settings, collections, options)
     free = lake.free_bytes()
-    print(_table(plans))
-    print(f"\nFree      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
+    say(*_table(plans).split("\n"), "")
+    say(f"Free      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
-        print(f"Note      {note}")
-    return 0
+        say(f"Note      {note}")
+    for text in damaged:
+        to_stderr(text)
+    return 1 if damaged else 0
 
 
 def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[str]:
@@ -64,18 +67,23 @@ def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[st
 
 def _plans(
     lake: Lake, settings: Settings, collections: list[str], options: argparse.Namespace
-) -> tuple[dict[str, Plan], list[str]]:
-    """Return the plan of each collection, and what a person should know about them."""
+) -> tuple[dict[str, Plan], list[str], list[str]]:
+    """Return the plan of each collection, what a person should know about them, and which tables cannot be read."""
     selection = selection_of(options, settings)
     bounds = Bounds(options.max_bytes, options.max_series)
     free = lake.free_bytes()
     plans: dict[str, Plan] = {}
     notes: list[str] = []
+    damaged: list[str] = []
     for collection in collections:
         if not lake.has_table(SERIES, collection):
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
-        plan = plans[collection] = preview(lake, collection, selection, bounds, free)
+        try:
+            plan = plans[collection] = preview(lake, collection, selection, bounds, free)
+        except DamagedFile as e:
+            damaged.append(f"{collection}: {e}")
+            continue
         if plan.no_room:
             needed, room = Figures.of(plan.no_room), size_text(max(0, int(room_for_files(free))))
             notes.append(
@@ -91,7 +99,7 @@ def _plans(
     unselected = sum(plan.unselected for plan in plans.values())
     if unselected:
         notes.append(f"{unselected} series are not selected, and not counted above")
-    return plans, notes
+    return plans, notes, damaged
 
 
 def _table(plans: Mapping[str, Plan]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nbia_pipeline.cli.home import fail
+from nbia_pipeline.cli.home import fail, say
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import Prunable, prunable, prune
 from nbia_pipeline.schema.tables import IMAGE_SERIES
@@ -31,19 +31,19 @@ def run(options: argparse.Namespace) -> int:
         return fail(f"{lake.uri} has no images of {', '.join(unknown)}: {there}")
     found = [p for p in (prunable(lake, c) for c in dict.fromkeys(names or stored)) if p is not None]
     if not found:
-        print(f"Nothing to delete: {lake.uri} has no files of withdrawn series.")
+        say(f"Nothing to delete: {lake.uri} has no files of withdrawn series.")
         return 0
-    print(f"Withdrawn from the archive, but still in {lake.uri}:")
+    say(f"Withdrawn from the archive, but still in {lake.uri}:")
     for one in found:
-        print(f"  {one.collection}: {_amount([one])}, missing since {_span(one)}")
+        say(f"  {one.collection}: {_amount([one])}, missing since {_span(one)}")
     if len(found) > 1:
-        print(f"  in total: {_amount(found)}")
+        say(f"  in total: {_amount(found)}")
     if not options.yes and not sys.stdin.isatty():
         return fail("nothing was deleted: there is no terminal to ask on, so add --yes")
     if not options.yes and input("Delete these files for good? Type yes: ").strip().lower() != "yes":
         return fail("nothing was deleted")
     deleted = [d for d in (prune(lake, p) for p in found) if d is not None]
-    print(f"Deleted {_amount(deleted)}. The receipts stay; a series that returns is fetched again.")
+    say(f"Deleted {_amount(deleted)}. The receipts stay; a series that returns is fetched again.")
     return 0
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from nbia_pipeline import clock
 from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
+from nbia_pipeline.cli.home import say
 from nbia_pipeline.connect import connect
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import table_text
@@ -42,11 +43,11 @@ def run(options: argparse.Namespace) -> int:
     since = options.since or clock.utc_now().date() - LOOK_BACK
     with connect(Settings.from_env()) as client:
         found = ask_released(client, options.collection, since)
-    print(f"New in {found.collection} since {since}: {_counted(found.patients, 'patient', 'patients')}, ", end="")
-    print(_counted(found.studies, "study", "studies"))
+    patients, studies = _counted(found.patients, "patient", "patients"), _counted(found.studies, "study", "studies")
+    say(f"New in {found.collection} since {since}: {patients}, {studies}")
     for table, columns in ((found.patients, PATIENT_COLUMNS), (found.studies, STUDY_COLUMNS)):
         if table.num_rows:
-            print("\n" + table_text(_cells(table, columns), numbers=False, total=False))
+            say("", *table_text(_cells(table, columns), numbers=False, total=False).split("\n"))
     return 0
 
 

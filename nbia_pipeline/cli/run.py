@@ -11,16 +11,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline import clock
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import STOPPED, dagster_home, fail, to_stderr
+from nbia_pipeline.cli.home import dagster_home, fail, say, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
+from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.defs.failures import INTERRUPTS
 from nbia_pipeline.defs.jobs import (
     CATALOG,
     CATALOG_JOB,
@@ -32,9 +37,14 @@ from nbia_pipeline.defs.jobs import (
     tables_config,
 )
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.defs.slots import owned, watched
+from nbia_pipeline.lake import DamagedFile, Lake
+from nbia_pipeline.lake.damage import read_or_empty
+from nbia_pipeline.lake.lock import soon_if_interrupted
+from nbia_pipeline.mirror.commit import commit_journal
 from nbia_pipeline.mirror.selection import read_manifest
-from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings
 
@@ -57,23 +67,26 @@ def run(options: argparse.Namespace) -> int:
     if options.manifest is not None:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
     home = dagster_home()
-    print(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}\n", flush=True)
-    try:
-        with dg.DagsterInstance.get() as instance:
-            outcome = run_main_job(
-                settings,
-                instance,
-                lambda line: print(line, flush=True),
-                images=images_fields(options),
-                allow_lost_columns=options.allow_lost_columns,
-            )
-    except KeyboardInterrupt:
-        return fail("stopped; what was finished is kept, and the next run continues from there", STOPPED)
-    print(summary(outcome, home))
+    say(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}", "")
+    with (
+        kept_from_children(),
+        dg.DagsterInstance.get() as instance,
+        watched(instance, Naming().pool, to_stderr),
+    ):
+        outcome = run_main_job(
+            settings,
+            instance,
+            say,
+            images=images_fields(options),
+            allow_lost_columns=options.allow_lost_columns,
+        )
+    say(*summary(outcome, home).split("\n"))
     for name, found in outcome.warnings.items():
         to_stderr(f"warning: {name}: {found}")
     for problem in outcome.problems:
         to_stderr(problem)
+    if outcome.interrupted:
+        return fail("interrupted; what was finished is kept, and the next run continues from there", STOP.exit_code)
     return 1 if outcome.problems else 0
 
 
@@ -87,7 +100,7 @@ def run_main_job(
 ) -> Outcome:
     """Materialize everything that the settings ask for.
 
-    A collection that fails does not stop the others; the outcome names it.
+    A collection that fails does not stop the others; the outcome names it. After an interrupt nothing more begins.
 
     Args:
         settings: where the data come from and where they go.
@@ -97,42 +110,96 @@ def run_main_job(
         allow_lost_columns: take answers in which a column is empty that was full before.
 
     Raises:
-        KeyboardInterrupt: the person pressed Ctrl-C; what was finished stays.
         LakeError: the lake cannot be read.
     """
     naming = Naming()
     runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
+    try:
+        if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
+            return runner.outcome
+    except INTERRUPTS:
+        runner.outcome.interrupted = True
+    runner.outcome.partly = bool(images)
+    lake = Lake(settings.lake)
+    kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
+    runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
+    return runner.outcome
+
+
+def _materialize(
+    settings: Settings, runner: _Runner, images: Mapping[str, Any] | None, *, allow_lost_columns: bool
+) -> bool:
+    """Run the jobs; False if nothing can be done at all."""
+    naming = runner.naming
     # Alone and first: if the archive or the lake cannot be used at all, that is reported once, and early.
     if not runner.run(CATALOG_JOB, "collections", asset_selection=[naming.key(COLLECTIONS.name)]):
-        return runner.outcome
+        return False
     values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
     runner.run(CATALOG_JOB, "values", asset_selection=values)
     lake = Lake(settings.lake, fsync=settings.fsync)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
-    registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
+    registered = list(runner.instance.get_dynamic_partitions(str(naming.partitions.name)))
     for first, last in contiguous_ranges(kept, registered):
         label = first if first == last else f"{first} to {last}"
         runner.run(TABLES_JOB, label, tables, tags={RANGE_START: first, RANGE_END: last})
     config = images_config(naming, **(images or {}))
     for collection in (c for c in kept if settings.mirrors_images_of(c)):
-        if lake.count_rows(SERIES, collection):
-            runner.run(IMAGES_JOB, collection, config, partition_key=collection)
-    runner.outcome.partly = bool(images)
-    runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
-    return runner.outcome
+        if _rows(lake, SERIES, collection):
+            _mirror(runner, lake, collection, config)
+    return True
+
+
+def _mirror(runner: _Runner, lake: Lake, collection: str, config: Mapping[str, Any]) -> None:
+    """Run the job of the images of a collection."""
+    began = clock.utc_now()
+    try:
+        runner.run(IMAGES_JOB, collection, config, partition_key=collection)
+    except INTERRUPTS:  # its last step, which commits and has the figures, was not run
+        with soon_if_interrupted():
+            commit_journal(lake, collection)
+        with soon_if_interrupted():
+            figures = figures_since(lake.read_table(IMAGE_SERIES, collection), began)
+            for name, number in figures.items():
+                runner.outcome.fetched[name] += number
+        raise
+
+
+def figures_since(receipts: pa.Table, began: datetime) -> Counter[str]:
+    """Return the figures of the asset of images, by its receipts: what was fetched since a time (UTC), and what not."""
+    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
+    new = complete.filter(pc.greater_equal(complete["FetchedAt"], pa.scalar(began, complete["FetchedAt"].type)))
+    figures = Counter(receipts["Status"].to_pylist())
+    return Counter(
+        fetched_series=new.num_rows,
+        fetched_files=pc.sum(new["ImageCount"]).as_py() or 0,
+        fetched_bytes=pc.sum(new["Bytes"]).as_py() or 0,
+        healed_instances=pc.sum(new["Healed"]).as_py() or 0,
+        skipped_series=complete.num_rows - new.num_rows,
+        left_series=figures[PENDING],
+        **{status: figures[status] for status in (QUARANTINED, UNAVAILABLE)},
+    )
 
 
 def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
     """Return what the lake has of a collection: see :attr:`Outcome.collections`."""
-    receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "ImageCount", "Bytes"])
+    columns = ["Status", "ImageCount", "Bytes"]
+    receipts = read_or_empty(lake, IMAGE_SERIES, collection, columns, lost="Its figures are not shown")
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
-    figures = Counter({table.name: lake.count_rows(table, collection) for table in PARTITIONED})
+    figures = Counter({table.name: _rows(lake, table, collection) for table in PARTITIONED})
     figures["complete"] = complete.num_rows
     figures["wanted"] = figures[SERIES.name] if settings.mirrors_images_of(collection) else 0
     figures["files"] = pc.sum(complete["ImageCount"]).as_py() or 0
     figures["bytes"] = pc.sum(complete["Bytes"]).as_py() or 0
     return figures
+
+
+def _rows(lake: Lake, table: Table, collection: str) -> int:
+    """Return how many rows a table has; none if it is damaged: then the step failed that should have listed it."""
+    try:
+        return lake.count_rows(table, collection)
+    except DamagedFile:
+        return 0
 
 
 @dataclass
@@ -143,25 +210,52 @@ class _Runner:
     on_progress: Callable[[str], None]
     outcome: Outcome = field(default_factory=Outcome)
 
-    def run(self, job: str, label: str, config: Mapping[str, Any] | None = None, **how: Any) -> bool:
-        """Run one job and add its results to the outcome; False if it failed."""
-        started = time.perf_counter()
-        result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
-            instance=self.instance, run_config={**_QUIET, **(config or {})}, raise_on_error=False, **how
-        )
+    def run(
+        self,
+        job: str,
+        label: str,
+        config: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> bool:
+        """Run one job and add its results to the outcome; False if it failed.
+
+        Raises:
+            KeyboardInterrupt: the process is asked to stop.
+        """
+        started, tagged = time.perf_counter(), owned(tags)
+        try:
+            result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
+                instance=self.instance,
+                run_config={**_QUIET, **(config or {})},
+                raise_on_error=False,
+                **tagged,
+                **how,
+            )
+        finally:
+            if STOP.signal is not None:
+                self._cancel(tagged["run_id"])
         seconds = time.perf_counter() - started
         self.outcome.seconds[job] += seconds
+        word = "stopped" if STOP.signal is not None else "done" if result.success else "FAILED"
+        self.on_progress(f"  {job:<10} {label:<32} {word:>7} {seconds:7.1f} s")
         for event in result.all_events:
             self._take(event)
-        word = "done" if result.success else "FAILED"
-        self.on_progress(f"  {job:<10} {label:<32} {word:>6} {seconds:7.1f} s")
+        if STOP.signal is not None:
+            raise KeyboardInterrupt  # Dagster ends the run at most, and forgets the signal if it came between two steps
         return bool(result.success)
+
+    def _cancel(self, run_id: str) -> None:
+        """Call a run canceled that Dagster calls failed, or not ended, because it knows of no request to stop it."""
+        run = self.instance.get_run_by_id(run_id)
+        if run is not None and run.status != dg.DagsterRunStatus.SUCCESS:
+            self.instance.report_run_canceled(run, "The process was asked to stop.")
 
     def _take(self, event: dg.DagsterEvent) -> None:
         if event.is_step_failure:
             error = event.step_failure_data.error
             if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-                raise KeyboardInterrupt  # Dagster ends the run and continues; a person wants all of it to end
+                raise KeyboardInterrupt  # that of a program that has no handler of ours
             sentence = _sentence(event)
             if sentence not in self.outcome.failures:
                 self.outcome.failures.append(sentence)

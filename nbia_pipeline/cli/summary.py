@@ -11,6 +11,7 @@ from nbia_pipeline.settings import variable_of
 from nbia_pipeline.text import size_text, table_text
 
 PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+_INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest."
 IMAGES_COMPLETE = "images complete"
 """The check that all images are in the lake."""
 
@@ -30,6 +31,7 @@ class Outcome:
         checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
         warnings: what the other checks found, whose failure is a hint, not a problem.
         failures: one sentence for every step that failed.
+        interrupted: True if it was stopped before it had done everything.
     """
 
     collections: dict[str, Counter[str]] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Outcome:
     warnings: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     partly: bool = False
+    interrupted: bool = False
 
     @property
     def failed_checks(self) -> dict[str, str]:
@@ -63,7 +66,7 @@ def summary(outcome: Outcome, home: Path) -> str:
     Its events are in the DAGSTER_HOME `home`.
     """
     if not outcome.collections:
-        return ""
+        return f"\n{_INTERRUPTED}" if outcome.interrupted else ""
     header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
     rows = [_cells(name, f, "" if f["wanted"] or f["complete"] else "-") for name, f in outcome.collections.items()]
     total = sum(outcome.collections.values(), Counter[str]())
@@ -78,8 +81,8 @@ def _cells(name: str, figures: Counter[str], images: str = "") -> list[str]:
 
 
 def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
-    n = outcome.fetched
-    if not total["wanted"]:
+    n, lines = outcome.fetched, []
+    if not total["wanted"] and not outcome.interrupted:  # else it may not be listed yet what is wanted
         lines = [f"Images    not mirrored: {variable_of('images')} names the collections whose images are mirrored."]
     elif n["fetched_series"]:
         lines = [
@@ -88,7 +91,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
             "Verified  when fetched: every file has the MD5 that the archive lists, is DICOM, and is of its series;",
             "          every series has the SOPInstanceUIDs that the archive lists, and their count.",
         ]
-    else:
+    elif total["wanted"]:
         lines = [f"Fetched   no images: {n['skipped_series']} series were already in the lake."]
     if n["healed_instances"]:
         lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
@@ -108,6 +111,8 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
     dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
+    if outcome.interrupted:
+        lines.insert(0, _INTERRUPTED)
     return [
         *lines,
         f"Checked   {checks}.",

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from datetime import timedelta
 
 from nbia_pipeline import clock
-from nbia_pipeline.cli.home import STOPPED, WRONG_CALL, fail, to_stderr
+from nbia_pipeline.cli.home import WRONG_CALL, fail, say, to_stderr
 from nbia_pipeline.cli.options import count
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
@@ -21,6 +21,7 @@ from nbia_pipeline.text import did_you_mean, matching, size_text, unmatched
 from nbia_pipeline.verify.inventory import VerifyResult
 from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_series, plan_verification, read_again
+from nbia_pipeline.verify.tables import OF_IMAGES, TableDamage, damaged_tables, repair_tables, stored_collections
 
 PROGRESS_SECONDS = 10.0
 SHOWN = 10
@@ -33,11 +34,13 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
-        "Reads the image files in the lake again and compares size and MD5 with those recorded when they were fetched. "
+        "Reads the tables in the lake, then the image files, and compares size and MD5 with those recorded when they "
+        "were fetched. "
         "Series found damaged come first, then those that have gone unread for longest; with --for, each call "
         "continues where the last one stopped. Exit code: 0 everything was read and is intact, 1 damage was found or "
         "verification failed, 2 wrong usage, 3 time ran out before everything was read, and no damage was found."
     )
+    parser.set_defaults(interrupted="; what was read is recorded, and the next call with --for continues from there")
     parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="names or globs (default: all)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--all", action="store_true", help="every series (default)")
@@ -48,7 +51,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=count, default=3, metavar="N", help="series at a time (%(default)s)")
     parser.add_argument("--ask-archive", action="store_true", help="also compare with the archive's own digests")
     parser.add_argument(
-        "--repair", "--mend", action="store_true", help="fetch damaged series again, and read them once more"
+        "--repair",
+        "--mend",
+        action="store_true",
+        help="make damaged tables again, fetch damaged series again, and read them once more",
     )
 
 
@@ -56,18 +62,19 @@ def run(options: argparse.Namespace) -> int:
     """Verify, repair if asked to, and return the exit code."""
     if options.seed is not None and options.sample is None:
         return fail("--seed needs --sample", WRONG_CALL)
-    try:
-        return _verify(Settings.from_env(), options)
-    except KeyboardInterrupt:
-        return fail("stopped; what was read is recorded, and the next call with --for continues from there", STOPPED)
-
-
-def _verify(settings: Settings, options: argparse.Namespace) -> int:
+    settings = Settings.from_env()
     lake = Lake(settings.lake, fsync=settings.fsync)
-    stored = lake.collections_of(IMAGE_SERIES)
+    chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
+    tables = damaged_tables(lake, chosen)
+    stored = sorted({*lake.collections_of(IMAGE_SERIES), *(d.collection for d in tables if d.of_collection)})
     for name, similar in unmatched(options.collections, stored).items():
         hint = did_you_mean(similar, f"it has images of {', '.join(stored) or 'none'}")
         return fail(f"the lake has no images of {name!r}: {hint}", WRONG_CALL)
+    tables = _repaired_tables(settings, lake, tables) if options.repair and tables else tables
+    for damage in tables:
+        to_stderr(str(damage))
+    unread = {d.collection for d in tables if d.table in OF_IMAGES}
+    stored = [c for c in lake.collections_of(IMAGE_SERIES) if c not in unread]
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     planned = plan_verification(
         lake,
@@ -80,9 +87,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
     sampled = f", a sample with --seed {seed}" if options.sample is not None else ""
     plural = "" if len(planned) == 1 else "s"
     size = size_text(sum(part.bytes for part in planned))
-    print(
-        f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}", flush=True
-    )
+    say(f"{settings.lake}: {wanted:,} series, {size}, in {len(planned)} collection{plural} to read{sampled}")
     with connect(settings) if options.ask_archive else nullcontext() as client:
         until = None if options.seconds is None else clock.utc_now() + timedelta(seconds=options.seconds)
         done = read_again(
@@ -93,15 +98,27 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
             enough=lambda done: until is not None and clock.utc_now() >= until,
             on_progress=_progress_printer(),
         )
-    print(_summary(done))
+    say(_summary(done))
     _print_damage(done.damaged)
-    left = NOT_ALL if done.stopped else 0
+    left = 1 if tables else NOT_ALL if done.stopped else 0
     if not done.damaged:
         return left
     if options.repair:
         return left if _repaired(settings, lake, done.damaged) else 1
-    print(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
+    say(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
     return 1
+
+
+def _repaired_tables(settings: Settings, lake: Lake, damaged: Sequence[TableDamage]) -> list[TableDamage]:
+    """Make damaged tables again, and return what is still damaged."""
+    lake.check_writable()
+    for damage in damaged:
+        say(f"  {damage}")
+    with connect(settings) as client:
+        repair_tables(client, lake, settings, damaged)
+    left = damaged_tables(lake, {d.collection for d in damaged} if all(d.of_collection for d in damaged) else None)
+    say(f"repaired {len(damaged) - len(left):,} of {len(damaged):,} tables")
+    return left
 
 
 def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -> bool:
@@ -110,7 +127,7 @@ def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -
     with connect(settings) as client:
         outcome = refetch(client, lake, damaged, on_result=_print_receipt)
     again = read_again(lake, [plan_series(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
-    print(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
+    say(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)
     for uid, why in list(outcome.failures.items())[:SHOWN]:
         to_stderr(f"series {uid} could not be repaired, {why}")
@@ -128,10 +145,9 @@ def _progress_printer() -> Callable[[VerifyRun], None]:
         last = done.seconds
         left = max(0, done.wanted_bytes - done.bytes) / done.rate if done.rate else 0.0
         bad = f", {len(done.damaged):,} damaged" if done.damaged else ""
-        print(
+        say(
             f"  {done.checked:,} of {done.wanted:,} series, {size_text(done.bytes)} at {size_text(done.rate)}/s, "
-            f"about {timedelta(seconds=round(left))} left{bad}",
-            flush=True,
+            f"about {timedelta(seconds=round(left))} left{bad}"
         )
 
     return show
@@ -154,7 +170,7 @@ def _print_damage(damaged: Sequence[VerifyResult]) -> None:
 
 def _print_receipt(receipt: Receipt) -> None:
     series = receipt.wanted
-    print(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}", flush=True)
+    say(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}")
 
 
 def _seconds(text: str) -> int:

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 import dagster as dg
 
 from nbia_pipeline.archive import ArchiveError
+from nbia_pipeline.archive.errors import forget_causes
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.settings import Settings
+
+INTERRUPTS = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
 
 
 @contextmanager
@@ -24,6 +27,23 @@ def as_failure(settings: Settings) -> Iterator[None]:
         raise failure(e, settings) from e
 
 
+class _Interrupted(dg.DagsterError, dg.DagsterExecutionInterruptedError):
+    """An interrupt that a retry policy lets pass: it restarts a step at any that is no DagsterError."""
+
+
+# By this name the executor of several processes knows the interrupt of a step.
+_Interrupted.__name__ = dg.DagsterExecutionInterruptedError.__name__
+
+
+@contextmanager
+def interrupts_end_the_run() -> Iterator[None]:
+    """Keep the retry policy of an op from taking an interrupt for a failure."""
+    try:
+        yield
+    except INTERRUPTS as e:
+        raise _Interrupted("the step was interrupted") from e
+
+
 def failure(e: Exception, settings: Settings) -> dg.Failure:
     """Return the failure for one of our errors; see :func:`as_failure`."""
     metadata: dict[str, str | int] = {"error": type(e).__name__}
@@ -32,5 +52,6 @@ def failure(e: Exception, settings: Settings) -> dg.Failure:
             metadata["endpoint"] = e.endpoint
         if e.status is not None:
             metadata["status"] = e.status
+    forget_causes(e)  # Dagster prints and stores their texts
     retryable = isinstance(e, ArchiveError) and e.retryable
     return dg.Failure(error_text(e, settings.name_of), metadata=metadata, allow_retries=retryable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -14,6 +14,7 @@ from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.preview.contact_sheet import contact_sheet
 from nbia_pipeline.preview.sheet import inline_markdown
 from nbia_pipeline.schema import Column, Table
+from nbia_pipeline.text import shown
 
 _TYPE_NAMES = {
     pa.string(): "string",
@@ -25,6 +26,18 @@ _TYPE_NAMES = {
 }
 
 # --- tables
+
+
+def records(rows: Iterable[Mapping[str, str | int]], columns: Mapping[str, str] | None = None) -> dg.TableMetadataValue:
+    """Return rows as a table for the UI, which shows a cell as text; texts are :func:`~nbia_pipeline.text.shown`.
+
+    Args:
+        rows: values by column.
+        columns: type by column; may be left out where there is a row.
+    """
+    texts = [dg.TableRecord({n: v if isinstance(v, int) else shown(v) for n, v in row.items()}) for row in rows]
+    schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()]) if columns else None
+    return dg.MetadataValue.table(texts, schema)
 
 
 def _column(column: Column, in_key: bool, served: str | None) -> dg.TableColumn:
@@ -134,14 +147,13 @@ def contact_sheet_metadata(
             return {}
         inline = inline_markdown(sheet.png, collection)
     except Exception as e:  # noqa: BLE001 - whatever it is: the images are in the lake, and the log has the error
-        log.warning(f"the contact sheet of {collection} could not be drawn ({type(e).__name__}: {e})")
-        return {"contact_sheet": dg.MetadataValue.text(f"could not be drawn: {type(e).__name__}: {e}")}
+        why = shown(f"could not be drawn: {type(e).__name__}: {e}")
+        log.warning(shown(f"the contact sheet of {collection} {why}"))
+        return {"contact_sheet": dg.MetadataValue.text(why)}
     if sheet.undrawn:
         uid, why = next(iter(sheet.undrawn.items()))
-        log.warning(
-            f"{len(sheet.undrawn)} of the {sheet.series} series on the contact sheet of {collection} could not be "
-            f"drawn, the first: {uid}, {why}"
-        )
+        many = f"{len(sheet.undrawn)} of the {sheet.series} series on the contact sheet of {collection}"
+        log.warning(shown(f"{many} could not be drawn, the first: {uid}, {why}"))
     return {
         "contact_sheet": dg.MetadataValue.md(inline or "The picture is too large to show here."),
         "contact_sheet_path": dg.MetadataValue.path(lake.url(sheet.path)),

@@ -5,7 +5,6 @@ There is one partition per collection, never one per series: an archive has a mi
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,12 +13,14 @@ from itertools import groupby
 import dagster as dg
 
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
+from nbia_pipeline.text import logger
 
 PREFIX = "nbia"
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
-_NO_PARTITION = re.compile(r"^$|[.]{3}|[\a-\r\0]")
+# What Dagster refuses; and what would act on a terminal that Dagster prints the name to: controls, marks of direction.
+_NO_PARTITION = re.compile(r"^$|[.]{3}|[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Context = (
     dg.AssetExecutionContext
@@ -87,7 +88,7 @@ class Naming:
 
 
 def with_partition(collections: Iterable[str]) -> list[str]:
-    """Return the collections that can be partitions; Dagster takes no control characters and no three dots."""
+    """Return the collections that can be partitions: without control characters and without three dots."""
     found = list(collections)
     for collection in filter(_NO_PARTITION.search, found):
         log.warning("the collection %r cannot be a partition of Dagster, and is left out", collection)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 import time
 from collections import defaultdict
@@ -44,15 +43,17 @@ from nbia_pipeline.defs.jobs import (
 )
 from nbia_pipeline.defs.naming import Naming, with_partition
 from nbia_pipeline.defs.resources import NbiaResource
+from nbia_pipeline.defs.slots import release_dead_runs
 from nbia_pipeline.errors import error_text
-from nbia_pipeline.lake import LakeError
+from nbia_pipeline.lake import DamagedFile, LakeError
+from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import first_of, matching
+from nbia_pipeline.text import first_of, logger, matching, shown
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Dagster ends a tick after 60 s, but lets its function go on. So it ends on its own, well before that.
 TICK_SECONDS = 45.0
@@ -89,10 +90,12 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             description=text,
         )
         def tick(context: dg.SensorEvaluationContext) -> Tick:
+            release_dead_runs(context.instance, naming.pool, context.log.warning)
             try:
-                return look(context)
+                found = look(context)
             except (ArchiveError, LakeError, SettingsError, CursorError) as e:
-                return dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
+                found = dg.SkipReason(f"Nothing was requested: {error_text(e, settings.name_of)}")
+            return _shown(found)
 
         return tick
 
@@ -119,6 +122,13 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
     ]
 
 
+def _shown(tick: Tick) -> Tick:
+    """Return what a tick found; the names in its reason are shown as text."""
+    if isinstance(tick, dg.SkipReason):
+        return dg.SkipReason(shown(tick.skip_message))
+    return tick._replace(skip_reason=tick.skip_reason and dg.SkipReason(shown(tick.skip_reason.skip_message)))
+
+
 # --- what was released
 
 
@@ -143,7 +153,7 @@ def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorE
         restricted = _restricted_releases(archive, settings, since, TICK_SECONDS - (time.monotonic() - began))
         found = {**found, **restricted.carried(before.digests if before and not before.shared else {})}
         if note := restricted.note():
-            context.log.warning(note)
+            context.log.warning(shown(note))
             note = f". {note[0].upper()}{note[1:]}"
     if before is None:
         started = next_cursor(first_cursor(today, now), found, today, changed=False)
@@ -297,7 +307,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     busy = collections_in_progress(naming, context.instance)
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
-    runs, last = [], None
+    runs, damaged, last = [], [], None
     # Round-robin, starting after the collection where the last tick ended.
     for collection in sorted(mirrored, key=lambda c: (c <= (context.cursor or ""), c)):
         if time.monotonic() > deadline:
@@ -305,13 +315,22 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         last = collection
         if collection in busy:
             continue
-        if todo := preview(lake, collection, bounds=Bounds(retry=False)).todo:
+        try:
+            todo = preview(lake, collection, bounds=Bounds(retry=False)).todo
+        except DamagedFile as e:  # the others need not wait for it
+            context.log.warning(f"{collection}: {e}")
+            damaged.append(str(e))
+            if not damage_of(lake, SERIES, collection):  # a run of the images makes all the others again
+                runs.append(_run(naming, IMAGES_JOB, collection, f"{_short(e)}:{today}"))
+            continue
+        if todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
             runs.append(_run(naming, IMAGES_JOB, collection, key))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
-    return dg.SensorResult(skip_reason=_no_backlog(settings, mirrored, sorted(busy & set(mirrored))), cursor=last)
+    why = damaged[0] if damaged else _no_backlog(settings, mirrored, sorted(busy & set(mirrored)))
+    return dg.SensorResult(skip_reason=f"Nothing was requested: {why}" if damaged else why, cursor=last)
 
 
 def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:

@@ -23,6 +23,8 @@ def run(options: argparse.Namespace) -> None:
         print(addresses.url, flush=True)
         if addresses.control_url is not None:
             print(f"control: {addresses.control_url}", flush=True)
+            example = f"curl -X POST {addresses.control_url}/control/reset"
+            print(f"use it: {example}  # the token in the address is for you only", flush=True)
         if record is not None:
             _write_record(record, addresses)
 

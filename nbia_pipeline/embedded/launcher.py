@@ -35,7 +35,7 @@ _ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 10.0
 _OWN_LINGER = 0.5
-_LOG_TAIL_BYTES = 4000
+_LOG_TAIL_BYTES = 1500
 # What a Python process needs to start as this one did; nothing else is passed on.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "TZ")
 

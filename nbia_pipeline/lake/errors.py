@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.filesystem import StorageError, kinds_of, safe_text
+from nbia_pipeline.text import TextError
 
 # Where the file systems find their account, and their address.
 _ACCOUNT = {
@@ -26,11 +27,14 @@ _NO_ANSWER = re.compile("Connect|Endpoint|Time[do]?[Oo]ut|gaierror|DNS|SSL|Servi
 _DENIED = re.compile("Permission|Denied|Forbidden|Unauthorized")
 _TEXT_OF_NO_ACCOUNT = re.compile("credential|access key id|account_name|connection_string|token has expired", re.I)
 _TEXT_OF_NO_ANSWER = re.compile("endpoint|timed out|server error|unavailable|slow ?down|reduce your request", re.I)
-_TEXT_OF_DAMAGE = re.compile("deserialize|decompress|corrupt|end of stream", re.I)  # what Arrow says as an OSError
 _TEXT_OF_DENIED = re.compile(r"denied|forbidden|unauthorized|not authorized|\b40[13]\b", re.I)
 
 
-class LakeError(Exception):
+MADE_AGAIN = "`nbia-pipeline run` makes the table again, and so does `nbia-pipeline verify --repair`"
+"""What to do about a table that is damaged or missing."""
+
+
+class LakeError(TextError):
     """The lake cannot be read or written; the text says where, why and what to do.
 
     Attributes:
@@ -43,7 +47,11 @@ class LakeError(Exception):
 
 
 class DamagedFile(LakeError):
-    """A file of the lake does not contain what was written to it; the text names it."""
+    """A file of the lake was read, and does not contain what was written to it; the text names it.
+
+    What cannot be read at all, such as a store that does not answer or a disk that fails, is another LakeError: it says
+    nothing about the content, so nothing may be replaced for it.
+    """
 
 
 class WouldEmpty(LakeError):
@@ -68,6 +76,29 @@ def content_of(file: str, what_to_do: str, problem: str = "is damaged") -> Itera
         raise DamagedFile(f"{file} {problem} ({reason(e)[:200]}): {what_to_do}") from e
 
 
+@contextmanager
+def content_of_table(path: str, lake: str) -> Iterator[None]:
+    """Turn an error about the content of a table's file, inside the block that takes it apart, into ours.
+
+    Errors of the store must not reach the block: Arrow's own are OSErrors without a number.
+
+    Args:
+        path: of the file, relative to the lake.
+        lake: address of the lake.
+
+    Raises:
+        DamagedFile: the file is no table, or not this one.
+        LakeError: there is not enough memory for it.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        what = f"cannot read {path} in the lake {lake} ({reason(e)[:300]})"
+        if isinstance(e, MemoryError):
+            raise LakeError(f"{what}: there is too little memory", arguments=("lake",)) from e
+        raise DamagedFile(f"{what}: the file is damaged: {MADE_AGAIN}", arguments=("lake",)) from e
+
+
 def reason(error: BaseException) -> str:
     """Return in a few words what happened, without secrets."""
     if isinstance(error, OSError) and error.strerror:
@@ -78,8 +109,6 @@ def reason(error: BaseException) -> str:
 
 def remedy(error: BaseException, address: str) -> str:
     """Return what to do about an error of the store at `address`."""
-    if isinstance(error, pa.ArrowException) or (type(error) is OSError and _TEXT_OF_DAMAGE.search(str(error))):
-        return "the file is damaged: restore it from a backup, or delete it and run again, which writes a new one"
     if not is_uri(address):
         return "check that you may write there and that there is room"
     return _remedy_of_store(error, address)

@@ -21,7 +21,15 @@ import pyarrow.parquet as pq
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import lake_address
 from nbia_pipeline.lake import parquet
-from nbia_pipeline.lake.errors import LakeError, WouldEmpty, content_of, reason, remedy
+from nbia_pipeline.lake.errors import (
+    DamagedFile,
+    LakeError,
+    WouldEmpty,
+    content_of,
+    content_of_table,
+    reason,
+    remedy,
+)
 from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.layout import (
     FORMAT,
@@ -31,6 +39,7 @@ from nbia_pipeline.lake.layout import (
     STAGING,
     TABLES,
     collection_of,
+    earlier_path,
     empty_part_path,
     looks_like_text,
     table_path,
@@ -123,12 +132,12 @@ class Lake:
         """
         path = table_path(table.name, collection)
         schema = table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
-        with self.storage_errors(f"read {path}"):
-            content = self._store.read(path)
-            if content is None:
-                return schema.empty_table()
-            # All at once, so that no Arrow thread reads through a Python object: one could outlive the interpreter.
-            file = pq.ParquetFile(pa.BufferReader(content))
+        # All at once, so that no Arrow thread reads through a Python object: one could outlive the interpreter.
+        content = self.read_bytes(path)
+        if content is None:
+            return schema.empty_table()
+        with content_of_table(path, self.uri):
+            file = parquet.opened(pa.BufferReader(content))
             stored = [name for name in schema.names if collection is None or name != PARTITION]
             read = file.read(columns=stored, use_threads=False)
             return parquet.conform(_with_partition(read, collection), schema)
@@ -141,6 +150,7 @@ class Lake:
         *,
         properties: Mapping[str, str] | None = None,
         may_empty: bool = False,
+        keep_earlier: bool = False,
     ) -> int:
         """Replace a table, or one collection of it, and return the size of the file in bytes.
 
@@ -153,13 +163,15 @@ class Lake:
             collection: the partition, None for an unpartitioned table.
             properties: those of the file, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never because an answer is empty.
+            keep_earlier: keep the file that is replaced, for :func:`~nbia_pipeline.lake.damage.put_back`; the caller
+                has read it as a whole.
 
         Raises:
-            WouldEmpty: the table has rows and `data` has none: an empty answer is not believed.
+            WouldEmpty: the table has rows, or is damaged, and `data` has none: an empty answer is not believed.
             LakeError: the lake cannot be written; the old table stays.
         """
         path = table_path(table.name, collection)
-        if data.num_rows == 0 and not may_empty and self.count_rows(table, collection):
+        if data.num_rows == 0 and not may_empty and self._has_rows(table, collection):
             raise _would_empty(path)
         sink = pa.BufferOutputStream()
         stored = data.cast(table.schema)
@@ -168,8 +180,10 @@ class Lake:
             self._make_names_text(table, collection)
         if properties:
             stored = parquet.with_properties(stored, properties)
-        pq.write_table(stored, sink, compression=parquet.COMPRESSION, row_group_size=parquet.ROW_GROUP_ROWS)
+        pq.write_table(stored, sink, **parquet.WRITTEN, row_group_size=parquet.ROW_GROUP_ROWS)
         buffer = sink.getvalue()
+        if keep_earlier and self.has_table(table, collection):
+            self._keep(path, earlier_path(path))
         self.put_bytes(path, buffer)
         return int(buffer.size)
 
@@ -179,13 +193,15 @@ class Lake:
         with self.storage_errors(f"read {path}"):
             return self._store.exists(path)
 
-    def read_pieces(self, table: Table, collection: str) -> Iterator[pa.Table]:
-        """Yield one collection of a table piece by piece, so that memory does not grow with it."""
+    def read_pieces(self, table: Table, collection: str | None) -> Iterator[pa.Table]:
+        """Yield a table, or one collection of it, piece by piece, so that memory does not grow with it."""
         with self._table_file(table, collection) as file:
             for piece in parquet.groups_of(file) if file else ():
                 yield parquet.conform(_with_partition(piece, collection), table.schema)
 
-    def write_pieces(self, table: Table, pieces: Iterable[pa.Table], collection: str) -> int:
+    def write_pieces(
+        self, table: Table, pieces: Iterable[pa.Table], collection: str, *, may_empty: bool = False
+    ) -> int:
         """Replace one collection of a table by what comes piece by piece, and return its number of rows.
 
         The old table can be read while the new one is written.
@@ -194,9 +210,10 @@ class Lake:
             table: which one; the pieces must have its columns and types.
             pieces: the rows.
             collection: the partition.
+            may_empty: the caller knows that nothing is left.
 
         Raises:
-            WouldEmpty: the table has rows and the pieces have none; the old table stays.
+            WouldEmpty: the table has rows, or is damaged, and the pieces have none; the old table stays.
             LakeError: the lake cannot be written; the old table stays.
         """
         path = table_path(table.name, collection)
@@ -204,7 +221,7 @@ class Lake:
         with self.workspace() as work, self.storage_errors(f"write {path}"):
             staged = work / PART
             rows = parquet.write_groups(staged, schema, (p.drop_columns([PARTITION]).cast(schema) for p in pieces))
-            if not rows and self.count_rows(table, collection):
+            if not rows and not may_empty and self._has_rows(table, collection):
                 raise _would_empty(path)
             self._make_names_text(table, collection)
             self._store.put_file(staged, path)
@@ -280,6 +297,7 @@ class Lake:
 
     exists = _of_store(LocalStore.exists, "look for {}")
     remove = _of_store(LocalStore.remove, "remove {}")
+    _keep = _of_store(LocalStore.keep, "keep {}")
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")
 
@@ -358,8 +376,8 @@ class Lake:
         return self._unchecked
 
     def _stated_format(self) -> int | None:
-        content = self._unchecked.read(FORMAT_FILE)
-        if content is None:
+        content = self._unchecked.read(FORMAT_FILE) or b""
+        if not content.strip(b"\0"):  # none, or what a power cut leaves of one
             return None
         restore = f"restore the file, or delete it if no version newer than {__version__} has written to the lake"
         with content_of(self.url(FORMAT_FILE), restore, "does not state the format of the lake"):
@@ -377,7 +395,7 @@ class Lake:
         if looks_like_text(collection):
             return
         sink = pa.BufferOutputStream()
-        pq.write_table(table.schema.empty_table().drop_columns([PARTITION]), sink, compression=parquet.COMPRESSION)
+        pq.write_table(table.schema.empty_table().drop_columns([PARTITION]), sink, **parquet.WRITTEN)
         path, content = empty_part_path(table.name), sink.getvalue().to_pybytes()
         if self.read_bytes(path) != content:  # none yet, or one with the columns of another version
             self.put_bytes(path, content)
@@ -386,12 +404,18 @@ class Lake:
     def _table_file(self, table: Table, collection: str | None) -> Iterator[BinaryIO | None]:
         """Open the file of a table, to be read in pieces; yields None where it was never written."""
         path = table_path(table.name, collection)
-        with self.storage_errors(f"read {path}"):
-            if not self._store.exists(path):
-                yield None
-                return
-            with self._store.open(path) as file:
-                yield file
+        if not self.has_table(table, collection):
+            yield None
+            return
+        with self.open(path) as file, content_of_table(path, self.uri):
+            yield file
+
+    def _has_rows(self, table: Table, collection: str | None) -> bool:
+        """Return whether a table has rows; one that is damaged counts as one that had some."""
+        try:
+            return self.count_rows(table, collection) > 0
+        except DamagedFile:
+            return True
 
 
 def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:

@@ -27,6 +27,8 @@ FORMAT_FILE = "lake.json"
 STAGING = ".staging"
 JOURNAL = f"{STAGING}/journal"
 LOCKS = f"{STAGING}/locks"
+EARLIER = f"{STAGING}/earlier"
+"""Files of tables that were replaced last, where no reader of the tables looks."""
 TABLES = "tables"
 IMAGES = "images"
 ANNOTATIONS = "annotations"
@@ -102,6 +104,11 @@ def table_path(table: str, collection: str | None = None) -> str:
     """Return the path of a table's file, or of one collection's file of it."""
     partition = f"/{PARTITION}={_as_partition(collection)}" if collection is not None else ""
     return f"{TABLES}/{table}{partition}/{PART}"
+
+
+def earlier_path(path: str) -> str:
+    """Return the path of the file that the file of a table replaced last."""
+    return EARLIER + path.removeprefix(TABLES)
 
 
 def _as_partition(collection: str) -> str:

@@ -13,30 +13,39 @@ after it was created, which leaves a gap of one request. There, only one machine
 from __future__ import annotations
 
 import json
-import logging
+import math
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from nbia_pipeline import clock
+from filelock import FileLock, Timeout
+
+from nbia_pipeline import clock, stopping
 from nbia_pipeline.lake.errors import LakeError, reason
+from nbia_pipeline.lake.filesystem import translated
 from nbia_pipeline.lake.layout import LOCKS, encode
+from nbia_pipeline.text import logger
 
 ExpectHeld = Callable[[], None]
 """Call it before anything that must not happen twice: it raises LakeError if the lock has been lost."""
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 LEFTOVER_SECONDS = 7 * 24 * 3600
+WAY_OUT_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+"""How often a thread that waits for a lock looks whether it is to stop."""
 HOST = socket.gethostname().replace(".", "-")
 
 
@@ -80,6 +89,27 @@ class LockTimings:
     poll: float = 0.5
 
 
+_longest_wait: ContextVar[float] = ContextVar("longest_wait", default=math.inf)
+
+
+@contextmanager
+def soon_if_interrupted() -> Iterator[None]:
+    """Use it in a ``finally``: on the way out of an interrupt, wait for a lock that others hold only briefly.
+
+    What then fails is logged, and is no error: the next run can do it as well, and the interrupt must go on.
+    """
+    interrupted = not isinstance(sys.exc_info()[1], Exception | None)
+    before = _longest_wait.set(WAY_OUT_SECONDS if interrupted else _longest_wait.get())
+    try:
+        yield
+    except LakeError as e:
+        if not interrupted:
+            raise
+        log.warning("left to the next run: %s", e)
+    finally:
+        _longest_wait.reset(before)
+
+
 # Each is kept only as long as somebody uses it.
 _threads: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 _threads_guard = threading.Lock()
@@ -95,6 +125,38 @@ def among_threads(name: str) -> Iterator[None]:
         shared = _threads.setdefault(name, threading.Lock())
     with shared:
         yield
+
+
+def _flock(lock: FileLock, path: Path) -> None:
+    """Acquire a lock of the operating system.
+
+    Raises:
+        LakeError: another process held it for longer than :func:`soon_if_interrupted` allows.
+        OSError: the file system cannot lock.
+    """
+    until = time.monotonic() + _longest_wait.get()
+    while True:
+        try:
+            # Some file systems cannot lock, which is no OSError.
+            translated(lock.acquire, timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
+            return
+        except Timeout:
+            stopping.expect_running()
+            if time.monotonic() >= until:
+                raise LakeError(f"another process holds the lock {path}") from None
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[ExpectHeld]:
+    """Hold a lock of the operating system, which cannot be lost. Arguments and errors are those of :func:`_flock`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with among_threads(str(path)):
+        _flock(lock, path)
+        try:
+            yield lambda: None
+        finally:
+            lock.release()
 
 
 @contextmanager
@@ -201,12 +263,12 @@ def _acquire(held: _LockObject, timings: LockTimings) -> None:
         previous = content
         if content is not None and unchanged * timings.poll > timings.stale and _take_over(held, content):
             return
-        if time.monotonic() - started > timings.wait:
+        if time.monotonic() - started > min(timings.wait, _longest_wait.get()):
             raise LakeError(
                 f"the lock {held.path} is held by {_owner_of(content)}: wait for that run to end. If it is not "
                 f"running, remove {held.path} and every object whose name begins with it"
             )
-        time.sleep(timings.poll)
+        stopping.sleep(timings.poll)
 
 
 def _take_over(held: _LockObject, stale: bytes) -> bool:
@@ -256,8 +318,12 @@ def _owner_of(content: bytes | None) -> str:
 
 
 def this_process() -> str:
-    """Return the name of this process, for what it leaves in the lake while it works."""
-    return f"{HOST}.{os.getpid()}"
+    """Return the name of this process, for what it leaves behind while it works: ``host.pid-start``.
+
+    The start is in ticks since the machine's. It tells a process from a later one that has its number, which in a
+    container is often the same at every start. It is missing where the system has no ``/proc``.
+    """
+    return f"{HOST}.{os.getpid()}-{_stat(os.getpid())[1]}".rstrip("-")
 
 
 def abandoned(entry: Path) -> bool:
@@ -270,16 +336,33 @@ def abandoned(entry: Path) -> bool:
         age = time.time() - entry.stat().st_mtime
     except FileNotFoundError:
         return False  # its owner finished meanwhile
-    if age > LEFTOVER_SECONDS:
-        return True
-    host, _, rest = entry.name.partition(".")
-    pid = rest.partition(".")[0]
-    return host == HOST and pid.isdecimal() and not _alive(int(pid))
+    return age > LEFTOVER_SECONDS or is_dead(entry.name)
 
 
-def _alive(pid: int) -> bool:
+def is_dead(name: str) -> bool:
+    """Return whether what begins with the name of a process was a process of this machine, and it is dead."""
+    host, _, rest = name.partition(".")
+    pid, _, start = rest.partition(".")[0].partition("-")
+    return host == HOST and pid.isdecimal() and not _alive(int(pid), start)
+
+
+def _alive(pid: int, start: str) -> bool:
     try:
         os.kill(pid, 0)
+    except OverflowError:
+        return False  # no process has such a number
     except OSError as e:
         return not isinstance(e, ProcessLookupError)
-    return True
+    state, since = _stat(pid)
+    # A zombie is dead: nobody has asked how it ended.
+    return state not in ("Z", "X") and not (start and since and start != since)
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Return the state of a process and when it started, or empty texts where the system does not say."""
+    try:
+        # After the name of the program, which may contain anything: proc(5).
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]

@@ -13,7 +13,8 @@ from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import is_property
 
 ROW_GROUP_ROWS = 100_000
-COMPRESSION = "zstd"
+WRITTEN = {"compression": "zstd", "write_page_checksum": True}
+"""How files are written: without checksums, changed bytes could read as other values."""
 
 _PROPERTY = b"nbia_fact:"  # as version 0.1.0 wrote it
 _KEY = "SeriesInstanceUID"
@@ -51,16 +52,21 @@ def _expect_columns(stored: Sequence[str], wanted: Iterable[str]) -> None:
             raise pa.ArrowInvalid(f"{count or 'no'} columns {name}")
 
 
+def opened(file: Any) -> pq.ParquetFile:
+    """Return a file for reading, which compares its pages with their checksums, if it has any."""
+    return pq.ParquetFile(file, page_checksum_verification=True)
+
+
 def groups_of(file: Any) -> Iterator[pa.Table]:
     """Yield the row groups of an open file."""
-    parquet = pq.ParquetFile(file)
+    parquet = opened(file)
     for group in range(parquet.num_row_groups):
         yield parquet.read_row_group(group, use_threads=False)
 
 
 def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of an open file whose value in `column` is one of `values`; groups without any are not read."""
-    parquet = pq.ParquetFile(file)
+    parquet = opened(file)
     stored = parquet.schema_arrow
     _expect_columns(stored.names, [column])
     if column in stored.names and not pa.types.is_string(stored.field(column).type):
@@ -104,7 +110,7 @@ def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], ro
     """
     written = 0
     # Not by its path: Arrow would close a file that could not be written with an error that does not say why.
-    with target.open("wb") as file, pq.ParquetWriter(file, schema, compression=COMPRESSION) as writer:
+    with target.open("wb") as file, pq.ParquetWriter(file, schema, **WRITTEN) as writer:
         for group in _gathered(pieces, rows):
             parts = max(1, group.num_rows // rows)
             writer.write_table(group, row_group_size=max(1, -(-group.num_rows // parts)))

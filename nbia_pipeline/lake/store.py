@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import fsspec
-from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.address import is_uri
+from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.flush import Flush
-from nbia_pipeline.lake.layout import JOURNAL, LOCKS, STAGING, is_folder_note, is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, among_threads, object_lock, this_process
+from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_foreign
+from nbia_pipeline.lake.lock import (
+    ExpectHeld,
+    Lock,
+    abandoned,
+    among_threads,
+    file_lock,
+    is_dead,
+    object_lock,
+    this_process,
+)
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
 BeforeReplacing = Callable[[], object]
 """Called before files of a series are replaced in place, which no receipt may describe any more from then on."""
+
+_WORKSPACE = "nbia-"
+"""What the names of temporary directories begin with; the name of their process follows."""
 
 _MISSING = (FileNotFoundError, NotADirectoryError)  # the second below a file, where nothing can be either
 
@@ -168,6 +181,15 @@ class LocalStore(_Store):
         """Make sure that all that was written, moved and noted before survives a loss of power."""
         self._flush.everything()
 
+    def keep(self, path: str, kept: str) -> None:
+        """Keep a file under another path too, before another one replaces it."""
+        staged = self._new_name()
+        try:
+            link_or_copy(self._folder / path, staged)
+            self.put_file(staged, kept)
+        finally:
+            staged.unlink(missing_ok=True)
+
     def make_workspace(self) -> Path:
         """Make a directory in the staging area; the caller removes it."""
         folder = self._new_name()
@@ -258,9 +280,9 @@ class LocalStore(_Store):
         return [target.parent, *(folder.parent for folder in missing)]
 
     def staged(self) -> list[str]:
-        """Return the names of what is in the staging area of a disk besides locks and journal."""
+        """Return the names of what is in the staging area of a disk besides what is kept there for long."""
         names = (name for name in self.names_in(STAGING) if not is_foreign(name))
-        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL)]
+        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL, EARLIER)]
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
@@ -287,23 +309,14 @@ class LocalStore(_Store):
         if folder.is_dir():
             aside = self._new_name(".old")
             folder.rename(aside)
-            _delete(aside)
+            delete(aside)
         for above in folder.relative_to(self._folder).parents:
-            if len(above.parts) == 1 or not _removed_if_empty(self._folder / above):
+            if len(above.parts) == 1 or not removed_if_empty(self._folder / above):
                 return
 
-    @contextmanager
-    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
+    def lock(self, lock: Lock, collection: str, series_uid: str = "") -> AbstractContextManager[ExpectHeld]:
         """Hold a lock that the processes of this machine share."""
-        path = self._folder / lock.path(collection, series_uid)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock_of_file = FileLock(path)
-        with among_threads(str(path)):
-            translated(lock_of_file.acquire)  # some file systems cannot lock, which is no OSError
-            try:
-                yield lambda: None  # it cannot be lost
-            finally:
-                lock_of_file.release()
+        return file_lock(self._folder / lock.path(collection, series_uid))
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
@@ -339,14 +352,18 @@ class ObjectStore(_Store):
         """Upload a file of a workspace."""
         self.fs.put_file(str(staged), self.full(path))
 
+    def keep(self, path: str, kept: str) -> None:
+        """Keep an object under another path too, before another one replaces it."""
+        self.fs.cp_file(self.full(path), self.full(kept))
+
     note = put
 
     def flush(self) -> None:
         """Do nothing: an object is stored for good when the store says so."""
 
     def make_workspace(self) -> Path:
-        """Make a temporary directory; the caller removes it."""
-        return Path(tempfile.mkdtemp(prefix="nbia-"))
+        """Make a temporary directory, named after this process; the caller removes it."""
+        return Path(tempfile.mkdtemp(prefix=f"{_WORKSPACE}{this_process()}."))
 
     def publish_folder(self, staged: Path, path: str) -> None:
         """Upload the files of a directory of a workspace to a folder of the lake, then remove older ones."""
@@ -385,8 +402,12 @@ class ObjectStore(_Store):
         return []
 
     def sweep(self, keep: set[str]) -> int:
-        """Do nothing and return 0, for the same reason."""
-        return 0
+        """Remove the temporary directories that dead processes of this user left, and return how many that were."""
+        named = Path(tempfile.gettempdir()).glob(f"{_WORKSPACE}*")
+        dead = [entry for entry in named if is_dead(entry.name.removeprefix(_WORKSPACE)) and _is_private(entry)]
+        for entry in dead:
+            shutil.rmtree(entry, ignore_errors=True)
+        return len(dead)
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder; it may be gone already."""
@@ -413,27 +434,15 @@ def _name(entry: Any) -> str:
     return str(entry).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _delete(folder: Path) -> None:
-    """Delete a folder. What others hold open in it, such as ``.nfs*``, stays, out of the way, until a later sweep."""
-    shutil.rmtree(folder, ignore_errors=True)
-    left = (file for file in folder.rglob("*") if not file.is_dir())
-    if not all(is_foreign(file.relative_to(folder).as_posix()) for file in left):
-        shutil.rmtree(folder)  # raises the reason
+def _is_private(entry: Path) -> bool:
+    """Return whether this user made a directory that is closed to others: anybody may use such a name."""
+    try:
+        status = entry.lstat()
+    except FileNotFoundError:
+        return False  # another run removed it
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) == 0o700
 
 
 def _unless_missing(error: OSError) -> None:
     if not isinstance(error, _MISSING):
         raise error
-
-
-def _removed_if_empty(folder: Path) -> bool:
-    """Remove a folder that is empty, or has nothing but what a file manager noted about what was in it."""
-    try:
-        left = list(folder.iterdir())
-        if all(is_folder_note(entry.name) and entry.is_file() for entry in left):
-            for entry in left:
-                entry.unlink(missing_ok=True)
-        folder.rmdir()
-    except OSError as e:  # if it is still there, it is not empty
-        return isinstance(e, FileNotFoundError)
-    return True

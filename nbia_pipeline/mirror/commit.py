@@ -5,7 +5,6 @@ The functions from tables to tables are made for a hundred thousand series and m
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +33,9 @@ from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
 from nbia_pipeline.schema.arrow import among, values_by, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 NOT_FETCHED = "not fetched yet"
 NOT_REFRESHED = "the newest version could not be fetched before the archive withdrew the series for a while"

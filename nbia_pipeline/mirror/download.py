@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.archive.bodies import EmptyBody
 from nbia_pipeline.changes.reasons import Reasons
@@ -32,8 +32,9 @@ from nbia_pipeline.mirror.repair import (
 from nbia_pipeline.mirror.series import FINGERPRINT, WantedSeries, same_content, wanted_series
 from nbia_pipeline.mirror.unpack import NotVerified, Unpacked, UnsafeZip, ZipBounds, unpack
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 TRIES = 3
 STREAMS = 8
@@ -85,7 +86,7 @@ def fetch_batch(
         on_result(receipt)
         return receipt
 
-    with ThreadPoolExecutor(streams, thread_name_prefix="nbia-images") as pool:
+    with stopping.threads(streams, "nbia-images") as pool:
         largest_first = sorted(range(len(batch)), key=lambda n: -(batch[n].FileSize or 0))
         in_turns = dict.fromkeys(chain.from_iterable(zip(largest_first, reversed(largest_first), strict=True)))
         futures = {n: pool.submit(fetch, batch[n]) for n in in_turns}
@@ -152,6 +153,7 @@ class Streams:
         with self._freed:
             while self._taken >= self.allowed:
                 self._freed.wait(ADJUST_SECONDS)
+                stopping.expect_running()
                 self.adjust()
             self._taken += 1
         try:

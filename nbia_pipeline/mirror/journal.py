@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +24,12 @@ from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline.text import logger
 
 # Entries with about this many instances are read at a time: some hundred bytes each, whatever the size of the journal.
 SLICE_INSTANCES = 250_000
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FAILED = "failed"
 BEING_REPLACED = "its files are being replaced by a newer version"

@@ -17,17 +17,20 @@ import pyarrow as pa
 
 from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import license_path
 from nbia_pipeline.mirror.unpack import LICENSE
 from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
 from nbia_pipeline.schema.tables import LICENSES
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
 
+LOST = "The texts are asked for again; licenses that no series names any longer are gone from the table"
 _EMPTY = "its LICENSE is empty"
 
 
@@ -58,7 +61,7 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
         ArchiveError: the archive issues no token: it refuses the account, or cannot be reached.
         LakeError: the lake cannot be written.
     """
-    before = lake.read_table(LICENSES, collection)
+    before = read_or_empty(lake, LICENSES, collection, lost=LOST)
     rows = {_license_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
     for license, listed in _series_by_license(series).items():
         named = {name: listed[0][name] for name in ("LicenseName", "LicenseURI")}

@@ -17,13 +17,16 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.changes.present import withdrawn_series
-from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake import DamagedFile, Lake, Lock
 from nbia_pipeline.mirror.annotations.fetch import remove_annotations
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES_SEEN
+from nbia_pipeline.text import logger
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,16 @@ class Prunable:
 
 
 def mark_withdrawn(lake: Lake, collection: str) -> None:
-    """Update which receipts are marked as withdrawn; without receipts nothing is done."""
-    known, marked = _known_and_marked(lake, collection)
-    if known & withdrawn_series(lake, collection) != marked:
-        commit(lake, collection, clear_mark=False)
+    """Update which receipts are marked as withdrawn; without receipts that can be read nothing is done.
+
+    A run of the images makes these again, and marks them.
+    """
+    try:
+        known, marked = _known_and_marked(lake, collection)
+        if known & withdrawn_series(lake, collection) != marked:
+            commit(lake, collection, clear_mark=False)
+    except DamagedFile as e:
+        log.warning("the receipts of %s are not marked now: %s", collection, e)
 
 
 def prunable(lake: Lake, collection: str) -> Prunable | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.series import in_order_of
 from nbia_pipeline.schema.arrow import among, same_values
 from nbia_pipeline.schema.tables import SERIES
+from nbia_pipeline.text import TextError, logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 LIST_OF_SERIES = "ListOfSeriesToDownload="
 
@@ -32,7 +32,7 @@ _UID = "SeriesInstanceUID"
 _OF_A_CART = ("Collection", "ImageCount", "DateReleased")
 
 
-class SelectionError(Exception):
+class SelectionError(TextError):
     """A selection cannot be read or names nothing; the text states which, and what to do."""
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.layout import instance_name
 from nbia_pipeline.mirror.dicom_header import NotDicom, read_header
-from nbia_pipeline.mirror.zip_stream import Entry, InvalidZip, stream_entries
+from nbia_pipeline.mirror.zip_stream import LONGEST_NAME, MOST_ENTRIES, Entry, InvalidZip, stream_entries
 from nbia_pipeline.schema.digests import padded
 
 MD5_LIST = "md5hashes.csv"
@@ -23,7 +23,11 @@ IN_MEMORY_BYTES = 4 << 20
 # A zip may contain this much more than was announced; what exceeds it is rejected before it touches the disk.
 SPARE_BYTES = IN_MEMORY_BYTES
 SPARE_FILES = 1000
-LIST_BYTES = 64 << 20
+# A list of digests has a line for each file; a license is a page.
+LINE_BYTES = 2 * LONGEST_NAME
+LICENSE_BYTES = 1 << 20
+# Faults beyond these are counted, and no longer described.
+MOST_FAULTS = 1000
 
 _UNPACKING = "unpacking"
 
@@ -71,6 +75,10 @@ class Unpacked:
     digests: dict[str, str] | None = None
     faults: list[str] = field(default_factory=list)
 
+    def add_fault(self, fault: str) -> None:
+        """Note what was discarded."""
+        self.faults.append(fault if len(self.faults) < MOST_FAULTS else "one more")
+
     def verified(self) -> dict[str, VerifiedInstance]:
         """Return the files whose MD5 is the one that the zip lists."""
         return {uid: i for uid, i in self.instances.items() if padded(self.listed(uid) or "") == i.MD5}
@@ -99,7 +107,7 @@ class ZipBounds:
     @classmethod
     def announced(cls, size: int, count: int | None) -> ZipBounds:
         """Return the bounds of a series for which the archive announced `size` bytes in `count` files."""
-        return cls(size + SPARE_BYTES, 2 * (count or 0) + SPARE_FILES)
+        return cls(size + SPARE_BYTES, min(2 * (count or 0) + SPARE_FILES, MOST_ENTRIES))
 
 
 def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBounds) -> Unpacked:
@@ -130,12 +138,13 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
             names.add(entry.name)
             if len(names) > bounds.files:
                 raise UnsafeZip(f"the zip contains more than {bounds.files} files, far more than the archive announced")
-            if entry.name in (MD5_LIST, LICENSE):
-                text = b"".join(_bounded(entry, LIST_BYTES))
-                if entry.name == MD5_LIST:
-                    found.digests = _listed_digests(text)
-                    if text.strip() and found.digests is None:
-                        found.faults.append(f"{MD5_LIST}: it is not a list of digests, it begins with {text[:80]!r}")
+            if entry.name == MD5_LIST:
+                found.digests, start = _listed_digests(_bounded(entry, bounds.files * LINE_BYTES), bounds.files)
+                if start and found.digests is None:
+                    found.add_fault(f"{MD5_LIST}: it is not a list of digests, it begins with {start!r}")
+            elif entry.name == LICENSE:
+                for _ in _bounded(entry, LICENSE_BYTES):
+                    pass
             else:
                 _take(entry, target, series_uid, left, found)
                 left -= entry.size
@@ -174,11 +183,11 @@ def _take(entry: Entry, target: Path, series_uid: str, left: int, found: Unpacke
     except NotVerified as e:
         for _ in _bounded(entry, left):  # so that a discarded file counts as well
             pass
-        found.faults.append(f"{entry.name[:100]}: {e}")
+        found.add_fault(f"{entry.name[:100]}: {e}")
         return
     if not entry.intact:
         (target / instance_name(instance.SOPInstanceUID)).unlink()
-        found.faults.append(
+        found.add_fault(
             f"{entry.name[:100]}, instance {instance.SOPInstanceUID}: its size or checksum is not the one that the zip "
             "states"
         )
@@ -251,15 +260,45 @@ def _expect_plain_name(name: str, names: set[str]) -> None:
         raise UnsafeZip(f"the zip contains the name {name[:100]!r} twice")
 
 
-def _listed_digests(text: bytes) -> dict[str, str] | None:
+def _listed_digests(pieces: Iterable[bytes], most: int) -> tuple[dict[str, str] | None, bytes]:
     """Return the list of digests by name, each as it is stored, without the blanks around it; None if there is none.
 
-    A wrong name or digest verifies nothing, so whatever has rows of two cells is taken for a list.
+    A wrong name or digest verifies nothing, so whatever has rows of two cells is taken for a list. It is read line by
+    line, so that a quote without an end takes one line and not all memory; what a line cannot hold is no row.
+
+    Args:
+        pieces: the list.
+        most: lines that it may have.
+
+    Returns:
+        The list, and how it begins: its first 80 bytes that are more than blanks.
+
+    Raises:
+        UnsafeZip: there are more lines.
     """
-    lines = text.decode("utf-8-sig", "replace")
-    separator = next((s for s in ",;\t" if s in lines), ",")
-    try:
-        rows = list(csv.reader(io.StringIO(lines, newline=""), delimiter=separator, skipinitialspace=True))
-    except csv.Error:
-        return None
-    return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1} or None
+    rows: dict[str, str] = {}
+    separator, start = "", b""
+    for number, line in enumerate(_lines(pieces)):
+        if number > most:
+            raise UnsafeZip(f"{MD5_LIST} has more than {most} lines, far more than the archive announced files")
+        text = line.decode("utf-8", "replace").lstrip("\ufeff")
+        start = start or text.strip()[:80].encode()
+        separator = separator or next((s for s in ",;\t" if s in text), "")
+        if not separator or len(line) > LINE_BYTES:
+            continue
+        try:
+            row = next(csv.reader([text], delimiter=separator, skipinitialspace=True), [])
+        except csv.Error:  # a null, before Python 3.11
+            continue
+        if len(row) > 1:
+            rows[row[0].strip()] = row[1].strip()
+    return rows or None, start
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a text without their ends; overlong ones are cut."""
+    rest = b""
+    for piece in chain(pieces, (b"\n",)):
+        *lines, rest = (rest + piece).replace(b"\r", b"\n").split(b"\n")
+        rest = rest[: LINE_BYTES + 1]
+        yield from filter(None, lines)

@@ -10,6 +10,7 @@ its signature, entries that are stored as they are, blanks before the zip, bytes
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -40,8 +41,14 @@ _MOST_BLANKS = 1024
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 0x1, 0x8, 0x800
 _FULL = 0xFFFFFFFF
+_LONGEST_DESCRIPTOR = 24
 _WIDE_SIZES = 1  # id of the extra field with 64-bit sizes
 _MOST_OF_WIDE_END = 1 << 16
+
+MOST_ENTRIES = 1 << 20
+LONGEST_NAME = 1024
+# Of a zip and its directory besides names and contents, and of deflated contents that unpack to nothing.
+_SPARE_BYTES, _SPARE_OF_ENTRY = 1 << 20, 1 << 10
 
 
 class InvalidZip(Exception):
@@ -78,19 +85,38 @@ def stream_entries(chunks: Iterable[bytes]) -> Iterator[Entry]:
 
     Raises:
         InvalidZip: the bytes are not a zip, or end before its directory does, or the directory lists other
-            entries than arrived.
+            entries than arrived, or there is no end of it.
     """
     source = _Source(chunks)
-    names: list[bytes] = []
+    names = _Names()
     signature = _first_signature(source)
     while signature == _LOCAL:
         name, entry = _begin(source)
-        names.append(name)
+        names.add(name)
         yield entry
         for _ in entry:  # what the caller did not read
             pass
         signature = source.take(4)
     _expect_directory(source, signature, names)
+
+
+class _Names:
+    """The names of entries, in their order; only what is needed to compare them is kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, name: bytes) -> None:
+        """Take one more name."""
+        self.count += 1
+        self._digest.update(len(name).to_bytes(2, "little") + name)
+        if self.count > MOST_ENTRIES:
+            raise InvalidZip(f"the zip has more than {MOST_ENTRIES} entries")
+
+    def same(self, other: _Names) -> bool:
+        """Return whether these are the same names."""
+        return self._digest.digest() == other._digest.digest()
 
 
 class _Source:
@@ -99,6 +125,7 @@ class _Source:
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._held = memoryview(b"")
+        self._spare = _SPARE_BYTES
 
     def some(self, most: int = PIECE_BYTES) -> memoryview:
         """Return at least one byte, at most `most`; nothing at the end."""
@@ -114,6 +141,20 @@ class _Source:
         """Take back bytes that were the last ones handed out."""
         if rest:
             self._held = memoryview(rest + bytes(self._held)) if self._held else memoryview(rest)
+
+    def name(self, length: int) -> bytes:
+        """Return the name of an entry."""
+        if length > LONGEST_NAME:
+            raise InvalidZip(f"the zip contains a name of {length} bytes")
+        self._spare += _SPARE_OF_ENTRY
+        return self.take(length)
+
+    def around(self, count: int) -> bytes:
+        """Return `count` bytes that are neither a name nor contents; there are few of them in an honest zip."""
+        self._spare -= count
+        if self._spare < 0:
+            raise InvalidZip("the zip has far more around its files than they need")
+        return self.take(count)
 
     def take(self, count: int) -> bytes:
         """Return exactly `count` bytes."""
@@ -137,8 +178,8 @@ def _first_signature(source: _Source) -> bytes:
 
 def _begin(source: _Source) -> tuple[bytes, Entry]:
     _, flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<5H3I2H", source.take(26))
-    raw = source.take(name_length)
-    extra = source.take(extra_length)
+    raw = source.name(name_length)
+    extra = source.around(extra_length)
     name = raw.decode("utf-8" if flags & _UTF8 else "cp437", "replace")
     follow = bool(flags & _SIZES_FOLLOW)
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
@@ -183,6 +224,8 @@ def _inflated(source: _Source, entry: Entry) -> Iterator[bytes]:
             raise InvalidZip(f"the zip is damaged ({e})") from e
         rest = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
         entry.packed += len(pending) - len(rest)
+        if entry.packed > 2 * (entry.size + len(piece)) + _SPARE_BYTES:
+            raise InvalidZip("the zip has a file that unpacks to nothing, without an end")
         pending = rest
         if piece:
             yield piece
@@ -203,29 +246,33 @@ def _copied_to_descriptor(source: _Source, entry: Entry) -> Iterator[bytes]:
     crc = 0
     ahead = b""
     while True:
-        at = ahead.find(_DESCRIPTOR)
-        # A signature may be cut: what could be its beginning waits for the next piece.
-        known = ahead[:at] if at >= 0 else ahead[: 1 - len(_DESCRIPTOR)]
-        if known:
-            crc = zlib.crc32(known, crc)
-            entry.packed += len(known)
-            ahead = ahead[len(known) :]
-            yield known
-        if at >= 0:
-            ahead += source.take(max(0, 24 - len(ahead)))
-            if ahead.startswith(_descriptors(crc, entry.packed, entry.packed)):
-                source.give_back(ahead)
-                return
-            # The same bytes in the midst of the contents.
-            known, ahead = ahead[:1], ahead[1:]
-            crc = zlib.crc32(known, crc)
-            entry.packed += 1
-            yield known
-            continue
-        more = source.some()
+        more = source.some(PIECE_BYTES - _LONGEST_DESCRIPTOR)
         if not more:
             raise InvalidZip("the zip is truncated: the stream ended within a file")
         ahead += more
+        at = ahead.find(_DESCRIPTOR)
+        while 0 <= at <= len(ahead) - _LONGEST_DESCRIPTOR and not _ends(ahead, at, crc, entry.packed):
+            at = ahead.find(_DESCRIPTOR, at + 1)  # the same bytes in the midst of the contents
+        ended = 0 <= at <= len(ahead) - _LONGEST_DESCRIPTOR
+        if at < 0:  # a signature may be cut: what could be its beginning waits for the next piece
+            at = max(0, len(ahead) - len(_DESCRIPTOR) + 1)
+        known, ahead = ahead[:at], ahead[at:]
+        crc = zlib.crc32(known, crc)
+        entry.packed += at
+        if known:
+            yield known
+        if ended:
+            source.give_back(ahead)
+            return
+
+
+def _ends(ahead: bytes, at: int, crc: int, packed: int) -> bool:
+    """Return whether there is the descriptor of contents that end there, after what `crc` and `packed` are of."""
+    end = packed + at
+    # The size is compared first: contents may be full of signatures.
+    if not ahead.startswith((end & _FULL).to_bytes(4, "little"), at + 8):
+        return False
+    return ahead.startswith(_descriptors(zlib.crc32(memoryview(ahead)[:at], crc), end, end), at)
 
 
 def _descriptors(crc: int, packed: int, size: int) -> tuple[bytes, ...]:
@@ -270,14 +317,14 @@ def _stated_sizes(packed: int, size: int, extra: bytes) -> tuple[int, int]:
     raise InvalidZip("the zip states no size for a file beyond 4 GiB")
 
 
-def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> None:
+def _expect_directory(source: _Source, signature: bytes, names: _Names) -> None:
     """Read the central directory up to the end of the zip, and make sure that it lists what arrived."""
-    listed: list[bytes] = []
-    while signature == _CENTRAL and len(listed) <= len(names):
+    listed = _Names()
+    while signature == _CENTRAL and listed.count <= names.count:
         fixed = source.take(42)
         name_length, extra_length, comment_length = struct.unpack_from("<3H", fixed, 24)
-        listed.append(source.take(name_length))
-        source.take(extra_length + comment_length)
+        listed.add(source.name(name_length))
+        source.around(extra_length + comment_length)
         signature = source.take(4)
     if signature == _WIDE_END:
         source.take(min(_MOST_OF_WIDE_END, struct.unpack("<Q", source.take(8))[0]))
@@ -286,7 +333,7 @@ def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> 
         source.take(16)
         signature = source.take(4)
     if signature == _CENTRAL:
-        raise InvalidZip(f"the zip's directory lists more than the {len(names)} files that arrived")
+        raise InvalidZip(f"the zip's directory lists more than the {names.count} files that arrived")
     if signature != _END:
         # Receipts of earlier versions that say so in other words are of pages, and are tried again.
         raise InvalidZip(f"neither an entry nor the end comes next, but {signature!r}")
@@ -297,5 +344,5 @@ def _expect_directory(source: _Source, signature: bytes, names: list[bytes]) -> 
         trailer += len(more)
         if trailer > TRAILER_BYTES:
             raise InvalidZip(f"more than {TRAILER_BYTES} bytes follow the end of the zip")
-    if listed != names:
-        raise InvalidZip(f"the zip's directory lists {len(listed)} files, {len(names)} arrived")
+    if not listed.same(names):
+        raise InvalidZip(f"the zip's directory lists {listed.count} files, {names.count} arrived")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import re
 import warnings
@@ -34,8 +33,9 @@ from pydicom.uid import (
 )
 
 from nbia_pipeline.preview.palette import NoPalette, in_8_bits, palette_colors
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 MOST_FRAME_BYTES = 128 * 1024 * 1024
 MOST_ELEMENT_BYTES = 1024 * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,10 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import is_foreign
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.digests import possible_series_md5s, series_md5
-from nbia_pipeline.text import first_of
+from nbia_pipeline.text import first_of, logger
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHOWN = 3
 

@@ -7,7 +7,6 @@ fetch counts as a check.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,15 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError, Lock
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import series_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _RECEIPT = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
+LOST = "When series were last read again is not known: they are read in the order in which they were fetched"
 _RESULT = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()
 
 
@@ -86,7 +88,7 @@ def stored_series(lake: Lake, collection: str, only: frozenset[str] | None = Non
         only: UIDs of the series, None for all.
     """
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=_RECEIPT)
-    results = {uid: rest for uid, *rest in _tuples(lake.read_table(VERIFICATIONS, collection, columns=_RESULT))}
+    results = {uid: rest for uid, *rest in _tuples(read_or_empty(lake, VERIFICATIONS, collection, _RESULT, lost=LOST))}
     rows = _tuples(receipts.filter(pc.is_valid(receipts["Bytes"])))
     stored = [_stored(collection, row, results.get(row[0])) for row in rows if only is None or row[0] in only]
     return sorted(stored, key=lambda s: (s.finding is None, s.checked_at, s.uid))
@@ -109,7 +111,7 @@ def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
         for collection, rows in by_collection.items():
             fresh = pa.Table.from_pylist(rows, schema=VERIFICATIONS.schema)
             with lake.lock(Lock.VERIFICATIONS, collection):
-                old = lake.read_table(VERIFICATIONS, collection)
+                old = read_or_empty(lake, VERIFICATIONS, collection, lost=LOST)
                 kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], fresh["SeriesInstanceUID"])))
                 both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")
                 lake.write_table(VERIFICATIONS, both, collection)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.journal import revoke
 from nbia_pipeline.mirror.plan import batches
@@ -71,7 +72,8 @@ def refetch(
             try:
                 receipts = mirror.fetch(batch, on_result=on_result)
             finally:
-                mirror.commit(collection, clear_mark=False)
+                with soon_if_interrupted():
+                    mirror.commit(collection, clear_mark=False)
             for receipt in receipts:
                 uid = receipt.wanted.SeriesInstanceUID
                 if receipt.status == COMPLETE:

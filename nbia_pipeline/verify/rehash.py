@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.receipt import MD5
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.tables import INSTANCES
+from nbia_pipeline.text import logger
 from nbia_pipeline.verify.compare import compare_files, differs_from_archive
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, record, stored_series
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 THREADS = 3
 # Series whose rows of `instances` are in memory at a time; a series can have thousands of rows.
@@ -164,20 +167,20 @@ def read_again(
         run.stopped = run.stopped or enough(run)
         return run.stopped
 
-    reader = _Reader(lake, threads, over, extra_check)
     try:
-        for part in planned:
-            for result in reader.results(stored_series(lake, part.collection, part.only)):
-                run.add(result)
-                unrecorded.append(result)
-                run.seconds = time.monotonic() - started
-                if time.monotonic() - recorded_at > RECORD_SECONDS:
-                    record(lake, unrecorded)
-                    unrecorded, recorded_at = [], time.monotonic()
-                on_progress(run)
+        with _reader(lake, threads, over, extra_check) as reader:
+            for part in planned:
+                for result in reader.results(stored_series(lake, part.collection, part.only)):
+                    run.add(result)
+                    unrecorded.append(result)
+                    run.seconds = time.monotonic() - started
+                    if time.monotonic() - recorded_at > RECORD_SECONDS:
+                        record(lake, unrecorded)
+                        unrecorded, recorded_at = [], time.monotonic()
+                    on_progress(run)
     finally:
-        reader.close()
-        record(lake, unrecorded)
+        with soon_if_interrupted():
+            record(lake, unrecorded)
     return run
 
 
@@ -208,16 +211,26 @@ def md5s_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {row["SOPInstanceUID"]: row["MD5"] for row in rows}
 
 
+@contextmanager
+def _reader(lake: Lake, threads: int, over: Callable[[], bool], extra_check: ExtraCheck | None) -> Iterator[_Reader]:
+    stop = threading.Event()
+    with stopping.threads(threads, "nbia-verify") as pool:
+        try:
+            yield _Reader(lake, pool, 2 * threads, over, extra_check, stop)
+        finally:
+            stop.set()
+
+
+@dataclass(frozen=True)
 class _Reader:
     """Threads that read series."""
 
-    def __init__(self, lake: Lake, threads: int, over: Callable[[], bool], extra_check: ExtraCheck | None) -> None:
-        self._lake = lake
-        self._extra_check = extra_check
-        self._over = over
-        self._ahead = 2 * threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="nbia-verify")
-        self._stop = threading.Event()
+    _lake: Lake
+    _pool: ThreadPoolExecutor
+    _ahead: int
+    _over: Callable[[], bool]
+    _extra_check: ExtraCheck | None
+    _stop: threading.Event
 
     def results(self, series: Sequence[StoredSeries]) -> Iterator[VerifyResult]:
         """Yield the results of series of one collection until it is over; what looks damaged is read again."""
@@ -230,11 +243,6 @@ class _Reader:
                 else:
                     suspects.append(result)
             yield from self._read_suspects(suspects)
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
 
     def _read(self, series: Sequence[StoredSeries], over: Callable[[], bool]) -> Iterator[VerifyResult]:
         rows = _rows(self._lake, series)

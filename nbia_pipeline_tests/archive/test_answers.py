@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nbia_pipeline.archive import BadAnswer, answers
+from nbia_pipeline.archive import BadAnswer, answers, bounds
 from nbia_pipeline.archive.answers import read_csv, read_json
 from nbia_pipeline.archive.conformance import as_sent, collect
 from nbia_pipeline.embedded.api import render
@@ -105,7 +105,7 @@ def test_any_series_come_back_unchanged_in_chunks_of_any_size(table: pa.Table, s
 def test_any_series_come_back_unchanged_in_pieces_of_any_size(
     monkeypatch: pytest.MonkeyPatch, table: pa.Table, piece: int, size: int
 ) -> None:
-    monkeypatch.setattr(answers, "PIECE_BYTES", piece)
+    monkeypatch.setattr(bounds, "PIECE_BYTES", piece)
     read_back = read_json(in_chunks(as_server(table, shapes.SERIES_V2), size), shapes.SERIES_V2)
     assert read_back.equals(table)
 
@@ -156,20 +156,20 @@ def test_white_space_between_tokens_changes_nothing(table: pa.Table, indent: Any
 
 
 def test_pieces_are_cut_between_objects_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "PIECE_BYTES", 1)
+    monkeypatch.setattr(bounds, "PIECE_BYTES", 1)
     rows = [{"SOPInstanceUID": "1"}, {"SOPInstanceUID": BETWEEN + 'a"'}, {"SOPInstanceUID": "},{"}]
     body = json.dumps(rows, separators=(",", ":")).encode()
-    assert list(answers._pieces([body[:60], body[60:]])) == [
+    assert list(bounds.pieces_of_array([body[:60], body[60:]])) == [
         b'{"SOPInstanceUID":"1"},{"SOPInstanceUID":"},{\\"a\\""}',
         b'{"SOPInstanceUID":"},{"}',
     ]
 
 
 def test_a_long_answer_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(bounds, "PIECE_BYTES", 1000)
     rows = [{"SOPInstanceUID": f"1.2.{n}"} for n in range(2000)]
     body = json.dumps(rows, separators=(",", ":")).encode()
-    pieces = list(answers._pieces(in_chunks(body, 100)))
+    pieces = list(bounds.pieces_of_array(in_chunks(body, 100)))
     assert len(pieces) > 10
     assert max(map(len, pieces)) < 1200
     read_back = read_json(in_chunks(body, 100), shapes.SOP_INSTANCE_UIDS)
@@ -405,7 +405,7 @@ def test_an_answer_without_a_single_key_is_refused(body: bytes) -> None:
 
 
 def test_one_odd_value_of_many_costs_its_cell_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(bounds, "PIECE_BYTES", 1000)
     rows = [{"SeriesInstanceUID": str(n), "SeriesDate": "2001-01-01 00:00:00.0", "ImageCount": n} for n in range(400)]
     rows[7]["SeriesDate"], rows[11]["ImageCount"], rows[390]["ImageCount"] = "0000-00-00 00:00:00.0", 2**70, 12.5
     with collect() as found:
@@ -481,7 +481,7 @@ VALID = as_server(
 
 @pytest.mark.parametrize("piece_bytes", [1, 20, 1 << 20])
 def test_every_cut_of_an_answer_is_refused(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
-    monkeypatch.setattr(answers, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(bounds, "PIECE_BYTES", piece_bytes)
     assert read_json([VALID], shapes.SERIES_V2).num_rows == 2
     for end in range(1, len(VALID)):
         with pytest.raises(BadAnswer) as caught:

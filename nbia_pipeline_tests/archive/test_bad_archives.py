@@ -105,7 +105,9 @@ def test_a_list_that_always_ends_early_is_never_a_shorter_table(
     with archive.client() as client:
         lengths: list[int] = []
         arguments = {"Collection": COLLECTION}
-        client._session.call("GET", f"/services/v2/{endpoint}", arguments, lambda a: lengths.append(len(a.content)))
+        client._session.call(
+            "GET", f"/services/v2/{endpoint}", arguments, lambda a: lengths.append(len(a.content)), most=1 << 20
+        )
         archive.faults.reset()
         archive.faults.inject(endpoint, how(int(lengths[0] * share)), times=9)
         with pytest.raises((BadAnswer, ArchiveUnreachable)):

@@ -18,7 +18,7 @@ from nbia_pipeline_tests.helpers.tls import serving_tls
 
 
 def get(session: Session) -> bytes:
-    return session.call("GET", "/services/v2/getSeries", {}, lambda answered: answered.content)
+    return session.call("GET", "/services/v2/getSeries", {}, lambda answered: answered.content, most=1 << 20)
 
 
 def test_a_certificate_that_does_not_verify_is_refused_at_once(certificate: tuple[Path, Path]) -> None:

@@ -164,7 +164,7 @@ def test_retry_after_holds_back_every_thread(serve: Serve, monkeypatch: pytest.M
         """While the one waits for its second try, the other asks for the first time."""
         other.collection_values()
 
-    monkeypatch.setattr("nbia_pipeline.archive.transport.time.sleep", meanwhile)
+    monkeypatch.setattr("nbia_pipeline.archive.transport.stopping.sleep", meanwhile)
     one.collection_values()
     assert clock.slept == [1]
     assert crowd.requests == 2

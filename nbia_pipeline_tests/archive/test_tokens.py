@@ -33,7 +33,7 @@ def tokens_of(archive: TestArchive, username: str = GUEST, password: str = "") -
 
 
 def list_series(session: Session, collection: str = COLLECTION) -> bytes:
-    return session.call("GET", "/services/v2/getSeries", {"Collection": collection}, lambda a: a.content)
+    return session.call("GET", "/services/v2/getSeries", {"Collection": collection}, lambda a: a.content, most=1 << 20)
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_the_token_does_not_go_to_another_host(archive: TestArchive, session: Se
 
 def test_the_token_follows_a_redirect_within_the_host(archive: TestArchive, session: Session) -> None:
     archive.faults.inject("up", answer(302, location=f"{archive.url}/services/v2/getCollectionValues"))
-    found = session.call("GET", "/services/up", {}, lambda a: a.content)
+    found = session.call("GET", "/services/up", {}, lambda a: a.content, most=1 << 20)
     assert b"TCGA-DEMO" in found
 
 

@@ -47,14 +47,14 @@ def session(archive: TestArchive) -> Iterator[Session]:
 @pytest.fixture
 def body(archive: TestArchive, session: Session) -> bytes:
     """The true answer; getting it leaves no trace."""
-    found = session.call("GET", PATH, PARAMETERS, whole)
+    found = session.call("GET", PATH, PARAMETERS, whole, most=1 << 20)
     archive.faults.reset()
     assert found.count(b"SeriesInstanceUID") == 9
     return found
 
 
 def get(session: Session) -> bytes:
-    return session.call("GET", PATH, PARAMETERS, whole)
+    return session.call("GET", PATH, PARAMETERS, whole, most=1 << 20)
 
 
 # --- what may pass is tried again
@@ -131,7 +131,7 @@ def test_the_statuses_of_cloudflare_do_not_count_as_overload(archive: TestArchiv
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were to be waited; nobody waits them."""
     waited: list[float] = []
-    monkeypatch.setattr("nbia_pipeline.archive.transport.time.sleep", waited.append)
+    monkeypatch.setattr("nbia_pipeline.archive.transport.stopping.sleep", waited.append)
     # All threads are held back as well; that is shown in test_rate_limit.
     monkeypatch.setattr(Limiter, "refused", lambda self, began, seconds=None: None)
     return waited
@@ -200,7 +200,7 @@ def test_what_cannot_pass_is_asked_once(
 
 def test_the_words_of_a_400_are_kept(archive: TestArchive, session: Session) -> None:
     with pytest.raises(NotAvailable) as caught:
-        session.call("GET", "/services/v2/getImageWithMD5Hash", {"SeriesInstanceUID": "9.9"}, whole)
+        session.call("GET", "/services/v2/getImageWithMD5Hash", {"SeriesInstanceUID": "9.9"}, whole, most=1 << 20)
     assert "has not been granted the access to image with given SeriesInstanceUID,9.9." in caught.value.body
     assert caught.value.status == 400
     assert str(caught.value).startswith("the archive refuses the call: ")
@@ -209,7 +209,7 @@ def test_the_words_of_a_400_are_kept(archive: TestArchive, session: Session) -> 
 def test_a_500_for_want_of_a_token_is_a_refused_login(archive: TestArchive) -> None:
     session = Session(archive.url, None, options=FAST)
     with pytest.raises(LoginRefused, match="requires a token: use api='v2', or set username and password"):
-        session.call("GET", "/services/v2/getCollectionValues", {}, whole)
+        session.call("GET", "/services/v2/getCollectionValues", {}, whole, most=1 << 20)
     assert archive.faults.count("getCollectionValues") == 1
 
 
@@ -229,7 +229,7 @@ def test_long_parameters_are_shortened_in_the_text(archive: TestArchive, session
     uids = ",".join(f"1.2.{n}" for n in range(1000))
     archive.faults.inject("getSeriesMetadata2", answer(418))
     with pytest.raises(BadAnswer) as caught:
-        session.call("POST", "/services/getSeriesMetadata2", {"list": uids}, whole)
+        session.call("POST", "/services/getSeriesMetadata2", {"list": uids}, whole, most=1 << 20)
     assert len(str(caught.value)) < 300
     assert caught.value.parameters == {"list": uids}
 
@@ -247,7 +247,7 @@ def test_a_cut_answer_is_asked_for_again_and_read_afresh(archive: TestArchive, s
             read.append(piece)
         return b"".join(read)
 
-    assert session.call("GET", PATH, PARAMETERS, piece_by_piece) == body
+    assert session.call("GET", PATH, PARAMETERS, piece_by_piece, most=1 << 20) == body
     assert archive.faults.count("getSeries") == 3
 
 
@@ -267,7 +267,7 @@ def test_a_reader_may_ask_for_another_try(archive: TestArchive, session: Session
             raise BadAnswer("not yet", retryable=True)
         return len(calls)
 
-    assert session.call("GET", PATH, PARAMETERS, read) == 3
+    assert session.call("GET", PATH, PARAMETERS, read, most=1 << 20) == 3
 
 
 def test_an_error_of_the_reader_itself_is_not_hidden(archive: TestArchive, session: Session) -> None:
@@ -275,7 +275,7 @@ def test_an_error_of_the_reader_itself_is_not_hidden(archive: TestArchive, sessi
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        session.call("GET", PATH, PARAMETERS, read)
+        session.call("GET", PATH, PARAMETERS, read, most=1 << 20)
     assert archive.faults.count("getSeries") == 1
 
 
@@ -361,7 +361,7 @@ def test_requests_tell_who_asks_and_take_anything(archive: TestArchive, session:
 
 @pytest.mark.parametrize("name", ["RIDER Lung CT", "a&b=c+d%20/é?#", "Thorax-Trial (limited)"])
 def test_names_arrive_as_they_are(archive: TestArchive, session: Session, name: str) -> None:
-    session.call("GET", PATH, {"Collection": name}, whole)
+    session.call("GET", PATH, {"Collection": name}, whole, most=1 << 20)
     assert archive.faults.calls("getSeries")[0].query == {"Collection": name}
 
 

@@ -31,7 +31,8 @@ from nbia_pipeline.archive import (
     ServerError,
 )
 from nbia_pipeline.archive import transport as session_module
-from nbia_pipeline.archive.answers import PIECE_BYTES, read_json
+from nbia_pipeline.archive.answers import read_json
+from nbia_pipeline.archive.bounds import PIECE_BYTES
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.archive.transport import Session
 from nbia_pipeline.embedded.catalog.model import Catalog
@@ -106,7 +107,7 @@ def test_an_expired_token_does_not_look_like_no_data(archive: TestArchive, clien
 def test_a_500_for_want_of_a_token_is_asked_once(archive: TestArchive) -> None:
     session = Session(archive.url, None, options=FAST)
     with pytest.raises(LoginRefused, match="requires a token"):
-        session.call("GET", "/services/v2/getCollectionValues", {}, lambda a: a.content)
+        session.call("GET", "/services/v2/getCollectionValues", {}, lambda a: a.content, most=1 << 20)
     assert len(archive.faults.seen) == 1
 
 

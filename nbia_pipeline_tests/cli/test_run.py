@@ -13,10 +13,9 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.helpers.processes import environment
+from nbia_pipeline_tests.helpers.processes import contents, environment, leftovers
 
 pytestmark = pytest.mark.slow
 
@@ -27,31 +26,6 @@ def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         RUN, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=240
     )
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """Return all of a lake but times and runs: the files byte for byte, the tables row by row."""
-    lake = Lake(str(folder / "a lake"))
-    root = folder / "a lake"
-    found: dict[str, object] = {
-        p.relative_to(root).as_posix(): p.read_bytes() for p in (root / "images").rglob("*") if p.is_file()
-    }
-    for table in TABLES.values():
-        for collection in lake.collections_of(table) if table.partitioned else [None]:
-            rows = lake.read_table(table, collection).to_pylist()
-            for row in rows:
-                for name in ("FetchedAt", "SeenAt", "ListedAt", "VerifiedAt", "RunID"):
-                    row.pop(name, None)
-            found[f"{table.name} of {collection}"] = sorted(rows, key=str)
-    return found
-
-
-def leftovers(folder: Path) -> list[str]:
-    staging = folder / "a lake" / ".staging"
-    known = ("locks", "journal")
-    return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] != "locks"] + [
-        p.name for p in staging.iterdir() if p.name not in known
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import dagster as dg
 import pyarrow.compute as pc
 import pytest
 
+from nbia_pipeline.changes.catalog import kept_collections
 from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.assets.tables import kept_collections
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
 from nbia_pipeline.schema import TABLES

@@ -20,13 +20,14 @@ from nbia_pipeline.defs.checks.check import Finding, Report, Subject
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.tables import IMAGE_SERIES, LICENSES, SERIES, VERIFICATIONS
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES, SERIES, VERIFICATIONS
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.inventory import stored_series
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
@@ -135,8 +136,8 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
     command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:10])
     assert complete.metadata["remedy"].value == f"`{command}`"
     assert complete.description is not None
-    assert f"13 findings; the first: series {uid} is quarantined: short by one" in complete.description
-    assert "To fix it: nbia-pipeline run --series" in complete.description
+    assert f"13 findings; the first: `series {uid} is quarantined: short by one" in complete.description
+    assert "To fix it: `nbia-pipeline run --series" in complete.description
     # Nothing is held, so that nothing lacks a licence or can be damaged.
     assert [name for name in CHECKS if not checks[name].passed] == ["complete"]
 
@@ -366,3 +367,11 @@ def test_what_is_not_in_the_lake_needs_no_licence(lake: Lake, subject: Subject) 
     refused: Iterator[dict[str, Any]] = iter([{"Status": "unavailable", "Bytes": None}])
     change(lake, IMAGE_SERIES, CT, lambda r: r.update(next(refused, {})))
     assert found(images.licensed(subject)) == []
+
+
+def test_a_damaged_table_is_a_finding(lake: Lake, evaluate: Callable[[], dict[str, dg.AssetCheckEvaluation]]) -> None:
+    lake.put_bytes(table_path(INSTANCES.name, CT), b"")
+    intact = evaluate()["intact"]
+    assert not intact.passed
+    assert f"{table_path(INSTANCES.name, CT)} in the lake" in str(intact.description)
+    assert "To fix it: nbia-pipeline verify --repair" in str(intact.description)

@@ -14,6 +14,7 @@ from nbia_pipeline.embedded.catalog.model import VISIBLE
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline_tests.helpers.stores import exception, failing, new_address
 from nbia_pipeline_tests.helpers.ticker import KNOWN, MONDAY, Make, Ticker, asked, day
@@ -163,3 +164,14 @@ def test_a_tick_that_runs_out_of_time_goes_on_where_it_ended(
     first, second = (asked(ticker.tick(BACKLOG, MONDAY)) for _ in range(2))
     assert [c for _, c in first] == ["HeadNeckMix", "Lung Phantom CT"]
     assert [c for _, c in second] == ["QIN_Breast.v2", "TCGA-DEMO", "HeadNeckMix"]
+
+
+def test_a_run_is_requested_for_damaged_receipts_and_a_damaged_listing_is_named(mirror: Ticker) -> None:
+    lake = Lake(mirror.settings.lake)
+    lake.put_bytes(table_path(IMAGE_SERIES.name, "TCGA-DEMO"), b"")
+    assert asked(mirror.tick(BACKLOG, MONDAY)) == [("nbia_images", "TCGA-DEMO")]
+    lake.put_bytes(table_path(SERIES.name, "TCGA-DEMO"), b"")
+    tick = mirror.tick(BACKLOG, day(1))
+    assert not tick.run_requests
+    assert "tables/series/Collection=TCGA-DEMO/part-0.parquet" in tick.skip_message
+    assert "the file is damaged: `nbia-pipeline run` makes the table again" in tick.skip_message

@@ -15,6 +15,7 @@ import pytest
 from nbia_pipeline.archive import ClientOptions, LoginRefused, NbiaClient, NotServed
 from nbia_pipeline.archive.errors import ServerError
 from nbia_pipeline.archive.optional import FEW_TRIES, SECONDS, OptionalCalls
+from nbia_pipeline.changes.catalog import describe
 from nbia_pipeline.changes.listing import Fetched, with_earlier
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.defs.assets import tables
@@ -100,7 +101,7 @@ def main_job(url: str, folder: Path, api: str = "v2", options: ClientOptions = F
             outcome.warnings.update({table.name: figures["warning"]} if "warning" in figures else {})
 
         before = outcome.lake.read_table(t.COLLECTIONS)
-        write(t.COLLECTIONS, lambda: tables.describe(client, settings, before=before))
+        write(t.COLLECTIONS, lambda: describe(client, settings, before=before))
         for table, ask in (
             (t.MODALITIES, client.modality_values),
             (t.BODY_PARTS, client.body_part_values),

@@ -6,6 +6,7 @@ import datetime as dt
 import importlib.metadata
 import inspect
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -24,7 +25,7 @@ from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.launcher import own_archive
 from nbia_pipeline.embedded.pytest_plugin import MEMBER as PLUGIN_MEMBER
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline_tests.helpers.tiny import running_with_control, tiny_catalog
+from nbia_pipeline_tests.helpers.tiny import TOKEN, running_with_control, tiny_catalog
 
 ROOT = Path(launcher.__file__).resolve().parents[2]
 
@@ -146,9 +147,38 @@ def test_refusals_are_sentences(pair: Pair) -> None:
         assert requests.post(f"{pair.control.url}/control/reset", body, timeout=10).status_code == 400
 
 
-def test_pages_in_a_browser_are_kept_out(pair: Pair) -> None:
-    header = {"Origin": "https://example.org"}
-    assert requests.post(f"{pair.control.url}/control/reset", headers=header, timeout=10).status_code == 403
+@pytest.mark.parametrize(
+    ("changed", "token", "status"),
+    [
+        ({}, TOKEN, 200),
+        ({"Host": "localhost:9000"}, TOKEN, 200),  # as through a tunnel
+        ({}, None, 403),
+        ({}, "another", 403),
+        ({}, "", 403),
+        ({"Authorization": f"Bearer {TOKEN}"}, None, 403),
+        ({"Host": "evil.example"}, TOKEN, 403),
+        ({"Host": "127.0.0.1.evil.example:80"}, TOKEN, 403),
+        ({"Host": "[::1"}, TOKEN, 403),
+        ({"Origin": "https://evil.example"}, TOKEN, 403),
+        ({"Origin": "null"}, TOKEN, 403),
+    ],
+)
+def test_only_those_with_the_token_on_this_machine_and_no_page_have_control(
+    pair: Pair, changed: dict[str, str], token: str | None, status: int
+) -> None:
+    address = pair.control.url.replace(f"control:{TOKEN}@", "" if token is None else f"control:{token}@")
+    pair.control.hide("1.1")
+    for method, path in (("POST", "reset"), ("GET", "")):
+        answer = requests.request(method, f"{address}/control/{path}".rstrip("/"), headers=changed, timeout=10)
+        assert answer.status_code == status
+        assert ("error" in answer.json()) == (status == 403)
+    assert ("1.1" in pair.uids()) == (status == 200)
+
+
+def test_without_its_token_the_client_says_what_is_missing(pair: Pair) -> None:
+    control = Control(pair.control.url.replace(f"control:{TOKEN}@", ""))
+    with pytest.raises(ControlError, match="the token is missing or wrong: use the address that the archive printed"):
+        control.reset()
 
 
 def test_the_two_ports_have_nothing_in_common(pair: Pair) -> None:
@@ -173,7 +203,10 @@ def test_the_command_with_all_its_options() -> None:
     words = "--control-port 0 --token-lifetime 11 --guide-spellings --latency 0.1 --bandwidth 5e6".split()
     with start(*words) as process:
         try:
-            url, control = line_of(process), Control(line_of(process).removeprefix("control: "))
+            url, address = line_of(process), line_of(process).removeprefix("control: ")
+            assert re.fullmatch(r"http://control:[\w-]{32}@127\.0\.0\.1:\d+", address)
+            assert line_of(process).startswith(f"use it: curl -X POST {address}/control/reset ")
+            control = Control(address)
             assert "PatientID" in requests.get(f"{url}/services/v1/getPatient", timeout=10).json()[0]
             form = {"grant_type": "password", "username": MEMBER, "password": MEMBER_PASSWORD}
             assert requests.post(f"{url}/oauth/token", form, timeout=10).json()["expires_in"] == 11

@@ -1,11 +1,59 @@
-"""Commands in processes of their own."""
+"""Commands in processes of their own, what they leave, and an end to waiting."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.schema import TABLES
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NBIA_") and k != "DAGSTER_HOME"}
     return {**inherited, "DAGSTER_HOME": str(folder / "home"), "NBIA_LAKE": str(folder / "a lake"), **variables}
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the main thread if it takes longer than that."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return all of a lake but times and runs: the files byte for byte, the tables row by row."""
+    lake = Lake(str(folder / "a lake"))
+    root = folder / "a lake"
+    found: dict[str, object] = {
+        p.relative_to(root).as_posix(): p.read_bytes() for p in (root / "images").rglob("*") if p.is_file()
+    }
+    for table in TABLES.values():
+        for collection in lake.collections_of(table) if table.partitioned else [None]:
+            rows = lake.read_table(table, collection).to_pylist()
+            for row in rows:
+                for name in ("FetchedAt", "SeenAt", "ListedAt", "VerifiedAt", "RunID"):
+                    row.pop(name, None)
+            found[f"{table.name} of {collection}"] = sorted(rows, key=str)
+    return found
+
+
+def leftovers(folder: Path) -> list[str]:
+    staging = folder / "a lake" / ".staging"
+    known = ("locks", "journal", "earlier")
+    kept = ("locks", "earlier")
+    return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] not in kept] + [
+        p.name for p in staging.iterdir() if p.name not in known
+    ]

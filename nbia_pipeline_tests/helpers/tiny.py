@@ -22,7 +22,9 @@ from pydicom.uid import UID
 from starlette.applications import Starlette
 
 from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Account, Catalog, CollectionDescription, StoredInstance
-from nbia_pipeline.embedded.server.run import make_server, with_control
+from nbia_pipeline.embedded.server.run import make_server, with_control, with_token
+
+TOKEN = "token-of-the-tests"
 
 BY_3 = "http://creativecommons.org/licenses/by/3.0/"
 
@@ -197,9 +199,9 @@ def running_with_control(app: Starlette) -> Iterator[tuple[str, str]]:
     with socket.socket() as archive, socket.socket() as control:
         for listener in (archive, control):
             listener.bind(("127.0.0.1", 0))
-        with _serving(make_server(with_control(app, control)), [archive, control]):
+        with _serving(make_server(with_control(app, control, TOKEN)), [archive, control]):
             ports = [listener.getsockname()[1] for listener in (archive, control)]
-            yield f"http://127.0.0.1:{ports[0]}/nbia-api", f"http://127.0.0.1:{ports[1]}"
+            yield f"http://127.0.0.1:{ports[0]}/nbia-api", with_token(f"http://127.0.0.1:{ports[1]}", TOKEN)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def leftovers(lake: Path) -> list[str]:
     staging = lake / ".staging"
     for path in staging.rglob("*") if staging.is_dir() else ():
         top, *rest = path.relative_to(staging).parts
-        if top == "locks" or (top == "journal" and path.is_dir() and len(rest) < 2):
+        if top in ("locks", "earlier") or (top == "journal" and path.is_dir() and len(rest) < 2):
             continue
         strange.append(path.relative_to(lake).as_posix())
     # A directory without files would be a series that is half there, or was.

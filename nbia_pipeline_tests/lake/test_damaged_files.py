@@ -13,7 +13,7 @@ import pytest
 
 from nbia_pipeline.changes.feed import record_changes
 from nbia_pipeline.changes.present import collection_listing
-from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake import DamagedFile, Lake, LakeError
 from nbia_pipeline.lake.layout import JOURNAL, table_path
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.lake.parquet import with_properties
@@ -131,7 +131,8 @@ def test_a_property_that_does_not_state_what_it_should_names_its_file(name: str,
     lake = Lake(new_address())
     put(lake, lambda rows: with_properties(rows, {name: value}))
     with pytest.raises(
-        LakeError, match=r"read tables/series/Collection=C/part-0.parquet .*its property .*is damaged: re"
+        LakeError,
+        match=r"read tables/series/Collection=C/part-0.parquet .*its property .*is damaged: `nbia-pipeline run` makes",
     ):
         lake.read_properties(SERIES, "C")
     with pytest.raises(LakeError, match=f"its property {name} is"):
@@ -201,7 +202,7 @@ def test_a_table_with_damaged_columns_names_its_file(damage: Rows) -> None:
     ]
     for read in reads:
         with pytest.raises(
-            LakeError, match=r"^cannot read tables/series/Collection=C/part-0.parquet .*: the file is dam"
+            DamagedFile, match=r"^cannot read tables/series/Collection=C/part-0.parquet .*: the file is dam"
         ):
             read()
 
@@ -222,7 +223,7 @@ def test_a_table_that_is_cut_names_its_file(cut: Callable[[bytes], bytes]) -> No
     lake.put_bytes(table_path(SERIES.name, "C"), cut(parquet(series())))
     for read in (lambda: lake.read_table(SERIES, "C"), lambda: list(lake.read_pieces(SERIES, "C"))):
         with pytest.raises(
-            LakeError, match=r"tables/series/Collection=C/part-0.parquet .*: the file is damaged"
+            DamagedFile, match=r"tables/series/Collection=C/part-0.parquet .*: the file is damaged"
         ) as raised:
             read()
         assert "\n" not in str(raised.value)

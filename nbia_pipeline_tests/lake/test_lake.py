@@ -354,7 +354,15 @@ def test_a_lake_of_a_newer_format_is_refused_whatever_is_done_with_it(lake: Lake
     assert lake.count_rows(STUDIES, "A") == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": "x"}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", bytes(60)])
+def test_a_format_that_a_power_cut_emptied_counts_as_absent(lake: Lake, content: bytes) -> None:
+    lake.put_bytes(FORMAT_FILE, content)
+    assert lake.format == FORMAT
+    lake.check_writable()
+    assert json.loads(lake.read_bytes(FORMAT_FILE) or b"")["format"] == FORMAT
+
+
+@pytest.mark.parametrize("content", [b'{"form', b"[]", b"{}", b'{"format": "x"}', b"\xff"])
 def test_a_lake_whose_format_cannot_be_read_is_refused(lake: Lake, content: bytes) -> None:
     lake.put_bytes(FORMAT_FILE, content)
     with pytest.raises(LakeError, match=r"lake\.json does not state the format of the lake .*: restore the file"):

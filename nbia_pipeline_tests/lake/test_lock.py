@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -15,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.filesystem import Guarded
-from nbia_pipeline.lake.lock import LockTimings, object_lock, this_process
+from nbia_pipeline.lake.lock import HOST, LockTimings, is_dead, object_lock, this_process
 
 QUICK = LockTimings(beat=0.02, stale=0.3, wait=5, poll=0.005)
 
@@ -333,3 +337,44 @@ def test_the_second_to_find_a_dead_lock_leaves_the_lock_of_the_first_alone(path:
     dead(store, path)
     with object_lock(store, path, LockTimings(beat=60, stale=0.1, wait=60, poll=0.01)):
         assert looks == 5
+
+
+# --- names of processes
+
+
+@pytest.mark.parametrize(
+    ("name", "dead"),
+    [
+        ("{me}", False),
+        ("{me}.5f.old", False),
+        ("{host}.{pid}", False),  # by a version that knew no start, or on a system without /proc
+        ("{host}.{pid}.5f", False),
+        ("{host}.999999999-1.5f", True),
+        ("{host}.99999999999999999999999999", True),
+        ("another.999999999-1.5f", False),
+        ("another.999999999.5f", False),
+        ("{host}", False),
+        ("{host}.journal", False),
+        ("", False),
+    ],
+)
+def test_a_process_is_dead_only_if_it_was_on_this_machine(name: str, dead: bool) -> None:
+    assert is_dead(name.format(me=this_process(), host=HOST, pid=os.getpid())) == dead
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not say when a process started")
+def test_a_number_that_was_used_again_is_another_process() -> None:
+    assert is_dead(f"{this_process()}1.5f")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not say what is a zombie")
+def test_a_process_that_was_killed_is_dead_even_if_nobody_asks_how_it_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = f"{HOST}.{process.pid}"
+    assert not is_dead(name)
+    os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while not is_dead(name) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert is_dead(name) and process.returncode is None
+    process.communicate()

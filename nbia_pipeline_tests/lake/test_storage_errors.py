@@ -261,7 +261,7 @@ def test_an_error_of_the_archive_while_pieces_are_written_is_not_one_of_the_lake
 
 def test_a_file_system_without_locks_is_an_error_of_the_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = NotImplementedError("FileSystem does not appear to support flock")
-    monkeypatch.setattr("nbia_pipeline.lake.store.FileLock.acquire", _raising(error))
+    monkeypatch.setattr("nbia_pipeline.lake.lock.FileLock.acquire", _raising(error))
     with (
         pytest.raises(LakeError, match=r"cannot lock .*NotImplementedError: .*flock"),
         Lake(str(tmp_path)).lock(Lock.CHANGES, "A"),

@@ -12,12 +12,12 @@ from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, LoginRefused, N
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.mirror.download import TRIES
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
-from nbia_pipeline.mirror.unpack import MD5_LIST, ZipBounds, unpack
+from nbia_pipeline.mirror.unpack import MD5_LIST, UnsafeZip, ZipBounds, unpack
 from nbia_pipeline.schema.digests import padded, possible_series_md5s, series_md5
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import FAST
-from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, html
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, edited, html
 from nbia_pipeline_tests.helpers.one_series import IMAGES, UID, ZEROS, OneSeries, Stored, image
 
 HASHED, SINGLE, LISTED = "getImageWithMD5Hash", "getSingleImage", "getSOPInstanceUIDs"
@@ -188,6 +188,33 @@ LISTS = {
 @pytest.mark.parametrize("text", LISTS.values(), ids=LISTS)
 def test_a_list_is_read_by_its_meaning(text: str, tmp_path: Path) -> None:
     assert listed(text.encode(), tmp_path) == {f"{UID}.{n}" for n in ZEROS}
+
+
+def with_odd_lines() -> str:
+    name, digest = rows()[1]
+    odd = ["x" * 200_000 + ",1", '"no end,' + digest, f"{name}\0,{digest}", "a\rb", ",", '"' + "y" * 5000]
+    return "\n".join([*odd, *(",".join(row) for row in rows()), *odd])
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1 << 20])
+def test_a_line_that_is_none_costs_no_other(cut: int, tmp_path: Path) -> None:
+    body = zips.pack([*((f"{n:08d}.dcm", image(n)) for n in ZEROS), (MD5_LIST, with_odd_lines().encode())])
+    found = unpack(
+        (body[at : at + cut] for at in range(0, len(body), cut)), tmp_path / "files", UID, ZipBounds(1 << 30, 1000)
+    )
+    assert set(found.verified()) == {f"{UID}.{n}" for n in ZEROS}
+
+
+def test_a_list_of_far_more_lines_than_files_is_refused(tmp_path: Path) -> None:
+    body = zips.pack([("00000001.dcm", image(1)), (MD5_LIST, b"a,b\n" * (ROOM.files + 2))])
+    with pytest.raises(UnsafeZip, match=rf"md5hashes\.csv has more than {ROOM.files} lines"):
+        unpack([body], tmp_path / "files", UID, ROOM)
+
+
+def test_an_empty_sop_instance_uid_in_the_list_is_left_out(one: OneSeries) -> None:
+    one.faults.inject(LISTED, edited(lambda rows: rows.append({"SOPInstanceUID": ""})))
+    receipt = one.fetch()
+    assert (receipt.status, receipt.verified_by, len(receipt.instances)) == (COMPLETE, "md5", IMAGES)
 
 
 NO_LISTS = [

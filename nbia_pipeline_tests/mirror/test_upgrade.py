@@ -164,7 +164,8 @@ def test_an_entry_of_the_journal_is_taken_over(served: tuple[str, Faults], lake:
         content = (Path(lake.uri) / instance["Path"]).read_bytes()
         assert content == dicom("3.1", instance["SOPInstanceUID"])
         assert hashlib.md5(content).hexdigest() == instance["MD5"]
-    assert [p for p in Path(lake.uri).glob(".staging/**/*") if p.is_file() and p.suffix != ".lock"] == []
+    left = [p for p in Path(lake.uri).glob(".staging/**/*") if p.is_file() and "earlier" not in p.parts]
+    assert [p for p in left if p.suffix != ".lock"] == []
 
 
 def test_the_main_job_runs_on_the_lake_and_ends_with_the_same_receipts(

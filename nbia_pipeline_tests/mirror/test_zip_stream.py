@@ -118,6 +118,44 @@ def test_a_zip_of_gigabytes_as_the_standard_library_writes_it_is_read() -> None:
     assert read(target.getvalue()) == ([("wide", b"x" * 10_000)], [True])
 
 
+@given(st.lists(st.sampled_from([b"PK\7\x08", b"PK\7", b"PK", b"\0", b"abc"]), max_size=60), st.integers())
+def test_a_stored_entry_of_unknown_length_may_be_full_of_signatures(parts: list[bytes], seed: int) -> None:
+    data = b"".join(parts)
+    crc = zlib.crc32(data)
+    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 8, 0, 0, 0, 0, 0, 0, 1, 0) + b"a"
+    central = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 8, 0, 0, 0, crc, len(data), len(data), 1, *[0] * 6) + b"a"
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(central), 0, 0)
+    for form in ("<4sIII", "<4sIQQ"):
+        descriptor = struct.pack(form, b"PK\7\x08", crc, len(data), len(data))
+        assert read(local + data + descriptor + central + end, seed) == ([("a", data)], [True])
+
+
+NAME = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 2000, 0) + b"x" * 2000
+EXTRAS = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 1, 60_000) + b"x" + bytes(60_000)
+NOTHING = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 8, 8, 0, 0, 0, 0, 0, 1, 0) + b"x" + b"\0\0\0\xff\xff" * 300_000
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (NAME, "a name of 2000 bytes"),
+        (EXTRAS * 20, "far more around its files than they need"),
+        (NOTHING, "unpacks to nothing, without an end"),
+    ],
+)
+def test_a_zip_that_is_mostly_wrapping_is_refused(body: bytes, says: str) -> None:
+    with pytest.raises(InvalidZip, match=says):
+        read(body)
+
+
+def test_a_zip_of_more_entries_than_any_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_stream, "MOST_ENTRIES", 3)
+    entries = [(str(n), b"") for n in range(4)]
+    assert len(read(with_sizes(entries[:3]))[0]) == 3
+    with pytest.raises(InvalidZip, match="more than 3 entries"):
+        read(with_sizes(entries))
+
+
 def test_a_small_piece_that_unpacks_to_much_comes_in_bounded_pieces() -> None:
     body = streamed([("bomb", bytes(50 << 20))])
     sizes = [len(piece) for entry in stream_entries([body]) for piece in entry]

@@ -17,8 +17,8 @@ import pytest
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.changes import catalog, feed, present
 from nbia_pipeline.changes import cursor as cursors
-from nbia_pipeline.changes import feed, present
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.defs import sensors
 from nbia_pipeline.defs.assets import tables
@@ -229,7 +229,7 @@ def _believe_an_empty_list_of_collections(patch: pytest.MonkeyPatch) -> None:
     def write(lake: Lake, *words: Any, **more: Any) -> int:
         return honest(lake, *words, **{**more, "may_empty": True})
 
-    patch.setattr(tables, "kept_collections", lambda settings, listed, known=(): listed)
+    patch.setattr(catalog, "kept_collections", lambda settings, listed, known=(): listed)
     patch.setattr(Lake, "write_table", write)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
+from nbia_pipeline.changes.catalog import describe
 from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets import changes, tables
 from nbia_pipeline.defs.assets.changes import ChangesConfig
-from nbia_pipeline.defs.assets.tables import describe
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror.engine import Mirror

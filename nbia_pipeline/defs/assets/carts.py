@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.defs.assets.images import RunBounds, build_ops, receipts_metadata
+from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
@@ -21,6 +22,7 @@ from nbia_pipeline.mirror.plan import Plan, make_plan
 from nbia_pipeline.mirror.series import WantedSeries, as_table, collections_of, wanted_series
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import shown
 
 NAME = "cart_images"
 DESCRIPTION = (
@@ -50,7 +52,8 @@ def build_cart_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
 
 
 def _plan(context: dg.OpExecutionContext, config: RunBounds, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
-    plan = mirror.plan_cart(context.partition_key, config.bounds(), on_progress=context.log.info)
+    bounds = config.bounds()
+    plan = mirror.plan_cart(context.partition_key, bounds, on_progress=lambda line: context.log.info(shown(line)))
     return plan, {"series": [w.to_json() for w in wanted_series(plan.selected)]}
 
 
@@ -62,9 +65,9 @@ def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any],
         "series": len(wanted),
         WHOLE: make_plan(as_table(wanted), receipts).done,
         **receipts_metadata(receipts),
-        "collections": dg.MetadataValue.table(
-            [dg.TableRecord({"collection": c, "series": n}) for c, n in sorted(collections.items())],
-            dg.TableSchema([dg.TableColumn("collection", "string"), dg.TableColumn("series", "int")]),
+        "collections": records(
+            ({"collection": c, "series": n} for c, n in sorted(collections.items())),
+            {"collection": "string", "series": "int"},
         ),
     }
 
@@ -98,13 +101,13 @@ def build_cart_check(naming: Naming) -> dg.AssetChecksDefinition:
         rows = list(_incomplete(context.instance, naming))
         metadata: dict[str, Any] = {"carts_short": len(rows)}
         if rows:
-            metadata["carts"] = dg.MetadataValue.table(rows)
+            metadata["carts"] = records(rows)
         return dg.AssetCheckResult(passed=not rows, metadata=metadata)
 
     return check
 
 
-def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[dg.TableRecord]:
+def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[dict[str, str | int]]:
     """Yield the carts that lack series: the name, how many it has, and how many are there."""
     for cart in instance.get_dynamic_partitions(str(naming.carts.name)):
         last = instance.fetch_materializations(
@@ -114,4 +117,4 @@ def _incomplete(instance: dg.DagsterInstance, naming: Naming) -> Iterator[dg.Tab
             figures = last[0].asset_materialization.metadata
             series, there = (int(str(figures[name].value)) for name in ("series", WHOLE))
             if there < series:
-                yield dg.TableRecord({"cart": cart, "series": series, "in_lake": there})
+                yield {"cart": cart, "series": series, "in_lake": there}

@@ -1,6 +1,5 @@
 """The feed of changes as an asset: what changed from one listing to the next, recorded once."""
 
-import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,14 +14,15 @@ from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_c
 from nbia_pipeline.changes.reasons import AskReasons, Reasons
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata, stored_bytes
+from nbia_pipeline.defs.metadata import materialization_metadata, records, stored_bytes
 from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.prune import mark_withdrawn
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SHOWN = 10
 # Reasons are optional: an archive that is down must not hold up the feed for long.
@@ -63,10 +63,14 @@ def build_changes_asset(naming: Naming, settings: Settings) -> dg.AssetsDefiniti
 def record_collections(
     naming: Naming, context: dg.AssetExecutionContext, lake: Lake, collections: list[str], config: ChangesConfig
 ) -> None:
-    """Record the changes of some collections, from a step of another asset."""
+    """Record the changes of some collections, from a step of another asset; damage stops its collection only."""
     for collection in collections:
         reasons = reasons_from(naming, context)
-        summary, metadata = record_collection(lake, collection, context.run.run_id, config, reasons)
+        try:
+            summary, metadata = record_collection(lake, collection, context.run.run_id, config, reasons)
+        except DamagedFile as e:
+            log.warning("the changes of %s are not recorded now: %s", collection, e)
+            continue
         if summary.changes.num_rows:
             record(context, naming.key(SERIES_CHANGES.name), {collection: metadata})
 
@@ -107,19 +111,20 @@ def _figures(summary: ChangeSummary) -> dict[str, Any]:
     figures: dict[str, Any] = {**kinds_of(summary.changes), "listed": summary.listed, "missing": summary.missing}
     if summary.changes.num_rows:
         rows = summary.changes.slice(0, SHOWN).to_pylist()
-        figures["first_changes"] = dg.MetadataValue.table([_shown(row) for row in rows])
+        figures["first_changes"] = records(_shown(row) for row in rows)
+    warnings = list(summary.restored)
     known = summary.missing + summary.listed
     if summary.missing > summary.listed and known >= LARGE_COLLECTION:
-        figures["warning"] = (
+        warnings.append(
             f"{summary.missing} of {known} series are missing from the last listing. They count as withdrawn only if a "
             "listing some hours later lacks them too"
         )
-    return figures
+    return {**figures, **({"warning": "\n".join(warnings)} if warnings else {})}
 
 
-def _shown(change: dict[str, Any]) -> dg.TableRecord:
+def _shown(change: dict[str, Any]) -> dict[str, str | int]:
     values = {name: change[name] for name in ("SeriesInstanceUID", "PatientID", "Change", "Version")}
     if change["Change"] == REVISED:
         values |= {"ColumnName": change["ColumnName"], "OldValue": change["OldValue"], "NewValue": change["NewValue"]}
     texts = {n: v if isinstance(v, int) else "null" if v is None else str(v) for n, v in values.items()}
-    return dg.TableRecord({**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts})
+    return {**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts}

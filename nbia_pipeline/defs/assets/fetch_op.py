@@ -14,11 +14,12 @@ from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.failures import as_failure, failure
-from nbia_pipeline.defs.metadata import size_classes
+from nbia_pipeline.defs.failures import INTERRUPTS, as_failure, failure, interrupts_end_the_run
+from nbia_pipeline.defs.metadata import records, size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import already_there, commit_journal
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.journal import has_failed, mark_failed
@@ -27,6 +28,7 @@ from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries, collections_of
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import shown
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 SHOWN = 100
@@ -42,6 +44,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         retry_policy=RETRY,
         required_resource_keys={naming.archive, naming.lake},
     )
+    @interrupts_end_the_run()
     def fetch(context: dg.OpExecutionContext, batch: list[Any]) -> dict[str, Any]:
         key = str(context.get_mapping_key())
         wanted = [WantedSeries.from_json(w) for w in batch]
@@ -51,7 +54,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
             # A retry, or another run, may have fetched some meanwhile.
             there = already_there(lake, wanted)
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
-        progress = Progress(missing, lambda line: context.log.info(f"{key}: {line}"))
+        progress = Progress(missing, lambda line: context.log.info(shown(f"{key}: {line}")))
         with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
             if missing:
                 with naming.archive_of(context).client() as client:
@@ -61,7 +64,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
                 if has_failed(lake, collection):
                     commit_journal(lake, collection)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
-        context.log.info(f"{key}: {progress.line()}; {summary_of(report)}")
+        context.log.info(shown(f"{key}: {progress.line()}; {summary_of(report)}"))
         return {**report, "batch": key}
 
     return fetch
@@ -76,21 +79,18 @@ def _reported_in_full(
     missing: Sequence[WantedSeries],
     progress: Progress,
 ) -> Iterator[None]:
-    """Where a batch fails: publish what it and others have fetched, record what failed, and fail the step."""
+    """Where a batch fails or is interrupted: commit what it and others have fetched, and fail the step."""
     try:
         yield
+    except INTERRUPTS:
+        _commit_finished(context, lake, missing)
+        raise
     except Exception as e:
         base = failure(e, settings)
         if base.allow_retries and context.retry_number < RETRY.max_retries:
             raise base from e
-        for collection in collections_of(missing):
-            try:
-                mark_failed(lake, collection)
-                commit_journal(lake, collection)
-            except LakeError as other:  # the first error is the one to report; the next plan makes up for this
-                where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
-                context.log.warning(f"{where}: {other}")
-        problem = error_text(e, settings.name_of) if isinstance(e, OURS) else f"{type(e).__name__}: {e}"
+        _commit_finished(context, lake, missing)
+        problem = error_text(e, settings.name_of) if isinstance(e, OURS) else shown(f"{type(e).__name__}: {e}")
         rows = failed_rows(missing, progress.receipts, problem)
         table = failed_table(rows)
         key = context.get_mapping_key()
@@ -98,10 +98,21 @@ def _reported_in_full(
             dg.AssetObservation(asset, partition=context.partition_key, metadata={"batch": str(key), "failed": table})
         )
         raise dg.Failure(
-            f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}",
+            shown(f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}"),
             metadata={**base.metadata, "failed": table},
             allow_retries=False,
         ) from e
+
+
+def _commit_finished(context: dg.OpExecutionContext, lake: Lake, missing: Sequence[WantedSeries]) -> None:
+    for collection in collections_of(missing):
+        try:
+            with soon_if_interrupted():
+                mark_failed(lake, collection)
+                commit_journal(lake, collection)
+        except LakeError as e:  # the first error is the one to report; the next plan makes up for this
+            where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
+            context.log.warning(shown(f"{where}: {e}"))
 
 
 def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], problem: str) -> list[dict[str, str]]:
@@ -114,8 +125,7 @@ def failed_rows(wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], pro
 
 def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
     """Return the first hundred rows as a table for the UI."""
-    columns = [dg.TableColumn("series", "string"), dg.TableColumn("what", "string")]
-    return dg.MetadataValue.table([dg.TableRecord(dict(r)) for r in rows[:SHOWN]], dg.TableSchema(columns))
+    return records(rows[:SHOWN], {"series": "string", "what": "string"})
 
 
 def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dict[str, Any]:

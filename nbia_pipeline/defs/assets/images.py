@@ -29,6 +29,7 @@ from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
+from nbia_pipeline.text import shown
 
 NAME = "images"
 DESCRIPTION = (
@@ -104,7 +105,9 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
                 "to mirror them"
             )
         selection = config.selection(mirror.client)
-        return mirror.plan(collection, selection, config.bounds(), on_progress=context.log.info), {}
+        return mirror.plan(
+            collection, selection, config.bounds(), on_progress=lambda line: context.log.info(shown(line))
+        ), {}
 
     after = {"after": dg.In(dg.Nothing)}
     plan, fetch, finish = build_ops(naming, settings, NAME, ImagesConfig, make_plan, _finish, after)

@@ -1,23 +1,25 @@
 """What the assets of tables share: the decorator, and the processing of the partitions of one run."""
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import Any
 
 import dagster as dg
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import ArchiveError
-from nbia_pipeline.defs.metadata import definition_metadata
+from nbia_pipeline.defs.metadata import definition_metadata, records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import logger, shown
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # The largest collection and, at the same time, the others. More at a time gain nothing and cost memory.
 COLLECTIONS_AT_A_TIME = 2
@@ -89,7 +91,7 @@ def each_partition(
     """
     made: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(COLLECTIONS_AT_A_TIME, thread_name_prefix=f"nbia-{table.name}") as pool:
+    with stopping.threads(COLLECTIONS_AT_A_TIME, f"nbia-{table.name}") as pool:
         collections = {pool.submit(make, c): c for c in largest_first(lake, list(context.partition_keys))}
         for future in as_completed(collections):
             collection = collections[future]
@@ -106,11 +108,10 @@ def each_partition(
         salvage(list(made))
         first, why = next(iter(failed.items()))
         if len(failed) == 1 and not made:
-            raise dg.Failure(why, metadata={"collection": first})
-        rows = [dg.TableRecord({"collection": c, "reason": text}) for c, text in failed.items()]
+            raise dg.Failure(why, metadata={"collection": shown(first)})
         raise dg.Failure(
-            f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}",
-            metadata={"failed": dg.MetadataValue.table(rows)},
+            shown(f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}"),
+            metadata={"failed": records({"collection": c, "reason": text} for c, text in failed.items())},
         )
 
 
@@ -119,7 +120,8 @@ def largest_first(lake: Lake, collections: list[str]) -> list[str]:
 
     Collections without a known number come last, in the given order.
     """
-    known = lake.read_table(COLLECTIONS, columns=["Collection", "PatientCount"])
+    columns = ["Collection", "PatientCount"]
+    known = read_or_empty(lake, COLLECTIONS, columns=columns, lost="The collections are taken in any order")
     patients = dict(zip(known["Collection"].to_pylist(), known["PatientCount"].to_pylist(), strict=True))
     return sorted(collections, key=lambda c: -(patients.get(c) or 0))
 

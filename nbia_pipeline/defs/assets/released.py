@@ -10,6 +10,7 @@ from pydantic import Field
 from nbia_pipeline import clock
 from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
 from nbia_pipeline.defs.failures import as_failure
+from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings, SettingsError
@@ -79,6 +80,5 @@ def _since(instance: dg.DagsterInstance, key: dg.AssetKey, collection: str) -> d
 def _shown(table: pa.Table, columns: tuple[str, ...]) -> dg.TableMetadataValue:
     """Return the first rows of a table for the UI."""
     rows = table.slice(0, SHOWN).select(list(columns)).to_pylist()
-    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
-    schema = dg.TableSchema(columns=[dg.TableColumn(name, "string") for name in columns])
-    return dg.MetadataValue.table([dg.TableRecord(row) for row in texts], schema)
+    texts = ({name: "" if value is None else str(value) for name, value in row.items()} for row in rows)
+    return records(texts, dict.fromkeys(columns, "string"))

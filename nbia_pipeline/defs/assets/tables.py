@@ -1,10 +1,7 @@
 """The tables, one asset each: some of the entire archive, the others partitioned by collection."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,9 +9,9 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from nbia_pipeline.archive import BadAnswer, NbiaClient
-from nbia_pipeline.changes.conformance import ENRICHED
-from nbia_pipeline.changes.listing import Fetched, with_earlier, write_listing
+from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.changes.catalog import NO_EARLIER_VALUES, VALUES, describe, values_of
+from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
@@ -23,17 +20,12 @@ from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialization_metadata
 from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
-from nbia_pipeline.schema.status import KEPT
-from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
-
-DESCRIPTIONS_AT_A_TIME = 8
-LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
-
-PATIENT_COUNT = "PatientCount"
+from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import shown
 
 
 class ListingConfig(dg.Config):
@@ -60,9 +52,7 @@ def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefi
     """Return the table assets of one archive."""
     return [
         _collections(naming, settings),
-        _values(naming, settings, t.MODALITIES, NbiaClient.modality_values),
-        _values(naming, settings, t.BODY_PARTS, NbiaClient.body_part_values),
-        _values(naming, settings, t.MANUFACTURERS, NbiaClient.manufacturer_values),
+        *(_values(naming, settings, table) for table in VALUES),
         _listing(naming, settings, t.PATIENTS, lambda client, c: client.patients(c)),
         _listing(naming, settings, t.STUDIES, lambda client, c: client.studies(c)),
         _listing(naming, settings, t.SERIES, lambda client, c: client.series(c)),
@@ -77,7 +67,7 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
             known = lake.collections_of(t.SERIES)
-            before = lake.read_table(t.COLLECTIONS)
+            before = read_or_empty(lake, t.COLLECTIONS, lost=NO_EARLIER_VALUES)
             metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, before, known))
             journal.sweep(lake)
             vanished = vanished_collections(lake)
@@ -90,18 +80,12 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     return collections
 
 
-def _values(
-    naming: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient], pa.Table]
-) -> dg.AssetsDefinition:
+def _values(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefinition:
     @table_asset(naming, table, group_name="catalog")
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
-            before = lake.read_table(table)
-            metadata = _write(
-                table, client, lake, lambda: with_earlier(Fetched(fetch(client)), before, ENRICHED[table.name])
-            )
-            return dg.MaterializeResult(metadata=metadata)
+            return dg.MaterializeResult(metadata=_write(table, client, lake, lambda: values_of(client, lake, table)))
 
     return values
 
@@ -155,64 +139,6 @@ def _each(
     return dg.MaterializeResult()
 
 
-def kept_collections(settings: Settings, listed: list[str], known: Sequence[str] = ()) -> list[str]:
-    """Return the collections that the settings keep.
-
-    Args:
-        listed: what the archive lists.
-        known: what the lake has tables of. One of these that is no longer listed was withdrawn, which is not an
-            error of the settings.
-
-    Raises:
-        BadAnswer: the archive lists none at all.
-        SettingsError: a name or glob of the collections or of the images matches nothing.
-    """
-    if not listed:
-        raise BadAnswer(f"the archive lists no collections for the account {settings.username!r}: try again later")
-    for argument, patterns in (("collections", settings.collections), ("images", settings.images or ())):
-        for pattern, similar in unmatched(patterns, [*listed, *known]).items():
-            hint = did_you_mean(similar, f"it lists {first_of(listed)}")
-            raise SettingsError(
-                f"{settings.name_of(argument)} has {pattern!r}, which matches no collection that {settings.username!r} "
-                f"may see: {hint} (names are case-sensitive)"
-            )
-    return matching(settings.collections, listed)
-
-
-def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Sequence[str] = ()) -> Fetched:
-    """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
-
-    Where the archive does not answer for one of these, its earlier value stays, or it is null.
-
-    Args:
-        client: the archive.
-        settings: which collections are kept.
-        before: the table as it was.
-        known: the collections that the lake has tables of.
-    """
-    collections = kept_collections(settings, client.collection_values(), known)
-    earlier = {row["Collection"]: row for row in before.to_pylist()}
-    counts = client.optional("collection_counts", client.collection_counts, "the number of patients by collection")
-
-    def row(collection: str) -> dict[str, Any]:
-        ask = partial(client.collection_description, collection)
-        found = client.optional("collection_descriptions", ask, "the descriptions of collections")
-        described = old = earlier.get(collection, {})
-        if found is not None:
-            own = (d for d in found.to_pylist() if d["Collection"] == collection)
-            described = max(own, key=lambda d: d["DescriptionTimestamp"] or LONG_AGO, default={})
-        count = old.get(PATIENT_COUNT) if counts is None else counts.get(collection)
-        return {**described, "Collection": collection, PATIENT_COUNT: count}
-
-    # The first one alone: an archive that lacks the call is asked once.
-    rows = [row(collection) for collection in collections[:1]]
-    with ThreadPoolExecutor(DESCRIPTIONS_AT_A_TIME, thread_name_prefix="nbia-descriptions") as pool:
-        rows += pool.map(row, collections[1:])
-    table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
-    fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})
-    return with_earlier(fetched, before, ENRICHED[t.COLLECTIONS.name])
-
-
 def _write(
     table: Table,
     client: NbiaClient,
@@ -227,4 +153,4 @@ def _write(
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
     warnings = [*client.warnings, *fetched.warnings]
-    return {**figures, **fetched.figures, **({"warning": "\n".join(warnings)} if warnings else {})}
+    return {**figures, **fetched.figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}

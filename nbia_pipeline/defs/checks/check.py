@@ -9,10 +9,12 @@ from typing import Any
 import dagster as dg
 
 from nbia_pipeline.defs.failures import as_failure
+from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import NbiaResource
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import markdown_code
 
 SHOWN = 10
 # Of the command in the description; all of it is in the metadata.
@@ -101,19 +103,26 @@ def build_check(
                 naming.archive_of(context) if needs_archive else None,
                 step.partition_key if step.has_partition_key else None,
             )
-            report = find(subject)
-            findings = iter(report.findings)
-            first = list(islice(findings, SHOWN))
-            count = len(first) + sum(1 for _ in findings)
+            try:
+                report = find(subject)
+                findings = iter(report.findings)
+                first = list(islice(findings, SHOWN))
+                count = len(first) + sum(1 for _ in findings)
+            except DamagedFile as e:
+                report = Report([], remedy=lambda first: "nbia-pipeline verify --repair")
+                first, count = [Finding(subject.partition or "", str(e))], 1
         metadata: dict[str, Any] = {"findings": count, **report.properties}
         text = description
         if first:
-            rows = [{"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first]
-            metadata["first_findings"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-            text += f" It failed with {count} finding{'' if count == 1 else 's'}; the first: {first[0].what}"
+            rows = ({"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first)
+            metadata["first_findings"] = records(rows)
+            # The UI takes the description for Markdown, in which an image is fetched from wherever its author says.
+            plural = "" if count == 1 else "s"
+            text += f" It failed with {count} finding{plural}; the first: {markdown_code(first[0].what)}"
             if remedy := report.remedy(first):
-                metadata["remedy"] = dg.MetadataValue.md(f"`{remedy}`")
-                text += f". To fix it: {textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=' ...')}"
+                metadata["remedy"] = dg.MetadataValue.md(markdown_code(remedy))
+                short = textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=" ...")
+                text += f". To fix it: {markdown_code(short)}"
         return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)
 
     return check

@@ -1,6 +1,7 @@
 """The checks of the images: they are complete, intact, as the archive has them, and licensed."""
 
 import random
+import shlex
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -83,7 +84,8 @@ def complete(subject: Subject) -> Report:
 
 def _run_again(findings: list[Finding]) -> str | None:
     """Return the command that fetches series, but for those that only the archive can repair."""
-    series = [f"--series {f.series}" for f in findings if f.fetchable]
+    # A UID is the archive's text, and a person pastes this into a shell.
+    series = [f"--series {shlex.quote(f.series or '')}" for f in findings if f.fetchable]
     return " ".join(["nbia-pipeline run", *series]) if series else None
 
 

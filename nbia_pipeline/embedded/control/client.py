@@ -4,7 +4,7 @@ It needs requests only::
 
     from nbia_pipeline.embedded.control import Control, Fault
 
-    control = Control("http://127.0.0.1:8043")
+    control = Control("http://control:TOKEN@127.0.0.1:8043")  # as `nbia-pipeline archive` prints it
     uid = control.add_series("TCGA-DEMO", patient="NEW-1")
     control.hide(uid)
     control.faults(Fault("cut", endpoint="getImage", fraction=0.5, times=1))
@@ -44,7 +44,7 @@ class Control:
     """The control interface of an embedded archive that runs with ``--control-port``."""
 
     def __init__(self, url: str) -> None:
-        """Take the address of the control port, like ``http://127.0.0.1:8043``."""
+        """Take the address of the control port as the archive states it, with the token in it."""
         self.url = url.rstrip("/")
         self._session = requests.Session()
         # It is a port of this machine: no proxy is needed.

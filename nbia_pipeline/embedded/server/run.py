@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline.embedded.control.server import control_app
+from nbia_pipeline.embedded.control.server import USER, control_app
 from nbia_pipeline.embedded.server.app import API, create_app
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +78,10 @@ class Lifeline:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a running server is reached: base URL of the archive, and control interface and lifeline or None."""
+    """Where a running server is reached: base URL of the archive, and control interface and lifeline or None.
+
+    The address of the control interface contains its token, as that of a user and password: who has it, has control.
+    """
 
     url: str
     control_url: str | None
@@ -117,19 +121,26 @@ def serve(
         listener = open_sockets.enter_context(_listen(host, port))
         control = None if control_port is None else open_sockets.enter_context(_listen("127.0.0.1", control_port))
 
+        token = secrets.token_urlsafe(24)
+
         def started() -> None:
-            control_url = None if control is None else _url(control)
+            control_url = None if control is None else with_token(_url(control), token)
             ready(Addresses(f"{_url(listener)}{API}", control_url, None if lifeline is None else lifeline.port))
 
         if control is None:
             asyncio.run(_serve(app, [listener], lifeline, started))
         else:
-            asyncio.run(_serve(with_control(app, control), [listener, control], lifeline, started))
+            asyncio.run(_serve(with_control(app, control, token), [listener, control], lifeline, started))
 
 
-def with_control(app: Starlette, control: socket.socket) -> ASGIApp:
-    """Return an application that answers as the control interface on the port of a socket."""
-    operations, port = control_app(app.state.archive.control), control.getsockname()[1]
+def with_token(url: str, token: str) -> str:
+    """Return the address of a control interface with its token: clients send it as they send an account."""
+    return url.replace("://", f"://{USER}:{token}@", 1)
+
+
+def with_control(app: Starlette, control: socket.socket, token: str) -> ASGIApp:
+    """Return an application that answers as the control interface, for those with `token`, on the port of a socket."""
+    operations, port = control_app(app.state.archive.control, token), control.getsockname()[1]
 
     async def by_port(scope: Scope, receive: Receive, send: Send) -> None:
         controls = scope["type"] == "http" and scope["server"][1] == port

@@ -7,10 +7,9 @@ longer. What arrived other than announced is not asked for again until then: eac
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline import clock
+from nbia_pipeline import clock, stopping
 from nbia_pipeline.archive import ArchiveError, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import ANNOTATIONS as FOLDER
 from nbia_pipeline.lake.layout import annotations_path, decode, encode
+from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.annotations.extract import extract
 from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, SERIES_METADATA
+from nbia_pipeline.text import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 STREAMS = 4
 # So many series in a row whose requests fail are no accident: the archive is down, or has no such call.
@@ -113,7 +115,8 @@ def annotated_series(lake: Lake, collection: str) -> list[AnnotatedSeries]:
 
     These are the series with complete images in their listed version for which the archive states an AnnotationSize.
     """
-    announced = lake.read_table(SERIES_METADATA, collection, columns=[_UID, "AnnotationSize"])
+    lost = "Which series have annotation files is not known until then"
+    announced = read_or_empty(lake, SERIES_METADATA, collection, [_UID, "AnnotationSize"], lost=lost)
     announced = announced.filter(pc.greater(announced["AnnotationSize"], 0))
     if not announced.num_rows:
         return []
@@ -171,9 +174,9 @@ def fetch_annotations(
     result = AnnotationsResult()
     pending: dict[str, list[Row]] = {}
     written, in_a_row = time.monotonic(), 0
-    with ThreadPoolExecutor(STREAMS, thread_name_prefix="nbia-annotations") as pool:
-        futures = {pool.submit(_fetch, client, lake, one): one.uid for one in series}
-        try:
+    try:
+        with stopping.threads(STREAMS, "nbia-annotations") as pool:
+            futures = {pool.submit(_fetch, client, lake, one): one.uid for one in series}
             for future in as_completed(futures):
                 if future.cancelled():
                     result.left += 1
@@ -193,8 +196,8 @@ def fetch_annotations(
                 if time.monotonic() > written + WRITE_SECONDS:
                     _record(lake, collection, pending)
                     pending, written = {}, time.monotonic()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    finally:
+        with soon_if_interrupted():
             _record(lake, collection, pending)
     if result.problems:
         uid, why = next(iter(result.problems.items()))

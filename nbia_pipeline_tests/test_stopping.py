@@ -1,0 +1,119 @@
+"""Threads that wait end when an interrupt leaves the block of their pool."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from nbia_pipeline import stopping
+from nbia_pipeline.archive import ClientOptions, NbiaClient
+from nbia_pipeline.archive.rate_limit import Limiter
+from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline_tests.helpers.archives import TestArchive
+from nbia_pipeline_tests.helpers.faults import Fault, silence
+
+WITHIN_SECONDS = 15  # nothing here takes one; the waits take 300
+
+
+def interrupted(wait: Callable[[], object], ready: Callable[[], bool]) -> BaseException | None:
+    """Let two threads wait and an interrupt leave the block once they do; return how the first one ended."""
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), stopping.threads(2, "test") as pool:
+        futures = [pool.submit(wait) for _ in range(20)]
+        while not ready():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert time.monotonic() - before < WITHIN_SECONDS
+    assert all(future.done() for future in futures), "a thread was left behind"
+    assert sum(not future.cancelled() for future in futures) == 2
+    return futures[0].exception()
+
+
+def test_threads_that_wait_for_an_answer(archive: TestArchive) -> None:
+    archive.faults.inject("getSeries", silence(), times=2)
+    patient = ClientOptions(read_timeout=300)
+    with archive.client(options=patient, api="v4") as client:
+        ended = interrupted(lambda: client.series("TCGA-DEMO"), lambda: archive.faults.count("getSeries") == 2)
+        assert isinstance(ended, stopping.Stopped)
+        assert client.series("TCGA-DEMO").num_rows == 9, "it can be used again"
+
+
+def test_threads_in_the_middle_of_a_body_whose_end_only_the_connection_shows(archive: TestArchive) -> None:
+    archive.faults.inject("getMD5Hierarchy", silence(b""), times=2)
+    with archive.client(api="v4", options=ClientOptions(read_timeout=300)) as client:
+        ended = interrupted(
+            lambda: client.optional("md5", lambda: client.md5_hierarchy(series_uid="1"), "digests"),
+            lambda: archive.faults.count("getMD5Hierarchy") == 2,
+        )
+        assert isinstance(ended, stopping.Stopped), "an optional call must not go on without an answer"
+
+
+def test_threads_that_pause_before_another_try(archive: TestArchive) -> None:
+    archive.faults.inject("getSeries", Fault("status", status=502), times=2)
+    patient = ClientOptions(backoff=300, max_backoff=300)
+    with NbiaClient(archive.url, api="v4", options=patient) as client:
+        ended = interrupted(lambda: client.series("TCGA-DEMO"), lambda: archive.faults.count("getSeries") == 2)
+    assert isinstance(ended, stopping.Stopped)
+
+
+def test_threads_that_wait_for_a_slot() -> None:
+    limiter = Limiter(1)
+
+    def wait() -> None:
+        with limiter.slot():
+            raise AssertionError("the slot is taken")
+
+    with limiter.slot():
+        ended = interrupted(wait, lambda: True)
+    assert isinstance(ended, stopping.Stopped)
+
+
+def test_threads_that_wait_for_a_lock_of_another_process(lake: Lake, tmp_path: Path) -> None:
+    lake.check_writable()
+    waiting = threading.Semaphore(0)
+
+    def wait() -> None:
+        waiting.release()
+        with lake.lock(Lock.COLLECTION, "A"):
+            raise AssertionError("the lock is taken")
+
+    path = tmp_path / "lake" / Lock.COLLECTION.path("A")
+    path.parent.mkdir(parents=True)
+    with FileLock(path):  # as the other process has it: not through the lake
+        ended = interrupted(wait, lambda: waiting.acquire(blocking=False))
+    assert isinstance(ended, stopping.Stopped)
+
+
+def test_a_pool_inside_a_thread_of_another_one_ends_as_well() -> None:
+    began = threading.Event()
+
+    def inner() -> None:
+        began.set()
+        stopping.sleep(300)
+
+    def outer() -> None:
+        with stopping.threads(1, "inner") as pool:
+            pool.submit(inner).result()
+
+    assert isinstance(interrupted(outer, began.is_set), stopping.Stopped)
+    stopping.expect_running()
+
+
+def test_after_an_error_nothing_more_begins_and_nothing_is_stopped() -> None:
+    ends: list[str] = []
+
+    def end(name: str) -> None:
+        stopping.sleep(0.2)
+        ends.append(name)
+
+    with pytest.raises(ValueError, match="first"), stopping.threads(1, "test") as pool:
+        pool.submit(end, "first")
+        pool.submit(end, "second")
+        time.sleep(0.05)
+        raise ValueError("first")
+    assert ends == ["first"]
