@@ -162,12 +162,8 @@ class LocalStore(_Store):
 
     def put(self, path: str, data: Any) -> None:
         """Write bytes or an Arrow buffer to a file, completely or not at all; missing folders are made."""
-        staged = self._new_name()
-        try:
-            staged.write_bytes(data)
+        with self._staged_file(data) as staged:
             self.put_file(staged, path)
-        finally:
-            staged.unlink(missing_ok=True)
 
     def put_file(self, staged: Path, path: str) -> None:
         """Move a file of a workspace to its path in the lake; missing folders are made."""
@@ -178,12 +174,8 @@ class LocalStore(_Store):
         """Write a small file, completely or not at all, which may be empty if power is lost before :meth:`flush`."""
         if not self._flush.as_a_whole:
             return self.put(path, data)
-        staged = self._new_name()
-        try:
-            staged.write_bytes(data)
+        with self._staged_file(data) as staged:
             self._moved(staged, self._folder / path)
-        finally:
-            staged.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Make sure that all that was written, moved and noted before survives a loss of power."""
@@ -329,6 +321,18 @@ class LocalStore(_Store):
     def free_bytes(self) -> int | None:
         """Return the free space of the disk in bytes, None for an object store; the lake need not exist yet."""
         return shutil.disk_usage(next(f for f in (self._folder, *self._folder.parents) if f.is_dir())).free
+
+    @contextmanager
+    def _staged_file(self, data: Any) -> Iterator[Path]:
+        """Write a file that the block moves away; it is removed if that fails."""
+        staged = self._new_name()
+        try:
+            staged.write_bytes(data)
+            yield staged
+        except BaseException:
+            with suppress(OSError):
+                staged.unlink()
+            raise
 
     def _new_name(self, suffix: str = "") -> Path:
         """Return a path in the staging area that nobody uses."""

@@ -161,9 +161,14 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
 
 
 def _revoked(lake: Lake, collection: str, before: pa.Table, entries: Iterable[Entry]) -> pa.Table:
-    """Revoke the receipts of files that the entries replace or remove; return ``image_series`` as it is then."""
-    fresh = [e.receipt.wanted.SeriesInstanceUID for e in entries if e.receipt.status == COMPLETE]
-    table = journal.revoked_receipts(before, dict.fromkeys(fresh, journal.BEING_REPLACED))
+    """Revoke the receipts of files that the entries replace or remove; return ``image_series`` as it is then.
+
+    An entry whose files are gone replaces nothing.
+    """
+    complete = set(before[_UID].filter(pc.equal(before["Status"], COMPLETE)).to_pylist())
+    fresh = [e for e in entries if e.receipt.status == COMPLETE and e.receipt.wanted.SeriesInstanceUID in complete]
+    kept = [e.receipt.wanted.SeriesInstanceUID for e in fresh if journal.is_kept(lake, e)]
+    table = journal.revoked_receipts(before, dict.fromkeys(kept, journal.BEING_REPLACED))
     if not table.equals(before):
         lake.write_table(IMAGE_SERIES, table, collection)
     return table

@@ -5,14 +5,20 @@ Here a sample of the operations fails; ``make test-disk`` lets each of them fail
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import JOURNAL
+from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline_tests.helpers import failing_disk
 from nbia_pipeline_tests.helpers.failing_disk import KINDS
 from nbia_pipeline_tests.helpers.scenarios import SCENARIOS
+from nbia_pipeline_tests.helpers.series import files_of, publish, receipt, series_table, wanted
 from nbia_pipeline_tests.helpers.sweep import Sweep, sweeping
 
 pytestmark = [
@@ -57,3 +63,15 @@ def _wrong(sweep: Sweep, name: str, chosen: list[tuple[str, int]]) -> list[str]:
     wrong = [f"{kind} at {number}: {text}" for kind, number in chosen for text in sweep.attempt(name, kind, number)]
     assert sweep.failures == before + len(chosen), "the disk did not fail each time"
     return wrong
+
+
+def test_an_entry_of_the_journal_whose_files_are_gone_revokes_no_receipt(lake: Lake) -> None:
+    """A disk can keep the entry and lose the files: then the older version stays, in the older patient's directory."""
+    publish(lake, receipt())
+    before = commit(lake, "A", series_table([wanted(1)]))
+    moved = replace(receipt(), wanted=replace(wanted(1), PatientID="Q"))
+    entry = {"receipt": moved.to_json(), "staged": "host.1.abc/files"}
+    lake.put_bytes(f"{JOURNAL}/A/1.0001.json", json.dumps(entry).encode())
+    assert commit(lake, "A", series_table([moved.wanted])).equals(before)
+    assert list(files_of(lake, receipt().path)) == ["9.1.dcm"]
+    assert lake.names_in(f"{JOURNAL}/A") == []
