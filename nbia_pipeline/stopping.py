@@ -17,6 +17,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LOOK_SECONDS = 0.5
+"""How often a thread that cannot be woken where it waits should look whether it is to stop."""
 WAIT_SECONDS = 3.0
 """How long an interrupt waits for the threads of a pool; a look-up of a name, for one, cannot be woken."""
 

@@ -1,9 +1,9 @@
 """The feed of changes and the state of a collection, where one of them is damaged or missing.
 
 The state (``series_seen``) follows from the file that it replaced last, if that can be read, and the rows of the feed
-since; else from the feed and the present listing. The feed (``series_changes``) cannot be had again: the file that it
-replaced last is put back, or it begins again. No change is recorded twice for that, and no withdrawal is confirmed
-early: a series that is missing, and not withdrawn yet, counts as missing from the next listing on.
+since; else from the feed and the present listing. The feed (``series_changes``) follows from nothing else: the file
+that it replaced last is put back, or it begins again. No change is recorded twice for that, and no withdrawal is
+confirmed early: a series that is missing, and not withdrawn yet, counts as missing from the next listing on.
 """
 
 from __future__ import annotations
