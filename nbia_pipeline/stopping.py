@@ -9,10 +9,16 @@ a function of :func:`when_stopping`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.5
+"""How often a thread that cannot be woken where it waits should look whether it is to stop."""
 WAIT_SECONDS = 3.0
 """How long an interrupt waits for the threads of a pool; a look-up of a name, for one, cannot be woken."""
 
@@ -73,6 +79,23 @@ def threads(most: int, name: str) -> Iterator[ThreadPoolExecutor]:
     except BaseException:
         _stop(pool)
         raise
+
+
+def in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
+    """Yield what some calls return, in their order.
+
+    Args:
+        pool: threads that make the calls.
+        calls: taken one by one, when there is room for another.
+        most: calls whose results are not taken yet, so that memory stays bounded.
+    """
+    begun: deque[Future[T]] = deque()
+    for call in calls:
+        begun.append(pool.submit(call))
+        if len(begun) >= most:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
 
 
 def _stop(pool: ThreadPoolExecutor) -> None:

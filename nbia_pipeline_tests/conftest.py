@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.archive import NbiaClient, rate_limit
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
@@ -60,7 +61,8 @@ def _shared_archive(demo: Catalog) -> Iterator[TestArchive]:
 
 @pytest.fixture
 def archive(_shared_archive: TestArchive) -> Iterator[TestArchive]:
-    """A demo archive without history: nothing planned, nothing seen, nobody logged in."""
+    """A demo archive without history: nothing planned, nothing seen, nobody logged in, never too busy."""
+    rate_limit._limiters.pop(urlsplit(_shared_archive.url).netloc, None)
     _shared_archive.tokens.expire_all()
     _shared_archive.faults.reset()
     yield _shared_archive

@@ -17,12 +17,10 @@ import itertools
 import json
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from functools import reduce
+from functools import partial, reduce
 from operator import itemgetter
 from typing import Any
 
@@ -30,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive.bounds import not_a, pieces_of_array
 from nbia_pipeline.archive.conformance import Nonconformity, as_sent, report
 from nbia_pipeline.archive.errors import BadAnswer
@@ -237,15 +236,9 @@ def _in_parallel(read: Callable[[bytes], _Piece], pieces: Iterator[bytes]) -> It
     if first is None or second is None:  # as most answers are: threads would cost more than they gain
         yield from map(read, () if first is None else (first,))
         return
-    pieces = itertools.chain((first, second), pieces)
-    reading: deque[Future[_Piece]] = deque()
-    with ThreadPoolExecutor(READERS, thread_name_prefix="nbia-parse") as pool:
-        for piece in pieces:
-            reading.append(pool.submit(read, piece))
-            if len(reading) > READERS:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
+    calls = (partial(read, piece) for piece in itertools.chain((first, second), pieces))
+    with stopping.threads(READERS, "nbia-parse") as pool:
+        yield from stopping.in_order(pool, calls, READERS + 1)
 
 
 def _read_fast(piece: bytes, shape: Shape) -> pa.Table:

@@ -284,9 +284,8 @@ def pieces_of_array(chunks: Iterable[bytes]) -> Iterator[bytes]:
             enough = PIECE_BYTES
         else:
             _expect_no_giant(len(buffer))
-            enough = min(
-                2 * len(buffer), ROW_BYTES + 1
-            )  # to look again for each chunk would take the square of the time
+            # To look again at each chunk would take the square of the time.
+            enough = min(2 * len(buffer), ROW_BYTES + 1)
     if not opened:
         return
     rest = bytes(buffer).rstrip(_BLANKS)

@@ -16,8 +16,6 @@ from nbia_pipeline import stopping
 
 MAX_IN_FLIGHT = 8
 GROW_AFTER = 25
-WAKE_SECONDS = 1.0
-"""How often a thread that waits for a slot looks whether it is to stop."""
 
 
 class Limiter:
@@ -121,7 +119,7 @@ class Limiter:
         while True:
             with self._freed:
                 while self.in_flight >= self.limit:
-                    self._freed.wait(WAKE_SECONDS)
+                    self._freed.wait(stopping.LOOK_SECONDS)
                     stopping.expect_running()
                 pause = self._quiet_until - self._clock()
                 if pause <= 0:

@@ -3,7 +3,7 @@
 The feed (``series_changes``) is written first, the state (``series_seen``) after it. The state says how many rows
 of the feed it accounts for, so after a crash between the two the next call finds the rows that the state lacks,
 and applies them. Nothing is recorded twice, nothing is left out, and no row is ever removed. The file that each of the
-two replaced last is kept, for :mod:`~nbia_pipeline.changes.restore`.
+two replaced last is kept, for :mod:`~nbia_pipeline.changes.rebuild`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import WITHDRAWN, Observation, diff, replay, uids_of, with_reasons
 from nbia_pipeline.changes.present import CollectionListing, collection_listing, moment, read_listing
 from nbia_pipeline.changes.reasons import AskReasons
-from nbia_pipeline.changes.restore import restore_feed
+from nbia_pipeline.changes.rebuild import rebuild_feed
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, LISTED_AT
@@ -37,14 +37,14 @@ class ChangeSummary:
         rows: how many rows the feed has now.
         listed: series in the last listing.
         missing: series that are missing from the last listing, and not withdrawn yet.
-        restored: what of feed and state was damaged or missing, and what is lost with it, in a sentence each.
+        rebuilt: what of feed and state was damaged or missing, and what is lost with it, in a sentence each.
     """
 
     changes: pa.Table
     rows: int
     listed: int
     missing: int
-    restored: Sequence[str] = ()
+    rebuilt: Sequence[str] = ()
 
 
 @dataclass
@@ -71,8 +71,8 @@ def record_changes(
     """Record what the new listings of a collection changed; without a new listing nothing is written.
 
     A listing is the ``series`` table, or the absence of the collection from a later ``collections`` table that
-    would have named it. A feed or a state that is damaged or missing is restored first, see
-    :mod:`~nbia_pipeline.changes.restore`.
+    would have named it. A feed or a state that is damaged or missing is rebuilt first, see
+    :mod:`~nbia_pipeline.changes.rebuild`.
 
     Args:
         lake: the lake.
@@ -86,10 +86,10 @@ def record_changes(
     """
     # Not the lock of the collection, which others may hold while they wait for the archive.
     with lake.lock(Lock.CHANGES, collection) as expect_held:
-        restored = restore_feed(lake, collection)
+        rebuilt = rebuild_feed(lake, collection)
         collections = collection_listing(lake)
         if _is_up_to_date(lake, collection, collections):
-            return _summary(lake, collection, SERIES_CHANGES.schema.empty_table(), restored)
+            return _summary(lake, collection, SERIES_CHANGES.schema.empty_table(), rebuilt)
         series, properties = read_listing(lake, SERIES, collection)
         state = _State(*read_listing(lake, SERIES_SEEN, collection))
         recorded = [_unaccounted(lake, collection, state)]
@@ -109,7 +109,7 @@ def record_changes(
             expect_held()
             _write_state(lake, collection, state)
         del series, state
-        return _summary(lake, collection, pa.concat_tables(recorded), restored)
+        return _summary(lake, collection, pa.concat_tables(recorded), rebuilt)
 
 
 def _is_up_to_date(lake: Lake, collection: str, collections: CollectionListing) -> bool:
@@ -176,7 +176,7 @@ def _write_state(lake: Lake, collection: str, state: _State) -> None:
     lake.write_table(SERIES_SEEN, state.rows, collection, properties=state.properties, keep_earlier=True)
 
 
-def _summary(lake: Lake, collection: str, changes: pa.Table, restored: Sequence[str]) -> ChangeSummary:
+def _summary(lake: Lake, collection: str, changes: pa.Table, rebuilt: Sequence[str]) -> ChangeSummary:
     seen = lake.read_table(SERIES_SEEN, collection, columns=["MissingSince", "Withdrawn"])
     missing = pc.and_(pc.is_valid(seen["MissingSince"]), pc.invert(seen["Withdrawn"]))
     return ChangeSummary(
@@ -184,5 +184,5 @@ def _summary(lake: Lake, collection: str, changes: pa.Table, restored: Sequence[
         rows=lake.count_rows(SERIES_CHANGES, collection),
         listed=seen["MissingSince"].null_count,
         missing=pc.sum(missing).as_py() or 0,
-        restored=restored,
+        rebuilt=rebuilt,
     )

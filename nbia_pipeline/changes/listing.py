@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.archive import BadAnswer
+from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.archive.conformance import collect
 from nbia_pipeline.changes.conformance import expect_columns, lost_columns, record_nonconformities
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
+from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.status import API, LISTED_AT
 from nbia_pipeline.text import logger
@@ -39,6 +40,19 @@ class Fetched:
     figures: Mapping[str, Any] = field(default_factory=dict)
     kept: Collection[str] = ()
     warnings: Sequence[str] = ()
+
+
+LISTED: Mapping[Table, Callable[[NbiaClient, str], pa.Table]] = {
+    t.PATIENTS: lambda client, collection: client.patients(collection),
+    t.STUDIES: lambda client, collection: client.studies(collection),
+    t.SERIES: lambda client, collection: client.series(collection),
+}
+"""The tables of a collection that are lists of the archive, and how each is asked for."""
+
+
+def fetch_list(client: NbiaClient, table: Table, collection: str) -> Fetched:
+    """Return the rows of one of :data:`LISTED`."""
+    return Fetched(LISTED[table](client, collection))
 
 
 def with_earlier(fetched: Fetched, before: pa.Table, columns: Sequence[str]) -> Fetched:

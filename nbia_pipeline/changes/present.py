@@ -141,7 +141,7 @@ def returned_collections(lake: Lake) -> list[str]:
 
 
 def _ends_absence(lake: Lake, listing: CollectionListing, collection: str) -> bool:
-    """Return whether `listing` ends the absence of a collection, or may end it: to record it restores its state."""
+    """Return whether `listing` ends the absence of a collection, or may end it: to record it rebuilds its state."""
     try:
         return listing.ends_absence(collection, lake.read_properties(SERIES_SEEN, collection))
     except DamagedFile:

@@ -17,7 +17,7 @@ WAKE = signal.SIGUSR1  # sent by this process to its main thread only
 # One person's Ctrl-C can arrive twice: from the terminal, and from a program in between that passes it on.
 ONE_REQUEST_SECONDS = 1.0
 LOOK_SECONDS = 0.2
-# Here Dagster waits for a place in a pool, or to retry a step, and takes no interrupt.
+# Here Dagster waits for a slot in a pool, or to retry a step, and takes no interrupt.
 _DEAF = "sleep_til_ready"
 
 

@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--repair",
         "--mend",
         action="store_true",
-        help="make damaged tables again, fetch damaged series again, and read them once more",
+        help="rebuild damaged tables, fetch damaged series again, and read them once more",
     )
 
 
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _repaired_tables(settings: Settings, lake: Lake, damaged: Sequence[TableDamage]) -> list[TableDamage]:
-    """Make damaged tables again, and return what is still damaged."""
+    """Rebuild damaged tables, and return what is still damaged."""
     lake.check_writable()
     for damage in damaged:
         say(f"  {damage}")

@@ -320,7 +320,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         except DamagedFile as e:  # the others need not wait for it
             context.log.warning(f"{collection}: {e}")
             damaged.append(str(e))
-            if not damage_of(lake, SERIES, collection):  # a run of the images makes all the others again
+            if not damage_of(lake, SERIES, collection):  # a run of the images rebuilds all the others
                 runs.append(_run(naming, IMAGES_JOB, collection, f"{_short(e)}:{today}"))
             continue
         if todo:

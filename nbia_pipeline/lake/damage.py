@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from nbia_pipeline.lake import parquet
-from nbia_pipeline.lake.errors import DamagedFile, content_of_table
+from nbia_pipeline.lake.errors import REBUILD, DamagedFile, content_of_table
 from nbia_pipeline.lake.lake import Lake
 from nbia_pipeline.lake.layout import earlier_path, table_path
 from nbia_pipeline.schema import Table
@@ -33,6 +33,17 @@ def damage_of(lake: Lake, table: Table, collection: str | None = None, *, rows: 
     except DamagedFile as e:
         return e
     return None
+
+
+def missing(table: Table, collection: str, shown_by: str = "other tables show that it was there") -> str:
+    """Return that a table should be there and is not, and what to do.
+
+    Args:
+        table: which one.
+        collection: the partition.
+        shown_by: how that is known, in a clause.
+    """
+    return f"{table_path(table.name, collection)} is missing, and {shown_by}: {REBUILD}"
 
 
 def read_or_empty(

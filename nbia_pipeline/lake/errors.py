@@ -30,7 +30,7 @@ _TEXT_OF_NO_ANSWER = re.compile("endpoint|timed out|server error|unavailable|slo
 _TEXT_OF_DENIED = re.compile(r"denied|forbidden|unauthorized|not authorized|\b40[13]\b", re.I)
 
 
-MADE_AGAIN = "`nbia-pipeline run` makes the table again, and so does `nbia-pipeline verify --repair`"
+REBUILD = "`nbia-pipeline run` rebuilds the table, and so does `nbia-pipeline verify --repair`"
 """What to do about a table that is damaged or missing."""
 
 
@@ -96,7 +96,7 @@ def content_of_table(path: str, lake: str) -> Iterator[None]:
         what = f"cannot read {path} in the lake {lake} ({reason(e)[:300]})"
         if isinstance(e, MemoryError):
             raise LakeError(f"{what}: there is too little memory", arguments=("lake",)) from e
-        raise DamagedFile(f"{what}: the file is damaged: {MADE_AGAIN}", arguments=("lake",)) from e
+        raise DamagedFile(f"{what}: the file is damaged: {REBUILD}", arguments=("lake",)) from e
 
 
 def reason(error: BaseException) -> str:

@@ -11,10 +11,11 @@ import re
 import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from nbia_pipeline import stopping
 
 try:
     import fcntl
@@ -89,36 +90,18 @@ class Flush:
         if self.as_a_whole:
             self.everything()
             return
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="nbia-flush") as pool:
-            for _ in pool.map(self._one, [*folder.rglob("*"), folder]):
+        found = list(folder.rglob("*"))
+        with stopping.threads(THREADS, "nbia-flush") as pool:
+            for _ in pool.map(self.file, (path for path in found if path.is_file())):
                 pass
+        self.names([*(path for path in found if path.is_dir()), folder])
 
     def file(self, path: Path) -> None:
-        """Flush one file, whose name may change next.
+        """Flush one file, whose name may change next, or what one directory lists.
 
         Raises:
             OSError: the disk cannot be written.
         """
-        self._one(path)
-
-    def names(self, folders: Iterable[Path]) -> None:
-        """Flush what some directories list.
-
-        Raises:
-            OSError: the disk cannot be written.
-        """
-        if os.name != "nt":  # where no directory can be opened
-            for folder in folders:
-                self._one(folder)
-
-    def _sync(self) -> None:
-        if self._failed is None and _LIBC.syncfs(self._descriptor) != 0:
-            number = ctypes.get_errno()
-            self._failed = OSError(number, os.strerror(number), str(self._root))
-        if self._failed is not None:
-            raise self._failed
-
-    def _one(self, path: Path) -> None:
         if self._off:
             return
         opened = os.open(path, os.O_RDONLY)
@@ -129,6 +112,23 @@ class Flush:
                 fcntl.fcntl(opened, _FULL_FSYNC)
         finally:
             os.close(opened)
+
+    def names(self, folders: Iterable[Path]) -> None:
+        """Flush what some directories list.
+
+        Raises:
+            OSError: the disk cannot be written.
+        """
+        if os.name != "nt":  # where no directory can be opened
+            for folder in folders:
+                self.file(folder)
+
+    def _sync(self) -> None:
+        if self._failed is None and _LIBC.syncfs(self._descriptor) != 0:
+            number = ctypes.get_errno()
+            self._failed = OSError(number, os.strerror(number), str(self._root))
+        if self._failed is not None:
+            raise self._failed
 
     @cached_property
     def _descriptor(self) -> int:

@@ -44,8 +44,6 @@ log = logger(__name__)
 
 LEFTOVER_SECONDS = 7 * 24 * 3600
 WAY_OUT_SECONDS = 1.0
-LOOK_SECONDS = 0.5
-"""How often a thread that waits for a lock looks whether it is to stop."""
 HOST = socket.gethostname().replace(".", "-")
 
 
@@ -138,7 +136,7 @@ def _flock(lock: FileLock, path: Path) -> None:
     while True:
         try:
             # Some file systems cannot lock, which is no OSError.
-            translated(lock.acquire, timeout=max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
+            translated(lock.acquire, timeout=max(0.0, min(stopping.LOOK_SECONDS, until - time.monotonic())))
             return
         except Timeout:
             stopping.expect_running()

@@ -189,8 +189,8 @@ def _outdated_folders(before: pa.Table, receipts: Iterable[Receipt]) -> Iterator
     """Yield the directories of the older files of series that came back under another patient or study."""
     fresh = {r.wanted.SeriesInstanceUID: r.path for r in receipts if r.status == COMPLETE}
     known = before.filter(among(before[_UID], fresh))
-    replaced = pc.fill_null(pc.equal(known["Reason"], journal.BEING_REPLACED), False)
-    for row in known.filter(pc.or_(has_files(known), replaced)).to_pylist():
+    revoked = pc.and_(pc.equal(known["Status"], PENDING), pc.is_valid(known["FetchedAt"]))
+    for row in known.filter(pc.or_(has_files(known), revoked)).to_pylist():
         path = series_path(row["Collection"], row["PatientID"], row["StudyInstanceUID"], row[_UID])
         if path != fresh[row[_UID]]:
             yield path

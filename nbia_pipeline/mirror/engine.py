@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.feed import record_changes
-from nbia_pipeline.changes.listing import Fetched, write_listing
+from nbia_pipeline.changes.listing import LISTED, fetch_list, write_listing
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
@@ -22,7 +22,7 @@ from nbia_pipeline.mirror.download import STREAMS, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Plan, make_plan
 from nbia_pipeline.mirror.progress import Progress
-from nbia_pipeline.mirror.rebuild.tables import restore
+from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import Selection, cart_series
 from nbia_pipeline.mirror.series import WantedSeries
@@ -143,8 +143,8 @@ class Mirror:
         """
         self.lake.check_writable()
         client = self.client
-        for table, ask in ((t.PATIENTS, client.patients), (t.STUDIES, client.studies), (t.SERIES, client.series)):
-            fetch = partial(_fetched, ask, collection)
+        for table in LISTED:
+            fetch = partial(fetch_list, client, table, collection)
             write_listing(self.lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
         record_changes(self.lake, collection, reasons=Reasons(client).of)
 
@@ -158,9 +158,9 @@ class Mirror:
     ) -> Plan:
         """Return what to fetch of a collection, with everything prepared before anything is fetched.
 
-        Tables that are damaged or missing are made again (:mod:`~nbia_pipeline.mirror.rebuild.tables`). What earlier
-        runs finished is committed, leftovers of dead processes are swept, and the texts of the licenses are stored in
-        the lake. What the disk has no room for is left out, and its receipt says so.
+        Tables that are damaged or missing are rebuilt (:mod:`~nbia_pipeline.mirror.rebuild.tables`). What earlier runs
+        finished is committed, leftovers of dead processes are swept, and the texts of the licenses are stored in the
+        lake. What the disk has no room for is left out, and its receipt says so.
 
         Args:
             collection: exact spelling; its series are listed in the lake.
@@ -172,7 +172,7 @@ class Mirror:
             ArchiveError: the archive cannot be asked for the licenses.
             LakeError: the series were never listed, or the lake cannot be written.
         """
-        restore(self.client, self.lake, collection)
+        rebuild(self.client, self.lake, collection)
         listed = {collection: listed_series(self.lake, collection)}
         return self._plan(collection, listed, listed, selection, bounds, on_progress)
 
@@ -187,7 +187,7 @@ class Mirror:
         rows = cart_series(self.client, self.lake, name)
         series = {c: rows.filter(pc.equal(rows["Collection"], c)) for c in pc.unique(rows["Collection"]).to_pylist()}
         for collection, listed in series.items():
-            restore(self.client, self.lake, collection, listed)
+            rebuild(self.client, self.lake, collection, listed)
         # A license is that of a collection: where the lake lists it, all its series count.
         whole = {c: present_series(self.lake, c) if self.lake.count_rows(t.SERIES, c) else s for c, s in series.items()}
         return self._plan(f"cart {name}", series, whole, EVERYTHING, bounds, on_progress)
@@ -238,10 +238,6 @@ class Mirror:
 
     def _keep_licenses(self, collection: str, series: pa.Table) -> None:
         keep_licenses(self.client, self.lake, collection, series)
-
-
-def _fetched(ask: Callable[[str], pa.Table], collection: str) -> Fetched:
-    return Fetched(ask(collection))
 
 
 def listed_series(lake: Lake, collection: str) -> pa.Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,8 +126,14 @@ def read_slices(lake: Lake, collection: str, *, remove_damaged: bool = False) ->
 
 def read_entries(lake: Lake, collection: str, uids: Iterable[str]) -> list[Entry]:
     """Return the entries of some series of a collection."""
+    has_entry = entry_lookup(lake, collection)
+    return list(_read(lake, (_path(collection, uid) for uid in uids if has_entry(uid))))
+
+
+def entry_lookup(lake: Lake, collection: str) -> Callable[[str], bool]:
+    """Return a function that takes a SeriesInstanceUID and returns whether the journal had an entry of it just now."""
     present = set(lake.names_in(_folder(collection)))
-    return list(_read(lake, (_path(collection, uid) for uid in uids if _name(uid) in present)))
+    return lambda uid: _name(uid) in present
 
 
 def finish_move(lake: Lake, entry: Entry) -> bool:

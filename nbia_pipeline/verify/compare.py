@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,20 +19,13 @@ log = logger(__name__)
 SHOWN = 3
 
 
-class Stopped(Exception):
-    """The comparison was stopped in the middle of a file."""
-
-
-def compare_files(
-    lake: Lake, series: StoredSeries, rows: Sequence[dict[str, Any]], stop: threading.Event
-) -> VerifyResult:
+def compare_files(lake: Lake, series: StoredSeries, rows: Sequence[dict[str, Any]]) -> VerifyResult:
     """Compare the files of a series with its rows of table ``instances``: sizes first, then MD5s.
 
     Args:
         lake: the lake.
         series: the series.
         rows: Path, Size and MD5 of each of its files.
-        stop: set to stop in the middle of a file.
 
     Returns:
         What is wrong: files that are missing, truncated, changed or unreadable; files that no row names, unless
@@ -41,7 +33,6 @@ def compare_files(
 
     Raises:
         LakeError: the directory cannot be listed.
-        Stopped: `stop` was set.
     """
     sizes = lake.sizes(series.path)
     wrong: dict[str, list[str]] = defaultdict(list)
@@ -51,7 +42,7 @@ def compare_files(
         kind = _wrong_size(sizes.pop(path, None), row["Size"])
         if kind is None:
             read += row["Size"]
-            kind = _wrong_content(lake, path, row["MD5"], stop)
+            kind = _wrong_content(lake, path, row["MD5"])
         if kind is not None:
             wrong[kind].append(path.rsplit("/", 1)[-1])
     extra = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
@@ -112,13 +103,9 @@ def _wrong_size(found: int | None, expected: int) -> str | None:
     return None if found == expected else "longer than it was"
 
 
-def _wrong_content(lake: Lake, path: str, expected: str, stop: threading.Event) -> str | None:
-    def go_on() -> None:
-        if stop.is_set():
-            raise Stopped
-
+def _wrong_content(lake: Lake, path: str, expected: str) -> str | None:
     try:
-        digest = lake.md5(path, go_on)
+        digest = lake.md5(path)
     except LakeError as e:
         log.warning("%s", e)
         return "unreadable"

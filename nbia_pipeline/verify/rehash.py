@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
+from functools import partial
+from itertools import islice, takewhile
 from typing import Any
 
 from nbia_pipeline import stopping
@@ -168,7 +167,8 @@ def read_again(
         return run.stopped
 
     try:
-        with _reader(lake, threads, over, extra_check) as reader:
+        with stopping.threads(threads, "nbia-verify") as pool:
+            reader = _Reader(lake, pool, 2 * threads, over, extra_check)
             for part in planned:
                 for result in reader.results(stored_series(lake, part.collection, part.only)):
                     run.add(result)
@@ -211,16 +211,6 @@ def md5s_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {row["SOPInstanceUID"]: row["MD5"] for row in rows}
 
 
-@contextmanager
-def _reader(lake: Lake, threads: int, over: Callable[[], bool], extra_check: ExtraCheck | None) -> Iterator[_Reader]:
-    stop = threading.Event()
-    with stopping.threads(threads, "nbia-verify") as pool:
-        try:
-            yield _Reader(lake, pool, 2 * threads, over, extra_check, stop)
-        finally:
-            stop.set()
-
-
 @dataclass(frozen=True)
 class _Reader:
     """Threads that read series."""
@@ -230,7 +220,6 @@ class _Reader:
     _ahead: int
     _over: Callable[[], bool]
     _extra_check: ExtraCheck | None
-    _stop: threading.Event
 
     def results(self, series: Sequence[StoredSeries]) -> Iterator[VerifyResult]:
         """Yield the results of series of one collection until it is over; what looks damaged is read again."""
@@ -246,18 +235,11 @@ class _Reader:
 
     def _read(self, series: Sequence[StoredSeries], over: Callable[[], bool]) -> Iterator[VerifyResult]:
         rows = _rows(self._lake, series)
-        begun: deque[Future[VerifyResult]] = deque()
-        for one in series:
-            if over():
-                break
-            begun.append(self._pool.submit(self._check, one, rows[one.uid]))
-            if len(begun) >= self._ahead:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+        calls = (partial(self._check, one, rows[one.uid]) for one in takewhile(lambda _: not over(), series))
+        yield from stopping.in_order(self._pool, calls, self._ahead)
 
     def _check(self, series: StoredSeries, rows: Sequence[dict[str, Any]]) -> VerifyResult:
-        result = compare_files(self._lake, series, rows, self._stop)
+        result = compare_files(self._lake, series, rows)
         if result.finding is not None or self._extra_check is None:
             return result
         finding = self._extra_check(series, rows)

@@ -6,21 +6,18 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import pyarrow as pa
-
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.catalog import NO_EARLIER_VALUES, VALUES, describe, values_of
 from nbia_pipeline.changes.feed import record_changes
-from nbia_pipeline.changes.listing import Fetched, write_listing
+from nbia_pipeline.changes.listing import LISTED, fetch_list, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.reasons import Reasons
-from nbia_pipeline.changes.restore import why_feed_is_lost, why_state_is_lost
+from nbia_pipeline.changes.rebuild import why_feed_is_lost, why_state_is_lost
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.damage import damage_of, read_or_empty, remove_if_damaged
-from nbia_pipeline.lake.errors import MADE_AGAIN
-from nbia_pipeline.lake.layout import IMAGES, NO_COLLECTION, decode, table_path
+from nbia_pipeline.lake.damage import damage_of, missing, read_or_empty, remove_if_damaged
+from nbia_pipeline.lake.layout import IMAGES, NO_COLLECTION, decode
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.mirror.rebuild.tables import restore, why_instances_are_lost, why_receipts_are_lost
+from nbia_pipeline.mirror.rebuild.tables import rebuild, why_instances_are_lost, why_receipts_are_lost
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
@@ -30,7 +27,6 @@ from nbia_pipeline.text import logger
 log = logger(__name__)
 
 OF_IMAGES = (t.IMAGE_SERIES, t.INSTANCES)
-_LISTED = {t.PATIENTS: NbiaClient.patients, t.STUDIES: NbiaClient.studies, t.SERIES: NbiaClient.series}
 _RECORDED_AGAIN = "What it says is recorded again when the archive is listed, or files are read, the next time"
 _NOT_LISTED = "The archive no longer lists the collection; what was known of its series is in series_seen"
 
@@ -92,8 +88,7 @@ def _damaged_of(lake: Lake, collection: str) -> Iterator[TableDamage | None]:
     receipts = why_receipts_are_lost(lake, collection)
     if receipts:
         there = lake.has_table(t.INSTANCES, collection)
-        missing = f"{table_path(t.INSTANCES.name, collection)} is missing"
-        instances = damage_of(lake, t.INSTANCES, collection) if there else missing
+        instances = damage_of(lake, t.INSTANCES, collection) if there else missing(t.INSTANCES, collection)
     else:
         instances = why_instances_are_lost(lake, collection, whole=True)
     special = {
@@ -105,9 +100,8 @@ def _damaged_of(lake: Lake, collection: str) -> Iterator[TableDamage | None]:
     }
     for table in TABLES.values():
         if table in special:
-            why = special[table]
-            if why:
-                yield TableDamage(table, collection, str(why) if MADE_AGAIN in str(why) else f"{why}: {MADE_AGAIN}")
+            if why := special[table]:
+                yield TableDamage(table, collection, str(why))
         elif table.partitioned:
             yield _damage(lake, table, collection)
 
@@ -116,19 +110,19 @@ def _why_series_is_lost(lake: Lake, collection: str) -> str | None:
     if damage := damage_of(lake, t.SERIES, collection):
         return str(damage)
     lost = lake.has_table(t.SERIES_SEEN, collection) and not lake.has_table(t.SERIES, collection)
-    return f"{table_path(t.SERIES.name, collection)} is missing" if lost else None
+    return missing(t.SERIES, collection) if lost else None
 
 
 # --- repair
 
 
 def repair_tables(client: NbiaClient, lake: Lake, settings: Settings, damaged: Sequence[TableDamage]) -> None:
-    """Make damaged and missing tables again: by listing them, from other tables, or from the files.
+    """Rebuild damaged and missing tables: by listing them, from other tables, or from the files.
 
     Series whose files turn out not to be those of the archive are fetched again.
 
     Raises:
-        ArchiveError: the archive cannot be asked; what was made again by then stays.
+        ArchiveError: the archive cannot be asked; what was rebuilt by then stays.
         LakeError: the lake cannot be read or written.
     """
     _repair_catalog(client, lake, settings, {d.table for d in damaged if not d.of_collection})
@@ -151,12 +145,11 @@ def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str,
     for table in tables.intersection((t.CONFORMANCE, t.VERIFICATIONS)):
         remove_if_damaged(lake, table, collection, _RECORDED_AGAIN)
     listed = collection in client.collection_values()
-    for table in tables.intersection((*_LISTED, t.SERIES_METADATA)):
+    for table in tables.intersection((*LISTED, t.SERIES_METADATA)):
         if not listed:
             remove_if_damaged(lake, table, collection, _NOT_LISTED)
-        elif table in _LISTED:
-            fetch = partial(_fetched, client, collection, table)
-            write_listing(lake, table, client.api, fetch, collection)
+        elif table in LISTED:
+            write_listing(lake, table, client.api, partial(fetch_list, client, table, collection), collection)
     if tables.intersection((t.SERIES, t.SERIES_CHANGES, t.SERIES_SEEN)):
         record_changes(lake, collection, reasons=Reasons(client).of)
     if t.SERIES_METADATA in tables and listed:
@@ -167,7 +160,7 @@ def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str,
 
 
 def _repair_images(client: NbiaClient, lake: Lake, settings: Settings, collection: str) -> None:
-    rebuilt = restore(client, lake, collection)
+    rebuilt = rebuild(client, lake, collection)
     mirror = Mirror(client, lake, annotations=settings.annotations)
     if lake.count_rows(t.SERIES, collection):
         pending = tuple(rebuilt.pending) if rebuilt else ()
@@ -177,8 +170,3 @@ def _repair_images(client: NbiaClient, lake: Lake, settings: Settings, collectio
     mirror.commit(collection)
     if mirror.annotations:
         mirror.fetch_annotations(collection)
-
-
-def _fetched(client: NbiaClient, collection: str, table: Table) -> Fetched:
-    rows: pa.Table = _LISTED[table](client, collection)
-    return Fetched(rows)

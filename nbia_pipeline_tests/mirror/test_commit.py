@@ -16,9 +16,11 @@ from nbia_pipeline.lake.parquet import conform
 from nbia_pipeline.lake.store import LocalStore
 from nbia_pipeline.mirror.commit import NOT_REFRESHED, already_there, commit, commit_journal, current_receipts
 from nbia_pipeline.mirror.journal import (
+    BEING_REPLACED,
     has_failed,
     mark_failed,
     record_failure,
+    revoke,
     staged_by_journal,
     sweep,
 )
@@ -212,6 +214,17 @@ def test_no_receipt_is_complete_when_a_crash_comes_between(
     assert replacing.read_table(IMAGE_SERIES, "A").select(["Status", "Bytes"]).to_pylist() == [
         {"Status": "complete", "Bytes": 7}
     ]
+
+
+@pytest.mark.parametrize("reason", [BEING_REPLACED, "its files in the lake were damaged"])
+def test_files_of_a_revoked_receipt_in_another_directory_are_removed(lake: Lake, reason: str) -> None:
+    publish(lake, receipt(5))
+    commit(lake, "A", series_table([ONE]))
+    revoke(lake, "A", {"1.0001": reason})
+    moved = replace(receipt(7), wanted=replace(ONE, PatientID="Q"))
+    publish(lake, moved)
+    assert commit(lake, "A", series_table([moved.wanted]))["Bytes"].to_pylist() == [7]
+    assert held(lake) == {} and len(read_files(lake, moved.path)) == 1
 
 
 def test_newer_files_that_are_gone_are_fetched_again(replacing: Lake, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""A table that is damaged, cut or missing is made again by the next run, or by ``verify --repair``."""
+"""A table that is damaged, cut or missing is rebuilt by the next run, or by ``verify --repair``."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_verify_names_every_damaged_table_and_makes_it(site: Site, verify: Calla
     assert [
         path for path in damaged if f"{path} in the lake" not in errors and f"{path} is missing" not in errors
     ] == []
-    assert errors.count("`nbia-pipeline run` makes the table again, and so does `nbia-pipeline verify --repair`") >= 16
+    assert errors.count("`nbia-pipeline run` rebuilds the table, and so does `nbia-pipeline verify --repair`") >= 16
     code, output, errors = verify("--repair")
     assert (code, f"repaired {len(damaged)} of {len(damaged)} tables" in output) == (0, True), errors
     assert site.differences() <= {CANNOT_BE_HAD_AGAIN, (t.CONFORMANCE.name, NAME)}

@@ -1,4 +1,4 @@
-"""Tables of images that are made again: what becomes of series that the archive hides, revises, or never listed."""
+"""Tables of images that are rebuilt: what becomes of series that the archive hides, revises, or never listed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.prune import prunable, prune
 from nbia_pipeline.mirror.rebuild import tables
-from nbia_pipeline.mirror.rebuild.tables import restore
+from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_CHANGES, SERIES_SEEN
@@ -127,7 +127,7 @@ def test_a_directory_of_an_unknown_series_is_left_without_a_receipt(
     path = "images/Lung%20Phantom%20CT/P/1/2/3.dcm"
     lake.put_bytes(path, b"x")
     damage(lake, IMAGE_SERIES, DAMAGES["missing"], NAME)
-    rebuilt = restore(control[1], lake, NAME)
+    rebuilt = rebuild(control[1], lake, NAME)
     assert rebuilt is not None
     assert (rebuilt.complete, rebuilt.files, rebuilt.left) == (4, 62, [path.rpartition("/")[0]])
     assert str(rebuilt) == "4 series with 62 files agree; without a receipt: images/Lung%20Phantom%20CT/P/1/2"
@@ -141,7 +141,7 @@ def test_what_the_journal_has_is_newer(control: tuple[Operations, NbiaClient], l
     (batch,) = mirror.plan(NAME).batches()
     mirror.fetch(batch)
     damage(lake, IMAGE_SERIES, DAMAGES["missing"], NAME)
-    assert restore(client, lake, NAME) is None  # each of its series is in the journal
+    assert rebuild(client, lake, NAME) is None  # each of its series is in the journal
     assert mirror.plan(NAME).todo == []
     expect_intact(lake, 4)
 
@@ -153,5 +153,5 @@ def test_pieces_have_the_order_of_the_table(
     before = lake.read_table(INSTANCES, NAME)
     monkeypatch.setattr(tables, "PIECE_SERIES", 1)
     damage(lake, INSTANCES, DAMAGES["missing"], NAME)
-    assert replace(restore(control[1], lake, NAME) or tables.Rebuilt(), pending={}) == tables.Rebuilt(4, 62)
+    assert replace(rebuild(control[1], lake, NAME) or tables.Rebuilt(), pending={}) == tables.Rebuilt(4, 62)
     assert lake.read_table(INSTANCES, NAME).equals(before)

@@ -112,7 +112,7 @@ def _figures(summary: ChangeSummary) -> dict[str, Any]:
     if summary.changes.num_rows:
         rows = summary.changes.slice(0, SHOWN).to_pylist()
         figures["first_changes"] = records(_shown(row) for row in rows)
-    warnings = list(summary.restored)
+    warnings = list(summary.rebuilt)
     known = summary.missing + summary.listed
     if summary.missing > summary.listed and known >= LARGE_COLLECTION:
         warnings.append(

@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 from pydantic import Field
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.catalog import NO_EARLIER_VALUES, VALUES, describe, values_of
-from nbia_pipeline.changes.listing import Fetched, write_listing
+from nbia_pipeline.changes.listing import LISTED, Fetched, fetch_list, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
@@ -53,9 +52,7 @@ def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefi
     return [
         _collections(naming, settings),
         *(_values(naming, settings, table) for table in VALUES),
-        _listing(naming, settings, t.PATIENTS, lambda client, c: client.patients(c)),
-        _listing(naming, settings, t.STUDIES, lambda client, c: client.studies(c)),
-        _listing(naming, settings, t.SERIES, lambda client, c: client.series(c)),
+        *(_listing(naming, settings, table) for table in LISTED),
         build_changes_asset(naming, settings),
         _series_metadata(naming, settings),
     ]
@@ -90,9 +87,7 @@ def _values(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefini
     return values
 
 
-def _listing(
-    naming: Naming, settings: Settings, table: Table, fetch: Callable[[NbiaClient, str], pa.Table]
-) -> dg.AssetsDefinition:
+def _listing(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefinition:
     """Return a table whose partitions are each one listing of the archive."""
 
     @partitioned_asset(naming, table, after=[t.COLLECTIONS])
@@ -102,7 +97,10 @@ def _listing(
             if table == t.SERIES:
                 record_collections(naming, context, naming.lake_of(context).open(), listed, ChangesConfig())
 
-        return _each(naming, settings, table, context, config, lambda client, _, c: Fetched(fetch(client, c)), salvage)
+        def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
+            return fetch_list(client, table, collection)
+
+        return _each(naming, settings, table, context, config, fetch, salvage)
 
     return listing
 

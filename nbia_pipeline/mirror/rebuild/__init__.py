@@ -1,1 +1,1 @@
-"""Tables of the images that are damaged or missing, made again from the files and the archive's digests."""
+"""Tables of the images that are damaged or missing, rebuilt from the files and the archive's digests."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.layout import JOURNAL, collection_path, decode, encode, instance_name
+from nbia_pipeline.lake.layout import collection_path, decode, instance_name
 from nbia_pipeline.mirror.dicom_header import NotDicom, header_of
+from nbia_pipeline.mirror.journal import entry_lookup
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs, stated
 from nbia_pipeline.mirror.series import WantedSeries
@@ -47,13 +47,13 @@ def folders_of(lake: Lake, collection: str) -> Iterator[Folder]:
         LakeError: the lake cannot be read.
     """
     root = collection_path(collection)
-    in_journal = set(lake.names_in(f"{JOURNAL}/{encode(collection)}"))
+    has_entry = entry_lookup(lake, collection)
     for patient in lake.names_in(root):
         paths = {path.rpartition("/")[0] for path in lake.sizes(f"{root}/{patient}") if path.count("/") == _DEPTH - 1}
         for path in sorted(paths):
-            names = path.split("/")[2:]
-            if f"{names[-1]}.json" not in in_journal:
-                yield Folder(path, *map(decode, names))
+            folder = Folder(path, *map(decode, path.split("/")[2:]))
+            if not has_entry(folder.uid):
+                yield folder
 
 
 def read_series(lake: Lake, path: str, series_uid: str) -> list[VerifiedInstance]:
@@ -86,7 +86,7 @@ def _read(lake: Lake, path: str, name: str, size: int, series_uid: str) -> Verif
             raise Differs(f"{name} cannot be used: {e}") from e
         if header.SeriesInstanceUID != series_uid or instance_name(header.SOPInstanceUID) != name:
             raise Differs(f"{name} is instance {header.SOPInstanceUID} of series {header.SeriesInstanceUID}")
-    digest = lake.md5(path, stopping.expect_running)
+    digest = lake.md5(path)
     return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest)
 
 

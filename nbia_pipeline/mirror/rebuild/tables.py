@@ -1,4 +1,4 @@
-"""``image_series`` and ``instances`` of a collection, made again where one of them is damaged or missing.
+"""``image_series`` and ``instances`` of a collection, rebuilt where one of them is damaged or missing.
 
 If only the index of the files is lost, the files are read again and compared with the receipts. If the receipts are
 lost, with the archive: a series whose files are those that it lists gets a receipt, any other is fetched again. What is
@@ -7,9 +7,7 @@ known only from receipts is lost: when the files were fetched, how often that wa
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,9 +17,9 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.restore import restore_feed
+from nbia_pipeline.changes.rebuild import rebuild_feed
 from nbia_pipeline.lake import Lake, Lock
-from nbia_pipeline.lake.damage import damage_of, remove_if_damaged
+from nbia_pipeline.lake.damage import damage_of, missing, remove_if_damaged
 from nbia_pipeline.lake.layout import collection_path, series_path, table_path
 from nbia_pipeline.mirror.commit import instances_of
 from nbia_pipeline.mirror.journal import revoked_receipts
@@ -63,7 +61,7 @@ Judged = tuple[Row, Sequence[VerifiedInstance]]
 
 @dataclass
 class Rebuilt:
-    """What became of the series of a collection whose tables were made again.
+    """What became of the series of a collection whose tables were rebuilt.
 
     Attributes:
         complete: how many have a receipt that their files agree with.
@@ -85,8 +83,8 @@ class Rebuilt:
         return text + (f"; without a receipt: {first_of(self.left)}" if self.left else "")
 
 
-def restore(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | None = None) -> Rebuilt | None:
-    """Make the tables of a collection again that are damaged or missing, but for those that the archive lists.
+def rebuild(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | None = None) -> Rebuilt | None:
+    """Rebuild the tables of a collection that are damaged or missing, but for those that the archive lists.
 
     Args:
         client: the archive; it is asked about digests if the receipts are lost.
@@ -102,14 +100,14 @@ def restore(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         LakeError: the lake cannot be read or written, or the ``series`` table is damaged and needed.
     """
     with lake.lock(Lock.CHANGES, collection):
-        restore_feed(lake, collection)
+        rebuild_feed(lake, collection)
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
         remove_if_damaged(lake, ANNOTATIONS, collection, _LOST_ANNOTATIONS)
         receipts_lost = why_receipts_are_lost(lake, collection)
         why = receipts_lost or why_instances_are_lost(lake, collection)
         if not why:
             return None
-        log.warning("%s: %s: it is made again from the files in the lake", collection, why)
+        log.warning("%s: %s: it is rebuilt from the files in the lake", collection, why)
         work = _ByArchive(client, lake, collection, listed) if receipts_lost else _ByReceipts(lake, collection)
         found = _Rebuild(work)
         lake.write_pieces(INSTANCES, found.pieces(), collection, may_empty=True)
@@ -118,7 +116,7 @@ def restore(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
         table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
         lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
-    log.warning("%s: the tables of the images were made again: %s", collection, work.result)
+    log.warning("%s: the tables of the images were rebuilt: %s", collection, work.result)
     return work.result
 
 
@@ -128,9 +126,7 @@ def why_receipts_are_lost(lake: Lake, collection: str) -> str | None:
         return str(damage)
     if lake.has_table(IMAGE_SERIES, collection) or next(folders_of(lake, collection), None) is None:
         return None
-    return (
-        f"{table_path(IMAGE_SERIES.name, collection)} is missing, and there are files in {collection_path(collection)}"
-    )
+    return missing(IMAGE_SERIES, collection, f"there are files in {collection_path(collection)}")
 
 
 def why_instances_are_lost(lake: Lake, collection: str, *, whole: bool = False) -> str | None:
@@ -141,14 +137,13 @@ def why_instances_are_lost(lake: Lake, collection: str, *, whole: bool = False) 
         collection: which one.
         whole: read all rows, however many there are.
     """
-    path = table_path(INSTANCES.name, collection)
     if lake.has_table(INSTANCES, collection):
-        size = sum(lake.sizes(path.rpartition("/")[0]).values())
+        size = sum(lake.sizes(table_path(INSTANCES.name, collection).rpartition("/")[0]).values())
         damage = damage_of(lake, INSTANCES, collection, rows=whole or size <= READ_WHOLE_BYTES)
         return str(damage) if damage else None
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
     lost = pc.any(has_files(receipts), min_count=0).as_py()
-    return f"{path} is missing, and there are receipts of files" if lost else None
+    return missing(INSTANCES, collection, "there are receipts of files") if lost else None
 
 
 class _Rebuild:
@@ -172,15 +167,8 @@ class _Rebuild:
         yield instances_of(begun)
 
     def _results(self) -> Iterator[Judged]:
-        begun: deque[Future[Judged | None]] = deque()
         with stopping.threads(THREADS, "nbia-rebuild") as pool:
-            for job in self._work.jobs():
-                begun.append(pool.submit(job))
-                if len(begun) >= 2 * THREADS and (result := begun.popleft().result()):
-                    yield result
-            while begun:
-                if result := begun.popleft().result():
-                    yield result
+            yield from filter(None, stopping.in_order(pool, self._work.jobs(), 2 * THREADS))
 
 
 Job = Callable[[], "Judged | None"]

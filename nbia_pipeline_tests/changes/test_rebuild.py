@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nbia_pipeline.changes.diff import ADDED, RETURNED, REVISED, UID, WITHDRAWN
 from nbia_pipeline.changes.feed import record_changes
-from nbia_pipeline.changes.restore import restore_feed
+from nbia_pipeline.changes.rebuild import rebuild_feed
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.layout import EARLIER, earlier_path, table_path
 from nbia_pipeline.schema import Table
@@ -76,14 +76,14 @@ def test_the_feed_that_was_replaced_last_is_put_back(lake: Lake, caplog: pytest.
     assert feed(lake) == ["added a 1", "added b 1", "revised b 2"]
     assert {row[UID]: row["Version"] for row in lake.read_table(SERIES_SEEN, "C").to_pylist()} == {"a": 2, "b": 2}
     assert position(lake) == "3" and position(lake, SERIES_METADATA) is None
-    put_back, lost = summary.restored
+    put_back, lost = summary.rebuilt
     aside = f"{EARLIER}/series_changes/Collection=C/part-0.parquet.damaged"
     assert (
         f"what was recorded after {hour(0)} (UTC) is lost. The damaged file was moved to {lake.url(aside)}" in put_back
     )
     assert lost == "the feed of changes has 2 rows, and had 3: 1 are lost. What is known of the series is not"
     assert caplog.text.count(lost) == 1 and lake.read_bytes(aside) == b"what a person may still read"
-    assert record_changes(lake, "C").restored == []
+    assert record_changes(lake, "C").rebuilt == []
 
 
 @pytest.mark.parametrize("content", [b"", None], ids=["0 bytes", "missing"])
@@ -94,7 +94,7 @@ def test_a_feed_without_an_earlier_file_begins_again(lake: Lake, content: bytes 
     else:
         lake.put_bytes(FEED, content)
     list_series(lake, {"a": revised(8), "b": A}, 1)
-    begins, lost = record_changes(lake, "C").restored
+    begins, lost = record_changes(lake, "C").rebuilt
     assert "the feed of changes begins again" in begins and "had 2: 2 are lost" in lost
     assert feed(lake) == ["revised a 2"] and position(lake) == "1"
 
@@ -123,7 +123,7 @@ def test_a_state_follows_from_what_is_left(lake: Lake, earlier: bool) -> None:
     lake.put_bytes(STATE, bytes(100))
     if not earlier:
         lake.remove(earlier_path(STATE))
-    (why,) = record_changes(lake, "C").restored
+    (why,) = record_changes(lake, "C").rebuilt
     assert ("from the file that it had replaced and the feed" in why) == earlier
     after = lake.read_table(SERIES_SEEN, "C").sort_by(UID)
     columns = [UID, "FileSize", "Withdrawn", "Version"]
@@ -163,7 +163,7 @@ def test_a_collection_that_vanished_does_not_return_with_its_state(lake: Lake) -
     for lost in ([STATE], [STATE, earlier_path(STATE)]):
         for path in lost:
             lake.put_bytes(path, b"")
-        assert len(record_changes(lake, "C").restored) == 1
+        assert len(record_changes(lake, "C").rebuilt) == 1
         assert feed(lake) == ["added a 1", "withdrawn a 2"]
     list_collections(lake, ["C"], 20)
     assert look(lake, {"a": A}, 20.1) == ["returned a 3"]
@@ -174,7 +174,7 @@ def test_a_state_is_not_touched_while_the_series_cannot_be_read(lake: Lake) -> N
     for path in (STATE, table_path(SERIES.name, "C")):
         lake.put_bytes(path, b"\0")
     with pytest.raises(DamagedFile, match="tables/series/"):
-        restore_feed(lake, "C")
+        rebuild_feed(lake, "C")
     assert lake.read_bytes(STATE) == b"\0"
 
 

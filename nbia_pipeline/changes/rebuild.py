@@ -1,9 +1,9 @@
 """The feed of changes and the state of a collection, where one of them is damaged or missing.
 
 The state (``series_seen``) follows from the file that it replaced last, if that can be read, and the rows of the feed
-since; else from the feed and the present listing. The feed (``series_changes``) cannot be had again: the file that it
-replaced last is put back, or it begins again. No change is recorded twice for that, and no withdrawal is confirmed
-early: a series that is missing, and not withdrawn yet, counts as missing from the next listing on.
+since; else from the feed and the present listing. The feed (``series_changes``) follows from nothing else: the file
+that it replaced last is put back, or it begins again. No change is recorded twice for that, and no withdrawal is
+confirmed early: a series that is missing, and not withdrawn yet, counts as missing from the next listing on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from nbia_pipeline.changes.diff import replay
 from nbia_pipeline.changes.present import moment, read_listing
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.damage import damage_of, put_back
+from nbia_pipeline.lake.damage import damage_of, missing, put_back
 from nbia_pipeline.lake.layout import earlier_path, table_path
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import with_column
@@ -25,8 +25,8 @@ from nbia_pipeline.text import logger
 log = logger(__name__)
 
 
-def restore_feed(lake: Lake, collection: str) -> list[str]:
-    """Restore the feed and the state of a collection, as far as they are damaged or missing; the caller holds the lock.
+def rebuild_feed(lake: Lake, collection: str) -> list[str]:
+    """Rebuild the feed and the state of a collection, as far as they are damaged or missing; the caller holds the lock.
 
     Returns:
         What was damaged and what is lost, in a sentence each, which are logged as warnings, too.
@@ -42,9 +42,9 @@ def restore_feed(lake: Lake, collection: str) -> list[str]:
         found.append(sentence)
 
     if why := why_feed_is_lost(lake, collection):
-        found_that(_restore_rows(lake, collection, why))
+        found_that(_put_feed_back(lake, collection, why))
     if why := why_state_is_lost(lake, collection):
-        found_that(_restore_state(lake, collection, why))
+        found_that(_rebuild_state(lake, collection, why))
     if why := _fit_positions(lake, collection):
         found_that(why)
     return found
@@ -57,7 +57,7 @@ def why_feed_is_lost(lake: Lake, collection: str) -> str | None:
     if lake.has_table(SERIES_CHANGES, collection):
         return None
     known = 0 if damage_of(lake, SERIES_SEEN, collection) else _position(lake, collection)
-    return _missing(SERIES_CHANGES, collection) if known or _has_earlier(lake, SERIES_CHANGES, collection) else None
+    return missing(SERIES_CHANGES, collection) if known or _has_earlier(lake, SERIES_CHANGES, collection) else None
 
 
 def why_state_is_lost(lake: Lake, collection: str) -> str | None:
@@ -73,10 +73,10 @@ def why_state_is_lost(lake: Lake, collection: str) -> str | None:
     if not lost and not damage_of(lake, SERIES_CHANGES, collection):
         listings = lake.read_table(SERIES_CHANGES, collection, columns=["ListedAt"])["ListedAt"]
         lost = pc.count_distinct(listings).as_py() > 1
-    return _missing(SERIES_SEEN, collection) if lost else None
+    return missing(SERIES_SEEN, collection) if lost else None
 
 
-def _restore_rows(lake: Lake, collection: str, why: str) -> str:
+def _put_feed_back(lake: Lake, collection: str, why: str) -> str:
     """Put the earlier file of the feed in its place, or remove the damaged one."""
     path = table_path(SERIES_CHANGES.name, collection)
     damaged = lake.read_bytes(path) or b""
@@ -92,7 +92,7 @@ def _restore_rows(lake: Lake, collection: str, why: str) -> str:
     return f"{why}. There is no earlier file of it: the feed of changes begins again{kept}"
 
 
-def _restore_state(lake: Lake, collection: str, why: str) -> str:
+def _rebuild_state(lake: Lake, collection: str, why: str) -> str:
     series, listing = read_listing(lake, SERIES, collection)  # first: without it nothing is changed
     put = put_back(lake, SERIES_SEEN, collection)
     if not put:
@@ -112,7 +112,7 @@ def _restore_state(lake: Lake, collection: str, why: str) -> str:
         lake.write_table(SERIES_SEEN, rows, collection, properties=properties)
     made_of = "the file that it had replaced and the feed" if put else "the feed and the last listing"
     return (
-        f"{why}. It was made again from {made_of}: what is missing now, and not withdrawn yet, counts as missing from "
+        f"{why}. It was rebuilt from {made_of}: what is missing now, and not withdrawn yet, counts as missing from "
         "the next listing on"
     )
 
@@ -146,7 +146,3 @@ def _position(lake: Lake, collection: str) -> int:
 
 def _has_earlier(lake: Lake, table: Table, collection: str) -> bool:
     return bool(lake.read_bytes(earlier_path(table_path(table.name, collection))))
-
-
-def _missing(table: Table, collection: str) -> str:
-    return f"{table_path(table.name, collection)} is missing"
