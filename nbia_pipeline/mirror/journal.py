@@ -79,10 +79,14 @@ def revoke(lake: Lake, collection: str, reasons: Mapping[str, str]) -> None:
         reasons: why, by SeriesInstanceUID; receipts that are not complete stay as they are.
     """
     with lake.lock(Lock.COLLECTION, collection):
-        receipts = lake.read_table(IMAGE_SERIES, collection)
-        revoked = revoked_receipts(receipts, reasons)
-        if not revoked.equals(receipts):
-            lake.write_table(IMAGE_SERIES, revoked, collection)
+        _revoke(lake, collection, reasons)
+
+
+def _revoke(lake: Lake, collection: str, reasons: Mapping[str, str]) -> None:
+    receipts = lake.read_table(IMAGE_SERIES, collection)
+    revoked = revoked_receipts(receipts, reasons)
+    if not revoked.equals(receipts):
+        lake.write_table(IMAGE_SERIES, revoked, collection)
 
 
 def revoked_receipts(receipts: pa.Table, reasons: Mapping[str, str]) -> pa.Table:
@@ -243,12 +247,17 @@ def _checked(staged: object) -> str | None:
 
 
 def _replace(lake: Lake, receipt: Receipt, staged: str | None) -> str:
-    """Write an entry; files that an older one of the series left to the commit are not needed any more."""
-    older = read_entries(lake, receipt.wanted.Collection, [receipt.wanted.SeriesInstanceUID])
+    """Write an entry; the files of an older one of the series, which was not committed, are not needed any more."""
+    collection, uid = receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID
+    older = read_entries(lake, collection, [uid])
     path = _write(lake, receipt, staged)
     for entry in older:
-        if entry.staged:
+        if entry.staged and lake.exists(f"{STAGING}/{entry.staged}"):
             lake.remove_folder(f"{STAGING}/{entry.staged}")
+        elif entry.receipt.status == COMPLETE and entry.receipt.path != receipt.path:
+            # Of another patient or study. A commit that a crash cut short may have written this receipt.
+            _revoke(lake, collection, {uid: BEING_REPLACED})
+            lake.remove_folder(entry.receipt.path)
     return path
 
 

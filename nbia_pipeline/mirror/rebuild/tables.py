@@ -112,12 +112,19 @@ def restore(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         log.warning("%s: %s: it is made again from the files in the lake", collection, why)
         work = _ByArchive(client, lake, collection, listed) if receipts_lost else _ByReceipts(lake, collection)
         found = _Rebuild(work)
-        lake.write_pieces(INSTANCES, found.pieces(), collection, may_empty=True)
-        expect_held()
-        table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
-        why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
-        table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
-        lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
+
+        def write_receipts() -> None:
+            expect_held()
+            table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
+            why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
+            table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
+            lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
+
+        # The table that was lost comes last: if a crash comes between, it still is, and all is done again.
+        pieces = found.pieces() if receipts_lost else found.pieces(at_the_end=write_receipts)
+        lake.write_pieces(INSTANCES, pieces, collection, may_empty=True)
+        if receipts_lost:
+            write_receipts()
     log.warning("%s: the tables of the images were made again: %s", collection, work.result)
     return work.result
 
@@ -158,8 +165,8 @@ class _Rebuild:
         self._work = work
         self.receipts: list[Row] = []
 
-    def pieces(self) -> Iterator[pa.Table]:
-        """Yield the rows of ``instances``, in the order of the table."""
+    def pieces(self, at_the_end: Callable[[], None] = lambda: None) -> Iterator[pa.Table]:
+        """Yield the rows of ``instances``, in the order of the table, and then call `at_the_end`."""
         begun: list[Receipt] = []
         for row, instances in self._results():
             self.receipts.append(row)
@@ -170,6 +177,7 @@ class _Rebuild:
                 yield instances_of(begun)
                 begun = []
         yield instances_of(begun)
+        at_the_end()
 
     def _results(self) -> Iterator[Judged]:
         begun: deque[Future[Judged | None]] = deque()
@@ -231,24 +239,31 @@ class _ByArchive:
 
     def __init__(self, client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | None) -> None:
         self.result = Rebuilt()
-        self._client, self._proofs = client, Proofs(client)
+        self._client, self._proofs = client, Proofs(client, strict=True)
         self._lake = lake
-        self._collection = collection
-        now = [lake.read_table(SERIES, collection, columns=COLUMNS), *([listed.select(COLUMNS)] if listed else [])]
-        self._listed = {uid for rows in now for uid in rows[_UID].to_pylist()}
+        self._listed: set[str] = set()
         self._known: dict[str, WantedSeries] = {}
-        for rows in (lake.read_table(SERIES_SEEN, collection, columns=COLUMNS), *now):
-            self._known.update({row[_UID]: WantedSeries(**row) for row in rows.to_pylist()})
+        self._folders: dict[str, list[Folder]] = {}
+        for folder in folders_of(lake, collection):
+            self._folders.setdefault(folder.uid, []).append(folder)
+        self._add(lake.read_table(SERIES_SEEN, collection, columns=COLUMNS), are_listed=False)
+        self._add(lake.read_table(SERIES, collection, columns=COLUMNS))
+        if listed is not None:
+            self._add(listed)
+        if not self._folders.keys() <= self._known.keys():  # the tables that name them may be lost as well
+            self._add(client.series(collection))
+
+    def _add(self, rows: pa.Table, *, are_listed: bool = True) -> None:
+        found = {row[_UID]: WantedSeries(**row) for row in rows.select(COLUMNS).to_pylist()}
+        self._known.update(found)
+        self._listed.update(found if are_listed else ())
 
     def others(self) -> pa.Table:
         """Return no receipts: series without files get theirs from the listing."""
         return IMAGE_SERIES.schema.empty_table()
 
     def jobs(self) -> Iterator[Job]:
-        folders: dict[str, list[Folder]] = {}
-        for folder in folders_of(self._lake, self._collection):
-            folders.setdefault(folder.uid, []).append(folder)
-        for uid, found in sorted(folders.items()):
+        for uid, found in sorted(self._folders.items()):
             wanted = self._known.get(uid)
             if wanted is None:
                 self.result.left += [folder.path for folder in found]
