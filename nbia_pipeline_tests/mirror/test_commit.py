@@ -181,16 +181,6 @@ def test_of_two_newer_versions_the_last_is_kept(replacing: Lake) -> None:
     assert list(held(replacing).values()) == [9]
 
 
-def test_a_series_that_moves_twice_before_the_commit_leaves_nothing_behind(lake: Lake) -> None:
-    publish(lake, receipt())
-    commit(lake, "A", series_table([ONE]))
-    for patient in ("Q", "R"):
-        publish(lake, replace(receipt(), wanted=replace(ONE, PatientID=patient)))
-    table = commit(lake, "A", series_table([replace(ONE, PatientID="R")]))
-    assert table.select(["PatientID", "Status"]).to_pylist() == [{"PatientID": "R", "Status": "complete"}]
-    assert list(lake.sizes("images")) == ["images/A/R/1/1.0001/9.1.dcm"]
-
-
 @pytest.mark.parametrize("method", ["_moved", "put_file", "remove"])
 def test_no_receipt_is_complete_when_a_crash_comes_between(
     replacing: Lake, monkeypatch: pytest.MonkeyPatch, method: str
