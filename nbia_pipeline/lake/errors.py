@@ -115,8 +115,8 @@ def reason(error: BaseException) -> str:
 def remedy(error: BaseException, address: str) -> str:
     """Return what to do about an error of the store at `address`."""
     if not is_uri(address):
-        number = error.errno if isinstance(error, OSError) else None
-        return _OF_DISK.get(number, "check that you may write there and that there is room")
+        number = error.errno if isinstance(error, OSError) else 0
+        return _OF_DISK.get(number or 0, "check that you may write there and that there is room")
     return _remedy_of_store(error, address)
 
 

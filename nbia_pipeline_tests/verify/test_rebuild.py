@@ -17,7 +17,8 @@ from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
+from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.lake.store import LocalStore
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.engine import Mirror
@@ -187,6 +188,22 @@ def test_a_crash_in_between_loses_no_finding(
     plan = Mirror(client, lake).plan(NAME)
     assert [w.SeriesInstanceUID for w in plan.todo] == [uid]
     assert Mirror(client, lake).run(NAME).fetched == 1
+    expect_intact(lake, 4)
+
+
+def test_damage_in_a_large_index_ends_one_run(
+    control: tuple[Operations, NbiaClient], lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations, client = control
+    uid, *_ = mirrored(client, lake)
+    damage(lake, INSTANCES, DAMAGES["flipped"], NAME)
+    assert damage_of(lake, INSTANCES, NAME) is not None
+    monkeypatch.setattr(tables, "READ_WHOLE_ROWS", 0)
+    assert Mirror(client, lake).run(NAME).fetched == 0  # it is not read
+    operations.replace(uid, hidden=False)
+    with pytest.raises(DamagedFile):
+        Mirror(client, lake).run(NAME)
+    assert Mirror(client, lake).run(NAME).fetched == 0  # the one before did that
     expect_intact(lake, 4)
 
 

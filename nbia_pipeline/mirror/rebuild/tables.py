@@ -23,6 +23,7 @@ from nbia_pipeline.changes.restore import restore_feed
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.damage import damage_of, remove_if_damaged
 from nbia_pipeline.lake.layout import collection_path, series_path, table_path
+from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.commit import instances_of
 from nbia_pipeline.mirror.journal import revoked_receipts
 from nbia_pipeline.mirror.rebuild.files import (
@@ -48,9 +49,9 @@ log = logger(__name__)
 THREADS = 3
 # Rows of `instances` of so many series are in memory at a time.
 PIECE_SERIES = 100
-# A file of this size is read as a whole before anything relies on it; of a larger one the end, and the rest where it
-# is used.
-READ_WHOLE_BYTES = 50_000_000
+# An index of so many files is read as a whole by each run, in about 0.2 s; of a larger one the end, unless there is
+# something to commit: a commit reads the rest, too.
+READ_WHOLE_ROWS = 500_000
 
 _UID = "SeriesInstanceUID"
 _DAMAGED = "its files in the lake were damaged"
@@ -150,8 +151,10 @@ def why_instances_are_lost(lake: Lake, collection: str, *, whole: bool = False) 
     """
     path = table_path(INSTANCES.name, collection)
     if lake.has_table(INSTANCES, collection):
-        size = sum(lake.sizes(path.rpartition("/")[0]).values())
-        damage = damage_of(lake, INSTANCES, collection, rows=whole or size <= READ_WHOLE_BYTES)
+        damage = damage_of(lake, INSTANCES, collection, rows=False)
+        whole = whole or bool(next(journal.read_slices(lake, collection)))
+        if not damage and (whole or lake.count_rows(INSTANCES, collection) <= READ_WHOLE_ROWS):
+            damage = damage_of(lake, INSTANCES, collection)
         return str(damage) if damage else None
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
     lost = pc.any(has_files(receipts), min_count=0).as_py()
