@@ -36,6 +36,7 @@ class OptionalCalls:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: Counter[str] = Counter()
+        self._lacking: set[str] = set()
         self._warnings: dict[str, str] = {}
 
     @property
@@ -65,6 +66,11 @@ class OptionalCalls:
         with self._lock:
             return self._failures[name] >= GIVE_UP
 
+    def lacks(self, name: str) -> bool:
+        """Return whether the archive lacks a call or refuses it, and not only fails to answer."""
+        with self._lock:
+            return name in self._lacking
+
     def answered(self, name: str) -> None:
         """Forget earlier failures of a call."""
         with self._lock:
@@ -74,6 +80,8 @@ class OptionalCalls:
         """Count a failure of a call; return whether it is given up."""
         with self._lock:
             self._failures[name] += GIVE_UP if _lasting(why) else 1
+            if _lasting(why) and not too_slow(why):
+                self._lacking.add(name)
             return self._failures[name] >= GIVE_UP
 
     def do_without(self, name: str, what: str, why: ArchiveError) -> None:

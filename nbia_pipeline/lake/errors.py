@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ _ACCOUNT = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
 }
 _ENDPOINT = {"s3": "AWS_ENDPOINT_URL and AWS_REGION"}
+_OF_DISK = {
+    errno.EXDEV: "a lake is on one file system: none of its folders can be a link to another, or a mount",
+    errno.EISDIR: "it should be a file: move the folder away",
+}
 _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 # By the names of classes, outermost first, and then by the text: the packages below fsspec need not be installed.
@@ -110,7 +115,8 @@ def reason(error: BaseException) -> str:
 def remedy(error: BaseException, address: str) -> str:
     """Return what to do about an error of the store at `address`."""
     if not is_uri(address):
-        return "check that you may write there and that there is room"
+        number = error.errno if isinstance(error, OSError) else 0
+        return _OF_DISK.get(number or 0, "check that you may write there and that there is room")
     return _remedy_of_store(error, address)
 
 

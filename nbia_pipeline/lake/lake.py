@@ -132,7 +132,9 @@ class Lake:
             columns: names of the columns to read, None for all. Those that an older file lacks are null.
         """
         path = table_path(table.name, collection)
-        schema = table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
+        schema = table.schema
+        if columns is not None:
+            schema = pa.schema([schema.field(c) for c in columns], metadata=schema.metadata)
         # All at once, so that no Arrow thread reads through a Python object: one could outlive the interpreter.
         content = self.read_bytes(path)
         if content is None:
@@ -231,7 +233,7 @@ class Lake:
     def read_properties(self, table: Table, collection: str | None = None) -> dict[str, str]:
         """Return the properties given to :meth:`write_table`; none where there is no file."""
         with self._table_file(table, collection) as file:
-            return parquet.properties_of(file) if file else {}
+            return parquet.properties_of(file, table.schema) if file else {}
 
     def read_rows(
         self, table: Table, collection: str, column: str, values: Collection[str], columns: list[str]

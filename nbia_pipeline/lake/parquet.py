@@ -17,6 +17,7 @@ WRITTEN = {"compression": "zstd", "write_page_checksum": True}
 """How files are written: without checksums, changed bytes could read as other values."""
 
 _PROPERTY = b"nbia_fact:"  # as version 0.1.0 wrote it
+_TABLE = b"nbia_table"
 _KEY = "SeriesInstanceUID"
 
 
@@ -26,8 +27,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     A column that the file of an older version lacks is null; one that a newer version added is left out.
 
     Raises:
-        ArrowException: the file is damaged, or was not written by any version.
+        ArrowException: the file is damaged, of another table, or was not written by any version.
     """
+    _expect_same_table(table.schema, schema)
     _expect_columns(table.schema.names, schema.names)
     names = set(table.schema.names)
     columns = [
@@ -43,6 +45,12 @@ def _expect_values(rows: pa.Table) -> None:
     rows.validate(full=True)  # texts that are not UTF-8 would fail wherever they are used
     if _KEY in rows.schema.names and rows[_KEY].null_count:
         raise pa.ArrowInvalid(f"rows without {_KEY}")
+
+
+def _expect_same_table(stored: pa.Schema, wanted: pa.Schema) -> None:
+    of, asked = ((schema.metadata or {}).get(_TABLE) for schema in (stored, wanted))
+    if of and asked and of != asked:
+        raise pa.ArrowInvalid(f"it is a file of table {of.decode('utf-8', 'replace')[:100]}")
 
 
 def _expect_columns(stored: Sequence[str], wanted: Iterable[str]) -> None:
@@ -137,13 +145,15 @@ def with_properties(table: pa.Table, properties: Mapping[str, str]) -> pa.Table:
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **added})
 
 
-def properties_of(file: Any) -> dict[str, str]:
-    """Return the properties of an open file.
+def properties_of(file: Any, schema: pa.Schema) -> dict[str, str]:
+    """Return the properties of an open file of a table with this schema.
 
     Raises:
-        ArrowInvalid: one does not state what it should.
+        ArrowInvalid: it is of another table, or a property does not state what it should.
     """
-    metadata = pq.read_schema(file).metadata or {}
+    stored = pq.read_schema(file)
+    _expect_same_table(stored, schema)
+    metadata = stored.metadata or {}
     found = {
         n.removeprefix(_PROPERTY).decode("utf-8", "replace"): v.decode("utf-8", "replace")
         for n, v in metadata.items()

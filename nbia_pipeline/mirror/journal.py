@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,10 +79,14 @@ def revoke(lake: Lake, collection: str, reasons: Mapping[str, str]) -> None:
         reasons: why, by SeriesInstanceUID; receipts that are not complete stay as they are.
     """
     with lake.lock(Lock.COLLECTION, collection):
-        receipts = lake.read_table(IMAGE_SERIES, collection)
-        revoked = revoked_receipts(receipts, reasons)
-        if not revoked.equals(receipts):
-            lake.write_table(IMAGE_SERIES, revoked, collection)
+        _revoke(lake, collection, reasons)
+
+
+def _revoke(lake: Lake, collection: str, reasons: Mapping[str, str]) -> None:
+    receipts = lake.read_table(IMAGE_SERIES, collection)
+    revoked = revoked_receipts(receipts, reasons)
+    if not revoked.equals(receipts):
+        lake.write_table(IMAGE_SERIES, revoked, collection)
 
 
 def revoked_receipts(receipts: pa.Table, reasons: Mapping[str, str]) -> pa.Table:
@@ -126,14 +130,8 @@ def read_slices(lake: Lake, collection: str, *, remove_damaged: bool = False) ->
 
 def read_entries(lake: Lake, collection: str, uids: Iterable[str]) -> list[Entry]:
     """Return the entries of some series of a collection."""
-    has_entry = entry_lookup(lake, collection)
-    return list(_read(lake, (_path(collection, uid) for uid in uids if has_entry(uid))))
-
-
-def entry_lookup(lake: Lake, collection: str) -> Callable[[str], bool]:
-    """Return a function that takes a SeriesInstanceUID and returns whether the journal had an entry of it just now."""
     present = set(lake.names_in(_folder(collection)))
-    return lambda uid: _name(uid) in present
+    return list(_read(lake, (_path(collection, uid) for uid in uids if _name(uid) in present)))
 
 
 def finish_move(lake: Lake, entry: Entry) -> bool:
@@ -249,12 +247,17 @@ def _checked(staged: object) -> str | None:
 
 
 def _replace(lake: Lake, receipt: Receipt, staged: str | None) -> str:
-    """Write an entry; files that an older one of the series left to the commit are not needed any more."""
-    older = read_entries(lake, receipt.wanted.Collection, [receipt.wanted.SeriesInstanceUID])
+    """Write an entry; the files of an older one of the series, which was not committed, are not needed any more."""
+    collection, uid = receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID
+    older = read_entries(lake, collection, [uid])
     path = _write(lake, receipt, staged)
     for entry in older:
-        if entry.staged:
+        if entry.staged and lake.exists(f"{STAGING}/{entry.staged}"):
             lake.remove_folder(f"{STAGING}/{entry.staged}")
+        elif entry.receipt.status == COMPLETE and entry.receipt.path != receipt.path:
+            # Of another patient or study. A commit that a crash cut short may have written this receipt.
+            _revoke(lake, collection, {uid: BEING_REPLACED})
+            lake.remove_folder(entry.receipt.path)
     return path
 
 

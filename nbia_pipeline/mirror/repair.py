@@ -42,11 +42,14 @@ class Proofs:
     Args:
         client: the archive.
         final: True if nobody asks again: then a failure that may pass returns None, too.
+        strict: True if None must mean that the archive has none: NoAnswer is raised as well where a call failed too
+            often to be made again.
     """
 
-    def __init__(self, client: NbiaClient, *, final: bool = False) -> None:
+    def __init__(self, client: NbiaClient, *, final: bool = False, strict: bool = False) -> None:
         self._client = client
         self._final = final
+        self._strict = strict
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
         """Return the MD5 of one file; see :meth:`NbiaClient.md5_of_image`."""
@@ -63,6 +66,8 @@ class Proofs:
     def _ask(self, what: str, ask: Callable[[], T | None]) -> T | None:
         calls = self._client.optional_calls
         if calls.given_up(what):
+            if self._strict and not calls.lacks(what):
+                raise NoAnswer(f"the archive does not answer for {what}, however often it is asked")
             return None
         try:
             found = ask()
@@ -72,7 +77,8 @@ class Proofs:
             away = isinstance(e, ArchiveUnreachable) and e.status is None and not e.overloaded
             if away or not concerns_one_call(e):
                 raise
-            if not calls.failed(what, e) and not self._final:
+            given_up = calls.failed(what, e)
+            if not (given_up or self._final) or (self._strict and not calls.lacks(what)):
                 raise NoAnswer(f"the archive does not answer for {what}: {e}") from e
             calls.do_without(what, f"{what}, so that proofs do without it", e)
             return None

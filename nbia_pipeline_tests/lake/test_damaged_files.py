@@ -14,6 +14,7 @@ import pytest
 from nbia_pipeline.changes.feed import record_changes
 from nbia_pipeline.changes.present import collection_listing
 from nbia_pipeline.lake import DamagedFile, Lake, LakeError
+from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.lake.layout import JOURNAL, table_path
 from nbia_pipeline.lake.lock import this_process
 from nbia_pipeline.lake.parquet import with_properties
@@ -23,7 +24,7 @@ from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, KEPT, LISTED_AT, QUARANTINED, SERVED
-from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
+from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
 from nbia_pipeline_tests.helpers.stores import new_address
 
 UID = "SeriesInstanceUID"
@@ -32,6 +33,26 @@ RECEIPT = Receipt(WANTED, QUARANTINED, 1, [VerifiedInstance("1.2.1", None, 1, 5,
 ENTRY = f"{JOURNAL}/C/1.2.json"
 
 Rows = Callable[[pa.Table], pa.Table]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_file_of_another_table_is_damage(rows: int) -> None:
+    lake = Lake(new_address())
+    table = pa.Table.from_pylist([{UID: "1.2", "Collection": "C"}] * rows, schema=SERIES.schema)
+    lake.write_table(SERIES, table, "C", properties={API: "v9"})
+    lake.put_bytes(table_path(IMAGE_SERIES.name, "C"), lake.read_bytes(table_path(SERIES.name, "C")) or b"")
+    assert damage_of(lake, SERIES, "C") is None
+    readers: list[Callable[[], Any]] = [
+        lambda: lake.read_table(IMAGE_SERIES, "C"),
+        lambda: lake.read_table(IMAGE_SERIES, "C", columns=[UID]),
+        lambda: lake.read_properties(IMAGE_SERIES, "C"),
+    ]
+    if rows:
+        readers.append(lambda: list(lake.read_pieces(IMAGE_SERIES, "C")))
+        readers.append(lambda: lake.read_rows(IMAGE_SERIES, "C", UID, {"1.2"}, [UID]))
+    for read in readers:
+        with pytest.raises(DamagedFile, match="it is a file of table series"):
+            read()
 
 
 # --- the journal

@@ -19,7 +19,7 @@ from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.errors import remedy
 from nbia_pipeline.lake.layout import FORMAT_FILE, table_path
 from nbia_pipeline.lake.lock import LockTimings, object_lock
-from nbia_pipeline.schema.tables import STUDIES
+from nbia_pipeline.schema.tables import SERIES, STUDIES
 from nbia_pipeline.settings import SettingsError
 from nbia_pipeline_tests.helpers.chains import shown
 from nbia_pipeline_tests.helpers.stores import exception, failing, new_address
@@ -121,6 +121,14 @@ def test_the_variables_of_a_store_are_named() -> None:
     assert "AZURE_STORAGE_ACCOUNT_KEY" in remedy(error, "abfs://b/l")
     assert "(AWS_ENDPOINT_URL and AWS_REGION)" in remedy(exception("EndpointConnectionError", "x"), "s3://b/l")
     assert remedy(error, "/data/lake") == "check that you may write there and that there is room"
+
+
+def test_what_a_disk_cannot_do_has_its_own_remedy(tmp_path: Path) -> None:
+    folder = tmp_path / table_path(SERIES.name, "C")
+    folder.mkdir(parents=True)
+    with pytest.raises(LakeError, match=r"Is a directory\): it should be a file: move the folder away"):
+        Lake(str(tmp_path)).read_table(SERIES, "C")
+    assert "a lake is on one file system" in remedy(OSError(errno.EXDEV, "x"), "/data/lake")
 
 
 def test_an_installed_s3fs_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

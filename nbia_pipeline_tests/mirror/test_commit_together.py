@@ -99,6 +99,18 @@ def test_two_who_fetched_the_same_series_leave_one_of_them_whole(tmp_path: Path)
         assert held == {r["Path"]: r["Size"] for r in rows}
 
 
+def test_a_series_that_moves_twice_before_the_commit_leaves_nothing_behind(tmp_path: Path) -> None:
+    for uri in (str(tmp_path), f"memory://moved-{uuid.uuid4().hex}"):
+        lake = Lake(uri)
+        publish(lake, receipt())
+        commit(lake, "A", series_table([wanted(1)]))
+        for patient in ("Q", "R"):
+            publish(lake, replace(receipt(), wanted=replace(wanted(1), PatientID=patient)))
+        table = commit(lake, "A", series_table([replace(wanted(1), PatientID="R")]))
+        assert table.select(["PatientID", "Status"]).to_pylist() == [{"PatientID": "R", "Status": "complete"}]
+        assert list(lake.sizes("images")) == ["images/A/R/1/1.0001/9.1.dcm"]
+
+
 def _instances(count: int) -> list[VerifiedInstance]:
     return [VerifiedInstance(f"9.{count}.{n}", None, n, count, f"{n:032x}") for n in range(count)]
 

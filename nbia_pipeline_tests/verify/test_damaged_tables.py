@@ -37,11 +37,12 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.tables import damaged_tables
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.damage import DAMAGES, damage, tables_of
-from nbia_pipeline_tests.helpers.faults import Faults, answer
+from nbia_pipeline_tests.helpers.faults import NULL, Faults, answer
 
 NAME = "TCGA-DEMO"  # one of its series has annotation files
 DOWNLOADS = ("getImageWithMD5Hash", "getSingleImage")
 CANNOT_BE_HAD_AGAIN = (t.SERIES_CHANGES.name, NAME)
+BROKEN = answer(500, NULL)
 ODD = {"Collection": NAME, "TableName": "series", "RowKey": "1.2", "ColumnName": "FileSize", "Why": "it is odd"}
 
 
@@ -297,6 +298,35 @@ def test_without_a_digest_of_the_series_its_images_are_compared(site: Site, dige
     assert set(rows["Proof"].to_pylist()) == {proof}
     assert set(site.receipts().values()) == {COMPLETE}
     assert site.lake.count_rows(t.INSTANCES, NAME) == 124
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["as they were", "one changed"])
+@pytest.mark.parametrize(
+    ("failing", "proof"),
+    [
+        ({"getMD5Hierarchy": BROKEN}, "md5"),
+        ({"getMD5Hierarchy": BROKEN, "getM5HashForImage": BROKEN}, None),
+        ({"getMD5Hierarchy": answer(), "getSOPInstanceUIDs": answer()}, "count+size"),
+    ],
+    ids=["of series fail", "all fail", "no lists"],
+)
+def test_a_call_that_fails_neither_proves_nor_disproves(
+    site: Site, failing: dict[str, Fault], proof: str | None, changed: bool
+) -> None:
+    series = sorted(site.receipts())
+    if changed:
+        path = next(p for p in sorted(site.lake.sizes("images")) if f"/{series[-1]}/" in p)
+        site.lake.put_bytes(path, (site.lake.read_bytes(path) or b"")[:-1] + b"\xff")
+    damage(site.lake, t.IMAGE_SERIES, DAMAGES["0 bytes"], NAME)
+    for call, fault in failing.items():
+        site.around.inject(call, fault, times=1000)
+    with site.client() as client:
+        todo = [w.SeriesInstanceUID for w in Mirror(client, site.lake).plan(NAME).todo]
+    assert todo == (series if proof is None else series[-1:] if changed else [])
+    rows = site.lake.read_table(t.IMAGE_SERIES, NAME)
+    assert dict(zip(rows["SeriesInstanceUID"].to_pylist(), rows["Proof"].to_pylist(), strict=True)) == {
+        uid: None if uid in todo else proof for uid in series
+    }
 
 
 def test_a_preview_of_lost_receipts_changes_nothing(site: Site) -> None:

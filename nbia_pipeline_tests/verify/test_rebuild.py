@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,17 +17,23 @@ from nbia_pipeline.changes.listing import Fetched, write_listing
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake
+from nbia_pipeline.lake.damage import damage_of
+from nbia_pipeline.lake.store import LocalStore
+from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.prune import prunable, prune
 from nbia_pipeline.mirror.rebuild import tables
 from nbia_pipeline.mirror.rebuild.tables import rebuild
+from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
+from nbia_pipeline.schema.status import COMPLETE, PENDING, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_CHANGES, SERIES_SEEN
 from nbia_pipeline.verify.rehash import plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.damage import DAMAGES, damage, tables_of
+from nbia_pipeline_tests.helpers.series import Crash
 
 NAME = "Lung Phantom CT"
 LOST = [IMAGE_SERIES, INSTANCES]
@@ -132,6 +139,72 @@ def test_a_directory_of_an_unknown_series_is_left_without_a_receipt(
     assert (rebuilt.complete, rebuilt.files, rebuilt.left) == (4, 62, [path.rpartition("/")[0]])
     assert str(rebuilt) == "4 series with 62 files agree; without a receipt: images/Lung%20Phantom%20CT/P/1/2"
     assert lake.read_bytes(path) == b"x"
+
+
+def test_images_without_any_table_are_compared_with_the_archive(
+    control: tuple[Operations, NbiaClient], lake: Lake
+) -> None:
+    client = control[1]
+    mirrored(client, lake)
+    before = tables_of(lake)
+    for path in lake.sizes("tables"):
+        lake.remove(path)
+    rebuilt = rebuild(client, lake, NAME)
+    assert rebuilt is not None and (rebuilt.complete, rebuilt.pending, rebuilt.left) == (4, {}, [])
+    assert Mirror(client, lake).run(NAME).fetched == 0
+    assert tables_of(lake) == before
+
+
+def test_a_failure_in_the_journal_hides_no_files(control: tuple[Operations, NbiaClient], lake: Lake) -> None:
+    client = control[1]
+    uid, *_ = mirrored(client, lake)
+    (wanted,) = wanted_series(client.series(series_uid=uid))
+    journal.record_failure(lake, Receipt(wanted, UNAVAILABLE, 1, reason="for a while"))
+    damage(lake, IMAGE_SERIES, DAMAGES["missing"], NAME)
+    assert Mirror(client, lake).run(NAME).fetched == 0
+    assert set(statuses(lake).values()) == {COMPLETE}
+
+
+@pytest.mark.parametrize("last", [0, 1], ids=["first table", "second table"])
+@pytest.mark.parametrize("table", LOST, ids=lambda table: table.name)
+def test_a_crash_in_between_loses_no_finding(
+    control: tuple[Operations, NbiaClient], tmp_path: Path, table: Table, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, lake = control[1], Lake(str(tmp_path))
+    uid, *_ = mirrored(client, lake)
+    path = next(p for p in lake.read_table(INSTANCES, NAME)["Path"].to_pylist() if f"/{uid}/" in p)
+    lake.put_bytes(path, (lake.read_bytes(path) or b"")[:-1] + b"\xff")
+    damage(lake, table, DAMAGES["missing"], NAME)
+    calls, put_file = itertools.count(), LocalStore.put_file
+
+    def crash(store: LocalStore, staged: Path, path: str) -> None:
+        if next(calls) == last:
+            raise Crash
+        put_file(store, staged, path)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(LocalStore, "put_file", crash)
+        rebuild(client, lake, NAME)
+    plan = Mirror(client, lake).plan(NAME)
+    assert [w.SeriesInstanceUID for w in plan.todo] == [uid]
+    assert Mirror(client, lake).run(NAME).fetched == 1
+    expect_intact(lake, 4)
+
+
+def test_damage_in_a_large_index_ends_one_run(
+    control: tuple[Operations, NbiaClient], lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations, client = control
+    uid, *_ = mirrored(client, lake)
+    damage(lake, INSTANCES, DAMAGES["flipped"], NAME)
+    assert damage_of(lake, INSTANCES, NAME) is not None
+    monkeypatch.setattr(tables, "READ_WHOLE_ROWS", 0)
+    assert Mirror(client, lake).run(NAME).fetched == 0  # it is not read
+    operations.replace(uid, hidden=False)
+    with pytest.raises(DamagedFile):
+        Mirror(client, lake).run(NAME)
+    assert Mirror(client, lake).run(NAME).fetched == 0  # the one before did that
+    expect_intact(lake, 4)
 
 
 def test_what_the_journal_has_is_newer(control: tuple[Operations, NbiaClient], lake: Lake) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from nbia_pipeline.archive import NbiaClient, NotAvailable, ServerError
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import collection_path, decode, instance_name
+from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.dicom_header import NotDicom, header_of
-from nbia_pipeline.mirror.journal import entry_lookup
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs, stated
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.digests import possible_series_md5s
+from nbia_pipeline.schema.status import COMPLETE
 
 _DEPTH = 6  # images, collection, patient, study, series, file
 
@@ -41,18 +43,19 @@ class Folder:
 
 
 def folders_of(lake: Lake, collection: str) -> Iterator[Folder]:
-    """Yield the directories of series with files that no entry of the journal is about, one patient at a time.
+    """Yield the directories of series whose files are not in the journal, one patient at a time.
 
     Raises:
         LakeError: the lake cannot be read.
     """
     root = collection_path(collection)
-    has_entry = entry_lookup(lake, collection)
+    entries = (entry for entries in journal.read_slices(lake, collection) for entry in entries)
+    in_journal = {e.receipt.wanted.SeriesInstanceUID for e in entries if e.receipt.status == COMPLETE}
     for patient in lake.names_in(root):
         paths = {path.rpartition("/")[0] for path in lake.sizes(f"{root}/{patient}") if path.count("/") == _DEPTH - 1}
         for path in sorted(paths):
             folder = Folder(path, *map(decode, path.split("/")[2:]))
-            if not has_entry(folder.uid):
+            if folder.uid not in in_journal:
                 yield folder
 
 
@@ -96,7 +99,13 @@ def proof_of_archive(
     """Return how files are shown to be those that the archive has of a series now: ``md5`` or ``count+size``.
 
     The digest of the series is compared; where it is another, or missing, the set of instances and their digests, and
-    where the archive has not all of these, count and size.
+    where the archive has not all of these, count and size. A digest that it may have, and does not send, shows nothing.
+
+    Args:
+        client: the archive.
+        proofs: strict ones.
+        wanted: the series as it is listed.
+        instances: the files.
 
     Raises:
         Differs: they are not, or nothing shows that they are.
@@ -104,17 +113,18 @@ def proof_of_archive(
     """
     md5s = {i.SOPInstanceUID: i.MD5 for i in instances}
     try:
-        if proofs.md5_of_series(wanted.SeriesInstanceUID) in possible_series_md5s(md5s.values()):
-            return MD5
+        with suppress(NoAnswer):  # of the images there may be
+            if proofs.md5_of_series(wanted.SeriesInstanceUID) in possible_series_md5s(md5s.values()):
+                return MD5
         listed = client.sop_instance_uids(wanted.SeriesInstanceUID)
-        if set(listed) != md5s.keys():
+        if listed and set(listed) != md5s.keys():
             raise Differs(f"the lake has {len(md5s)} files of it, and the archive lists {len(set(listed))} instances")
-        unknown = 0
+        unknown = not listed
         for uid, md5 in md5s.items():
             expected = proofs.md5_of_image(uid)
             if expected not in (None, md5):
                 raise Differs(f"{instance_name(uid)} has MD5 {md5}, the archive lists {expected}")
-            unknown += expected is None
+            unknown = unknown or expected is None
     except (NoAnswer, NotAvailable, ServerError) as e:
         raise Differs(f"the archive cannot be asked about it: {e}") from e
     return proof_of_figures(wanted, instances) if unknown else MD5

@@ -20,7 +20,8 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.rebuild import rebuild_feed
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.damage import damage_of, missing, remove_if_damaged
-from nbia_pipeline.lake.layout import collection_path, series_path, table_path
+from nbia_pipeline.lake.layout import collection_path, series_path
+from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.commit import instances_of
 from nbia_pipeline.mirror.journal import revoked_receipts
 from nbia_pipeline.mirror.rebuild.files import (
@@ -46,9 +47,9 @@ log = logger(__name__)
 THREADS = 3
 # Rows of `instances` of so many series are in memory at a time.
 PIECE_SERIES = 100
-# A file of this size is read as a whole before anything relies on it; of a larger one the end, and the rest where it
-# is used.
-READ_WHOLE_BYTES = 50_000_000
+# An index of so many files is read as a whole by each run, in about 0.2 s; of a larger one the end, unless there is
+# something to commit: a commit reads the rest, too.
+READ_WHOLE_ROWS = 500_000
 
 _UID = "SeriesInstanceUID"
 _DAMAGED = "its files in the lake were damaged"
@@ -110,12 +111,19 @@ def rebuild(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         log.warning("%s: %s: it is rebuilt from the files in the lake", collection, why)
         work = _ByArchive(client, lake, collection, listed) if receipts_lost else _ByReceipts(lake, collection)
         found = _Rebuild(work)
-        lake.write_pieces(INSTANCES, found.pieces(), collection, may_empty=True)
-        expect_held()
-        table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
-        why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
-        table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
-        lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
+
+        def write_receipts() -> None:
+            expect_held()
+            table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
+            why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
+            table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
+            lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
+
+        # The table that was lost comes last: if a crash comes between, it still is, and all is done again.
+        pieces = found.pieces() if receipts_lost else found.pieces(at_the_end=write_receipts)
+        lake.write_pieces(INSTANCES, pieces, collection, may_empty=True)
+        if receipts_lost:
+            write_receipts()
     log.warning("%s: the tables of the images were rebuilt: %s", collection, work.result)
     return work.result
 
@@ -138,8 +146,10 @@ def why_instances_are_lost(lake: Lake, collection: str, *, whole: bool = False) 
         whole: read all rows, however many there are.
     """
     if lake.has_table(INSTANCES, collection):
-        size = sum(lake.sizes(table_path(INSTANCES.name, collection).rpartition("/")[0]).values())
-        damage = damage_of(lake, INSTANCES, collection, rows=whole or size <= READ_WHOLE_BYTES)
+        damage = damage_of(lake, INSTANCES, collection, rows=False)
+        whole = whole or bool(next(journal.read_slices(lake, collection)))
+        if not damage and (whole or lake.count_rows(INSTANCES, collection) <= READ_WHOLE_ROWS):
+            damage = damage_of(lake, INSTANCES, collection)
         return str(damage) if damage else None
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
     lost = pc.any(has_files(receipts), min_count=0).as_py()
@@ -153,8 +163,8 @@ class _Rebuild:
         self._work = work
         self.receipts: list[Row] = []
 
-    def pieces(self) -> Iterator[pa.Table]:
-        """Yield the rows of ``instances``, in the order of the table."""
+    def pieces(self, at_the_end: Callable[[], None] = lambda: None) -> Iterator[pa.Table]:
+        """Yield the rows of ``instances``, in the order of the table, and then call `at_the_end`."""
         begun: list[Receipt] = []
         for row, instances in self._results():
             self.receipts.append(row)
@@ -165,6 +175,7 @@ class _Rebuild:
                 yield instances_of(begun)
                 begun = []
         yield instances_of(begun)
+        at_the_end()
 
     def _results(self) -> Iterator[Judged]:
         with stopping.threads(THREADS, "nbia-rebuild") as pool:
@@ -219,24 +230,31 @@ class _ByArchive:
 
     def __init__(self, client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | None) -> None:
         self.result = Rebuilt()
-        self._client, self._proofs = client, Proofs(client)
+        self._client, self._proofs = client, Proofs(client, strict=True)
         self._lake = lake
-        self._collection = collection
-        now = [lake.read_table(SERIES, collection, columns=COLUMNS), *([listed.select(COLUMNS)] if listed else [])]
-        self._listed = {uid for rows in now for uid in rows[_UID].to_pylist()}
+        self._listed: set[str] = set()
         self._known: dict[str, WantedSeries] = {}
-        for rows in (lake.read_table(SERIES_SEEN, collection, columns=COLUMNS), *now):
-            self._known.update({row[_UID]: WantedSeries(**row) for row in rows.to_pylist()})
+        self._folders: dict[str, list[Folder]] = {}
+        for folder in folders_of(lake, collection):
+            self._folders.setdefault(folder.uid, []).append(folder)
+        self._add(lake.read_table(SERIES_SEEN, collection, columns=COLUMNS), are_listed=False)
+        self._add(lake.read_table(SERIES, collection, columns=COLUMNS))
+        if listed is not None:
+            self._add(listed)
+        if not self._folders.keys() <= self._known.keys():  # the tables that name them may be lost as well
+            self._add(client.series(collection))
+
+    def _add(self, rows: pa.Table, *, are_listed: bool = True) -> None:
+        found = {row[_UID]: WantedSeries(**row) for row in rows.select(COLUMNS).to_pylist()}
+        self._known.update(found)
+        self._listed.update(found if are_listed else ())
 
     def others(self) -> pa.Table:
         """Return no receipts: series without files get theirs from the listing."""
         return IMAGE_SERIES.schema.empty_table()
 
     def jobs(self) -> Iterator[Job]:
-        folders: dict[str, list[Folder]] = {}
-        for folder in folders_of(self._lake, self._collection):
-            folders.setdefault(folder.uid, []).append(folder)
-        for uid, found in sorted(folders.items()):
+        for uid, found in sorted(self._folders.items()):
             wanted = self._known.get(uid)
             if wanted is None:
                 self.result.left += [folder.path for folder in found]
