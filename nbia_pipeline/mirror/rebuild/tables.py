@@ -22,7 +22,7 @@ from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.damage import damage_of, missing, remove_if_damaged
 from nbia_pipeline.lake.layout import collection_path, series_path, table_path
 from nbia_pipeline.mirror.commit import instances_of
-from nbia_pipeline.mirror.journal import revoked_receipts
+from nbia_pipeline.mirror.journal import DAMAGED, revoked_receipts
 from nbia_pipeline.mirror.rebuild.files import (
     Differs,
     Folder,
@@ -51,7 +51,6 @@ PIECE_SERIES = 100
 READ_WHOLE_BYTES = 50_000_000
 
 _UID = "SeriesInstanceUID"
-_DAMAGED = "its files in the lake were damaged"
 _LOST_ANNOTATIONS = "The annotation files are fetched again; those of withdrawn series stay without a row"
 
 Row = dict[str, Any]
@@ -113,7 +112,7 @@ def rebuild(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         lake.write_pieces(INSTANCES, found.pieces(), collection, may_empty=True)
         expect_held()
         table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
-        why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
+        why_pending = {uid: f"{DAMAGED}: {what}" for uid, what in work.result.pending.items()}
         table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
         lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
     log.warning("%s: the tables of the images were rebuilt: %s", collection, work.result)
