@@ -318,7 +318,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         try:
             todo = preview(lake, collection, bounds=Bounds(retry=False)).todo
         except DamagedFile as e:  # the others need not wait for it
-            context.log.warning(f"{collection}: {e}")
+            context.log.warning(shown(f"{collection}: {e}"))
             damaged.append(str(e))
             if not damage_of(lake, SERIES, collection):  # a run of the images rebuilds all the others
                 runs.append(_run(naming, IMAGES_JOB, collection, f"{_short(e)}:{today}"))

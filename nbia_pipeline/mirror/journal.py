@@ -33,6 +33,7 @@ log = logger(__name__)
 
 FAILED = "failed"
 BEING_REPLACED = "its files are being replaced by a newer version"
+DAMAGED = "its files in the lake were damaged"
 _JSON = ".json"
 
 

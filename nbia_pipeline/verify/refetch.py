@@ -10,7 +10,7 @@ from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.mirror.journal import revoke
+from nbia_pipeline.mirror.journal import DAMAGED, revoke
 from nbia_pipeline.mirror.plan import batches
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import wanted_series
@@ -66,7 +66,7 @@ def refetch(
         result.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
         # An outdated series is not damaged: it stays complete until the archive's present one replaces it.
         outdated = {v.series.uid for v in damaged if v.outdated}
-        damage = {uid: f"its files in the lake were damaged: {findings[uid]}" for uid in listed - outdated}
+        damage = {uid: f"{DAMAGED}: {findings[uid]}" for uid in listed - outdated}
         revoke(lake, collection, damage)
         for batch in batches(wanted):
             try:

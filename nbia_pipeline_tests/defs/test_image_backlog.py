@@ -174,4 +174,4 @@ def test_a_run_is_requested_for_damaged_receipts_and_a_damaged_listing_is_named(
     tick = mirror.tick(BACKLOG, day(1))
     assert not tick.run_requests
     assert "tables/series/Collection=TCGA-DEMO/part-0.parquet" in tick.skip_message
-    assert "the file is damaged: `nbia-pipeline run` makes the table again" in tick.skip_message
+    assert "the file is damaged: `nbia-pipeline run` rebuilds the table" in tick.skip_message

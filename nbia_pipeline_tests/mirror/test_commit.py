@@ -17,6 +17,7 @@ from nbia_pipeline.lake.store import LocalStore
 from nbia_pipeline.mirror.commit import NOT_REFRESHED, already_there, commit, commit_journal, current_receipts
 from nbia_pipeline.mirror.journal import (
     BEING_REPLACED,
+    DAMAGED,
     has_failed,
     mark_failed,
     record_failure,
@@ -216,7 +217,7 @@ def test_no_receipt_is_complete_when_a_crash_comes_between(
     ]
 
 
-@pytest.mark.parametrize("reason", [BEING_REPLACED, "its files in the lake were damaged"])
+@pytest.mark.parametrize("reason", [BEING_REPLACED, DAMAGED])
 def test_files_of_a_revoked_receipt_in_another_directory_are_removed(lake: Lake, reason: str) -> None:
     publish(lake, receipt(5))
     commit(lake, "A", series_table([ONE]))

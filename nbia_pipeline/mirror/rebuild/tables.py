@@ -23,7 +23,7 @@ from nbia_pipeline.lake.damage import damage_of, missing, remove_if_damaged
 from nbia_pipeline.lake.layout import collection_path, series_path
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.commit import instances_of
-from nbia_pipeline.mirror.journal import revoked_receipts
+from nbia_pipeline.mirror.journal import DAMAGED, revoked_receipts
 from nbia_pipeline.mirror.rebuild.files import (
     Differs,
     Folder,
@@ -52,7 +52,6 @@ PIECE_SERIES = 100
 READ_WHOLE_ROWS = 500_000
 
 _UID = "SeriesInstanceUID"
-_DAMAGED = "its files in the lake were damaged"
 _LOST_ANNOTATIONS = "The annotation files are fetched again; those of withdrawn series stay without a row"
 
 Row = dict[str, Any]
@@ -115,7 +114,7 @@ def rebuild(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         def write_receipts() -> None:
             expect_held()
             table = pa.Table.from_pylist(found.receipts, schema=IMAGE_SERIES.schema)
-            why_pending = {uid: f"{_DAMAGED}: {what}" for uid, what in work.result.pending.items()}
+            why_pending = {uid: f"{DAMAGED}: {what}" for uid, what in work.result.pending.items()}
             table = revoked_receipts(pa.concat_tables([work.others(), table]), why_pending)
             lake.write_table(IMAGE_SERIES, table, collection, may_empty=True)
 
