@@ -51,6 +51,11 @@ class Stop:
         if self.signal is not None:
             self.end()
 
+    def request(self) -> None:
+        """Ask this process to stop, as a SIGTERM from outside does, unless it is stopping already."""
+        if self.watched and self.signal is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         """Interrupt the main thread, once; the handler of the signals."""
         self.signal = self.signal or signum
