@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow.compute as pc
+
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
@@ -14,11 +16,13 @@ from nbia_pipeline.mirror.journal import revoke
 from nbia_pipeline.mirror.plan import batches
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import wanted_series
-from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.verify.inventory import VerifyResult
 
 COMMAND = "nbia-pipeline verify --damaged --repair"
 COMMAND_OUTDATED = "nbia-pipeline verify --ask-archive --repair"
+_DAMAGED = "its files in the lake were damaged"
 NOT_LISTED = "the archive no longer lists it, so it cannot be fetched again; what is left of it stays"
 
 
@@ -33,6 +37,13 @@ class RefetchResult:
 
     uids: dict[str, list[str]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def unrepaired(lake: Lake, collection: str) -> int:
+    """Return how many series were found damaged and could not be fetched again yet: a repair was interrupted."""
+    receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "Reason"])
+    found = pc.and_(pc.equal(receipts["Status"], PENDING), pc.starts_with(receipts["Reason"], _DAMAGED))
+    return receipts.filter(found).num_rows
 
 
 def refetch(
@@ -66,7 +77,7 @@ def refetch(
         result.failures.update({uid: NOT_LISTED for uid in findings if uid not in listed})
         # An outdated series is not damaged: it stays complete until the archive's present one replaces it.
         outdated = {v.series.uid for v in damaged if v.outdated}
-        damage = {uid: f"its files in the lake were damaged: {findings[uid]}" for uid in listed - outdated}
+        damage = {uid: f"{_DAMAGED}: {findings[uid]}" for uid in listed - outdated}
         revoke(lake, collection, damage)
         for batch in batches(wanted):
             try:
