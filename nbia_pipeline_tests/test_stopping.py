@@ -156,8 +156,13 @@ def test_an_upload_ends_after_the_file_that_is_on_its_way(tmp_path: Path, monkey
     monkeypatch.setattr(ObjectStore, "put_file", slow)
     monkeypatch.setattr(stopping, "_wakers", [stopped.set])
     recorded: list[str | None] = []
+
+    def record(staged: str | None) -> str:
+        recorded.append(staged)
+        return "entry"
+
     with pytest.raises(KeyboardInterrupt), stopping.threads(1, "test") as pool:
-        pool.submit(lake.publish, tmp_path, "images/A/1", "A", "1", recorded.append, lambda: None)
+        pool.submit(lake.publish, tmp_path, "images/A/1", "A", "1", record, lambda: None)
         assert begun.wait(WITHIN_SECONDS)
         raise KeyboardInterrupt
     assert uploaded == names[:1]

@@ -43,7 +43,7 @@ def unrepaired(lake: Lake, collection: str) -> int:
     """Return how many series were found damaged and could not be fetched again yet: a repair was interrupted."""
     receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "Reason"])
     found = pc.and_(pc.equal(receipts["Status"], PENDING), pc.starts_with(receipts["Reason"], _DAMAGED))
-    return receipts.filter(found).num_rows
+    return int(receipts.filter(found).num_rows)
 
 
 def refetch(

@@ -198,12 +198,15 @@ with handled(process_ends=True):
         threading.Thread(target=STOP.request).start()
         time.sleep(60)
     except KeyboardInterrupt:
-        STOP.request()
         time.sleep(%s)
+        STOP.request()
+        time.sleep(0.5)
+        print("in order")
         raise SystemExit(STOP.exit_code)
 """
     arguments = [sys.executable, "-c", code % (ONE_REQUEST_SECONDS + 0.2)]
-    assert subprocess.run(arguments, timeout=STOPPED_SECONDS, check=False).returncode == 143
+    process = subprocess.run(arguments, timeout=STOPPED_SECONDS, stdout=subprocess.PIPE, check=False)
+    assert (process.returncode, process.stdout) == (143, b"in order\n")
 
 
 def test_a_command_ends_without_a_word_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:

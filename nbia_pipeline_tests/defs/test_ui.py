@@ -174,7 +174,8 @@ def test_terminate_in_the_ui(archive: TestArchive, tmp_path: Path, request: pyte
         return len(list(journal.glob("*.json")))
 
     def complete() -> int:
-        return Lake(str(tmp_path / "a lake")).read_table(IMAGE_SERIES, QIN)["Status"].to_pylist().count("complete")
+        statuses: list[str] = Lake(str(tmp_path / "a lake")).read_table(IMAGE_SERIES, QIN)["Status"].to_pylist()
+        return statuses.count("complete")
 
     def half_a_zip_after(answers: int) -> None:
         archive.faults.reset()
