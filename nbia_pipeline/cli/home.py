@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -139,7 +140,9 @@ def _printed(line: str, stream: TextIO) -> bool:
     """Print a line at once; return False if nobody reads it any more, or what follows."""
     try:
         print(shown(line), file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as e:
+        if e.errno not in (errno.EPIPE, errno.EIO):  # the second is that of a terminal that is gone
+            raise
         with Path(os.devnull).open("w", encoding="utf-8") as nobody:
             os.dup2(nobody.fileno(), stream.fileno())
         return False
