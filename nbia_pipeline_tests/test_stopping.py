@@ -13,7 +13,9 @@ from filelock import FileLock
 from nbia_pipeline import stopping
 from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.archive.rate_limit import Limiter
-from nbia_pipeline.lake import Lake, Lock
+from nbia_pipeline.lake import Lake, Lock, lock
+from nbia_pipeline.lake.lock import soon_if_interrupted
+from nbia_pipeline.lake.store import ObjectStore
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, silence
 
@@ -117,3 +119,53 @@ def test_after_an_error_nothing_more_begins_and_nothing_is_stopped() -> None:
         time.sleep(0.05)
         raise ValueError("first")
     assert ends == ["first"]
+
+
+def test_the_way_out_does_not_wait_long_for_a_thread_that_keeps_a_lock(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "WAY_OUT_SECONDS", 0.05)
+
+    def way_out() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            with soon_if_interrupted(), lake.lock(Lock.COLLECTION, "A"):
+                pass
+
+    leaving = threading.Thread(target=way_out, daemon=True)
+    with lake.lock(Lock.COLLECTION, "A"):
+        leaving.start()
+        leaving.join(WITHIN_SECONDS)
+        assert not leaving.is_alive()
+    assert "left to the next run: another thread of this process holds the lock" in caplog.text
+
+
+def test_an_upload_ends_after_the_file_that_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(f"memory://{tmp_path.name}")
+    names = [f"{n}.dcm" for n in range(9)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    begun, stopped, uploaded = threading.Event(), threading.Event(), []
+
+    def slow(store: ObjectStore, staged: Path, path: str) -> None:
+        uploaded.append(staged.name)
+        begun.set()
+        assert stopped.wait(WITHIN_SECONDS)
+
+    monkeypatch.setattr(ObjectStore, "put_file", slow)
+    monkeypatch.setattr(stopping, "_wakers", [stopped.set])
+    recorded: list[str | None] = []
+
+    def record(staged: str | None) -> str:
+        recorded.append(staged)
+        return "entry"
+
+    with pytest.raises(KeyboardInterrupt), stopping.threads(1, "test") as pool:
+        pool.submit(lake.publish, tmp_path, "images/A/1", "A", "1", record, lambda: None)
+        assert begun.wait(WITHIN_SECONDS)
+        raise KeyboardInterrupt
+    assert uploaded == names[:1]
+    assert recorded == []
+    with lake.lock(Lock.SERIES, "A", "1"):
+        pass  # nobody has to wait until it is stale

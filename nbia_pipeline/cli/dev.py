@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 from nbia_pipeline.cli.home import dagster_home, to_stderr
-from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.defs.slots import release_in_home
 from nbia_pipeline.settings import Settings
 
 WORKSPACE = "workspace.yaml"
@@ -27,6 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Become ``dagster dev``; returns only if it cannot be started."""
+    from nbia_pipeline.defs.naming import Naming  # here, so that `--help` does not wait for Dagster
+    from nbia_pipeline.defs.slots import release_in_home
+
     Settings.from_env()
     home = dagster_home()
     release_in_home(Naming().pool, to_stderr)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from nbia_pipeline.cli.signals import STOP
 from nbia_pipeline.errors import OURS, error_text
@@ -103,6 +106,8 @@ def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namesp
         return run(options)
     except (*OURS, HomeError, KeyboardInterrupt) as e:
         sys.stdout.flush()  # so that it appears below what was printed before
+        if STOP.signal == signal.SIGPIPE:
+            return STOP.exit_code
         if STOP.signal is None and not isinstance(e, KeyboardInterrupt):
             return fail(error_text(e))
         return fail(f"interrupted{getattr(options, 'interrupted', '')}", STOP.exit_code)
@@ -116,10 +121,29 @@ def fail(sentence: str, code: int = 1) -> int:
 
 def to_stderr(sentence: str) -> None:
     """Print what is wrong, on one line."""
-    print(shown(f"nbia-pipeline: {sentence}"), file=sys.stderr)
+    _printed(f"nbia-pipeline: {sentence}", sys.stderr)
 
 
 def say(*lines: str) -> None:
-    """Print lines at once: of what the archive or a file is called, nothing acts on the terminal."""
+    """Print lines at once: of what the archive or a file is called, nothing acts on the terminal.
+
+    Raises:
+        KeyboardInterrupt: nobody reads them any more, as behind ``| head``: the command ends in order.
+    """
     for line in lines:
-        print(shown(line), flush=True)
+        if not _printed(line, sys.stdout):
+            STOP.signal = STOP.signal or signal.SIGPIPE
+            raise KeyboardInterrupt
+
+
+def _printed(line: str, stream: TextIO) -> bool:
+    """Print a line at once; return False if nobody reads it any more, or what follows."""
+    try:
+        print(shown(line), file=stream, flush=True)
+    except OSError as e:
+        if e.errno not in (errno.EPIPE, errno.EIO):  # the second is that of a terminal that is gone
+            raise
+        with Path(os.devnull).open("w", encoding="utf-8") as nobody:
+            os.dup2(nobody.fileno(), stream.fileno())
+        return False
+    return True

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     with (
         kept_from_children(),
         dg.DagsterInstance.get() as instance,
-        watched(instance, Naming().pool, to_stderr),
+        watched(instance, Naming().pool, to_stderr, _terminated),
     ):
         outcome = run_main_job(
             settings,
@@ -88,6 +88,13 @@ def run(options: argparse.Namespace) -> int:
     if outcome.interrupted:
         return fail("interrupted; what was finished is kept, and the next run continues from there", STOP.exit_code)
     return 1 if outcome.problems else 0
+
+
+def _terminated(run_id: str) -> None:
+    """Stop, because somebody canceled a run of this process."""
+    if STOP.signal is None:
+        to_stderr(f"run {run_id} was terminated in the UI")
+        STOP.request()
 
 
 def run_main_job(
@@ -248,7 +255,7 @@ class _Runner:
     def _cancel(self, run_id: str) -> None:
         """Call a run canceled that Dagster calls failed, or not ended, because it knows of no request to stop it."""
         run = self.instance.get_run_by_id(run_id)
-        if run is not None and run.status != dg.DagsterRunStatus.SUCCESS:
+        if run is not None and run.status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED):
             self.instance.report_run_canceled(run, "The process was asked to stop.")
 
     def _take(self, event: dg.DagsterEvent) -> None:

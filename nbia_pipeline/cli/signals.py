@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to a command: the first one ends it in order, a further one at once."""
+"""What SIGINT, SIGTERM and SIGHUP do to a command: the first one ends it in order, a further one at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that the signal ended: 130 or 143."""
+        """What a shell reports of a process that the signal ended, such as 130 or 143."""
         return 128 + (self.signal or signal.SIGINT)
 
     def begin(self) -> None:
@@ -50,6 +50,16 @@ class Stop:
         self.begun = True
         if self.signal is not None:
             self.end()
+
+    def request(self) -> None:
+        """Ask this process to stop, as a SIGTERM from outside does, unless it is stopping already."""
+        if self.watched and self.signal is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def hang_up(self, signum: int, frame: FrameType | None) -> None:
+        """Stop because the terminal is gone: by the signal for which Dagster has a handler while a job runs."""
+        self.signal = self.signal or signum
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         """Interrupt the main thread, once; the handler of the signals."""
@@ -119,6 +129,8 @@ def handled(*, process_ends: bool) -> Iterator[None]:
     writer.setblocking(False)
     ours = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # as a shell's `&` has it
     before = {s: signal.signal(s, STOP.interrupt) for s in ours}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, STOP.hang_up)
     before[WAKE] = signal.signal(WAKE, STOP.wake)
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(reader,), name="nbia-signals", daemon=True)

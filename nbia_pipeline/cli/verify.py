@@ -19,7 +19,7 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import did_you_mean, matching, size_text, unmatched
 from nbia_pipeline.verify.inventory import VerifyResult
-from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch
+from nbia_pipeline.verify.refetch import COMMAND, COMMAND_OUTDATED, refetch, unrepaired
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_series, plan_verification, read_again
 from nbia_pipeline.verify.tables import OF_IMAGES, TableDamage, damaged_tables, repair_tables, stored_collections
 
@@ -76,9 +76,13 @@ def run(options: argparse.Namespace) -> int:
     unread = {d.collection for d in tables if d.table in OF_IMAGES}
     stored = [c for c in lake.collections_of(IMAGE_SERIES) if c not in unread]
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    stored = matching(options.collections, stored) if options.collections else stored
+    waiting = sum(unrepaired(lake, collection) for collection in stored)
+    if waiting:
+        to_stderr(f"{waiting:,} series that were found damaged are not fetched again yet: `nbia-pipeline run` does it")
     planned = plan_verification(
         lake,
-        matching(options.collections, stored) if options.collections else stored,
+        stored,
         sample=options.sample,
         seed=seed,
         damaged_only=options.damaged,
@@ -100,10 +104,11 @@ def run(options: argparse.Namespace) -> int:
         )
     say(_summary(done))
     _print_damage(done.damaged)
-    left = 1 if tables else NOT_ALL if done.stopped else 0
+    left = 1 if tables or waiting else NOT_ALL if done.stopped else 0
     if not done.damaged:
         return left
     if options.repair:
+        options.interrupted = "; what was fetched again is kept, and `nbia-pipeline run` fetches the rest"
         return left if _repaired(settings, lake, done.damaged) else 1
     say(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
     return 1

@@ -15,10 +15,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.plan.active import ActiveExecution
 
+from nbia_pipeline import clock
 from nbia_pipeline.defs.jobs import ARCHIVE_TAG
 from nbia_pipeline.lake.errors import reason
 from nbia_pipeline.lake.lock import HOST, is_dead, this_process
@@ -43,6 +46,7 @@ FREE_AFTER_SECONDS = 60
 """After the end of a run: its process may need a moment to free its slots itself."""
 POLL_SECONDS = 5.0
 AGAIN_SECONDS = 300.0
+PAUSE_SECONDS = 0.2
 SHOWN = 4
 
 Report = Callable[[str], None]
@@ -88,35 +92,78 @@ def release_in_home(pool: str, report: Report) -> None:
 
 
 @contextmanager
-def watched(instance: dg.DagsterInstance, pool: str, report: Report) -> Iterator[None]:
-    """Release dead runs now, and again while a step of this process waits for a slot; report what it waits for."""
+def watched(
+    instance: dg.DagsterInstance, pool: str, report: Report, on_canceled: Callable[[str], object]
+) -> Iterator[None]:
+    """Release dead runs now, and again while a step of this process waits for a slot; report what it waits for.
+
+    Args:
+        instance: where Dagster keeps runs and slots.
+        pool: of the archive.
+        report: called with sentences, also from another thread.
+        on_canceled: called from another thread, with the ID of a run of this process that was canceled. *Terminate*
+            in the UI does no more than record that: only runs that a code server launched are interrupted.
+    """
     release_dead_runs(instance, pool, report)
-    stop = threading.Event()
-    watch = threading.Thread(target=_watch, args=(instance, pool, report, stop), name="nbia-slots", daemon=True)
-    watch.start()
+    stop, began = threading.Event(), clock.utc_now()
+
+    def watch() -> None:
+        while not stop.wait(POLL_SECONDS):
+            try:
+                look()
+                if run_id := _own_canceled(instance, began):
+                    on_canceled(run_id)
+            except Exception as e:  # noqa: BLE001 - the run goes on; what stays wrong, it meets itself
+                log.warning("the slots of the pool %s cannot be read: %s", pool, reason(e))
+
+    look = _watcher(instance, pool, report)
+    thread = threading.Thread(target=watch, name="nbia-slots", daemon=True)
+    thread.start()
+    try:
+        with _pauses():
+            yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _watcher(instance: dg.DagsterInstance, pool: str, report: Report) -> Callable[[], None]:
+    """Return a function that looks once whether steps of this process wait."""
+    waited: set[tuple[str, str]] = set()
+    reported = -AGAIN_SECONDS
+
+    def look() -> None:
+        nonlocal waited, reported
+        waiting = _own_waiting_steps(instance, pool)
+        if waiting:
+            release_dead_runs(instance, pool, report)
+            _assign(instance, pool)
+        # Every step waits for a moment: it is one that waited at the last look too.
+        if waiting & waited and time.monotonic() - reported >= AGAIN_SECONDS:
+            report(_sentence(instance, pool))
+            reported = time.monotonic()
+        waited = waiting
+
+    return look
+
+
+@contextmanager
+def _pauses() -> Iterator[None]:
+    """Let Dagster's executor of one process pause between two looks for a slot, which else take a whole core.
+
+    It means to sleep, but takes the least of 0 and the time that is left: `interval_to_next_pending_claim_check`.
+    """
+    wait = ActiveExecution.sleep_til_ready
+
+    def sleep_til_ready(self: ActiveExecution) -> None:  # signals know it by this name
+        wait(self)
+        time.sleep(PAUSE_SECONDS)
+
+    ActiveExecution.sleep_til_ready = sleep_til_ready  # type: ignore[method-assign]
     try:
         yield
     finally:
-        stop.set()
-        watch.join()
-
-
-def _watch(instance: dg.DagsterInstance, pool: str, report: Report, stop: threading.Event) -> None:
-    waited: set[tuple[str, str]] = set()
-    reported = -AGAIN_SECONDS
-    while not stop.wait(POLL_SECONDS):
-        try:
-            waiting = _own_waiting_steps(instance, pool)
-            if waiting:
-                release_dead_runs(instance, pool, report)
-                _assign(instance, pool)
-            # Every step waits for a moment: it is one that waited at the last look too.
-            if waiting & waited and time.monotonic() - reported >= AGAIN_SECONDS:
-                report(_sentence(instance, pool))
-                reported = time.monotonic()
-            waited = waiting
-        except Exception as e:  # noqa: BLE001 - the run goes on; what stays wrong, it meets itself
-            log.warning("the slots of the pool %s cannot be read: %s", pool, reason(e))
+        ActiveExecution.sleep_til_ready = wait  # type: ignore[method-assign]
 
 
 def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -169,6 +216,14 @@ def _refuses(path: str) -> bool:
         except OSError as e:
             return isinstance(e, ConnectionRefusedError)
     return False
+
+
+def _own_canceled(instance: dg.DagsterInstance, began: datetime) -> str:
+    """Return the ID of a run of this process that was canceled since a time (UTC), "" if there is none."""
+    canceled = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED], created_after=began
+    )
+    return next((run.run_id for run in instance.get_runs(canceled) if _owner(run) == this_process()), "")
 
 
 def _own_waiting_steps(instance: dg.DagsterInstance, pool: str) -> set[tuple[str, str]]:

@@ -118,11 +118,19 @@ def among_threads(name: str) -> Iterator[None]:
     """Hold a lock that the threads of this process share.
 
     Take it before a lock that processes share: threads wait for each other without polling.
+
+    Raises:
+        LakeError: another thread held it for longer than :func:`soon_if_interrupted` allows.
     """
     with _threads_guard:
         shared = _threads.setdefault(name, threading.Lock())
-    with shared:
+    if not shared.acquire(timeout=min(_longest_wait.get(), threading.TIMEOUT_MAX)):
+        raise LakeError(f"another thread of this process holds the lock {name}")
+    try:
+        stopping.expect_running()
         yield
+    finally:
+        shared.release()
 
 
 def _flock(lock: FileLock, path: Path) -> None:

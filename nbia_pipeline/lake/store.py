@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from nbia_pipeline import stopping
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
@@ -369,6 +370,7 @@ class ObjectStore(_Store):
         """Upload the files of a directory of a workspace to a folder of the lake, then remove older ones."""
         names = {file.name for file in staged.iterdir()}
         for name in sorted(names):
+            stopping.expect_running()
             self.put_file(staged / name, f"{path}/{name}")
         for old in self.names_in(path):  # there is no folder where nothing was uploaded
             if old not in names and not is_foreign(old):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow.compute as pc
+
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
@@ -14,7 +16,8 @@ from nbia_pipeline.mirror.journal import DAMAGED, revoke
 from nbia_pipeline.mirror.plan import batches
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import wanted_series
-from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.verify.inventory import VerifyResult
 
 COMMAND = "nbia-pipeline verify --damaged --repair"
@@ -33,6 +36,13 @@ class RefetchResult:
 
     uids: dict[str, list[str]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def unrepaired(lake: Lake, collection: str) -> int:
+    """Return how many series were found damaged and could not be fetched again yet: a repair was interrupted."""
+    receipts = lake.read_table(IMAGE_SERIES, collection, columns=["Status", "Reason"])
+    found = pc.and_(pc.equal(receipts["Status"], PENDING), pc.starts_with(receipts["Reason"], DAMAGED))
+    return int(receipts.filter(found).num_rows)
 
 
 def refetch(

@@ -23,7 +23,7 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, pass_on, silence
-from nbia_pipeline_tests.helpers.processes import contents, environment, leftovers
+from nbia_pipeline_tests.helpers.processes import IN_ORDER, contents, environment, leftovers
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,6 @@ QIN = "QIN_Breast.v2"
 REACHED_SECONDS = 240
 STOPPED_SECONDS = 15  # it is a matter of one or two; the machine may be busy
 ONLY = {"NBIA_COLLECTIONS": QIN, "NBIA_IMAGES": "*"}
-IN_ORDER = "nbia-pipeline: interrupted; what was finished is kept, and the next run continues from there\n"
 
 # The endpoint at which the archive falls silent, after so many true answers, and how.
 SILENT: dict[str, tuple[str, int, Fault]] = {
@@ -153,7 +152,8 @@ def test_a_run_that_waits_for_a_place_in_the_pool_ends_at_a_signal(archive: Test
 
         run = Run(tmp_path, archive.url)
         run.wait_until(waits)
-        run.stop(signal.SIGINT)
+        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        run.stop(signal.SIGTERM if under_nohup else signal.SIGHUP)  # the terminal is gone
         assert not waits()
 
 
@@ -187,6 +187,41 @@ with handled(process_ends=True):
         time.sleep(ONE_REQUEST_SECONDS + 0.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(STOPPED_SECONDS) == 143
+
+
+def test_a_process_that_asks_itself_to_stop_ends_as_by_a_signal() -> None:
+    code = """
+import threading, time
+from nbia_pipeline.cli.signals import STOP, handled
+with handled(process_ends=True):
+    STOP.begin()
+    try:
+        threading.Thread(target=STOP.request).start()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(%s)
+        STOP.request()
+        time.sleep(0.5)
+        print("in order")
+        raise SystemExit(STOP.exit_code)
+"""
+    arguments = [sys.executable, "-c", code % (ONE_REQUEST_SECONDS + 0.2)]
+    process = subprocess.run(arguments, timeout=STOPPED_SECONDS, stdout=subprocess.PIPE, check=False)
+    assert (process.returncode, process.stdout) == (143, b"in order\n")
+
+
+def test_a_command_ends_without_a_word_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "nbia_pipeline", "prune"],
+        env=environment(tmp_path),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_every_moment(archive: TestArchive, tmp_path: Path, request: pytest.FixtureRequest) -> None:

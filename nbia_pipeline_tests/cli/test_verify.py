@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.cli import main
 from nbia_pipeline.embedded.pytest_plugin import NbiaArchive
 from nbia_pipeline.lake import Lake
@@ -253,3 +253,18 @@ def test_the_shell_sees_the_exit_code(lake: Lake) -> None:
     done = subprocess.run([sys.executable, "-m", "nbia_pipeline", "verify"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "1 damaged" in done.stdout and "missing" in done.stderr
+
+
+def test_a_repair_that_was_stopped_is_not_forgotten(
+    archive: TestArchive, lake: Lake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = VerifyResult(stored_series(lake, COLLECTIONS[0])[0], 0, 0, "missing 1.dcm")
+    archive.faults.inject("getImageWithMD5Hash", answer(503), times=50)
+    with archive.client() as client, pytest.raises(ArchiveError):
+        refetch(client, lake, [damaged])
+    archive.faults.reset()
+    assert verify() == 1
+    assert "1 series that were found damaged are not fetched again yet: `nbia-pipeline run`" in capsys.readouterr()[1]
+    with archive.client() as client:
+        mirror(client, lake, COLLECTIONS[0])
+    assert verify() == 0

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.execution.plan.active import ActiveExecution
 
 from nbia_pipeline.defs import slots
 from nbia_pipeline.defs.slots import LAUNCHED_TAG, OWNER_TAG, owned, release_dead_runs, watched
@@ -202,7 +204,9 @@ def test_a_tick_releases_dead_runs_before_it_looks_for_runs_in_progress(make: Ma
 # --- a run that waits
 
 
-def wait_behind(instance: dg.DagsterInstance, then: Callable[[], None]) -> tuple[dg.ExecuteInProcessResult, list[str]]:
+def wait_behind(
+    instance: dg.DagsterInstance, then: Callable[[], None], on_canceled: Callable[[str], object] = lambda run_id: None
+) -> tuple[dg.ExecuteInProcessResult, list[str]]:
     """Run a job that has to wait, do something when that is reported; return the result and what was reported."""
     said: list[str] = []
 
@@ -211,7 +215,7 @@ def wait_behind(instance: dg.DagsterInstance, then: Callable[[], None]) -> tuple
         if sentence.startswith("waiting"):
             then()
 
-    with at_most(60), watched(instance, POOL, report):
+    with at_most(60), watched(instance, POOL, report, on_canceled):
         return small.execute_in_process(instance=instance, **owned()), said
 
 
@@ -255,3 +259,36 @@ def test_a_pool_without_a_limit_is_never_waited_for() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         result, said = wait_behind(instance, lambda: None)
     assert result.success and said == []
+
+
+def test_a_run_that_waits_pauses_between_two_looks(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    look = ActiveExecution.get_next_step
+
+    def counted(execution: ActiveExecution) -> Any:
+        looks.append(time.monotonic())
+        return look(execution)
+
+    monkeypatch.setattr(ActiveExecution, "get_next_step", counted)
+    before = started(instance, ELSEWHERE, "has a slot")
+    wait_behind(instance, lambda: instance.event_log_storage.free_concurrency_slots_for_run(before))
+    assert len(looks) <= 2 + (looks[-1] - looks[0]) / slots.PAUSE_SECONDS
+
+
+def test_it_is_reported_that_a_run_of_this_process_was_canceled(instance: dg.DagsterInstance) -> None:
+    before = started(instance, ELSEWHERE, "has a slot")
+    canceled: list[str] = []
+
+    def terminate() -> None:
+        """Do what the UI does with runs that no code server launched."""
+        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+            instance.report_run_canceling(run)
+
+    def on_canceled(run_id: str) -> None:
+        canceled.append(run_id)
+        instance.event_log_storage.free_concurrency_slots_for_run(before)
+
+    result, _ = wait_behind(instance, terminate, on_canceled)
+    assert set(canceled) == {result.run_id}

@@ -8,25 +8,32 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import requests
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
-from nbia_pipeline_tests.helpers.processes import environment
+from nbia_pipeline_tests.helpers.archives import TestArchive
+from nbia_pipeline_tests.helpers.faults import Fault, pass_on
+from nbia_pipeline_tests.helpers.processes import IN_ORDER, environment
 
 pytestmark = pytest.mark.slow
 
 PATIENCE_SECONDS = 180
+STOPPED_SECONDS = 30
+QIN = "QIN_Breast.v2"
 
 LAUNCH = """
 mutation ($p: ExecutionParams!) {
   launchPipelineExecution(executionParams: $p) { __typename ... on LaunchRunSuccess { run { runId } } }
 }"""
+TERMINATE = "mutation ($r: String!) { terminateRun(runId: $r) { __typename } }"
 STATUS = "query ($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
 LOADED = "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus } } } }"
 
@@ -54,8 +61,8 @@ class Page:
             time.sleep(0.5)
         raise AssertionError("the code location did not load")
 
-    def materialize(self, job: str, **tags: str) -> str:
-        """Launch a job as the UI does, wait for its end, and return its status."""
+    def launch(self, job: str, **tags: str) -> str:
+        """Launch a job as the UI does, and return the ID of the run."""
         selector = {
             "repositoryLocationName": "nbia_pipeline",
             "repositoryName": "__repository__",
@@ -63,19 +70,30 @@ class Page:
         }
         named = [{"key": k.replace("__", "/"), "value": v} for k, v in tags.items()]
         params = {"selector": selector, "mode": "default", "executionMetadata": {"tags": named}}
-        run = self.ask(LAUNCH, p=params)["launchPipelineExecution"]["run"]["runId"]
+        return str(self.ask(LAUNCH, p=params)["launchPipelineExecution"]["run"]["runId"])
+
+    def terminate(self, run: str) -> str:
+        """Terminate a run as the UI does, and return what kind of answer that got."""
+        return str(self.ask(TERMINATE, r=run)["terminateRun"]["__typename"])
+
+    def end_of(self, run: str) -> str:
+        """Wait for the end of a run, and return its status."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             status = str(self.ask(STATUS, r=run)["runOrError"]["status"])
             if status in ("SUCCESS", "FAILURE", "CANCELED"):
                 return status
             time.sleep(0.5)
-        raise AssertionError(f"{job} did not end")
+        raise AssertionError(f"{run} did not end")
+
+    def materialize(self, job: str, **tags: str) -> str:
+        """Launch a job, wait for its end, and return its status."""
+        return self.end_of(self.launch(job, **tags))
 
 
-@pytest.fixture
-def dev(tmp_path: Path) -> Iterator[Page]:
-    """`nbia-pipeline dev` in an empty directory, with a temporary directory of its own for the embedded archive."""
+@contextmanager
+def serving_ui(tmp_path: Path, **variables: str) -> Iterator[Page]:
+    """Run `nbia-pipeline dev` in a directory, with a temporary directory of its own for the embedded archive."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -83,7 +101,7 @@ def dev(tmp_path: Path) -> Iterator[Page]:
     with subprocess.Popen(
         [sys.executable, "-m", "nbia_pipeline", "dev", "--port", str(port)],
         cwd=tmp_path,
-        env=environment(tmp_path, TMPDIR=str(tmp_path / "tmp")),
+        env=environment(tmp_path, TMPDIR=str(tmp_path / "tmp"), **variables),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -94,6 +112,12 @@ def dev(tmp_path: Path) -> Iterator[Page]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[Page]:
+    with serving_ui(tmp_path) as page:
+        yield page
 
 
 def test_a_person_can_materialise_everything_from_the_ui(dev: Page, tmp_path: Path) -> None:
@@ -110,3 +134,95 @@ def test_a_person_can_materialise_everything_from_the_ui(dev: Page, tmp_path: Pa
         time.sleep(0.5)
         records = [r for r in records if r.exists()]
     assert records == [], "the embedded archive outlived the steps that needed it"
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_of(instance: dg.DagsterInstance, run: str) -> set[int]:
+    """Return the processes that a run named in its events."""
+    data = [
+        e.dagster_event.engine_event_data
+        for e in instance.all_logs(run)
+        if e.is_dagster_event and e.dagster_event and e.dagster_event.is_engine_event
+    ]
+    return {int(str(d.metadata["pid"].value)) for d in data if "pid" in d.metadata}
+
+
+def expect_ended(instance: dg.DagsterInstance, run: str, processes: set[int]) -> None:
+    """Expect that a run left no process, slot, or step that seems to go on, and was not retried."""
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
+    assert instance.event_log_storage.get_concurrency_info("nbia_api").active_slot_count == 0
+    kinds = [e.dagster_event_type for e in instance.all_logs(run) if e.is_dagster_event]
+    assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in kinds
+    steps = instance.get_run_step_stats(run)
+    assert [s.step_key for s in steps if s.end_time is None] == []
+
+
+def test_terminate_in_the_ui(archive: TestArchive, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A run that the UI launched, and one of ``nbia-pipeline run``, which no code server knows."""
+    if not request.config.getoption("--every-moment"):
+        pytest.skip("takes minutes: make test-stop")
+    variables = {"NBIA_ARCHIVE": archive.url, "NBIA_COLLECTIONS": QIN, "NBIA_IMAGES": "*"}
+    journal = tmp_path / "a lake" / ".staging" / "journal" / QIN
+
+    def finished() -> int:
+        return len(list(journal.glob("*.json")))
+
+    def complete() -> int:
+        statuses: list[str] = Lake(str(tmp_path / "a lake")).read_table(IMAGE_SERIES, QIN)["Status"].to_pylist()
+        return statuses.count("complete")
+
+    def half_a_zip_after(answers: int) -> None:
+        archive.faults.reset()
+        archive.faults.inject("getImageWithMD5Hash", *[pass_on()] * answers)
+        archive.faults.inject("getImageWithMD5Hash", Fault("stall", fraction=0.5), times=20)
+
+    with ExitStack() as stack:
+        page = stack.enter_context(serving_ui(tmp_path, **variables))
+        page.wait_until_loaded()
+        instance = stack.enter_context(dg.DagsterInstance.from_config(str(tmp_path / "home")))
+        assert page.materialize("nbia_catalogue") == "SUCCESS"
+        assert page.materialize("nbia_tables", dagster__partition=QIN) == "SUCCESS"
+
+        half_a_zip_after(2)
+        run = page.launch("nbia_images", dagster__partition=QIN)
+        wait_until(lambda: finished() == 2)
+        processes = processes_of(instance, run)
+        began = time.monotonic()
+        assert page.terminate(run) == "TerminateRunSuccess"
+        assert page.end_of(run) == "CANCELED"
+        assert time.monotonic() - began < STOPPED_SECONDS
+        expect_ended(instance, run, processes)
+        assert complete() == 2
+
+        half_a_zip_after(1)
+        with subprocess.Popen(
+            [sys.executable, "-m", "nbia_pipeline", "run"],
+            cwd=tmp_path,
+            env=environment(tmp_path, **variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            wait_until(lambda: finished() == 1)
+            run = instance.get_runs(limit=1)[0].run_id
+            page.terminate(run)  # it answers that it cannot, but records the request
+            try:
+                _, err = process.communicate(timeout=STOPPED_SECONDS)
+            finally:
+                process.kill()
+        assert process.returncode == 128 + signal.SIGTERM
+        assert err == f"nbia-pipeline: run {run} was terminated in the UI\n{IN_ORDER}"
+        assert page.end_of(run) == "CANCELED"
+        expect_ended(instance, run, set())
+        assert complete() == 3
+
+        archive.faults.reset()
+        assert page.materialize("nbia_images", dagster__partition=QIN) == "SUCCESS"
+        assert complete() == 5
+        assert archive.faults.count("getImageWithMD5Hash") == 2

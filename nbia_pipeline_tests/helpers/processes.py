@@ -11,6 +11,9 @@ from pathlib import Path
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import TABLES
 
+IN_ORDER = "nbia-pipeline: interrupted; what was finished is kept, and the next run continues from there\n"
+"""The last line of a run that was stopped."""
+
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NBIA_") and k != "DAGSTER_HOME"}

@@ -106,8 +106,8 @@ def same_instance_twice(entries: Entries) -> Entries:
 
 
 def bomb(entries: Entries) -> Entries:
-    """A small zip that unpacks to 200 MB."""
-    return [("bomb.dcm", bytes(200 << 20)), *entries]
+    """A small zip that unpacks to 40 MB."""
+    return [("bomb.dcm", bytes(40 << 20)), *entries]
 
 
 def odd_instance_number(entries: Entries) -> Entries:
