@@ -374,4 +374,4 @@ def test_a_damaged_table_is_a_finding(lake: Lake, evaluate: Callable[[], dict[st
     intact = evaluate()["intact"]
     assert not intact.passed
     assert f"{table_path(INSTANCES.name, CT)} in the lake" in str(intact.description)
-    assert "To fix it: nbia-pipeline verify --repair" in str(intact.description)
+    assert "To fix it: `nbia-pipeline verify --repair`" in str(intact.description)
