@@ -7,8 +7,8 @@ check for that), but frees the slots of runs that are recorded as ended. So a de
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import socket
 import threading
 import time
@@ -33,6 +33,7 @@ OWNER_TAG = "nbia/owner"
 """Tag of a run that ``nbia-pipeline run`` executes: its process, and its ID, because a re-execution gets a copy."""
 LAUNCHED_TAG = ".dagster/grpc_info"
 """Dagster's tag of a run that its default launcher started: the address of the code server."""
+_SOCKET = re.compile('"socket": "([^"]+)"')
 
 # Not those in the queue, which have no process yet.
 IN_PROGRESS = [
@@ -200,8 +201,8 @@ def _launched_here_and_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) ->
 
     Nothing names the machine. But the socket of a server that was killed stays there, and refuses to connect.
     """
-    path = json.loads(run.tags.get(LAUNCHED_TAG, "{}")).get("socket")
-    if not path or not _refuses(path):
+    found = _SOCKET.search(run.tags.get(LAUNCHED_TAG, ""))
+    if not found or not _refuses(found[1]):
         return False
     entries = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     data = [entry.dagster_event.engine_event_data for entry in entries if entry.dagster_event]

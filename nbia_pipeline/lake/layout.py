@@ -96,8 +96,8 @@ def _encoded(name: str) -> str:
 
 
 def decode(segment: str) -> str:
-    """Return the name behind a path segment."""
-    return unquote(segment, errors="strict")
+    """Return the name behind a path segment; of a folder that is not the lake's own, one that nothing else has."""
+    return unquote(segment, errors="replace")
 
 
 def table_path(table: str, collection: str | None = None) -> str:

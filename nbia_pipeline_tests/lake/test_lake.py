@@ -384,3 +384,12 @@ def test_the_format_is_read_once_and_not_at_every_use(lake: Lake, monkeypatch: p
     for _ in range(3):
         opened.read_table(STUDIES, "A")
     assert reads.count(FORMAT_FILE) == 1
+
+
+def test_a_folder_that_is_not_the_lake_s_own_is_no_error(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.write_table(STUDIES, STUDIES.schema.empty_table(), "A")
+    for name in ("Collection=%FF", "Collection=%", "Collection", "%C3%28"):
+        (tmp_path / "tables" / "studies" / name).mkdir()
+    found = lake.collections_of(STUDIES)
+    assert "A" in found and [lake.count_rows(STUDIES, c) for c in found] == [0] * len(found)
