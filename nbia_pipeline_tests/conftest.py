@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +21,10 @@ from nbia_pipeline_tests.helpers.archives import Serve, TestArchive, serving
 from nbia_pipeline_tests.helpers.faults import Faults
 from nbia_pipeline_tests.helpers.one_series import OneSeries, one_series
 from nbia_pipeline_tests.helpers.tiny import Clock
+
+# Tests that run behind a shell's `&` would have processes that ignore Ctrl-C.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says something about the machine only.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

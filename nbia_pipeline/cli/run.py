@@ -240,6 +240,7 @@ class _Runner:
                 **how,
             )
         finally:
+            STOP.arm()
             if STOP.signal is not None:
                 self._cancel(tagged["run_id"])
         seconds = time.perf_counter() - started

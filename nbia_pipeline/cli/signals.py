@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WAKE = signal.SIGUSR1  # sent by this process to its main thread only
@@ -29,6 +30,7 @@ class Stop:
         begun: False as long as there is nothing to end in order.
         watched: True while a thread watches for signals.
         deaf: True if the main thread sleeps where it takes no interrupt.
+        handled: the signals that are not ignored.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,7 @@ class Stop:
         self.begun = False
         self.watched = False
         self.deaf = False
+        self.handled: list[int] = []
         self._raised = False
         self._once = threading.RLock()
         self._noted_at: float | None = None
@@ -50,6 +53,11 @@ class Stop:
         self.begun = True
         if self.signal is not None:
             self.end()
+
+    def arm(self) -> None:
+        """Handle the signals, again where Dagster gave SIGTERM the handler of a SIGINT that is ignored."""
+        for signum in self.handled:
+            signal.signal(signum, self.interrupt)
 
     def request(self) -> None:
         """Ask this process to stop, as a SIGTERM from outside does, unless it is stopping already."""
@@ -127,11 +135,12 @@ def handled(*, process_ends: bool) -> Iterator[None]:
     vars(STOP).update(vars(Stop()))
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    ours = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # as a shell's `&` has it
-    before = {s: signal.signal(s, STOP.interrupt) for s in ours}
+    STOP.handled = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # as a shell's `&` has it
+    before: dict[int, Any] = {s: signal.getsignal(s) for s in STOP.handled}
+    STOP.arm()
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, STOP.hang_up)
-    before[WAKE] = signal.signal(WAKE, STOP.wake)
+    waking = signal.signal(WAKE, STOP.wake)
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(reader,), name="nbia-signals", daemon=True)
     watch.start()
@@ -139,12 +148,13 @@ def handled(*, process_ends: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        STOP.watched = False
+        STOP.watched, STOP.handled = False, []
         signal.set_wakeup_fd(descriptor)
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_DFL if process_ends else handler)
         writer.close()
-        watch.join()
+        watch.join()  # until then it may wake this thread
+        signal.signal(WAKE, waking)
 
 
 def _watch(reader: socket.socket) -> None:

@@ -166,6 +166,27 @@ def test_before_anything_begins_a_signal_ends_the_process_with_one_word(tmp_path
     assert not (tmp_path / "a lake").exists()
 
 
+def test_sigterm_is_handled_after_a_job_of_dagster_where_sigint_is_ignored() -> None:
+    code = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from dagster._utils.interrupts import capture_interrupts
+from nbia_pipeline.cli.signals import STOP, handled
+with handled(process_ends=True):
+    STOP.begin()
+    with capture_interrupts():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    STOP.arm()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise SystemExit(STOP.exit_code)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=STOPPED_SECONDS, check=False).returncode == 143
+
+
 def test_a_second_signal_ends_a_process_that_does_not_end(tmp_path: Path) -> None:
     code = """
 import time
