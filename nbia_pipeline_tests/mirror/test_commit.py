@@ -231,7 +231,9 @@ def test_files_of_a_revoked_receipt_in_another_directory_are_removed(lake: Lake,
 def test_newer_files_that_are_gone_are_fetched_again(replacing: Lake, caplog: pytest.LogCaptureFixture) -> None:
     (name,) = replacing.staged()
     replacing.remove_folder(f".staging/{name}")
-    assert commit(replacing, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
+    table = commit(replacing, "A", series_table([ONE]))
+    assert table.select(["Status", "Bytes"]).to_pylist() == [{"Status": "complete", "Bytes": 5}]
+    assert list(held(replacing).values()) == [5], "the older ones are still there"
     assert "its files are gone; it is fetched again" in caplog.text
 
 
@@ -243,7 +245,9 @@ def test_older_files_of_the_same_names_and_sizes_are_not_taken_for_the_newer_one
     publish(lake, newer)
     (name,) = lake.staged()
     lake.remove_folder(f".staging/{name}")
-    assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["pending"]
+    table = commit(lake, "A", series_table([ONE]))
+    assert table["Status"].to_pylist() == ["complete"]
+    assert table["SeriesMD5"].to_pylist() == [receipt(5).row()["SeriesMD5"]]
 
 
 def test_a_receipt_survives_the_journal() -> None:
