@@ -81,8 +81,8 @@ def fetch_batch(
     slots, reasons = Streams(streams), Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        with slots.slot():
-            receipt = fetch_series(client, lake, wanted, reasons)
+        with slots.slot() as free:
+            receipt = fetch_series(client, lake, wanted, reasons, before_publishing=free)
         on_result(receipt)
         return receipt
 
@@ -148,20 +148,27 @@ class Streams:
         self._freed = threading.Condition()
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Wait for a slot, and occupy it."""
+    def slot(self) -> Iterator[Callable[[], None]]:
+        """Wait for a slot, and occupy it until the end of the block, or until what is yielded is called."""
         with self._freed:
             while self._taken >= self.allowed:
                 self._freed.wait(ADJUST_SECONDS)
                 stopping.expect_running()
                 self.adjust()
             self._taken += 1
-        try:
-            yield
-        finally:
+        occupied = True
+
+        def free() -> None:
+            nonlocal occupied
             with self._freed:
-                self._taken -= 1
+                self._taken -= occupied
+                occupied = False
                 self._freed.notify()
+
+        try:
+            yield free
+        finally:
+            free()
 
     def adjust(self) -> None:
         """Set the number of slots by what the processors did since the last time, if that is long enough ago."""
@@ -178,7 +185,14 @@ class Streams:
             self.allowed = max(self._least, self.allowed - 1)
 
 
-def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: Reasons | None = None) -> Receipt:
+def fetch_series(
+    client: NbiaClient,
+    lake: Lake,
+    wanted: WantedSeries,
+    reasons: Reasons | None = None,
+    *,
+    before_publishing: Callable[[], object] = lambda: None,
+) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
 
     Args:
@@ -186,6 +200,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: 
         lake: where to.
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
+        before_publishing: called when the network is done with, and the disk or the object store is next.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
@@ -222,6 +237,7 @@ def fetch_series(client: NbiaClient, lake: Lake, wanted: WantedSeries, reasons: 
                 why = "the archive has no images of it any more; those in the lake stay"
                 return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=why))
             receipt = replace(receipt, wanted=wanted, attempts=attempt)
+            before_publishing()
             publish_series(lake, receipt, work / "files")
             return receipt
     return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))

@@ -153,7 +153,7 @@ def test_a_property_that_does_not_state_what_it_should_names_its_file(name: str,
     put(lake, lambda rows: with_properties(rows, {name: value}))
     with pytest.raises(
         LakeError,
-        match=r"read tables/series/Collection=C/part-0.parquet .*its property .*is damaged: `nbia-pipeline run` rebuilds",
+        match=r"read tables/series/Collection=C/part-0.parquet .*its property .*is damaged: `nbia-pipeline run` rebuil",
     ):
         lake.read_properties(SERIES, "C")
     with pytest.raises(LakeError, match=f"its property {name} is"):
