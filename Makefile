@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-stop test-hostile test-power-cut test-disk lint types bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -26,6 +26,9 @@ test-disk: $(VENV)/.installed-dev ## let the disk fail at every operation; takes
 test-power-cut: $(VENV)/.installed-dev  ## cut the power of disks for half an hour; needs root, FUSE and loop devices
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --cuts 8
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --disks 1 --runs 2 --cuts 3 --fsync off --quiet
+
+test-damage: $(VENV)/.installed-dev ## damage every table of a lake in every way
+	NBIA_TEST_DAMAGE=all $(PYTEST) nbia_pipeline_tests/verify/test_damaged_tables.py
 
 test-hostile: $(VENV)/.installed-dev ## send answers of 3 GB of every hostile kind
 	NBIA_TEST_HOSTILE_BYTES=3000000000 $(BIN)/python -m pytest nbia_pipeline_tests/archive/test_hostile.py
