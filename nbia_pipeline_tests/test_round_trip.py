@@ -471,6 +471,8 @@ def _moment(raw: Any) -> datetime | None:
     words = raw.split()
     if not words:
         return None
+    # strptime takes a single digit, too.
+    assert all(len(digits) > 1 for digits in re.findall(r"\d+", raw.partition(".")[0])), raw
     if len(words) >= 5:  # Java's: weekday month day time zone year
         words = words[:4] + words[-1:]
         return datetime.strptime(" ".join(words[1:]), "%b %d %H:%M:%S %Y")  # noqa: DTZ007
