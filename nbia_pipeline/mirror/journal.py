@@ -250,7 +250,8 @@ def _checked(staged: object) -> str | None:
 def _replace(lake: Lake, receipt: Receipt, staged: str | None) -> str:
     """Write an entry; the files of an older one of the series, which was not committed, are not needed any more."""
     collection, uid = receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID
-    older = read_entries(lake, collection, [uid])
+    # By its path: to list the journal once for each series would take the square of the time.
+    older = list(_read(lake, [_path(collection, uid)]))
     path = _write(lake, receipt, staged)
     for entry in older:
         if entry.staged and lake.exists(f"{STAGING}/{entry.staged}"):

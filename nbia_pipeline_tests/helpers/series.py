@@ -80,3 +80,8 @@ def expected_files(demo: Catalog, uid: str) -> dict[str, bytes]:
     assert store is not None
     instances = store.instances(uid)
     return {f"{i.sop_instance_uid}.dcm": store.read(uid, i.sop_instance_uid) for i in instances}
+
+
+def held(lake: Lake) -> dict[str, int]:
+    """Return the sizes of the files in the folder of :func:`receipt`, by path."""
+    return {path: len(content) for path, content in read_files(lake, receipt().path).items()}

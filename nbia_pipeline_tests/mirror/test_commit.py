@@ -27,8 +27,8 @@ from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_CHANGES, SERIES_SEEN
 from nbia_pipeline_tests.helpers.series import (
     crash_before_the_move,
+    held,
     publish,
-    read_files,
     receipt,
     series_table,
     wanted,
@@ -40,10 +40,6 @@ ONE = wanted(1)
 @pytest.fixture(params=["disk", "object store"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     return Lake(str(tmp_path) if request.param == "disk" else f"memory://receipts-{tmp_path.name}")
-
-
-def held(lake: Lake) -> dict[str, int]:
-    return {path: len(content) for path, content in read_files(lake, receipt().path).items()}
 
 
 def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:

@@ -15,7 +15,7 @@ from nbia_pipeline.lake.store import LocalStore
 from nbia_pipeline.mirror.commit import already_there, commit
 from nbia_pipeline.mirror.journal import BEING_REPLACED, DAMAGED, revoke, sweep
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
-from nbia_pipeline_tests.helpers.series import Crash, publish, read_files, receipt, series_table, wanted
+from nbia_pipeline_tests.helpers.series import Crash, held, publish, read_files, receipt, series_table, wanted
 
 ONE = wanted(1)
 
@@ -23,10 +23,6 @@ ONE = wanted(1)
 @pytest.fixture(params=["disk", "object store"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
     return Lake(str(tmp_path) if request.param == "disk" else f"memory://replaced-{tmp_path.name}")
-
-
-def held(lake: Lake) -> dict[str, int]:
-    return {path: len(content) for path, content in read_files(lake, receipt().path).items()}
 
 
 @pytest.fixture
