@@ -21,6 +21,8 @@ from nbia_pipeline.archive.errors import ArchiveError, BadAnswer
 from nbia_pipeline.text import size_text
 
 CHUNK_BYTES = 1 << 18
+ZIP_CHUNK_BYTES = 1 << 20
+"""Most files of a series are then in one chunk as a whole: what is in two has to be joined."""
 
 # --- how much a kind of answer may have, in bytes after decoding
 TOKEN_BYTES = 1 << 20

@@ -93,7 +93,7 @@ class Chunked:
         self._at, self._end = 0, 2 + len(begun)
         self._view[: self._end] = b"\r\n" + begun  # as if a chunk had ended
         self._left = 0  # of a chunk
-        self._head, self._size = b"", 0  # how the last one began: most are as long
+        self._head, self._size = b"", 0  # how the last one began, and its size: most are like it
         self._last = self.ended = False
 
     def read(self, most: int) -> bytes:
@@ -124,10 +124,12 @@ class Chunked:
     def _take(self, parts: list[memoryview], most: int) -> int:
         """Add what the buffer holds of the contents, at most so many bytes, and return how many."""
         buffer, view, at, end, left, taken = self._buffer, self._view, self._at, self._end, self._left, 0
+        head, step = len(self._head), len(self._head) + self._size
         while taken < most:
-            if not left and self._size and buffer.startswith(self._head, at, end):
-                at, left = at + len(self._head), self._size
-            elif not left:
+            while head and not left and at + step <= end and taken + step <= most and buffer.startswith(self._head, at):
+                parts.append(view[at + head : at + step])
+                at, taken = at + step, taken + self._size
+            if not left:
                 stop = buffer.find(b"\n", at + 2, end) + 1
                 if not stop:
                     _expect_no_longer_line(end - at)
@@ -136,7 +138,8 @@ class Chunked:
                 if size is None:
                     raise http.client.HTTPException("a chunk does not end, or its size is no number")
                 left = int(size[1], 16)
-                self._head, self._size, self._last, at = bytes(self._view[at:stop]), left, not left, stop
+                self._head, self._size = bytes(view[at:stop]), left
+                head, step, at, self._last = stop - at, stop - at + left, stop, not left
             here = min(left, end - at, most - taken)
             if not here:
                 break
@@ -196,13 +199,13 @@ class _Response(http.client.HTTPResponse):
     def read(self, amt: int | None = None) -> bytes:
         """Read so many bytes of the body, or all that is left."""
         self._steady.allow(amt or 0)
-        if amt is None or not self.chunked or self.fp is None or self._method == "HEAD":
+        if amt is None or not self.chunked or self.fp is None or self._method == "HEAD":  # type: ignore[attr-defined]
             return super().read(amt)
         if self._chunked is None:
             self._chunked = Chunked(self._steady, self.fp.read1(CHUNK_BYTES), amt)
         contents = self._chunked.read(amt)
         if self._chunked.ended:
-            self._close_conn()
+            self._close_conn()  # type: ignore[attr-defined]
         return contents
 
 

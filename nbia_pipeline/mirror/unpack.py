@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 
@@ -221,11 +221,11 @@ def _store(
             raise NotVerified(f"it belongs to series {header.SeriesInstanceUID}, as instance {header.SOPInstanceUID}")
         if taken and header.SOPInstanceUID in taken:
             raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
-        final = os.path.join(target, instance_name(header.SOPInstanceUID))
-        if large:
-            large.replace(final)
-        else:
+        final = f"{target}/{instance_name(header.SOPInstanceUID)}"
+        if isinstance(whole, bytes):
             _write(final, whole)
+        else:
+            whole.replace(final)
     except (NotDicom, LakeError) as e:
         raise NotVerified(str(e)) from e
     finally:
@@ -247,9 +247,9 @@ def _spill(in_memory: list[bytes], rest: Iterator[bytes], large: Path, digest: h
 
 
 def _write(path: str, contents: bytes) -> None:
-    """Write a file as a whole; ``Path.write_bytes`` makes three more calls of the system for each."""
+    """Write a file as a whole; ``Path.write_bytes`` makes three more calls of the system."""
     left = memoryview(contents)
-    with open(path, "wb", buffering=0) as file:
+    with FileIO(path, "w") as file:
         while left:
             left = left[file.write(left) :]
 
