@@ -146,7 +146,9 @@ class Body:
         self._raw.release_conn()
 
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Yield it in chunks of `size` bytes; those of an encoded one have other sizes, at most that.
+        """Yield it in chunks of `size` bytes, the first of which has 256 KiB at most: it may be all that is wanted.
+
+        Those of an encoded one have other sizes, at most that.
 
         Raises:
             BadAnswer: it is longer than it may be, is encoded in a way that nobody asked for, or ends early.
@@ -177,8 +179,9 @@ class Body:
     def _decoded(self, size: int) -> Iterator[bytes]:
         encoding = _encoding(self._headers)
         inflated: _Inflated | None = None
-        idle = 0
-        while encoded := self._read(size):
+        idle, wanted = 0, min(size, CHUNK_BYTES)
+        while encoded := self._read(wanted):
+            wanted = size
             if encoding is None:
                 yield encoded
                 continue

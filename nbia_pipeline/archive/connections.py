@@ -83,15 +83,13 @@ class Chunked:
     Args:
         steady: reads from the connection.
         begun: what was already read of the body.
-        usual: bytes of contents that are read at a time.
     """
 
-    def __init__(self, steady: Steady, begun: bytes, usual: int) -> None:
+    def __init__(self, steady: Steady, begun: bytes) -> None:
         self._steady = steady
-        self._buffer = bytearray(max(usual, len(begun)) + 2 * _LONGEST_LINE)
+        self._buffer = bytearray(b"\r\n" + begun)  # as if a chunk had ended
         self._view = memoryview(self._buffer)
-        self._at, self._end = 0, 2 + len(begun)
-        self._view[: self._end] = b"\r\n" + begun  # as if a chunk had ended
+        self._at, self._end = 0, len(self._buffer)
         self._left = 0  # of a chunk
         self._head, self._size = b"", 0  # how the last one began, and its size: most are like it
         self._last = self.ended = False
@@ -102,6 +100,7 @@ class Chunked:
         Raises:
             http.client.HTTPException: the body ends early, or is not encoded so.
         """
+        self._have_room(most + 2 * _LONGEST_LINE)
         pieces = []
         while most and not self._last:
             pieces.append(self._some(most))
@@ -165,6 +164,13 @@ class Chunked:
         self._end += count
         return count > 0
 
+    def _have_room(self, size: int) -> None:
+        """Have a buffer of so many bytes at least."""
+        if size > len(self._buffer):
+            before, self._buffer = self._view, bytearray(size)
+            self._view = memoryview(self._buffer)
+            self._view[: len(before)] = before
+
     def _compact(self) -> None:
         """Move what is left to the front of the buffer, of which nothing may be in use."""
         left = self._end - self._at
@@ -202,7 +208,7 @@ class _Response(http.client.HTTPResponse):
         if amt is None or not self.chunked or self.fp is None or self._method == "HEAD":  # type: ignore[attr-defined]
             return super().read(amt)
         if self._chunked is None:
-            self._chunked = Chunked(self._steady, self.fp.read1(CHUNK_BYTES), amt)
+            self._chunked = Chunked(self._steady, self.fp.read1(CHUNK_BYTES))
         contents = self._chunked.read(amt)
         if self._chunked.ended:
             self._close_conn()  # type: ignore[attr-defined]
