@@ -1,6 +1,6 @@
 """The client by itself: many small calls against nbiatoolkit, and one very long list.
 
-Small calls: getSeriesMetaData of 5,000 series, one call each, over an embedded archive that takes 50 ms more
+Small calls: getSeriesMetaData of 3,000 series, one call each, over an embedded archive that takes 50 ms more
 for every answer, as one across an ocean does, and that has no bulk call. Ours asks in parallel, as many at a
 time as its limit allows (8); nbiatoolkit asks one after the other, as its getSeriesMetadata does with a list.
 It gets a part of the calls only, and the output says so. Each side is a fresh process; time and CPU are those of
@@ -240,8 +240,8 @@ def report_longest(rounds: int, results: Results) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The client by itself, against nbiatoolkit.")
-    parser.add_argument("--calls", type=int, default=5000, help="small calls of ours (default: %(default)s)")
-    parser.add_argument("--peer-calls", type=int, default=500, help="small calls of nbiatoolkit (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=3000, help="small calls of ours (default: %(default)s)")
+    parser.add_argument("--peer-calls", type=int, default=300, help="small calls of nbiatoolkit (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds added to an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: %(default)s)")
     parser.add_argument("--small-only", action="store_true", help="leave the long list out")

@@ -101,6 +101,9 @@ def report(name: str, line: Line, runs: Runs, facts: Facts, results: Results) ->
         f"{'archive CPU s':>14}"
     )
     best = min(map(work, runs.values()))
+    files, disk, wire = len(facts.digests), round(facts.bytes / 1e6), round(facts.wire_bytes / 1e6)
+    size = ((len(facts.uids), "series"), (files, "files"), (disk, "MB on disk"), (wire, "MB on the wire"))
+    results.add(f"{name} set, complete on every side", *size, rounds=rounds)
     for side, taken in runs.items():
         seconds, cpu, peak = work(taken), work_cpu(taken), max(run.measured.peak_mb for run in taken)
         rate, process = facts.bytes / seconds / 1e6, median(taken, lambda run: run.measured.seconds)
@@ -112,9 +115,14 @@ def report(name: str, line: Line, runs: Runs, facts: Facts, results: Results) ->
         results.add(
             f"{name} set, `{side}`",
             *((seconds, "s"), (rate, "MB/s"), (process, "s process"), (cpu, "s CPU"), (round(peak), "MB")),
-            *((round(requests), "requests"), (archive, "s CPU of the archive")),
+            *((round(requests), "requests"), (archive, "s CPU of the archive"), *_parts(taken)),
             rounds=rounds,
         )
+
+
+def _parts(taken: Sequence[Run]) -> list[tuple[float, str]]:
+    """Return the medians of the parts of the work, where a side has some."""
+    return [(median(taken, lambda run, of=of: run.measured.parts[of]), f"s {of}") for of in taken[0].measured.parts]
 
 
 def judge(name: str, line: Line, runs: Runs, facts: Facts, results: Results) -> None:

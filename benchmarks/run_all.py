@@ -60,7 +60,7 @@ class Bench:
     quick: tuple[str, ...] = ()
 
 
-_FEW = tuple("--rounds 1 --large-series 3 --slices 10 --small-series 12 --road-series 2".split())
+_FEW = tuple("--rounds 1 --large-series 3 --slices 10 --small-series 12 --road-series 1".split())
 _SIDES = ("--sides", "engine,engine-unflushed,dagster,tcia_utils,nbiatoolkit,curl,curl-spread")
 _SMALL_FILES = tuple("--giant-mib 256 --other-mib 32 --other-files 2".split())
 _ALL = (

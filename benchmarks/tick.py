@@ -311,7 +311,11 @@ def judge(rows: list[Found], results: Results) -> None:
 
 
 def _figures(cost: Cost) -> list[tuple[float, str]]:
-    return [(cost.requests.total(), "requests"), (cost.bytes / 1e6, "MB of answers"), (cost.seconds, "s")]
+    return [(cost.requests.total(), "requests"), _size(cost.bytes), (cost.seconds, "s")]
+
+
+def _size(size: int) -> tuple[float, str]:
+    return (size / 1e6, "MB of answers") if size >= 1e6 else (round(size / 1e3), "kB of answers")
 
 
 def main() -> int:
