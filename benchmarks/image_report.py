@@ -130,23 +130,14 @@ def judge(name: str, line: Line, runs: Runs, facts: Facts, results: Results) -> 
     rounds = len(next(iter(runs.values())))
     if ENGINE not in runs:
         return
-    ours = work(runs[ENGINE])
-    peers = {side: work(runs[side]) for side in PEERS if side in runs}
-    best = min(peers, key=lambda side: peers[side]) if peers else None
-    if best is not None:
-        against = f"{name} set, the engine against the best peer, {best}"
-        if name == "small":
-            results.at_most(SMALL_PEER_BAR, f"{against}, seconds", ours / peers[best], "of theirs", rounds)
-        else:
-            bar = LARGE_PEER_BAR if name == "large" else ROAD_PEER_BAR
-            results.at_least(bar, f"{against}, throughput", peers[best] / ours, "times", rounds)
+    ours, peers = work(runs[ENGINE]), {side: work(runs[side]) for side in PEERS if side in runs}
+    if peers:
+        _judge_peers(name, ours, peers, rounds, results)
     if name == "large":
         spent = work_cpu(runs[ENGINE]) / (facts.bytes / 1e9)
         results.at_most(CPU_BAR, "large set, the engine's processor time", spent, "s per GB of files", rounds)
     if line.all:
-        share = facts.wire_bytes / line.all / ours
-        what = f"{name} set, the engine, of what the line carries ({facts.wire_bytes / line.all:.1f} s)"
-        results.at_least(LINE_BAR, what, share, "", rounds)
+        _judge_line(name, facts.wire_bytes / line.all, ours, peers, rounds, results)
     if UNFLUSHED in runs:
         ratio, what = ours / work(runs[UNFLUSHED]), f"{name} set, seconds with flushing, of those without"
         if name == "large":
@@ -156,6 +147,27 @@ def judge(name: str, line: Line, runs: Runs, facts: Facts, results: Results) -> 
             results.add(what, (ratio, ""), rounds=rounds)
     if DAGSTER in runs:
         _judge_dagster(name, ours, work(runs[DAGSTER]), rounds, results)
+
+
+def _judge_peers(name: str, ours: float, peers: dict[str, float], rounds: int, results: Results) -> None:
+    best = min(peers, key=lambda side: peers[side])
+    against = f"{name} set, the engine against the best peer, {best}"
+    if name == "small":
+        results.at_most(SMALL_PEER_BAR, f"{against}, seconds", ours / peers[best], "of theirs", rounds)
+    else:
+        bar = LARGE_PEER_BAR if name == "large" else ROAD_PEER_BAR
+        results.at_least(bar, f"{against}, throughput", peers[best] / ours, "times", rounds)
+
+
+def _judge_line(name: str, full: float, ours: float, peers: dict[str, float], rounds: int, results: Results) -> None:
+    """Compare with the seconds that a line takes which is full all the time."""
+    results.at_least(LINE_BAR, f"{name} set, the engine, of what the line carries", full / ours, "", rounds)
+    for side, seconds in peers.items():
+        print(f"{name} set, {side}: {full / seconds:.2f} of what the line carries in {full:.1f} s")
+    if peers:
+        # Nobody is faster than the line: the throughput of the best peer cannot be exceeded by more.
+        what = f"{name} set, a line that is full all the time against the best peer"
+        results.add(what, (full, "s"), (min(peers.values()) / full, "times"), rounds=rounds)
 
 
 def _judge_dagster(name: str, ours: float, theirs: float, rounds: int, results: Results) -> None:
