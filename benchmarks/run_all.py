@@ -236,7 +236,7 @@ _SETS_OF_README = {
 
 
 def readme_lines(found: Found) -> list[str]:
-    """Return the table of the README: seconds of each side."""
+    """Return the table of the README: seconds of each side; before it, where they were measured."""
     seconds = {
         row.what: spoken(*row.figures[0])
         for one in found["benches"].values()
@@ -253,7 +253,9 @@ def readme_lines(found: Found) -> list[str]:
         next((text for what, text in tables.items() if f"`{side}`" in what), "–")
         for side in ("nbia_pipeline", "tcia_utils")
     )
-    return [*table, f"| tables of 1,044,191 series | – | {ours} | {theirs} | – |"]
+    days = sorted({one["date"] for one in found["benches"].values()})
+    where = [f"{found['machine']}; {days[-1]}.", ""] if days else []
+    return [*where, *table, f"| tables of 1,044,191 series | – | {ours} | {theirs} | – |"]
 
 
 def keep(found: Found, complete: bool) -> None:

@@ -25,6 +25,7 @@ def sent(begins: list[float], until: float, late: float = 0.0, rate: float | Non
         due = paces[n].sent(size, now)
         if due <= until:
             done[n] += size / MB
+        assert sum(done) < 2 * ALL * until / MB, "nothing limits the answers"
         heapq.heappush(wakes, (max(now, due) + late, n))
     return done
 
