@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -43,6 +43,9 @@ lint: $(VENV)/.installed-dev      ## check style
 types: $(VENV)/.installed-dev     ## check types
 	$(BIN)/python -m mypy
 
+bench: $(VENV)/.installed-dev $(PEERS)/.installed  ## run all benchmarks and write what they found (ONLY=images,tables: some; QUICK=1: a try)
+	$(BIN)/python benchmarks/run_all.py $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
 bench-tables: $(VENV)/.installed-dev  ## tables at real scale, against tcia_utils
 	$(BIN)/python benchmarks/tables.py
 
@@ -53,7 +56,7 @@ bench-images: $(VENV)/.installed-dev $(PEERS)/.installed  ## images, against tci
 	$(BIN)/python benchmarks/images.py
 
 bench-flush: $(VENV)/.installed-dev  ## what it costs that a lake survives a loss of power
-	$(BIN)/python benchmarks/images.py --sides engine,engine-unflushed
+	$(BIN)/python benchmarks/images.py --sets large,small --sides engine,engine-unflushed
 
 bench-memory: $(VENV)/.installed-dev  ## memory of the engine while it fetches a series of 2 GB
 	$(BIN)/python benchmarks/memory.py
@@ -63,6 +66,9 @@ bench-no-op: $(VENV)/.installed-dev  ## materializing 100,000 complete series ag
 
 bench-tick: $(VENV)/.installed-dev  ## one new series in an archive of a million
 	$(BIN)/python benchmarks/tick.py
+
+bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
+	$(BIN)/python benchmarks/demo.py
 
 clean:                            ## remove what the targets above made
 	rm -rf $(VENV) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock lake dagster_home

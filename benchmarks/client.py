@@ -1,6 +1,6 @@
 """The client by itself: many small calls against nbiatoolkit, and one very long list.
 
-Small calls: getSeriesMetaData of 5,000 series, one call each, over an embedded archive that takes 50 ms more
+Small calls: getSeriesMetaData of 3,000 series, one call each, over an embedded archive that takes 50 ms more
 for every answer, as one across an ocean does, and that has no bulk call. Ours asks in parallel, as many at a
 time as its limit allows (8); nbiatoolkit asks one after the other, as its getSeriesMetadata does with a list.
 It gets a part of the calls only, and the output says so. Each side is a fresh process; time and CPU are those of
@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import IDC, peak_bytes, serving, side_environment, verdict
+from measuring import IDC, peak_bytes, serving, side_environment
+from results import Results, add_option
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -163,10 +164,11 @@ def main() -> int:
         print(json.dumps(answer_side(options)))
         return 0
     print(f"{os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}")
-    fast = compare_small_calls(options)
+    results = Results(options.json)
+    compare_small_calls(options, results)
     if not options.small_only:
-        report_longest(options.rounds)
-    return 0 if fast else 1
+        report_longest(options.rounds, results)
+    return results.finish()
 
 
 def answer_side(options: argparse.Namespace) -> dict[str, Any]:
@@ -178,8 +180,8 @@ def answer_side(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "found": found}
 
 
-def compare_small_calls(options: argparse.Namespace) -> bool:
-    """Measure both sides and print them; return whether the bar holds."""
+def compare_small_calls(options: argparse.Namespace, results: Results) -> None:
+    """Measure both sides, and print and compare them."""
     from peers import tested
 
     sides = ((OURS, Path(sys.executable), options.calls), (THEIRS, tested(), min(options.peer_calls, options.calls)))
@@ -201,11 +203,12 @@ def compare_small_calls(options: argparse.Namespace) -> bool:
     for side, _, calls in sides:
         rate, cpu = statistics.median(rates[side]), statistics.median(cpus[side])
         print(f"{side:<14} {calls:6d} {rate:11.1f} {cpu:15.2f} {options.calls / rate:12.1f}")
+        what = f"getSeriesMetaData one by one, {options.latency * 1000:.0f} ms latency, `{side}`"
+        results.add(what, (rate, "requests/s"), (cpu, "ms CPU per request"), rounds=options.rounds)
     if sides[1][2] < options.calls:
         print(f"{THEIRS} made {sides[1][2]} of the {options.calls} calls: its time for all of them is scaled")
     ratio = statistics.median(rates[OURS]) / statistics.median(rates[THEIRS])
-    print(f"{ratio:.1f} times {THEIRS}, bar {BAR:.0f}: {verdict(ratio >= BAR)}")
-    return ratio >= BAR
+    results.at_least(BAR, f"getSeriesMetaData, requests per second of {THEIRS}", ratio, "times", options.rounds)
 
 
 def check_same(one: dict[str, int], other: dict[str, int]) -> None:
@@ -219,8 +222,8 @@ def check_same(one: dict[str, int], other: dict[str, int]) -> None:
         raise SystemExit(f"the metadata differ: {len(one)} and {len(other)} rows, {len(both)} in common")
 
 
-def report_longest(rounds: int) -> None:
-    """Measure the longest list and print it."""
+def report_longest(rounds: int, results: Results) -> None:
+    """Measure the longest list, and print and keep it."""
     with serving(*IDC) as url:
         found = run_side(Path(sys.executable), "longest", url, 0, rounds)
     print(f"\ngetSeries of {found['name']}, the largest collection; medians of {rounds} rounds, archive warmed before")
@@ -228,18 +231,24 @@ def report_longest(rounds: int) -> None:
         f"{found['rows']:,} rows in {found['seconds']:.2f} s: {found['rows'] / found['seconds']:,.0f} rows/s, "
         f"{found['cpu'] / found['rows'] * 1e6:.1f} µs CPU per row, peak {found['peak_mb']:.0f} MB"
     )
+    results.add(
+        f"getSeries of {found['name']}, from the first byte to the Arrow table",
+        *((found["rows"], "rows"), (found["seconds"], "s"), (found["cpu"], "s CPU"), (round(found["peak_mb"]), "MB")),
+        rounds=rounds,
+    )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The client by itself, against nbiatoolkit.")
-    parser.add_argument("--calls", type=int, default=5000, help="small calls of ours (default: %(default)s)")
-    parser.add_argument("--peer-calls", type=int, default=500, help="small calls of nbiatoolkit (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=3000, help="small calls of ours (default: %(default)s)")
+    parser.add_argument("--peer-calls", type=int, default=300, help="small calls of nbiatoolkit (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds added to an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: %(default)s)")
     parser.add_argument("--small-only", action="store_true", help="leave the long list out")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     for hidden in ("side", "url"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
+    add_option(parser)
     return parser.parse_args()
 
 

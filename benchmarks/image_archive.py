@@ -1,10 +1,11 @@
-"""The archive of the image benchmarks: a collection of large series and one of small ones, made of the demo's phantoms.
+"""The archive of the image benchmarks: collections of large and of small series, and of the road, made of phantoms.
 
 ``python benchmarks/image_archive.py JSON`` serves it until it is stopped; the JSON has the numbers of
 :func:`benchmark_catalogue`. It prints its addresses and its process id, as JSON in one line.
 
 Images are rendered and deflated when they are sent for the first time, which costs half a minute of processor time
-per GB, and copied from then on; :func:`warmed` sends them for the first time and keeps what the archive says of them.
+per GB, and copied from then on; those of the road are put together (:mod:`road`). :func:`warmed` sends everything for
+the first time and keeps what the archive says of it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbia_pipeline.embedded.catalog.model import Catalog
+    from nbia_pipeline.embedded.catalog.model import Catalog, ImageStore
     from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
-    from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
 LARGE = "Large series"
 SMALL = "Small series"
+ROAD = "Road"
 LARGE_MATRIX = 512
 SMALL_MATRIX = 64
 SMALL_SLICES = 4
@@ -37,25 +38,25 @@ _SHELF_BYTES = 100_000_000_000
 _MODALITIES = ("CT", "MR", "PT")
 
 
-def benchmark_catalogue(large: int, slices: int, small: int) -> Catalog:
-    """Return a catalogue of two collections.
+def benchmark_catalogue(large: int, slices: int, small: int, road: int) -> Catalog:
+    """Return a catalogue of three collections.
 
     Args:
         large: series of the first one, of images of 512 x 512.
         slices: slices of each of them.
         small: series of the second one, of four images of 64 x 64.
+        road: series of the third one, of 20 to 60 MB on the wire.
     """
     import pyarrow as pa
+    from road import RoadStore
 
     from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, Catalog
     from nbia_pipeline.embedded.phantoms.store import PhantomStore
 
-    plans = [
-        *_plans(LARGE, large, LARGE_MATRIX, slices),
-        *_plans(SMALL, small, SMALL_MATRIX, SMALL_SLICES),
-    ]
-    store = PhantomStore(plans)
-    rows = [_row(plan, store) for plan in plans]
+    drawn = [*_plans(LARGE, large, LARGE_MATRIX, slices), *_plans(SMALL, small, SMALL_MATRIX, SMALL_SLICES)]
+    put_together = _plans(ROAD, road, LARGE_MATRIX, slices)
+    store = RoadStore(put_together, behind=PhantomStore(drawn))
+    rows = [_row(plan, store) for plan in (*drawn, *put_together)]
     return Catalog(pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), store)
 
 
@@ -82,7 +83,7 @@ def _plans(collection: str, count: int, matrix: int, slices: int) -> list[Series
     return made
 
 
-def _row(plan: SeriesPlan, store: PhantomStore) -> dict[str, Any]:
+def _row(plan: SeriesPlan, store: ImageStore) -> dict[str, Any]:
     instances = store.instances(plan.uid)
     size = sum(instance.size for instance in instances)
     return {**plan.row, "ImageCount": len(instances), "FileSize": size, "SOPClassUID": plan.sop_class}
@@ -158,9 +159,10 @@ def main() -> None:
     )
 
 
-def server_words(large: int, slices: int, small: int) -> tuple[str, str]:
+def server_words(large: int, slices: int, small: int, road: int) -> tuple[str, str]:
     """Return the command line of an archive, behind the Python that runs it."""
-    return str(Path(__file__).resolve()), json.dumps({"large": large, "slices": slices, "small": small})
+    numbers = {"large": large, "slices": slices, "small": small, "road": road}
+    return str(Path(__file__).resolve()), json.dumps(numbers)
 
 
 if __name__ == "__main__":

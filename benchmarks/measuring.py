@@ -10,12 +10,14 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 WORK = "work.json"
@@ -35,6 +37,7 @@ class Measured:
         seconds: wall clock of the process, from its start to its end.
         cpu: seconds of processor time of the process.
         peak_mb: most memory that it held, in MB of 10^6 bytes.
+        parts: seconds of the parts of its work, where it has some.
     """
 
     work: float
@@ -42,6 +45,7 @@ class Measured:
     seconds: float
     cpu: float
     peak_mb: float
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def run_measured(
@@ -62,7 +66,7 @@ def run_measured(
     with log.open("wb") as output:
         started = time.perf_counter()
         process = subprocess.Popen(words, stdout=output, stderr=output, env=environment)
-        with sampled(process.pid) if whole_tree else contextlib.nullcontext([0]) as held:
+        with _ended(process), sampled(process.pid) if whole_tree else contextlib.nullcontext([0]) as held:
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -70,7 +74,17 @@ def run_measured(
         raise SystemExit(f"{' '.join(map(str, words))} failed:\n{log.read_text(errors='replace')[-4000:]}")
     work = json.loads((folder / WORK).read_text())
     peak = max(work["peak"], *held) / 1e6
-    return Measured(work["seconds"], work["cpu"], seconds, usage.ru_utime + usage.ru_stime, peak)
+    return Measured(work["seconds"], work["cpu"], seconds, usage.ru_utime + usage.ru_stime, peak, work.get("parts", {}))
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process if the block is interrupted."""
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        raise
 
 
 def side_environment() -> dict[str, str]:
@@ -165,6 +179,36 @@ def proportional_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
+# --- the disk
+
+
+def filesystem(folder: Path) -> str:
+    """Return the type of the file system of a folder, like ``ext4``; ``unknown`` where there is no ``/proc``."""
+    try:
+        mounts = [line.split() for line in (_PROC / "mounts").read_text().splitlines()]
+    except OSError:
+        return "unknown"
+    # The longest of those that contain it; of two at one place, the later one hides the other.
+    holding = [(len(at), n, kind) for n, (_, at, kind, *_) in enumerate(mounts) if folder.resolve().is_relative_to(at)]
+    return max(holding)[2] if holding else "unknown"
+
+
+def expect_disk(folder: Path | None) -> str:
+    """Return the type of the file system in which the benchmark works.
+
+    Args:
+        folder: the directory, None for the system's for temporary files.
+
+    Raises:
+        SystemExit: it is in memory, where nothing of this waits for a disk.
+    """
+    place = Path(tempfile.gettempdir()) if folder is None else folder
+    kind = filesystem(place)
+    if kind in ("tmpfs", "ramfs"):
+        raise SystemExit(f"{place} is in memory ({kind}): name a directory on a disk with --folder")
+    return kind
+
+
 # --- the archive
 
 
@@ -178,13 +222,26 @@ def serving(*words: str) -> Iterator[str]:
     Raises:
         SystemExit: it did not start.
     """
+    with lines_of(*words, count=1) as (line,):
+        yield line
+
+
+@contextlib.contextmanager
+def lines_of(*words: str, count: int) -> Iterator[list[str]]:
+    """Do the same for an archive that prints several lines; it ends with the block, and with this process.
+
+    Raises:
+        SystemExit: it did not start.
+    """
+    # A benchmark that is terminated takes its archive along.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
-            line = server.stdout.readline().strip()
-            if not line:
+            lines = [server.stdout.readline().strip() for _ in range(count)]
+            if not all(lines):
                 raise SystemExit("the embedded archive did not start")
-            yield line
+            yield lines
         finally:
             server.terminate()
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from image_archive import Facts
 from image_sides import Job
 from images import check_files
-from measuring import Measured, run_measured, serving, verdict
+from measuring import Measured, run_measured, serving
+from results import Results, add_option
 
 MEMORY_BAR_MB = 400.0
 OTHERS = 7
@@ -39,9 +40,10 @@ def main() -> int:
         f"{facts.wire_bytes / 1e6:,.0f} MB on the wire: {measured.work:.1f} s, CPU {measured.work_cpu:.1f} s"
     )
     print(f"every file is there with the digest that the archive lists; the first series has {sum(sizes[0])} MiB")
-    holds = measured.peak_mb <= MEMORY_BAR_MB
-    print(f"memory  {measured.peak_mb:.0f} MB, bar {MEMORY_BAR_MB:.0f} MB: {verdict(holds)}")
-    return 0 if holds else 1
+    results, largest = Results(options.json), f"a series of {sum(sizes[0])} MiB and {OTHERS} of {sum(sizes[1])}"
+    results.add(f"{largest}, `engine`", (measured.work, "s"), (measured.work_cpu, "s CPU"))
+    results.at_most(MEMORY_BAR_MB, f"{largest}, peak memory of the engine", round(measured.peak_mb), "MB")
+    return results.finish()
 
 
 def fetch(url: str, facts: Facts, folder: Path) -> Measured:
@@ -57,6 +59,7 @@ def _options() -> argparse.Namespace:
         parser.add_argument(f"--{name}-mib", type=int, default=mib, help="MiB of a series (default: %(default)s)")
         parser.add_argument(f"--{name}-files", type=int, default=files, help="files of it (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="directory to work in (default: the system's for temporary files)")
+    add_option(parser)
     return parser.parse_args()
 
 

@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
             guide_spellings=options.guide_spellings,
             latency=options.latency,
             bandwidth=options.bandwidth,
+            line=options.line,
         )
 
 

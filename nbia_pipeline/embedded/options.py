@@ -13,6 +13,7 @@ def add_archive_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guide-spellings", action="store_true", help="spell keys as the guide does")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before every answer (default: 0)")
     parser.add_argument("--bandwidth", type=float, help="bytes per second of every answer (default: no limit)")
+    parser.add_argument("--line", type=float, help="bytes per second of all answers together (default: no limit)")
     parser.add_argument(
         "--control-port", type=int, help="port of the control interface on this machine, 0 for any (default: none)"
     )

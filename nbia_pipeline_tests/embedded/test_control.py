@@ -123,6 +123,7 @@ def test_tokens_and_traffic_over_http(pair: Pair) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
     pair.control.latency(0.05)
     pair.control.bandwidth(1e6)
+    pair.control.line(1e7)
     pair.control.guide_spellings(True)
     assert "PatientID" in requests.get(f"{pair.url}/services/v1/getPatient", timeout=10).json()[0]
     records = pair.control.requests(clear=True)
@@ -200,7 +201,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 def test_the_command_with_all_its_options() -> None:
-    words = "--control-port 0 --token-lifetime 11 --guide-spellings --latency 0.1 --bandwidth 5e6".split()
+    words = "--control-port 0 --token-lifetime 11 --guide-spellings --latency 0.1 --bandwidth 5e6 --line 4e7".split()
     with start(*words) as process:
         try:
             url, address = line_of(process), line_of(process).removeprefix("control: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -210,13 +211,14 @@ def test_a_cut_answer_of_stated_length(site: ArchiveClient) -> None:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the archive would have paused; nobody waits for them."""
+    """The seconds that the archive would have paused; nobody waits for them, but its clock says that they are over."""
     paused: list[float] = []
 
     async def pause(seconds: float) -> None:
         paused.append(seconds)
 
     monkeypatch.setattr(fault_injection, "asyncio", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr(fault_injection, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(paused)))
     return paused
 
 
@@ -362,7 +364,16 @@ def test_bandwidth(site: ArchiveClient, pauses: list[float]) -> None:
     site.control.bandwidth(len(true) / 60)
     assert site.get("v2/getSeries").content == true
     assert len(pauses) > 10
-    assert sum(pauses) == pytest.approx(60)
+    assert sum(pauses) == pytest.approx(60, abs=5)
+
+
+def test_a_line_that_all_answers_share(site: ArchiveClient, pauses: list[float]) -> None:
+    true = site.get("v2/getSeries").content
+    site.control.line(2 * len(true) / 60)
+    for _ in range(2):
+        assert site.get("v2/getSeries").content == true
+    assert len(pauses) > 10
+    assert sum(pauses) == pytest.approx(60, abs=5)
 
 
 def test_the_record(site: ArchiveClient) -> None:
@@ -390,6 +401,7 @@ def test_reset_lets_everything_be_right_again(make_site: Callable[..., ArchiveCl
     site = make_site(latency=0.01)
     site.control.latency(5)
     site.control.bandwidth(1)
+    site.control.line(1)
     site.control.faults(Fault("drop"))
     site.control.reset()
     assert site.get("v2/getSeries").json()

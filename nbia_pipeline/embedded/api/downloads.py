@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from types import MappingProxyType
 
@@ -207,7 +207,14 @@ def _parts(
 
 
 def _packed(call: Call, images: ImageStore, uid: str, sop: str) -> Packed:
-    """Return a deflated file: from the scratch directory if it was sent before, else made and kept there."""
+    """Return a deflated file: from the scratch directory if it was sent before, else made and kept there.
+
+    A store that has its files deflated already may have a method ``packed``; nothing is kept of those.
+    """
+    ready: Callable[[str, str], Packed | None] = getattr(images, "packed", lambda uid, sop: None)
+    found = ready(uid, sop)
+    if found is not None:
+        return found
     key = f"{call.holdings.content_stamp(uid)} {uid} {sop}"
     stored = call.settings.scratch.load(key)
     if stored is not None:

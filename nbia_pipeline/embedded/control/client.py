@@ -133,6 +133,10 @@ class Control:
         """Limit how fast every answer is sent; None: as fast as possible."""
         self._do("bandwidth", bytes_per_second=bytes_per_second)
 
+    def line(self, bytes_per_second: float | None = None) -> None:
+        """Limit how fast all answers together are sent, in equal shares; None: as fast as possible."""
+        self._do("line", bytes_per_second=bytes_per_second)
+
     def faults(self, *faults: Fault, seed: int = 0) -> None:
         """Set the faults of the requests from now on; without any, there are none."""
         self._do("faults", faults=[dataclasses.asdict(fault) for fault in faults], seed=seed)

@@ -19,6 +19,7 @@ from nbia_pipeline.embedded.catalog.holdings import ANY_VISIBILITY, DEFAULTS, Ho
 from nbia_pipeline.embedded.catalog.model import CATALOG_SCHEMA, DIGESTS, VISIBLE, CollectionDescription
 from nbia_pipeline.embedded.control.client import Day, Uids
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.control.line import Line
 from nbia_pipeline.embedded.control.traffic import Traffic
 from nbia_pipeline.embedded.control.values import OperationError as OperationError
 from nbia_pipeline.embedded.control.values import checked_values, expect_known, listed, moment_of
@@ -262,6 +263,10 @@ class Operations:
     def bandwidth(self, bytes_per_second: float | None = None) -> None:
         """Limit how fast every answer is sent; None: as fast as possible."""
         self._traffic.bandwidth = bytes_per_second
+
+    def line(self, bytes_per_second: float | None = None) -> None:
+        """Limit how fast all answers together are sent, in equal shares; None: as fast as possible."""
+        self._traffic.line = Line(bytes_per_second) if bytes_per_second else None
 
     def faults(self, *faults: Fault, seed: int = 0) -> None:
         """Set the faults of the requests from now on; the first that applies wins; without any, there are none.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.control.line import Line, Pace
 
 MOST_RECORDS = 1_000_000
 """Requests that are kept; earlier ones are dropped."""
@@ -92,21 +93,24 @@ class Traffic:
     Attributes:
         latency: seconds before every answer.
         bandwidth: bytes per second of every answer; None: no limit.
+        line: the line that all answers share; None: no limit.
     """
 
-    def __init__(self, latency: float = 0.0, bandwidth: float | None = None) -> None:
-        """Take the latency and the bandwidth to which :meth:`reset` returns."""
-        self.latency = latency
-        self.bandwidth = bandwidth
-        self._first = latency, bandwidth
+    def __init__(self, latency: float = 0.0, bandwidth: float | None = None, line: float | None = None) -> None:
+        """Take what :meth:`reset` returns to; `line` is bytes per second of all answers together."""
+        self._first = latency, bandwidth, line
         self._lock = threading.Lock()
         self._records: deque[Exchange] = deque(maxlen=MOST_RECORDS)
-        self.plan((), seed=0)
+        self.reset()
 
     @property
     def quiet(self) -> bool:
         """Whether no fault is planned."""
         return not self._planned
+
+    def pace(self, now: float) -> Pace | None:
+        """Return the pace of an answer that begins `now`; None without a limit."""
+        return Pace(self.bandwidth, self.line, now) if self.bandwidth or self.line else None
 
     def plan(self, faults: Iterable[Fault], seed: int) -> None:
         """Set the faults of the requests from now on; the first that applies wins; `seed` of their chances."""
@@ -146,6 +150,7 @@ class Traffic:
 
     def reset(self) -> None:
         """Return to the start: no planned fault, no recorded request."""
-        self.latency, self.bandwidth = self._first
+        self.latency, self.bandwidth, line = self._first
+        self.line = Line(line) if line else None
         self.plan((), 0)
         self._records.clear()

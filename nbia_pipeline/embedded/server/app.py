@@ -62,6 +62,7 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     latency: float = 0.0,
     bandwidth: float | None = None,
+    line: float | None = None,
 ) -> Starlette:
     """Make the web application of an embedded archive.
 
@@ -73,6 +74,7 @@ def create_app(
         clock: a monotonic clock in seconds; measures the lifetime of tokens.
         latency: seconds before every answer.
         bandwidth: bytes per second of every answer; None: no limit.
+        line: bytes per second of all answers together, in equal shares; None: no limit.
 
     Returns:
         The application; its ``state.archive`` is the :class:`Archive`, whose ``control`` changes it.
@@ -81,7 +83,7 @@ def create_app(
         Holdings(catalog),
         TokenStore(catalog.accounts, token_lifetime, refresh_lifetime, clock),
         Settings(guide_spellings),
-        Traffic(latency, bandwidth),
+        Traffic(latency, bandwidth, line),
     )
 
     @contextlib.asynccontextmanager

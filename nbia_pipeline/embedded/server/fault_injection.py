@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nbia_pipeline.embedded.api.downloads import access_refused
 from nbia_pipeline.embedded.api.endpoint import UNABLE
 from nbia_pipeline.embedded.control.fault import Fault
+from nbia_pipeline.embedded.control.line import Pace
 from nbia_pipeline.embedded.control.operations import OperationError, Operations
 from nbia_pipeline.embedded.control.traffic import Exchange, Traffic
 from nbia_pipeline.embedded.server.bad_zips import ZIP_FAULTS, wrong_zip
@@ -29,8 +30,6 @@ GARBAGE = b'[{"SeriesInstanceUID":"1.2.3",,'
 
 CHUNK_BYTES = 8192
 """Bytes of a chunk of a streamed answer. Server: the size of its container's buffer."""
-
-_SLICES_PER_SECOND = 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class FaultInjection:
         self.traffic.record(exchange)
         if self.traffic.latency:
             await asyncio.sleep(self.traffic.latency)
-        throttled = _ThrottledSend(send, exchange, self.traffic.bandwidth)
+        throttled = _ThrottledSend(send, exchange, self.traffic.pace(time.monotonic()))
         try:
             if fault is None:
                 await self.app(scope, receive, throttled)
@@ -70,11 +69,11 @@ class FaultInjection:
 
 @dataclass(frozen=True)
 class _ThrottledSend:
-    """Sends an answer, counts its bytes and keeps to the bandwidth."""
+    """Sends an answer, counts its bytes and keeps to the pace."""
 
     send: Send
     exchange: Exchange
-    bandwidth: float | None
+    pace: Pace | None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -82,11 +81,12 @@ class _ThrottledSend:
             await self.send(message)
             return
         body = message.get("body", b"")
-        if self.bandwidth and body:
-            size = max(1, int(self.bandwidth / _SLICES_PER_SECOND))
+        if self.pace and body:
+            size = self.pace.slice_bytes
             for start in range(0, len(body), size):
                 piece = body[start : start + size]
-                await asyncio.sleep(len(piece) / self.bandwidth)
+                now = time.monotonic()
+                await asyncio.sleep(max(0.0, self.pace.sent(len(piece), now) - now))
                 await self._pass({**message, "body": piece, "more_body": True})
             message = {**message, "body": b""}
         await self._pass(message)
