@@ -53,7 +53,7 @@ LIBRARIES = ("inflate", "md5", "crc", "write")
 
 def zips_of(series: int, slices: int) -> dict[str, bytes]:
     """Return the zip of each series, as the archive of the image benchmarks sends it."""
-    with serving(*server_words(series, slices, 0)) as line, NbiaClient(json.loads(line)["url"]) as client:
+    with serving(*server_words(series, slices, 0, 0)) as line, NbiaClient(json.loads(line)["url"]) as client:
         uids = client.series(collection=LARGE)["SeriesInstanceUID"].to_pylist()
         return {uid: client.image_with_md5(uid, b"".join) for uid in uids}
 
