@@ -13,6 +13,7 @@ from typing import TypeVar
 import requests
 
 from nbia_pipeline.archive.answers import decoded
+from nbia_pipeline.archive.bounds import CHUNK_BYTES, ZIP_CHUNK_BYTES
 from nbia_pipeline.archive.calls import Argument, Calls
 from nbia_pipeline.archive.errors import BadAnswer
 from nbia_pipeline.archive.transport import chunks_of
@@ -40,7 +41,7 @@ def zip_of(answer: requests.Response) -> Iterator[bytes]:
         EmptyBody: there is nothing in it.
         BadAnswer: it begins like no zip; worth another try.
     """
-    first, chunks = _peek(answer, _LOOKED_AT)
+    first, chunks = _peek(answer, _LOOKED_AT, ZIP_CHUNK_BYTES)
     start = first.removeprefix(codecs.BOM_UTF8).lstrip()  # some servers put them before everything
     if not first:
         raise EmptyBody("a zip was expected, and an empty answer arrived: try again later", status=answer.status_code)
@@ -63,9 +64,9 @@ def file_of(answer: requests.Response) -> Iterator[bytes]:
     return chunks
 
 
-def _peek(answer: requests.Response, count: int) -> tuple[bytes, Iterator[bytes]]:
+def _peek(answer: requests.Response, count: int, size: int = CHUNK_BYTES) -> tuple[bytes, Iterator[bytes]]:
     """Return the first bytes, at least `count` where there are so many, and the chunks with these in front."""
-    chunks = chunks_of(answer)
+    chunks = chunks_of(answer, size)
     first = b""
     for chunk in chunks:
         first += chunk

@@ -21,6 +21,8 @@ from nbia_pipeline.archive.errors import ArchiveError, BadAnswer
 from nbia_pipeline.text import size_text
 
 CHUNK_BYTES = 1 << 18
+ZIP_CHUNK_BYTES = 1 << 20
+"""Most files of a series are then in one chunk as a whole: what is in two has to be joined."""
 
 # --- how much a kind of answer may have, in bytes after decoding
 TOKEN_BYTES = 1 << 20
@@ -144,7 +146,9 @@ class Body:
         self._raw.release_conn()
 
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Yield it in chunks of `size` bytes; those of an encoded one have other sizes, at most that.
+        """Yield it in chunks of `size` bytes, the first of which has 256 KiB at most: it may be all that is wanted.
+
+        Those of an encoded one have other sizes, at most that.
 
         Raises:
             BadAnswer: it is longer than it may be, is encoded in a way that nobody asked for, or ends early.
@@ -175,8 +179,9 @@ class Body:
     def _decoded(self, size: int) -> Iterator[bytes]:
         encoding = _encoding(self._headers)
         inflated: _Inflated | None = None
-        idle = 0
-        while encoded := self._read(size):
+        idle, wanted = 0, min(size, CHUNK_BYTES)
+        while encoded := self._read(wanted):
+            wanted = size
             if encoding is None:
                 yield encoded
                 continue

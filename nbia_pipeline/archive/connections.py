@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import socket
 import ssl
 from contextlib import suppress
@@ -69,10 +70,124 @@ class Http(requests.Session):
         return location
 
 
+# The end of a chunk, and the size of the next one; what may follow a semicolon means nothing here.
+_SIZE = re.compile(rb"\r\n[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;.*)?\r?\n")
+_LONGEST_LINE = 1 << 16
+
+
+class Chunked:
+    """The contents of a body in chunked encoding, decoded in one buffer and copied once.
+
+    The server's chunks have 8 KB, and ``http.client`` makes a dozen calls for each.
+
+    Args:
+        steady: reads from the connection.
+        begun: what was already read of the body.
+    """
+
+    def __init__(self, steady: Steady, begun: bytes) -> None:
+        self._steady = steady
+        self._buffer = bytearray(b"\r\n" + begun)  # as if a chunk had ended
+        self._view = memoryview(self._buffer)
+        self._at, self._end = 0, len(self._buffer)
+        self._left = 0  # of a chunk
+        self._head, self._size = b"", 0  # how the last one began, and its size: most are like it
+        self._last = self.ended = False
+
+    def read(self, most: int) -> bytes:
+        """Return so many bytes of contents, fewer only at the end.
+
+        Raises:
+            http.client.HTTPException: the body ends early, or is not encoded so.
+        """
+        self._have_room(most + 2 * _LONGEST_LINE)
+        pieces = []
+        while most and not self._last:
+            pieces.append(self._some(most))
+            most -= len(pieces[-1])
+        if self._last and not self.ended:
+            while self._line().strip():  # trailers
+                pass
+            self.ended = True
+        return b"".join(pieces)
+
+    def _some(self, most: int) -> bytes:
+        """Return so many bytes of contents, or as many as the buffer takes."""
+        self._compact()
+        parts: list[memoryview] = []
+        while (most := most - self._take(parts, most)) and not self._last and self._end < len(self._buffer):
+            if not self._fill(most):
+                raise http.client.IncompleteRead(b"".join(parts))
+        return b"".join(parts)
+
+    def _take(self, parts: list[memoryview], most: int) -> int:
+        """Add what the buffer holds of the contents, at most so many bytes, and return how many."""
+        buffer, view, at, end, left, taken = self._buffer, self._view, self._at, self._end, self._left, 0
+        head, step = len(self._head), len(self._head) + self._size
+        while taken < most:
+            while head and not left and at + step <= end and taken + step <= most and buffer.startswith(self._head, at):
+                parts.append(view[at + head : at + step])
+                at, taken = at + step, taken + self._size
+            if not left:
+                stop = buffer.find(b"\n", at + 2, end) + 1
+                if not stop:
+                    _expect_no_longer_line(end - at)
+                    break
+                size = _SIZE.fullmatch(buffer, at, stop)
+                if size is None:
+                    raise http.client.HTTPException("a chunk does not end, or its size is no number")
+                left = int(size[1], 16)
+                self._head, self._size = bytes(view[at:stop]), left
+                head, step, at, self._last = stop - at, stop - at + left, stop, not left
+            here = min(left, end - at, most - taken)
+            if not here:
+                break
+            parts.append(view[at : at + here])
+            at, left, taken = at + here, left - here, taken + here
+        self._at, self._left = at, left
+        return taken
+
+    def _line(self) -> bytes:
+        """Return the next line; a body that ends there lacks nothing of its contents."""
+        while not (stop := self._buffer.find(b"\n", self._at, self._end) + 1):
+            _expect_no_longer_line(self._end - self._at)
+            self._compact()
+            if not self._fill(_LONGEST_LINE):
+                return b""
+        line = bytes(self._view[self._at : stop])
+        self._at = stop
+        return line
+
+    def _fill(self, contents: int) -> bool:
+        """Read once, up to so many bytes and what is around them; return whether there was anything."""
+        count = self._steady.readinto(self._view[self._end : self._end + contents + contents // 64 + 64])
+        self._end += count
+        return count > 0
+
+    def _have_room(self, size: int) -> None:
+        """Have a buffer of so many bytes at least."""
+        if size > len(self._buffer):
+            before, self._buffer = self._view, bytearray(size)
+            self._view = memoryview(self._buffer)
+            self._view[: len(before)] = before
+
+    def _compact(self) -> None:
+        """Move what is left to the front of the buffer, of which nothing may be in use."""
+        left = self._end - self._at
+        self._view[:left] = self._view[self._at : self._end]
+        self._at, self._end = 0, left
+
+
+def _expect_no_longer_line(length: int) -> None:
+    if length > _LONGEST_LINE:
+        raise http.client.LineTooLong("line between chunks")
+
+
 class _Response(http.client.HTTPResponse):
     """Reads from the socket in large chunks: the server sends chunks of 8 KB, and the usual buffer is as small.
 
-    Whatever is read, status line and headers too, passes :class:`~nbia_pipeline.archive.bounds.Steady`.
+    Whatever is read, status line and headers too, passes :class:`~nbia_pipeline.archive.bounds.Steady`. Bodies are read
+    with :meth:`read` alone.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
@@ -80,6 +195,7 @@ class _Response(http.client.HTTPResponse):
         self.fp.close()
         self._steady = Steady(sock.makefile("rb", buffering=0))
         self.fp = io.BufferedReader(self._steady, CHUNK_BYTES)
+        self._chunked: Chunked | None = None
 
     def begin(self) -> None:
         """Read the status line and the headers; what follows them may take its time."""
@@ -89,7 +205,14 @@ class _Response(http.client.HTTPResponse):
     def read(self, amt: int | None = None) -> bytes:
         """Read so many bytes of the body, or all that is left."""
         self._steady.allow(amt or 0)
-        return super().read(amt)
+        if amt is None or not self.chunked or self.fp is None or self._method == "HEAD":  # type: ignore[attr-defined]
+            return super().read(amt)
+        if self._chunked is None:
+            self._chunked = Chunked(self._steady, self.fp.read1(CHUNK_BYTES))
+        contents = self._chunked.read(amt)
+        if self._chunked.ended:
+            self._close_conn()  # type: ignore[attr-defined]
+        return contents
 
 
 _sockets: WeakSet[Any] = WeakSet()

@@ -17,7 +17,7 @@ import urllib3
 from nbia_pipeline import stopping
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import is_base_url
-from nbia_pipeline.archive.bounds import EXCERPT_BYTES, TOKEN_BYTES, Body
+from nbia_pipeline.archive.bounds import CHUNK_BYTES, EXCERPT_BYTES, TOKEN_BYTES, Body
 from nbia_pipeline.archive.connections import Adapter, Http, explained
 from nbia_pipeline.archive.errors import (
     ArchiveError,
@@ -326,9 +326,9 @@ def _busy(kind: type[ArchiveError], what: str, answer: requests.Response, body: 
     )
 
 
-def chunks_of(answer: requests.Response) -> Iterator[bytes]:
-    """Yield a body in chunks of 256 KiB; ``iter_content`` would yield the server's, which are of 8 KB."""
-    for chunk in _body(answer).chunks():
+def chunks_of(answer: requests.Response, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Yield a body in chunks of `size` bytes; ``iter_content`` would yield the server's, which are of 8 KB."""
+    for chunk in _body(answer).chunks(size):
         stopping.expect_running()
         yield chunk
 

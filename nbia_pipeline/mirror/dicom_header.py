@@ -304,6 +304,10 @@ class _Found:
         text = value.decode("ascii") if value.isascii() else ""
         return text if text.isprintable() and len(text) <= _LONGEST_UID else ""
 
+    def identified(self) -> bool:
+        """Return whether the instance and its series are known."""
+        return bool(self.text(_SOP_INSTANCE) and self.text(_SERIES))
+
     def header(self) -> Header | None:
         """Return what was found; None if the instance or its series is not known."""
         sop, series, kind, number = map(self.text, (_SOP_INSTANCE, _SERIES, _SOP_CLASS, _INSTANCE_NUMBER))
@@ -385,7 +389,7 @@ def _walk(source: _Source, at: int, encoding: _Encoding) -> _Found:
             begin = at
             if tag <= last:
                 in_order = False
-            elif tag > _INSTANCE_NUMBER and in_order and found.header():
+            elif tag > _INSTANCE_NUMBER and in_order and found.identified():
                 break
             last = tag
             if tag in _TAGS and tag not in found.values:

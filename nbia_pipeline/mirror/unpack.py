@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 
@@ -210,25 +211,26 @@ def _store(
         size += len(piece)
         if size > IN_MEMORY_BYTES:
             break
-    large = target / _UNPACKING
+    large = target / _UNPACKING if size > IN_MEMORY_BYTES else None
     try:
-        if size > IN_MEMORY_BYTES:
+        if large:
             size += _spill(in_memory, rest, large, digest)
-        whole = large if size > IN_MEMORY_BYTES else b"".join(in_memory)
+        whole = large or b"".join(in_memory)
         header = read_header(whole)
         if header.SeriesInstanceUID != series_uid:
             raise NotVerified(f"it belongs to series {header.SeriesInstanceUID}, as instance {header.SOPInstanceUID}")
         if taken and header.SOPInstanceUID in taken:
             raise UnsafeZip(f"instance {header.SOPInstanceUID} is in the zip twice")
-        final = target / instance_name(header.SOPInstanceUID)
+        final = f"{target}/{instance_name(header.SOPInstanceUID)}"
         if isinstance(whole, bytes):
-            final.write_bytes(whole)
+            _write(final, whole)
         else:
-            large.replace(final)
+            whole.replace(final)
     except (NotDicom, LakeError) as e:
         raise NotVerified(str(e)) from e
     finally:
-        large.unlink(missing_ok=True)
+        if large:
+            large.unlink(missing_ok=True)
     return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest.hexdigest())
 
 
@@ -242,6 +244,14 @@ def _spill(in_memory: list[bytes], rest: Iterator[bytes], large: Path, digest: h
             digest.update(piece)
             more += file.write(piece)
     return more
+
+
+def _write(path: str, contents: bytes) -> None:
+    """Write a file as a whole; ``Path.write_bytes`` makes three more calls of the system."""
+    left = memoryview(contents)
+    with FileIO(path, "w") as file:
+        while left:
+            left = left[file.write(left) :]
 
 
 def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:

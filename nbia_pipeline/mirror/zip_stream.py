@@ -12,18 +12,56 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-try:
-    from isal import isal_zlib as zlib  # the same interface, two to three times as fast
-except ImportError:  # no build for this processor
-    import zlib  # type: ignore[no-redef]
 
-DeflateError = cast("type[Exception]", zlib.error)
+class _Inflater:
+    """What isal's decompressor does, done by zlib."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(-15)
+
+    def decompress(self, data: bytes | memoryview, most: int) -> bytes:
+        """Return at most `most` bytes; what is left of `data` is kept."""
+        return self._inflate.decompress(self._inflate.unconsumed_tail + data, most)
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end was reached."""
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._inflate.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        """What followed the end."""
+        return self._inflate.unused_data
+
+
+try:  # two to three times as fast; unlike isal_zlib's it allocates once for each piece
+    from isal.igzip_lib import IgzipDecompressor
+    from isal.igzip_lib import error as _isal_error
+    from isal.isal_zlib import crc32
+
+    Inflater: type[IgzipDecompressor | _Inflater] = IgzipDecompressor
+    DeflateError = cast("type[Exception]", _isal_error)
+except ImportError:  # no build for this processor
+    from zlib import crc32
+
+    Inflater, DeflateError = _Inflater, zlib.error
 
 PIECE_BYTES = 1 << 20
+# The allocator of glibc returns each piece to the system, and then every page of the next one is a fault: a fifth of
+# the time of inflating. It keeps what is smaller than the largest block that was ever freed: so such a one is freed.
+bytearray(2 * PIECE_BYTES)
+# At least so much is inflated in one call. What a call gets too much is copied.
+_LEAST_BYTES = 1 << 16
 # What may follow the end of the zip; more than that is another thing than a zip with a proxy's trailer.
 TRAILER_BYTES = 1 << 20
 
@@ -120,27 +158,35 @@ class _Names:
 
 
 class _Source:
-    """The arriving bytes, with what was read too far handed back."""
+    """The arriving bytes, with what was read too far handed back.
+
+    Attributes:
+        usual: how many bytes an entry may take, by the one before: the images of a series are much alike.
+    """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._held = memoryview(b"")
+        self._chunk = memoryview(b"")
+        self._at = 0
         self._spare = _SPARE_BYTES
+        self.usual = PIECE_BYTES
 
     def some(self, most: int = PIECE_BYTES) -> memoryview:
         """Return at least one byte, at most `most`; nothing at the end."""
-        while not self._held:
+        while self._at == len(self._chunk):
             chunk = next(self._chunks, None)
             if chunk is None:
                 return memoryview(b"")
-            self._held = memoryview(chunk)
-        piece, self._held = self._held[:most], self._held[most:]
+            self._chunk, self._at = memoryview(chunk), 0
+        piece = self._chunk[self._at : self._at + most]
+        self._at += len(piece)
         return piece
 
     def give_back(self, rest: bytes) -> None:
         """Take back bytes that were the last ones handed out."""
-        if rest:
-            self._held = memoryview(rest + bytes(self._held)) if self._held else memoryview(rest)
+        if len(rest) > self._at:  # of the chunk before
+            self._chunk, self._at = memoryview(rest + self._chunk[self._at :]), len(rest)
+        self._at -= len(rest)
 
     def name(self, length: int) -> bytes:
         """Return the name of an entry."""
@@ -158,6 +204,10 @@ class _Source:
 
     def take(self, count: int) -> bytes:
         """Return exactly `count` bytes."""
+        end = self._at + count
+        if end <= len(self._chunk):
+            at, self._at = self._at, end
+            return bytes(self._chunk[at:end])
         parts = bytearray()
         while len(parts) < count:
             more = self.some(count - len(parts))
@@ -202,7 +252,7 @@ def _contents(
 ) -> Iterator[bytes]:
     crc = 0
     for piece in plain:
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
         entry.size += len(piece)
         yield piece
     found = (crc, entry.packed, entry.size)
@@ -210,26 +260,26 @@ def _contents(
 
 
 def _inflated(source: _Source, entry: Entry) -> Iterator[bytes]:
-    inflate = zlib.decompressobj(-15)
-    pending: memoryview | bytes = b""
+    inflate = Inflater()
     while not inflate.eof:
-        if not pending:
-            pending = source.some()
-            if not pending:
+        given: memoryview | bytes = b""
+        if inflate.needs_input:
+            # Not much more than the entry takes: the rest would be copied.
+            given = source.some(max(source.usual - entry.packed, _LEAST_BYTES))
+            if not given:
                 raise InvalidZip("the zip is truncated: the stream ended within a file")
         try:
             # Bounded, so that a small piece that unpacks to gigabytes takes no memory.
-            piece = inflate.decompress(pending, PIECE_BYTES)
+            piece = inflate.decompress(given, PIECE_BYTES)
         except DeflateError as e:
             raise InvalidZip(f"the zip is damaged ({e})") from e
-        rest = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-        entry.packed += len(pending) - len(rest)
+        entry.packed += len(given) - len(inflate.unused_data)
         if entry.packed > 2 * (entry.size + len(piece)) + _SPARE_BYTES:
             raise InvalidZip("the zip has a file that unpacks to nothing, without an end")
-        pending = rest
         if piece:
             yield piece
-    source.give_back(bytes(pending))
+    source.give_back(inflate.unused_data)
+    source.usual = min(entry.packed + entry.packed // 16, PIECE_BYTES)
 
 
 def _copied(source: _Source, length: int, entry: Entry) -> Iterator[bytes]:
@@ -257,7 +307,7 @@ def _copied_to_descriptor(source: _Source, entry: Entry) -> Iterator[bytes]:
         if at < 0:  # a signature may be cut: what could be its beginning waits for the next piece
             at = max(0, len(ahead) - len(_DESCRIPTOR) + 1)
         known, ahead = ahead[:at], ahead[at:]
-        crc = zlib.crc32(known, crc)
+        crc = crc32(known, crc)
         entry.packed += at
         if known:
             yield known
@@ -272,7 +322,7 @@ def _ends(ahead: bytes, at: int, crc: int, packed: int) -> bool:
     # The size is compared first: contents may be full of signatures.
     if not ahead.startswith((end & _FULL).to_bytes(4, "little"), at + 8):
         return False
-    return ahead.startswith(_descriptors(zlib.crc32(memoryview(ahead)[:at], crc), end, end), at)
+    return ahead.startswith(_descriptors(crc32(memoryview(ahead)[:at], crc), end, end), at)
 
 
 def _descriptors(crc: int, packed: int, size: int) -> tuple[bytes, ...]:
