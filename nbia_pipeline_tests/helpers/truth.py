@@ -71,7 +71,7 @@ def truth(archive: Archive, collections: Iterable[str], proofs: dict[str, str] |
     Args:
         archive: the embedded archive.
         collections: their names.
-        proofs: ``Proof`` of the series where it is not ``md5``.
+        proofs: ``Proof`` of the series where the digests of all files are not known; ``md5`` stands for both proofs by digests.
     """
     store: Any = archive.holdings.catalog.images
     files: dict[str, str] = {}
