@@ -106,10 +106,8 @@ def lists_others(client: NbiaClient, uid: str, instances: Collection[str]) -> st
     listed = set(client.sop_instance_uids(uid))
     if not listed or listed == set(instances):
         return None
-    missing, others = sorted(listed.difference(instances)), sorted(set(instances) - listed)
-    named = "; ".join(
-        f"{what} {first_of(uids, SHOWN)}" for what, uids in (("missing", missing), ("not listed", others)) if uids
-    )
+    kinds = {"missing": sorted(listed.difference(instances)), "not listed": sorted(set(instances) - listed)}
+    named = "; ".join(f"{kind} {first_of(uids, SHOWN)}" for kind, uids in kinds.items() if uids)
     return f"the archive lists {len(listed)} instances, the lake has {len(instances)} ({named})"
 
 

@@ -71,7 +71,7 @@ def truth(archive: Archive, collections: Iterable[str], proofs: dict[str, str] |
     Args:
         archive: the embedded archive.
         collections: their names.
-        proofs: ``Proof`` of the series where the digests of all files are not known; ``md5`` stands for both proofs by digests.
+        proofs: ``Proof`` of the series that are not proven by digests; ``md5`` stands for both proofs that are.
     """
     store: Any = archive.holdings.catalog.images
     files: dict[str, str] = {}

@@ -161,9 +161,8 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     for collection in collections:
         receipts = subject.lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "SeriesMD5", "Proof"])
-        verified = receipts.filter(
-            pc.and_(pc.equal(receipts["Status"], COMPLETE), among(receipts["Proof"], BY_DIGESTS))
-        )
+        by_digests = among(receipts["Proof"], BY_DIGESTS)
+        verified = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), by_digests))
         rows = range(verified.num_rows)
         chance = random.Random(f"{day} {collection}")  # noqa: S311 - no secret
         picked = sorted(chance.sample(rows, min(ASKED_PER_COLLECTION, len(rows))))
