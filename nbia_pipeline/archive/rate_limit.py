@@ -11,7 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ MAX_IN_FLIGHT = 16
 """What TCIA's own command-line downloader has in flight."""
 FIRST_LIMIT = 8
 GROW_AFTER = 25
+GROW_AFTER_SECONDS = 10.0
 # A window ends when as many answers have come as may be in flight, or after this time: a large download takes minutes.
 WINDOW_SECONDS = 1.0
 # More requests in flight gain something if answers or bytes per second grow by this part of what they could grow by.
@@ -43,8 +44,6 @@ class _Window:
     bytes: int = 0
     full: bool = False
     """Whether as many requests were in flight at some moment as may be."""
-    waits: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Seconds until answers began, by endpoint."""
 
     def rates(self, now: float) -> tuple[float, float]:
         """Return answers and bytes per second."""
@@ -92,8 +91,9 @@ class Limiter:
     The limit begins at eight. While it is used up, it is doubled for a try, and stays there if more answers or bytes
     arrive per second, and answers do not begin later; else it returns, and the next try is some time later. It falls by
     a quarter while answers begin much later than usual. When the host has too much to do, it halves, never below one.
-    What was lost in these ways is regained one by one, after `grow_after` good answers in a row each. Requests that
-    were in flight together count as one refusal: eight of them halve the limit once.
+    What was lost in these ways is regained one by one, after `grow_after` good answers in a row each, or ten seconds:
+    large downloads are few. Requests that were in flight together count as one refusal: eight of them halve the limit
+    once.
 
     Args:
         max_in_flight: most requests in flight.
@@ -125,17 +125,22 @@ class Limiter:
         self._quiet_until = clock()
         self._mine = threading.local()
         self._window = _Window(clock())
+        self._waits: dict[str, list[float]] = defaultdict(list)  # until answers began, by endpoint
         self._usual: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOWS_OF_USUAL))
         self._before: tuple[float, float] | None = None  # the rates before a try
         self._patience = 0
+        self._since_change = 0  # windows
+        self._changed = clock()
         self.max_in_flight = self.limit = self._useful = 0
         self.allow(max_in_flight)
-        self._settled = True
+        self._since_change = 2
 
     def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight is {max_in_flight}: it must be at least 1")
+        if max_in_flight == self.max_in_flight:
+            return
         with self._freed:
             shrunk = self.limit < self._useful
             self.max_in_flight = max_in_flight
@@ -179,7 +184,7 @@ class Limiter:
     def note_wait(self, endpoint: str, seconds: float) -> None:
         """Note how long an answer took to begin."""
         with self._freed:
-            self._window.waits[endpoint].append(seconds)
+            self._waits[endpoint].append(seconds)
 
     def answered(self) -> None:
         """Count a good answer."""
@@ -229,51 +234,52 @@ class Limiter:
         window, now = self._window, self.clock()
         if window.answers < self.limit and now - window.began < WINDOW_SECONDS:
             return
-        slow = self._is_slow(window)
         self._window = _Window(now, full=self.in_flight >= self.limit)
-        self._patience -= 1
-        if slow and self.limit > LEAST_WHEN_SLOW:
+        self._since_change += 1
+        if self._are_slow() and self.limit > LEAST_WHEN_SLOW:
             self._set(max(LEAST_WHEN_SLOW, self.limit * 3 // 4))
-        elif not self._settled:  # requests that began before the last change are still in it
-            self._settled = True
-        elif window.full and self._before is not None:
+        elif not window.full or self._since_change < 2:  # what began before the last change is still in it
+            return
+        elif self._before is not None:
             self._judge(window.rates(now), self._before)
-        elif window.full and not slow and self.limit == self._useful < self.max_in_flight and self._patience <= 0:
-            self._before = window.rates(now)
-            self._useful = self.limit
-            self._try(min(self.max_in_flight, 2 * self.limit))
+        elif self.limit < self._useful:
+            if now - self._changed >= GROW_AFTER_SECONDS:
+                self._set(self.limit + 1)
+        elif self.limit < self.max_in_flight and self._since_change >= self._patience:
+            self._before, self._since_change = window.rates(now), 0
+            self.limit = min(self.max_in_flight, 2 * self.limit)
+            self._freed.notify_all()
 
-    def _is_slow(self, window: _Window) -> bool:
-        """Return whether most answers of a window began late, each compared with the usual time of its endpoint."""
+    def _are_slow(self) -> bool:
+        """Return whether most answers began late, each compared with the usual time of its endpoint."""
+        count = sum(map(len, self._waits.values()))
+        if count < max(self.limit, LEAST_WHEN_SLOW):
+            return False
         late = 0
-        for endpoint, waits in window.waits.items():
+        for endpoint, waits in self._waits.items():
             usual, now = self._usual[endpoint], median(waits)
             late += len(waits) * bool(usual and now > 2 * min(usual) + SLOW_SECONDS)
             usual.append(now)
-        return 2 * late > sum(map(len, window.waits.values()))
-
-    def _try(self, limit: int) -> None:
-        self.limit, self._settled = limit, False
-        self._freed.notify_all()
+        self._waits.clear()
+        return 2 * late > count
 
     def _judge(self, after: tuple[float, float], before: tuple[float, float]) -> None:
         """Keep a limit that was tried if it gained something, else return to the one before."""
         could = self.limit / self._useful - 1
         gained = max(a / b - 1 if b else 0.0 for a, b in zip(after, before, strict=True))
-        self._before = None
         if gained >= WORTH_IT * could:
             self._useful = self.limit
-        else:
-            self.limit = self._useful
-            self._patience = PATIENCE
-        self._settled = False
+        elif self._patience < PATIENCE:  # a quarter more fills the gaps between two answers
+            self._useful = min(self.max_in_flight, self._useful + self._useful // 4)
+        self._set(self._useful)
 
     def _set(self, limit: int) -> None:
-        """Change the limit for another reason than a try, which is over then."""
-        if self._before is not None:
-            self._before, self._patience = None, PATIENCE
+        """Change the limit; a try is over then."""
+        if self._before is not None and limit < self.limit:
+            self._patience = PATIENCE
+        self._before = None
         if limit != self.limit:
-            self.limit, self._settled = limit, False
+            self.limit, self._since_change, self._changed = limit, 0, self.clock()
             self._freed.notify_all()
 
 
