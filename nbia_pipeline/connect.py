@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nbia_pipeline.archive import ArchiveUnreachable, ClientOptions, NbiaClient
 from nbia_pipeline.settings import EMBEDDED, KNOWN_ARCHIVES, Settings
 
@@ -10,6 +12,10 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
     """Return a client of the archive that the settings name; the caller closes it.
 
     The embedded archive is started unless a process of this user runs it already.
+
+    Args:
+        settings: which archive, which account, and how many requests may be in flight.
+        options: how long to wait and how often to try.
 
     Raises:
         ArchiveUnreachable: the embedded archive cannot be started.
@@ -29,5 +35,5 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
-        options=options,
+        options=replace(options or ClientOptions(), max_in_flight=settings.max_in_flight),
     )

@@ -75,6 +75,11 @@ class Connection(BaseModel):
     api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
     username: str = Field(default=GUEST, description="Account at the archive.")
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
+    max_in_flight: int = Field(
+        default=16,
+        description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
+        "more while they gain something. The pool of the assets limits the processes.",
+    )
 
 
 class Pipeline(Connection):
@@ -132,6 +137,8 @@ class Settings(Pipeline):
             super().__init__(**given)
         self._name_of = name_of
         self._check_archive()
+        if self.max_in_flight < 1:
+            raise SettingsError(f"{name_of('max_in_flight')} is {self.max_in_flight}: set it to 1 or more")
         self._check_account()
         self._check_selection()
         self._check_lake()

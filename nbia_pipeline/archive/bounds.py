@@ -127,15 +127,22 @@ class Body:
         headers: of the answer.
         most: bytes that it may have, decoded.
         explained: makes an error of whatever the layers below raise.
+        received: called with the bytes of each piece that was read, before decoding; with 0 at the end.
     """
 
     def __init__(
-        self, raw: Any, headers: Mapping[str, str], most: int, explained: Callable[[Exception], ArchiveError]
+        self,
+        raw: Any,
+        headers: Mapping[str, str],
+        most: int,
+        explained: Callable[[Exception], ArchiveError],
+        received: Callable[[int], object] = lambda count: None,
     ) -> None:
         self._raw = raw
         self._headers = headers
         self._most = most
         self._explained = explained
+        self._received = received
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end."""
@@ -198,7 +205,9 @@ class Body:
 
     def _read(self, size: int) -> bytes:
         with self._translated():
-            return bytes(self._raw.read(size, decode_content=False) or b"")
+            piece = bytes(self._raw.read(size, decode_content=False) or b"")
+        self._received(len(piece))
+        return piece
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -35,6 +35,11 @@ class Calls:
         self.optional_calls = OptionalCalls()
 
     @property
+    def max_in_flight(self) -> int:
+        """Most requests in flight to the archive at a time."""
+        return self._session.limiter.max_in_flight
+
+    @property
     def warnings(self) -> list[str]:
         """What the archive did not answer so far of what only enriches, in one sentence for each call."""
         return self.optional_calls.warnings

@@ -81,7 +81,7 @@ class MetadataCalls(Calls):
         """Return the rows that `ask` returns for each series; it is called in the context of this thread."""
         context = copy_context()
         # More threads than requests may be in flight would only wait.
-        with stopping.threads(self._session.limiter.max_in_flight, "nbia-metadata") as pool:
+        with stopping.threads(self.max_in_flight, "nbia-metadata") as pool:
             tables = list(pool.map(lambda uid: context.copy().run(ask, uid), series_uids))
         return pa.concat_tables(tables).combine_chunks()
 

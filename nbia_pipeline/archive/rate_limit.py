@@ -1,6 +1,6 @@
 """How many requests one host gets at a time: one limiter per host, shared by all threads and clients of a process.
 
-Across the processes of a run, the Dagster pool of the assets keeps the limit.
+It is the only place that decides this. Across the processes of a run, the Dagster pool of the assets keeps the limit.
 """
 
 from __future__ import annotations
@@ -8,22 +8,92 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
 from urllib.parse import urlsplit
 
 from nbia_pipeline import stopping
 
-MAX_IN_FLIGHT = 8
+MAX_IN_FLIGHT = 16
+"""What TCIA's own command-line downloader has in flight."""
+FIRST_LIMIT = 8
 GROW_AFTER = 25
+GROW_AFTER_SECONDS = 10.0
+# A window ends when as many answers have come as may be in flight, or after this time: a large download takes minutes.
+WINDOW_SECONDS = 1.0
+# More requests in flight gain something if answers or bytes per second grow by this part of what they could grow by.
+WORTH_IT = 0.25
+# Where they gained nothing, so many windows pass before more are tried again.
+PATIENCE = 30
+# Answers are slow if they begin after twice the usual time and this.
+SLOW_SECONDS = 0.1
+# Not below this because answers are slow: the archive does not refuse.
+LEAST_WHEN_SLOW = 4
+_WINDOWS_OF_USUAL = 32
+
+
+@dataclass
+class _Window:
+    """What happened during a short time at one limit."""
+
+    began: float
+    answers: int = 0
+    bytes: int = 0
+    full: bool = False
+    """Whether as many requests were in flight at some moment as may be."""
+
+    def rates(self, now: float) -> tuple[float, float]:
+        """Return answers and bytes per second."""
+        seconds = max(now - self.began, 1e-6)
+        return self.answers / seconds, self.bytes / seconds
+
+
+class Slot:
+    """The place of one request among those in flight; see :meth:`Limiter.slot`.
+
+    Args:
+        limiter: whose.
+        endpoint: that is asked.
+        refusals: how often the host had refused when the request began.
+        occupied: False if the place is another request's, within which this one is made.
+    """
+
+    def __init__(self, limiter: Limiter, endpoint: str, refusals: int, *, occupied: bool = True) -> None:
+        self._limiter = limiter
+        self._endpoint = endpoint
+        self._began = limiter.clock()
+        self.refusals = refusals
+        self.occupied = occupied
+
+    def answer_begins(self) -> None:
+        """Note that the headers of the answer are there."""
+        self._limiter.note_wait(self._endpoint, self._limiter.clock() - self._began)
+
+    def received(self, count: int) -> None:
+        """Note so many bytes of the body; at its end, 0, the slot is free: what follows needs no network."""
+        self._limiter.note(count)
+        if not count:
+            self.free()
+
+    def free(self) -> None:
+        """Leave the place to another request."""
+        if self.occupied:
+            self.occupied = False
+            self._limiter.release()
 
 
 class Limiter:
-    """Bounds the requests in flight to one host, and learns from its refusals.
+    """Bounds the requests in flight to one host, by what it refuses and by what more of them gain.
 
-    The limit halves when the host has too much to do, never below one, and grows back by one after
-    `grow_after` good answers in a row. Requests that were in flight together count as one refusal: eight of them
-    halve the limit once.
+    The limit begins at eight. While it is used up, it is doubled for a try, and stays there if more answers or bytes
+    arrive per second, and answers do not begin later; else it returns, and the next try is some time later. It falls by
+    a quarter while answers begin much later than usual. When the host has too much to do, it halves, never below one.
+    What was lost in these ways is regained one by one, after `grow_after` good answers in a row each, or ten seconds:
+    large downloads are few. Requests that were in flight together count as one refusal: eight of them halve the limit
+    once.
 
     Args:
         max_in_flight: most requests in flight.
@@ -46,7 +116,7 @@ class Limiter:
         sleep: Callable[[float], None] = stopping.sleep,
     ) -> None:
         self._grow_after = grow_after
-        self._clock = clock
+        self.clock = clock
         self._sleep = sleep
         self._freed = threading.Condition()
         self.in_flight = 0
@@ -54,40 +124,67 @@ class Limiter:
         self._refusals = 0
         self._quiet_until = clock()
         self._mine = threading.local()
-        self.max_in_flight = self.limit = 0
+        self._window = _Window(clock())
+        self._waits: dict[str, list[float]] = defaultdict(list)  # until answers began, by endpoint
+        self._usual: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOWS_OF_USUAL))
+        self._before: tuple[float, float] | None = None  # the rates before a try
+        self._patience = 0
+        self._since_change = 0  # windows
+        self._changed = clock()
+        self.max_in_flight = self.limit = self._useful = 0
         self.allow(max_in_flight)
+        self._since_change = 2
 
     def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight is {max_in_flight}: it must be at least 1")
+        if max_in_flight == self.max_in_flight:
+            return
         with self._freed:
-            shrunk = self.limit < self.max_in_flight
+            shrunk = self.limit < self._useful
             self.max_in_flight = max_in_flight
-            self.limit = min(self.limit, self.max_in_flight) if shrunk else self.max_in_flight
-            self._freed.notify_all()
+            self._useful = min(max_in_flight, max(self._useful, FIRST_LIMIT))
+            self._set(min(self.limit, self._useful) if shrunk else self._useful)
 
     @contextmanager
-    def slot(self) -> Iterator[int]:
-        """Wait for a slot, and hold it: also while the body of the answer is read.
+    def slot(self, endpoint: str = "") -> Iterator[Slot]:
+        """Wait for a slot, and occupy it until the body of the answer was read, or the block ends.
 
-        A thread that holds a slot already gets no second one: at a limit of one it would wait for itself.
+        A thread that occupies a slot already gets no second one: at a limit of one it would wait for itself.
 
-        Yields:
-            The number of refusals so far, for :meth:`refused`.
+        Args:
+            endpoint: that is asked: answers of different ones take different times.
         """
-        if getattr(self._mine, "holds", False):
-            yield self._refusals
+        mine: Slot | None = getattr(self._mine, "slot", None)
+        if mine is not None and mine.occupied:
+            yield Slot(self, endpoint, mine.refusals, occupied=False)
             return
-        began = self._take()
-        self._mine.holds = True
+        slot = Slot(self, endpoint, self._take())
+        self._mine.slot = slot
         try:
-            yield began
+            yield slot
         finally:
-            self._mine.holds = False
-            with self._freed:
-                self.in_flight -= 1
-                self._freed.notify()
+            self._mine.slot = mine
+            slot.free()
+
+    def release(self) -> None:
+        """Let another request begin."""
+        with self._freed:
+            self.in_flight -= 1
+            self._freed.notify()
+
+    def note(self, size: int) -> None:
+        """Count what arrives of a body, 0 for its end."""
+        with self._freed:
+            self._window.bytes += size
+            self._window.answers += not size
+            self._adjust()
+
+    def note_wait(self, endpoint: str, seconds: float) -> None:
+        """Note how long an answer took to begin."""
+        with self._freed:
+            self._waits[endpoint].append(seconds)
 
     def answered(self) -> None:
         """Count a good answer."""
@@ -95,25 +192,24 @@ class Limiter:
             self._answered += 1
             if self._answered >= self._grow_after:
                 self._answered = 0
-                if self.limit < self.max_in_flight:
-                    self.limit += 1
-                    self._freed.notify()
+                if self.limit < self._useful:
+                    self._set(self.limit + 1)
 
     def refused(self, began: int, seconds: float | None = None) -> None:
         """Count a sign that the host has too much to do: 429, 503, a time-out.
 
         Args:
-            began: what :meth:`slot` yielded. A request that began before the last refusal does not halve the limit
+            began: the refusals of the request's slot. One that began before the last refusal does not halve the limit
                 again.
             seconds: how long the host asks to wait (Retry-After): no thread begins a request earlier.
         """
         with self._freed:
             self._answered = 0
             if began >= self._refusals:
-                self.limit = max(1, self.limit // 2)
+                self._set(max(1, self.limit // 2))
                 self._refusals += 1
             if seconds is not None:
-                self._quiet_until = max(self._quiet_until, self._clock() + seconds)
+                self._quiet_until = max(self._quiet_until, self.clock() + seconds)
 
     def _take(self) -> int:
         while True:
@@ -121,13 +217,70 @@ class Limiter:
                 while self.in_flight >= self.limit:
                     self._freed.wait(stopping.LOOK_SECONDS)
                     stopping.expect_running()
-                pause = self._quiet_until - self._clock()
+                pause = self._quiet_until - self.clock()
                 if pause <= 0:
                     self.in_flight += 1
+                    if self.in_flight >= self.limit and not self._window.full:  # before that the rates show nothing
+                        self._window = _Window(self.clock(), full=True)
                     return self._refusals
                 # This thread was woken for a slot that it does not take yet.
                 self._freed.notify()
             self._sleep(pause)
+
+    # --- what more requests gain
+
+    def _adjust(self) -> None:
+        """At the end of a window, change the limit by what it showed."""
+        window, now = self._window, self.clock()
+        if window.answers < self.limit and now - window.began < WINDOW_SECONDS:
+            return
+        self._window = _Window(now, full=self.in_flight >= self.limit)
+        self._since_change += 1
+        if self._are_slow() and self.limit > LEAST_WHEN_SLOW:
+            self._set(max(LEAST_WHEN_SLOW, self.limit * 3 // 4))
+        elif not window.full or self._since_change < 2:  # what began before the last change is still in it
+            return
+        elif self._before is not None:
+            self._judge(window.rates(now), self._before)
+        elif self.limit < self._useful:
+            if now - self._changed >= GROW_AFTER_SECONDS:
+                self._set(self.limit + 1)
+        elif self.limit < self.max_in_flight and self._since_change >= self._patience:
+            self._before, self._since_change = window.rates(now), 0
+            self.limit = min(self.max_in_flight, 2 * self.limit)
+            self._freed.notify_all()
+
+    def _are_slow(self) -> bool:
+        """Return whether most answers began late, each compared with the usual time of its endpoint."""
+        count = sum(map(len, self._waits.values()))
+        if count < max(self.limit, LEAST_WHEN_SLOW):
+            return False
+        late = 0
+        for endpoint, waits in self._waits.items():
+            usual, now = self._usual[endpoint], median(waits)
+            late += len(waits) * bool(usual and now > 2 * min(usual) + SLOW_SECONDS)
+            usual.append(now)
+        self._waits.clear()
+        return 2 * late > count
+
+    def _judge(self, after: tuple[float, float], before: tuple[float, float]) -> None:
+        """Keep a limit that was tried if it gained something, else return to the one before."""
+        could = self.limit / self._useful - 1
+        gained = max(a / b - 1 if b else 0.0 for a, b in zip(after, before, strict=True))
+        if gained >= WORTH_IT * could:
+            self._useful = self.limit
+        elif self._patience < PATIENCE:  # a quarter more fills the gaps between two answers
+            self._useful = min(self.max_in_flight, self._useful + self._useful // 4)
+        self._set(self._useful)
+
+    def _set(self, limit: int) -> None:
+        """Change the limit; a try is over then."""
+        if self._before is not None and limit < self.limit:
+            self._patience = PATIENCE
+        self._before = None
+        if limit != self.limit:
+            self.limit, self._since_change, self._changed = limit, 0, self.clock()
+            self._freed.notify_all()
 
 
 _limiters: dict[str, Limiter] = {}

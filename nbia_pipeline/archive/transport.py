@@ -27,7 +27,7 @@ from nbia_pipeline.archive.errors import (
     NotAvailable,
     ServerError,
 )
-from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
+from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, Slot, limiter_of
 from nbia_pipeline.archive.tokens import Tokens, authorization
 from nbia_pipeline.text import logger
 
@@ -61,7 +61,8 @@ class ClientOptions:
         tries: most attempts at one call, the first included.
         backoff: seconds before the second try; each further wait doubles, with jitter.
         max_backoff: seconds, the longest wait, also for a Retry-After.
-        max_in_flight: requests to one host at a time, over all threads and clients of the process.
+        max_in_flight: most requests to one host at a time, over all threads and clients of the process; see
+            :class:`~nbia_pipeline.archive.rate_limit.Limiter`.
     """
 
     connect_timeout: float = 10.0
@@ -153,9 +154,9 @@ class Session:
             BadAnswer: anything else that is not what the endpoint promises.
         """
 
-        def send(token: str | None) -> T:
+        def send(token: str | None, slot: Slot) -> T:
             with self._open(
-                method, endpoint, parameters, token, most, repeated=repeated, read_timeout=read_timeout
+                method, endpoint, parameters, token, most, slot, repeated=repeated, read_timeout=read_timeout
             ) as answer:
                 _expect_success(answer, had_token=token is not None)
                 result = read(answer)
@@ -167,9 +168,9 @@ class Session:
     def _post_form(self, path: str, form: dict[str, str]) -> requests.Response:
         """Post to the token endpoint; the form never gets into an error."""
 
-        def send(_: str | None) -> requests.Response:
+        def send(_: str | None, slot: Slot) -> requests.Response:
             # No redirects: the form holds the password.
-            with self._open("POST", path, form, None, TOKEN_BYTES, allow_redirects=False) as answer:
+            with self._open("POST", path, form, None, TOKEN_BYTES, slot, allow_redirects=False) as answer:
                 try:
                     # Read here, where the request is tried again if that fails.
                     text = answer.content[:1000].decode("utf-8", "replace")
@@ -187,7 +188,7 @@ class Session:
         self,
         endpoint: str,
         parameters: Mapping[str, str],
-        send: Callable[[str | None], T],
+        send: Callable[[str | None, Slot], T],
         tokens: Tokens | None = None,
         most_tries: int | None = None,
     ) -> T:
@@ -200,8 +201,8 @@ class Session:
             # Outside the tries and the slot of the limiter: a login has its own.
             token = tokens.current() if tokens else None
             try:
-                with self._slot():
-                    return send(token)
+                with self._slot(endpoint) as slot:
+                    return send(token, slot)
             except ArchiveError as e:
                 stopping.expect_running()
                 e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])
@@ -216,15 +217,15 @@ class Session:
                 self._wait(tries, e)
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
-        """Hold a slot among the requests in flight, and report the outcome to the limiter."""
-        with self.limiter.slot() as began:
+    def _slot(self, endpoint: str) -> Iterator[Slot]:
+        """Occupy a slot among the requests in flight, and report the outcome to the limiter."""
+        with self.limiter.slot(endpoint) as slot:
             try:
-                yield
+                yield slot
             except ArchiveError as e:
                 if e.overloaded:
                     asked = None if e.retry_after is None else min(e.retry_after, self.options.max_backoff)
-                    self.limiter.refused(began, asked)
+                    self.limiter.refused(slot.refusals, asked)
                 raise
             self.limiter.answered()
 
@@ -236,6 +237,7 @@ class Session:
         parameters: Mapping[str, str],
         token: str | None,
         most: int,
+        slot: Slot | None = None,
         allow_redirects: bool = True,
         repeated: str = "",
         read_timeout: float | None = None,
@@ -244,6 +246,7 @@ class Session:
 
         Args:
             most: bytes that a body may have, decoded; the others are those of :meth:`call`.
+            slot: is told what arrives.
         """
         stopping.expect_running()
         try:
@@ -263,7 +266,15 @@ class Session:
         except Exception as e:
             # There is no class that all of requests, urllib3, http.client, ssl, idna and the codecs share.
             raise explained(e, self.base_url, sending=True) from e
-        answer.raw = Body(answer.raw, answer.headers, most, lambda e: explained(e, self.base_url, sending=False))
+        answer.raw = Body(
+            answer.raw,
+            answer.headers,
+            most,
+            lambda e: explained(e, self.base_url, sending=False),
+            slot.received if slot else lambda count: None,
+        )
+        if slot:
+            slot.answer_begins()
         with answer:  # the caller's errors are its own
             if answer.status_code == 407:
                 raise ArchiveUnreachable(

@@ -42,12 +42,6 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
 
     password: str = PASSWORD
     tries: int = Field(default=ClientOptions.tries, ge=1, description="Most attempts at one call, the first included.")
-    max_in_flight: int = Field(
-        default=ClientOptions.max_in_flight,
-        ge=1,
-        description="Most requests in flight to the archive at a time, per process. The asset pool limits the number "
-        "of processes.",
-    )
 
     @contextmanager
     def client(self, options: ClientOptions | None = None, *, guest: bool = False) -> Iterator[NbiaClient]:
@@ -62,8 +56,7 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
         """
         fields = {name: getattr(self, name) for name in (*Connection.model_fields, "password")}
         settings = Settings(**{**fields, **({"username": GUEST, "password": ""} if guest else {})})
-        own = ClientOptions(tries=self.tries, max_in_flight=self.max_in_flight)
-        with connect(settings, options or own) as client:
+        with connect(settings, options or ClientOptions(tries=self.tries)) as client:
             yield client
 
 

@@ -18,7 +18,7 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import commit, current_receipts, defer
-from nbia_pipeline.mirror.download import STREAMS, fetch_batch
+from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Plan, make_plan
 from nbia_pipeline.mirror.progress import Progress
@@ -62,7 +62,7 @@ class Mirror:
     Args:
         client: the archive.
         lake: the lake.
-        streams: most downloads at a time; fewer while the archive or the processors are busy.
+        streams: series at a time; None: see :func:`~nbia_pipeline.mirror.download.fetch_batch`.
         annotations: whether :meth:`run` fetches annotation files too.
 
     Example:
@@ -78,7 +78,7 @@ class Mirror:
         >>> mirror.commit("LIDC-IDRI")
     """
 
-    def __init__(self, client: NbiaClient, lake: Lake, *, streams: int = STREAMS, annotations: bool = True) -> None:
+    def __init__(self, client: NbiaClient, lake: Lake, *, streams: int | None = None, annotations: bool = True) -> None:
         self.client = client
         self.lake = lake
         self.streams = streams

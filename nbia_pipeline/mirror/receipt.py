@@ -17,7 +17,12 @@ from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
 
 MD5 = "md5"
+"""Each file has the MD5 that the archive has of it; it listed these instances, or has the same digest of the series."""
+MD5_AND_FIGURES = "md5+count+size"
+"""Each file has the MD5 that the archive has of it, and together they have its ImageCount and FileSize."""
 COUNT_AND_SIZE = "count+size"
+"""The archive has no digests; the files have its ImageCount and FileSize."""
+BY_DIGESTS = (MD5, MD5_AND_FIGURES)
 
 # What earlier versions wrote where a text came instead of a zip: now that is a BadAnswer, and no outcome of a series.
 # Of a zip that is damaged further in, the bytes shown there are no text.
@@ -37,7 +42,7 @@ class Receipt:
         instances: the verified files; none unless complete.
         reason: why it is not complete.
         repaired: instances that were fetched one by one.
-        verified_by: how the files were verified: ``md5`` or ``count+size``.
+        verified_by: how the files were verified: :data:`MD5`, :data:`MD5_AND_FIGURES` or :data:`COUNT_AND_SIZE`.
         fetched_at: when (UTC, without a zone).
     """
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, NbiaClient, NotAvailable, SeriesSize, ServerError
 from nbia_pipeline.archive.optional import concerns_one_call
-from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, Receipt
+from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, MD5, MD5_AND_FIGURES, Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import MD5_LIST, NotVerified, Unpacked, UnsafeZip, VerifiedInstance, take_single
 from nbia_pipeline.schema.digests import padded, possible_series_md5s
@@ -105,6 +105,21 @@ def expect_same_set(wanted: WantedSeries, unpacked: Unpacked, listed: Sequence[s
             f"{len(set(listed))}, the zip contains {len(unpacked.instances)}, of which {len(unlisted)} are not listed"
             f"{_faults(unpacked)}"
         )
+
+
+def proven_by_figures(wanted: WantedSeries, unpacked: Unpacked) -> Receipt | None:
+    """Return the receipt of a download that shows by itself that it is the whole series, None if it does not.
+
+    Every file has the MD5 that the zip lists, nothing that the zip lists is missing, and count and total size are
+    ImageCount and FileSize. Server: both are sums over the rows that getSOPInstanceUIDs lists.
+    """
+    instances = unpacked.verified()
+    listed = sum(padded(digest) is not None for digest in (unpacked.digests or {}).values())
+    figures = (len(instances), sum(i.Size for i in instances.values()))
+    announced = (stated(wanted.ImageCount), stated(wanted.FileSize))
+    if unpacked.faults or not len(unpacked.instances) == len(instances) == listed or figures != announced:
+        return None
+    return _receipt(wanted, instances.values(), 0, MD5_AND_FIGURES)
 
 
 def complete(

@@ -199,7 +199,13 @@ _COLUMNS = {
         Column("FetchedAt", TIME, "When the files were fetched (UTC)."),
         Column("Attempts", COUNT, "Number of downloads that it took.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
-        Column("Proof", TEXT, "How the files were verified: md5, or count+size where the archive has no digests."),
+        Column(
+            "Proof",
+            TEXT,
+            "How the files were verified: md5 (each has its MD5, and the archive listed the instances), md5+count+size "
+            "(each has its MD5, and all of them have ImageCount and FileSize), or count+size where the archive has no "
+            "digests.",
+        ),
         Column(
             "Reason",
             TEXT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
@@ -58,7 +58,7 @@ def compare_files(lake: Lake, series: StoredSeries, rows: Sequence[dict[str, Any
 def differs_from_archive(
     client: NbiaClient,
     series: tuple[str, str | None],
-    digest: str,
+    digest: str | None,
     md5s: Callable[[], Mapping[str, str]],
     *,
     most: int | None = None,
@@ -71,7 +71,7 @@ def differs_from_archive(
     Args:
         client: the archive.
         series: SeriesInstanceUID, and SeriesMD5 of its receipt.
-        digest: what getMD5Hierarchy returned.
+        digest: what getMD5Hierarchy returned; None shows nothing.
         md5s: returns the MD5s of the files in the lake by SOPInstanceUID; called only if they are needed.
         most: how many MD5s to ask for, None for all.
 
@@ -79,7 +79,7 @@ def differs_from_archive(
         ArchiveError: the instances cannot be listed.
     """
     uid, own = series
-    if digest == own:
+    if digest in (None, own):
         return None
     files = md5s()
     if digest in possible_series_md5s(files.values()):
@@ -93,6 +93,22 @@ def differs_from_archive(
         log.warning("series %s: the digests of its images cannot be compared: %s", uid, e)
         return None
     return f"the archive has different files: its digest is {digest}, the lake's is {own}"
+
+
+def lists_others(client: NbiaClient, uid: str, instances: Collection[str]) -> str | None:
+    """Return how the instances of a series that the archive lists differ from those in the lake, None if not.
+
+    A list without any shows nothing.
+
+    Raises:
+        ArchiveError: the instances cannot be listed.
+    """
+    listed = set(client.sop_instance_uids(uid))
+    if not listed or listed == set(instances):
+        return None
+    kinds = {"missing": sorted(listed.difference(instances)), "not listed": sorted(set(instances) - listed)}
+    named = "; ".join(f"{kind} {first_of(uids, SHOWN)}" for kind, uids in kinds.items() if uids)
+    return f"the archive lists {len(listed)} instances, the lake has {len(instances)} ({named})"
 
 
 def _wrong_size(found: int | None, expected: int) -> str | None:

@@ -18,7 +18,7 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import commit
-from nbia_pipeline.mirror.receipt import MD5
+from nbia_pipeline.mirror.receipt import BY_DIGESTS
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.text import logger
@@ -194,7 +194,7 @@ def digest_check(client: NbiaClient) -> ExtraCheck:
 
     def check(series: StoredSeries, rows: Sequence[dict[str, Any]]) -> str | None:
         try:
-            digest = proofs.md5_of_series(series.uid) if series.verified_by == MD5 else None
+            digest = proofs.md5_of_series(series.uid) if series.verified_by in BY_DIGESTS else None
         except NoAnswer as e:
             log.warning("series %s is not compared with the archive: %s", series.uid, e)
             return None

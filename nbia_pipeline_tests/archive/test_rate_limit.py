@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, ClientOptions, Limiter, NbiaClient, rate_limit
-from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, limiter_of
+from nbia_pipeline.archive.rate_limit import FIRST_LIMIT, MAX_IN_FLIGHT, limiter_of
 from nbia_pipeline.archive.transport import Session
+from nbia_pipeline.connect import connect
 from nbia_pipeline.defs.resources import NbiaResource
+from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, Faults, answer, cut, silence
 
@@ -78,14 +82,17 @@ def test_no_more_requests_are_in_flight_than_allowed(serve: Serve, in_flight: in
     assert crowd.requests == 40
 
 
-def test_eight_is_the_default() -> None:
-    assert (ClientOptions().max_in_flight, MAX_IN_FLIGHT) == (8, 8)
-    assert NbiaResource().max_in_flight == 8
+def test_sixteen_is_the_default_and_eight_the_beginning() -> None:
+    assert (ClientOptions().max_in_flight, MAX_IN_FLIGHT, FIRST_LIMIT, Limiter().limit) == (16, 16, 8, 8)
+    assert Settings().max_in_flight == NbiaResource().max_in_flight == 16
 
 
-def test_the_resource_passes_its_maximum_on(archive: TestArchive) -> None:
-    with NbiaResource(archive=archive.url, max_in_flight=5).client() as client:
-        assert client._session.limiter.max_in_flight == 5
+def test_the_setting_is_the_maximum_of_every_client(archive: TestArchive) -> None:
+    fields: dict[str, Any] = {"archive": archive.url, "max_in_flight": 5}
+    with NbiaResource(**fields).client() as client, connect(Settings(**fields), FAST) as other:
+        assert client.max_in_flight == other.max_in_flight == 5
+    with pytest.raises(SettingsError, match=r"^NBIA_MAX_IN_FLIGHT is 0: set it to 1 or more"):
+        Settings.from_env({"NBIA_MAX_IN_FLIGHT": "0"})
 
 
 def test_a_login_counts_as_well(serve: Serve) -> None:
@@ -190,8 +197,14 @@ def test_a_broken_download_gives_its_slot_back(archive: TestArchive) -> None:
 def test_a_reader_that_calls_the_client_does_not_wait_for_itself(archive: TestArchive) -> None:
     with archive.client(options=replace(FAST, max_in_flight=1)) as client:
         uid = client.series("TCGA-DEMO")["SeriesInstanceUID"][0].as_py()
-        uids = client.image_with_md5(uid, lambda chunks: client.sop_instance_uids(uid))
-        assert len(uids) == 18
+
+        def read(chunks: Iterator[bytes]) -> list[int]:
+            limiter = client._session.limiter
+            listed = len(client.sop_instance_uids(uid))
+            before, zipped = limiter.in_flight, b"".join(chunks)
+            return [listed, before, zipped[:2] == b"PK", limiter.in_flight]
+
+        assert client.image_with_md5(uid, read) == [18, 1, True, 0]
         assert client._session.limiter.in_flight == 0
 
 
@@ -307,15 +320,15 @@ def test_the_limit_stays_between_one_and_the_maximum(
         elif step == "allow":
             limiter.allow(int(number))
         else:
-            with limiter.slot() as began:
-                assert began == refusals
+            with limiter.slot() as slot:
+                assert slot.refusals == refusals
                 assert limiter.in_flight == 1
                 assert clock.now >= quiet_until
         assert 1 <= limiter.limit <= limiter.max_in_flight
         assert limiter.in_flight == 0
     for _ in range(limiter.max_in_flight * grow_after):
         limiter.answered()
-    assert limiter.limit == limiter.max_in_flight
+    assert limiter.limit == min(limiter.max_in_flight, FIRST_LIMIT)
 
 
 @settings(max_examples=20, deadline=None)
@@ -325,10 +338,10 @@ def test_threads_never_hold_more_slots_than_the_limit_at_their_start(most: int, 
     seen: list[tuple[int, int]] = []
 
     def call(number: int) -> None:
-        with limiter.slot() as began:
+        with limiter.slot() as slot:
             seen.append((limiter.in_flight, limiter.max_in_flight))
             if number in refused:
-                limiter.refused(began)
+                limiter.refused(slot.refusals)
             else:
                 limiter.answered()
 

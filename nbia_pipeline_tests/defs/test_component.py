@@ -65,5 +65,5 @@ def test_the_fields_are_those_of_the_settings_but_for_the_password() -> None:
     shared = {name: (f.default, f.description) for name, f in Settings.model_fields.items() if name != "password"}
     fields = {name: (f.default, f.description) for name, f in NbiaComponent.model_fields.items()}
     assert {name: fields[name] for name in fields if name not in ("password_env", "prefix")} == shared
-    connection = set(Connection.model_fields) | {"password", "tries", "max_in_flight"}
+    connection = set(Connection.model_fields) | {"password", "tries"}
     assert set(NbiaResource.model_fields) == connection

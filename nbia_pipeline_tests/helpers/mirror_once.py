@@ -23,7 +23,6 @@ import pyarrow as pa
 from nbia_pipeline.archive import ArchiveError, ClientOptions, NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import STAGING
-from nbia_pipeline.mirror.download import STREAMS
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.schema.status import COMPLETE
@@ -48,7 +47,7 @@ class ImagesAlone(Mirror):
 
 
 def mirror(
-    client: NbiaClient, lake: Lake, collections: Sequence[str] | None = None, streams: int = STREAMS
+    client: NbiaClient, lake: Lake, collections: Sequence[str] | None = None, streams: int | None = None
 ) -> list[Receipt]:
     """Mirror some collections, or all, and return what became of the series that were fetched."""
     receipts = []

@@ -65,6 +65,10 @@ class MirroredArchive:
         """Set what goes wrong from now on."""
         self.control.faults(*faults, seed=seed)
 
+    def state_no_counts(self, *uids: str) -> None:
+        """State no ImageCount of some series, or of all: a zip alone proves nothing then, and the list is asked for."""
+        self.control.edit(uids or list(truth.facts_of(self.archive, self.collections)), ImageCount=None)
+
     def client(self) -> NbiaClient:
         """Return a client; the caller closes it."""
         return NbiaClient(self.url, api=self.api, options=self.options)

@@ -11,22 +11,23 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline import clock
+from nbia_pipeline import clock, stopping
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.plan import make_plan
-from nbia_pipeline.mirror.receipt import MD5
+from nbia_pipeline.mirror.receipt import BY_DIGESTS, MD5_AND_FIGURES
 from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.series import has_files
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import first_of
 from nbia_pipeline.verify import refetch
-from nbia_pipeline.verify.compare import differs_from_archive
+from nbia_pipeline.verify.compare import differs_from_archive, lists_others
 from nbia_pipeline.verify.rehash import VerifyRun, md5s_of, plan_verification, read_again
 
 # Each run of images reads about this much of the lake again, whatever its size; the next one goes on from there.
@@ -35,6 +36,8 @@ INTACT_SECONDS = 5
 # Small requests, one for each series.
 ASKED_PER_COLLECTION = 20
 ASKED_AT_MOST = 100
+# Of so many series the instances are listed, too, for an archive whose ImageCount and FileSize are wrong.
+LISTED_AT_MOST = 5
 # Of a series whose digest is another one, so many images: if it was replaced, the first ones differ.
 ASKED_PER_SERIES = 20
 
@@ -57,7 +60,8 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
         ),
         check(
             "agrees_with_archive",
-            "The archive's own digests of a sample of series are those of the files in the lake.",
+            "The archive's own digests of a sample of series, and its lists of instances of some of them, are those of "
+            "the files in the lake.",
             agrees_with_archive,
             severity=dg.AssetCheckSeverity.WARN,
             needs_archive=True,
@@ -137,11 +141,11 @@ def intact(subject: Subject) -> Report:
 
 
 def agrees_with_archive(subject: Subject) -> Report:
-    """Ask the archive for its digests of some series of the run's collection, or of all mirrored ones.
+    """Ask the archive for its digests, and lists, of some series of the run's collection, or of all mirrored ones.
 
     This finds series that the archive replaced without a change that its tables show.
     """
-    counts = {"asked": 0, "not_held": 0}
+    counts = {"asked": 0, "not_held": 0, "listed": 0}
     assert subject.archive is not None  # noqa: S101 - built with needs_archive
     with subject.archive.client() as client:
         findings = list(_disagreements(client, subject.lake, _chosen(subject), counts))
@@ -157,7 +161,8 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     for collection in collections:
         receipts = subject.lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "SeriesMD5", "Proof"])
-        verified = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.equal(receipts["Proof"], MD5)))
+        by_digests = among(receipts["Proof"], BY_DIGESTS)
+        verified = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), by_digests))
         rows = range(verified.num_rows)
         chance = random.Random(f"{day} {collection}")  # noqa: S311 - no secret
         picked = sorted(chance.sample(rows, min(ASKED_PER_COLLECTION, len(rows))))
@@ -168,22 +173,32 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
 def _disagreements(
     client: NbiaClient, lake: Lake, chosen: list[dict[str, Any]], counts: dict[str, int]
 ) -> Iterator[Finding]:
-    for row in chosen:
-        uid, collection = row[_UID], row["Collection"]
-        try:
-            digest = client.md5_hierarchy(series_uid=uid)
-            counts["asked"] += 1
-            if digest is None:  # the archive has none now, which says nothing about the files
-                counts["not_held"] += 1
-                continue
-            md5s = partial(_md5s, lake, collection, uid)
-            known = (uid, row["SeriesMD5"])
-            different = differs_from_archive(client, known, digest, md5s, most=ASKED_PER_SERIES)
-        except ArchiveError as e:
-            yield Finding(collection, f"the archive cannot be asked for its digests: {e}")
-            return
-        if different:
-            yield Finding(collection, f"series {uid} is outdated: {different}", uid)
+    by_figures = [row[_UID] for row in chosen if row["Proof"] == MD5_AND_FIGURES][:LISTED_AT_MOST]
+
+    def ask(row: dict[str, Any]) -> str | None:
+        """Return how the archive's digest, or its list of instances, differs from what the lake has."""
+        uid = row[_UID]
+        md5s = partial(_md5s, lake, row["Collection"], uid)
+        digest = client.md5_hierarchy(series_uid=uid)
+        counts["asked"] += 1
+        counts["not_held"] += digest is None  # the archive has none now, which says nothing about the files
+        different = differs_from_archive(client, (uid, row["SeriesMD5"]), digest, md5s, most=ASKED_PER_SERIES)
+        if different is None and uid in by_figures:
+            counts["listed"] += 1
+            different = lists_others(client, uid, md5s())
+        return different
+
+    with stopping.threads(client.max_in_flight, "nbia-check") as pool:
+        answers = stopping.in_order(pool, (partial(ask, row) for row in chosen), most=client.max_in_flight)
+        for row in chosen:
+            uid, collection = row[_UID], row["Collection"]
+            try:
+                different = next(answers)
+            except ArchiveError as e:
+                yield Finding(collection, f"the archive cannot be asked for its digests: {e}")
+                return
+            if different:
+                yield Finding(collection, f"series {uid} is outdated: {different}", uid)
 
 
 def _md5s(lake: Lake, collection: str, uid: str) -> dict[str, str]:
