@@ -1,8 +1,9 @@
-"""Dagster's records in SQLite, without what each event costs besides being flushed.
+"""Dagster's records in SQLite, without what an event costs besides being flushed.
 
-Dagster opens a connection for every statement and closes it again. The last connection that closes copies the
-write-ahead log into the file, flushes both and removes the log: more than the event itself takes. As long as another
-connection is open, SQLite does that once in a thousand pages, and each commit is flushed as before.
+For every statement Dagster makes an engine, which forgets the statements that it has compiled, and opens a connection.
+The last connection to a file that closes copies the write-ahead log into it, flushes both, and removes the log. Here an
+engine is made once for each file, and a connection stays open: then SQLite copies the log once in a thousand pages.
+Each commit is flushed as before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import event
@@ -19,30 +21,73 @@ from sqlalchemy.pool import Pool
 KEPT = 4
 """Files that are kept open: runs, the index of events, the events of this run, and of the one before."""
 
+# With another version of Dagster, which may have other names, events take as long as they do.
+_MAKE_ENGINES = (
+    "dagster._core.storage.event_log.sqlite.sqlite_event_log",
+    "dagster._core.storage.runs.sqlite.sqlite_run_storage",
+)
+
 
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """Keep the SQLite files that this process uses last open, each by a connection that does nothing."""
+    """Keep the SQLite files that this process used last open, until the end of the block."""
     kept: OrderedDict[str, sqlite3.Connection] = OrderedDict()
 
     def keep(connection: Any, _: object) -> None:
-        if not isinstance(connection, sqlite3.Connection):
-            return
-        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        path = _path_of(connection)
         if not path:
-            return  # in memory
+            return
         if path not in kept:
             kept[path] = sqlite3.connect(path, check_same_thread=False)
         kept.move_to_end(path)
-        with suppress(sqlite3.Error):  # it takes part in the write-ahead log from its first statement on
+        with suppress(sqlite3.Error):  # it takes part in the log from its first statement on
             kept[path].execute("SELECT 1 FROM sqlite_master").fetchone()
         while len(kept) > KEPT:
             kept.popitem(last=False)[1].close()
 
     event.listen(Pool, "connect", keep)
     try:
-        yield
+        with _engines_kept():
+            yield
     finally:
         event.remove(Pool, "connect", keep)
         for connection in kept.values():
             connection.close()
+
+
+def _path_of(connection: Any) -> str:
+    """Return the file of a connection, "" if it is none of SQLite to a file."""
+    if not isinstance(connection, sqlite3.Connection):
+        return ""
+    return str(connection.execute("PRAGMA database_list").fetchone()[2] or "")
+
+
+@contextmanager
+def _engines_kept() -> Iterator[None]:
+    """Let the storages of Dagster use the engines again that they made last."""
+    modules: list[Any] = []
+    for name in _MAKE_ENGINES:
+        with suppress(ImportError):
+            modules.append(import_module(name))
+    theirs = {module: module.create_engine for module in modules if hasattr(module, "create_engine")}
+
+    def again(make: Any) -> Any:
+        made: OrderedDict[str, Any] = OrderedDict()
+
+        def create_engine(address: str, **how: Any) -> Any:
+            if address not in made:
+                made[address] = make(address, **how)
+            made.move_to_end(address)
+            if len(made) > KEPT:
+                made.popitem(last=False)
+            return made[address]
+
+        return create_engine
+
+    for module, make in theirs.items():
+        module.create_engine = again(make)
+    try:
+        yield
+    finally:
+        for module, make in theirs.items():
+            module.create_engine = make
