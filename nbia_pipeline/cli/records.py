@@ -1,9 +1,10 @@
 """Dagster's records in SQLite, without what an event costs besides being flushed.
 
 For every statement Dagster makes an engine, which forgets the statements that it has compiled, and opens a connection.
-The last connection to a file that closes copies the write-ahead log into it, flushes both, and removes the log. Here an
-engine is made once for each file, and a connection stays open: then SQLite copies the log once in a thousand pages.
-Each commit is flushed as before.
+The last connection to a file that closes copies the write-ahead log into it, flushes both, and removes the log. For the
+file of each run, Dagster also reads its ninety scripts of migrations, twice. Here an engine is made once for each file,
+the scripts are read once, and a connection stays open: then SQLite copies the log once in a thousand pages. Each commit
+is flushed as before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
@@ -27,10 +30,16 @@ _MAKE_ENGINES = (
     "dagster._core.storage.runs.sqlite.sqlite_run_storage",
 )
 
+_active = False
+
 
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """Keep the SQLite files that this process used last open, until the end of the block."""
+    """Keep the SQLite files that this process used last open to the end of the block; one within it changes nothing."""
+    global _active
+    if _active:
+        yield
+        return
     kept: OrderedDict[str, sqlite3.Connection] = OrderedDict()
 
     def keep(connection: Any, _: object) -> None:
@@ -46,10 +55,12 @@ def kept_open() -> Iterator[None]:
             kept.popitem(last=False)[1].close()
 
     event.listen(Pool, "connect", keep)
+    _active = True
     try:
-        with _engines_kept():
+        with _engines_kept(), _migrations_kept():
             yield
     finally:
+        _active = False
         event.remove(Pool, "connect", keep)
         for connection in kept.values():
             connection.close()
@@ -91,3 +102,22 @@ def _engines_kept() -> Iterator[None]:
     finally:
         for module, make in theirs.items():
             module.create_engine = make
+
+
+@contextmanager
+def _migrations_kept() -> Iterator[None]:
+    """Let Alembic read the scripts of a directory once."""
+    theirs = ScriptDirectory.__dict__["from_config"]
+    read: dict[str | None, ScriptDirectory] = {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        where = config.get_main_option("script_location")
+        if where not in read:
+            read[where] = theirs.__get__(None, ScriptDirectory)(config)
+        return read[where]
+
+    ScriptDirectory.from_config = from_config  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ScriptDirectory.from_config = theirs  # type: ignore[method-assign]

@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     say(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}", "")
     with (
         kept_from_children(),
+        kept_open(),
         dg.DagsterInstance.get() as instance,
         watched(instance, Naming().pool, to_stderr, _terminated),
     ):
