@@ -5,10 +5,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.event_log.sqlite import sqlite_event_log as theirs_of_events
 
 from nbia_pipeline.cli import records
 from nbia_pipeline.cli.records import kept_open
+
+sqlite_event_log: Any = theirs_of_events
 
 
 @dg.op
@@ -28,7 +30,7 @@ def files_of(home: Path, ending: str) -> set[str]:
 
 def test_files_stay_open_and_engines_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    theirs: Any = sqlite_event_log.create_engine
+    theirs = sqlite_event_log.create_engine
 
     def create_engine(address: str, **how: Any) -> Any:
         made.append(address.rpartition("/")[2])
