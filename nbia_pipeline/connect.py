@@ -20,20 +20,28 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
     Raises:
         ArchiveUnreachable: the embedded archive cannot be started.
     """
-    base_url = KNOWN_ARCHIVES.get(settings.archive, settings.archive)
-    if settings.archive == EMBEDDED:
-        # Production imports the embedded archive only where it is asked for.
-        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
-
-        try:
-            base_url = ensure_running()
-        except EmbeddedArchiveError as e:
-            raise ArchiveUnreachable(" ".join(str(e).split())) from e
     return NbiaClient(
-        base_url,
+        address_of(settings),
         api=settings.api,
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
         options=replace(options or ClientOptions(), max_in_flight=settings.max_in_flight),
     )
+
+
+def address_of(settings: Settings) -> str:
+    """Return the base URL of the archive that the settings name, which runs then if it is the embedded one.
+
+    Raises:
+        ArchiveUnreachable: it cannot be started.
+    """
+    if settings.archive == EMBEDDED:
+        # Production imports the embedded archive only where it is asked for.
+        from nbia_pipeline.embedded.launcher import EmbeddedArchiveError, ensure_running
+
+        try:
+            return ensure_running()
+        except EmbeddedArchiveError as e:
+            raise ArchiveUnreachable(" ".join(str(e).split())) from e
+    return KNOWN_ARCHIVES.get(settings.archive, settings.archive)

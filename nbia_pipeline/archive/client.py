@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import date
 from types import TracebackType
@@ -23,6 +24,7 @@ from nbia_pipeline.archive.expect import (
     rows_with,
 )
 from nbia_pipeline.archive.metadata import MetadataCalls
+from nbia_pipeline.archive.optional import OptionalCalls
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
 from nbia_pipeline.schema.arrow import first_of_each
@@ -88,7 +90,17 @@ class NbiaClient(MetadataCalls, Downloads):
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
-        self._session.close(log_out=not interrupted)  # an archive that does not answer must not delay an interrupt
+        self.close(log_out=not interrupted)  # an archive that does not answer must not delay an interrupt
+
+    def again(self, options: ClientOptions) -> NbiaClient:
+        """Return a client that shares the token and the connections of this one, and keeps its own account of warnings.
+
+        It is not closed: this one is, when none of those that share with it is in use.
+        """
+        other = copy(self)
+        other._session = self._session.again(options)
+        other.optional_calls = OptionalCalls()
+        return other
 
     @property
     def api(self) -> str:
@@ -100,9 +112,9 @@ class NbiaClient(MetadataCalls, Downloads):
         """Whether :meth:`updated_series` leaves out what the account may see and the guest not: on v4 (server)."""
         return self._dialect.public_updates and self._username != GUEST
 
-    def close(self) -> None:
-        """Log out, best effort, and close the connections."""
-        self._session.close()
+    def close(self, *, log_out: bool = True) -> None:
+        """Log out, best effort, and close the connections; without a logout the token expires on its own."""
+        self._session.close(log_out=log_out)
 
     # --- values and counts, of the entire archive or of a filtered part of it
 

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
@@ -107,6 +108,12 @@ class Session:
         # Given with every call, because requests prefers REQUESTS_CA_BUNDLE to what the session says.
         self._verify = ca_bundle or None  # never "": that would switch the verification off
         self.tokens = Tokens(self._post_form, *account) if account else None
+
+    def again(self, options: ClientOptions) -> Session:
+        """Return a session with the same token and connections that waits and tries as other options say."""
+        other = copy(self)
+        other.options, other.limiter = options, limiter_of(self.base_url, options.max_in_flight)
+        return other
 
     def close(self, *, log_out: bool = True) -> None:
         """Log out, best effort, and close the connections; without a logout the token expires on its own."""

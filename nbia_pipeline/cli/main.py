@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 
 from nbia_pipeline._version import __version__
@@ -66,6 +67,8 @@ def _main(words: list[str]) -> int:
     parsers = {each: commands.add_parser(each, help=text) for each, (_, text) in COMMANDS.items()}
     if name not in COMMANDS:
         parser.parse_args(words)  # prints the help, the version or what is wrong, and exits
+    if name == "run" and not {"-h", "--help"}.intersection(words):
+        _start_embedded()
     command = import_module(COMMANDS[name][0])
     command.add_options(parsers[name])
     options, rest = parser.parse_known_args(words)
@@ -73,3 +76,16 @@ def _main(words: list[str]) -> int:
     if rest and name != "dev":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return int(import_module("nbia_pipeline.cli.home").exit_code(command.run, options))
+
+
+def _start_embedded() -> None:
+    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does."""
+    if os.environ.get("NBIA_ARCHIVE", "") not in ("", "embedded"):
+        return
+
+    def start() -> None:
+        launcher = import_module("nbia_pipeline.embedded.launcher")
+        with suppress(launcher.EmbeddedArchiveError, OSError):  # the first step that needs it meets this too
+            launcher.ensure_running()
+
+    threading.Thread(target=start, name="nbia-embedded", daemon=True).start()

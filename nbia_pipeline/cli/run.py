@@ -22,6 +22,7 @@ from nbia_pipeline import clock
 from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.home import dagster_home, fail, say, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
+from nbia_pipeline.cli.records import kept_open
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
@@ -37,6 +38,7 @@ from nbia_pipeline.defs.jobs import (
     tables_config,
 )
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.defs.resources import one_login
 from nbia_pipeline.defs.slots import owned, watched
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import read_or_empty
@@ -70,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     say(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}", "")
     with (
         kept_from_children(),
+        kept_open(),
         dg.DagsterInstance.get() as instance,
         watched(instance, Naming().pool, to_stderr, _terminated),
     ):
@@ -122,8 +125,9 @@ def run_main_job(
     naming = Naming()
     runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
     try:
-        if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
-            return runner.outcome
+        with kept_open(), one_login():
+            if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
+                return runner.outcome
     except INTERRUPTS:
         runner.outcome.interrupted = True
     runner.outcome.partly = bool(images)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
+from nbia_pipeline.defs.executor import one_process
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.settings import Settings
 
@@ -55,10 +57,12 @@ def build_jobs(naming: Naming, settings: Settings) -> Jobs:
         tags = {ARCHIVE_TAG: naming.prefix}
         return kind(naming.of(what), selection=selection, description=description, tags=tags)
 
+    # A process for each of their short steps would take longer than the step. Batches of images are worth one.
+    together = partial(dg.define_asset_job, executor_def=one_process)
     images = (*IMAGES, *(ANNOTATIONS if settings.annotations else ()))
     jobs = (
-        (CATALOG_JOB, CATALOG, "The tables of the entire archive; registers new collections as partitions."),
-        (TABLES_JOB, TABLES, "Patients, studies, series, their changes and their metadata, by collection."),
+        (CATALOG_JOB, CATALOG, "The tables of the entire archive; registers new collections as partitions.", together),
+        (TABLES_JOB, TABLES, "Patients, studies, series, their changes and their metadata, by collection.", together),
         (IMAGES_JOB, images, "The image files of a collection, verified, and its annotation files."),
         (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files.", _OnePartitionJob),
     )

@@ -21,6 +21,7 @@ from typing import Any
 import dagster as dg
 
 from nbia_pipeline import clock
+from nbia_pipeline.defs.executor import pauses
 from nbia_pipeline.defs.jobs import ARCHIVE_TAG
 from nbia_pipeline.lake.errors import reason
 from nbia_pipeline.lake.lock import HOST, is_dead, this_process
@@ -46,7 +47,6 @@ FREE_AFTER_SECONDS = 60
 """After the end of a run: its process may need a moment to free its slots itself."""
 POLL_SECONDS = 5.0
 AGAIN_SECONDS = 300.0
-PAUSE_SECONDS = 0.2
 SHOWN = 4
 
 Report = Callable[[str], None]
@@ -120,7 +120,7 @@ def watched(
     thread = threading.Thread(target=watch, name="nbia-slots", daemon=True)
     thread.start()
     try:
-        with _pauses():
+        with pauses():
             yield
     finally:
         stop.set()
@@ -145,31 +145,6 @@ def _watcher(instance: dg.DagsterInstance, pool: str, report: Report) -> Callabl
         waited = waiting
 
     return look
-
-
-@contextmanager
-def _pauses() -> Iterator[None]:
-    """Let Dagster's executor of one process pause between two looks for a slot, which else take a whole core.
-
-    It means to sleep, but takes the least of 0 and the time that is left: `interval_to_next_pending_claim_check`.
-    """
-    try:
-        from dagster._core.execution.plan.active import ActiveExecution
-
-        wait = ActiveExecution.sleep_til_ready
-    except (ImportError, AttributeError):  # not a public name: with another version it waits as it does
-        yield
-        return
-
-    def sleep_til_ready(self: ActiveExecution) -> None:  # signals know it by this name
-        wait(self)
-        time.sleep(PAUSE_SECONDS)
-
-    ActiveExecution.sleep_til_ready = sleep_til_ready  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ActiveExecution.sleep_til_ready = wait  # type: ignore[method-assign]
 
 
 def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import read_or_empty
@@ -29,6 +30,8 @@ log = logger(__name__)
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
+# Most collections have one or two licenses; an archive that serves no text is asked that often at once.
+ASKED_AT_A_TIME = 4
 
 LOST = "The texts are asked for again; licenses that no series names any longer are gone from the table"
 _EMPTY = "its LICENSE is empty"
@@ -63,13 +66,17 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
     """
     before = read_or_empty(lake, LICENSES, collection, lost=LOST)
     rows = {_license_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
-    for license, listed in _series_by_license(series).items():
+    by_license = _series_by_license(series)
+    for license, listed in by_license.items():
         named = {name: listed[0][name] for name in ("LicenseName", "LicenseURI")}
         new = {"Collection": collection, **named, "LicenseText": None, "Path": None}
         row = rows.setdefault(license, new)
         row["SeriesCount"] = len(listed)
-        if row["LicenseText"] is None:
-            row["LicenseText"] = _ask(client, collection, license, listed)
+    missing = [license for license in by_license if rows[license]["LicenseText"] is None]
+    with stopping.threads(ASKED_AT_A_TIME, "nbia-licenses") as pool:
+        texts = pool.map(lambda license: _ask(client, collection, license, by_license[license]), missing)
+        for license, text in zip(missing, texts, strict=True):
+            rows[license]["LicenseText"] = text
     _write_files(lake, collection, rows)
     table = pa.Table.from_pylist([rows[license] for license in sorted(rows)], schema=LICENSES.schema)
     if not table.equals(before):

@@ -28,8 +28,11 @@ from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import QUARANTINED, UNAVAILABLE
 from nbia_pipeline.text import size_text
 
+# A batch is some minutes of work: less is not worth a process, and what fails is repeated.
 BATCH_BYTES = 2_000_000_000
-BATCH_SERIES = 200
+SERIES_BYTES = 1_000_000
+"""What a series counts besides its bytes: a request from far away takes as long as a megabyte on a busy line."""
+BATCH_SERIES = BATCH_BYTES // SERIES_BYTES
 RETRY_AFTER = timedelta(days=1)
 
 # What a run needs besides its image files: tables and journal, the old version of a series until the new one is
@@ -134,7 +137,7 @@ class Plan:
         return Figures.of(self.todo)
 
     def batches(self, max_series: int = BATCH_SERIES) -> Iterator[list[WantedSeries]]:
-        """Cut the series to fetch into batches of at most 2 GB and this many series."""
+        """Cut the series to fetch into batches of this many series and 2 GB at most; see :func:`batches`."""
         return batches(self.todo, max_series=max_series)
 
     def text(self, free: int | None = None) -> str:
@@ -192,7 +195,7 @@ def make_plan(
     missing = wanted_series(selected.filter(never)) + wanted_series(selected.filter(again))
     fits, no_room = _fitting(missing, room_for_files(free))
     most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
-    todo = next(batches(fits, most_bytes, bounds.max_series), [])
+    todo = next(batches(fits, most_bytes, bounds.max_series, each=0), [])
     return Plan(
         todo,
         fits[len(todo) :],
@@ -241,16 +244,28 @@ def _unavailable_for_a_day(receipts: pa.Table) -> pa.ChunkedArray:
 
 
 def batches(
-    todo: Iterable[WantedSeries], max_bytes: float = BATCH_BYTES, max_series: int | None = BATCH_SERIES
+    todo: Iterable[WantedSeries],
+    max_bytes: float = BATCH_BYTES,
+    max_series: int | None = BATCH_SERIES,
+    *,
+    each: int = SERIES_BYTES,
 ) -> Iterator[list[WantedSeries]]:
-    """Cut the series to fetch into batches bounded by bytes and count; each has at least one series."""
+    """Cut the series to fetch into batches bounded by bytes and count; each has at least one series.
+
+    Args:
+        todo: the series, in their order.
+        max_bytes: of a batch.
+        max_series: of a batch, None for no bound.
+        each: bytes that every series counts besides its own.
+    """
     batch: list[WantedSeries] = []
     size = 0
     for one in todo:
-        if batch and (size + _announced(one) > max_bytes or len(batch) == max_series):
+        counted = _announced(one) + each
+        if batch and (size + counted > max_bytes or len(batch) == max_series):
             yield batch
             batch, size = [], 0
         batch.append(one)
-        size += _announced(one)
+        size += counted
     if batch:
         yield batch

@@ -254,7 +254,7 @@ def test_every_moment(archive: TestArchive, tmp_path: Path, request: pytest.Fixt
     lock = tmp_path / "a lake" / Lock.COLLECTION.path(QIN)
     with FileLock(lock):
         run = Run(tmp_path, archive.url)
-        run.wait_until(lambda: archive.faults.count("getSeriesMetaData") > 0 or archive.faults.count("logout") > 6)
+        run.wait_until(lambda: archive.faults.count("getPatientStudy") > 0)
         time.sleep(10)
         run.stop(signal.SIGTERM, f"left to the next run: another process holds the lock {lock}\n{IN_ORDER}")
     expect_undisturbed(tmp_path, archive)

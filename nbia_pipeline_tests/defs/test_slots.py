@@ -17,7 +17,7 @@ import pytest
 from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.active import ActiveExecution
 
-from nbia_pipeline.defs import slots
+from nbia_pipeline.defs import executor, slots
 from nbia_pipeline.defs.slots import LAUNCHED_TAG, OWNER_TAG, owned, release_dead_runs, watched
 from nbia_pipeline.lake.lock import HOST, this_process
 from nbia_pipeline_tests.helpers.processes import at_most
@@ -274,7 +274,7 @@ def test_a_run_that_waits_pauses_between_two_looks(
     monkeypatch.setattr(ActiveExecution, "get_next_step", counted)
     before = started(instance, ELSEWHERE, "has a slot")
     wait_behind(instance, lambda: instance.event_log_storage.free_concurrency_slots_for_run(before))
-    assert len(looks) <= 2 + (looks[-1] - looks[0]) / slots.PAUSE_SECONDS
+    assert len(looks) <= 2 + (looks[-1] - looks[0]) / executor.PAUSE_SECONDS
 
 
 def test_it_is_reported_that_a_run_of_this_process_was_canceled(instance: dg.DagsterInstance) -> None:

@@ -254,16 +254,38 @@ def test_two_listings_of_a_series_are_compared_likewise(one: Content, other: Con
     assert same_content(a, b) == is_same(one, other)
 
 
-@given(st.lists(st.one_of(st.none(), st.integers(0, 1000)), max_size=40), st.integers(1, 2000), st.integers(1, 10))
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ([40_000] * 300, [300]),
+        ([40_000] * 2500, [1923, 577]),
+        ([None] * 2500, [2000, 500]),
+        ([500_000_000] * 8, [3, 3, 2]),
+        ([3_000_000_000, 40_000, 3_000_000_000], [1, 1, 1]),
+    ],
+    ids=["small", "many small", "unsized", "large", "giants"],
+)
+def test_a_batch_is_cut_by_the_time_that_it_is_expected_to_take(sizes: list[int | None], lengths: list[int]) -> None:
+    plan = make_plan(series_table([wanted(n, size) for n, size in enumerate(sizes)]), receipts_table([]))
+    assert [len(batch) for batch in plan.batches()] == lengths
+    assert next(len(batch) for batch in plan.batches(200)) == min(lengths[0], 200)
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 1000)), max_size=40),
+    st.integers(1, 2000),
+    st.integers(1, 10),
+    st.integers(0, 500),
+)
 def test_batches_hold_every_series_once_in_order_and_keep_their_bounds(
-    sizes: list[int | None], max_bytes: int, max_series: int
+    sizes: list[int | None], max_bytes: int, max_series: int, each: int
 ) -> None:
     rows = [wanted(n, size) for n, size in enumerate(sizes)]
-    cut = list(batches(rows, max_bytes, max_series))
+    cut = list(batches(rows, max_bytes, max_series, each=each))
     assert [w for batch in cut for w in batch] == rows
     for batch in cut:
         assert 1 <= len(batch) <= max_series
-        assert len(batch) == 1 or sum(w.FileSize or 0 for w in batch) <= max_bytes
+        assert len(batch) == 1 or sum((w.FileSize or 0) + each for w in batch) <= max_bytes
 
 
 @given(st.integers(0, 9999), st.one_of(st.none(), st.integers(0, 10**13)))

@@ -1,13 +1,15 @@
-"""Build a check from a function that finds what is wrong."""
+"""Build checks from functions that find what is wrong."""
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import dagster as dg
 
+from nbia_pipeline import stopping
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
@@ -45,7 +47,7 @@ class Subject:
     Attributes:
         lake: the lake; a check writes nothing but the results of a verification.
         settings: of the archive.
-        archive: the archive resource, for checks that are built with `needs_archive`.
+        archive: the archive resource, for checks with `needs_archive`.
         partition: the collection of the run, None where it has none.
     """
 
@@ -70,6 +72,25 @@ class Report:
     remedy: Callable[[list[Finding]], str | None] = lambda first: None
 
 
+@dataclass(frozen=True)
+class Check:
+    """What is checked, and how.
+
+    Attributes:
+        name: of the check.
+        description: what is true if it passes, in one sentence.
+        find: finds what is wrong; it passes if there is nothing.
+        severity: of a finding.
+        needs_archive: True if it asks the archive too.
+    """
+
+    name: str
+    description: str
+    find: Callable[[Subject], Report]
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+    needs_archive: bool = False
+
+
 def build_check(
     naming: Naming,
     settings: Settings,
@@ -79,50 +100,98 @@ def build_check(
     find: Callable[[Subject], Report],
     *,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
-    needs_archive: bool = False,
 ) -> dg.AssetChecksDefinition:
-    """Return a check that passes if it finds nothing wrong.
+    """Return a check of an asset that is a step of its own; see :class:`Check`."""
+    check = Check(name, description, find, severity)
 
-    Args:
-        asset: which asset it is about.
-        name: of the check.
-        description: what is true if it passes, in one sentence.
-        find: finds what is wrong.
-        severity: of a finding.
-        needs_archive: True if it asks the archive too.
+    @dg.asset_check(
+        asset=naming.key(asset),
+        name=check.name,
+        description=check.description,
+        required_resource_keys=_resources(naming, [check]),
+    )
+    def one(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        return _result(naming, settings, asset, check, context)
+
+    return one
+
+
+def build_check_step(
+    naming: Naming, settings: Settings, asset: str, checks: Sequence[Check]
+) -> dg.AssetChecksDefinition:
+    """Return checks of an asset that are one step: one reads files while another waits for the archive.
+
+    Each can be run alone too. One that fails to run fails the step, after the results of the others.
     """
-    needed = {naming.lake, naming.archive} if needs_archive else {naming.lake}
+    key = naming.key(asset)
 
-    @dg.asset_check(asset=naming.key(asset), name=name, description=description, required_resource_keys=needed)
-    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        step = context.op_execution_context
-        with as_failure(settings):
-            subject = Subject(
-                naming.lake_of(context).open(write=False),
-                settings,
-                naming.archive_of(context) if needs_archive else None,
-                step.partition_key if step.has_partition_key else None,
-            )
-            try:
-                report = find(subject)
-                findings = iter(report.findings)
-                first = list(islice(findings, SHOWN))
-                count = len(first) + sum(1 for _ in findings)
-            except DamagedFile as e:
-                report = Report([], remedy=lambda first: "nbia-pipeline verify --repair")
-                first, count = [Finding(subject.partition or "", str(e))], 1
-        metadata: dict[str, Any] = {"findings": count, **report.properties}
-        text = description
-        if first:
-            rows = ({"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first)
-            metadata["first_findings"] = records(rows)
-            # The UI takes the description for Markdown, in which an image is fetched from wherever its author says.
-            plural = "" if count == 1 else "s"
-            text += f" It failed with {count} finding{plural}; the first: {markdown_code(first[0].what)}"
-            if remedy := report.remedy(first):
-                metadata["remedy"] = dg.MetadataValue.md(markdown_code(remedy))
-                short = textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=" ...")
-                text += f". To fix it: {markdown_code(short)}"
-        return dg.AssetCheckResult(passed=not first, metadata=metadata, description=text, severity=severity)
+    @dg.multi_asset_check(
+        name=naming.of(f"check_{asset}"),
+        specs=[dg.AssetCheckSpec(check.name, asset=key, description=check.description) for check in checks],
+        required_resource_keys=_resources(naming, checks),
+        can_subset=True,
+    )
+    def step(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        selected = {each.name for each in context.selected_asset_check_keys}
+        failures = []
+        with stopping.threads(len(checks), "nbia-checks") as pool:
+            results = [
+                pool.submit(_result, naming, settings, asset, check, context)
+                for check in checks
+                if check.name in selected
+            ]
+            wait(results)
+        for result in results:
+            if failure := result.exception():
+                failures.append(failure)
+            else:
+                yield result.result()
+        if failures:
+            raise failures[0]
 
-    return check
+    return step
+
+
+def _resources(naming: Naming, checks: Sequence[Check]) -> set[str]:
+    return {naming.lake, *([naming.archive] if any(check.needs_archive for check in checks) else [])}
+
+
+def _result(
+    naming: Naming, settings: Settings, asset: str, check: Check, context: dg.AssetCheckExecutionContext
+) -> dg.AssetCheckResult:
+    step = context.op_execution_context
+    with as_failure(settings):
+        subject = Subject(
+            naming.lake_of(context).open(write=False),
+            settings,
+            naming.archive_of(context) if check.needs_archive else None,
+            step.partition_key if step.has_partition_key else None,
+        )
+        try:
+            report = check.find(subject)
+            findings = iter(report.findings)
+            first = list(islice(findings, SHOWN))
+            count = len(first) + sum(1 for _ in findings)
+        except DamagedFile as e:
+            report = Report([], remedy=lambda first: "nbia-pipeline verify --repair")
+            first, count = [Finding(subject.partition or "", str(e))], 1
+    metadata: dict[str, Any] = {"findings": count, **report.properties}
+    text = check.description
+    if first:
+        rows = ({"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first)
+        metadata["first_findings"] = records(rows)
+        # The UI takes the description for Markdown, in which an image is fetched from wherever its author says.
+        plural = "" if count == 1 else "s"
+        text += f" It failed with {count} finding{plural}; the first: {markdown_code(first[0].what)}"
+        if remedy := report.remedy(first):
+            metadata["remedy"] = dg.MetadataValue.md(markdown_code(remedy))
+            short = textwrap.shorten(remedy, REMEDY_CHARACTERS, placeholder=" ...")
+            text += f". To fix it: {markdown_code(short)}"
+    return dg.AssetCheckResult(
+        check_name=check.name,
+        asset_key=naming.key(asset),
+        passed=not first,
+        metadata=metadata,
+        description=text,
+        severity=check.severity,
+    )

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock, stopping
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes.present import present_series
-from nbia_pipeline.defs.checks.check import SHOWN, Finding, Report, Subject, build_check
+from nbia_pipeline.defs.checks.check import SHOWN, Check, Finding, Report, Subject, build_check_step
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.plan import make_plan
@@ -46,19 +46,18 @@ _UID = "SeriesInstanceUID"
 
 def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of the images of one archive."""
-    check = partial(build_check, naming, settings, "images")
-    return [
-        check(
+    checks = (
+        Check(
             "complete",
             "Every listed series of a mirrored collection is in the lake: complete, verified and as listed now.",
             complete,
         ),
-        check(
+        Check(
             "intact",
             "The files that were read again are unchanged since they were fetched. Each run reads different files.",
             intact,
         ),
-        check(
+        Check(
             "agrees_with_archive",
             "The archive's own digests of a sample of series, and its lists of instances of some of them, are those of "
             "the files in the lake.",
@@ -66,13 +65,14 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
             severity=dg.AssetCheckSeverity.WARN,
             needs_archive=True,
         ),
-        check(
+        Check(
             "licensed",
             "Every complete series names its license, and the text of the license is in the lake.",
             licensed,
             severity=dg.AssetCheckSeverity.WARN,
         ),
-    ]
+    )
+    return [build_check_step(naming, settings, "images", checks)]
 
 
 # --- complete
