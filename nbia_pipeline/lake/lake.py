@@ -46,6 +46,7 @@ from nbia_pipeline.lake.layout import (
     table_path,
 )
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
+from nbia_pipeline.lake.parquet import Staged
 from nbia_pipeline.lake.store import LocalStore, Store, open_store
 from nbia_pipeline.schema import Table
 
@@ -143,12 +144,12 @@ class Lake:
             file = parquet.opened(pa.BufferReader(content))
             stored = [name for name in schema.names if collection is None or name != PARTITION]
             read = file.read(columns=stored, use_threads=False)
-            return parquet.conform(_with_partition(read, collection), schema)
+            return parquet.conform(parquet.with_partition(read, collection), schema)
 
     def write_table(
         self,
         table: Table,
-        data: pa.Table,
+        data: pa.Table | Staged,
         collection: str | None = None,
         *,
         properties: Mapping[str, str] | None = None,
@@ -162,7 +163,7 @@ class Lake:
 
         Args:
             table: which one; `data` must have its columns and types.
-            data: the rows.
+            data: the rows; those that are staged are so for this table, with their properties.
             collection: the partition, None for an unpartitioned table.
             properties: those of the file, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never because an answer is empty.
@@ -176,19 +177,14 @@ class Lake:
         path = table_path(table.name, collection)
         if data.num_rows == 0 and not may_empty and self._has_rows(table, collection):
             raise _would_empty(path)
-        sink = pa.BufferOutputStream()
-        stored = data.cast(table.schema)
+        if not isinstance(data, Staged):
+            data = Staged(table.schema, [data], collection, properties or parquet.NO_PROPERTIES)
         if collection is not None:
-            stored = stored.drop_columns([PARTITION])
             self._make_names_text(table, collection)
-        if properties:
-            stored = parquet.with_properties(stored, properties)
-        pq.write_table(stored, sink, **parquet.WRITTEN, row_group_size=parquet.ROW_GROUP_ROWS)
-        buffer = sink.getvalue()
         if keep_earlier and self.has_table(table, collection):
             self._keep(path, earlier_path(path))
-        self.put_bytes(path, buffer)
-        return int(buffer.size)
+        self.put_bytes(path, data.content)
+        return int(data.content.size)
 
     def has_table(self, table: Table, collection: str | None = None) -> bool:
         """Return whether a table, or one collection of it, was ever written."""
@@ -200,7 +196,7 @@ class Lake:
         """Yield a table, or one collection of it, piece by piece, so that memory does not grow with it."""
         with self._table_file(table, collection) as file:
             for piece in parquet.groups_of(file) if file else ():
-                yield parquet.conform(_with_partition(piece, collection), table.schema)
+                yield parquet.conform(parquet.with_partition(piece, collection), table.schema)
 
     def write_pieces(
         self, table: Table, pieces: Iterable[pa.Table], collection: str, *, may_empty: bool = False
@@ -413,13 +409,6 @@ class Lake:
             return self.count_rows(table, collection) > 0
         except DamagedFile:
             return True
-
-
-def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
-    """Return the rows of a file with the column that is in its path."""
-    if collection is None:
-        return rows
-    return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
 
 
 def _would_empty(path: str) -> WouldEmpty:

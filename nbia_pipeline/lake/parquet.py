@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nbia_pipeline.lake.layout import PARTITION
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import is_property
 
-ROW_GROUP_ROWS = 100_000
+ROW_GROUP_ROWS = 25_000
+NO_PROPERTIES: Mapping[str, str] = {}
 WRITTEN = {"compression": "zstd", "write_page_checksum": True}
 """How files are written: without checksums, changed bytes could read as other values."""
 
@@ -103,11 +105,74 @@ def values_of(file: Any) -> dict[str, int]:
     """Return how many rows of an open file are not null, by column; a column without statistics is left out."""
     metadata = pq.read_metadata(file)
     counts: dict[str, int] = {}
-    for number, name in enumerate(metadata.schema.names):
-        chunks = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+    for name in metadata.schema.names:
+        chunks = list(_chunks_of(metadata, name))
         if all(chunk.statistics is not None and chunk.statistics.has_null_count for chunk in chunks):
             counts[name] = sum(chunk.num_values - chunk.statistics.null_count for chunk in chunks)
     return counts
+
+
+class Staged:
+    """Rows of a table as the file in memory that they are written to as they come, some tenth of what they take there.
+
+    Args:
+        schema: of the table.
+        pieces: the rows.
+        collection: the partition, whose file leaves out the Collection column; None for an unpartitioned table.
+        properties: of the file.
+
+    Attributes:
+        content: of the file.
+        num_rows: how many rows there are.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        pieces: Iterable[pa.Table],
+        collection: str | None = None,
+        properties: Mapping[str, str] = NO_PROPERTIES,
+    ) -> None:
+        self._schema, self._collection = schema, collection
+        stored = schema if collection is None else schema.remove(schema.get_field_index(PARTITION))
+        stored = with_properties(stored, properties)
+        sink = pa.BufferOutputStream()
+        self.num_rows = _write(sink, stored, (piece.select(stored.names).cast(stored) for piece in pieces))
+        self.content: pa.Buffer = sink.getvalue()
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        if column == PARTITION and self._collection is not None:
+            return pa.chunked_array([pa.repeat(pa.scalar(self._collection), self.num_rows)])
+        return self._file().read(columns=[column], use_threads=False)[column]
+
+    def lacks(self, column: str) -> bool:
+        """Return whether no row has a value in a stored column, as the file states; an empty text is none."""
+        counted = [chunk.statistics for chunk in _chunks_of(self._file().metadata, column)]
+        return all(
+            known is not None and (not known.num_values or (known.has_min_max and known.max == "")) for known in counted
+        )
+
+    def pieces(self) -> Iterator[pa.Table]:
+        """Yield the rows, row group by row group."""
+        for piece in groups_of(self._source()):
+            yield conform(with_partition(piece, self._collection), self._schema)
+
+    def to_table(self) -> pa.Table:
+        """Return all rows."""
+        return pa.concat_tables([self._schema.empty_table(), *self.pieces()])
+
+    def _source(self) -> pa.BufferReader:
+        return pa.BufferReader(self.content)
+
+    def _file(self) -> pq.ParquetFile:
+        return opened(self._source())
+
+
+def _chunks_of(metadata: pq.FileMetaData, column: str) -> Iterator[Any]:
+    """Yield what the end of a file states of a column, row group by row group."""
+    at = metadata.schema.names.index(column)
+    for group in range(metadata.num_row_groups):
+        yield metadata.row_group(group).column(at)
 
 
 def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
@@ -116,9 +181,14 @@ def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], ro
     Every row group but the last has between `rows` and twice as many, however small or large the pieces are, and
     keeps that size in a table that is rewritten many times, a little longer each time.
     """
-    written = 0
     # Not by its path: Arrow would close a file that could not be written with an error that does not say why.
-    with target.open("wb") as file, pq.ParquetWriter(file, schema, **WRITTEN) as writer:
+    with target.open("wb") as file:
+        return _write(file, schema, pieces, rows)
+
+
+def _write(file: Any, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
+    written = 0
+    with pq.ParquetWriter(file, schema, **WRITTEN) as writer:
         for group in _gathered(pieces, rows):
             parts = max(1, group.num_rows // rows)
             writer.write_table(group, row_group_size=max(1, -(-group.num_rows // parts)))
@@ -139,10 +209,17 @@ def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(gathered)
 
 
-def with_properties(table: pa.Table, properties: Mapping[str, str]) -> pa.Table:
-    """Return a table whose file will hold `properties`; its rows and columns are the same."""
+def with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
+    """Return the rows of a file with the column that is in its path."""
+    if collection is None:
+        return rows
+    return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
+
+
+def with_properties(schema: pa.Schema, properties: Mapping[str, str]) -> pa.Schema:
+    """Return a schema whose file will hold `properties`; its columns are the same."""
     added = {_PROPERTY + name.encode(): value.encode() for name, value in properties.items()}
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), **added})
+    return schema.with_metadata({**(schema.metadata or {}), **added})
 
 
 def properties_of(file: Any, schema: pa.Schema) -> dict[str, str]:
