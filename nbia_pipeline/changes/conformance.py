@@ -13,7 +13,7 @@ from nbia_pipeline.archive.conformance import Nonconformity
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import NO_COLLECTION
-from nbia_pipeline.lake.parquet import Staged
+from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API
@@ -83,7 +83,12 @@ def _row(table: Table, one: Nonconformity, collection: str) -> dict[str, str | N
 
 
 def lost_columns(
-    lake: Lake, table: Table, api: str, rows: pa.Table | Staged, found: Sequence[Nonconformity], collection: str | None
+    lake: Lake,
+    table: Table,
+    api: str,
+    rows: Rows,
+    found: Sequence[Nonconformity],
+    collection: str | None,
 ) -> list[str]:
     """Return the columns that the table of the lake has values in, and the new rows none, against all likelihood.
 
@@ -109,7 +114,12 @@ def lost_columns(
 
 
 def _lost_columns(
-    lake: Lake, table: Table, api: str, rows: pa.Table | Staged, found: Sequence[Nonconformity], collection: str | None
+    lake: Lake,
+    table: Table,
+    api: str,
+    rows: Rows,
+    found: Sequence[Nonconformity],
+    collection: str | None,
 ) -> list[str]:
     if not rows.num_rows or lake.read_properties(table, collection).get(API) != api:
         return []
@@ -126,8 +136,8 @@ def _lost_columns(
     return sorted(lost, key=table.schema.names.index)
 
 
-def _lacks(rows: pa.Table | Staged, column: str) -> bool:
-    return rows.lacks(column) if isinstance(rows, Staged) else _values(rows[column]) == 0
+def _lacks(rows: Rows, column: str) -> bool:
+    return rows.lacks(column) if isinstance(rows, TableFile) else _values(rows[column]) == 0
 
 
 def _values(column: pa.ChunkedArray) -> int:

@@ -14,7 +14,7 @@ from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.archive.conformance import collect
 from nbia_pipeline.changes.conformance import expect_columns, lost_columns, record_nonconformities
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.parquet import Staged
+from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.arrow import with_column
@@ -36,7 +36,7 @@ class Fetched:
         warnings: what is not as it should be, in a sentence each.
     """
 
-    rows: pa.Table | Staged
+    rows: Rows
     properties: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     kept: Collection[str] = ()
@@ -47,8 +47,8 @@ def _list_series(client: NbiaClient, collection: str) -> Fetched:
     """List series without having all of them in memory: their answer can have hundreds of megabytes."""
     properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api}
 
-    def keep(pieces: Iterator[pa.Table]) -> Staged:
-        return Staged(t.SERIES.schema, pieces, collection, properties)
+    def keep(pieces: Iterator[pa.Table]) -> TableFile:
+        return TableFile.of(t.SERIES.schema, pieces, collection, properties)
 
     return Fetched(client.series_in_pieces(collection, keep), properties)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import is_property
 
 ROW_GROUP_ROWS = 25_000
-NO_PROPERTIES: Mapping[str, str] = {}
 WRITTEN = {"compression": "zstd", "write_page_checksum": True}
 """How files are written: without checksums, changed bytes could read as other values."""
 
@@ -106,87 +104,25 @@ def values_of(file: Any) -> dict[str, int]:
     metadata = pq.read_metadata(file)
     counts: dict[str, int] = {}
     for name in metadata.schema.names:
-        chunks = list(_chunks_of(metadata, name))
+        chunks = list(chunks_of(metadata, name))
         if all(chunk.statistics is not None and chunk.statistics.has_null_count for chunk in chunks):
             counts[name] = sum(chunk.num_values - chunk.statistics.null_count for chunk in chunks)
     return counts
 
 
-class Staged:
-    """Rows of a table as the file in memory that they are written to as they come, some tenth of what they take there.
-
-    Args:
-        schema: of the table.
-        pieces: the rows.
-        collection: the partition, whose file leaves out the Collection column; None for an unpartitioned table.
-        properties: of the file.
-
-    Attributes:
-        content: of the file.
-        num_rows: how many rows there are.
-    """
-
-    def __init__(
-        self,
-        schema: pa.Schema,
-        pieces: Iterable[pa.Table],
-        collection: str | None = None,
-        properties: Mapping[str, str] = NO_PROPERTIES,
-    ) -> None:
-        self._schema, self._collection = schema, collection
-        stored = schema if collection is None else schema.remove(schema.get_field_index(PARTITION))
-        stored = with_properties(stored, properties)
-        sink = pa.BufferOutputStream()
-        self.num_rows = _write(sink, stored, (piece.select(stored.names).cast(stored) for piece in pieces))
-        self.content: pa.Buffer = sink.getvalue()
-
-    def __getitem__(self, column: str) -> pa.ChunkedArray:
-        if column == PARTITION and self._collection is not None:
-            return pa.chunked_array([pa.repeat(pa.scalar(self._collection), self.num_rows)])
-        return self._file().read(columns=[column], use_threads=False)[column]
-
-    def lacks(self, column: str) -> bool:
-        """Return whether no row has a value in a stored column, as the file states; an empty text is none."""
-        counted = [chunk.statistics for chunk in _chunks_of(self._file().metadata, column)]
-        return all(
-            known is not None and (not known.num_values or (known.has_min_max and known.max == "")) for known in counted
-        )
-
-    def pieces(self) -> Iterator[pa.Table]:
-        """Yield the rows, row group by row group."""
-        for piece in groups_of(self._source()):
-            yield conform(with_partition(piece, self._collection), self._schema)
-
-    def to_table(self) -> pa.Table:
-        """Return all rows."""
-        return pa.concat_tables([self._schema.empty_table(), *self.pieces()])
-
-    def _source(self) -> pa.BufferReader:
-        return pa.BufferReader(self.content)
-
-    def _file(self) -> pq.ParquetFile:
-        return opened(self._source())
-
-
-def _chunks_of(metadata: pq.FileMetaData, column: str) -> Iterator[Any]:
+def chunks_of(metadata: pq.FileMetaData, column: str) -> Iterator[Any]:
     """Yield what the end of a file states of a column, row group by row group."""
     at = metadata.schema.names.index(column)
     for group in range(metadata.num_row_groups):
         yield metadata.row_group(group).column(at)
 
 
-def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
-    """Write pieces of a table to a local file, and return the number of rows.
+def write_groups(file: Any, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
+    """Write pieces of a table to an open file, and return the number of rows.
 
     Every row group but the last has between `rows` and twice as many, however small or large the pieces are, and
     keeps that size in a table that is rewritten many times, a little longer each time.
     """
-    # Not by its path: Arrow would close a file that could not be written with an error that does not say why.
-    with target.open("wb") as file:
-        return _write(file, schema, pieces, rows)
-
-
-def _write(file: Any, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
     written = 0
     with pq.ParquetWriter(file, schema, **WRITTEN) as writer:
         for group in _gathered(pieces, rows):
