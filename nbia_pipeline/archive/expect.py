@@ -72,7 +72,7 @@ def split_by_collection(table: pa.Table, collection: str, *, may_span: bool = Fa
     exact = pc.fill_null(pc.equal(table["Collection"], collection), False)
     others = pc.and_not(_spelled_alike(table, collection), exact) if may_span else pc.invert(exact)
     if not pc.any(others, min_count=0).as_py():
-        return table, table.slice(0, 0)
+        return table, table.schema.empty_table()  # a slice would hold on to all rows
     return table.filter(pc.invert(others)), table.filter(others)
 
 

@@ -140,7 +140,8 @@ def _compared(state: TableFile | Packed, listing: TableFile, observation: Observ
 
     def next_state() -> Iterator[pa.Table]:
         for changed, rows in _differences(state, listing, observation):
-            changes.append(changed)
+            if changed.num_rows:  # one without rows may hold on to a piece
+                changes.append(changed)
             yield rows
 
     packed = Packed(SERIES_SEEN.schema, next_state())
