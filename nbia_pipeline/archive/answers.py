@@ -280,18 +280,20 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
     if form is Form.DATETIME:
         times = values.cast(TIME)
     elif form is Form.US_DAY:
-        # Not by strptime, which takes 30 February for 2 March.
-        times = pc.replace_substring_regex(values, r"^(\d\d)-(\d\d)-(\d{4})$", r"\3-\1-\2").cast(TIME)
+        # Each day once: there are few. Not by strptime, which takes 30 February for 2 March.
+        days = values.combine_chunks().dictionary_encode()
+        distinct = pc.replace_substring_regex(days.dictionary, r"^(\d\d)-(\d\d)-(\d{4})$", r"\3-\1-\2").cast(TIME)
+        times = pa.chunked_array([distinct.take(days.indices)])
     elif wanted == REAL and not pc.all(pc.is_finite(values), min_count=0).as_py():
         raise pa.ArrowInvalid("JSON has neither NaN nor infinity")
     else:
         return values.cast(wanted)
     if wanted != DAY:
         return times
-    days = times.cast(DAY, safe=False)
-    if not pc.all(pc.equal(times, days.cast(TIME)), min_count=0).as_py():
+    dates = times.cast(DAY, safe=False)
+    if not pc.all(pc.equal(times, dates.cast(TIME)), min_count=0).as_py():
         raise pa.ArrowInvalid("a day with a time of day")
-    return days
+    return dates
 
 
 def _read_tolerantly(piece: bytes, shape: Shape) -> _Piece:
