@@ -83,14 +83,21 @@ class _Piece:
 
 
 def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
+    """Return the rows of a JSON array as one table; see :func:`pieces_of_json`."""
+    return pa.concat_tables([shape.schema.empty_table(), *pieces_of_json(chunks, shape)])
+
+
+def pieces_of_json(chunks: Iterable[bytes], shape: Shape) -> Iterator[pa.Table]:
     """Read a JSON array of flat objects, as the list endpoints send it, and report what does not fit.
+
+    Its rows count once all were taken: what is wrong with the whole answer is found at its end.
 
     Args:
         chunks: the body in pieces of any size; an empty body means no rows (server: never ``[]``).
         shape: the keys that the endpoint sends.
 
-    Returns:
-        A table of the shape's schema; omitted keys and values that do not fit are null.
+    Yields:
+        Tables of the shape's schema; omitted keys and values that do not fit are null.
 
     Raises:
         BadAnswer: the body is not such an array, ends early, none of its rows has its key, or it has more of something
@@ -107,7 +114,7 @@ def read_json(chunks: Iterable[bytes], shape: Shape) -> pa.Table:
             with _ONE_AT_A_TIME:
                 return _read_tolerantly(piece, shape)
 
-    return _together(_in_parallel(read, pieces_of_array(chunks)), shape)
+    yield from _checked(_in_parallel(read, pieces_of_array(chunks)), shape)
 
 
 def read_csv(body: bytes, shape: Shape) -> pa.Table:
@@ -123,12 +130,12 @@ def read_csv(body: bytes, shape: Shape) -> pa.Table:
     if not text or text.isspace():
         return shape.schema.empty_table()
     try:
-        return _together([_csv_rows(text, shape)], shape)
+        return _only([_csv_rows(text, shape)], shape)
     except BadAnswer:
         repaired = _NULL_FIRST.sub('"', text)
         if repaired == text:
             raise
-        return _together([_csv_rows(repaired, shape)], shape)
+        return _only([_csv_rows(repaired, shape)], shape)
 
 
 def _csv_rows(text: str, shape: Shape) -> _Piece:
@@ -155,9 +162,13 @@ def _csv_rows(text: str, shape: Shape) -> _Piece:
     return piece
 
 
-def _together(pieces: Iterable[_Piece], shape: Shape) -> pa.Table:
-    """Return the rows of the pieces of one answer, and report what does not fit."""
-    tables, size, count = [shape.schema.empty_table()], 0, 0
+def _only(pieces: list[_Piece], shape: Shape) -> pa.Table:
+    return pa.concat_tables(_checked(pieces, shape))
+
+
+def _checked(pieces: Iterable[_Piece], shape: Shape) -> Iterator[pa.Table]:
+    """Yield the rows of the pieces of one answer that count, and report at the end what does not fit."""
+    kept = size = count = 0
     filled: set[str] = set()
     found: list[Nonconformity] = []
     without: list[Nonconformity] = []
@@ -165,8 +176,7 @@ def _together(pieces: Iterable[_Piece], shape: Shape) -> pa.Table:
     unknown: dict[str, tuple[int, str]] = {}
     for piece in pieces:
         whole, left_out, others = _with_identity(piece.rows, shape)
-        tables.append(whole)
-        size, count = size + whole.nbytes, count + piece.rows.num_rows
+        kept, size, count = kept + whole.num_rows, size + whole.nbytes, count + piece.rows.num_rows
         filled.update(name for name in shape.schema.names if piece.rows[name].null_count < piece.rows.num_rows)
         more += piece.more + others
         for all_, new in ((found, piece.found), (without, left_out)):
@@ -178,16 +188,15 @@ def _together(pieces: Iterable[_Piece], shape: Shape) -> pa.Table:
         if size > TABLE_BYTES or len(unknown) > MOST_KEYS:
             what = f"{size_text(size)} of rows, {len(unknown)} unknown keys"
             raise BadAnswer(f"the list is far larger than any archive's: {what} so far. Check base_url")
+        yield whole
     found += _unknown_keys(unknown, count, filled, shape) + without
     if more:
         found.append(Nonconformity(shape.fills, None, "", None, f"{more} more values or rows do not fit either"))
     report(found)
-    table = pa.concat_tables(tables)
-    if count and not table.num_rows:
+    if count and not kept:
         instead = f", they have {', '.join(sorted(unknown))} instead" if unknown else ""
         key = " and ".join(shape.table.key if shape.table else ())
         raise BadAnswer(f"none of the {count} rows of {shape.fills} has its {key}{instead}")
-    return table
 
 
 def _unknown_keys(
@@ -271,18 +280,20 @@ def _cast_fast(values: pa.ChunkedArray, wanted: pa.DataType, form: Form) -> pa.C
     if form is Form.DATETIME:
         times = values.cast(TIME)
     elif form is Form.US_DAY:
-        # Not by strptime, which takes 30 February for 2 March.
-        times = pc.replace_substring_regex(values, r"^(\d\d)-(\d\d)-(\d{4})$", r"\3-\1-\2").cast(TIME)
+        # Each day once: there are few. Not by strptime, which takes 30 February for 2 March.
+        days = values.combine_chunks().dictionary_encode()
+        distinct = pc.replace_substring_regex(days.dictionary, r"^(\d\d)-(\d\d)-(\d{4})$", r"\3-\1-\2").cast(TIME)
+        times = pa.chunked_array([distinct.take(days.indices)])
     elif wanted == REAL and not pc.all(pc.is_finite(values), min_count=0).as_py():
         raise pa.ArrowInvalid("JSON has neither NaN nor infinity")
     else:
         return values.cast(wanted)
     if wanted != DAY:
         return times
-    days = times.cast(DAY, safe=False)
-    if not pc.all(pc.equal(times, days.cast(TIME)), min_count=0).as_py():
+    dates = times.cast(DAY, safe=False)
+    if not pc.all(pc.equal(times, dates.cast(TIME)), min_count=0).as_py():
         raise pa.ArrowInvalid("a day with a time of day")
-    return days
+    return dates
 
 
 def _read_tolerantly(piece: bytes, shape: Shape) -> _Piece:

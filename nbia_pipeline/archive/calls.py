@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import requests
 
-from nbia_pipeline.archive.answers import read_csv, read_json
+from nbia_pipeline.archive.answers import pieces_of_json, read_csv
 from nbia_pipeline.archive.endpoints import Dialect, Endpoint
 from nbia_pipeline.archive.errors import BadAnswer, ServerError
 from nbia_pipeline.archive.expect import named
@@ -18,6 +19,26 @@ from nbia_pipeline.archive.transport import NO_ROWS, Session, chunks_of
 from nbia_pipeline.schema.arrow import with_column
 
 T = TypeVar("T")
+
+
+class TakenRows(Protocol):
+    """What has the rows of a list, in whatever form."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, column: str) -> Any:
+        """Return the values of a column."""
+
+    def to_table(self) -> pa.Table:
+        """Return all of them."""
+
+
+Taken = TypeVar("Taken", bound=TakenRows)
+
+Take = Callable[[Iterator[pa.Table]], Taken]
+"""Takes the rows of a list as they come, all of them, and returns what has them; called again if the call is."""
 
 Argument = str | date | Sequence[str] | None
 """An argument of a call: text, a day, or a list of UIDs; None is left out."""
@@ -86,18 +107,28 @@ class Calls:
         )
 
     def _list(self, name: str, /, **arguments: Argument) -> pa.Table:
-        """Call a list endpoint. An empty answer is believed only with a token that was just confirmed."""
+        """Call a list endpoint, see :meth:`_taken`."""
+        return self._taken(name, pa.concat_tables, **arguments)
+
+    def _taken(self, name: str, take: Take[Taken], /, **arguments: Argument) -> Taken:
+        """Call a list endpoint. An empty answer is believed only with a token that was just confirmed.
+
+        Args:
+            name: of the endpoint.
+            take: returns something with a number of rows.
+            arguments: of the call.
+        """
         endpoint = self._dialect.endpoint(name)
         with_token = self._session.tokens is not None
         try:
-            table = self._rows(endpoint, arguments)
+            table = self._take_rows(endpoint, arguments, take)
             if table.num_rows or not (with_token and endpoint.empty_if_unauthorized):
                 return table
         except ServerError:
             if not (with_token and endpoint.refusal_is_500):
                 raise
         self._confirm_token()
-        return self._rows(endpoint, arguments)
+        return self._take_rows(endpoint, arguments, take)
 
     def _confirm_token(self) -> None:
         """Make sure that the next call goes out with a token that the archive accepts.
@@ -113,16 +144,21 @@ class Calls:
             tokens.reject(tokens.current())
 
     def _rows(self, endpoint: Endpoint, arguments: dict[str, Argument]) -> pa.Table:
-        def read(answer: requests.Response) -> pa.Table:
+        return self._take_rows(endpoint, arguments, pa.concat_tables)
+
+    def _take_rows(self, endpoint: Endpoint, arguments: dict[str, Argument], take: Take[Taken]) -> Taken:
+        none = endpoint.rows.schema.empty_table()
+
+        def read(answer: requests.Response) -> Taken:
             if endpoint.media == "csv":
-                return read_csv(answer.content, endpoint.rows)
-            return read_json(chunks_of(answer), endpoint.rows)
+                return take(iter([read_csv(answer.content, endpoint.rows)]))
+            return take(itertools.chain([none], pieces_of_json(chunks_of(answer), endpoint.rows)))
 
         try:
             return self._call(endpoint, arguments, read)
         except ServerError as e:
             if NO_ROWS in e.body:
-                return endpoint.rows.schema.empty_table()
+                return take(iter([none]))
             raise
 
     def _in_runs(self, name: str, series_uids: Sequence[str], **arguments: Argument) -> pa.Table:
@@ -134,13 +170,13 @@ class Calls:
         tables = [self._list(name, series_uids=run, **arguments) for run in runs]
         return pa.concat_tables([endpoint.rows.schema.empty_table(), *tables])
 
-    def _rows_of_collection(self, name: str, collection: str) -> pa.Table:
+    def _rows_of_collection(self, name: str, collection: str, take: Take[Taken] = pa.concat_tables) -> Taken:
         """List what a collection contains. Empty is refused while the archive lists the collection: it has series then.
 
         Between two calls a token can run out and a collection can come or go, hence several tries.
         """
         for _ in range(self._session.options.tries):
-            table = self._list(name, collection=collection)
+            table = self._taken(name, take, collection=collection)
             if table.num_rows or collection not in self.collection_values():
                 return table
         raise BadAnswer(

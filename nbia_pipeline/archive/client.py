@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import date
@@ -11,10 +11,12 @@ from types import TracebackType
 import pyarrow as pa
 
 from nbia_pipeline.archive.bodies import Downloads
+from nbia_pipeline.archive.calls import Take, Taken
 from nbia_pipeline.archive.endpoints import DIALECTS
 from nbia_pipeline.archive.errors import BadAnswer, NotServed
 from nbia_pipeline.archive.expect import (
     equals_ignoring_case,
+    expect_few_others,
     expect_mostly,
     expect_released_after,
     expect_value,
@@ -22,12 +24,13 @@ from nbia_pipeline.archive.expect import (
     one_row_each,
     rows_of_collection,
     rows_with,
+    split_by_collection,
 )
 from nbia_pipeline.archive.metadata import MetadataCalls
 from nbia_pipeline.archive.optional import OptionalCalls
 from nbia_pipeline.archive.transport import ClientOptions, Session
 from nbia_pipeline.schema import GUEST, shapes
-from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.schema.arrow import first_of_each, repeats
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, STUDIES
 
 
@@ -290,7 +293,7 @@ class NbiaClient(MetadataCalls, Downloads):
         if collection is None and (patient_id or study_uid or series_uid) is None:
             raise ValueError("name a collection, a patient, a study or a series: the entire archive is too large")
         if collection is not None and not any(v is not None for v in named.values()):
-            table = self._rows_of_collection("series", collection)
+            table: pa.Table = self._rows_of_collection("series", collection)
         else:
             table = self._list("series", collection=collection, **named)
         if collection is not None:
@@ -302,6 +305,42 @@ class NbiaClient(MetadataCalls, Downloads):
         for column, value in wanted.items():
             table = equals_ignoring_case(table, column, value)
         return table
+
+    def series_in_pieces(self, collection: str, take: Take[Taken]) -> Taken | pa.Table:
+        """Return the series of a collection as :meth:`series` does, without ever having all of them as a table.
+
+        Args:
+            take: takes the rows as they come, all of them, and returns what has them. It is called again if the call
+                is, and what it returned before does not count then.
+
+        Returns:
+            What `take` returned; a table if the archive repeats a series.
+
+        Raises:
+            BadAnswer: as :meth:`series`.
+        """
+        others: list[pa.Table] = []
+
+        def exact(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+            others.clear()
+            for piece in pieces:
+                here, elsewhere = split_by_collection(piece, collection)
+                others.append(elsewhere)
+                yield here
+
+        def expect_few(taken: Taken) -> Taken:
+            foreign = pa.concat_tables(others)
+            expect_few_others(foreign, foreign.num_rows + taken.num_rows, collection, self.collection_values)
+            return taken
+
+        def take_exact(pieces: Iterator[pa.Table]) -> Taken:
+            taken = take(exact(pieces))
+            return taken if taken.num_rows else expect_few(taken)  # nothing but others is not "no rows"
+
+        taken = expect_few(self._rows_of_collection("series", collection, take_exact))
+        if repeats(taken["SeriesInstanceUID"]):
+            return one_row_each(taken.to_table(), SERIES, "SeriesInstanceUID")
+        return taken
 
     def updated_series(self, since: date) -> pa.Table:
         """Return the series released after the day `since`: table ``series``, with what v2 sends of it.

@@ -62,18 +62,32 @@ def rows_of_collection(
     Raises:
         BadAnswer: no row is of the collection, or most are of others.
     """
+    rows, others = split_by_collection(table, collection, may_span=may_span)
+    expect_few_others(others, table.num_rows, collection, listed)
+    return rows
+
+
+def split_by_collection(table: pa.Table, collection: str, *, may_span: bool = False) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of exactly this collection, and the others; see :func:`rows_of_collection`."""
     exact = pc.fill_null(pc.equal(table["Collection"], collection), False)
-    spelled_alike = pc.fill_null(pc.equal(_folded(table["Collection"]), _folded(pa.scalar(collection))), False)
-    others = pc.and_not(spelled_alike, exact) if may_span else pc.invert(exact)
+    others = pc.and_not(_spelled_alike(table, collection), exact) if may_span else pc.invert(exact)
     if not pc.any(others, min_count=0).as_py():
-        return table
-    foreign = table["Collection"].filter(pc.and_not(others, spelled_alike)).drop_null()
-    if 2 * len(foreign) > table.num_rows or pc.all(others).as_py():
-        sent = pc.unique(foreign if len(foreign) else table["Collection"]).to_pylist()
+        return table, table.schema.empty_table()  # a slice would hold on to all rows
+    return table.filter(pc.invert(others)), table.filter(others)
+
+
+def expect_few_others(others: pa.Table, count: int, collection: str, listed: Callable[[], list[str]]) -> None:
+    """Expect that few of `count` rows are `others`, and report these; see :func:`rows_of_collection`."""
+    if not others.num_rows:
+        return
+    alike = _spelled_alike(others, collection)
+    foreign = others["Collection"].filter(pc.invert(alike)).drop_null()
+    if 2 * len(foreign) > count or others.num_rows == count:
+        sent = pc.unique(foreign if len(foreign) else others["Collection"]).to_pylist()
         raise BadAnswer(f"asked for collection {collection!r}, the archive sent rows of {sent[:3]}")
-    rows = table.filter(pc.and_not(others, pc.and_(spelled_alike, among(table["Collection"], listed()))))
+    rows = others.filter(pc.invert(pc.and_(alike, among(others["Collection"], listed()))))
     key = next(name for name in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID") if name in rows.schema.names)
-    table_name = (table.schema.metadata or {}).get(b"nbia_table", b"").decode()
+    table_name = (rows.schema.metadata or {}).get(b"nbia_table", b"").decode()
     why = f"a row in the answer about {collection!r}, which is not of this collection, was left out"
     report(
         [
@@ -81,7 +95,10 @@ def rows_of_collection(
             for row in rows.select([key, "Collection"]).to_pylist()
         ]
     )
-    return table.filter(pc.invert(others))
+
+
+def _spelled_alike(table: pa.Table, collection: str) -> pa.ChunkedArray:
+    return pc.fill_null(pc.equal(_folded(table["Collection"]), _folded(pa.scalar(collection))), False)
 
 
 def _folded(collections: Any) -> Any:

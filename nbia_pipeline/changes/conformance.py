@@ -13,6 +13,7 @@ from nbia_pipeline.archive.conformance import Nonconformity
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import NO_COLLECTION
+from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API
@@ -82,7 +83,12 @@ def _row(table: Table, one: Nonconformity, collection: str) -> dict[str, str | N
 
 
 def lost_columns(
-    lake: Lake, table: Table, api: str, rows: pa.Table, found: Sequence[Nonconformity], collection: str | None
+    lake: Lake,
+    table: Table,
+    api: str,
+    rows: Rows,
+    found: Sequence[Nonconformity],
+    collection: str | None,
 ) -> list[str]:
     """Return the columns that the table of the lake has values in, and the new rows none, against all likelihood.
 
@@ -108,7 +114,12 @@ def lost_columns(
 
 
 def _lost_columns(
-    lake: Lake, table: Table, api: str, rows: pa.Table, found: Sequence[Nonconformity], collection: str | None
+    lake: Lake,
+    table: Table,
+    api: str,
+    rows: Rows,
+    found: Sequence[Nonconformity],
+    collection: str | None,
 ) -> list[str]:
     if not rows.num_rows or lake.read_properties(table, collection).get(API) != api:
         return []
@@ -116,13 +127,17 @@ def _lost_columns(
     renamed = bool(unknown_keys(table, found))
     odd = Counter(one.column for one in found if one.table == table.name and one.key is not None)
     lost = []
-    for name in set(rows.schema.names).difference(ENRICHED.get(table.name, ()), table.key):
-        if counts.get(name) and odd[name] != 1 and _values(rows[name]) == 0:
+    for name in set(table.schema.names).difference(ENRICHED.get(table.name, ()), table.key):
+        if counts.get(name) and odd[name] != 1 and _lacks(rows, name):
             before = lake.read_table(table, collection, columns=[name])[name]
             count = _values(before)
             if count and (count == len(before) or count >= FEW or renamed):
                 lost.append(name)
-    return sorted(lost, key=rows.schema.names.index)
+    return sorted(lost, key=table.schema.names.index)
+
+
+def _lacks(rows: Rows, column: str) -> bool:
+    return rows.lacks(column) if isinstance(rows, TableFile) else _values(rows[column]) == 0
 
 
 def _values(column: pa.ChunkedArray) -> int:

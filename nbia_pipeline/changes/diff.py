@@ -6,7 +6,7 @@ State in, listing in; changes out, state out. The state is a table ``series_seen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -73,6 +73,45 @@ def diff(state: pa.Table, listed: pa.Table, observation: Observation) -> tuple[p
         _rows(gone.filter(lost), WITHDRAWN, observation),
     ]
     return pa.concat_tables(changes), pa.concat_tables([now, gone, fresh])
+
+
+def diff_in_pieces(
+    state: Iterator[pa.Table], listed: Iterator[pa.Table], at: pa.ChunkedArray, count: int, observation: Observation
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yield what :func:`diff` returns, piece by piece, so that memory does not grow with the collection.
+
+    In a listing in the order of the last one, the pieces of the state that are needed at a time are one or two; in any
+    other order more.
+
+    Args:
+        state: its pieces.
+        listed: those of the listing, in which no series is there twice.
+        at: row by row of the listing, the row of the state; null for none.
+        count: rows of the state.
+        observation: an exact one: of others, a column is judged as a whole.
+    """
+    is_listed = pc.is_in(pa.array(range(count), at.type), value_set=at)
+    held, start, end = SERIES_SEEN.schema.empty_table(), 0, 0  # rows of the state from `start` to `end`
+    done = 0
+
+    def unlisted(rows: pa.Table, first: int) -> pa.Table:
+        return rows.filter(pc.invert(is_listed.slice(first, rows.num_rows)))
+
+    for piece in listed:
+        rows = at.slice(done, piece.num_rows).drop_null()
+        done += piece.num_rows
+        while end <= (pc.max(rows).as_py() if len(rows) else -1):
+            held = pa.concat_tables([held, next(state)])
+            end = start + held.num_rows
+        known = held.take(pc.subtract(rows, pa.scalar(start, rows.type)))
+        # No later row of the listing needs those before its first.
+        first = pc.min(at.slice(done)).as_py()
+        passed = (end if first is None else min(first, end)) - start
+        yield diff(pa.concat_tables([known, unlisted(held.slice(0, passed), start)]), piece, observation)
+        held, start = held.slice(passed), start + passed
+    for rest in state:
+        yield diff(unlisted(rest, end), SERIES.schema.empty_table(), observation)
+        end += rest.num_rows
 
 
 def _chosen(table: pa.Table, mask: Any) -> pa.Table:

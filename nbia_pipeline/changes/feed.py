@@ -8,6 +8,7 @@ two replaced last is kept, for :mod:`~nbia_pipeline.changes.rebuild`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
-from nbia_pipeline.changes.diff import WITHDRAWN, Observation, diff, replay, uids_of, with_reasons
-from nbia_pipeline.changes.present import CollectionListing, collection_listing, moment, read_listing
+from nbia_pipeline.changes.diff import UID, WITHDRAWN, Observation, diff, diff_in_pieces, replay, uids_of, with_reasons
+from nbia_pipeline.changes.present import CollectionListing, collection_listing, moment
 from nbia_pipeline.changes.reasons import AskReasons
 from nbia_pipeline.changes.rebuild import rebuild_feed
 from nbia_pipeline.lake import Lake, LakeError, Lock
-from nbia_pipeline.schema.arrow import with_column
+from nbia_pipeline.lake.table_file import Packed, TableFile
+from nbia_pipeline.schema.arrow import repeats, with_column
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, LISTED_AT
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_SEEN, TIME
 
@@ -49,13 +51,13 @@ class ChangeSummary:
 
 @dataclass
 class _State:
-    rows: pa.Table
+    rows: TableFile | Packed
     properties: dict[str, str]
 
 
 @dataclass(frozen=True)
 class _Listing:
-    rows: pa.Table
+    rows: TableFile
     listed_at: datetime
     properties: dict[str, str]  # of the state that accounts for it
 
@@ -90,14 +92,16 @@ def record_changes(
         collections = collection_listing(lake)
         if _is_up_to_date(lake, collection, collections):
             return _summary(lake, collection, SERIES_CHANGES.schema.empty_table(), rebuilt)
-        series, properties = read_listing(lake, SERIES, collection)
-        state = _State(*read_listing(lake, SERIES_SEEN, collection))
+        series, seen = lake.read_file(SERIES, collection), lake.read_file(SERIES_SEEN, collection)
+        state = _State(seen, seen.properties)
         recorded = [_unaccounted(lake, collection, state)]
-        state.rows = replay(state.rows, recorded[0], series)
-        for listing in _new_listings(collection, series, properties, collections, state):
+        if recorded[0].num_rows:
+            replayed = replay(seen.to_table(), recorded[0], series.to_table())
+            state.rows = Packed(SERIES_SEEN.schema, [replayed])
+        for listing in _new_listings(lake, collection, series, collections, state):
             exact = listing.properties.get(API) is not None and listing.properties.get(API) == state.properties.get(API)
             observation = Observation(listing.listed_at, clock.utc_now(), run_id, wait, exact)
-            changes, state.rows = diff(state.rows, listing.rows, observation)
+            changes, state.rows = _compared(state.rows, listing.rows, observation)
             state.properties = listing.properties
             if withdrawn := sorted(uids_of(changes, [WITHDRAWN])):
                 changes = with_reasons(changes, reasons(withdrawn))
@@ -108,7 +112,7 @@ def record_changes(
         if _clear_absence(collection, collections, state) or (recorded[0].num_rows and len(recorded) == 1):
             expect_held()
             _write_state(lake, collection, state)
-        del series, state
+        del series, seen, state
         return _summary(lake, collection, pa.concat_tables(recorded), rebuilt)
 
 
@@ -130,6 +134,30 @@ def _is_up_to_date(lake: Lake, collection: str, collections: CollectionListing) 
     )
 
 
+def _compared(state: TableFile | Packed, listing: TableFile, observation: Observation) -> tuple[pa.Table, Packed]:
+    """Return the changes from a state to a listing, and the next state; of a large one only parts are in memory."""
+    changes = [SERIES_CHANGES.schema.empty_table()]
+
+    def next_state() -> Iterator[pa.Table]:
+        for changed, rows in _differences(state, listing, observation):
+            if changed.num_rows:  # one without rows may hold on to a piece
+                changes.append(changed)
+            yield rows
+
+    packed = Packed(SERIES_SEEN.schema, next_state())
+    return pa.concat_tables(changes), packed
+
+
+def _differences(
+    state: TableFile | Packed, listing: TableFile, observation: Observation
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    uids = listing[UID]
+    if not observation.exact or repeats(uids):
+        return iter([diff(state.to_table(), listing.to_table(), observation)])
+    at = pc.index_in(uids, value_set=state[UID])
+    return diff_in_pieces(state.pieces(), listing.pieces(), at, state.num_rows, observation)
+
+
 def _unaccounted(lake: Lake, collection: str, state: _State) -> pa.Table:
     """Return the rows of the feed that the state lacks: a run crashed after it had written them."""
     known = int(state.properties.get(CHANGES, 0))
@@ -139,9 +167,10 @@ def _unaccounted(lake: Lake, collection: str, state: _State) -> pa.Table:
 
 
 def _new_listings(
-    collection: str, series: pa.Table, properties: dict[str, str], collections: CollectionListing, state: _State
+    lake: Lake, collection: str, series: TableFile, collections: CollectionListing, state: _State
 ) -> Iterator[_Listing]:
     """Yield the listings that the state does not account for, in the order of time."""
+    properties = series.properties
     listed_at = properties.get(LISTED_AT)
     # Different, not later: the file is the newest listing there is, whatever the clock did meanwhile.
     if series.num_rows and listed_at and listed_at != state.properties.get(LISTED_AT):
@@ -149,7 +178,7 @@ def _new_listings(
         yield _Listing(series, moment(listed_at), kept)
     if collections.lacks_since(collection, listed_at, state.properties):
         absent = {**state.properties, ABSENT_AT: collections.listed_at.isoformat()}
-        yield _Listing(series.slice(0, 0), collections.listed_at, absent)
+        yield _Listing(TableFile.of(SERIES.schema, []), collections.listed_at, absent)
 
 
 def _clear_absence(collection: str, collections: CollectionListing, state: _State) -> bool:
@@ -157,23 +186,26 @@ def _clear_absence(collection: str, collections: CollectionListing, state: _Stat
     if not collections.ends_absence(collection, state.properties):
         return False
     # A series that is missing since a later moment than the last listing of series is missing by that absence alone.
-    cleared = pc.greater(state.rows["MissingSince"], pa.scalar(moment(state.properties.get(LISTED_AT)), TIME))
-    cleared = pc.fill_null(pc.and_(cleared, pc.invert(state.rows["Withdrawn"])), False)
-    since = pc.if_else(cleared, pa.scalar(None, TIME), state.rows["MissingSince"])
-    state.rows = with_column(state.rows, "MissingSince", since)
+    rows = state.rows.to_table()
+    cleared = pc.greater(rows["MissingSince"], pa.scalar(moment(state.properties.get(LISTED_AT)), TIME))
+    cleared = pc.fill_null(pc.and_(cleared, pc.invert(rows["Withdrawn"])), False)
+    since = pc.if_else(cleared, pa.scalar(None, TIME), rows["MissingSince"])
+    state.rows = Packed(SERIES_SEEN.schema, [with_column(rows, "MissingSince", since)])
     state.properties = {name: value for name, value in state.properties.items() if name != ABSENT_AT}
     return True
 
 
 def _append(lake: Lake, collection: str, changes: pa.Table) -> None:
     if changes.num_rows:
-        feed = lake.read_table(SERIES_CHANGES, collection)
-        lake.write_table(SERIES_CHANGES, pa.concat_tables([feed, changes]), collection, keep_earlier=True)
+        pieces = itertools.chain(lake.read_pieces(SERIES_CHANGES, collection), [changes])
+        feed = TableFile.of(SERIES_CHANGES.schema, pieces, collection)
+        lake.write_table(SERIES_CHANGES, feed, collection, keep_earlier=True)
 
 
 def _write_state(lake: Lake, collection: str, state: _State) -> None:
     state.properties = {**state.properties, CHANGES: str(lake.count_rows(SERIES_CHANGES, collection))}
-    lake.write_table(SERIES_SEEN, state.rows, collection, properties=state.properties, keep_earlier=True)
+    seen = TableFile.of(SERIES_SEEN.schema, state.rows.pieces(), collection, state.properties)
+    lake.write_table(SERIES_SEEN, seen, collection, keep_earlier=True)
 
 
 def _summary(lake: Lake, collection: str, changes: pa.Table, rebuilt: Sequence[str]) -> ChangeSummary:

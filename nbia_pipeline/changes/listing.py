@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.archive.conformance import collect
 from nbia_pipeline.changes.conformance import expect_columns, lost_columns, record_nonconformities
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.arrow import with_column
@@ -35,24 +36,34 @@ class Fetched:
         warnings: what is not as it should be, in a sentence each.
     """
 
-    rows: pa.Table
+    rows: Rows
     properties: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     kept: Collection[str] = ()
     warnings: Sequence[str] = ()
 
 
-LISTED: Mapping[Table, Callable[[NbiaClient, str], pa.Table]] = {
-    t.PATIENTS: lambda client, collection: client.patients(collection),
-    t.STUDIES: lambda client, collection: client.studies(collection),
-    t.SERIES: lambda client, collection: client.series(collection),
+def _list_series(client: NbiaClient, collection: str) -> Fetched:
+    """List series without having all of them in memory: their answer can have hundreds of megabytes."""
+    properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api}
+
+    def keep(pieces: Iterator[pa.Table]) -> TableFile:
+        return TableFile.of(t.SERIES.schema, pieces, collection, properties)
+
+    return Fetched(client.series_in_pieces(collection, keep), properties)
+
+
+LISTED: Mapping[Table, Callable[[NbiaClient, str], Fetched]] = {
+    t.PATIENTS: lambda client, collection: Fetched(client.patients(collection)),
+    t.STUDIES: lambda client, collection: Fetched(client.studies(collection)),
+    t.SERIES: _list_series,
 }
 """The tables of a collection that are lists of the archive, and how each is asked for."""
 
 
 def fetch_list(client: NbiaClient, table: Table, collection: str) -> Fetched:
     """Return the rows of one of :data:`LISTED`."""
-    return Fetched(LISTED[table](client, collection))
+    return LISTED[table](client, collection)
 
 
 def with_earlier(fetched: Fetched, before: pa.Table, columns: Sequence[str]) -> Fetched:
@@ -63,7 +74,8 @@ def with_earlier(fetched: Fetched, before: pa.Table, columns: Sequence[str]) -> 
         before: the table as it was.
         columns: which ones.
     """
-    rows, kept = fetched.rows, []
+    rows: pa.Table = fetched.rows
+    kept = []
     key = rows.schema.names[0]
     at = pc.index_in(rows[key], value_set=before[key].combine_chunks())
     for column in columns:

@@ -56,7 +56,7 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
     properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api, SERVED: " ".join(sorted(served))}
     # What is damaged is asked for again as a whole; write_listing warns of it.
     known = {} if damage_of(lake, SERIES_METADATA, collection) else lake.read_properties(SERIES_METADATA, collection)
-    feed = lake.read_table(SERIES_CHANGES, collection)
+    feed = lake.read_table(SERIES_CHANGES, collection, columns=[UID, "Change"])
     current = is_recorded(lake, collection)
     if current:
         properties[CHANGES] = str(feed.num_rows)
@@ -67,7 +67,8 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
         rows = lake.read_table(SERIES_METADATA, collection)
         before = frozenset(known[SERVED].split()) if SERVED in known else in_bulk - _NOT_IN_0_1
         stale |= set(rows.filter(_all_null(rows, served - before))[UID].to_pylist())
-        rows = rows.filter(pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale)))
+        stays = pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale))
+        rows = rows if pc.all(stays, min_count=0).as_py() else rows.filter(stays)
     wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
     singly = served - in_bulk
     figures = {"asked": len(wanted), "kept": len(listed) - len(wanted), "single_calls": len(wanted) if singly else 0}

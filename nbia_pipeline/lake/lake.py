@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
@@ -47,6 +47,7 @@ from nbia_pipeline.lake.layout import (
 )
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
 from nbia_pipeline.lake.store import LocalStore, Store, open_store
+from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
 
 CHUNK_BYTES = 1 << 20
@@ -143,12 +144,20 @@ class Lake:
             file = parquet.opened(pa.BufferReader(content))
             stored = [name for name in schema.names if collection is None or name != PARTITION]
             read = file.read(columns=stored, use_threads=False)
-            return parquet.conform(_with_partition(read, collection), schema)
+            return parquet.conform(parquet.with_partition(read, collection), schema)
+
+    def read_file(self, table: Table, collection: str | None = None) -> TableFile:
+        """Return a table, or one collection of it, as its file in memory; without rows where it was never written."""
+        path = table_path(table.name, collection)
+        content = self.read_bytes(path)
+        if content is None:
+            return TableFile.of(table.schema, [], collection)
+        return TableFile(table.schema, content, collection, partial(content_of_table, path, self.uri))
 
     def write_table(
         self,
         table: Table,
-        data: pa.Table,
+        data: Rows,
         collection: str | None = None,
         *,
         properties: Mapping[str, str] | None = None,
@@ -162,7 +171,7 @@ class Lake:
 
         Args:
             table: which one; `data` must have its columns and types.
-            data: the rows.
+            data: the rows; or the file of them, with its properties.
             collection: the partition, None for an unpartitioned table.
             properties: those of the file, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never because an answer is empty.
@@ -176,19 +185,14 @@ class Lake:
         path = table_path(table.name, collection)
         if data.num_rows == 0 and not may_empty and self._has_rows(table, collection):
             raise _would_empty(path)
-        sink = pa.BufferOutputStream()
-        stored = data.cast(table.schema)
+        if not isinstance(data, TableFile):
+            data = TableFile.of(table.schema, [data], collection, properties or {})
         if collection is not None:
-            stored = stored.drop_columns([PARTITION])
             self._make_names_text(table, collection)
-        if properties:
-            stored = parquet.with_properties(stored, properties)
-        pq.write_table(stored, sink, **parquet.WRITTEN, row_group_size=parquet.ROW_GROUP_ROWS)
-        buffer = sink.getvalue()
         if keep_earlier and self.has_table(table, collection):
             self._keep(path, earlier_path(path))
-        self.put_bytes(path, buffer)
-        return int(buffer.size)
+        self.put_bytes(path, data.content)
+        return len(data.content)
 
     def has_table(self, table: Table, collection: str | None = None) -> bool:
         """Return whether a table, or one collection of it, was ever written."""
@@ -200,7 +204,7 @@ class Lake:
         """Yield a table, or one collection of it, piece by piece, so that memory does not grow with it."""
         with self._table_file(table, collection) as file:
             for piece in parquet.groups_of(file) if file else ():
-                yield parquet.conform(_with_partition(piece, collection), table.schema)
+                yield parquet.conform(parquet.with_partition(piece, collection), table.schema)
 
     def write_pieces(
         self, table: Table, pieces: Iterable[pa.Table], collection: str, *, may_empty: bool = False
@@ -223,7 +227,9 @@ class Lake:
         schema = table.schema.remove(table.schema.get_field_index(PARTITION))
         with self.workspace() as work, self.storage_errors(f"write {path}"):
             staged = work / PART
-            rows = parquet.write_groups(staged, schema, (p.drop_columns([PARTITION]).cast(schema) for p in pieces))
+            # Not by its path: Arrow would close a file that could not be written with an error that does not say why.
+            with staged.open("wb") as file:
+                rows = parquet.write_groups(file, schema, (p.drop_columns([PARTITION]).cast(schema) for p in pieces))
             if not rows and not may_empty and self._has_rows(table, collection):
                 raise _would_empty(path)
             self._make_names_text(table, collection)
@@ -413,13 +419,6 @@ class Lake:
             return self.count_rows(table, collection) > 0
         except DamagedFile:
             return True
-
-
-def _with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
-    """Return the rows of a file with the column that is in its path."""
-    if collection is None:
-        return rows
-    return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
 
 
 def _would_empty(path: str) -> WouldEmpty:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nbia_pipeline.lake.layout import PARTITION
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import is_property
 
-ROW_GROUP_ROWS = 100_000
+ROW_GROUP_ROWS = 25_000
 WRITTEN = {"compression": "zstd", "write_page_checksum": True}
 """How files are written: without checksums, changed bytes could read as other values."""
 
@@ -103,22 +103,28 @@ def values_of(file: Any) -> dict[str, int]:
     """Return how many rows of an open file are not null, by column; a column without statistics is left out."""
     metadata = pq.read_metadata(file)
     counts: dict[str, int] = {}
-    for number, name in enumerate(metadata.schema.names):
-        chunks = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+    for name in metadata.schema.names:
+        chunks = list(chunks_of(metadata, name))
         if all(chunk.statistics is not None and chunk.statistics.has_null_count for chunk in chunks):
             counts[name] = sum(chunk.num_values - chunk.statistics.null_count for chunk in chunks)
     return counts
 
 
-def write_groups(target: Path, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
-    """Write pieces of a table to a local file, and return the number of rows.
+def chunks_of(metadata: pq.FileMetaData, column: str) -> Iterator[Any]:
+    """Yield what the end of a file states of a column, row group by row group."""
+    at = metadata.schema.names.index(column)
+    for group in range(metadata.num_row_groups):
+        yield metadata.row_group(group).column(at)
+
+
+def write_groups(file: Any, schema: pa.Schema, pieces: Iterable[pa.Table], rows: int = ROW_GROUP_ROWS) -> int:
+    """Write pieces of a table to an open file, and return the number of rows.
 
     Every row group but the last has between `rows` and twice as many, however small or large the pieces are, and
     keeps that size in a table that is rewritten many times, a little longer each time.
     """
     written = 0
-    # Not by its path: Arrow would close a file that could not be written with an error that does not say why.
-    with target.open("wb") as file, pq.ParquetWriter(file, schema, **WRITTEN) as writer:
+    with pq.ParquetWriter(file, schema, **WRITTEN) as writer:
         for group in _gathered(pieces, rows):
             parts = max(1, group.num_rows // rows)
             writer.write_table(group, row_group_size=max(1, -(-group.num_rows // parts)))
@@ -139,10 +145,17 @@ def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(gathered)
 
 
-def with_properties(table: pa.Table, properties: Mapping[str, str]) -> pa.Table:
-    """Return a table whose file will hold `properties`; its rows and columns are the same."""
+def with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
+    """Return the rows of a file with the column that is in its path."""
+    if collection is None:
+        return rows
+    return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
+
+
+def with_properties(schema: pa.Schema, properties: Mapping[str, str]) -> pa.Schema:
+    """Return a schema whose file will hold `properties`; its columns are the same."""
     added = {_PROPERTY + name.encode(): value.encode() for name, value in properties.items()}
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), **added})
+    return schema.with_metadata({**(schema.metadata or {}), **added})
 
 
 def properties_of(file: Any, schema: pa.Schema) -> dict[str, str]:

@@ -33,6 +33,13 @@ def first_of_each(table: pa.Table, *key: str) -> pa.Table:
     return table if len(firsts) == table.num_rows else table.take(pc.take(firsts, pc.sort_indices(firsts)))
 
 
+def repeats(column: pa.ChunkedArray) -> bool:
+    """Return whether some text of a column of UIDs occurs twice; in parts by their last character, to save memory."""
+    last = pc.utf8_slice_codeunits(column, -1)
+    parts = (column.filter(pc.equal(last, one)) for one in pc.unique(last))
+    return any(len(pc.unique(part)) < len(part) for part in parts)
+
+
 def same_values(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return where two columns are equal; null equals null and nothing else."""
     return pc.fill_null(pc.equal(a, b), pc.and_(pc.is_null(a), pc.is_null(b)))

@@ -9,6 +9,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import nbia_pipeline
@@ -46,6 +47,7 @@ CALLS: dict[str, Callable[[NbiaClient], Any]] = {
     "studies": lambda c: c.studies(C),
     "new_studies": lambda c: c.new_studies(C, date(2020, 1, 1)),
     "series": lambda c: c.series(C),
+    "series_in_pieces": lambda c: c.series_in_pieces(C, pa.concat_tables),
     "updated_series": lambda c: c.updated_series(date(2020, 1, 1)),
     "series_metadata": lambda c: c.series_metadata([UID]),
     "series_size": lambda c: c.series_size(UID),

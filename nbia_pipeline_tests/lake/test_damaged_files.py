@@ -150,7 +150,7 @@ def test_a_damaged_entry_needs_no_staged_directory(tmp_path_factory: pytest.Temp
 )
 def test_a_property_that_does_not_state_what_it_should_names_its_file(name: str, value: str) -> None:
     lake = Lake(new_address())
-    put(lake, lambda rows: with_properties(rows, {name: value}))
+    put(lake, lambda rows: rows.replace_schema_metadata(with_properties(rows.schema, {name: value}).metadata))
     with pytest.raises(
         LakeError,
         match=r"read tables/series/Collection=C/part-0.parquet .*its property .*is damaged: `nbia-pipeline run` rebuil",

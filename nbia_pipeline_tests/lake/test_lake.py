@@ -276,7 +276,8 @@ def test_row_groups_keep_their_size_however_often_a_table_grows(tmp_path: Path) 
         table = studies("A", sum(pieces))
         starts = [sum(pieces[:n]) for n in range(len(pieces))]
         cut = (table.slice(start, length) for start, length in zip(starts, pieces, strict=True))
-        assert parquet.write_groups(file, STUDIES.schema, cut, rows=10) == sum(pieces)
+        with file.open("wb") as opened:
+            assert parquet.write_groups(opened, STUDIES.schema, cut, rows=10) == sum(pieces)
         with file.open("rb") as opened:
             groups = list(parquet.groups_of(opened))
         assert [r for g in groups for r in g.to_pylist()] == table.to_pylist()
