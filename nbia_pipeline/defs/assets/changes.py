@@ -1,7 +1,7 @@
 """The feed of changes as an asset: what changed from one listing to the next, recorded once."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from nbia_pipeline.archive import ArchiveError, ClientOptions
 from nbia_pipeline.changes.diff import REVISED, kinds_of
 from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_changes
 from nbia_pipeline.changes.reasons import AskReasons, Reasons
-from nbia_pipeline.defs.assets.partitioned import each_partition, events_open, partitioned_asset, record
+from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialization_metadata, records, stored_bytes
 from nbia_pipeline.defs.naming import Naming
@@ -46,17 +46,16 @@ def build_changes_asset(naming: Naming, settings: Settings) -> dg.AssetsDefiniti
     """Return the ``series_changes`` asset of one archive."""
 
     @partitioned_asset(naming, SERIES_CHANGES, after=[COLLECTIONS, SERIES], calls_archive=False)
-    def series_changes(context: dg.AssetExecutionContext, config: ChangesConfig) -> Iterator[dg.MaterializeResult[Any]]:
-        with events_open(context):
-            with as_failure(settings):
-                lake = naming.lake_of(context).open()
+    def series_changes(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
+        with as_failure(settings):
+            lake = naming.lake_of(context).open()
 
-                def make(collection: str) -> dict[str, Any]:
-                    reasons = reasons_from(naming, context)
-                    return record_collection(lake, collection, context.run.run_id, config, reasons)[1]
+            def make(collection: str) -> dict[str, Any]:
+                reasons = reasons_from(naming, context)
+                return record_collection(lake, collection, context.run.run_id, config, reasons)[1]
 
-                each_partition(naming, settings, SERIES_CHANGES, context, lake, make)
-            yield dg.MaterializeResult()
+            each_partition(naming, settings, SERIES_CHANGES, context, lake, make)
+        return dg.MaterializeResult()
 
     return series_changes
 

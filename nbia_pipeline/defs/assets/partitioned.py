@@ -1,11 +1,8 @@
 """What the assets of tables share: the decorator, and the processing of the partitions of one run."""
 
-import sqlite3
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
-from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -116,24 +113,6 @@ def each_partition(
             shown(f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}"),
             metadata={"failed": records({"collection": c, "reason": text} for c, text in failed.items())},
         )
-
-
-@contextmanager
-def events_open(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Keep the files open, inside the block, in which Dagster's default storage has the events of this run.
-
-    It opens them for each event. Whoever closes an SQLite file last carries its journal over into it, and waits for the
-    disk several times. With these connections, which only read, Dagster is never the last: an event costs its own
-    commits. These wait for the disk as before. Other storages have no such files.
-    """
-    path_of: Any = getattr(context.instance.event_log_storage, "path_for_shard", None)
-    with ExitStack() as opened:
-        for shard in ("index", context.run.run_id) if path_of else ():
-            with suppress(sqlite3.Error):
-                address = f"{Path(path_of(shard)).absolute().as_uri()}?mode=ro"
-                connection = opened.enter_context(closing(sqlite3.connect(address, uri=True)))
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # it is open from now on
-        yield
 
 
 def largest_first(lake: Lake, collections: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The tables, one asset each: some of the entire archive, the others partitioned by collection."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from nbia_pipeline.changes.listing import LISTED, Fetched, fetch_list, write_lis
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
-from nbia_pipeline.defs.assets.partitioned import each_partition, events_open, partitioned_asset, table_asset
+from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialization_metadata
 from nbia_pipeline.defs.naming import Naming, register
@@ -91,7 +91,7 @@ def _listing(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefin
     """Return a table whose partitions are each one listing of the archive."""
 
     @partitioned_asset(naming, table, after=[t.COLLECTIONS])
-    def listing(context: dg.AssetExecutionContext, config: ListingConfig) -> Iterator[dg.MaterializeResult[Any]]:
+    def listing(context: dg.AssetExecutionContext, config: ListingConfig) -> dg.MaterializeResult[Any]:
         def salvage(listed: list[str]) -> None:
             # One collection that fails for days must not keep the changes of all others from the feed.
             if table == t.SERIES:
@@ -100,20 +100,18 @@ def _listing(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefin
         def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
             return fetch_list(client, table, collection)
 
-        yield from _each(naming, settings, table, context, config, fetch, salvage)
+        return _each(naming, settings, table, context, config, fetch, salvage)
 
     return listing
 
 
 def _series_metadata(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     @partitioned_asset(naming, t.SERIES_METADATA, after=[t.SERIES, t.SERIES_CHANGES])
-    def series_metadata(
-        context: dg.AssetExecutionContext, config: MetadataConfig
-    ) -> Iterator[dg.MaterializeResult[Any]]:
+    def series_metadata(context: dg.AssetExecutionContext, config: MetadataConfig) -> dg.MaterializeResult[Any]:
         def fetch(client: NbiaClient, lake: Lake, collection: str) -> Fetched:
             return metadata_of(client, lake, collection, full=config.full, calls=settings.metadata)
 
-        yield from _each(naming, settings, t.SERIES_METADATA, context, config, fetch)
+        return _each(naming, settings, t.SERIES_METADATA, context, config, fetch)
 
     return series_metadata
 
@@ -126,18 +124,17 @@ def _each(
     config: ListingConfig,
     fetch: Callable[[NbiaClient, Lake, str], Fetched],
     salvage: Callable[[list[str]], None] = lambda made: None,
-) -> Iterator[dg.MaterializeResult[Any]]:
+) -> dg.MaterializeResult[Any]:
     """Write the partitions of a run, each from its own fetch."""
-    with events_open(context):
-        with as_failure(settings), naming.archive_of(context).client() as client:
-            lake = naming.lake_of(context).open()
+    with as_failure(settings), naming.archive_of(context).client() as client:
+        lake = naming.lake_of(context).open()
 
-            def make(collection: str) -> dict[str, Any]:
-                ask = partial(fetch, client, lake, collection)
-                return _write(table, client, lake, ask, collection, allow_lost_columns=config.allow_lost_columns)
+        def make(collection: str) -> dict[str, Any]:
+            ask = partial(fetch, client, lake, collection)
+            return _write(table, client, lake, ask, collection, allow_lost_columns=config.allow_lost_columns)
 
-            each_partition(naming, settings, table, context, lake, make, salvage)
-        yield dg.MaterializeResult()
+        each_partition(naming, settings, table, context, lake, make, salvage)
+    return dg.MaterializeResult()
 
 
 def _write(
