@@ -41,7 +41,7 @@ TRIES = 3
 PUBLISHING = 8
 # So much of a zip is read before it is unpacked.
 AHEAD_BYTES = 1 << 20
-# So many of the smallest series are fetched between the largest.
+# So many series of middle size are fetched between the largest.
 BETWEEN = 16
 # This many series in a row whose calls fail are no accident: the archive is down, or something answers in its place.
 IN_A_ROW = 3
@@ -95,7 +95,7 @@ def fetch_batch(
 
 
 def in_good_order(sizes: Sequence[int]) -> list[int]:
-    """Return the positions of series in the order to fetch them in: the largest first, a few of the smallest between.
+    """Return the positions of series in the order to fetch them in: the largest first, a few of middle size between.
 
     Large ones begin early, and the smallest come last, so that no stream is left alone with a large one at the end.
     Should the archive always fail to send the largest, others come in between: each run gets further.
@@ -104,8 +104,9 @@ def in_good_order(sizes: Sequence[int]) -> list[int]:
         sizes: bytes of each series.
     """
     largest_first = sorted(range(len(sizes)), key=lambda n: -sizes[n])
-    smallest_first = largest_first[::-1][:BETWEEN]
-    return list(dict.fromkeys([*chain.from_iterable(zip(largest_first, smallest_first, strict=False)), *largest_first]))
+    middle = len(sizes) // 2
+    between = largest_first[middle : middle + min(BETWEEN, len(sizes) // 4)]
+    return list(dict.fromkeys([*chain.from_iterable(zip(largest_first, between, strict=False)), *largest_first]))
 
 
 def _wait_for(futures: Collection[Future[Receipt]]) -> BaseException | None:

@@ -29,7 +29,7 @@ from nbia_pipeline.schema.status import QUARANTINED, UNAVAILABLE
 from nbia_pipeline.text import size_text
 
 # A batch is some minutes of work: less is not worth a process, and what fails is repeated.
-BATCH_BYTES = 2_000_000_000
+BATCH_BYTES = 10_000_000_000
 SERIES_BYTES = 1_000_000
 """What a series counts besides its bytes: a request from far away takes as long as a megabyte on a busy line."""
 BATCH_SERIES = BATCH_BYTES // SERIES_BYTES
@@ -137,8 +137,16 @@ class Plan:
         return Figures.of(self.todo)
 
     def batches(self, max_series: int = BATCH_SERIES) -> Iterator[list[WantedSeries]]:
-        """Cut the series to fetch into batches of this many series and 2 GB at most; see :func:`batches`."""
-        return batches(self.todo, max_series=max_series)
+        """Cut the series to fetch into as few batches of some 10 GB as there can be, all of about the same size.
+
+        While a batch ends, the last series do not fill the line: a small batch after large ones would double that.
+
+        Args:
+            max_series: of a batch.
+        """
+        costs = [_announced(one) + SERIES_BYTES for one in self.todo]
+        even = sum(costs) / max(1, math.ceil(sum(costs) / BATCH_BYTES))
+        return batches(self.todo, even + max(costs, default=0), max_series)
 
     def text(self, free: int | None = None) -> str:
         """Return what a run will do, in one line: what it fetches and what is in the lake.

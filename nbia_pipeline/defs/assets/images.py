@@ -57,7 +57,7 @@ class RunBounds(dg.Config):
         default=BATCH_SERIES,
         ge=1,
         description="Most series per batch. A batch is the unit that a process takes and that re-execution repeats; it "
-        "has 2 GB at most, where each series counts 1 MB besides its bytes.",
+        "has about 10 GB, where each series counts 1 MB besides its bytes.",
     )
 
     def bounds(self) -> Bounds:
