@@ -282,7 +282,9 @@ def show(rows: list[Found]) -> None:
     print()
     for row in rows:
         asked = ", ".join(f"{name} {times}" for name, times in row.run.requests.most_common())
-        print(f"the run of {row.collection} asked: {asked} (getMD5Hierarchy: a check, of twenty series at the most)")
+        print(
+            f"the run of {row.collection} asked: {asked} (getMD5Hierarchy, getSOPInstanceUIDs: a check, of twelve series at the most)"
+        )
 
 
 def judge(rows: list[Found], results: Results) -> None:

@@ -133,7 +133,6 @@ class Limiter:
         self._changed = clock()
         self.max_in_flight = self.limit = self._useful = 0
         self.allow(max_in_flight)
-        self._since_change = 2
 
     def allow(self, max_in_flight: int) -> None:
         """Set the maximum; a limit that had shrunk stays where it is."""
@@ -238,8 +237,8 @@ class Limiter:
         self._since_change += 1
         if self._are_slow() and self.limit > LEAST_WHEN_SLOW:
             self._set(max(LEAST_WHEN_SLOW, self.limit * 3 // 4))
-        elif not window.full or self._since_change < 2:  # what began before the last change is still in it
-            return
+        elif not window.full or not (self._since_change >= 2 or window.answers >= self.limit):
+            return  # what began before the last change is still in it
         elif self._before is not None:
             self._judge(window.rates(now), self._before)
         elif self.limit < self._useful:

@@ -33,11 +33,11 @@ from nbia_pipeline.verify.rehash import VerifyRun, md5s_of, plan_verification, r
 # Each run of images reads about this much of the lake again, whatever its size; the next one goes on from there.
 INTACT_BYTES = 250_000_000
 INTACT_SECONDS = 5
-# Small requests, one for each series.
-ASKED_PER_COLLECTION = 20
+# Small requests, one for each series. With the lists, those of a collection can all be in flight at a time.
+ASKED_PER_COLLECTION = 12
 ASKED_AT_MOST = 100
 # Of so many series the instances are listed, too, for an archive whose ImageCount and FileSize are wrong.
-LISTED_AT_MOST = 5
+LISTED_AT_MOST = 4
 # Of a series whose digest is another one, so many images: if it was replaced, the first ones differ.
 ASKED_PER_SERIES = 20
 
@@ -173,36 +173,37 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
 def _disagreements(
     client: NbiaClient, lake: Lake, chosen: list[dict[str, Any]], counts: dict[str, int]
 ) -> Iterator[Finding]:
-    by_figures = [row[_UID] for row in chosen if row["Proof"] == MD5_AND_FIGURES][:LISTED_AT_MOST]
-
-    def ask(row: dict[str, Any]) -> str | None:
-        """Return how the archive's digest, or its list of instances, differs from what the lake has."""
-        uid = row[_UID]
-        md5s = partial(_md5s, lake, row["Collection"], uid)
-        digest = client.md5_hierarchy(series_uid=uid)
+    def compare_digest(row: dict[str, Any]) -> str | None:
+        digest = client.md5_hierarchy(series_uid=row[_UID])
         counts["asked"] += 1
         counts["not_held"] += digest is None  # the archive has none now, which says nothing about the files
-        different = differs_from_archive(client, (uid, row["SeriesMD5"]), digest, md5s, most=ASKED_PER_SERIES)
-        if different is None and uid in by_figures:
-            counts["listed"] += 1
-            different = lists_others(client, uid, md5s())
-        return different
+        md5s = partial(_md5s, lake, row)
+        return differs_from_archive(client, (row[_UID], row["SeriesMD5"]), digest, md5s, most=ASKED_PER_SERIES)
 
+    def compare_list(row: dict[str, Any]) -> str | None:
+        counts["listed"] += 1
+        return lists_others(client, row[_UID], _md5s(lake, row))
+
+    by_figures = [row for row in chosen if row["Proof"] == MD5_AND_FIGURES][:LISTED_AT_MOST]
+    questions = [*((compare_digest, row) for row in chosen), *((compare_list, row) for row in by_figures)]
+    outdated: set[str] = set()
     with stopping.threads(client.max_in_flight, "nbia-check") as pool:
-        answers = stopping.in_order(pool, (partial(ask, row) for row in chosen), most=client.max_in_flight)
-        for row in chosen:
+        answers = stopping.in_order(pool, (partial(ask, row) for ask, row in questions), most=client.max_in_flight)
+        for _, row in questions:
             uid, collection = row[_UID], row["Collection"]
             try:
                 different = next(answers)
             except ArchiveError as e:
                 yield Finding(collection, f"the archive cannot be asked for its digests: {e}")
                 return
-            if different:
+            if different and uid not in outdated:
+                outdated.add(uid)
                 yield Finding(collection, f"series {uid} is outdated: {different}", uid)
 
 
-def _md5s(lake: Lake, collection: str, uid: str) -> dict[str, str]:
-    return md5s_of(lake.read_rows(INSTANCES, collection, _UID, {uid}, ["SOPInstanceUID", "MD5"]).to_pylist())
+def _md5s(lake: Lake, row: dict[str, Any]) -> dict[str, str]:
+    rows = lake.read_rows(INSTANCES, row["Collection"], _UID, {row[_UID]}, ["SOPInstanceUID", "MD5"])
+    return md5s_of(rows.to_pylist())
 
 
 # --- licensed
