@@ -283,7 +283,7 @@ def show(rows: list[Found]) -> None:
     for row in rows:
         asked = ", ".join(f"{name} {times}" for name, times in row.run.requests.most_common())
         print(
-            f"the run of {row.collection} asked: {asked} (getMD5Hierarchy, getSOPInstanceUIDs: a check, of twelve series at the most)"
+            f"the run of {row.collection} asked: {asked} (getMD5Hierarchy, getSOPInstanceUIDs: a check)"
         )
 
 
