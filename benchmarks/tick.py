@@ -282,9 +282,7 @@ def show(rows: list[Found]) -> None:
     print()
     for row in rows:
         asked = ", ".join(f"{name} {times}" for name, times in row.run.requests.most_common())
-        print(
-            f"the run of {row.collection} asked: {asked} (getMD5Hierarchy, getSOPInstanceUIDs: a check)"
-        )
+        print(f"the run of {row.collection} asked: {asked} (getMD5Hierarchy, getSOPInstanceUIDs: a check)")
 
 
 def judge(rows: list[Found], results: Results) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -55,7 +56,7 @@ class Receipt:
     verified_by: str = MD5
     fetched_at: datetime = field(default_factory=lambda: clock.utc_now())
 
-    @property
+    @cached_property
     def path(self) -> str:
         """Directory of the series' files, relative to the lake."""
         w = self.wanted
@@ -65,7 +66,7 @@ class Receipt:
         """Return the row of ``image_series``."""
         complete = self.status == COMPLETE
         return {
-            **asdict(self.wanted),
+            **vars(self.wanted),
             "Status": self.status,
             "Bytes": sum(i.Size for i in self.instances) if complete else None,
             "SeriesMD5": series_md5([i.MD5 for i in self.instances]) if complete else None,
@@ -80,8 +81,9 @@ class Receipt:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, for the journal."""
         return {
-            **asdict(self),
+            **{field: getattr(self, field) for field in self.__dataclass_fields__},  # asdict would copy all of it
             "wanted": self.wanted.to_json(),
+            "instances": [vars(i) for i in self.instances],
             "fetched_at": self.fetched_at.isoformat(),
         }
 

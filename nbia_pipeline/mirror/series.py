@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -42,7 +42,7 @@ class WantedSeries:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, for a step of another process."""
-        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(self).items()}
+        return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in vars(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> WantedSeries:
@@ -104,7 +104,7 @@ def collections_of(wanted: Iterable[WantedSeries]) -> list[str]:
 def as_table(wanted: Iterable[WantedSeries]) -> pa.Table:
     """Return wanted series as rows of a ``series`` table, with the columns that they have."""
     schema = pa.schema([SERIES.schema.field(name) for name in COLUMNS])
-    return pa.Table.from_pylist([asdict(w) for w in wanted], schema=schema)
+    return pa.Table.from_pylist([vars(w) for w in wanted], schema=schema)
 
 
 # --- is it in the lake?
