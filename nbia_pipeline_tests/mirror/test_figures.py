@@ -22,6 +22,7 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.rehash import digest_check, plan_verification, read_again
 from nbia_pipeline_tests.helpers import zips
+from nbia_pipeline_tests.helpers.dicom import dicom
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, edited
 from nbia_pipeline_tests.helpers.one_series import COLLECTION, UID, OneSeries
 
@@ -107,6 +108,9 @@ def test_a_whole_zip_with_the_stated_figures_costs_one_request(one: OneSeries, a
     assert one.asked() == {HASHED: 1}
 
 
+ANOTHER = dicom(SOPInstanceUID=f"{UID}.9", SeriesInstanceUID=UID)
+
+
 def one_more_in_the_list(entries: zips.Entries) -> zips.Entries:
     name, content = entries[-1]
     return [*entries[:-1], (name, content + b"00000009.dcm," + b"a" * 32 + b"\n")]
@@ -120,6 +124,7 @@ DOUBTFUL: dict[str, tuple[dict[str, Any], Callable[[zips.Entries], zips.Entries]
     "a count of zero": ({"ImageCount": 0}, None, (COMPLETE, "md5", 1)),
     "another count": ({"ImageCount": 4}, None, (QUARANTINED, "", 3)),
     "something else in the zip": ({}, lambda entries: [("9.dcm", b"no DICOM"), *entries], (COMPLETE, "md5", 1)),
+    "one more in the zip": ({}, lambda entries: [("9.dcm", ANOTHER), *entries], (QUARANTINED, "", 3)),
     "one more in the list": ({}, one_more_in_the_list, (COMPLETE, "md5", 1)),
     "a blank digest": ({}, zips.empty_digest, (COMPLETE, "md5", 1)),
     "a wrong digest": ({}, zips.wrong_digest, (COMPLETE, "md5", 1)),
