@@ -16,6 +16,7 @@ from nbia_pipeline.archive.rate_limit import Limiter
 from nbia_pipeline.lake import Lake, Lock, lock
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.lake.store import ObjectStore
+from nbia_pipeline.mirror import download
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, silence
 
@@ -72,6 +73,14 @@ def test_threads_that_wait_for_a_slot() -> None:
 
     with limiter.slot():
         ended = interrupted(wait, lambda: True)
+    assert isinstance(ended, stopping.Stopped)
+
+
+def test_threads_that_wait_for_their_turn_to_unpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    processors = threading.BoundedSemaphore(1)
+    monkeypatch.setattr(download, "_PROCESSORS", processors)
+    with processors:
+        ended = interrupted(lambda: list(download._in_turns(iter([b"zip"]))), lambda: True)
     assert isinstance(ended, stopping.Stopped)
 
 

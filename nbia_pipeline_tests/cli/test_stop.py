@@ -42,9 +42,12 @@ SILENT: dict[str, tuple[str, int, Fault]] = {
     "a pause that the archive asks for": ("getSeriesMetaData", 0, Fault("status", status=503, retry_after="60")),
     "a zip": ("getImageWithMD5Hash", 2, silence()),
     "the second half of a zip": ("getImageWithMD5Hash", 1, Fault("stall", fraction=0.5)),
+    "an image by itself": ("getSingleImage", 0, silence()),
     "the list of a series' images": ("getSOPInstanceUIDs", 0, silence()),
     "a digest, in a check": ("getMD5Hierarchy", 0, silence()),
 }
+# What is not asked where a zip proves that it is the whole series.
+ONLY_OF_A_SHORT_ZIP = ("getSingleImage", "getSOPInstanceUIDs")
 
 
 class Run:
@@ -88,6 +91,8 @@ def stopped_at(moment: str, sent: signal.Signals, folder: Path, archive: TestArc
     archive.faults.reset()
     archive.faults.inject(endpoint, *[pass_on()] * answers)
     archive.faults.inject(endpoint, fault, times=20)
+    if endpoint in ONLY_OF_A_SHORT_ZIP:
+        archive.faults.inject("getImageWithMD5Hash", Fault("lost_file"), times=20)
     run = Run(folder, archive.url)
     run.wait_until(lambda: archive.faults.count(endpoint) > answers)
     if endpoint == "getImageWithMD5Hash":  # what the true answers bring is to be finished

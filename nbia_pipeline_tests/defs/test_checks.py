@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, 
 
 CT, MIXED = "Lung Phantom CT", "HeadNeckMix"
 COUNTS = {CT: 4, MIXED: 9}
+LISTS = "getSOPInstanceUIDs"
 IMAGE_CALLS = {"getImage", "getImageWithMD5Hash", "getSingleImage", "getDCMImage"}
 
 
@@ -113,6 +115,8 @@ def test_a_good_lake_passes_without_a_request_for_an_image(
     assert (facts["asked"], facts["not_held"], facts["findings"]) == (13, 0, 0)
     assert not IMAGE_CALLS & {r.endpoint for r in archive.faults.seen}
     assert archive.faults.count("getMD5Hierarchy") == 13
+    # Of a few series the instances are listed, too: their figures may be wrong, and with them the proof.
+    assert (facts["listed"], archive.faults.count(LISTS)) == (5, 5)
 
 
 def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
@@ -253,32 +257,37 @@ def test_a_check_ends_in_time(lake: Lake, subject: Subject, monkeypatch: pytest.
 
 
 def test_another_digest_means_outdated(archive: TestArchive, lake: Lake, subject: Subject) -> None:
-    archive.faults.inject("getMD5Hierarchy", answer(200, b"0" * 32), answer(200, b""))
+    other, none, *_ = (row["SeriesInstanceUID"] for row in images._chosen(subject))
+    different, empty = answer(200, b"0" * 32), answer(200, b"")
+    archive.faults.inject("getMD5Hierarchy", replace(different, series=other), replace(empty, series=none))
     archive.faults.inject("getM5HashForImage", answer(200, b"0" * 32))
     report = images.agrees_with_archive(subject)
     (finding,) = found(report)
+    assert finding.series == other
     receipts = {r["SeriesInstanceUID"]: r for r in lake.read_table(IMAGE_SERIES, finding.collection).to_pylist()}
     assert finding.what == (
         f"series {finding.series} is outdated: the archive has different files: its digest is {'0' * 32}, the lake's "
         f"is {receipts[str(finding.series)]['SeriesMD5']}"
     )
-    assert report.properties == {"asked": 13, "not_held": 1}
+    assert report.properties == {"asked": 13, "not_held": 1, "listed": 4}
+    assert archive.faults.count(LISTS) == 1 + 4  # of that whose digest differs as well
 
 
-def one_unlisted(archive: TestArchive) -> None:
-    archive.faults.inject("getSOPInstanceUIDs", answer(200, b'[{"SOPInstanceUID": "9.9"}]'))
+def one_unlisted(archive: TestArchive, uid: str) -> None:
+    archive.faults.inject(LISTS, replace(answer(200, b'[{"SOPInstanceUID": "9.9"}]'), series=uid))
 
 
-def no_digest_of_the_first(archive: TestArchive) -> None:
+def no_digest_of_the_first(archive: TestArchive, uid: str) -> None:
     archive.faults.inject("getM5HashForImage", answer(200, b" "), answer(200, b"1" * 31))
 
 
 @pytest.mark.parametrize("evidence", [one_unlisted, no_digest_of_the_first])
 def test_other_instances_or_one_other_image_mean_outdated(
-    archive: TestArchive, subject: Subject, evidence: Callable[[TestArchive], None]
+    archive: TestArchive, subject: Subject, evidence: Callable[[TestArchive, str], None]
 ) -> None:
-    archive.faults.inject("getMD5Hierarchy", answer(200, b"f" * 32))
-    evidence(archive)
+    uid = images._chosen(subject)[0]["SeriesInstanceUID"]
+    archive.faults.inject("getMD5Hierarchy", replace(answer(200, b"f" * 32), series=uid))
+    evidence(archive, uid)
     (finding,) = found(images.agrees_with_archive(subject))
     assert finding.what.startswith(f"series {finding.series} is outdated: the archive has different files: its digest ")
 
@@ -299,11 +308,32 @@ def test_another_digest_of_a_series_alone_means_nothing(
     assert archive.faults.count("getM5HashForImage") <= 3
 
 
-def test_an_archive_that_cannot_be_asked_is_said_and_left_alone(archive: TestArchive, subject: Subject) -> None:
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_an_archive_that_cannot_be_asked_is_said_and_left_alone(
+    archive: TestArchive, subject: Subject, in_flight: int
+) -> None:
     archive.faults.inject("getMD5Hierarchy", answer(503), times=50)
-    (finding,) = found(images.agrees_with_archive(subject))
+    nbia = NbiaResource(archive=archive.url, tries=1, max_in_flight=in_flight)
+    (finding,) = found(images.agrees_with_archive(Subject(subject.lake, subject.settings, nbia)))
     assert "the archive cannot be asked for its digests" in finding.what and "503" in finding.what
-    assert archive.faults.count("getMD5Hierarchy") == 1
+    # What is under way at the first failure is the last.
+    assert 1 <= archive.faults.count("getMD5Hierarchy") <= in_flight
+    assert archive.faults.count(LISTS) == 0
+
+
+def test_a_few_series_are_listed_and_only_those_proven_by_figures(
+    archive: TestArchive, lake: Lake, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LISTED_AT_MOST", 2)
+    assert images.agrees_with_archive(subject).properties == {"asked": 13, "not_held": 0, "listed": 2}
+    archive.faults.reset()
+    monkeypatch.setattr(images, "LISTED_AT_MOST", 5)
+    proofs = iter(["md5+count+size"])
+    change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(Proof="md5"))
+    by_figures, *_ = change(lake, IMAGE_SERIES, CT, lambda r: r.update(Proof=next(proofs, "md5")))
+    assert images.agrees_with_archive(subject).properties == {"asked": 13, "not_held": 0, "listed": 1}
+    (call,) = archive.faults.calls(LISTS)
+    assert call.query["SeriesInstanceUID"] == by_figures["SeriesInstanceUID"]
 
 
 def asked(archive: TestArchive, subject: Subject) -> set[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow.compute as pc
+
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
+from nbia_pipeline.mirror.receipt import MD5, MD5_AND_FIGURES
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
 
@@ -46,12 +49,18 @@ def damage(lake: Lake, table: Table, change: Change, collection: str | None = No
 
 
 def tables_of(lake: Lake) -> dict[tuple[str, str | None], Any]:
-    """Return the rows of all tables that have any, by table and collection, without what differs from run to run."""
+    """Return the rows of all tables that have any, by table and collection, without what differs from run to run.
+
+    Receipts that are rebuilt have the proof ``md5`` where the download itself proved more.
+    """
     found = {}
     for table in TABLES.values():
         for collection in lake.collections_of(table) if table.partitioned else (None,):
             rows = lake.read_table(table, collection)
             kept = [name for name in rows.schema.names if name not in _VOLATILE]
+            if "Proof" in kept:
+                at = rows.schema.get_field_index("Proof")
+                rows = rows.set_column(at, "Proof", pc.replace_substring(rows["Proof"], MD5_AND_FIGURES, MD5))
             if rows.num_rows:
                 found[table.name, collection] = sorted(rows.select(kept).to_pylist(), key=str)
     return found

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.mirror.download import fetch_batch, fetch_series
+from nbia_pipeline.mirror import download
+from nbia_pipeline.mirror.download import AHEAD_BYTES, BETWEEN, fetch_batch, fetch_series, in_good_order
 from nbia_pipeline.mirror.series import WantedSeries, wanted_series
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import TestArchive
-from nbia_pipeline_tests.helpers.faults import answer, closed_early, cut
+from nbia_pipeline_tests.helpers.faults import answer, closed_early, cut, edited
 from nbia_pipeline_tests.helpers.series import expected_files, files_of
 
 COLLECTION = "QIN_Breast.v2"
@@ -194,7 +201,9 @@ def test_a_listing_older_than_the_files_is_read_again(
 def test_an_archive_that_contradicts_itself_is_not_believed(
     archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries
 ) -> None:
-    assert wanted.ImageCount is not None
+    # Without a FileSize, the download proves nothing without the list.
+    archive.faults.inject("getSeries", edited(lambda rows: rows[0].update(FileSize=None)), times=9)
+    (wanted,) = wanted_series(client.series(series_uid=wanted.SeriesInstanceUID))
     listed = client.sop_instance_uids(wanted.SeriesInstanceUID)
     body = json.dumps([{"SOPInstanceUID": uid} for uid in [*listed, "1.2.3"]]).encode()
     archive.faults.inject("getSOPInstanceUIDs", answer(200, body), times=9)
@@ -202,7 +211,7 @@ def test_an_archive_that_contradicts_itself_is_not_believed(
     assert (receipt.status, receipt.attempts) == (QUARANTINED, 3)
     assert receipt.reason == (
         f"the archive contradicts itself: getSeries counts {wanted.ImageCount} instances, getSOPInstanceUIDs lists "
-        f"{wanted.ImageCount + 1}, the zip contains {wanted.ImageCount}, of which 0 are not listed"
+        f"{len(listed) + 1}, the zip contains {wanted.ImageCount}, of which 0 are not listed"
     )
     assert images_in(lake) == []
 
@@ -247,3 +256,106 @@ def test_an_instance_number_that_is_none_is_left_out(
     receipt = fetch_series(client, lake, wanted)
     assert (receipt.status, receipt.attempts) == (COMPLETE, 1)
     assert [i.InstanceNumber for i in receipt.instances].count(None) == 1
+
+
+# --- the order, and the turns of unpacking
+
+
+BYTES = st.integers(0, 1 << 40)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 80).flatmap(lambda n: st.lists(BYTES, min_size=n, max_size=n)))
+def test_large_series_come_first_and_a_few_small_ones_between_them(sizes: list[int]) -> None:
+    order = in_good_order(sizes)
+    assert sorted(order) == list(range(len(sizes)))
+    fetched, largest_first = [sizes[n] for n in order], sorted(sizes, reverse=True)
+    between = min(BETWEEN, len(sizes) // 2)
+    assert fetched[0 : 2 * between : 2] == largest_first[:between]
+    assert fetched[1 : 2 * between : 2] == largest_first[::-1][:between]
+    assert fetched[2 * between :] == largest_first[between : len(sizes) - between]
+
+
+Turns = Callable[[int], threading.BoundedSemaphore]
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    """A function that lets so many threads unpack at a time."""
+
+    def allow(count: int) -> threading.BoundedSemaphore:
+        monkeypatch.setattr(download, "_PROCESSORS", threading.BoundedSemaphore(count))
+        return download._PROCESSORS
+
+    return allow
+
+
+def test_as_many_unpack_at_a_time_as_there_are_processors_and_one() -> None:
+    assert download._PROCESSORS._initial_value == (os.cpu_count() or 1) + 1  # type: ignore[attr-defined]
+
+
+END = -1
+
+
+@pytest.mark.parametrize(
+    ("size", "ahead"),
+    [(AHEAD_BYTES // 8 - 1, [*range(8), END]), (AHEAD_BYTES // 4, [*range(4)]), (AHEAD_BYTES, [0])],
+    ids=["small", "large", "large chunks"],
+)
+def test_what_is_small_is_read_to_its_end_before_it_is_unpacked(turns: Turns, size: int, ahead: list[int]) -> None:
+    places = turns(1)
+    read: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for n in range(8):
+            read.append(n)
+            assert places.acquire(blocking=False), "who waits for the network keeps nobody from a processor"
+            places.release()
+            yield bytes(size)
+        read.append(END)
+
+    with closing(download._in_turns(chunks())) as unpacked:
+        assert len(next(unpacked)) == size
+        assert read == ahead
+        assert not places.acquire(blocking=False), "it is this thread's turn"
+        assert len(list(unpacked)) == 7 and read == [*range(8), END]
+    assert places.acquire(blocking=False)
+
+
+def test_others_wait_for_their_turn(turns: Turns) -> None:
+    turns(2)
+    unpacking, go_on = threading.Semaphore(0), threading.Event()
+
+    def unpack(number: int) -> bytes:
+        had = []
+        with closing(download._in_turns(iter([b"a", b"b"]))) as chunks:
+            for chunk in chunks:
+                unpacking.release()
+                assert go_on.wait(30)
+                had.append(chunk)
+        return b"".join(had)
+
+    with stopping.threads(5, "test") as pool:
+        try:
+            done = [pool.submit(unpack, n) for n in range(5)]
+            assert unpacking.acquire(timeout=30) and unpacking.acquire(timeout=30)
+            assert not unpacking.acquire(timeout=0.3)
+        finally:
+            go_on.set()
+        assert [future.result(30) for future in done] == [b"ab"] * 5
+
+
+def test_a_turn_is_given_back_when_unpacking_or_the_stream_fails(
+    archive: TestArchive, client: NbiaClient, lake: Lake, wanted: WantedSeries, turns: Turns
+) -> None:
+    places = turns(1)
+    archive.faults.inject("getImageWithMD5Hash", zips.altered(zips.bomb), zips.altered(zips.climbing_name))
+    assert fetch_series(client, lake, wanted).attempts == 3
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(AHEAD_BYTES)
+        raise OSError
+
+    with pytest.raises(OSError), closing(download._in_turns(broken())) as chunks:
+        list(chunks)
+    assert places.acquire(blocking=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from nbia_pipeline.defs.checks import images
 from nbia_pipeline.defs.checks.check import Subject
+from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.plan import make_plan
@@ -20,7 +22,8 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.verify.rehash import digest_check, plan_verification, read_again
 from nbia_pipeline_tests.helpers import zips
-from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer
+from nbia_pipeline_tests.helpers.dicom import dicom
+from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, edited
 from nbia_pipeline_tests.helpers.one_series import COLLECTION, UID, OneSeries
 
 HASHED, LISTED, SIZED = "getImageWithMD5Hash", "getSOPInstanceUIDs", "getSeriesSize"
@@ -93,6 +96,77 @@ def test_a_count_of_zero_with_images_announces_nothing(one: OneSeries, count: in
 def test_a_wrong_size_with_the_right_digests_is_complete(one: OneSeries) -> None:
     one.figures = {"FileSize": 12345}
     assert one.fetch().status == COMPLETE
+
+
+# --- what the figures prove, and what they do not
+
+
+@pytest.mark.parametrize("api", ["v2", "v4"])
+def test_a_whole_zip_with_the_stated_figures_costs_one_request(one: OneSeries, api: str) -> None:
+    receipt = one.fetch(api)
+    assert (receipt.status, receipt.attempts, receipt.verified_by) == (COMPLETE, 1, "md5+count+size")
+    assert one.asked() == {HASHED: 1}
+
+
+ANOTHER = dicom(SOPInstanceUID=f"{UID}.9", SeriesInstanceUID=UID)
+
+
+def one_more_in_the_list(entries: zips.Entries) -> zips.Entries:
+    name, content = entries[-1]
+    return [*entries[:-1], (name, content + b"00000009.dcm," + b"a" * 32 + b"\n")]
+
+
+# Figures, what each zip is, and the outcome: status, proof, downloads. None of them shows alone that all is there.
+DOUBTFUL: dict[str, tuple[dict[str, Any], Callable[[zips.Entries], zips.Entries] | None, tuple[str, str, int]]] = {
+    "no size": ({"FileSize": None}, None, (COMPLETE, "md5", 1)),
+    "another size": ({"FileSize": 12345}, None, (COMPLETE, "md5", 1)),
+    "no count": ({"ImageCount": None}, None, (COMPLETE, "md5", 1)),
+    "a count of zero": ({"ImageCount": 0}, None, (COMPLETE, "md5", 1)),
+    "another count": ({"ImageCount": 4}, None, (QUARANTINED, "", 3)),
+    "something else in the zip": ({}, lambda entries: [("9.dcm", b"no DICOM"), *entries], (COMPLETE, "md5", 1)),
+    "one more in the zip": ({}, lambda entries: [("9.dcm", ANOTHER), *entries], (QUARANTINED, "", 3)),
+    "one more in the list": ({}, one_more_in_the_list, (COMPLETE, "md5", 1)),
+    "a blank digest": ({}, zips.empty_digest, (COMPLETE, "md5", 1)),
+    "a wrong digest": ({}, zips.wrong_digest, (COMPLETE, "md5", 1)),
+    "no digests": ({}, lambda entries: entries[:-1], (COMPLETE, "md5", 3)),
+    "one short": ({}, zips.one_short_and_consistent, (COMPLETE, "md5", 1)),
+}
+
+
+@pytest.mark.parametrize(("figures", "change", "outcome"), DOUBTFUL.values(), ids=DOUBTFUL)
+def test_where_the_figures_prove_nothing_the_instances_are_listed(
+    one: OneSeries,
+    figures: dict[str, Any],
+    change: Callable[[zips.Entries], zips.Entries] | None,
+    outcome: tuple[str, str, int],
+) -> None:
+    one.figures = figures
+    if change:
+        one.faults.inject(HASHED, zips.altered(change), times=9)
+    receipt = one.fetch()
+    assert (receipt.status, receipt.row()["Proof"] or "", receipt.attempts) == outcome
+    assert one.asked()[LISTED] >= receipt.attempts
+    assert len(receipt.instances) == (5 if receipt.status == COMPLETE else 0)
+
+
+@pytest.mark.parametrize("digest", [None, b" "], ids=["the digest of what it sends", "no digest"])
+def test_figures_that_lie_together_are_found_by_the_list_in_the_check(
+    one: OneSeries, lake: Lake, digest: bytes | None
+) -> None:
+    """Zip, list of digests, ImageCount and FileSize leave out the same instance."""
+    one.faults.inject(LISTED, edited(lambda rows: rows.append({"SOPInstanceUID": f"{UID}.6"})), times=9)
+    committed(one, lake)
+    (row,) = lake.read_table(IMAGE_SERIES, COLLECTION).to_pylist()
+    assert (row["Status"], row["Proof"]) == (COMPLETE, "md5+count+size")
+    assert LISTED not in one.asked()
+    if digest:
+        one.faults.inject("getMD5Hierarchy", answer(200, digest))
+    archive = NbiaResource(archive=one.url, tries=1)
+    report = images.agrees_with_archive(Subject(lake, Settings(archive=one.url, images=("*",)), archive))
+    (finding,) = report.findings
+    told = "is outdated: the archive lists 6 instances, the lake has 5 (missing 1.1.6)"
+    assert (finding.series, finding.what) == (UID, f"series {UID} {told}")
+    assert report.properties == {"asked": 1, "not_held": 1 if digest else 0, "listed": 1}
 
 
 # --- nothing to fetch

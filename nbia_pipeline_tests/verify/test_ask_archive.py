@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import pytest
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.schema.tables import SERIES, VERIFICATIONS
+from nbia_pipeline.verify.compare import lists_others
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, html
@@ -33,6 +37,25 @@ def site(one: OneSeries) -> OneSeries:
     commit(one.lake, COLLECTION)
     one.before = len(one.faults.seen)
     return one
+
+
+@pytest.mark.parametrize(
+    ("listed", "different"),
+    [
+        (range(1, IMAGES + 1), None),
+        ((), None),  # a server that lists nothing shows nothing
+        (range(1, 7), "the archive lists 6 instances, the lake has 5 (missing 1.1.6)"),
+        ((1, 2, 9), "the archive lists 3 instances, the lake has 5 (missing 1.1.9; not listed 1.1.3, 1.1.4, 1.1.5)"),
+        ((1,), "the archive lists 1 instances, the lake has 5 (not listed 1.1.2, 1.1.3, 1.1.4 and 1 more)"),
+    ],
+    ids=["the same", "none", "one more", "others", "fewer"],
+)
+def test_the_lists_of_instances_are_compared(one: OneSeries, listed: Sequence[int], different: str | None) -> None:
+    files = [f"{UID}.{n}" for n in range(1, IMAGES + 1)]
+    rows = [{"SOPInstanceUID": f"{UID}.{n}"} for n in listed]
+    one.faults.inject("getSOPInstanceUIDs", answer(200, json.dumps(rows).encode()), times=9)  # none is asked for twice
+    with one.client() as client:
+        assert lists_others(client, UID, files) == different
 
 
 def compared(site: OneSeries) -> VerifyRun:

@@ -63,6 +63,10 @@ def statuses(lake: Lake) -> dict[str, str]:
     return dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
 
 
+def proofs(lake: Lake) -> set[str]:
+    return set(lake.read_table(IMAGE_SERIES, NAME)["Proof"].to_pylist())
+
+
 def expect_intact(lake: Lake, series: int) -> None:
     run = read_again(lake, plan_verification(lake, [NAME]))
     assert (run.checked, run.damaged) == (series, [])
@@ -147,12 +151,14 @@ def test_images_without_any_table_are_compared_with_the_archive(
     client = control[1]
     mirrored(client, lake)
     before = tables_of(lake)
+    assert proofs(lake) == {"md5+count+size"}
     for path in lake.sizes("tables"):
         lake.remove(path)
     rebuilt = rebuild(client, lake, NAME)
     assert rebuilt is not None and (rebuilt.complete, rebuilt.pending, rebuilt.left) == (4, {}, [])
     assert Mirror(client, lake).run(NAME).fetched == 0
     assert tables_of(lake) == before
+    assert proofs(lake) == {"md5"}  # no zip was there to be compared
 
 
 def test_a_failure_in_the_journal_hides_no_files(control: tuple[Operations, NbiaClient], lake: Lake) -> None:
