@@ -55,6 +55,7 @@ def fetch_batch(
     batch: Sequence[WantedSeries],
     *,
     streams: int | None = None,
+    ask_list: bool = False,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
 ) -> list[Receipt]:
     """Fetch the series of a batch over a bounded pool of threads, in the order of :func:`in_good_order`.
@@ -68,6 +69,7 @@ def fetch_batch(
         batch: the series.
         streams: series at a time; None: as many as keep the requests in flight that the client's limit allows. How
             many there are is up to :class:`~nbia_pipeline.archive.rate_limit.Limiter`.
+        ask_list: ask for the list of instances of every series, also where count and size prove the set.
         on_result: called with every outcome, from any thread.
 
     Returns:
@@ -82,7 +84,7 @@ def fetch_batch(
     reasons = Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        receipt = fetch_series(client, lake, wanted, reasons)
+        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list)
         on_result(receipt)
         return receipt
 
@@ -174,6 +176,8 @@ def fetch_series(
     lake: Lake,
     wanted: WantedSeries,
     reasons: Reasons | None = None,
+    *,
+    ask_list: bool = False,
 ) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
 
@@ -182,6 +186,7 @@ def fetch_series(
         lake: where to.
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
+        ask_list: see :func:`fetch_batch`.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
@@ -199,11 +204,13 @@ def fetch_series(
                     if attempt > 1:  # the listing may be older than the files
                         wanted = _listed_now(client, wanted) or wanted
                     last = attempt == TRIES
-                    receipt = _attempt(client, wanted, work / "files", last=last, too_large=too_large)
+                    receipt = _attempt(
+                        client, wanted, work / "files", last=last, too_large=too_large, ask_list=ask_list
+                    )
                     if receipt.repaired:
                         _expect_not_replaced(client, wanted)
                     if sum(i.Size for i in receipt.instances) != (wanted.FileSize or 0):
-                        wanted = _listed_now(client, wanted) or wanted
+                        wanted = _with_new_figures(client, wanted, receipt)
             except (NotVerified, NoAnswer) as e:
                 reason, too_large = str(e), isinstance(e, UnsafeZip)
                 if too_large:
@@ -223,7 +230,9 @@ def fetch_series(
     return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))
 
 
-def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool) -> Receipt:
+def _attempt(
+    client: NbiaClient, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool, ask_list: bool
+) -> Receipt:
     """Download a series once into a new directory, and verify it; nothing of a series without images.
 
     No other attempt follows the last, which repairs whatever can be repaired.
@@ -238,7 +247,7 @@ def _attempt(client: NbiaClient, wanted: WantedSeries, files: Path, *, last: boo
         if _states_images(wanted) or client.sop_instance_uids(uid):
             raise
         return _without_images(wanted, files)
-    if with_digests and (receipt := proven_by_figures(wanted, unpacked)):
+    if with_digests and not ask_list and (receipt := proven_by_figures(wanted, unpacked)):
         return receipt
     # Asked after the download: an instance that was added meanwhile is then missing, and fetched.
     listed = client.sop_instance_uids(uid)
@@ -295,6 +304,18 @@ def _listed_now(client: NbiaClient, wanted: WantedSeries) -> WantedSeries | None
         if replace(wanted, **{name: getattr(now, name) for name in FINGERPRINT}) == now:
             return now
     return None
+
+
+def _with_new_figures(client: NbiaClient, wanted: WantedSeries, receipt: Receipt) -> WantedSeries:
+    """Return a series, whose files have another size than was listed, as it is listed now.
+
+    Raises:
+        NotVerified: it was replaced meanwhile, and the files may be those from before.
+    """
+    now = _listed_now(client, wanted) or wanted
+    if not same_content(now, wanted) and now.FileSize != sum(i.Size for i in receipt.instances):
+        raise NotVerified("the archive replaced the series while it was being fetched")
+    return now
 
 
 def _expect_not_replaced(client: NbiaClient, wanted: WantedSeries) -> None:

@@ -193,10 +193,14 @@ class Mirror:
         return self._plan(f"cart {name}", series, whole, EVERYTHING, bounds, on_progress)
 
     def fetch(
-        self, batch: Sequence[WantedSeries], *, on_result: Callable[[Receipt], None] = lambda receipt: None
+        self,
+        batch: Sequence[WantedSeries],
+        *,
+        ask_list: bool = False,
+        on_result: Callable[[Receipt], None] = lambda receipt: None,
     ) -> list[Receipt]:
         """Fetch the series of a batch; see :func:`~nbia_pipeline.mirror.download.fetch_batch`."""
-        return fetch_batch(self.client, self.lake, batch, streams=self.streams, on_result=on_result)
+        return fetch_batch(self.client, self.lake, batch, streams=self.streams, ask_list=ask_list, on_result=on_result)
 
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
         """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""

@@ -108,7 +108,7 @@ def lists_others(client: NbiaClient, uid: str, instances: Collection[str]) -> st
         return None
     kinds = {"missing": sorted(listed.difference(instances)), "not listed": sorted(set(instances) - listed)}
     named = "; ".join(f"{kind} {first_of(uids, SHOWN)}" for kind, uids in kinds.items() if uids)
-    return f"the archive lists {len(listed)} instances, the lake has {len(instances)} ({named})"
+    return f"getSOPInstanceUIDs lists {len(listed)}, the lake has {len(instances)} ({named})"
 
 
 def _wrong_size(found: int | None, expected: int) -> str | None:

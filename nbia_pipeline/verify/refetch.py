@@ -80,7 +80,7 @@ def refetch(
         revoke(lake, collection, damage)
         for batch in batches(wanted):
             try:
-                receipts = mirror.fetch(batch, on_result=on_result)
+                receipts = mirror.fetch(batch, ask_list=True, on_result=on_result)
             finally:
                 with soon_if_interrupted():
                     mirror.commit(collection, clear_mark=False)

@@ -18,11 +18,11 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import commit
-from nbia_pipeline.mirror.receipt import BY_DIGESTS
+from nbia_pipeline.mirror.receipt import BY_DIGESTS, MD5_AND_FIGURES
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.text import logger
-from nbia_pipeline.verify.compare import compare_files, differs_from_archive
+from nbia_pipeline.verify.compare import compare_files, differs_from_archive, lists_others
 from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, record, stored_series
 
 log = logger(__name__)
@@ -188,7 +188,8 @@ def digest_check(client: NbiaClient) -> ExtraCheck:
     """Return a check against the archive's own digests of a series: the archive may have replaced its files silently.
 
     It passes a series that the archive had no digest of when it was fetched, or has none now, and all where the archive
-    does not answer for digests.
+    does not answer for digests. Of a series whose set of instances was proven by count and size, the instances are
+    listed as well.
     """
     proofs = Proofs(client)
 
@@ -198,9 +199,10 @@ def digest_check(client: NbiaClient) -> ExtraCheck:
         except NoAnswer as e:
             log.warning("series %s is not compared with the archive: %s", series.uid, e)
             return None
-        if digest is None:
-            return None
-        different = differs_from_archive(client, (series.uid, series.digest), digest, lambda: md5s_of(rows))
+        md5s = md5s_of(rows)
+        different = differs_from_archive(client, (series.uid, series.digest), digest, lambda: md5s)
+        if different is None and series.verified_by == MD5_AND_FIGURES:
+            different = lists_others(client, series.uid, md5s)
         return different and f"outdated: {different}"
 
     return check

@@ -10,8 +10,9 @@ import pytest
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.mirror.commit import commit
-from nbia_pipeline.schema.tables import SERIES, VERIFICATIONS
+from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES, VERIFICATIONS
 from nbia_pipeline.verify.compare import lists_others
+from nbia_pipeline.verify.refetch import refetch
 from nbia_pipeline.verify.rehash import VerifyRun, digest_check, plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, answer, html
@@ -44,9 +45,9 @@ def site(one: OneSeries) -> OneSeries:
     [
         (range(1, IMAGES + 1), None),
         ((), None),  # a server that lists nothing shows nothing
-        (range(1, 7), "the archive lists 6 instances, the lake has 5 (missing 1.1.6)"),
-        ((1, 2, 9), "the archive lists 3 instances, the lake has 5 (missing 1.1.9; not listed 1.1.3, 1.1.4, 1.1.5)"),
-        ((1,), "the archive lists 1 instances, the lake has 5 (not listed 1.1.2, 1.1.3, 1.1.4 and 1 more)"),
+        (range(1, 7), "getSOPInstanceUIDs lists 6, the lake has 5 (missing 1.1.6)"),
+        ((1, 2, 9), "getSOPInstanceUIDs lists 3, the lake has 5 (missing 1.1.9; not listed 1.1.3, 1.1.4, 1.1.5)"),
+        ((1,), "getSOPInstanceUIDs lists 1, the lake has 5 (not listed 1.1.2, 1.1.3, 1.1.4 and 1 more)"),
     ],
     ids=["the same", "none", "one more", "others", "fewer"],
 )
@@ -109,3 +110,23 @@ def test_a_call_that_the_archive_lacks_is_no_finding(
     done = compared(site)
     assert (done.checked, done.damaged) == (1, [])
     assert [r for r in caplog.records if "the archive does not answer for the MD5 of " in r.message]
+
+
+def test_a_list_that_has_more_is_found_and_the_series_is_not_proven_by_figures_again(site: OneSeries) -> None:
+    """Zip, list of digests, ImageCount and FileSize leave out the same instance."""
+    more = json.dumps([{"SOPInstanceUID": f"{UID}.{n}"} for n in range(1, IMAGES + 2)]).encode()
+    site.faults.inject("getSOPInstanceUIDs", answer(200, more), times=99)
+    (result,) = compared(site).damaged
+    assert result.finding == "outdated: getSOPInstanceUIDs lists 6, the lake has 5 (missing 1.1.6)"
+    with NbiaClient(site.url, options=FAST) as client:
+        failures = refetch(client, site.lake, [result]).failures
+    assert failures[UID].startswith("quarantined: the archive contradicts itself: getSeries counts 5 instances")
+    assert site.lake.read_table(IMAGE_SERIES, COLLECTION)["Status"].to_pylist() == ["complete"]
+
+
+def test_a_series_that_is_fetched_again_is_compared_with_its_list(site: OneSeries) -> None:
+    site.store.version = "another "
+    (result,) = compared(site).damaged
+    with NbiaClient(site.url, options=FAST) as client:
+        assert refetch(client, site.lake, [result]).failures == {}
+    assert site.lake.read_table(IMAGE_SERIES, COLLECTION)["Proof"].to_pylist() == ["md5"]
