@@ -7,13 +7,16 @@ ninety scripts of migrations, twice, and makes twenty tables and indexes in a tr
 connections of a file are kept: then SQLite flushes the directory once, and copies the log once in a thousand pages.
 The scripts are read once, the tables of a file are made in one transaction, and the file of a further run starts as a
 copy of the empty first one. Each commit is flushed as before.
+
+To keep a copy of what steps print, Dagster starts four processes for each run, which takes longer than most steps. Here
+it keeps none: what a step prints is on the terminal of the command, and its log is among the events.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +24,8 @@ from typing import Any
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from dagster._core.storage.compute_log_manager import CapturedLogContext
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from sqlalchemy import MetaData, event
 
 KEPT = 4
@@ -45,7 +50,7 @@ def kept_open() -> Iterator[None]:
     event.listen(MetaData, "before_create", _in_one_transaction)
     _active = True
     try:
-        with _engines_kept(), _migrations_kept(), _empty_file_kept():
+        with _engines_kept(), _migrations_kept(), _empty_file_kept(), _nothing_copied():
             yield
     finally:
         _active = False
@@ -154,3 +159,19 @@ def _migrations_kept() -> Iterator[None]:
         yield
     finally:
         ScriptDirectory.from_config = theirs  # type: ignore[method-assign]
+
+
+@contextmanager
+def _nothing_copied() -> Iterator[None]:
+    """Leave what steps print to the terminal, where Dagster would copy it to files of its home."""
+    theirs = LocalComputeLogManager.capture_logs
+
+    @contextmanager
+    def capture_logs(_: Any, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        yield CapturedLogContext(log_key)
+
+    LocalComputeLogManager.capture_logs = capture_logs  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        LocalComputeLogManager.capture_logs = theirs  # type: ignore[method-assign]
