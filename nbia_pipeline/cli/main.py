@@ -81,14 +81,17 @@ def _main(words: list[str]) -> int:
 
 
 def _start_embedded() -> None:
-    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does."""
+    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does.
+
+    A run asks for all images soon, so that the archive may make them while the tables are fetched.
+    """
     if os.environ.get("NBIA_ARCHIVE", "") not in ("", "embedded"):
         return
 
     def start() -> None:
         launcher = import_module("nbia_pipeline.embedded.launcher")
         with suppress(launcher.EmbeddedArchiveError, OSError):  # the first step that needs it meets this too
-            launcher.ensure_running()
+            launcher.ensure_running(render_ahead=True)
 
     threading.Thread(target=start, name="nbia-embedded", daemon=True).start()
 
