@@ -81,10 +81,12 @@ def _render(catalog: Catalog) -> None:
     """Make all images with their digests, as many as the store keeps; requests need not wait for the whole of one."""
     if catalog.images is None:
         return
+    usual = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     for uid in catalog.series["SeriesInstanceUID"].to_pylist():
         for instance in catalog.images.instances(uid):
             catalog.md5(uid, instance.sop_instance_uid)
+    sys.setswitchinterval(usual)
 
 
 def _write_record(path: Path, addresses: Addresses) -> None:
