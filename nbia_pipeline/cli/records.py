@@ -164,14 +164,15 @@ def _migrations_kept() -> Iterator[None]:
 @contextmanager
 def _nothing_copied() -> Iterator[None]:
     """Leave what steps print to the terminal, where Dagster would copy it to files of its home."""
-    theirs = LocalComputeLogManager.capture_logs
+    manager: Any = LocalComputeLogManager
+    theirs = manager.capture_logs
 
     @contextmanager
     def capture_logs(_: Any, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
         yield CapturedLogContext(log_key)
 
-    LocalComputeLogManager.capture_logs = capture_logs  # type: ignore[method-assign]
+    manager.capture_logs = capture_logs
     try:
         yield
     finally:
-        LocalComputeLogManager.capture_logs = theirs  # type: ignore[method-assign]
+        manager.capture_logs = theirs
