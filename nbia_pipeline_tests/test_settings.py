@@ -384,3 +384,17 @@ def test_an_unmatched_pattern_comes_with_what_looks_like_it() -> None:
 @pytest.mark.parametrize(("name", "glob"), [("A*", True), ("A?", True), ("A[1]", True), ("A b-c.d_(e)", False)])
 def test_a_glob_is_told_from_a_name(name: str, glob: bool) -> None:
     assert is_glob(name) is glob
+
+
+def test_a_run_imports_no_pandas_and_pyarrow_still_finds_it() -> None:
+    code = """if True:
+        import sys
+        from nbia_pipeline.cli import main
+        main._do_without_pandas()
+        import nbia_pipeline.cli.run
+        import pyarrow as pa
+        pa.array([1, 2])
+        print("pandas" in sys.modules, len(pa.table({"a": [1, 2]}).to_pandas()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False 2\n"

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", choices=["demo", "idc"], default="demo", help="what to serve")
     parser.add_argument("--scale", type=int, default=1, help="size of the demo images: 1 is small, 100 is gigabytes")
     add_archive_options(parser)
-    parser.set_defaults(record=None)
+    parser.set_defaults(record=None, render_ahead=False)
 
 
 def run(options: argparse.Namespace) -> int:

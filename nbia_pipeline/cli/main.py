@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
+from typing import Any
 
 from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.signals import STOP, handled
@@ -69,6 +70,7 @@ def _main(words: list[str]) -> int:
         parser.parse_args(words)  # prints the help, the version or what is wrong, and exits
     if name == "run" and not {"-h", "--help"}.intersection(words):
         _start_embedded()
+        _do_without_pandas()
     command = import_module(COMMANDS[name][0])
     command.add_options(parsers[name])
     options, rest = parser.parse_known_args(words)
@@ -79,13 +81,35 @@ def _main(words: list[str]) -> int:
 
 
 def _start_embedded() -> None:
-    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does."""
+    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does.
+
+    A run asks for all images soon, so that the archive may make them while the tables are fetched.
+    """
     if os.environ.get("NBIA_ARCHIVE", "") not in ("", "embedded"):
         return
 
     def start() -> None:
         launcher = import_module("nbia_pipeline.embedded.launcher")
         with suppress(launcher.EmbeddedArchiveError, OSError):  # the first step that needs it meets this too
-            launcher.ensure_running()
+            launcher.ensure_running(render_ahead=True)
 
     threading.Thread(target=start, name="nbia-embedded", daemon=True).start()
+
+
+class _Hidden:
+    """Finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _do_without_pandas() -> None:
+    """Let pyarrow find no pandas: it imports it with its first array, for a third of a second, and nothing uses it."""
+    finders: list[Any] = sys.meta_path
+    finders.insert(0, _Hidden)
+    try:
+        import_module("pyarrow").array([0])  # looks for it once, and remembers what it found
+    finally:
+        finders.remove(_Hidden)

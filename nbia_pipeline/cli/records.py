@@ -1,25 +1,32 @@
 """Dagster's records in SQLite, without what an event costs besides being flushed.
 
 For every statement Dagster makes an engine, which forgets the statements that it has compiled, and opens a connection.
-The last connection to a file that closes copies the write-ahead log into it, flushes both, and removes the log. For the
-file of each run, Dagster also reads its ninety scripts of migrations, twice. Here an engine is made once for each file,
-the scripts are read once, and a connection stays open: then SQLite copies the log once in a thousand pages. Each commit
-is flushed as before.
+With the first commit of a connection SQLite flushes the directory too; the last connection to a file that closes
+copies the write-ahead log into it, flushes both, and removes the log. For the file of each run, Dagster also reads its
+ninety scripts of migrations, twice, and makes twenty tables and indexes in a transaction each. Here engine and
+connections of a file are kept: then SQLite flushes the directory once, and copies the log once in a thousand pages.
+The scripts are read once, the tables of a file are made in one transaction, and the file of a further run starts as a
+copy of the empty first one. Each commit is flushed as before.
+
+To keep a copy of what steps print, Dagster starts four processes for each run, which takes longer than most steps. Here
+it keeps none: what a step prints is on the terminal of the command, and its log is among the events.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
-from sqlalchemy.pool import Pool
+from dagster._core.storage.compute_log_manager import CapturedLogContext
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from sqlalchemy import MetaData, event
 
 KEPT = 4
 """Files that are kept open: runs, the index of events, the events of this run, and of the one before."""
@@ -40,30 +47,14 @@ def kept_open() -> Iterator[None]:
     if _active:
         yield
         return
-    kept: OrderedDict[str, sqlite3.Connection] = OrderedDict()
-
-    def keep(connection: Any, _: object) -> None:
-        path = _path_of(connection)
-        if not path:
-            return
-        if path not in kept:
-            kept[path] = sqlite3.connect(path, check_same_thread=False)
-        kept.move_to_end(path)
-        with suppress(sqlite3.Error):  # it takes part in the log from its first statement on
-            kept[path].execute("SELECT 1 FROM sqlite_master").fetchone()
-        while len(kept) > KEPT:
-            kept.popitem(last=False)[1].close()
-
-    event.listen(Pool, "connect", keep)
+    event.listen(MetaData, "before_create", _in_one_transaction)
     _active = True
     try:
-        with _engines_kept(), _migrations_kept():
+        with _engines_kept(), _migrations_kept(), _empty_file_kept(), _nothing_copied():
             yield
     finally:
         _active = False
-        event.remove(Pool, "connect", keep)
-        for connection in kept.values():
-            connection.close()
+        event.remove(MetaData, "before_create", _in_one_transaction)
 
 
 def _path_of(connection: Any) -> str:
@@ -82,15 +73,17 @@ def _engines_kept() -> Iterator[None]:
             modules.append(import_module(name))
     theirs = {module: module.create_engine for module in modules if hasattr(module, "create_engine")}
 
-    def again(make: Any) -> Any:
-        made: OrderedDict[str, Any] = OrderedDict()
+    made: OrderedDict[str, Any] = OrderedDict()
 
+    def again(make: Any) -> Any:
         def create_engine(address: str, **how: Any) -> Any:
             if address not in made:
+                how.pop("poolclass", None)  # that keeps no connection; SQLAlchemy's own choice for files does
                 made[address] = make(address, **how)
+                made[address].dispose = lambda: None  # Dagster disposes of it after each statement
             made.move_to_end(address)
-            if len(made) > KEPT:
-                made.popitem(last=False)
+            while len(made) > KEPT:
+                _dispose(made.popitem(last=False)[1])
             return made[address]
 
         return create_engine
@@ -102,6 +95,51 @@ def _engines_kept() -> Iterator[None]:
     finally:
         for module, make in theirs.items():
             module.create_engine = make
+        for engine in made.values():
+            _dispose(engine)
+
+
+def _dispose(engine: Any) -> None:
+    """Close the connections of an engine; those in use close when they are given back."""
+    del engine.dispose
+    engine.dispose()
+
+
+def _in_one_transaction(_: MetaData, connection: Any, **how: Any) -> None:
+    """Begin a transaction before tables are made: Python begins none for them, and each would be flushed by itself."""
+    raw = connection.connection.dbapi_connection
+    if _path_of(raw) and not raw.in_transaction:
+        raw.execute("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _empty_file_kept() -> Iterator[None]:
+    """Let the file of the events of a run start as a copy of that of an earlier run, as it was before its events."""
+    kind = getattr(import_module(_MAKE_ENGINES[0]), "SqliteEventLogStorage", None)
+    theirs = getattr(kind, "_initdb", None)
+    if theirs is None:
+        yield
+        return
+    with closing(sqlite3.connect(":memory:", check_same_thread=False)) as empty:
+        made: list[bool] = []
+
+        def _initdb(self: Any, engine: Any, *how: Any, **more: Any) -> None:
+            path = Path(engine.url.database)
+            new = not (how or more or path.exists())
+            if new and made:
+                with closing(sqlite3.connect(path)) as file:
+                    empty.backup(file)
+            theirs(self, engine, *how, **more)  # looks at the revision, and finds nothing to do
+            if new and not made:
+                with closing(sqlite3.connect(path)) as file:
+                    file.backup(empty)
+                made.append(True)
+
+        kind._initdb = _initdb  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            kind._initdb = theirs  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -121,3 +159,20 @@ def _migrations_kept() -> Iterator[None]:
         yield
     finally:
         ScriptDirectory.from_config = theirs  # type: ignore[method-assign]
+
+
+@contextmanager
+def _nothing_copied() -> Iterator[None]:
+    """Leave what steps print to the terminal, where Dagster would copy it to files of its home."""
+    manager: Any = LocalComputeLogManager
+    theirs = manager.capture_logs
+
+    @contextmanager
+    def capture_logs(_: Any, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        yield CapturedLogContext(log_key)
+
+    manager.capture_logs = capture_logs
+    try:
+        yield
+    finally:
+        manager.capture_logs = theirs

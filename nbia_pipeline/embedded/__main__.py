@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import json
 import os
+import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.options import add_archive_options
 from nbia_pipeline.embedded.server.run import Addresses, serve
 
+_SWITCH_SECONDS = 0.0005
+
 
 def run(options: argparse.Namespace) -> None:
     """Serve as the options say until stopped; see :func:`_parser` for them."""
     record: Path | None = options.record
+    catalog = _catalog(options.catalog, options.scale)
 
     def ready(addresses: Addresses) -> None:
         print(addresses.url, flush=True)
@@ -27,11 +32,13 @@ def run(options: argparse.Namespace) -> None:
             print(f"use it: {example}  # the token in the address is for you only", flush=True)
         if record is not None:
             _write_record(record, addresses)
+        if options.render_ahead:
+            threading.Thread(target=_render, args=(catalog,), name="render-ahead", daemon=True).start()
 
     # The server has shut down properly by the time the interrupt arrives here.
     with contextlib.suppress(KeyboardInterrupt):
         serve(
-            _catalog(options.catalog, options.scale),
+            catalog,
             options.host,
             options.port,
             ready=ready,
@@ -53,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="TCP port, 0 for any")
     add_archive_options(parser)
+    parser.add_argument("--render-ahead", action="store_true", help="make the images before they are asked for")
     parser.add_argument("--record", type=Path, help="write address and lifeline here; stop when unneeded")
     parser.add_argument("--linger", type=float, default=10.0, help="seconds to outlive the last client")
     return parser
@@ -67,6 +75,18 @@ def _catalog(name: str, scale: int) -> Catalog:
     from nbia_pipeline.embedded.demo.catalog import demo_catalog
 
     return demo_catalog(scale)
+
+
+def _render(catalog: Catalog) -> None:
+    """Make all images with their digests, as many as the store keeps; requests need not wait for the whole of one."""
+    if catalog.images is None:
+        return
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    for uid in catalog.series["SeriesInstanceUID"].to_pylist():
+        for instance in catalog.images.instances(uid):
+            catalog.md5(uid, instance.sop_instance_uid)
+    sys.setswitchinterval(usual)
 
 
 def _write_record(path: Path, addresses: Addresses) -> None:

@@ -60,13 +60,14 @@ _servers: list[subprocess.Popen[bytes]] = []
 _threads = threading.Lock()
 
 
-def ensure_running(catalog: str = "demo", **options: Option) -> str:
+def ensure_running(catalog: str = "demo", *, render_ahead: bool = False, **options: Option) -> str:
     """Return the base URL of the embedded archive that all processes of this user share.
 
     Starts it if it does not run. It runs as long as this process, or any other that called this, lives.
 
     Args:
         catalog: name of the catalog, ``demo`` or ``idc``.
+        render_ahead: if it is started, let it make its images before they are asked for.
         options: options of ``python -m nbia_pipeline.embedded``, like ``scale=2`` or ``linger=1.0``.
 
     Returns:
@@ -86,7 +87,7 @@ def ensure_running(catalog: str = "demo", **options: Option) -> str:
         directory = state_directory()
         with filelock.FileLock(directory / f"{key}.lock"):
             record = directory / f"{key}.json"
-            _connections[key] = _join(record) or _start(record, catalog, options)
+            _connections[key] = _join(record) or _start(record, catalog, {**options, "render_ahead": render_ahead})
         return _connections[key].url
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from nbia_pipeline.embedded.demo.catalog import demo_plans
+from nbia_pipeline.embedded.__main__ import _render
+from nbia_pipeline.embedded.demo.catalog import demo_catalog, demo_plans
 from nbia_pipeline.embedded.phantoms import dicom_files
 from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry, body
 from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan
@@ -361,3 +363,31 @@ def test_contours_are_closed_polygons_on_their_slice_around_the_lesion() -> None
         first = ds.ROIContourSequence[0].ContourSequence[0]
         center = np.array(first.ContourData, dtype=float).reshape(-1, 3).mean(axis=0)
         assert np.allclose(center[:2], plan.source.subject.lesion.center[:2], atol=0.01)
+
+
+def encoded_as_a_whole(plan: SeriesPlan, index: int) -> bytes:
+    dataset = dicom_files.image_header(plan, index)
+    dataset.add_new(dicom_files.PIXEL_DATA, "OW", dicom_files.image_pixels(plan, index))
+    return dicom_files.encode(dataset, plan.sop_instance(index))
+
+
+def test_images_are_as_if_each_was_encoded_as_a_whole() -> None:
+    plans = [plan for plan in PLANS if plan.source is None]
+    plans += [replace(plan, revision=3) for plan in plans[:2]]
+    plans.append(replace(plans[0], row={**plans[0].row, "StudyDescription": "Übersicht µCT"}))
+    assert {plan.modality for plan in plans} == {"CT", "MR", "PT"}
+    for plan in plans:
+        for index in {0, 9, plan.count - 1} & set(range(plan.count)):
+            assert dicom_files.image_file(plan, index) == encoded_as_a_whole(plan, index), (plan.uid, index)
+
+
+def test_images_made_ahead_are_there_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = demo_catalog()
+    assert catalog.images is not None
+    _render(catalog)
+    with monkeypatch.context() as patched:
+        patched.setattr(PhantomStore, "_rendered", None)
+        for plan in PLANS:
+            for instance in catalog.images.instances(plan.uid):
+                content = catalog.images.read(plan.uid, instance.sop_instance_uid)
+                assert catalog.md5(plan.uid, instance.sop_instance_uid) == hashlib.md5(content).hexdigest()

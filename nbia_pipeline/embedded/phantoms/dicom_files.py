@@ -10,13 +10,17 @@ import datetime as dt
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 
 import numpy as np
 import pydicom.config
+from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from nbia_pipeline.embedded.phantoms.anatomy import Body, Geometry, body
@@ -102,6 +106,14 @@ class SeriesPlan:
     def subject(self) -> Body:
         """The body of the patient at the time of the study."""
         return body(self.anatomy, str(self.row["PatientID"]), self.growth)
+
+    @cached_property
+    def encoded(self) -> tuple[bytes, dict[int, bytes]]:
+        """The first image's file up to its dataset, and the elements of it that all images have, by tag."""
+        dataset = _shared_header(self)
+        file = encode(dataset, self.sop_instance(0))
+        elements = _encoded(dataset)
+        return file[: len(file) - sum(map(len, elements.values()))], elements
 
     def sop_instance(self, index: int) -> str:
         """Return SOPInstanceUID (0008,0018) of instance `index` (from 0)."""
@@ -334,10 +346,14 @@ def _slope(plan: SeriesPlan, index: int) -> float:
     return float(f"{bound / _LARGEST_SIGNED:.6f}")
 
 
-def image_header(plan: SeriesPlan, index: int) -> Dataset:
-    """Return the dataset of an image of a CT, MR or PT series with empty PixelData."""
-    dataset = common(plan)
-    fill(dataset, **content_time(plan), **_pixel_module(plan), **_MODULES[plan.modality](plan))
+def _shared_header(plan: SeriesPlan) -> Dataset:
+    """Return what the images of a CT, MR or PT series have in common."""
+    return fill(common(plan), **content_time(plan), **_pixel_module(plan), **_MODULES[plan.modality](plan))
+
+
+def _own_header(plan: SeriesPlan, index: int) -> Dataset:
+    """Return what an image of a CT, MR or PT series has for itself, with empty PixelData."""
+    dataset = Dataset()
     for keyword, values in varying(plan, index).items():
         put(dataset, keyword, values if len(values) > 1 else values[0])
     if plan.modality == "PT":
@@ -345,6 +361,25 @@ def image_header(plan: SeriesPlan, index: int) -> Dataset:
         put(dataset, "ImageIndex", index + 1)
     dataset.add_new(PIXEL_DATA, "OW", b"")
     return dataset
+
+
+def image_header(plan: SeriesPlan, index: int) -> Dataset:
+    """Return the dataset of an image of a CT, MR or PT series with empty PixelData."""
+    dataset = _shared_header(plan)
+    dataset.update(_own_header(plan, index))
+    return dataset
+
+
+def _encoded(dataset: Dataset) -> dict[int, bytes]:
+    """Return the elements of a dataset by tag, as they are in a file."""
+    encodings = convert_encodings(dataset.get("SpecificCharacterSet", "ISO_IR 6"))
+    found = {}
+    for element in dataset:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        write_data_element(buffer, element, encodings)
+        found[int(element.tag)] = buffer.getvalue()
+    return found
 
 
 def image_pixels(plan: SeriesPlan, index: int) -> bytes:
@@ -364,10 +399,17 @@ def image_pixels(plan: SeriesPlan, index: int) -> bytes:
 
 
 def image_file(plan: SeriesPlan, index: int) -> bytes:
-    """Return one image of a CT, MR or PT series as a DICOM file."""
-    dataset = image_header(plan, index)
-    dataset.add_new(PIXEL_DATA, "OW", image_pixels(plan, index))
-    return encode(dataset, plan.sop_instance(index))
+    """Return one image of a CT, MR or PT series as a DICOM file.
+
+    Only what differs is encoded for each image: encoding takes longer than rendering.
+    """
+    first, sop_instance, pixels = plan.sop_instance(0), plan.sop_instance(index), image_pixels(plan, index)
+    start, shared = plan.encoded
+    elements = {**shared, **_encoded(_own_header(plan, index))}
+    elements[PIXEL_DATA] = elements[PIXEL_DATA][:-4] + len(pixels).to_bytes(4, "little")
+    header = b"".join([start, *(elements[tag] for tag in sorted(elements))])
+    # All are of one length, and each file names its own at two places.
+    return header.replace(first.encode(), sop_instance.encode()) + pixels
 
 
 def _text_size(plan: SeriesPlan, index: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,17 +24,29 @@ _NOISE_MEAN = 510
 _NOISE_DEVIATION = 147.8
 
 
+@lru_cache(maxsize=64)
 def _coordinates(geometry: Geometry, direction: tuple[int, int]) -> NDArray[np.float32]:
     """Return the patient coordinates in mm of the rows, or of the columns, along their own axis."""
     steps = np.arange(geometry.matrix, dtype=np.float64) + 0.5
     return (direction[1] * (steps * geometry.spacing - geometry.field_of_view / 2)).astype(np.float32)
 
 
-def _squares(shape: Ellipsoid, geometry: Geometry, direction: tuple[int, int]) -> NDArray[np.float32]:
+def _squares(shape: Ellipsoid, geometry: Geometry, direction: tuple[int, int]) -> tuple[slice, NDArray[np.float32]]:
+    """Return where a shape lies along an axis, and there its squared distances from its center; 1 is the surface."""
     axis = direction[0]
     relative = (_coordinates(geometry, direction) - np.float32(shape.center[axis])) / np.float32(shape.radii[axis])
     squares: NDArray[np.float32] = relative * relative
-    return squares
+    within = np.flatnonzero(squares < 1)
+    where = slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0)
+    return where, squares[where]
+
+
+@lru_cache(maxsize=1024)
+def _footprint(shape: Ellipsoid, geometry: Geometry) -> tuple[tuple[slice, slice], Image, Image]:
+    """Return the box that a shape has in all slices of a stack, and its squared distances along rows and columns."""
+    plane = PLANES[geometry.plane]
+    (rows, down), (columns, across) = (_squares(shape, geometry, way) for way in (plane.rows, plane.columns))
+    return (rows, columns), down[:, None], across[None]
 
 
 def _section(
@@ -42,17 +56,13 @@ def _section(
 
     Only the box is computed: most tissues are small, and a slice is rendered in a fraction of the time.
     """
-    plane = PLANES[geometry.plane]
-    depth = shape.half_width(plane.slices[0], geometry.location(index))
+    depth = shape.half_width(PLANES[geometry.plane].slices[0], geometry.location(index))
     if depth == 0:
         return None
-    down, across = _squares(shape, geometry, plane.rows), _squares(shape, geometry, plane.columns)
-    height, width = np.flatnonzero(down < 1), np.flatnonzero(across < 1)
-    if not len(height) or not len(width):
+    box, down, across = _footprint(shape, geometry)
+    if not down.size or not across.size:
         return None
-    box = slice(int(height[0]), int(height[-1]) + 1), slice(int(width[0]), int(width[-1]) + 1)
-    offset = np.float32(1 - depth * depth)
-    return box, down[box[0], None] + (across[None, box[1]] + offset)
+    return box, down + (across + np.float32(1 - depth * depth))
 
 
 def _noise(shape: tuple[int, int], seed: int) -> Image:
