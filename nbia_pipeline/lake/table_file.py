@@ -149,8 +149,8 @@ def rows_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str] | None = No
     return (rows if columns is None else rows.select(columns)).filter(mask)
 
 
-def pieces_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str]) -> Iterator[pa.Table]:
-    """Yield the rows for which `mask` is true, with some columns, piece by piece where that saves memory."""
+def pieces_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows for which `mask` is true, with all columns or some, piece by piece where that saves memory."""
     yield from rows.pieces_where(mask, columns) if isinstance(rows, TableFile) else [rows_where(rows, mask, columns)]
 
 
