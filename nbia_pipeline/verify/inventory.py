@@ -83,7 +83,7 @@ class VerifyResult:
 
 
 class Inventory:
-    """The series of a collection that are in the lake: the complete ones, and those withdrawn ones whose files are there.
+    """The series of a collection that are in the lake: complete ones, and withdrawn ones whose files are there.
 
     These are the receipts that state a size. Only some of them are in memory at a time.
 
