@@ -224,14 +224,15 @@ class _Reader:
         """Yield the results of series of one collection until it is over; what looks damaged is read again."""
         waiting = iter(series)
         while chunk := list(islice(waiting, CHUNK_SERIES)):
-            suspects, read = [], 0
-            for read, result in enumerate(self._read(chunk, self._over), 1):
+            suspects, left = [], len(chunk)
+            for result in self._read(chunk, self._over):
+                left -= 1
                 if result.finding is None:
                     yield result
                 else:
                     suspects.append(result)
             yield from self._read_suspects(suspects)
-            if read < len(chunk):
+            if left:  # the time is up
                 return
 
     def _read(self, series: Sequence[StoredSeries], over: Callable[[], bool]) -> Iterator[VerifyResult]:
