@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,6 @@ from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import NO_COLLECTION
 from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import API
 from nbia_pipeline.schema.tables import (
     BODY_PARTS,
@@ -47,7 +46,11 @@ ENRICHED = {
 
 
 def record_nonconformities(
-    lake: Lake, table: Table, found: Sequence[Nonconformity], collection: str | None, kept: Collection[str] = ()
+    lake: Lake,
+    table: Table,
+    found: Sequence[Nonconformity],
+    collection: str | None,
+    kept: pa.ChunkedArray | None = None,
 ) -> None:
     """Replace what ``conformance`` has of a table of a collection.
 
@@ -68,8 +71,8 @@ def record_nonconformities(
     with lake.lock(Lock.CONFORMANCE, partition):
         rows = read_or_empty(lake, CONFORMANCE, partition, lost=LOST)
         stays = pc.not_equal(rows["TableName"], table.name)
-        if kept:
-            stays = pc.or_(stays, among(rows["RowKey"], kept))
+        if kept is not None:
+            stays = pc.or_(stays, pc.is_in(rows["RowKey"], value_set=kept))
         rows = pa.concat_tables([rows.filter(stays), fresh])
         order = [(name, "ascending") for name in ("TableName", "RowKey", "ColumnName")]
         lake.write_table(CONFORMANCE, rows.sort_by(order), partition, may_empty=True)

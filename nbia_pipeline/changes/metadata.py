@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,7 +16,8 @@ from nbia_pipeline.changes.listing import Fetched
 from nbia_pipeline.changes.present import is_recorded
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.damage import damage_of
-from nbia_pipeline.schema.arrow import among
+from nbia_pipeline.lake.table_file import Rows, TableFile, pieces_where
+from nbia_pipeline.schema.arrow import among, places_in, repeats
 from nbia_pipeline.schema.status import API, CHANGES, LISTED_AT, SERVED
 from nbia_pipeline.schema.tables import SERIES, SERIES_CHANGES, SERIES_METADATA
 
@@ -47,7 +51,8 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
     Raises:
         LakeError: the ``series`` table was not materialized yet.
     """
-    listed = pc.unique(lake.read_table(SERIES, collection, columns=[UID])[UID])
+    listed = lake.read_file(SERIES, collection)[UID]
+    listed = pa.chunked_array([pc.unique(listed)]) if repeats(listed) else listed
     if not len(listed):
         raise LakeError(f"the series table has no rows for {collection!r}: materialize series first")
     single = calls == "single" or (calls == "auto" and len(listed) <= SINGLE_UP_TO)
@@ -60,28 +65,34 @@ def metadata_of(client: NbiaClient, lake: Lake, collection: str, *, full: bool =
     current = is_recorded(lake, collection)
     if current:
         properties[CHANGES] = str(feed.num_rows)
-    rows = SERIES_METADATA.schema.empty_table()
+    rows: Rows = SERIES_METADATA.schema.empty_table()
+    stays = pa.chunked_array([], pa.bool_())
     if not full and current and CHANGES in known and known.get(API) == client.api:
         # The rows of the feed that the table does not account for name the series to ask for again.
         stale = uids_of(feed.slice(int(known[CHANGES])), [ADDED, REVISED, RETURNED])
-        rows = lake.read_table(SERIES_METADATA, collection)
+        rows = lake.read_file(SERIES_METADATA, collection)
         before = frozenset(known[SERVED].split()) if SERVED in known else in_bulk - _NOT_IN_0_1
-        stale |= set(rows.filter(_all_null(rows, served - before))[UID].to_pylist())
-        stays = pc.and_not(pc.is_in(rows[UID], value_set=listed), among(rows[UID], stale))
-        rows = rows if pc.all(stays, min_count=0).as_py() else rows.filter(stays)
-    wanted = listed.filter(pc.invert(pc.is_in(listed, value_set=rows[UID]))).to_pylist()
+        stale |= set(rows[UID].filter(_all_null(rows, served - before)).to_pylist())
+        stays = pc.and_not(pc.is_valid(places_in(rows[UID], listed)), among(rows[UID], stale))
+    kept = rows[UID].filter(stays)
+    wanted = pc.unique(listed.filter(pc.is_null(places_in(listed, kept)))).to_pylist()
     singly = served - in_bulk
     figures = {"asked": len(wanted), "kept": len(listed) - len(wanted), "single_calls": len(wanted) if singly else 0}
-    kept = rows[UID].to_pylist()
     if not wanted:
-        return Fetched(rows, {**properties, LISTED_AT: known.get(LISTED_AT, properties[LISTED_AT])}, figures, kept)
+        properties[LISTED_AT] = known.get(LISTED_AT, properties[LISTED_AT])
+        return Fetched(_file(collection, pieces_where(rows, stays), properties), properties, figures, kept)
     fetched = client.series_metadata(wanted, single=single)
     if singly and pc.all(_all_null(fetched, singly), min_count=0).as_py():
         properties[SERVED] = " ".join(sorted(in_bulk))  # no single call was answered: the next run asks again
-    return Fetched(pa.concat_tables([rows, fetched]), properties, figures, kept)
+    file = _file(collection, chain(pieces_where(rows, stays), [fetched]), properties)
+    return Fetched(file, properties, figures, kept)
 
 
-def _all_null(rows: pa.Table, columns: frozenset[str]) -> pa.ChunkedArray:
+def _file(collection: str, pieces: Iterable[pa.Table], properties: Mapping[str, str]) -> TableFile:
+    return TableFile.of(SERIES_METADATA.schema, pieces, collection, properties)
+
+
+def _all_null(rows: Rows, columns: frozenset[str]) -> pa.ChunkedArray:
     """Return which rows are null in all of some columns; none of the rows if there are no such columns."""
     found = pa.chunked_array([pa.repeat(bool(columns), rows.num_rows)])
     for name in columns:

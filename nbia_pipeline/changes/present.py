@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.changes.diff import UID, WITHDRAWN
 from nbia_pipeline.lake import DamagedFile, Lake, LakeError
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import ABSENT_AT, KEPT, LISTED_AT
@@ -99,8 +100,8 @@ def withdrawn_series(lake: Lake, collection: str) -> frozenset[str]:
 
     A series in a listing that the feed does not account for yet is not one of them: it may be back.
     """
-    seen = lake.read_table(SERIES_SEEN, collection, columns=[UID, "Withdrawn"])
-    withdrawn = frozenset(seen.filter(seen["Withdrawn"])[UID].to_pylist())
+    seen = lake.read_file(SERIES_SEEN, collection)
+    withdrawn = frozenset(seen.filter(seen["Withdrawn"], [UID])[UID].to_pylist())
     if withdrawn and not is_recorded(lake, collection):
         return withdrawn.difference(lake.read_table(SERIES, collection, columns=[UID])[UID].to_pylist())
     return withdrawn
@@ -114,14 +115,15 @@ def withdrawal_reasons(lake: Lake, collection: str) -> dict[str, str]:
     return {uid: reason for uid, reason in last.items() if reason}
 
 
-def present_series(lake: Lake, collection: str) -> pa.Table:
+def present_series(lake: Lake, collection: str) -> Rows:
     """Return the rows of ``series`` without those that are withdrawn.
 
     The two differ for a collection that vanished entirely: its last listing stays in the table.
     """
-    series = lake.read_table(SERIES, collection)
+    series = lake.read_file(SERIES, collection)
     withdrawn = withdrawn_series(lake, collection)
-    return series.filter(pc.invert(among(series[UID], withdrawn))) if withdrawn else series
+    gone = among(series[UID], withdrawn) if withdrawn else pa.chunked_array([], pa.bool_())
+    return series.filter(pc.invert(gone)) if pc.any(gone).as_py() else series
 
 
 def vanished_collections(lake: Lake) -> list[str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.preview.contact_sheet import contact_sheet
 from nbia_pipeline.preview.sheet import inline_markdown
 from nbia_pipeline.schema import Column, Table
@@ -130,7 +131,7 @@ def histogram(in_lake: Sequence[int], fetched: Sequence[int]) -> str:
 
 
 def contact_sheet_metadata(
-    log: dg.DagsterLogManager, lake: Lake, collection: str, receipts: pa.Table, series: pa.Table
+    log: dg.DagsterLogManager, lake: Lake, collection: str, receipts: Rows, series: Rows
 ) -> dict[str, Any]:
     """Return the contact sheet of a collection as metadata: the picture, and the path of the large one.
 

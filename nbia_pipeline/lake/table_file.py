@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -78,10 +78,24 @@ class TableFile:
                 piece = self._file.read_row_group(group, columns=stored, use_threads=False)
                 yield parquet.conform(parquet.with_partition(piece, self._collection), schema)
 
+    def pieces_where(self, mask: pa.ChunkedArray, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows for which `mask` is true, row group by row group, with all columns or some."""
+        first = 0
+        for piece in self.pieces(columns):
+            yield piece.filter(mask.slice(first, piece.num_rows))
+            first += piece.num_rows
+
     def to_table(self, columns: list[str] | None = None) -> pa.Table:
         """Return all rows, with all columns or some."""
+        return pa.concat_tables([self._empty(columns), *self.pieces(columns)])
+
+    def _empty(self, columns: list[str] | None) -> pa.Table:
         empty = self._schema.empty_table()
-        return pa.concat_tables([empty if columns is None else empty.select(columns), *self.pieces(columns)])
+        return empty if columns is None else empty.select(columns)
+
+    def filter(self, mask: pa.ChunkedArray, columns: list[str] | None = None) -> pa.Table:
+        """Return the rows for which `mask` is true, with all columns or some."""
+        return pa.concat_tables([self._empty(columns), *self.pieces_where(mask, columns)])
 
     def lacks(self, column: str) -> bool:
         """Return whether no row has a value in a stored column, as the file states; an empty text is none."""
@@ -126,3 +140,27 @@ class Packed:
 
 Rows: TypeAlias = pa.Table | TableFile
 """Rows of a table in memory, one way or the other."""
+
+
+def rows_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str] | None = None) -> pa.Table:
+    """Return the rows for which `mask` is true, with all columns or some."""
+    if isinstance(rows, TableFile):
+        return rows.filter(mask, columns)
+    return (rows if columns is None else rows.select(columns)).filter(mask)
+
+
+def pieces_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows for which `mask` is true, with all columns or some, piece by piece where that saves memory."""
+    yield from rows.pieces_where(mask, columns) if isinstance(rows, TableFile) else [rows_where(rows, mask, columns)]
+
+
+def together(schema: pa.Schema, parts: Sequence[Rows]) -> Rows:
+    """Return the rows of some collections of a table; those of a single one as they are."""
+    if len(parts) == 1:
+        return parts[0]
+    return pa.concat_tables([schema.empty_table(), *(p.to_table() if isinstance(p, TableFile) else p for p in parts)])
+
+
+def pieces_of(rows: Rows, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield rows, with some columns, piece by piece where that saves memory."""
+    yield from rows.pieces(columns) if isinstance(rows, TableFile) else [rows.select(columns)]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from nbia_pipeline.changes.present import present_series, withdrawal_reasons, withdrawn_series
 from nbia_pipeline.lake import Lake, Lock
 from nbia_pipeline.lake.layout import instance_name, series_path
+from nbia_pipeline.lake.table_file import Rows, TableFile, rows_where
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.journal import Entry
 from nbia_pipeline.mirror.receipt import Receipt
@@ -30,7 +31,7 @@ from nbia_pipeline.mirror.series import (
     same_contents,
 )
 from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
-from nbia_pipeline.schema.arrow import among, values_by, with_column
+from nbia_pipeline.schema.arrow import among, places_in, values_by, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
 from nbia_pipeline.text import logger
@@ -46,8 +47,13 @@ _NO_TEXT = pa.scalar(None, pa.string())
 _ORDER = [(name, "ascending") for name in (_UID, "InstanceNumber", "SOPInstanceUID")]
 
 
-def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear_mark: bool = True) -> pa.Table:
-    """Carry the journal of a collection over into its tables, and return its receipts.
+def commit(lake: Lake, collection: str, series: Rows | None = None, *, clear_mark: bool = True) -> pa.Table:
+    """Carry the journal of a collection over into its tables, and return its receipts; see :func:`carry_over`."""
+    return carry_over(lake, collection, series, clear_mark=clear_mark).to_table()
+
+
+def carry_over(lake: Lake, collection: str, series: Rows | None = None, *, clear_mark: bool = True) -> TableFile:
+    """Carry the journal of a collection over into its tables, and return the file of its receipts.
 
     Moves that a crash prevented are made first. For series that are new, gone, or back, see :func:`as_listed`.
     If nothing is new, no table is written.
@@ -72,25 +78,50 @@ def commit(lake: Lake, collection: str, series: pa.Table | None = None, *, clear
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
         if clear_mark:
             journal.clear_mark(lake, collection)
-        before, exists = lake.read_table(IMAGE_SERIES, collection), lake.has_table(IMAGE_SERIES, collection)
+        before, exists = lake.read_file(IMAGE_SERIES, collection), lake.has_table(IMAGE_SERIES, collection)
         for entries in journal.read_slices(lake, collection, remove_damaged=True):
             if entries:
                 lake.flush()
                 before = _revoked(lake, collection, before, entries)
             receipts = _moved(lake, entries)
-            for path in _outdated_folders(before, receipts):
+            stays, listed = _settled(before, series, receipts, withdrawn)
+            others = before.filter(pc.invert(stays))
+            for path in _outdated_folders(others, receipts):
                 lake.remove_folder(path)
             if receipts:
                 lake.flush()
-            table = as_listed(with_receipts(upgraded(before), receipts), series, withdrawn, reasons)
+            table = as_listed(with_receipts(upgraded(others), receipts), listed, withdrawn, reasons)
             expect_held()
             _write_instances(lake, collection, receipts)
-            if not table.equals(before) or not exists or lacks_columns(lake, collection):
-                lake.write_table(IMAGE_SERIES, table, collection)
+            if not table.equals(others) or not exists or lacks_columns(lake, collection):
+                pieces = merged(before.pieces_where(stays), table, [(_UID, "ascending")])
+                before, exists = TableFile.of(IMAGE_SERIES.schema, pieces, collection), True
+                lake.write_table(IMAGE_SERIES, before, collection)
             for entry in entries:
                 lake.remove(entry.path)
-            before, exists = table, True
         return before
+
+
+def _settled(
+    receipts: TableFile, series: Rows, fresh: Iterable[Receipt], withdrawn: Iterable[str]
+) -> tuple[pa.ChunkedArray, pa.Table]:
+    """Return which receipts stay as they are, and the rows of the listed series that have none of these.
+
+    What becomes of a series does not depend on any other, so that a commit has in memory only those that may change.
+    They are few, but for a first run: of a complete series without a Reason nothing changes, unless it is withdrawn.
+    """
+    at = places_in(series[_UID], receipts[_UID])
+    stays = pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.invert(among(receipts[_UID], _by_uid(fresh))))
+    for name in ("Reason", *NO_NEWER):
+        stays = pc.and_(stays, pc.is_null(receipts[name]))
+    listed = pc.is_in(pa.array(range(receipts.num_rows), at.type), value_set=at)
+    stays = pc.and_(stays, pc.or_(listed, pc.invert(among(receipts[_UID], withdrawn))))
+    settled = pc.fill_null(stays.combine_chunks().take(at), False)
+    return stays, rows_where(series, pc.invert(settled), COLUMNS)
+
+
+def _by_uid(receipts: Iterable[Receipt]) -> dict[str, Receipt]:
+    return {r.wanted.SeriesInstanceUID: r for r in receipts}
 
 
 def defer(lake: Lake, no_room: Sequence[WantedSeries], free: int | None) -> None:
@@ -130,15 +161,15 @@ def commit_journal(lake: Lake, collection: str) -> None:
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    commit(lake, collection, as_table([]), clear_mark=False)
+    carry_over(lake, collection, as_table([]), clear_mark=False)
 
 
-def current_receipts(lake: Lake, collection: str, series: pa.Table) -> pa.Table:
+def current_receipts(lake: Lake, collection: str, series: Rows) -> pa.Table:
     """Return the receipts as :func:`commit` would, and change nothing."""
     table = upgraded(lake.read_table(IMAGE_SERIES, collection))
     for entries in journal.read_slices(lake, collection):
         table = with_receipts(table, [entry.receipt for entry in entries])
-    return as_listed(table, series)
+    return as_listed(table, rows_where(series, pa.repeat(True, series.num_rows), COLUMNS))
 
 
 def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
@@ -147,12 +178,13 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
     columns = [*COLUMNS, "Status", "Bytes"]
     for collection in collections_of(batch):
         wanted = as_table(w for w in batch if w.Collection == collection)
-        table = lake.read_table(IMAGE_SERIES, collection, columns=columns)
+        uids = wanted[_UID].to_pylist()
+        table = lake.read_rows(IMAGE_SERIES, collection, _UID, uids, [name for name in columns if name != "Collection"])
         with lake.lock(Lock.COLLECTION, collection):
-            found_entries = journal.read_entries(lake, collection, wanted[_UID].to_pylist())
+            found_entries = journal.read_entries(lake, collection, uids)
             entries = [entry for entry in found_entries if journal.is_kept(lake, entry)]
         # The journal is newer than the tables.
-        newer = _table([entry.receipt.row() for entry in entries]).select(columns)
+        newer = _table([entry.receipt.row() for entry in entries]).select(table.column_names)
         known = pa.concat_tables([table.filter(pc.invert(pc.is_in(table[_UID], newer[_UID]))), newer])
         receipts = in_order_of(wanted, known)
         there = pc.and_(same_contents(wanted, receipts), has_files(receipts))
@@ -160,18 +192,20 @@ def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
     return found
 
 
-def _revoked(lake: Lake, collection: str, before: pa.Table, entries: Iterable[Entry]) -> pa.Table:
+def _revoked(lake: Lake, collection: str, before: TableFile, entries: Iterable[Entry]) -> TableFile:
     """Revoke the receipts of files that the entries replace or remove; return ``image_series`` as it is then.
 
     An entry whose files are gone replaces nothing.
     """
-    complete = set(before[_UID].filter(pc.equal(before["Status"], COMPLETE)).to_pylist())
-    fresh = [e for e in entries if e.receipt.status == COMPLETE and e.receipt.wanted.SeriesInstanceUID in complete]
-    kept = [e.receipt.wanted.SeriesInstanceUID for e in fresh if journal.is_kept(lake, e)]
-    table = journal.revoked_receipts(before, dict.fromkeys(kept, journal.BEING_REPLACED))
-    if not table.equals(before):
-        lake.write_table(IMAGE_SERIES, table, collection)
-    return table
+    fresh = {e.receipt.wanted.SeriesInstanceUID: e for e in entries if e.receipt.status == COMPLETE}
+    replaced = pc.and_(pc.equal(before["Status"], COMPLETE), among(before[_UID], fresh))
+    uids = before[_UID].filter(replaced).to_pylist()
+    kept = [uid for uid in uids if journal.is_kept(lake, fresh[uid])]
+    if not kept:
+        return before
+    table = journal.revoked_receipts(before.to_table(), dict.fromkeys(kept, journal.BEING_REPLACED))
+    lake.write_table(IMAGE_SERIES, table, collection)
+    return lake.read_file(IMAGE_SERIES, collection)
 
 
 def _moved(lake: Lake, entries: Iterable[Entry]) -> list[Receipt]:
@@ -218,7 +252,7 @@ def with_receipts(table: pa.Table, receipts: Sequence[Receipt]) -> pa.Table:
     """
     if not receipts:
         return table
-    fresh = {r.wanted.SeriesInstanceUID: r for r in receipts}
+    fresh = _by_uid(receipts)
     replaced = among(table[_UID], fresh)
     older = table.filter(replaced)
     whole = {row[_UID]: row for row in older.filter(has_files(older)).to_pylist()}
@@ -313,20 +347,25 @@ def instances_of(receipts: Iterable[Receipt]) -> pa.Table:
 
 
 def with_instances(pieces: Iterable[pa.Table], new: pa.Table, replaced: pa.Array) -> Iterator[pa.Table]:
-    """Merge new rows into ``instances`` piece by piece, so that memory does not grow with the table.
+    """Merge new rows into ``instances``, without the rows of the series that are `replaced`."""
+    kept = (piece.filter(pc.invert(pc.is_in(piece[_UID], value_set=replaced))) for piece in pieces)
+    return merged(kept, new, _ORDER)
+
+
+def merged(pieces: Iterable[pa.Table], new: pa.Table, order: list[tuple[str, str]]) -> Iterator[pa.Table]:
+    """Merge new rows into a table piece by piece, so that memory does not grow with it.
 
     Args:
-        pieces: of the table, in its order: by series, number and UID.
+        pieces: of the table, in its order, which begins with the SeriesInstanceUID; none is of a series of `new`.
         new: rows in the same order.
-        replaced: SeriesInstanceUIDs whose older rows are dropped.
+        order: columns and directions, as ``sort_by`` takes them.
     """
     done = 0
-    for piece in pieces:
-        kept = piece.filter(pc.invert(pc.is_in(piece[_UID], value_set=replaced)))
+    for kept in pieces:
         if not kept.num_rows:
             continue
         upto = done + (pc.sum(pc.less_equal(new[_UID].slice(done), kept[_UID][-1])).as_py() or 0)
         between = new.slice(done, upto - done)
-        yield pa.concat_tables([kept, between]).sort_by(_ORDER) if between.num_rows else kept
+        yield pa.concat_tables([kept, between]).sort_by(order) if between.num_rows else kept
         done = upto
     yield new.slice(done)

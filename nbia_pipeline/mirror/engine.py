@@ -15,9 +15,10 @@ from nbia_pipeline.changes.listing import LISTED, fetch_list, write_listing
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.table_file import Rows, together
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
-from nbia_pipeline.mirror.commit import commit, current_receipts, defer
+from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Plan, make_plan
@@ -220,16 +221,15 @@ class Mirror:
     def _plan(
         self,
         what: str,
-        series: Mapping[str, pa.Table],
-        whole: Mapping[str, pa.Table],
+        series: Mapping[str, Rows],
+        whole: Mapping[str, Rows],
         selection: Selection,
         bounds: Bounds,
         on_progress: OnProgress,
     ) -> Plan:
         """Plan for some series by collection; `whole` are the listings of these collections."""
-        rows = pa.concat_tables([t.SERIES.schema.empty_table(), *series.values()])
-        receipts = [commit(self.lake, collection, listed) for collection, listed in series.items()]
-        receipts = pa.concat_tables([t.IMAGE_SERIES.schema.empty_table(), *receipts])
+        rows = together(t.SERIES.schema, list(series.values()))
+        receipts = together(t.IMAGE_SERIES.schema, [carry_over(self.lake, c, listed) for c, listed in series.items()])
         swept = journal.sweep(self.lake)
         free = self.lake.free_bytes()
         plan = make_plan(rows, receipts, selection=selection, bounds=bounds, free=free)
@@ -240,11 +240,11 @@ class Mirror:
             self._keep_licenses(collection, listed)
         return plan
 
-    def _keep_licenses(self, collection: str, series: pa.Table) -> None:
+    def _keep_licenses(self, collection: str, series: Rows) -> None:
         keep_licenses(self.client, self.lake, collection, series)
 
 
-def listed_series(lake: Lake, collection: str) -> pa.Table:
+def listed_series(lake: Lake, collection: str) -> Rows:
     """Return the collection's rows of the ``series`` table; none of a collection that was withdrawn entirely.
 
     Raises:

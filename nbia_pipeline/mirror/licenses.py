@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nbia_pipeline import stopping
 from nbia_pipeline.archive import BadAnswer, NbiaClient, NotAvailable
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import license_path
+from nbia_pipeline.lake.table_file import Rows, pieces_of
 from nbia_pipeline.mirror.unpack import LICENSE
 from nbia_pipeline.mirror.zip_stream import InvalidZip, stream_entries
+from nbia_pipeline.schema.arrow import first_of_each
 from nbia_pipeline.schema.tables import LICENSES
 from nbia_pipeline.text import logger
 
@@ -30,6 +34,7 @@ log = logger(__name__)
 MOST_BYTES = 1 << 20
 # A series can be hidden since it was listed; others have the same text.
 SERIES_ASKED = 3
+_NAMED = ["LicenseName", "LicenseURI"]
 # Most collections have one or two licenses; an archive that serves no text is asked that often at once.
 ASKED_AT_A_TIME = 4
 
@@ -48,7 +53,7 @@ class License:
         return " ".join(part for part in (self.name, f"<{self.uri}>" if self.uri else "") if part) or "no license"
 
 
-def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Table) -> pa.Table:
+def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: Rows) -> pa.Table:
     """Make sure that the text of every license of a collection is in the lake, and return its table of licenses.
 
     A text that is there is not asked for again. One that the archive does not serve is null in the table and logged
@@ -67,14 +72,14 @@ def keep_licenses(client: NbiaClient, lake: Lake, collection: str, series: pa.Ta
     before = read_or_empty(lake, LICENSES, collection, lost=LOST)
     rows = {_license_of(row): {**row, "SeriesCount": 0} for row in before.to_pylist()}
     by_license = _series_by_license(series)
-    for license, listed in by_license.items():
-        named = {name: listed[0][name] for name in ("LicenseName", "LicenseURI")}
+    for license, (count, listed) in by_license.items():
+        named = {name: listed[0][name] for name in _NAMED}
         new = {"Collection": collection, **named, "LicenseText": None, "Path": None}
         row = rows.setdefault(license, new)
-        row["SeriesCount"] = len(listed)
+        row["SeriesCount"] = count
     missing = [license for license in by_license if rows[license]["LicenseText"] is None]
     with stopping.threads(ASKED_AT_A_TIME, "nbia-licenses") as pool:
-        texts = pool.map(lambda license: _ask(client, collection, license, by_license[license]), missing)
+        texts = pool.map(lambda license: _ask(client, collection, license, by_license[license][1]), missing)
         for license, text in zip(missing, texts, strict=True):
             rows[license]["LicenseText"] = text
     _write_files(lake, collection, rows)
@@ -106,15 +111,32 @@ def read_license(chunks: Iterator[bytes]) -> str | None:
     return _decoded(bytes(text)).strip() or None
 
 
-def _series_by_license(series: pa.Table) -> dict[License, list[dict[str, Any]]]:
-    """Return the rows of the series by license, the smallest with images first."""
-    found: dict[License, list[dict[str, Any]]] = {}
-    order = [("FileSize", "ascending"), ("SeriesInstanceUID", "ascending")]
-    columns = ["SeriesInstanceUID", "FileSize", "ImageCount", "LicenseName", "LicenseURI"]
-    rows = series.select(columns).sort_by(order).to_pylist()
-    for row in sorted(rows, key=lambda row: bool(row["ImageCount"] == 0)):
-        found.setdefault(_license_of(row), []).append(row)
+def _series_by_license(series: Rows) -> dict[License, tuple[int, list[dict[str, Any]]]]:
+    """Return by license how many series have it, and the rows of some to ask for: the smallest with images first."""
+    counts: Counter[License] = Counter()
+    some = []
+    for piece in pieces_of(series, [*_NAMED, "SeriesInstanceUID", "FileSize", "ImageCount"]):
+        for row in piece.group_by(_NAMED, use_threads=False).aggregate([([], "count_all")]).to_pylist():
+            counts[_license_of(row)] += row["count_all"]
+        some.append(_smallest_of_each(piece))
+    found: dict[License, tuple[int, list[dict[str, Any]]]] = {}
+    for row in _smallest_of_each(pa.concat_tables(some)).to_pylist() if some else ():
+        license = _license_of(row)
+        found.setdefault(license, (counts[license], []))[1].append(row)
     return found
+
+
+def _smallest_of_each(series: pa.Table) -> pa.Table:
+    """Return as many series of each license as are asked for."""
+    without_images = pc.fill_null(pc.equal(series["ImageCount"], 0), False)
+    order = [(name, "ascending") for name in ("__empty", "FileSize", "SeriesInstanceUID")]
+    left = series.append_column("__empty", without_images).sort_by(order).drop_columns(["__empty"])
+    left = left.append_column("__row", pa.array(range(left.num_rows), pa.int64()))
+    found = []
+    for _ in range(SERIES_ASKED):
+        found.append(first_of_each(left, *_NAMED))
+        left = left.filter(pc.invert(pc.is_in(left["__row"], value_set=found[-1]["__row"])))
+    return pa.concat_tables(found).sort_by("__row").drop_columns(["__row"])
 
 
 def _license_of(row: dict[str, Any]) -> License:

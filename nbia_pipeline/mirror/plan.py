@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import clock
+from nbia_pipeline.lake.table_file import Rows, rows_where
 from nbia_pipeline.mirror.receipt import fault_of_the_way
 from nbia_pipeline.mirror.selection import Selection
 from nbia_pipeline.mirror.series import (
     COLUMNS,
     NEWER,
+    Columns,
     WantedSeries,
     has_files,
     in_order_of,
@@ -63,6 +65,9 @@ class Bounds:
 NO_BOUNDS = Bounds()
 
 
+_FIGURES = ("ImageCount", "FileSize")
+
+
 @dataclass(frozen=True)
 class Figures:
     """How large a set of series is, as announced by the archive.
@@ -90,11 +95,11 @@ class Figures:
         return cls(len(rows), files, size, sum(w.FileSize is None for w in rows))
 
     @classmethod
-    def of_table(cls, series: pa.Table) -> Figures:
-        """Return the figures of rows of a ``series`` table."""
-        announced = (pc.max_element_wise(series[name], 0) for name in ("ImageCount", "FileSize"))
-        files, size = (pc.sum(values).as_py() or 0 for values in announced)
-        return cls(series.num_rows, files, size, series["FileSize"].null_count)
+    def of_rows(cls, series: Rows, mask: pa.ChunkedArray | None = None) -> Figures:
+        """Return the figures of rows of a ``series`` table; of those only for which `mask` is true, if there is one."""
+        counts, sizes = (series[name] if mask is None else series[name].filter(mask) for name in _FIGURES)
+        files, size = (pc.sum(pc.max_element_wise(values, 0)).as_py() or 0 for values in (counts, sizes))
+        return cls(len(sizes), files, size, sizes.null_count)
 
 
 def _announced(series: WantedSeries) -> int:
@@ -114,7 +119,6 @@ class Plan:
         done_figures: what of it is in the lake, complete and with the same fingerprint.
         unselected: how many listed series the selection leaves out.
         given_up: how many failed before and are not retried by this run.
-        selected: all that is wanted, as rows of a ``series`` table with the columns of :class:`WantedSeries`.
     """
 
     todo: list[WantedSeries]
@@ -124,7 +128,11 @@ class Plan:
     done_figures: Figures
     unselected: int
     given_up: int
-    selected: pa.Table = field(compare=False, repr=False)
+    _selected: Rows = field(compare=False, repr=False)
+
+    def selected(self) -> list[WantedSeries]:
+        """Return all that is wanted, by UID."""
+        return wanted_series(self._selected)
 
     @property
     def done(self) -> int:
@@ -173,8 +181,8 @@ class Plan:
 
 
 def make_plan(
-    series: pa.Table,
-    receipts: pa.Table,
+    series: Rows,
+    receipts: Rows,
     *,
     selection: Selection = EVERYTHING,
     bounds: Bounds = NO_BOUNDS,
@@ -192,7 +200,7 @@ def make_plan(
         bounds: how much to fetch.
         free: bytes that the disk has free, None for no bound; what does not fit is left out.
     """
-    selected = selection.apply(series).select(COLUMNS).sort_by("SeriesInstanceUID")
+    selected = selection.apply(series)
     known = in_order_of(selected, receipts)
     same = same_contents(selected, known)
     there = pc.and_(same, has_files(known))
@@ -200,7 +208,7 @@ def make_plan(
     worth_it = pc.or_(_unavailable_for_a_day(known), fault_of_the_way(known))
     again = failed if bounds.retry else pc.and_(failed, worth_it)
     never = pc.invert(pc.or_(there, failed))
-    missing = wanted_series(selected.filter(never)) + wanted_series(selected.filter(again))
+    missing = [w for which in (never, again) for w in wanted_series(rows_where(selected, which, COLUMNS))]
     fits, no_room = _fitting(missing, room_for_files(free))
     most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
     todo = next(batches(fits, most_bytes, bounds.max_series, each=0), [])
@@ -208,11 +216,11 @@ def make_plan(
         todo,
         fits[len(todo) :],
         no_room,
-        wanted_figures=Figures.of_table(selected),
-        done_figures=Figures.of_table(selected.filter(there)),
+        wanted_figures=Figures.of_rows(selected),
+        done_figures=Figures.of_rows(selected, there),
         unselected=series.num_rows - selected.num_rows,
         given_up=(pc.sum(failed).as_py() or 0) - (pc.sum(again).as_py() or 0),
-        selected=selected,
+        _selected=selected,
     )
 
 
@@ -235,14 +243,14 @@ def _fitting(missing: Iterable[WantedSeries], room: float) -> tuple[list[WantedS
 # --- did it fail before?
 
 
-def _failed_before(series: pa.Table, receipts: pa.Table, same: pa.ChunkedArray) -> pa.ChunkedArray:
+def _failed_before(series: Columns, receipts: Columns, same: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return for each series whether the content that is listed now was tried, and could not be fetched."""
     refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
     outdated = pc.and_(refresh_failed(receipts), same_fingerprints(series, receipts, NEWER))
     return pc.or_(pc.and_(refused, same), outdated)
 
 
-def _unavailable_for_a_day(receipts: pa.Table) -> pa.ChunkedArray:
+def _unavailable_for_a_day(receipts: Columns) -> pa.ChunkedArray:
     long_ago = pc.less(receipts["FetchedAt"], pa.scalar(clock.utc_now() - RETRY_AFTER, pa.timestamp("us")))
     unavailable = pc.equal(receipts["Status"], UNAVAILABLE)
     return pc.fill_null(pc.and_(unavailable, long_ago), False)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake.layout import series_path
-from nbia_pipeline.mirror.series import NO_NEWER, WantedSeries, expect_types
+from nbia_pipeline.mirror.series import NO_NEWER, Columns, WantedSeries, expect_types
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
@@ -106,6 +106,6 @@ class Receipt:
         )
 
 
-def fault_of_the_way(receipts: pa.Table) -> pa.ChunkedArray:
+def fault_of_the_way(receipts: Columns) -> pa.ChunkedArray:
     """Return for each receipt whether a page of a proxy, or the like, is why its series was not fetched."""
     return pc.fill_null(pc.match_substring_regex(receipts["Reason"], _TEXT_FOR_A_ZIP), False)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.table_file import Rows, rows_where
 from nbia_pipeline.mirror.series import in_order_of
 from nbia_pipeline.schema.arrow import among, same_values
 from nbia_pipeline.schema.tables import SERIES
@@ -52,15 +53,15 @@ class Selection:
     patients: tuple[str, ...] = ()
     series: tuple[str, ...] = ()
 
-    def apply(self, series: pa.Table) -> pa.Table:
-        """Return the rows of a ``series`` table that are wanted, in their order."""
+    def apply(self, series: Rows) -> Rows:
+        """Return the rows of a ``series`` table that are wanted, in their order; if all are, as they came."""
         for column, values in (("Modality", self.modalities), ("BodyPartExamined", self.body_parts)):
             if values:
                 wanted = _folded(pa.array(values, pa.string()))
-                series = series.filter(pc.is_in(_folded(series[column]), value_set=wanted))
+                series = rows_where(series, pc.is_in(_folded(series[column]), value_set=wanted))
         for column, values in (("PatientID", self.patients), ("SeriesInstanceUID", self.series)):
             if values:
-                series = series.filter(among(series[column], values))
+                series = rows_where(series, among(series[column], values))
         return series
 
 
@@ -299,7 +300,7 @@ def _rows_of_cart(client: NbiaClient, name: str) -> pa.Table:
 def _known(lake: Lake, collection: str, in_cart: pa.Table) -> pa.Table:
     """Return the rows of the lake that agree with what the cart states now."""
     rows = present_series(lake, collection)
-    rows = rows.filter(pc.is_in(rows[_UID], value_set=in_cart[_UID].combine_chunks()))
+    rows = rows_where(rows, pc.is_in(rows[_UID], value_set=in_cart[_UID].combine_chunks()))
     now = in_order_of(rows, in_cart)
     agree = pc.is_valid(now[_UID])
     for column in _OF_A_CART:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.schema.arrow import same_times, same_values
+from nbia_pipeline.lake.table_file import Rows, pieces_of
+from nbia_pipeline.schema.arrow import places_in, same_times, same_values, taken
 from nbia_pipeline.schema.status import COMPLETE, WITHDRAWN
 from nbia_pipeline.schema.tables import SERIES
 
@@ -90,9 +91,9 @@ NO_NEWER = dict.fromkeys(("RefreshFailedAt", *NEWER))
 """Their values in a receipt without such a version."""
 
 
-def wanted_series(series: pa.Table) -> list[WantedSeries]:
+def wanted_series(series: Rows) -> list[WantedSeries]:
     """Return the rows of a ``series`` table as wanted series, in the order of their UIDs."""
-    rows = series.select(COLUMNS).to_pylist()
+    rows = (row for piece in pieces_of(series, COLUMNS) for row in piece.to_pylist())
     return sorted((WantedSeries(**row) for row in rows), key=lambda w: w.SeriesInstanceUID)
 
 
@@ -110,25 +111,43 @@ def as_table(wanted: Iterable[WantedSeries]) -> pa.Table:
 # --- is it in the lake?
 
 
-def in_order_of(series: pa.Table, receipts: pa.Table) -> pa.Table:
+class InOrder:
+    """The columns of rows, in another order or with some left out; each is read when it is asked for.
+
+    Args:
+        rows: the rows.
+        at: their places; null for a row that is all null.
+    """
+
+    def __init__(self, rows: Rows, at: pa.Array) -> None:
+        self._rows = rows
+        self.at = at
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        return taken(self._rows[column], self.at)
+
+
+def in_order_of(series: Rows, receipts: Rows) -> InOrder:
     """Return, for every row of `series`, the row of `receipts` of the same series; all null where there is none."""
-    # In one piece: Arrow takes from many pieces much more slowly.
-    known = receipts.combine_chunks()
-    return known.take(pc.index_in(series["SeriesInstanceUID"], value_set=known["SeriesInstanceUID"]))
+    return InOrder(receipts, places_in(series["SeriesInstanceUID"], receipts["SeriesInstanceUID"]))
 
 
-def has_files(receipts: pa.Table) -> pa.ChunkedArray:
+Columns: TypeAlias = Rows | InOrder
+"""What gives its columns by their names."""
+
+
+def has_files(receipts: Columns) -> pa.ChunkedArray:
     """Return for each receipt whether the lake has the files of its series; those of a withdrawn one stay."""
     withdrawn = pc.and_(pc.equal(receipts["Status"], WITHDRAWN), pc.is_valid(receipts["Bytes"]))
     return pc.fill_null(pc.or_kleene(pc.equal(receipts["Status"], COMPLETE), withdrawn), False)
 
 
-def refresh_failed(receipts: pa.Table) -> pa.ChunkedArray:
+def refresh_failed(receipts: Columns) -> pa.ChunkedArray:
     """Return for each receipt whether the lake has the series, but its newest version could not be fetched."""
     return pc.and_(has_files(receipts), pc.is_valid(receipts["RefreshFailedAt"]))
 
 
-def same_contents(series: pa.Table, receipts: pa.Table) -> pa.ChunkedArray:
+def same_contents(series: Columns, receipts: Columns) -> pa.ChunkedArray:
     """Return for each series whether the receipt in its row is of the series as the archive lists it now.
 
     That is its content, and the patient and study that it belongs to. Null equals null, and nothing else. A time that
@@ -144,7 +163,7 @@ def same_contents(series: pa.Table, receipts: pa.Table) -> pa.ChunkedArray:
     return same
 
 
-def same_fingerprints(series: pa.Table, receipts: pa.Table, fingerprint: Sequence[str]) -> pa.ChunkedArray:
+def same_fingerprints(series: Columns, receipts: Columns, fingerprint: Sequence[str]) -> pa.ChunkedArray:
     """Return for each series whether some columns of the receipt in its row are the fingerprint of its content.
 
     Args:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice, zip_longest
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.schema.arrow import first_of_each
+from nbia_pipeline.lake.table_file import Rows, rows_where
+from nbia_pipeline.schema.arrow import among, first_of_each, places_in, taken
 from nbia_pipeline.schema.status import COMPLETE
 
 MOST = 24
@@ -38,6 +40,15 @@ LABELED = {
     "ECG": "waveform",
     "AU": "audio",
 }
+
+
+MOST_ROWS = 25_000
+_OF_QUEUE = ["SeriesInstanceUID", "PatientID", "Modality"]
+_OF_RECEIPT = ["SeriesInstanceUID", "PatientID", "SeriesMD5", "ImageCount", "Bytes"]
+_OF_SERIES = ["SeriesInstanceUID", "Modality", "SeriesDescription", "StudyDate", "StudyInstanceUID", "SeriesNumber"]
+
+Candidate: TypeAlias = tuple[bytes, str, int]
+"""The number of a series, which is the digest of its UID; its PatientID; and its row."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Chosen:
         return LABELED.get((self.Modality or "").strip().upper())
 
 
-def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
+def choose(receipts: Rows, series: Rows) -> list[Chosen]:
     """Return the series that represent a collection, ordered by patient, study and number.
 
     The modalities take turns, and within one the patients do. The order within a turn is random, but given by the
@@ -80,23 +91,26 @@ def choose(receipts: pa.Table, series: pa.Table) -> list[Chosen]:
         series: rows of ``series``, which know the modality.
     """
     with_files = pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.greater(receipts["Bytes"], 0))
-    complete = receipts.filter(with_files).select(
-        ["SeriesInstanceUID", "PatientID", "SeriesMD5", "ImageCount", "Bytes"]
-    )
-    listed = first_of_each(series, "SeriesInstanceUID").select(
-        ["SeriesInstanceUID", "Modality", "SeriesDescription", "StudyDate", "StudyInstanceUID", "SeriesNumber"]
-    )
-    known = complete.join(listed, "SeriesInstanceUID", use_threads=False)
-    images: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
-    labeled: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
-    columns = (known[name].to_pylist() for name in ("SeriesInstanceUID", "PatientID", "Modality"))
-    for row, (uid, patient, stored) in enumerate(zip(*columns, strict=True)):
-        modality = (stored or "").strip().upper()
-        kind = labeled if modality in LABELED else images
-        kind[modality].append((hashlib.md5(uid.encode(), usedforsecurity=False).digest(), patient, row))
+    uids = receipts["SeriesInstanceUID"].filter(with_files)
+    at = places_in(uids, series["SeriesInstanceUID"])
+    modalities = taken(series["Modality"], at)
+    images: dict[str, _Queue] = defaultdict(_Queue)
+    labeled: dict[str, _Queue] = defaultdict(_Queue)
+    row = 0
+    for piece in pa.table([uids, receipts["PatientID"].filter(with_files), modalities], _OF_QUEUE).to_batches(
+        MOST_ROWS
+    ):
+        for uid, patient, stored in zip(*(column.to_pylist() for column in piece.columns), strict=True):
+            modality = (stored or "").strip().upper()
+            kind = labeled if modality in LABELED else images
+            kind[modality].add((hashlib.md5(uid.encode(), usedforsecurity=False).digest(), patient, row))
+            row += 1
     shown = list(islice(_in_turns(images), MOST))
     others = list(islice(_in_turns(labeled), max(MOST_LABELED, MOST - len(shown))))
-    rows = known.take(pa.array(shown[: MOST - len(others)] + others, pa.int64())).to_pylist()
+    chosen = pa.array(shown[: MOST - len(others)] + others, pa.uint64())
+    known = rows_where(receipts, among(receipts["SeriesInstanceUID"], uids.take(chosen).to_pylist()), _OF_RECEIPT)
+    listed = rows_where(series, among(series["SeriesInstanceUID"], known["SeriesInstanceUID"].to_pylist()), _OF_SERIES)
+    rows = known.join(first_of_each(listed, "SeriesInstanceUID"), "SeriesInstanceUID", use_threads=False).to_pylist()
     return [Chosen(**{f.name: row[f.name] for f in fields(Chosen)}) for row in sorted(rows, key=_position)]
 
 
@@ -106,13 +120,38 @@ def digest_of(chosen: Sequence[Chosen], version: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _in_turns(by_modality: dict[str, list[tuple[bytes, str, int]]]) -> Iterator[int]:
+class _Queue:
+    """The first series of a modality, up to as many as a sheet shows; the others are forgotten as they come."""
+
+    def __init__(self) -> None:
+        self._by_patient: dict[str, list[Candidate]] = defaultdict(list)
+        self._last: bytes | None = None
+
+    def add(self, one: Candidate) -> None:
+        """Add a series: its number, PatientID and row."""
+        if self._last is not None and one[0] > self._last:
+            return
+        insort(self._by_patient[one[1]], one)
+        if len(self._by_patient) < MOST:
+            del self._by_patient[one[1]][MOST:]
+            return
+        # With so many patients, there is no second turn.
+        firsts = sorted(candidates[0] for candidates in self._by_patient.values())[:MOST]
+        self._by_patient = defaultdict(list, {first[1]: [first] for first in firsts})
+        self._last = firsts[-1][0]
+
+    def rows(self) -> list[int]:
+        """Return their rows."""
+        return _patients_in_turns(one for candidates in self._by_patient.values() for one in candidates)
+
+
+def _in_turns(by_modality: dict[str, _Queue]) -> Iterator[int]:
     """Yield rows: the first series of each modality, then the second ones, as long as there are any."""
-    queues = [_patients_in_turns(by_modality[modality]) for modality in sorted(by_modality)]
+    queues = [by_modality[modality].rows() for modality in sorted(by_modality)]
     return (row for turn in zip_longest(*queues) for row in turn if row is not None)
 
 
-def _patients_in_turns(candidates: Iterable[tuple[bytes, str, int]]) -> list[int]:
+def _patients_in_turns(candidates: Iterable[Candidate]) -> list[int]:
     """Return rows in random order, but the second series of a patient after the first of every other."""
     earlier: Counter[str] = Counter()
     turns = []

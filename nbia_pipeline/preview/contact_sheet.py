@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import contact_sheet_path
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.preview.choose import Chosen, choose, digest_of
 from nbia_pipeline.preview.pixels import NotDrawable, jpeg_extra, phases_of, picture_of
 from nbia_pipeline.preview.sheet import Tile, as_png, digest_in, draw_sheet
@@ -38,7 +37,7 @@ class ContactSheet:
     undrawn: dict[str, str] = field(default_factory=dict)
 
 
-def contact_sheet(lake: Lake, collection: str, receipts: pa.Table, series: pa.Table) -> ContactSheet | None:
+def contact_sheet(lake: Lake, collection: str, receipts: Rows, series: Rows) -> ContactSheet | None:
     """Return the contact sheet of a collection; None if none of its series is in the lake.
 
     One file of each chosen series is read (two if it has phases), and none if the sheet in the lake is still valid.

@@ -26,6 +26,31 @@ def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.set_column(index, table.schema.field(index), values)
 
 
+def places_in(column: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return for each text of a column, none of them null, where it is first among some values, or null.
+
+    As ``pc.index_in`` does, but in parts by the last character: its table of a million UIDs would take 150 MB.
+    """
+    of_column, of_values = (pc.utf8_slice_codeunits(texts, -1) for texts in (column, values))
+    rows, places = [pa.array([], pa.uint64())], [pa.array([], pa.uint64())]
+    for last in pc.unique(of_column):
+        here, there = pc.equal(of_column, last), pc.equal(of_values, last)
+        at = pc.index_in(column.filter(here), value_set=values.filter(there))
+        rows += _pieces(pc.indices_nonzero(here))
+        places += _pieces(pc.indices_nonzero(there).take(at))
+    return pa.chunked_array(places).combine_chunks().take(pc.sort_indices(pa.chunked_array(rows)))
+
+
+def taken(column: pa.ChunkedArray, at: pa.Array) -> pa.ChunkedArray:
+    """Return the values of a column at some places; null where the place is null."""
+    # In one piece: Arrow takes from many pieces much more slowly.
+    return pa.chunked_array(_pieces(column.combine_chunks().take(at)), column.type)
+
+
+def _pieces(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+
+
 def first_of_each(table: pa.Table, *key: str) -> pa.Table:
     """Return the first row of each value of `key`: the server repeats some rows."""
     numbered = table.select(list(key)).append_column("__row", pa.array(range(table.num_rows), pa.int64()))

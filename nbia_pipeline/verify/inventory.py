@@ -20,12 +20,17 @@ from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import series_path
+from nbia_pipeline.schema.arrow import among, places_in, same_values, taken
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
 from nbia_pipeline.text import logger
 
 log = logger(__name__)
 
-_RECEIPT = "SeriesInstanceUID StudyInstanceUID PatientID Bytes SeriesMD5 FetchedAt Proof".split()
+_UID = "SeriesInstanceUID"
+_RECEIPT = [_UID, *"StudyInstanceUID PatientID Bytes SeriesMD5 Proof".split()]
+# Series that are in memory at a time.
+PART_SERIES = 10_000
+_NEVER = pa.scalar(datetime.min, pa.timestamp("us"))  # noqa: DTZ901 - the tables state no zone
 LOST = "When series were last read again is not known: they are read in the order in which they were fetched"
 _RESULT = "SeriesInstanceUID SeriesMD5 VerifiedAt Finding".split()
 
@@ -77,21 +82,69 @@ class VerifyResult:
         return f"{self.series.collection}: series {self.series.uid}, {self.finding or 'as it was fetched'}"
 
 
-def stored_series(lake: Lake, collection: str, only: frozenset[str] | None = None) -> list[StoredSeries]:
-    """Return the series of a collection that are in the lake, in the order in which they should be read again.
+class Inventory:
+    """The series of a collection that are in the lake: complete ones, and withdrawn ones whose files are there.
 
-    These are the complete ones, and those withdrawn ones whose files are there: receipts that state a size.
+    These are the receipts that state a size. Only some of them are in memory at a time.
 
     Args:
         lake: the lake.
         collection: which partition.
         only: UIDs of the series, None for all.
     """
-    receipts = lake.read_table(IMAGE_SERIES, collection, columns=_RECEIPT)
-    results = {uid: rest for uid, *rest in _tuples(read_or_empty(lake, VERIFICATIONS, collection, _RESULT, lost=LOST))}
-    rows = _tuples(receipts.filter(pc.is_valid(receipts["Bytes"])))
-    stored = [_stored(collection, row, results.get(row[0])) for row in rows if only is None or row[0] in only]
-    return sorted(stored, key=lambda s: (s.finding is None, s.checked_at, s.uid))
+
+    def __init__(self, lake: Lake, collection: str, only: frozenset[str] | None = None) -> None:
+        self.collection = collection
+        self._receipts = lake.read_file(IMAGE_SERIES, collection)
+        results = read_or_empty(lake, VERIFICATIONS, collection, _RESULT, lost=LOST)
+        sizes, uids = self._receipts["Bytes"], self._receipts[_UID]
+        stored = pc.is_valid(sizes) if only is None else pc.and_(pc.is_valid(sizes), among(uids, only))
+        self.bytes: int = pc.sum(sizes.filter(stored)).as_py() or 0
+        self._rows = pc.indices_nonzero(stored)
+        checked_at = pc.fill_null(self._receipts["FetchedAt"].filter(stored), _NEVER)
+        finding = pa.chunked_array([pa.nulls(len(self), pa.string())])
+        if results.num_rows:
+            at = places_in(uids.filter(stored), results[_UID])
+            digest, when, found = (taken(results[name], at) for name in _RESULT[1:])
+            same = same_values(digest, self._receipts["SeriesMD5"].filter(stored))
+            # A result from before the last fetch is not about the files that are there now.
+            valid = pc.fill_null(pc.and_(same, pc.greater_equal(when, checked_at)), False)
+            checked_at = pc.if_else(valid, when, checked_at)
+            finding = pc.if_else(valid, found, pa.scalar(None, pa.string()))
+        self._state = pa.table([pc.is_null(finding), checked_at, finding], ["sound", "checked_at", "finding"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def urgency(self) -> tuple[bool, datetime]:
+        """The smallest of all: what was found damaged, then what has gone unchecked for longest."""
+        sound = self._state["sound"]
+        first = pc.min(sound).as_py()
+        if first is None:
+            return True, datetime.max  # noqa: DTZ901 - the tables state no zone
+        return first, pc.min(self._state["checked_at"].filter(pc.equal(sound, first))).as_py()
+
+    def __iter__(self) -> Iterator[StoredSeries]:
+        """Yield the series in the order in which they should be read again."""
+        uids = taken(self._receipts[_UID], self._rows)
+        order = [(name, "ascending") for name in ("sound", "checked_at", _UID)]
+        places = pc.sort_indices(self._state.append_column(_UID, uids), sort_keys=order)
+        del uids
+        for first in range(0, len(places), PART_SERIES):
+            here = places.slice(first, PART_SERIES)
+            rows = self._rows.take(here)
+            stored = pc.is_in(pa.array(range(self._receipts.num_rows), rows.type), value_set=rows)
+            # As they are in the file, which may be another order.
+            receipts = self._receipts.filter(stored, _RECEIPT).take(pc.sort_indices(pc.sort_indices(rows)))
+            state = self._state.select(["checked_at", "finding"]).take(here)
+            for row in zip(*(column.to_pylist() for column in [*receipts.columns, *state.columns]), strict=True):
+                yield _stored(self.collection, *row)
+
+
+def stored_series(lake: Lake, collection: str, only: frozenset[str] | None = None) -> list[StoredSeries]:
+    """Return the series of an :class:`Inventory`, in its order."""
+    return list(Inventory(lake, collection, only))
 
 
 def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
@@ -119,16 +172,16 @@ def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
         log.warning("cannot record which series were verified; the next run begins with them again: %s", e)
 
 
-def _tuples(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    return zip(*(column.to_pylist() for column in table.columns), strict=True)
-
-
-def _stored(collection: str, row: tuple[Any, ...], result: list[Any] | None) -> StoredSeries:
-    uid, study, patient, size, digest, fetched, verified_by = row
+def _stored(
+    collection: str,
+    uid: str,
+    study: str,
+    patient: str,
+    size: int,
+    digest: str | None,
+    verified_by: str | None,
+    checked_at: datetime,
+    finding: str | None,
+) -> StoredSeries:
     path = series_path(collection, patient, study, uid)
-    checked_at = fetched or datetime.min  # noqa: DTZ901 - the tables state no zone
-    finding = None
-    # A result from before the last fetch is not about the files that are there now.
-    if result is not None and result[0] == digest and result[1] >= checked_at:
-        checked_at, finding = result[1:]
     return StoredSeries(collection, uid, path, size, digest, checked_at, finding, verified_by)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,13 +17,13 @@ from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.lock import soon_if_interrupted
-from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.receipt import BY_DIGESTS, MD5_AND_FIGURES
 from nbia_pipeline.mirror.repair import NoAnswer, Proofs
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.text import logger
 from nbia_pipeline.verify.compare import compare_files, differs_from_archive, lists_others
-from nbia_pipeline.verify.inventory import StoredSeries, VerifyResult, record, stored_series
+from nbia_pipeline.verify.inventory import Inventory, StoredSeries, VerifyResult, record, stored_series
 
 log = logger(__name__)
 
@@ -114,7 +114,7 @@ def plan_verification(
     if sample is not None:
         chosen = dict(_sample(lake, sorted(collections), sample, seed))
     elif damaged_only:
-        chosen = {name: frozenset(s.uid for s in stored_series(lake, name) if s.finding) for name in collections}
+        chosen = {name: frozenset(s.uid for s in Inventory(lake, name) if s.finding) for name in collections}
     planned = [plan_series(lake, name, only) for name, only in chosen.items()]
     return sorted((p for p in planned if p.series), key=lambda p: (p.urgency, p.collection))
 
@@ -127,9 +127,8 @@ def plan_series(lake: Lake, collection: str, only: frozenset[str] | None = None)
         collection: which one.
         only: UIDs of the series, None for all that are in the lake.
     """
-    stored = stored_series(lake, collection, only)
-    urgency = min(((s.finding is None, s.checked_at) for s in stored), default=(True, datetime.max))  # noqa: DTZ901
-    return PlannedCollection(collection, len(stored), sum(s.bytes for s in stored), urgency, only)
+    stored = Inventory(lake, collection, only)
+    return PlannedCollection(collection, len(stored), stored.bytes, stored.urgency, only)
 
 
 def read_again(
@@ -170,7 +169,7 @@ def read_again(
         with stopping.threads(threads, "nbia-verify") as pool:
             reader = _Reader(lake, pool, 2 * threads, over, extra_check)
             for part in planned:
-                for result in reader.results(stored_series(lake, part.collection, part.only)):
+                for result in reader.results(Inventory(lake, part.collection, part.only)):
                     run.add(result)
                     unrecorded.append(result)
                     run.seconds = time.monotonic() - started
@@ -223,17 +222,20 @@ class _Reader:
     _over: Callable[[], bool]
     _extra_check: ExtraCheck | None
 
-    def results(self, series: Sequence[StoredSeries]) -> Iterator[VerifyResult]:
+    def results(self, series: Iterable[StoredSeries]) -> Iterator[VerifyResult]:
         """Yield the results of series of one collection until it is over; what looks damaged is read again."""
         waiting = iter(series)
         while chunk := list(islice(waiting, CHUNK_SERIES)):
-            suspects = []
+            suspects, left = [], len(chunk)
             for result in self._read(chunk, self._over):
+                left -= 1
                 if result.finding is None:
                     yield result
                 else:
                     suspects.append(result)
             yield from self._read_suspects(suspects)
+            if left:  # the time is up
+                return
 
     def _read(self, series: Sequence[StoredSeries], over: Callable[[], bool]) -> Iterator[VerifyResult]:
         rows = _rows(self._lake, series)
@@ -265,7 +267,7 @@ class _Reader:
 def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[StoredSeries]:
     """Return series by tables that include what runs published meanwhile; pruned series are left out."""
     try:
-        commit(lake, collection, clear_mark=False)
+        carry_over(lake, collection, clear_mark=False)
     except LakeError as e:
         log.warning("%s: cannot commit what runs may have published in the meantime: %s", collection, e)
     return stored_series(lake, collection, uids)
@@ -273,7 +275,7 @@ def _as_committed(lake: Lake, collection: str, uids: frozenset[str]) -> list[Sto
 
 def _sample(lake: Lake, collections: Sequence[str], size: int, seed: int) -> Iterator[tuple[str, frozenset[str]]]:
     """Choose series by their positions, so that not all UIDs of the lake are in memory at once."""
-    counts = {name: len(stored_series(lake, name)) for name in collections}
+    counts = {name: len(Inventory(lake, name)) for name in collections}
     total = sum(counts.values())
     positions = sorted(random.Random(seed).sample(range(total), min(size, total)))  # noqa: S311 - no secret
     first = 0
@@ -281,7 +283,7 @@ def _sample(lake: Lake, collections: Sequence[str], size: int, seed: int) -> Ite
         here = [p - first for p in positions if first <= p < first + count]
         first += count
         if here:
-            uids = sorted(s.uid for s in stored_series(lake, name))
+            uids = sorted(s.uid for s in Inventory(lake, name))
             yield name, frozenset(uids[p] for p in here)
 
 

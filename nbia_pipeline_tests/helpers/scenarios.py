@@ -8,8 +8,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.listing import write_listing
 from nbia_pipeline.changes.metadata import metadata_of
@@ -19,6 +17,7 @@ from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import Plan
 from nbia_pipeline.mirror.prune import prunable, prune
+from nbia_pipeline.mirror.series import as_table
 from nbia_pipeline.schema.status import COMPLETE
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES_METADATA
 from nbia_pipeline.verify.refetch import refetch
@@ -59,7 +58,7 @@ def cart(client: NbiaClient, lake: Lake) -> list[str]:
         return _fetched(mirror, plan)
     finally:
         for collection in (COLLECTION, OTHER):
-            commit(lake, collection, plan.selected.filter(pc.equal(plan.selected["Collection"], collection)))
+            commit(lake, collection, as_table([w for w in plan.selected() if w.Collection == collection]))
 
 
 def _fetched(mirror: Mirror, plan: Plan) -> list[str]:

@@ -9,9 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.parquet import conform
-from nbia_pipeline.mirror.commit import NOT_REFRESHED, already_there, commit, commit_journal, current_receipts
+from nbia_pipeline.lake.table_file import TableFile
+from nbia_pipeline.mirror.commit import (
+    NOT_REFRESHED,
+    already_there,
+    carry_over,
+    commit,
+    commit_journal,
+    current_receipts,
+)
 from nbia_pipeline.mirror.journal import (
     has_failed,
     mark_failed,
@@ -24,7 +33,7 @@ from nbia_pipeline.mirror.series import NEWER, refresh_failed
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import with_column
-from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES_CHANGES, SERIES_SEEN
+from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_CHANGES, SERIES_SEEN
 from nbia_pipeline_tests.helpers.series import (
     crash_before_the_move,
     held,
@@ -192,7 +201,7 @@ def test_a_commit_with_nothing_new_writes_nothing_and_reads_no_instances(
     publish(lake, receipt())
     first = commit(lake, "A", series_table([ONE, wanted(2)]))
     touched: list[str] = []
-    for name in ("read_table", "read_pieces", "write_table", "write_pieces"):
+    for name in ("read_table", "read_file", "read_pieces", "write_table", "write_pieces"):
         was = getattr(Lake, name)
 
         def noted(self: Lake, table: Table, *args: Any, _was: Any = was, _name: str = name, **more: Any) -> Any:
@@ -201,7 +210,31 @@ def test_a_commit_with_nothing_new_writes_nothing_and_reads_no_instances(
 
         monkeypatch.setattr(Lake, name, noted)
     assert commit(lake, "A", series_table([wanted(2), ONE])).equals(first)
-    assert touched == ["read_table series_seen", "read_table image_series"]
+    assert touched == ["read_file series_seen", "read_file image_series"]
+
+
+def test_a_commit_and_a_plan_have_one_column_of_all_series_in_memory_at_a_time(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(lake, receipt())
+    lake.write_table(SERIES, series_table([ONE]), "A")
+    commit(lake, "A")
+    lake.write_table(SERIES, series_table([ONE, wanted(2)]), "A")
+    to_table, select = TableFile.to_table, TableFile.filter
+
+    def one_column(self: TableFile, columns: list[str] | None = None) -> pa.Table:
+        assert columns is not None and len(columns) == 1
+        return to_table(self, columns)
+
+    def one_row(self: TableFile, mask: pa.ChunkedArray, columns: list[str] | None = None) -> pa.Table:
+        rows = select(self, mask, columns)
+        assert rows.num_rows <= 1
+        return rows
+
+    monkeypatch.setattr(TableFile, "to_table", one_column)
+    monkeypatch.setattr(TableFile, "filter", one_row)
+    series = present_series(lake, "A")
+    assert make_plan(series, carry_over(lake, "A", series)).todo == [wanted(2)]
 
 
 def test_what_would_be_committed_can_be_seen_without_a_commit(lake: Lake) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -53,7 +54,8 @@ def test_a_selection_takes_what_holds_in_every_field(
 ) -> None:
     selection = Selection(modalities, body_parts, patients, series)
     names = ["Modality", "BodyPartExamined", "PatientID", "SeriesInstanceUID"]
-    taken = selection.apply(pa.Table.from_pylist(rows, schema=SERIES.schema)).select(names).to_pylist()
+    table: Any = selection.apply(pa.Table.from_pylist(rows, schema=SERIES.schema))
+    taken = table.select(names).to_pylist()
     assert taken == [row for row in rows if wanted(row, selection)]
 
 

@@ -19,7 +19,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import Plan, make_plan
-from nbia_pipeline.mirror.series import WantedSeries, as_table, collections_of, wanted_series
+from nbia_pipeline.mirror.series import WantedSeries, as_table, collections_of
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import shown
@@ -54,7 +54,7 @@ def build_cart_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
 def _plan(context: dg.OpExecutionContext, config: RunBounds, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
     bounds = config.bounds()
     plan = mirror.plan_cart(context.partition_key, bounds, on_progress=lambda line: context.log.info(shown(line)))
-    return plan, {"series": [w.to_json() for w in wanted_series(plan.selected)]}
+    return plan, {"series": [w.to_json() for w in plan.selected()]}
 
 
 def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:

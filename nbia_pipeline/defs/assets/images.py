@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import dagster as dg
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
@@ -21,11 +20,13 @@ from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definiti
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import collection_path
-from nbia_pipeline.mirror.commit import commit
+from nbia_pipeline.lake.table_file import Rows, rows_where
+from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
 from nbia_pipeline.mirror.selection import Selection, with_lists
 from nbia_pipeline.mirror.series import refresh_failed
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
@@ -133,8 +134,9 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
 def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
     collection = context.partition_key
     series = listed_series(lake, collection)
-    receipts = commit(lake, collection, series)
-    sizes = receipts.filter(pc.equal(receipts["Status"], COMPLETE))["Bytes"].to_pylist()
+    receipts = carry_over(lake, collection, series)
+    complete = (p.filter(pc.equal(p["Status"], COMPLETE)) for p in receipts.pieces(["Status", "Bytes"]))
+    sizes = (size for piece in complete for size in piece["Bytes"].to_pylist())
     fetched = [sum(r["sizes"][n] for r in reports) for n in range(len(LABELS))]
     return {
         **contact_sheet_metadata(context.log, lake, collection, receipts, series),
@@ -211,22 +213,23 @@ def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:
         raise dg.Failure(f"the executor did not run {len(missing)} of {len(summary['batches'])} batches")
 
 
-def receipts_metadata(receipts: pa.Table) -> dict[str, Any]:
+def receipts_metadata(receipts: Rows) -> dict[str, Any]:
     """Return what receipts state: how many have which status, bytes in the lake, and what is missing and why."""
-    status = Counter(receipts["Status"].to_pylist())
-    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
+    status = Counter({one["values"]: one["counts"] for one in pc.value_counts(receipts["Status"]).to_pylist()})
+    complete = pc.equal(receipts["Status"], COMPLETE)
     problems = problem_rows(receipts)
     return {
         **{s: status[s] for s in STATUSES},
-        "bytes": pc.sum(complete["Bytes"]).as_py() or 0,
+        "bytes": pc.sum(receipts["Bytes"].filter(complete)).as_py() or 0,
         **({"problems": failed_table(problems)} if problems else {}),
     }
 
 
-def problem_rows(receipts: pa.Table) -> list[dict[str, str]]:
+def problem_rows(receipts: Rows) -> list[dict[str, str]]:
     """Return the series that could not be fetched, or not in their newest version, with the reason."""
-    refused = pc.is_in(receipts["Status"], pa.array([QUARANTINED, UNAVAILABLE]))
-    rows = receipts.filter(pc.or_(refused, refresh_failed(receipts))).to_pylist()
+    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
+    which = pc.or_(refused, refresh_failed(receipts))
+    rows = rows_where(receipts, which, ["SeriesInstanceUID", "Status", "Reason"]).to_pylist()
     return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
 
 

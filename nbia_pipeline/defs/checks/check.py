@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -134,9 +135,11 @@ def build_check_step(
     def step(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         selected = {each.name for each in context.selected_asset_check_keys}
         failures = []
-        with stopping.threads(len(checks), "nbia-checks") as pool:
+        # One lane for those that ask the archive, and one for the others: each has a large table in memory.
+        with ExitStack() as lanes:
+            pools = [lanes.enter_context(stopping.threads(1, name)) for name in ("nbia-checks", "nbia-checks-archive")]
             results = [
-                pool.submit(_result, naming, settings, asset, check, context)
+                pools[check.needs_archive].submit(_result, naming, settings, asset, check, context)
                 for check in checks
                 if check.name in selected
             ]

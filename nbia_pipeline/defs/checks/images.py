@@ -17,10 +17,11 @@ from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Check, Finding, Report, Subject, build_check_step
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.table_file import pieces_where
 from nbia_pipeline.mirror.plan import make_plan
 from nbia_pipeline.mirror.receipt import BY_DIGESTS, MD5_AND_FIGURES
 from nbia_pipeline.mirror.repair import ADVICE
-from nbia_pipeline.mirror.series import has_files
+from nbia_pipeline.mirror.series import has_files, in_order_of
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES
@@ -96,10 +97,10 @@ def _run_again(findings: list[Finding]) -> str | None:
 def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
     """Yield the listed series without a complete receipt of their present content."""
     for collection in collections:
-        receipts = lake.read_table(IMAGE_SERIES, collection)
+        receipts = lake.read_file(IMAGE_SERIES, collection)
         todo = make_plan(present_series(lake, collection), receipts).todo
         uids = pa.array([series.SeriesInstanceUID for series in todo], pa.string())
-        known = receipts.filter(pc.is_in(receipts[_UID], value_set=uids)).select([_UID, "Status", "Reason"])
+        known = receipts.filter(pc.is_in(receipts[_UID], value_set=uids), [_UID, "Status", "Reason"])
         by_uid = {row[_UID]: row for row in known.to_pylist()}
         for series in todo:
             receipt = by_uid.get(series.SeriesInstanceUID, {})
@@ -217,19 +218,23 @@ def licensed(subject: Subject) -> Report:
 def unlicensed(lake: Lake) -> Iterator[Finding]:
     """Yield, by license, the complete series that name none, or whose license has no text in the lake."""
     for collection in lake.collections_of(IMAGE_SERIES):
-        receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "Bytes"])
-        complete = receipts.filter(has_files(receipts))[_UID]
-        listed = present_series(lake, collection).select([_UID, "LicenseName", "LicenseURI"])
+        listed = present_series(lake, collection)
+        complete = pc.fill_null(has_files(in_order_of(listed, lake.read_file(IMAGE_SERIES, collection))), False)
         texts = lake.read_table(LICENSES, collection, columns=["LicenseName", "LicenseURI", "LicenseText"])
         known = {_license(row) for row in texts.to_pylist() if row["LicenseText"] is not None}
+        # Those with a text are left out at once: they are nearly all, and many.
         named: dict[tuple[str, str], list[str]] = {}
-        for row in listed.filter(pc.is_in(listed[_UID], value_set=pc.unique(complete))).to_pylist():
-            named.setdefault(_license(row), []).append(row[_UID])
+        for piece in pieces_where(listed, complete, [_UID, "LicenseName", "LicenseURI"]):
+            columns = (piece[name].to_pylist() for name in piece.column_names)
+            for uid, *names in zip(*columns, strict=True):
+                license = (names[0] or "", names[1] or "")
+                if license not in known or not any(license):
+                    named.setdefault(license, []).append(uid)
         for license, uids in sorted(named.items()):
             shown, name = first_of(uids, SHOWN), license[0] or license[1]
             if not name:
                 yield Finding(collection, f"{len(uids)} series name no license: {shown}", uids[0])
-            elif license not in known:
+            else:
                 what = f"the text of {name!r} is not in the lake: the archive serves none, or was not asked yet"
                 yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
 

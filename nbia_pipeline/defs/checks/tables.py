@@ -11,6 +11,7 @@ from nbia_pipeline.defs.checks.check import Finding, Report, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
+from nbia_pipeline.schema.arrow import places_in, repeats
 from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, PATIENTS, SERIES, SERIES_METADATA, STUDIES
 from nbia_pipeline.settings import Settings
 
@@ -43,8 +44,8 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
 def duplicates(lake: Lake) -> Iterator[Finding]:
     """Yield the series that are more than once in a partition of the ``series`` table."""
     for collection in lake.collections_of(SERIES):
-        uids = lake.read_table(SERIES, collection, columns=["SeriesInstanceUID"])["SeriesInstanceUID"]
-        counts = pc.value_counts(uids)
+        uids = lake.read_file(SERIES, collection)["SeriesInstanceUID"]
+        counts = pc.value_counts(uids if repeats(uids) else uids[:0])
         for repeated in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
             uid = repeated["values"]
             yield Finding(collection, f"series {uid} is listed {repeated['counts']} times", uid)
@@ -62,9 +63,9 @@ def nonconforming(lake: Lake, table: Table) -> Iterator[Finding]:
 def not_covered(lake: Lake, table: Table, column: str) -> Iterator[Finding]:
     """Yield the values of `column` in the ``series`` table that `table` lacks, for collections that have both."""
     for collection in sorted(set(lake.collections_of(table)) & set(lake.collections_of(SERIES))):
-        needed = pc.unique(lake.read_table(SERIES, collection, columns=[column])[column])
-        known = lake.read_table(table, collection, columns=[column])[column]
-        missing = needed.filter(pc.invert(pc.is_in(needed, pc.unique(known))))
-        for value in missing.to_pylist():
+        needed = lake.read_file(SERIES, collection)[column]
+        known = lake.read_file(table, collection)[column]
+        missing = needed.filter(pc.is_null(places_in(pc.fill_null(needed, ""), pc.fill_null(known, ""))))
+        for value in pc.unique(missing).to_pylist():
             series = value if column == "SeriesInstanceUID" else None
             yield Finding(collection, f"{column} {value} is not in {table.name}", series)
