@@ -5,8 +5,7 @@ With the first commit of a connection SQLite flushes the directory too; the last
 copies the write-ahead log into it, flushes both, and removes the log. For the file of each run, Dagster also reads its
 ninety scripts of migrations, twice, and makes twenty tables and indexes in a transaction each. Here engine and
 connections of a file are kept: then SQLite flushes the directory once, and copies the log once in a thousand pages.
-The scripts are read once, the tables of a file are made in one transaction, and the file of a further run starts as a
-copy of the empty first one. Each commit is flushed as before.
+The scripts are read once, and the tables of a file are made in one transaction. Each commit is flushed as before.
 
 To keep a copy of what steps print, Dagster starts four processes for each run, which takes longer than most steps. Here
 it keeps none: what a step prints is on the terminal of the command, and its log is among the events.
@@ -17,15 +16,12 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from dagster._core.storage.compute_log_manager import CapturedLogContext
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from sqlalchemy import MetaData, event
 
 KEPT = 4
@@ -50,7 +46,7 @@ def kept_open() -> Iterator[None]:
     event.listen(MetaData, "before_create", _in_one_transaction)
     _active = True
     try:
-        with _engines_kept(), _migrations_kept(), _empty_file_kept(), _nothing_copied():
+        with _engines_kept(), _migrations_kept(), _nothing_copied():
             yield
     finally:
         _active = False
@@ -113,36 +109,6 @@ def _in_one_transaction(_: MetaData, connection: Any, **how: Any) -> None:
 
 
 @contextmanager
-def _empty_file_kept() -> Iterator[None]:
-    """Let the file of the events of a run start as a copy of that of an earlier run, as it was before its events."""
-    kind = getattr(import_module(_MAKE_ENGINES[0]), "SqliteEventLogStorage", None)
-    theirs = getattr(kind, "_initdb", None)
-    if theirs is None:
-        yield
-        return
-    with closing(sqlite3.connect(":memory:", check_same_thread=False)) as empty:
-        made: list[bool] = []
-
-        def _initdb(self: Any, engine: Any, *how: Any, **more: Any) -> None:
-            path = Path(engine.url.database)
-            new = not (how or more or path.exists())
-            if new and made:
-                with closing(sqlite3.connect(path)) as file:
-                    empty.backup(file)
-            theirs(self, engine, *how, **more)  # looks at the revision, and finds nothing to do
-            if new and not made:
-                with closing(sqlite3.connect(path)) as file:
-                    file.backup(empty)
-                made.append(True)
-
-        kind._initdb = _initdb  # type: ignore[union-attr]
-        try:
-            yield
-        finally:
-            kind._initdb = theirs  # type: ignore[union-attr]
-
-
-@contextmanager
 def _migrations_kept() -> Iterator[None]:
     """Let Alembic read the scripts of a directory once."""
     theirs = ScriptDirectory.__dict__["from_config"]
@@ -164,6 +130,12 @@ def _migrations_kept() -> Iterator[None]:
 @contextmanager
 def _nothing_copied() -> Iterator[None]:
     """Leave what steps print to the terminal, where Dagster would copy it to files of its home."""
+    try:
+        from dagster._core.storage.compute_log_manager import CapturedLogContext
+        from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+    except ImportError:  # not public names: with another version it copies
+        yield
+        return
     manager: Any = LocalComputeLogManager
     theirs = manager.capture_logs
 
