@@ -38,7 +38,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from image_archive import LARGE, server_words
-from measuring import cpu_seconds, serving, verdict
+from measuring import cpu_seconds, serving
+from results import Results, add_option
 
 from nbia_pipeline.archive import NbiaClient, connections
 from nbia_pipeline.archive.bounds import ZIP_CHUNK_BYTES
@@ -226,16 +227,18 @@ def main() -> int:
         f"{gigabytes * 1000:,.0f} MB in {options.folder or tempfile.gettempdir()}; medians of {options.rounds} rounds"
     )
     print("seconds of processor time per GB")
+    results = Results(options.json)
     for name, taken in figures.items():
         print(f"{name:<24} {statistics.median(taken):6.2f}")
+        results.add(f"per GB, {name}", (statistics.median(taken), "s"), rounds=options.rounds)
     floor = sum(statistics.median(figures[name]) for name in LIBRARIES)
-    worst, held = statistics.median(figures[f"all x {options.threads}"]), statistics.median(figures["lock held"])
-    print(f"all x {options.threads}: {worst:.2f} s per GB, bar {BAR}: {verdict(worst <= BAR)}")
-    print(f"all x {options.threads}: {worst / floor:.2f} of the {floor:.2f} s that {', '.join(LIBRARIES)} take alone")
-    print(
-        f"lock held: {held:.2f} s per GB, one process {1 / held:.1f} GB/s, bar {LOCK_BAR}: {verdict(held <= LOCK_BAR)}"
-    )
-    return 0 if worst <= BAR and held <= LOCK_BAR else 1
+    every, held = statistics.median(figures[f"all x {options.threads}"]), statistics.median(figures["lock held"])
+    spoken = f"all x {options.threads}"
+    print(f"{spoken}: {every / floor:.2f} of the {floor:.2f} s that {', '.join(LIBRARIES)} take alone")
+    results.add(f"{spoken}, of what {', '.join(LIBRARIES)} take alone", (every / floor, "times"), rounds=options.rounds)
+    results.at_most(BAR, f"processor time per GB, {spoken}", every, "s", options.rounds)
+    results.at_most(LOCK_BAR, "the interpreter's lock is held, per GB", held, "s", options.rounds)
+    return results.finish()
 
 
 def _options() -> argparse.Namespace:
@@ -245,6 +248,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=60, help="slices of each of them (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=3, help="threads at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="directory to work in (default: the system's for temporary files)")
+    add_option(parser)
     return parser.parse_args()
 
 

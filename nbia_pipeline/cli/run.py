@@ -22,7 +22,6 @@ from nbia_pipeline import clock
 from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.home import dagster_home, fail, say, to_stderr
 from nbia_pipeline.cli.options import add_selection, images_fields
-from nbia_pipeline.cli.records import kept_open
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
@@ -38,6 +37,7 @@ from nbia_pipeline.defs.jobs import (
     tables_config,
 )
 from nbia_pipeline.defs.naming import Naming, contiguous_ranges
+from nbia_pipeline.defs.records import kept_open
 from nbia_pipeline.defs.resources import one_login
 from nbia_pipeline.defs.slots import owned, watched
 from nbia_pipeline.lake import DamagedFile, Lake

@@ -11,8 +11,8 @@ from dagster._core.execution import compute_logs as theirs_of_output
 from dagster._core.storage.event_log.sqlite import sqlite_event_log as theirs_of_events
 from sqlalchemy import MetaData, event
 
-from nbia_pipeline.cli import records
-from nbia_pipeline.cli.records import kept_open
+from nbia_pipeline.defs import records
+from nbia_pipeline.defs.records import kept_open
 
 sqlite_event_log: Any = theirs_of_events
 compute_logs: Any = theirs_of_output
