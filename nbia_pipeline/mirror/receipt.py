@@ -83,7 +83,7 @@ class Receipt:
         return {
             **{field: getattr(self, field) for field in self.__dataclass_fields__},  # asdict would copy all of it
             "wanted": self.wanted.to_json(),
-            "instances": [vars(i) for i in self.instances],
+            "instances": [dict(vars(i)) for i in self.instances],
             "fetched_at": self.fetched_at.isoformat(),
         }
 
