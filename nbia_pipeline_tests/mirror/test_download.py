@@ -266,14 +266,16 @@ BYTES = st.integers(0, 1 << 40)
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 80).flatmap(lambda n: st.lists(BYTES, min_size=n, max_size=n)))
-def test_large_series_come_first_and_a_few_small_ones_between_them(sizes: list[int]) -> None:
+def test_large_series_come_first_a_few_of_middle_size_between_them_and_small_ones_last(sizes: list[int]) -> None:
     order = in_good_order(sizes)
     assert sorted(order) == list(range(len(sizes)))
     fetched, largest_first = [sizes[n] for n in order], sorted(sizes, reverse=True)
-    between = min(BETWEEN, len(sizes) // 2)
+    between, middle = min(BETWEEN, len(sizes) // 4), len(sizes) // 2
     assert fetched[0 : 2 * between : 2] == largest_first[:between]
-    assert fetched[1 : 2 * between : 2] == largest_first[::-1][:between]
-    assert fetched[2 * between :] == largest_first[between : len(sizes) - between]
+    assert fetched[1 : 2 * between : 2] == largest_first[middle : middle + between]
+    rest = fetched[2 * between :]
+    assert rest == sorted(rest, reverse=True)
+    assert not sizes or fetched[-1] == min(sizes)
 
 
 Turns = Callable[[int], threading.BoundedSemaphore]
