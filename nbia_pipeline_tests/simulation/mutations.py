@@ -23,6 +23,7 @@ from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.defs import sensors
 from nbia_pipeline.defs.assets import tables
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.table_file import TableFile
 from nbia_pipeline.schema.status import API, LISTED_AT
 from nbia_pipeline_tests.simulation.archive import FIRST, START
 from nbia_pipeline_tests.simulation.ending import expect_images, expect_metadata
@@ -206,8 +207,8 @@ def _wait(hours: float) -> Mutate:
 
 
 def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
-    def ask(client: NbiaClient, name: str, collection: str) -> pa.Table:
-        return client._list(name, collection=collection)
+    def ask(client: NbiaClient, name: str, collection: str, take: Any = pa.concat_tables) -> Any:
+        return client._taken(name, take, collection=collection)
 
     def write(table: Any, client: NbiaClient, lake: Lake, fetch: Any, collection: str | None = None) -> None:
         properties = {LISTED_AT: clock.utc_now().isoformat(), API: client.api}
@@ -215,8 +216,8 @@ def _believe_an_empty_listing(patch: pytest.MonkeyPatch) -> None:
         properties |= fetched.properties
         lake.write_table(table, fetched.rows, collection, properties=properties, may_empty=True)
 
-    def every_listing(collection: str, series: pa.Table, properties: dict[str, str], *_: Any) -> Any:
-        yield feed._Listing(series, present.moment(properties[LISTED_AT]), properties)
+    def every_listing(lake: Lake, collection: str, series: TableFile, *_: Any) -> Any:
+        yield feed._Listing(series, present.moment(series.properties[LISTED_AT]), dict(series.properties))
 
     patch.setattr("nbia_pipeline.archive.calls.Calls._rows_of_collection", ask)
     patch.setattr(tables, "_write", write)
