@@ -50,6 +50,7 @@ def materialize(url: str, api: str, collections: list[str], folder: Path) -> Non
     from nbia_pipeline.definitions import build_definitions
     from nbia_pipeline.defs.jobs import RANGE_END, RANGE_START
     from nbia_pipeline.defs.naming import Naming
+    from nbia_pipeline.defs.records import kept_open
     from nbia_pipeline.settings import Settings
 
     os.environ["DAGSTER_HOME"] = str(folder / "dagster_home")
@@ -65,7 +66,7 @@ def materialize(url: str, api: str, collections: list[str], folder: Path) -> Non
         for asset in ("collections", "series")
     ]
     definitions = dg.Definitions.merge(build_definitions(settings, names), dg.Definitions(jobs=jobs))
-    with dg.DagsterInstance.get() as instance:
+    with kept_open(), dg.DagsterInstance.get() as instance:  # as `nbia-pipeline run` does
         definitions.resolve_job_def("collections").execute_in_process(instance=instance)
         partitions = instance.get_dynamic_partitions(str(names.partitions.name))
         tags = {RANGE_START: partitions[0], RANGE_END: partitions[-1]}
