@@ -79,6 +79,7 @@ def dagster(job: Job) -> None:
 
     from nbia_pipeline.cli.home import dagster_home
     from nbia_pipeline.cli.run import run_main_job
+    from nbia_pipeline.defs.records import kept_open
     from nbia_pipeline.lake import Lake
     from nbia_pipeline.schema.tables import IMAGE_SERIES
     from nbia_pipeline.settings import Settings
@@ -88,7 +89,7 @@ def dagster(job: Job) -> None:
     only = (job.collection,)
     settings = Settings(archive=job.url, lake=str(job.files), collections=only, images=only)
     marks: list[tuple[str, float]] = []
-    with dg.DagsterInstance.get() as instance:
+    with kept_open(), dg.DagsterInstance.get() as instance:  # as the command does
         outcome = run_main_job(settings, instance, lambda line: marks.append((line, cpu_seconds())))
     if outcome.problems:
         raise SystemExit("\n".join(outcome.problems))

@@ -125,7 +125,7 @@ def run_main_job(
     naming = Naming()
     runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
     try:
-        with kept_open(), one_login():
+        with one_login():
             if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
                 return runner.outcome
     except INTERRUPTS:

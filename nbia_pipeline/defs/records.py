@@ -33,23 +33,15 @@ _MAKE_ENGINES = (
     "dagster._core.storage.runs.sqlite.sqlite_run_storage",
 )
 
-_active = False
-
 
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """Keep the SQLite files that this process used last open to the end of the block; one within it changes nothing."""
-    global _active
-    if _active:
-        yield
-        return
+    """Keep the SQLite files that this process used last open to the end of the block, outside of any other such one."""
     event.listen(MetaData, "before_create", _in_one_transaction)
-    _active = True
     try:
         with _engines_kept(), _migrations_kept(), _nothing_copied():
             yield
     finally:
-        _active = False
         event.remove(MetaData, "before_create", _in_one_transaction)
 
 
