@@ -25,6 +25,15 @@ _SECRET_VARIABLE = re.compile(
 )
 _SHORTEST_SECRET = 8
 
+# How the stores refuse to create an object that is there, or that another is creating: as names of classes, codes, and
+# statuses. s3fs makes an OSError with a number of it, except where the answer names the condition, as AWS does.
+_REFUSALS = {
+    *("FileExistsError", "PreconditionFailed", "412"),
+    *("ConditionalRequestConflict", "OperationAborted"),  # S3: at the same time as another
+    *("ResourceExistsError", "ResourceModifiedError", "BlobAlreadyExists", "ConditionNotMet"),  # Azure
+    *("LeaseIdMissing", "LeaseAlreadyPresent"),  # Azure: another holds a lease of the object
+}
+
 # Answers rather than failures: callers ask for them.
 _MEANT = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -34,12 +43,14 @@ class StorageError(OSError):
 
     Attributes:
         kinds: names of the classes of the error and of its causes, outermost first.
+        codes: what :func:`codes_of` returns.
     """
 
     def __init__(self, error: BaseException) -> None:
         text = safe_text(error)
         super().__init__(f"{type(error).__name__}: {text}" if text else type(error).__name__)
         self.kinds = kinds_of(error)
+        self.codes = codes_of(error)
 
 
 def translated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -89,6 +100,25 @@ class Guarded:
 def kinds_of(error: BaseException) -> list[str]:
     """Return the names of the classes of an error and of its causes, outermost first."""
     return [*getattr(error, "kinds", ()), *(type(link).__name__ for link in _chain(error))]
+
+
+def codes_of(error: BaseException) -> set[str]:
+    """Return the codes and the HTTP statuses that a store gave for an error and its causes."""
+    found: set[str] = set(getattr(error, "codes", ()))
+    for link in _chain(error):
+        answer = getattr(link, "response", None)  # of botocore a dictionary; of azure-core, an object
+        if isinstance(answer, dict):
+            found.add(str(answer.get("Error", {}).get("Code")))
+            found.add(str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode")))
+        for name in ("code", "status", "status_code", "error_code"):  # gcsfs, google-api-core, aiohttp; azure-core
+            value = getattr(link, name, None)
+            found.add(str(getattr(value, "value", value)))
+    return found - {"None"}
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return whether a store refused to create an object, as it was asked to if there is one."""
+    return not _REFUSALS.isdisjoint({*kinds_of(error), *codes_of(error)})
 
 
 def safe_text(error: BaseException) -> str:

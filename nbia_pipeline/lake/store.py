@@ -33,9 +33,9 @@ from nbia_pipeline.lake.lock import (
     among_threads,
     file_lock,
     is_dead,
-    object_lock,
     this_process,
 )
+from nbia_pipeline.lake.object_lock import ObjectLocks
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
@@ -344,6 +344,10 @@ class LocalStore(_Store):
 class ObjectStore(_Store):
     """A prefix of an object store: a file is replaced by a single PUT, a folder file by file."""
 
+    def __init__(self, fs: Any, root: str) -> None:
+        super().__init__(fs, root)
+        self._locks = ObjectLocks(fs, self.full(LOCKS))
+
     def put(self, path: str, data: Any) -> None:
         """Write bytes or an Arrow buffer to an object, completely or not at all."""
         with self.fs.open(self.full(path), "wb") as file:
@@ -404,12 +408,12 @@ class ObjectStore(_Store):
         return []
 
     def sweep(self, keep: set[str]) -> int:
-        """Remove the temporary directories that dead processes of this user left, and return how many that were."""
+        """Remove what dead processes left, and return how much that was: temporary directories of this user, locks."""
         named = Path(tempfile.gettempdir()).glob(f"{_WORKSPACE}*")
         dead = [entry for entry in named if is_dead(entry.name.removeprefix(_WORKSPACE)) and _is_private(entry)]
         for entry in dead:
             shutil.rmtree(entry, ignore_errors=True)
-        return len(dead)
+        return len(dead) + self._locks.sweep()
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder; it may be gone already."""
@@ -421,7 +425,7 @@ class ObjectStore(_Store):
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
         """Hold a lock that all processes share that write to the store."""
         path = self.full(lock.path(collection, series_uid))
-        with among_threads(path), object_lock(self.fs, path) as expect_held:
+        with among_threads(path), self._locks.hold(path) as expect_held:
             yield expect_held
 
     def free_bytes(self) -> None:

@@ -18,7 +18,7 @@ from nbia_pipeline.archive import ArchiveUnreachable
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.errors import remedy
 from nbia_pipeline.lake.layout import FORMAT_FILE, table_path
-from nbia_pipeline.lake.lock import LockTimings, object_lock
+from nbia_pipeline.lake.lease import LockTimings
 from nbia_pipeline.schema.tables import SERIES, STUDIES
 from nbia_pipeline.settings import SettingsError
 from nbia_pipeline_tests.helpers.chains import shown
@@ -319,8 +319,8 @@ def test_a_heartbeat_that_fails_neither_kills_its_thread_nor_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     beats = threading.Event()
-    monkeypatch.setattr(object_lock.__wrapped__, "__defaults__", (LockTimings(beat=0.01),))  # type: ignore[attr-defined]
     lake = written()
+    lake._store._locks.timings = LockTimings(beat=0.01)  # type: ignore[union-attr]
 
     def down(call: str) -> Exception | None:
         if threading.current_thread().name == "nbia-lock":
@@ -331,7 +331,7 @@ def test_a_heartbeat_that_fails_neither_kills_its_thread_nor_is_forgotten(
         expect_held()
         with failing(down):
             assert beats.wait(10)
-            _until(lambda: "no heartbeat of the lock" in caplog.text)
+            _until(lambda: "no heartbeat of the locks" in caplog.text)
             with pytest.raises(
                 LakeError, match=r"cannot lock .*EndpointConnectionError: no route\): check the address"
             ):
