@@ -12,9 +12,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,29 @@ class Lock(Enum):
         series = encode(series_uid) if self is Lock.SERIES else ""
         return f"{LOCKS}/{self.value.format(collection=encode(collection), series=series)}.lock"
 
+
+@dataclass(frozen=True)
+class LockTimings:
+    """The timings of locks, in seconds.
+
+    Attributes:
+        beat: between two heartbeats of a process that holds locks.
+        lease: without a heartbeat, after which its locks are taken over; some beats.
+        older: the lease of a version before 0.3, whose locks name no life, and are themselves rewritten.
+        wait: for a lock that another holds, before giving up: as long as anybody ever holds one.
+        poll: between two attempts to get a lock that another holds.
+        sweep: age, by the clock of the store, from which on what was left without a heartbeat is removed.
+    """
+
+    beat: float = 2.5
+    lease: float = 10
+    older: float = 120
+    wait: float = 1800
+    poll: float = 0.5
+    sweep: float = 60
+
+
+USUAL = LockTimings()
 
 _longest_wait: ContextVar[float] = ContextVar("longest_wait", default=math.inf)
 
@@ -188,6 +212,11 @@ def is_dead(name: str) -> bool:
     host, _, rest = name.partition(".")
     pid, _, start = rest.partition(".")[0].partition("-")
     return host == HOST and pid.isdecimal() and not _alive(int(pid), start)
+
+
+def is_gone(about: Mapping[str, object]) -> bool:
+    """Return whether an object that names its ``owner`` and ``machine`` is of a process of this one that is dead."""
+    return bool(this_machine()) and about.get("machine") == this_machine() and is_dead(str(about.get("owner")))
 
 
 def _alive(pid: int, start: str) -> bool:

@@ -26,21 +26,24 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from nbia_pipeline import clock, stopping
 from nbia_pipeline.lake.errors import LakeError, reason
 from nbia_pipeline.lake.filesystem import was_refused
-from nbia_pipeline.lake.lease import LEASE, USUAL, Life, LockTimings, is_gone, moment, parsed, remove
-from nbia_pipeline.lake.lock import ExpectHeld, longest_wait, this_machine, this_process
+from nbia_pipeline.lake.lock import USUAL, ExpectHeld, LockTimings, is_gone, longest_wait, this_machine, this_process
 from nbia_pipeline.text import logger
 
 log = logger(__name__)
 
+LEASE = ".lease"
+
 _LIFE = re.compile("[0-9a-f]{32}")
+# The clock that goes on while the machine sleeps, where there is one.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _OURS = re.compile(r"\.lock(\.[0-9a-f]{32})*$|/[0-9a-f]{32}\.lease$")
 _dead: dict[str, bytes | None] = {}
 """The lives of others that are over, and the last heartbeat of each. One that was only paused has sent another."""
@@ -60,7 +63,7 @@ class ObjectLocks:
         self.folder = folder
         self.timings = timings
         self._guard = threading.Lock()
-        self._life: Life | None = None
+        self._life: _Life | None = None
         self._conditional: bool | None = None  # whether the store honors the condition, once that is known
 
     @contextmanager
@@ -139,10 +142,10 @@ class ObjectLocks:
         return None
 
     @contextmanager
-    def _living(self) -> Iterator[Life]:
+    def _living(self) -> Iterator[_Life]:
         with self._guard:
             if self._life is None:
-                self._life = Life(self.fs, self.folder, self.timings)
+                self._life = _Life(self.fs, self.folder, self.timings)
             life = self._life
             life.holders += 1
         try:
@@ -168,21 +171,88 @@ class ObjectLocks:
         if age <= 2 * self.timings.beat:
             return False
         content = self.read(path)
-        if content is None or not (age > self.timings.sweep or is_gone(parsed(content))):
+        if content is None or not (age > self.timings.sweep or is_gone(_parsed(content))):
             return False
-        remove(self.fs, path)
+        _remove(self.fs, path)
         return True
+
+
+class _Life:
+    """What shows that a process lives while it holds locks of a lake in an object store.
+
+    Args:
+        fs: an fsspec file system whose errors are OSErrors.
+        folder: of the locks and leases.
+        timings: how long to wait for what.
+
+    Attributes:
+        path: of the lease.
+        holders: locks that are held or waited for.
+        trouble: why the last heartbeat was not sent.
+        leftovers: remove what could not be removed.
+        shown: when the last heartbeat was sent that arrived; at first when the life began.
+        silent_until: when it was first shown again after a silence in which locks may have been lost.
+    """
+
+    def __init__(self, fs: Any, folder: str, timings: LockTimings) -> None:
+        self.token = uuid.uuid4().hex
+        self.path = f"{folder}/{self.token}{LEASE}"
+        self.holders = 0
+        self.trouble: Exception | None = None
+        self.leftovers: list[Callable[[], None]] = []
+        self.shown = _moment()
+        self.silent_until = self.shown
+        self._fs = fs
+        self._timings = timings
+        self._beats = 0
+        self._sending = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="nbia-lock", daemon=True)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Send a heartbeat."""
+        with self._sending:
+            sent = _moment()
+            about = {"owner": this_process(), "machine": this_machine(), "beats": self._beats + 1}
+            self._fs.pipe_file(self.path, json.dumps(about).encode())
+            self._beats += 1
+            if sent - self.shown > self._timings.lease / 2:
+                self.silent_until = sent
+            self.shown = sent
+            self.trouble = None
+
+    def end(self) -> None:
+        """Stop, and remove the lease. All is done: a failure is no reason to do anything again."""
+        self._over.set()
+        self._thread.join()
+        if self._beats:
+            try:
+                _remove(self._fs, self.path)
+            except OSError as e:
+                log.warning("%s could not be removed (%s): a later run does it", self.path, reason(e))
+
+    def _beat_on(self) -> None:
+        while not self._over.wait(self._timings.beat):
+            try:
+                self.beat()
+                while self.leftovers:
+                    self.leftovers[0]()
+                    self.leftovers.pop(0)
+            except Exception as e:  # noqa: BLE001 - `expect` raises it, if it stays
+                log.warning("no heartbeat of the locks %s: %s", self.path, reason(e))
+                self.trouble = e
 
 
 class _Held:
     """A lock, as seen by a process that wants it or holds it."""
 
-    def __init__(self, locks: ObjectLocks, life: Life, path: str) -> None:
+    def __init__(self, locks: ObjectLocks, life: _Life, path: str) -> None:
         self._locks = locks
         self._life = life
         self._timings = locks.timings
         self._path = path
-        self._since = moment()
+        self._since = _moment()
         self._taken_over = False
         self._lost = False
         self._watched: dict[str, tuple[bytes, bytes | None, float, float]] = {}
@@ -206,7 +276,7 @@ class _Held:
             if there is None:
                 if not self._is_recent(self._life.shown):
                     self._life.beat()  # a lock of a life that others believe to be over would be taken at once
-                self._since = moment()
+                self._since = _moment()
                 refusal = self._locks.create(self._path, self._content)
                 if refusal is None:
                     return
@@ -251,7 +321,7 @@ class _Held:
         sure = not (self._taken_over or self._lost) and self._since > life.silent_until and self._is_recent(shown)
         try:
             if sure:
-                remove(self._locks.fs, self._path)
+                _remove(self._locks.fs, self._path)
             else:
                 self.remove_if_mine()
         except OSError as e:
@@ -269,7 +339,7 @@ class _Held:
             ages: what is there, and for how many seconds.
         """
         there = self._locks.read(path)
-        about = parsed(there)
+        about = _parsed(there)
         lease = self._locks.lease_of(about)
         silent = min(ages[path], ages.get(lease, ages[path]))
         if there is None or not (is_gone(about) or silent > (self._timings.sweep if lease else self._timings.older)):
@@ -280,21 +350,21 @@ class _Held:
         try:
             if self._locks.read(path) != there:
                 return False
-            remove(self._locks.fs, path)
+            _remove(self._locks.fs, path)
             return True
         finally:
             self._remove_if_mine(announced)
 
     def _is_recent(self, shown: float) -> bool:
-        return moment() - shown < self._timings.lease / 2
+        return _moment() - shown < self._timings.lease / 2
 
     def _remove_if_mine(self, path: str) -> None:
         if self._locks.read(path) == self._content:
-            remove(self._locks.fs, path)
+            _remove(self._locks.fs, path)
 
     def _is_dead(self, path: str, there: bytes) -> bool:
         """Look at a lock and at the heartbeats of its holder; return whether the holder is dead."""
-        about = parsed(there)
+        about = _parsed(there)
         if is_gone(about):
             return True
         lease = self._locks.lease_of(about)
@@ -330,11 +400,22 @@ class _Held:
         try:
             if self._locks.read(path) != dead or not self._is_dead(path, dead):
                 return False
-            self._taken_over, self._since = True, moment()
+            self._taken_over, self._since = True, _moment()
             self._locks.fs.pipe_file(path, self._content)
             return self._locks.read(path) == self._content
         finally:
             self._remove_if_mine(announced)
+
+
+def _moment() -> float:
+    """Return the seconds of a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(_CLOCK)
+
+
+def _remove(fs: Any, path: str) -> None:
+    """Remove an object; it may be gone already."""
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def _announcement(path: str, dead: bytes) -> str:
@@ -350,6 +431,15 @@ def _written(entry: dict[str, Any]) -> float | None:
     return None
 
 
+def _parsed(content: bytes | None) -> dict[str, Any]:
+    """Return what a lock or a lease says about its process; nothing if it says nothing."""
+    try:
+        about = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def _owner_of(content: bytes | None) -> str:
-    about = parsed(content)
+    about = _parsed(content)
     return f"{about.get('owner', 'an unknown process')} since {about.get('since', 'an unknown time')} (UTC)"

@@ -23,8 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.filesystem import Guarded
-from nbia_pipeline.lake.lease import USUAL, LockTimings
-from nbia_pipeline.lake.lock import HOST, ExpectHeld, is_dead, this_machine, this_process
+from nbia_pipeline.lake.lock import HOST, USUAL, ExpectHeld, LockTimings, is_dead, this_machine, this_process
 from nbia_pipeline.lake.object_lock import ObjectLocks
 from nbia_pipeline_tests.helpers.stores import exception
 
@@ -450,7 +449,7 @@ def test_a_lock_of_a_dead_process_of_this_machine_is_taken_at_once(
 def test_a_machine_that_does_not_say_what_it_is_has_no_dead_processes(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbia_pipeline.lake.lease.this_machine", lambda: "")
+    monkeypatch.setattr("nbia_pipeline.lake.lock.this_machine", lambda: "")
     store = Store()
     (name,) = died(store, path, 1, owner=f"{HOST}.999999999-1", machine="", life=new_life())
     with pytest.raises(LakeError, match="is held by"), object_lock(store, name, LockTimings(lease=1e9, wait=0)):

@@ -18,7 +18,7 @@ from nbia_pipeline.archive import ArchiveUnreachable
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.errors import remedy
 from nbia_pipeline.lake.layout import FORMAT_FILE, table_path
-from nbia_pipeline.lake.lease import LockTimings
+from nbia_pipeline.lake.lock import LockTimings
 from nbia_pipeline.schema.tables import SERIES, STUDIES
 from nbia_pipeline.settings import SettingsError
 from nbia_pipeline_tests.helpers.chains import shown
