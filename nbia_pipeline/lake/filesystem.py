@@ -72,6 +72,21 @@ def translated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     raise problem  # out here, where it has no context
 
 
+class NoAnswer(TimeoutError):
+    """A store gave no answer for too long."""
+
+
+class NoStore(OSError):
+    """What answered is no store, but a web server."""
+
+
+def options_of(scheme: str) -> dict[str, Any]:
+    """Return the options of the file system of a URI that its package does not take from the environment."""
+    # botocore takes the region from AWS_DEFAULT_REGION only, unlike the other tools of AWS.
+    region = os.environ.get("AWS_REGION")
+    return {"client_kwargs": {"region_name": region}} if region and scheme in ("s3", "s3a") else {}
+
+
 class Guarded:
     """A file system or an open file whose methods are called through `run`; so are those of files that it opens."""
 
@@ -108,7 +123,8 @@ def codes_of(error: BaseException) -> set[str]:
     for link in _chain(error):
         answer = getattr(link, "response", None)  # of botocore a dictionary; of azure-core, an object
         if isinstance(answer, dict):
-            found.add(str(answer.get("Error", {}).get("Code")))
+            # A web page has none.
+            found.add(str(answer.get("Error", {}).get("Code") or "NoCode"))
             found.add(str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode")))
         for name in ("code", "status", "status_code", "error_code"):  # gcsfs, google-api-core, aiohttp; azure-core
             value = getattr(link, name, None)
