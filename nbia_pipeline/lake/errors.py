@@ -27,14 +27,14 @@ _OF_DISK = {
 }
 _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
-# What S3 says by a code, or botocore by a class, as https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-# has it; {store} is where, and {bucket} its bucket. The first that fits.
-_MAY = "read, write, delete and list there (s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket)"
+# What S3 says by a code (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), or botocore by a class,
+# and what to do then; {store} is where, and {bucket} its bucket. The first that fits.
 _OF_S3 = (
     ("InvalidAccessKeyId", "{store} does not know the access key: check AWS_ACCESS_KEY_ID, or that of AWS_PROFILE"),
     (
         "SignatureDoesNotMatch",
-        "the secret key is not that of the access key, says {store}: check AWS_SECRET_ACCESS_KEY, or that of AWS_PROFILE",
+        "the secret key is not that of the access key, says {store}: check AWS_SECRET_ACCESS_KEY, or that of "
+        "AWS_PROFILE",
     ),
     (
         "ExpiredToken InvalidToken TokenRefreshRequired",
@@ -42,22 +42,23 @@ _OF_S3 = (
     ),
     (
         "RequestTimeTooSkewed RequestExpired",
-        "the clock of this machine differs too much from that of {store}: set it, for one with NTP",
+        "the clock of this machine differs too much from that of {store}: set the clock of this machine",
     ),
     (
         "NoSuchBucket InvalidBucketName",
-        "check that the bucket exists, and its name: {store} has no bucket {bucket}; make it, or set NBIA_LAKE to another, "
-        "or AWS_ENDPOINT_URL_S3 to the store that has it",
+        "{store} has no bucket {bucket}: check that the bucket exists, and its name in NBIA_LAKE, and that "
+        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL leads to its store",
     ),
     (
         "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301 307",
-        "the bucket {bucket} is in another region: set AWS_REGION to that of the bucket, or AWS_ENDPOINT_URL_S3 to its "
-        "store",
+        "the bucket {bucket} is in another region: set AWS_REGION to that of the bucket, and AWS_ENDPOINT_URL_S3 or "
+        "AWS_ENDPOINT_URL, if there is one, to its store",
     ),
     (
         "AccessDenied AllAccessDisabled AccountProblem NotSignedUp",
-        "{store} does not let the account do that in the bucket {bucket}: let it " + _MAY + ", or set another account "
-        "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
+        "{store} does not let the account do that in the bucket {bucket}: let it read, write, delete and list there "
+        "(s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket), or set another account (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
     ),
     (
         "SSLError",
@@ -66,8 +67,8 @@ _OF_S3 = (
     ),
     (
         "EndpointConnectionError ConnectTimeoutError ReadTimeoutError FSTimeoutError NoAnswer",
-        "check the address of the store, which is {store} (AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION), and "
-        "your connection, or try again later",
+        "check the address of the store, which is {store} (AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION), "
+        "and your connection, or try again later",
     ),
     (
         "NoCode ResponseParserError NoStore",
@@ -200,7 +201,7 @@ def _remedy_of_store(error: BaseException, address: str) -> str:
 def _remedy_of_s3(error: BaseException, address: str) -> str:
     said = {*kinds_of(error), *codes_of(error)}
     where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    store = f"the store at {without_secrets(where)}" if where else "AWS"
+    store = f"the store at {without_secrets(where)}" if where else "the store, as no AWS_ENDPOINT_URL_S3 is set,"
     bucket = address.partition("://")[2].partition("/")[0]
     for names, what in _OF_S3:
         if not said.isdisjoint(names.split()):

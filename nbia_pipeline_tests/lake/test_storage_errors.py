@@ -119,7 +119,9 @@ def test_the_variables_of_a_store_are_named() -> None:
     assert "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)" in remedy(error, "s3://b/l")
     assert "(GOOGLE_APPLICATION_CREDENTIALS)" in remedy(error, "gcs://b/l")
     assert "AZURE_STORAGE_ACCOUNT_KEY" in remedy(error, "abfs://b/l")
-    assert "(AWS_ENDPOINT_URL and AWS_REGION)" in remedy(exception("EndpointConnectionError", "x"), "s3://b/l")
+    where = "(AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION)"
+    assert where in remedy(exception("EndpointConnectionError", "x"), "s3://b/l")
+    assert where in remedy(exception("Unheard", "x"), "s3://b/l")
     assert remedy(error, "/data/lake") == "check that you may write there and that there is room"
 
 
