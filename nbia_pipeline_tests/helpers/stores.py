@@ -11,7 +11,19 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 PROTOCOL = "failing"
-CALLS = ("info", "ls", "find", "exists", "cat_file", "pipe_file", "rm", "put_file", "invalidate_cache", "open")
+CALLS = (
+    "info",
+    "ls",
+    "find",
+    "exists",
+    "cat_file",
+    "pipe_file",
+    "rm",
+    "rm_file",
+    "put_file",
+    "invalidate_cache",
+    "open",
+)
 
 
 class Failing(MemoryFileSystem):  # type: ignore[misc]
