@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
+
+T = TypeVar("T")
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
@@ -52,8 +55,15 @@ class BaseStore:
 
     def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield some paths, and the content of each file, None if there is no such file."""
-        for path in paths:
-            yield path, self.read(path)
+
+        def read(path: str) -> tuple[str, bytes | None]:
+            return path, self.read(path)
+
+        return self.side_by_side(partial(read, path) for path in paths)
+
+    def side_by_side(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Yield what some calls return that read files, in their order; an object store answers several at a time."""
+        return (call() for call in calls)
 
     def open(self, path: str, size: int | None = None) -> BinaryIO:
         """Open a file for reading, in pieces if need be; it must be there. The caller closes it.

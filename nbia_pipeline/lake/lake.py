@@ -22,6 +22,7 @@ from nbia_pipeline import stopping
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import lake_address
 from nbia_pipeline.lake import parquet
+from nbia_pipeline.lake.base_store import MISSING
 from nbia_pipeline.lake.errors import (
     DamagedFile,
     LakeError,
@@ -291,6 +292,10 @@ class Lake:
         with self.storage_errors("read files"):
             yield from self._store.read_all(paths)
 
+    def side_by_side(self, calls: Iterable[Callable[[], R]]) -> Iterator[R]:
+        """Yield what some calls return that read files, in their order; an object store answers several at a time."""
+        return self._store.side_by_side(calls)
+
     def open(self, path: str, size: int | None = None) -> BinaryIO:
         """Open a file for reading, in pieces if need be; it must be there. The caller closes it.
 
@@ -429,10 +434,14 @@ class Lake:
     def _table_file(self, table: Table, collection: str | None) -> Iterator[BinaryIO | None]:
         """Open the file of a table, to be read in pieces; yields None where it was never written."""
         path = table_path(table.name, collection)
-        if not self.has_table(table, collection):
+        try:
+            opened = self.open(path)
+        except LakeError as e:
+            if not isinstance(e.__cause__, MISSING):
+                raise
             yield None
             return
-        with self.open(path) as file, content_of_table(path, self.uri):
+        with opened as file, content_of_table(path, self.uri):
             yield file
 
     def _has_rows(self, table: Table, collection: str | None) -> bool:

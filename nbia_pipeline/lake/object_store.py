@@ -15,12 +15,12 @@ import stat
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec.callbacks import Callback
 
@@ -37,6 +37,8 @@ from nbia_pipeline.lake.lock import (
     this_process,
 )
 from nbia_pipeline.lake.side_by_side import SharedThreads, Together
+
+T = TypeVar("T")
 
 AT_A_TIME = 16
 REQUESTS = SharedThreads(AT_A_TIME, "nbia-store")
@@ -71,12 +73,9 @@ class ObjectStore(BaseStore):
             return None
         return content
 
-    def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield some paths, and the content of each object, None if there is no such object."""
-        yield from REQUESTS.results(partial(self._read_one, path) for path in paths)
-
-    def _read_one(self, path: str) -> tuple[str, bytes | None]:
-        return path, self.read(path)
+    def side_by_side(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Yield what some calls return that read objects, in their order; several are made at a time."""
+        return REQUESTS.results(calls)
 
     def open(self, path: str, size: int | None = None) -> BinaryIO:
         """Open an object for reading; one that is known to be small is read at once, in one request."""
