@@ -88,10 +88,8 @@ class BaseStore:
     def names_in(self, folder: str) -> list[str]:
         """Return the names of what is in a folder, sorted; none if there is no such folder."""
         try:
-            return sorted(_name(entry) for entry in self.fs.ls(self.full(folder), detail=False))
+            found = (str(entry).strip("/") for entry in self.fs.ls(self.full(folder), detail=False))
+            # Stores list an object for the folder itself, where one was left that has no content.
+            return sorted(entry.rpartition("/")[2] for entry in found if entry != self.full(folder).strip("/"))
         except MISSING:
             return []
-
-
-def _name(entry: Any) -> str:
-    return str(entry).rstrip("/").rsplit("/", 1)[-1]

@@ -253,7 +253,9 @@ def _changed(about: Mapping[str, Any]) -> float:
     changed = next((about[key] for key in _CHANGED if about.get(key)), None)
     if isinstance(changed, str):
         changed = datetime.fromisoformat(changed.replace("Z", "+00:00"))
-    return changed.timestamp() if isinstance(changed, datetime) else time.time()
+    if isinstance(changed, datetime):
+        return changed.timestamp()
+    return float(changed) if isinstance(changed, int | float) else time.time()
 
 
 class _WhileRunning(Callback):  # type: ignore[misc]
