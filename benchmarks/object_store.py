@@ -6,7 +6,7 @@ SeaweedFS runs on this machine, and its bucket for each side is a new one. Four 
 * ``large``: 30 series of 60 slices of 512 x 512, by three sides in turn: ``lake``, the engine into a lake in the store;
   ``download``, the engine into a lake on the disk, without flushes; ``s5cmd``, which copies the files of the latter
   to the same store and verifies nothing;
-* ``giant``: a series of one file of 2 GiB, and 16 of files of 15 MiB, which no upload sends in parts, for the memory.
+* ``giant``: a series of one file of 2 GiB, and two of 16 files of 15 MiB, which are not sent in parts, for the memory.
 
 Afterwards each file in the store is compared with what the archive lists.
 """
@@ -49,6 +49,7 @@ MEMORY_BAR_MB = 400
 GIANT_MIB = 2048
 BELOW_PARTS_MIB = 15
 UPLOADS = 16
+OTHERS = 2
 
 Store = dict[str, str]
 """The variables that tell where it is."""
@@ -173,9 +174,9 @@ def race(bench: Bench, rounds: int, results: Results) -> None:
 def memory(bench: Bench, results: Results) -> None:
     """Measure the memory while a giant is uploaded beside others."""
     measured, requests = bench.lake()
-    others = f"{UPLOADS} of {BELOW_PARTS_MIB} MiB"
-    print(f"{requests}")
-    what = f"a series of {bench.facts.bytes // (1 << 20) - UPLOADS * BELOW_PARTS_MIB * 4} MiB and {others} files"
+    giant = bench.facts.bytes // (1 << 20) - OTHERS * UPLOADS * BELOW_PARTS_MIB
+    print(f"\n{measured.work:.1f} s; {dict(requests.most_common())}")
+    what = f"a file of {giant} MiB and {OTHERS} series of {UPLOADS} files of {BELOW_PARTS_MIB} MiB"
     results.at_most(MEMORY_BAR_MB, f"{what}, peak memory", round(measured.peak_mb), "MB")
 
 
@@ -197,7 +198,7 @@ def main() -> int:
 
 def _run(name: str, options: argparse.Namespace, store: Store, folder: Path, results: Results) -> None:
     if name == "giant":
-        sizes = [[options.giant_mib], *[[BELOW_PARTS_MIB] * 4] * UPLOADS]
+        sizes = [[options.giant_mib], *[[BELOW_PARTS_MIB] * UPLOADS] * OTHERS]
         with serving(str(Path(__file__).with_name("giants.py")), json.dumps(sizes)) as line:
             told = json.loads(line)
             memory(Bench(store, told["url"], Facts(**told["facts"]), folder), results)

@@ -36,7 +36,7 @@ from nbia_pipeline.lake.lock import (
     object_lock,
     this_process,
 )
-from nbia_pipeline.lake.side_by_side import SharedThreads, Together
+from nbia_pipeline.lake.side_by_side import Budget, SharedThreads, Together
 
 T = TypeVar("T")
 
@@ -44,8 +44,13 @@ AT_A_TIME = 16
 REQUESTS = SharedThreads(AT_A_TIME, "nbia-store")
 """Uploads, and other requests that need not be one after the other; never more than :data:`AT_A_TIME`."""
 PART_BYTES = 8 << 20
-"""What is sent, or read, at a time of a larger file; what has less than two of it is sent as a whole."""
+"""What is sent to S3 at a time of a file; what has less than two of it is sent as a whole."""
+UPLOAD_BYTES = 64 << 20
+"""What all uploads of a process may have in memory; it is there twice where a connection does not take it at once."""
+READ_BYTES = 4 << 20
+"""What is read at a time of a file; what has not more is read at once."""
 
+_MEMORY = Budget(UPLOAD_BYTES)
 _WORKSPACE = "nbia-"
 """What the names of temporary directories begin with; the name of their process follows."""
 _MOST_PARTS = 10_000  # S3
@@ -79,12 +84,12 @@ class ObjectStore(BaseStore):
 
     def open(self, path: str, size: int | None = None) -> BinaryIO:
         """Open an object for reading; one that is known to be small is read at once, in one request."""
-        if size is not None and size <= PART_BYTES:
+        if size is not None and size <= READ_BYTES:
             content = self.read(path)
             if content is None:
                 raise FileNotFoundError(self.full(path))
             return io.BytesIO(content)
-        file: BinaryIO = self.fs.open(self.full(path), "rb", block_size=PART_BYTES)
+        file: BinaryIO = self.fs.open(self.full(path), "rb", block_size=READ_BYTES)
         return file
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -109,14 +114,15 @@ class ObjectStore(BaseStore):
         Packages send a CRC besides, of the file as they read it.
         """
         size = staged.stat().st_size
+        part = max(PART_BYTES, math.ceil(size / _MOST_PARTS))
         options: dict[str, Any] = {}
         if self._is_s3:
-            part = max(PART_BYTES, math.ceil(size / _MOST_PARTS))
             options = {"chunksize": part, "max_concurrency": 1}
             if md5 is not None and size < 2 * part:
                 options["ContentMD5"] = base64.b64encode(bytes.fromhex(md5)).decode()
         try:
-            self.fs.put_file(str(staged), self.full(path), callback=_WhileRunning(), **options)
+            with _MEMORY.take(size if size < 2 * part else part):
+                self.fs.put_file(str(staged), self.full(path), callback=_WhileRunning(), **options)
         except InterruptedError:
             stopping.expect_running()
             raise

@@ -77,6 +77,34 @@ class SharedThreads:
                 self._ending.__exit__(*error)
 
 
+class Budget:
+    """So much of something, as memory, for all threads together.
+
+    Args:
+        most: of it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+        self._more = threading.Condition()
+
+    @contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        """Have some of it in the block, all of it at most; waits until others give theirs back."""
+        amount = min(amount, self._most)
+        with self._more:
+            while self._left < amount:
+                self._more.wait(stopping.LOOK_SECONDS)
+                stopping.expect_running()
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._more:
+                self._left += amount
+                self._more.notify_all()
+
+
 def _unless_stopped(call: Callable[[], T]) -> T:
     stopping.expect_running()
     return call()
