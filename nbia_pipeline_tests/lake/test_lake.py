@@ -379,7 +379,7 @@ def test_the_format_is_read_once_and_not_at_every_use(lake: Lake, monkeypatch: p
     for store in (LocalStore, ObjectStore):
         was = store.read
 
-        def read(self: Store, path: str, _was: Callable[[Store, str], bytes | None] = was) -> bytes | None:
+        def read(self: Store, path: str, _was: Callable[..., bytes | None] = was) -> bytes | None:
             reads.append(path)
             return _was(self, path)
 
