@@ -167,8 +167,6 @@ class ObjectLocks:
             return {}
 
     def _remove_lease(self, path: str, age: float) -> bool:
-        if age <= 2 * self.timings.beat:
-            return False
         content = self.read(path)
         if content is None or not (age > self.timings.sweep or is_gone(_parsed(content))):
             return False
