@@ -26,6 +26,7 @@ from fsspec.callbacks import Callback
 
 from nbia_pipeline import stopping
 from nbia_pipeline.lake.base_store import MISSING, NO_DIGESTS, BaseStore, BeforeReplacing, Digests, Record
+from nbia_pipeline.lake.errors import reason
 from nbia_pipeline.lake.layout import RUNS, is_foreign
 from nbia_pipeline.lake.lock import (
     LEFTOVER_SECONDS,
@@ -37,6 +38,9 @@ from nbia_pipeline.lake.lock import (
     this_process,
 )
 from nbia_pipeline.lake.side_by_side import Budget, SharedThreads, Together
+from nbia_pipeline.text import logger
+
+log = logger(__name__)
 
 T = TypeVar("T")
 
@@ -222,7 +226,11 @@ class ObjectStore(BaseStore):
 
     def _sweep_parts(self) -> int:
         bucket, _, prefix = self.full("").partition("/")
-        found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        try:
+            found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
+        except OSError as e:  # it takes a permission of its own, and not every store has it
+            log.info("parts of uploads that were given up are not looked for: %s", reason(e))
+            return 0
         since = time.time() - LEFTOVER_SECONDS
         old = [one for one in found if one["Key"].startswith(prefix) and one["Initiated"].timestamp() < since]
         for one in old:
