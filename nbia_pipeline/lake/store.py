@@ -122,9 +122,11 @@ class _Store:
     def names_in(self, folder: str) -> list[str]:
         """Return the names of what is in a folder, sorted; none if there is no such folder."""
         try:
-            return sorted(_name(entry) for entry in self.fs.ls(self.full(folder), detail=False))
+            entries = [str(entry).rstrip("/") for entry in self.fs.ls(self.full(folder), detail=False)]
         except _MISSING:
             return []
+        # A store that still knows of a folder whose files are gone lists the folder itself, as s3fs does a file.
+        return sorted(_name(entry) for entry in entries if entry != self.full(folder).rstrip("/"))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder."""

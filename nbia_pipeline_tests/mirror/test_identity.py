@@ -38,7 +38,7 @@ def expect_agreement(site: MirroredArchive, collection: str) -> None:
     assert {r[UID]: (r["PatientID"], r["StudyInstanceUID"]) for r in receipts} == listed
     assert {r["Status"] for r in receipts} == {"complete"}
     paths = {r["Path"] for r in lake.read_table(INSTANCES, collection).to_pylist()}
-    assert paths == {str(p.relative_to(site.folder)) for p in (site.folder / "images").rglob("*.dcm")}
+    assert paths == {p.relative_to(site.folder).as_posix() for p in (site.folder / "images").rglob("*.dcm")}
     parts = [p.split("/") for p in paths]
     assert {(uid, (decode(patient), study)) for _, _, patient, study, uid, _ in parts} == set(listed.items())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -33,15 +32,16 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_
 from nbia_pipeline.verify.rehash import plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.damage import DAMAGES, damage, tables_of
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 from nbia_pipeline_tests.helpers.series import Crash
 
 NAME = "Lung Phantom CT"
 LOST = [IMAGE_SERIES, INSTANCES]
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path) if request.param == "disk" else f"memory://rebuild-{uuid.uuid4().hex}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 @pytest.fixture
