@@ -240,9 +240,9 @@ def test_progress_comes_at_a_human_pace(
 
 
 def test_a_lake_without_images_has_nothing_to_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NBIA_LAKE", str(tmp_path / "none"))
+    monkeypatch.setenv("NBIA_LAKE", str(place / "none"))
     assert verify() == 0
     assert "0 series" in capsys.readouterr()[0]
     assert list(tmp_path.iterdir()) == []

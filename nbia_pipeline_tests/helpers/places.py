@@ -79,6 +79,11 @@ def place_at(address: str, *below: str) -> Place:
     return place.joinpath(*below)
 
 
+def relative(path: Place, place: Place) -> str:
+    """Return the path of a file or folder below a place, with ``/``."""
+    return str(path).removeprefix(f"{place}/").rstrip("/")
+
+
 def path_in(place: Place) -> str:
     """Return the path of a place, for readers that are given :func:`file_system_of`."""
     return str(place) if isinstance(place, Path) else place.path
@@ -107,6 +112,6 @@ def copied(lake: Path, place: Place) -> Lake:
         shutil.copytree(lake, place)
     else:
         for path in files_below(lake):
-            if not (name := path.relative_to(lake).as_posix()).startswith(LOCKS):
+            if not (name := relative(path, lake)).startswith(LOCKS):
                 (place / name).write_bytes(path.read_bytes())
     return Lake(str(place))

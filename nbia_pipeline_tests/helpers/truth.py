@@ -17,7 +17,7 @@ from urllib.parse import quote
 import duckdb
 
 from nbia_pipeline.embedded.server.archive import Archive
-from nbia_pipeline_tests.helpers.places import Place, files_below, read_stores
+from nbia_pipeline_tests.helpers.places import Place, files_below, read_stores, relative
 
 Rows = dict[str, dict[str, Any]]
 
@@ -101,10 +101,7 @@ def truth(archive: Archive, collections: Iterable[str], proofs: dict[str, str] |
 
 def contents(lake: Place) -> Contents:
     """Return what a lake holds."""
-    files = {
-        path.relative_to(lake).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
-        for path in files_below(lake / "images")
-    }
+    files = {relative(path, lake): hashlib.md5(path.read_bytes()).hexdigest() for path in files_below(lake / "images")}
     return Contents(files, _receipts(lake), {row["SOPInstanceUID"]: row for row in _rows(lake, "instances", _INSTANCE)})
 
 
@@ -143,16 +140,16 @@ def leftovers(lake: Place) -> list[str]:
     strange = [p.name for p in lake.glob("*") if p.name not in (*_FOLDERS, "lake.json")]
     staging = lake / ".staging"
     for path in staging.rglob("*") if staging.is_dir() else ():
-        top, *rest = path.relative_to(staging).parts
+        top, *rest = relative(path, staging).split("/")
         if top in ("locks", "earlier") or (top == "journal" and path.is_dir() and len(rest) < 2):
             continue
-        strange.append(path.relative_to(lake).as_posix())
+        strange.append(relative(path, lake))
     # A directory without files would be a series that is half there, or was.
-    for path in (lake / "images").rglob("*"):
+    for path in (lake / "images").rglob("*") if isinstance(lake, Path) else ():
         if path.is_dir() and not any(path.iterdir()):
-            strange.append(path.relative_to(lake).as_posix())
-    tables = (p for p in (lake / "tables").rglob("*") if p.is_file() and p.name != "part-0.parquet")
-    return [*strange, *(p.relative_to(lake).as_posix() for p in tables)]
+            strange.append(relative(path, lake))
+    tables = (p for p in files_below(lake / "tables") if p.name != "part-0.parquet")
+    return [*strange, *(relative(p, lake) for p in tables)]
 
 
 def receipted(lake: Place) -> Rows:

@@ -25,7 +25,7 @@ from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.lake.store import Store
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES_METADATA, STUDIES
-from nbia_pipeline_tests.helpers.places import WHERE, Place, file_system_of, files_below, lake_in, path_in
+from nbia_pipeline_tests.helpers.places import WHERE, Place, file_system_of, files_below, lake_in, path_in, relative
 from nbia_pipeline_tests.helpers.series import read_files
 
 NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
@@ -95,7 +95,7 @@ def test_no_temporary_file_lies_among_the_tables(place: Place) -> None:
     lake = Lake(str(place))
     lake.check_writable()
     lake.write_table(STUDIES, studies("A", 2), "A")
-    files = [p.relative_to(place).as_posix() for p in files_below(place)]
+    files = [relative(p, place) for p in files_below(place)]
     assert sorted(files) == ["lake.json", table_path("studies", "A")]
 
 

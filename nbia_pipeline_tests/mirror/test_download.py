@@ -27,7 +27,7 @@ from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer, closed_early, cut, edited
-from nbia_pipeline_tests.helpers.places import files_below, place_at
+from nbia_pipeline_tests.helpers.places import Place, files_below, place_at
 from nbia_pipeline_tests.helpers.series import expected_files, files_of
 
 COLLECTION = "QIN_Breast.v2"
@@ -38,7 +38,7 @@ def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(COLLECTION))[0]
 
 
-def images_in(lake: Lake) -> list[Path]:
+def images_in(lake: Lake) -> list[Place]:
     return files_below(place_at(lake.uri, "images"))
 
 

@@ -97,7 +97,7 @@ def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Re
     uid = site.uid(28)
     old = truth.contents(site.folder)
     site.control.replace(uid, hidden=False)
-    used = sum(p.stat().st_blocks * 512 for p in site.folder.rglob("*") if p.is_file())
+    used = sum(p.stat().st_blocks * 512 for p in Path(site.lake.uri).rglob("*") if p.is_file())
     small_disk(f"size={used // 1024 + 300}k")
     with pytest.raises(LakeError, match="No space left"):
         site.run()

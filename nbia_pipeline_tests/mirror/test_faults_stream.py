@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from starlette.types import ASGIApp
@@ -157,7 +156,7 @@ def _served(app: ASGIApp, port: int = 0) -> Iterator[int]:
             thread.join()
 
 
-def _site_at(port: int, around: Faults, folder: Path) -> MirroredArchive:
+def _site_at(port: int, around: Faults, folder: Place) -> MirroredArchive:
     return MirroredArchive(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,6 @@ from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import damage_of
-from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.prune import prunable, prune
@@ -174,22 +174,23 @@ def test_a_failure_in_the_journal_hides_no_files(control: tuple[Operations, Nbia
 @pytest.mark.parametrize("last", [0, 1], ids=["first table", "second table"])
 @pytest.mark.parametrize("table", LOST, ids=lambda table: table.name)
 def test_a_crash_in_between_loses_no_finding(
-    control: tuple[Operations, NbiaClient], tmp_path: Path, table: Table, last: int, monkeypatch: pytest.MonkeyPatch
+    control: tuple[Operations, NbiaClient], place: Place, table: Table, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, lake = control[1], Lake(str(tmp_path))
+    client, lake = control[1], Lake(str(place))
+    kind: Any = type(lake._store)
     uid, *_ = mirrored(client, lake)
     path = next(p for p in lake.read_table(INSTANCES, NAME)["Path"].to_pylist() if f"/{uid}/" in p)
     lake.put_bytes(path, (lake.read_bytes(path) or b"")[:-1] + b"\xff")
     damage(lake, table, DAMAGES["missing"], NAME)
-    calls, put_file = itertools.count(), LocalStore.put_file
+    calls, put_file = itertools.count(), kind.put_file
 
-    def crash(store: LocalStore, staged: Path, path: str) -> None:
+    def crash(store: Any, staged: Path, path: str) -> None:
         if next(calls) == last:
             raise Crash
         put_file(store, staged, path)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(LocalStore, "put_file", crash)
+        patch.setattr(kind, "put_file", crash)
         rebuild(client, lake, NAME)
     plan = Mirror(client, lake).plan(NAME)
     assert [w.SeriesInstanceUID for w in plan.todo] == [uid]

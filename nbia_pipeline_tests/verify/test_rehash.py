@@ -264,6 +264,7 @@ def test_only_what_the_lake_says_it_holds_is_read(lake: Lake) -> None:
     assert sorted(order(lake)) == [uid(0), uid(1), uid(4)]
 
 
+@pytest.mark.disk("what a file is in the way of")
 def test_a_lake_in_which_nothing_can_be_recorded_is_read_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
