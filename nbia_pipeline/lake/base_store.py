@@ -68,4 +68,5 @@ class BaseStore:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder."""
         found = self.fs.find(self.full(folder), detail=True)
-        return {str(name).removeprefix(self.full("")): int(about["size"]) for name, about in found.items()}
+        files = {name: about["size"] for name, about in found.items() if about["type"] == "file"}  # s3fs: see names_in
+        return {str(name).removeprefix(self.full("")): int(size) for name, size in files.items()}

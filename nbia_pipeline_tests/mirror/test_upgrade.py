@@ -170,6 +170,7 @@ def test_an_entry_of_the_journal_is_taken_over(served: tuple[str, Faults], lake:
     assert [p for p in left if p.suffix != ".lock"] == []
 
 
+@pytest.mark.disk("entries of the journal that name a staged directory")
 def test_the_main_job_runs_on_the_lake_and_ends_with_the_same_receipts(
     served: tuple[str, Faults], lake: Lake, tmp_path: Path
 ) -> None:
