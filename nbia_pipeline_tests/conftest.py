@@ -44,7 +44,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that is marked for it on object stores too."""
     marked = metafunc.definition.get_closest_marker("stores")
     if marked and metafunc.config.getoption("--store") == DISK:
-        metafunc.parametrize("store", [DISK, *marked.args], indirect=True)
+        here = [] if metafunc.definition.get_closest_marker("not_on_disk") else [DISK]
+        metafunc.parametrize("store", [*here, *marked.args], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,6 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params = callspec.params if callspec else {}
         kind = params.get("store", config.getoption("--store"))
         marked = item.get_closest_marker("disk")
+        if kind == DISK and item.get_closest_marker("not_on_disk"):
+            left.append(item)
+            continue
         elsewhere = "memory" in params.values() or not (marked or "place" in getattr(item, "fixturenames", ()))
         (left if kind != DISK and elsewhere else kept).append(item)
         if kind != DISK and marked:

@@ -445,4 +445,5 @@ def test_files_of_pruned_series_go_and_others_stay(subject: Subject, uid: str) -
     assert not list(place_at(subject.lake.uri, "annotations").rglob(uid))
     remove_annotations(subject.lake, BREAST, [other])
     assert (subject.rows(), subject.stored()) == ([], {})
-    assert subject.lake.sizes("annotations") == {}
+    if isinstance(place := place_at(subject.lake.uri, "annotations"), Path):  # an object store has no folders
+        assert list(place.iterdir()) == []
