@@ -94,6 +94,7 @@ def watch_requests(at: Callable[[str, str], None]) -> None:
     Args:
         at: takes the kind of the request (``put_object``, ``delete_objects``, ...) and the keys that it is about.
     """
+    from fsspec.asyn import sync_wrapper
     from s3fs import S3FileSystem
 
     call = S3FileSystem._call_s3
@@ -105,6 +106,7 @@ def watch_requests(at: Callable[[str, str], None]) -> None:
         return await call(self, method, *words, **arguments)
 
     S3FileSystem._call_s3 = watched
+    S3FileSystem.call_s3 = sync_wrapper(watched)  # what files use that are written in pieces
 
 
 def main(url: str, lake: str, die_at: str = "never", *collections: str) -> int:
