@@ -42,25 +42,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that is marked for it on object stores too."""
-    marked = metafunc.definition.get_closest_marker("stores")
-    if marked and metafunc.config.getoption("--store") == DISK:
-        here = [] if metafunc.definition.get_closest_marker("not_on_disk") else [DISK]
-        metafunc.parametrize("store", [*here, *marked.args], indirect=True)
+    marker = metafunc.definition.get_closest_marker
+    if (stores := marker("stores")) and "store" in metafunc.fixturenames and not marker("disk"):
+        if metafunc.config.getoption("--store") == DISK:
+            here = [] if marker("not_on_disk") else [DISK]
+            metafunc.parametrize("store", [*here, *stores.args], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, on an object store, what has no lake there, and what is about disks."""
+    """Leave out what has no lake in the object store, and skip what is about disks."""
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
         callspec = getattr(item, "callspec", None)
         params = callspec.params if callspec else {}
+        memory = any(isinstance(value, str) and value == "memory" for value in params.values())
         kind = params.get("store", config.getoption("--store"))
         marked = item.get_closest_marker("disk")
         if kind == DISK and item.get_closest_marker("not_on_disk"):
             left.append(item)
             continue
-        elsewhere = "memory" in params.values() or not (marked or "place" in getattr(item, "fixturenames", ()))
+        elsewhere = memory or not (marked or "store" in getattr(item, "fixturenames", ()))
         (left if kind != DISK and elsewhere else kept).append(item)
         if kind != DISK and marked:
             item.add_marker(pytest.mark.skip(reason=f"about disks: {marked.args[0]}"))

@@ -103,6 +103,7 @@ def statuses(world: LivePipeline) -> dict[str, int]:
     return dict(world.sql("image_series", "SELECT Status, count(*) FROM t GROUP BY 1"))
 
 
+@pytest.mark.stores("seaweedfs")
 def test_it_deletes_what_is_withdrawn_and_nothing_else(
     world: LivePipeline, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,13 +21,14 @@ from upath import UPath
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import LOCKS
-from nbia_pipeline_tests.helpers.object_stores import make_bucket, moto_server, seaweedfs
+from nbia_pipeline_tests.helpers.object_stores import make_bucket, moto_server, seaweedfs, weed
 
 Place: TypeAlias = Path | UPath
 """A directory, or a prefix of an object store; `str` makes the address of a lake of it."""
 
 DISK = "disk"
 STORES = {"seaweedfs": seaweedfs, "moto": moto_server}
+INSTALLED = {"seaweedfs": lambda: weed() is not None, "moto": lambda: find_spec("moto") is not None}
 WHERE = ("place", "memory")
 """For fixtures that give a lake in a place, and one in a store in the memory of the process."""
 
@@ -47,6 +49,8 @@ class Stores:
 
     def new_place(self, kind: str, patch: pytest.MonkeyPatch) -> Place:
         """Return an empty place in a store of that kind, and set the variables that lead to it."""
+        if not INSTALLED[kind]():
+            pytest.skip(f"{kind} is not installed")
         if kind not in self._started:
             variables = self._stack.enter_context(STORES[kind](self._make_folder(kind)))
             self._started[kind] = variables, make_bucket(variables, "tests")

@@ -28,6 +28,8 @@ from nbia_pipeline.schema.tables import COLLECTIONS, SERIES_METADATA, STUDIES
 from nbia_pipeline_tests.helpers.places import WHERE, Place, file_system_of, files_below, lake_in, path_in, relative
 from nbia_pipeline_tests.helpers.series import read_files
 
+pytestmark = pytest.mark.stores("seaweedfs", "moto")
+
 NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
 
 

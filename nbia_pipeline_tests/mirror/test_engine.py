@@ -75,6 +75,7 @@ def test_a_collection_is_mirrored_into_a_new_lake(archive: TestArchive, client: 
     assert {r.endpoint for r in archive.faults.seen} == {"getPatient", "getPatientStudy", "getSeries"}
 
 
+@pytest.mark.stores("seaweedfs")
 def test_a_run_in_steps_fetches_what_is_planned(archive: TestArchive, mirror: Mirror) -> None:
     mirror.update_tables(BREAST)
     lines: list[str] = []

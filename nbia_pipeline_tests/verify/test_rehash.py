@@ -332,6 +332,7 @@ def todo(lake: Lake, *, retry: bool = True) -> list[str]:
     return [w.SeriesInstanceUID for w in plan.todo]
 
 
+@pytest.mark.stores("seaweedfs")
 def test_damaged_series_are_fetched_anew_and_only_these(
     archive: TestArchive, client: NbiaClient, mirrored: Lake, demo: Catalog
 ) -> None:
