@@ -43,10 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that is marked for it on object stores too."""
     marker = metafunc.definition.get_closest_marker
-    if (stores := marker("stores")) and "store" in metafunc.fixturenames and not marker("disk"):
-        if metafunc.config.getoption("--store") == DISK:
-            here = [] if marker("not_on_disk") else [DISK]
-            metafunc.parametrize("store", [*here, *stores.args], indirect=True)
+    can = "store" in metafunc.fixturenames and not marker("disk") and metafunc.config.getoption("--store") == DISK
+    if can and (stores := marker("stores")):
+        kinds = [*([] if marker("not_on_disk") else [DISK]), *stores.args]
+        # One after the other in a module: another store is another connection.
+        metafunc.parametrize("store", kinds, indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
