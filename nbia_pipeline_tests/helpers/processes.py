@@ -59,8 +59,8 @@ def contents(folder: Place) -> dict[str, object]:
 
 def leftovers(folder: Place) -> list[str]:
     staging = folder / "a lake" / ".staging"
-    known = ("locks", "journal", "earlier")
-    kept = ("locks", "earlier")
+    known = ("locks", "journal", "earlier", "runs")  # what steps hand over stays for a week
+    kept = ("locks", "earlier", "runs")
     return [p.name for p in files_below(staging) if relative(p, staging).split("/")[0] not in kept] + [
         name for name in Lake(str(folder / "a lake")).names_in(".staging") if name not in known
     ]

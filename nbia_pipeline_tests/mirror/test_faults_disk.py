@@ -107,8 +107,11 @@ def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Re
     site.expect_true()
 
 
-def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
+def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive, store: str, request: pytest.FixtureRequest) -> None:
     """A limit of the process, as a quota is: small files pass, larger ones do not."""
+    if store != "disk":
+        why = "the temporary directory is full, and the error tells to check the account of the store"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     words = [*MIRROR, site.url, str(site.folder)]
 
     def limit() -> None:

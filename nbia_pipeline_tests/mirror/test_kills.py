@@ -118,7 +118,7 @@ def whole(demo: Catalog) -> Iterator[MirroredArchive]:
 def counted(whole: MirroredArchive, place: Place, store: str) -> tuple[int, int, int]:
     """How much an undisturbed run over all of it asks and writes."""
     if store not in COUNTED:
-        whole.folder = place / "undisturbed"
+        whole.folder = place / "counted"
         COUNTED[store] = Runs(whole).counted()
         assert truth.contents(whole.folder) == whole.expected()
         assert len(whole.expected().receipts) == SERIES
