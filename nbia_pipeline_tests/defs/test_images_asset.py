@@ -270,7 +270,7 @@ def test_a_run_of_0_1_0_is_finished_with_the_reports_of_its_batches() -> None:
     counts = {"fetched": 2, "files": 30, "bytes": 1000, "healed": 3, "already_there": 1}
     report = {"batch": "b00000", "quarantined": 0, "unavailable": 0, "peak_memory_bytes": 7, **counts}
     summary = {"batches": ["b00000"], "done": 4, "left": 0, "started": 0.0}
-    found = run_metadata(summary, [report])
+    found = run_metadata(summary, [report], BREAST)
     assert (found["fetched_series"], found["healed_instances"], found["skipped_series"]) == (2, 3, 5)
     assert set(batch_report([], 0, 1.0)) == {*report, "sizes", "seconds"} - {"batch"}
 
