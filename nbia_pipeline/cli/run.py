@@ -326,8 +326,8 @@ class _Runner:
             if sentence not in self.outcome.failures:
                 self.outcome.failures.append(sentence)
             data = event.step_failure_data.user_failure_data
-            if data is not None and FAILED_COLLECTIONS in data.metadata:
-                self.failed.update(data.metadata[FAILED_COLLECTIONS].value)
+            names: Any = data and data.metadata.get(FAILED_COLLECTIONS)
+            self.failed.update(names.value if names else ())
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self._take_check(event.asset_check_evaluation_data)
         elif event.is_step_materialization and event.asset_key == self.naming.key("images"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,17 @@ def build_jobs(naming: Naming, settings: Settings) -> Jobs:
         (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files."),
     )
     return {what: job(what, *how) for what, *how in jobs}
+
+
+def collections_of(tags: Mapping[str, str], registered: Sequence[str]) -> list[str]:
+    """Return the collections of a run by its tags: one, a range of those that are `registered`, or none."""
+    if PARTITION in tags:
+        return [tags[PARTITION]]
+    ends = [tags.get(end) for end in (RANGE_START, RANGE_END)]
+    if not all(end in registered for end in ends):
+        return []
+    first, last = (registered.index(str(end)) for end in ends)
+    return list(registered[first : last + 1])
 
 
 def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:

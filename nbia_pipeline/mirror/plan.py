@@ -252,7 +252,8 @@ def compare(series: Rows, receipts: Rows, selection: Selection = EVERYTHING, *, 
     again = failed if retry else pc.and_(failed, worth_it)
     never = pc.invert(pc.or_(there, failed))
     return Missing(
-        *(wanted_series(rows_where(selected, which, COLUMNS)) for which in (never, again)),
+        wanted_series(rows_where(selected, never, COLUMNS)),
+        wanted_series(rows_where(selected, again, COLUMNS)),
         wanted_figures=Figures.of_rows(selected),
         done_figures=Figures.of_rows(selected, there),
         unselected=series.num_rows - selected.num_rows,

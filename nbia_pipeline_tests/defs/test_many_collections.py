@@ -65,7 +65,7 @@ def run(pipeline: Pipeline, first: str = HEAD, last: str = DEMO, **config: Any) 
     )
 
 
-def made(pipeline: Pipeline, result: dg.ExecuteInProcessResult, asset: str = "images") -> dict[str, dict[str, Any]]:
+def made(pipeline: Pipeline, result: Any, asset: str = "images") -> dict[str, dict[str, Any]]:
     """Return the metadata of an asset's materializations by partition; each is materialized once."""
     # From the instance: the stream of a step that fails lacks what it had recorded.
     logs = pipeline.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)

@@ -130,7 +130,7 @@ def _reported_in_full(
         rows = failed_rows(missing, progress.receipts, problem)
         key = str(context.get_mapping_key())
         for partition, some in _rows_by_partition(context, missing, rows).items():
-            seen = {"batch": key, "failed": failed_table(some)}
+            seen: dict[str, Any] = {"batch": key, "failed": failed_table(some)}
             context.log_event(dg.AssetObservation(asset, partition=partition, metadata=seen))
         tried = {r.wanted.SeriesInstanceUID for r in progress.receipts}
         stopped = [w for w in missing if w.SeriesInstanceUID not in tried] or missing
