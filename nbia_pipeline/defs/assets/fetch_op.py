@@ -3,6 +3,8 @@
 A batch is what a process or a machine takes at a time, and what re-execution from failure repeats.
 """
 
+import hashlib
+import json
 import resource
 import sys
 import time
@@ -47,6 +49,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         name=naming.of(f"fetch_{asset}"),
         pool=naming.pool,
         retry_policy=RETRY,
+        out=dg.Out(dict, io_manager_key=naming.steps),
         required_resource_keys={naming.archive, naming.lake},
     )
     @interrupts_end_the_run()
@@ -69,7 +72,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
         context.log.info(shown(f"{key}: {progress.line()}; {summary_of(report)}"))
         partitions = _by_partition(context, wanted, progress.receipts, there)
-        return {**report, "batch": key, "partitions": partitions}
+        return {**report, "batch": key, "digest": digest_of(batch), "partitions": partitions}
 
     return fetch
 
@@ -104,6 +107,11 @@ def _by_partition(
     for receipt in receipts:
         done[names[0] if len(names) == 1 else receipt.wanted.Collection].append(receipt)
     return {name: counts(done[name], held[name]) for name in done}
+
+
+def digest_of(batch: list[Any]) -> str:
+    """Return what tells a batch, as plain JSON values, from one of another plan that has the same key."""
+    return hashlib.sha256(json.dumps(batch, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
