@@ -104,9 +104,9 @@ def test_both_archives_are_mirrored_by_one_code_location(
     definitions = example["definitions"].defs()
     names = names_of(definitions)
     for kind, found in names.items():
-        tcia, nlst = ({name for name in found if name.startswith(prefix)} for prefix in ("tcia", "nlst"))
-        assert tcia | nlst == found and tcia, kind
-        assert {name.removeprefix("tcia") for name in tcia} == {name.removeprefix("nlst") for name in nlst}, kind
+        first, second = ({name for name in found if name.startswith(prefix)} for prefix in ("tcia", "nlst"))
+        assert first | second == found and first, kind
+        assert {name.removeprefix("tcia") for name in first} == {name.removeprefix("nlst") for name in second}, kind
     assert names_of(example["from_yaml"].defs()) == names
 
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
