@@ -42,8 +42,8 @@ DESCRIPTION = (
     "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
     "all; its receipt is in table image_series, and its files are listed in table instances."
 )
-# The last step reads a few files of each collection: on an object store, others can meanwhile.
-FINISHED_AT_A_TIME = 2
+# The last step waits for the disk or the store most of the time.
+FINISHED_AT_A_TIME = 4
 
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
