@@ -33,7 +33,7 @@ from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries, collections_of
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.settings import Settings
-from nbia_pipeline.text import shown
+from nbia_pipeline.text import first_of, shown
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 COLLECTIONS_AT_A_TIME = 4
@@ -142,10 +142,15 @@ def _reported_in_full(
             context.log_event(dg.AssetObservation(asset, partition=partition, metadata=seen))
         tried = {r.wanted.SeriesInstanceUID for r in progress.receipts}
         stopped = [w for w in missing if w.SeriesInstanceUID not in tried] or missing
-        names = dg.MetadataValue.json(collections_of(stopped))
+        names = collections_of(stopped)
+        of = f" ({first_of(names)})" if context.has_partition_key_range else ""
         raise dg.Failure(
-            shown(f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}"),
-            metadata={**base.metadata, "failed": failed_table(rows), FAILED_COLLECTIONS: names},
+            shown(f"{len(rows)} of the {len(missing)} series of batch {key}{of} were not fetched: {problem}"),
+            metadata={
+                **base.metadata,
+                "failed": failed_table(rows),
+                FAILED_COLLECTIONS: dg.MetadataValue.json(names),
+            },
             allow_retries=False,
         ) from e
 
