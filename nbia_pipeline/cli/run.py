@@ -157,10 +157,7 @@ def _materialize(
         runner.run_range(TABLES_JOB, stretch, tables)
     mirrored = [c for c in kept if settings.mirrors_images_of(c) and _rows(lake, SERIES, c)]
     for stretch in _stretches(mirrored, registered):
-        fields = _less(images or {}, runner.outcome.fetched)
-        if fields is None:
-            break
-        _mirror(runner, lake, stretch, images_config(naming, **fields))
+        _mirror(runner, lake, stretch, images_config(naming, **_less(images or {}, runner.outcome.fetched)))
     return True
 
 
@@ -170,14 +167,14 @@ def _stretches(collections: list[str], registered: list[str]) -> list[list[str]]
     return [registered[at(first) : at(last) + 1] for first, last in contiguous_ranges(collections, registered)]
 
 
-def _less(images: Mapping[str, Any], fetched: Mapping[str, int]) -> dict[str, Any] | None:
-    """Return what is asked for with bounds that are less what was fetched; None if nothing is left of one."""
+def _less(images: Mapping[str, Any], fetched: Mapping[str, int]) -> dict[str, Any]:
+    """Return what is asked for, with bounds that are less what was fetched; a plan alone where one is used up."""
     left = dict(images)
     for bound, name in (("max_bytes", "fetched_bytes"), ("max_series", "fetched_series")):
         if bound in left:
             left[bound] -= fetched.get(name, 0)
-            if left[bound] < 1:
-                return None
+    if any(left.get(bound, 1) < 1 for bound in ("max_bytes", "max_series")):
+        left = {**left, "max_bytes": None, "max_series": 0}
     return left
 
 

@@ -22,7 +22,7 @@ from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotation
 from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
-from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare, make_plan
+from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
@@ -329,4 +329,4 @@ def preview(
     """
     series = present_series(lake, collection)
     receipts = current_receipts(lake, collection, series)
-    return make_plan(series, receipts, selection=selection, bounds=bounds, free=free)
+    return choose({collection: compare(series, receipts, selection, retry=bounds.retry)}, bounds, free)

@@ -51,7 +51,7 @@ class Bounds:
 
     Attributes:
         max_bytes: most bytes to fetch, None for no bound; the first series is always planned.
-        max_series: most series to fetch, None for no bound.
+        max_series: most series to fetch, None for no bound; 0 for a plan alone.
         retry: False leaves out what is quarantined with the content that is listed now, or was unavailable within
             the last day: the archive hides a series while it is curated, and a sensor must find it when it is back.
             What 0.1 quarantined because a page came instead of a zip is retried.
@@ -274,7 +274,7 @@ def choose(parts: Mapping[str, Missing], bounds: Bounds = NO_BOUNDS, free: int |
     wanted = [w for part in parts.values() for w in part.never] + [w for part in parts.values() for w in part.again]
     fits, no_room = _fitting(wanted, room_for_files(free))
     most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
-    todo = next(batches(fits, most_bytes, bounds.max_series, each=0), [])
+    todo = [] if bounds.max_series == 0 else next(batches(fits, most_bytes, bounds.max_series, each=0), [])
     return Plan(todo, fits[len(todo) :], no_room, parts)
 
 

@@ -61,5 +61,7 @@ def test_a_bound_is_one_of_all_ranges() -> None:
         "max_series": 1,
         "series": ["1"],
     }
-    assert _less(fields, {"fetched_bytes": 10, "fetched_series": 1}) is None
+    used_up = {"max_bytes": None, "max_series": 0, "series": ["1"]}
+    assert _less(fields, {"fetched_bytes": 10, "fetched_series": 1}) == used_up
+    assert _less(fields, {"fetched_series": 3}) == used_up
     assert _less({}, {"fetched_bytes": 10}) == {}

@@ -55,7 +55,9 @@ class RunBounds(dg.Config):
         default=None, ge=1, description="Fetch at most this many bytes; the rest is left for a later run."
     )
     max_series: int | None = Field(
-        default=None, ge=1, description="Fetch at most this many series; the rest is left for a later run."
+        default=None,
+        ge=0,
+        description="Fetch at most this many series; the rest is left for a later run. 0: only plan.",
     )
     retry: bool = Field(
         default=True,
