@@ -75,6 +75,7 @@ _ALL = (
     Bench("tick", "tick.py", quick=("--catalogs", "demo")),
     Bench("processor", "processor.py"),
     Bench("object-store", "object_store.py", quick=_FEW_OBJECTS),
+    Bench("many", "many.py", quick=("--collections", "4", "--queued", "0")),
     Bench("images", "images.py", ("--rounds", "3", *_SIDES), (*_FEW, "--sides", "engine,dagster,tcia_utils")),
 )
 BENCHES = tuple(bench for bench in _ALL if (HERE / bench.script).exists())
