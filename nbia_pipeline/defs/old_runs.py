@@ -62,8 +62,8 @@ def _last_runs(instance: dg.DagsterInstance) -> Iterator[str]:
             yield from (record.run_id for record in found.records)
 
 
-def fail_lost_runs(instance: dg.DagsterInstance, server: str) -> list[str]:
-    """Record the runs as failed that a code server launched which is only now about to start; return their IDs.
+def lost_runs(instance: dg.DagsterInstance, server: str) -> list[str]:
+    """Return the IDs of the runs in progress that a code server launched which is only now about to start.
 
     Its runs are processes of the same unit or container, so none of them is left. Nothing else ends such a run:
     Dagster's run monitoring cannot look after a run that a code server launched.
@@ -72,8 +72,17 @@ def fail_lost_runs(instance: dg.DagsterInstance, server: str) -> list[str]:
         instance: where Dagster keeps its records.
         server: address of the code server as the workspace has it: the path of its socket, or host:port.
     """
-    lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)) if _server_of(run) == server]
-    for run in lost:
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
+    return [run.run_id for run in runs if _server_of(run) == server]
+
+
+def fail_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> list[str]:
+    """Record runs as ended whose processes are gone; return those that were not already.
+
+    The daemon repeats such a run at once, if ``run_retries`` says so, and only once: the code server must answer again.
+    """
+    runs = [run for run_id in run_ids if (run := instance.get_run_by_id(run_id)) and not run.is_finished]
+    for run in runs:
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run)
         else:
@@ -81,7 +90,7 @@ def fail_lost_runs(instance: dg.DagsterInstance, server: str) -> list[str]:
                 run,
                 "The process of this run ended with its code server, which was restarted. What it had finished is kept.",
             )
-    return [run.run_id for run in lost]
+    return [run.run_id for run in runs]
 
 
 def _server_of(run: dg.DagsterRun) -> str:

@@ -91,6 +91,8 @@ class Machine:
             for words in self._commands(unit, "ExecStartPre"):
                 subprocess.run(words, stdout=log, stderr=log, check=True, timeout=WAIT_SECONDS, **how)
             (words,) = self._commands(unit, "ExecStart")
+            if setpriv := shutil.which("setpriv"):  # it ends with the tests, even if they are killed
+                words = [setpriv, "--pdeathsig", "KILL", "--", *words]
             self.running[unit] = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, **how)
             for words in self._commands(unit, "ExecStartPost"):
                 subprocess.run(words, stdout=log, stderr=log, check=True, timeout=WAIT_SECONDS, **how)
