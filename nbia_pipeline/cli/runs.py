@@ -31,13 +31,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="before a code server starts: note the runs that it launched and that are in progress. ADDRESS is the "
         "path of its socket, or host:port, as in the workspace",
     )
-    what.add_argument("--fail", type=Path, metavar="FILE", help="record the runs of the note as failed")
+    what.add_argument(
+        "--fail",
+        nargs=2,
+        metavar=("ADDRESS", "FILE"),
+        help="wait until the code server answers, and record the runs of the note as failed",
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what is asked; 1 if the person declines."""
-    from nbia_pipeline.defs.old_runs import fail_runs, lost_runs, records  # so that `--help` does not wait for Dagster
+    from nbia_pipeline.defs.old_runs import fail_runs, lost_runs, records, wait_for_server  # not before `--help`
 
     dagster_home()
     with records() as instance:
@@ -46,7 +51,12 @@ def run(options: argparse.Namespace) -> int:
             Path(file).write_text("".join(f"{run_id}\n" for run_id in lost_runs(instance, address)))
             return 0
         if options.fail:
-            failed = fail_runs(instance, options.fail.read_text().split())
+            address, file = options.fail
+            if not wait_for_server(address):
+                return fail(
+                    f"the code server {address} does not answer: the runs that were lost still count as started"
+                )
+            failed = fail_runs(instance, Path(file).read_text().split())
             say(f"Recorded as failed: {', '.join(failed)}" if failed else "No run was lost.")
             return 0
         return _delete(options, instance)

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import dagster as dg
+import grpc
 
 from nbia_pipeline import clock
 from nbia_pipeline.defs.slots import IN_PROGRESS, LAUNCHED_TAG
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+READY_SECONDS = 300
 _IDS_OF_A_QUERY = 500
 
 
@@ -76,6 +78,18 @@ def lost_runs(instance: dg.DagsterInstance, server: str) -> list[str]:
     return [run.run_id for run in runs if _server_of(run) == server]
 
 
+def wait_for_server(server: str) -> bool:
+    """Return whether a code server answers within some minutes; its address is the path of its socket, or host:port."""
+    channel = grpc.insecure_channel(f"unix:{server}" if server.startswith("/") else server)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=READY_SECONDS)
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        channel.close()
+    return True
+
+
 def fail_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> list[str]:
     """Record runs as ended whose processes are gone; return those that were not already.
 
@@ -88,7 +102,7 @@ def fail_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> list[str]
         else:
             instance.report_run_failed(
                 run,
-                "The process of this run ended with its code server, which was restarted. What it had finished is kept.",
+                "The process of this run ended with its code server, which was restarted. What it had done is kept.",
             )
     return [run.run_id for run in runs]
 

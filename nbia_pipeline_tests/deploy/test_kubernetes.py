@@ -22,7 +22,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.deploy.render import RENDERED, digest_of_values, render
-from nbia_pipeline_tests.helpers.kubernetes import Cluster, Job, cluster, container
+from nbia_pipeline_tests.helpers.kubernetes import Job, cluster, container
 from nbia_pipeline_tests.helpers.pipeline import QIN
 from nbia_pipeline_tests.helpers.postgres import postgres
 
@@ -100,19 +100,68 @@ def test_the_steps_of_images_are_executed_by_their_jobs(
                 "nbia_pipeline.definitions", "defs", container_image=FOUND["image"], container_context=FOUND["context"]
             )
             records.add_dynamic_partitions("nbia_collections", [QIN])
-            for job in ("nbia_tables", "nbia_images"):
-                tags = {"dagster/partition": QIN}
-                result = dg.execute_job(repository.get_reconstructable_job(job), records, tags=tags)
+            images = repository.get_reconstructable_job("nbia_images").get_subset(
+                asset_selection={dg.AssetKey(["nbia", "images"])}, asset_check_selection=set()
+            )
+            for job in (repository.get_reconstructable_job("nbia_tables"), images):
+                result = dg.execute_job(job, records, tags={"dagster/partition": QIN})
                 assert result.success, (tmp_path / "pods.log").read_text()[-3000:]
-        jobs = {dict(job["metadata"]["labels"])["dagster/op"]: job for job in made.jobs.values()}
         slots = server.psql('SELECT concurrency_key, "limit" FROM concurrency_limits')
-    receipts = Lake(lake).read_table(IMAGE_SERIES, QIN)
-    assert receipts["Status"].to_pylist() == ["complete"] * 5
-    fetch = next(job for op, job in jobs.items() if "fetch_images" in op)
-    plan = next(job for op, job in jobs.items() if "plan_images" in op)
-    check_job(fetch)
-    print(json.dumps(fetch, indent=1), slots, list(jobs))
+    assert Lake(lake).read_table(IMAGE_SERIES, QIN)["Status"].to_pylist() == ["complete"] * 5
+    assert slots == "nbia_api|4"  # the pool of the step that fetches, with the limit of the values
+    jobs = {step_of(job): job for job in made.jobs.values()}
+    assert list(jobs) == ["plan_images", "fetch_images[b00000]", "finish_images"]
+    for job in jobs.values():
+        check(job)
+    assert resources(jobs["plan_images"]) == resources(jobs["finish_images"]) == FOUND["context"]["k8s"]["resources"]
+    assert resources(jobs["fetch_images[b00000]"]) == {
+        "requests": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "24Gi"},
+        "limits": {"memory": "2Gi", "ephemeral-storage": "26Gi"},
+    }
+    secret = (*SECRETS.values(), server.password)
+    assert [text for job in jobs.values() for text in secret if text in told_by(job)] == []
 
 
-def check_job(job: Job) -> None:
-    pass
+def step_of(job: Job) -> str:
+    return next(e["value"] for e in container(job)["env"] if e["name"] == "DAGSTER_RUN_STEP_KEY").partition(".nbia_")[2]
+
+
+def resources(job: Job) -> dict[str, Any]:
+    found: dict[str, Any] = container(job)["resources"]
+    return found
+
+
+def told_by(job: Job) -> str:
+    """All of a Job as text, and what its arguments contain."""
+    packed = next(e["value"] for e in container(job)["env"] if e["name"] == "DAGSTER_COMPRESSED_EXECUTE_STEP_ARGS")
+    return json.dumps(job) + zlib.decompress(base64.b64decode(packed)).decode()
+
+
+def check(job: Job) -> None:
+    """What all steps have in common: image, variables, volumes, rights, and an end."""
+    pod, spec = container(job), job["spec"]["template"]["spec"]
+    assert job["metadata"]["labels"]["dagster/job"] == "nbia_images"
+    assert job["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "nbia"
+    assert (job["spec"]["backoffLimit"], job["spec"]["ttlSecondsAfterFinished"]) == (0, 86400)
+    assert pod["image"] == "registry.example.org/nbia-pipeline:1"
+    assert pod["args"] == ["dagster", "api", "execute_step"]
+    told = {each["name"]: each.get("value") for each in pod["env"]}
+    assert {**told, **given(), "DAGSTER_HOME": HOME} == told
+    (password,) = (each for each in pod["env"] if each["name"] == "DAGSTER_PG_PASSWORD")
+    assert password["valueFrom"]["secretKeyRef"] == {"name": "nbia-postgres", "key": "postgresql-password"}
+    assert {"secretRef": {"name": "nbia"}} in pod["envFrom"]
+    mounts = {each["mountPath"]: each["name"] for each in pod["volumeMounts"]}
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    assert volumes[mounts["/scratch"]]["emptyDir"] == {"sizeLimit": "24Gi"}
+    assert told["TMPDIR"] == "/scratch"
+    assert mounts == {}, (mounts, volumes)
+    assert volumes[mounts[f"{HOME}/dagster.yaml"]]["configMap"] == {"name": "nbia-dagster-instance"}
+    assert pod["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == 10001
+    assert spec["restartPolicy"] == "Never"
+    assert spec["serviceAccountName"] == FOUND["context"]["k8s"]["service_account_name"]
