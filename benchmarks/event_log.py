@@ -123,7 +123,8 @@ def measure(records: Records, url: str, control: Any, lake: Path, collections: i
             instance=records.instance, run_config=_QUIET, raise_on_error=False, **how
         )
         if not done.success:
-            raise SystemExit(f"{job} failed: {[e.message for e in done.all_events][-3:]}")
+            why = [e.step_failure_data.user_failure_data for e in done.all_events if e.is_step_failure]
+            raise SystemExit(f"{job} failed: {why}")
 
     def night(_: int) -> None:
         with dg.build_schedule_context(
