@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-records clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -69,6 +69,9 @@ bench-tick: $(VENV)/.installed-dev  ## one new series in an archive of a million
 
 bench-processor: $(VENV)/.installed-dev  ## processor time of a download, part by part
 	$(BIN)/python benchmarks/processor.py
+
+bench-records: $(VENV)/.installed-dev  ## what Dagster's records grow by in a day
+	$(BIN)/python benchmarks/event_log.py
 
 bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
 	$(BIN)/python benchmarks/demo.py

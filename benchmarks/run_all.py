@@ -72,6 +72,7 @@ _ALL = (
     ),
     Bench("tables", "tables.py", quick=("--rounds", "1", "--collections", "lungct_diagnosis,cptac_pda")),
     Bench("tick", "tick.py", quick=("--catalogs", "demo")),
+    Bench("records", "event_log.py"),
     Bench("processor", "processor.py"),
     Bench("images", "images.py", ("--rounds", "3", *_SIDES), (*_FEW, "--sides", "engine,dagster,tcia_utils")),
 )

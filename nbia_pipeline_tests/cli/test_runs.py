@@ -122,7 +122,7 @@ def test_runs_that_a_code_server_lost_are_recorded_as_ended(
     assert lost_runs(records, "elsewhere:4000") == [run_ids[3]]
     with answering(socket):
         assert main(["runs", "--fail", socket, str(note)]) == 0
-    found = [run.status.value for run_id in run_ids if (run := records.get_run_by_id(run_id))]
+    found = [end.status.value for run_id in run_ids if (end := records.get_run_by_id(run_id))]
     assert found == ["FAILURE", "CANCELED", "SUCCESS", "STARTED", "STARTED"]
     assert "Recorded as failed" in capsys.readouterr().out
 

@@ -102,8 +102,8 @@ def test_the_steps_of_images_are_executed_by_their_jobs(
             images = repository.get_reconstructable_job("nbia_images").get_subset(
                 asset_selection={dg.AssetKey(["nbia", "images"])}, asset_check_selection=set()
             )
-            for job in (repository.get_reconstructable_job("nbia_tables"), images):
-                result = dg.execute_job(job, records, tags={"dagster/partition": QIN})
+            for whole in (repository.get_reconstructable_job("nbia_tables"), images):
+                result = dg.execute_job(whole, records, tags={"dagster/partition": QIN})
                 assert result.success, (tmp_path / "pods.log").read_text()[-3000:]
         slots = server.psql('SELECT concurrency_key, "limit" FROM concurrency_limits')
     assert Lake(lake).read_table(IMAGE_SERIES, QIN)["Status"].to_pylist() == ["complete"] * 5
@@ -125,7 +125,8 @@ def test_the_steps_of_images_are_executed_by_their_jobs(
 
 
 def step_of(job: Job) -> str:
-    return next(e["value"] for e in container(job)["env"] if e["name"] == "DAGSTER_RUN_STEP_KEY").partition(".nbia_")[2]
+    (key,) = (str(e["value"]) for e in container(job)["env"] if e["name"] == "DAGSTER_RUN_STEP_KEY")
+    return key.partition(".nbia_")[2]
 
 
 def resources(job: Job) -> dict[str, Any]:

@@ -130,7 +130,8 @@ class Machine:
         def find() -> dict[str, Any] | None:
             return next((r for r in self.runs() if all(r[n] == v for n, v in wanted.items())), None)
 
-        return self.wait_for(find)
+        found: dict[str, Any] = self.wait_for(find)
+        return found
 
     def ended(self, run_id: str) -> str:
         """Wait for the end of a run, and return its status."""
@@ -145,7 +146,7 @@ class Machine:
 
         def answers() -> bool:
             try:
-                return self._ask("{ version }")["version"] != ""
+                return bool(self._ask("{ version }")["version"])
             except OSError:
                 return False
 
