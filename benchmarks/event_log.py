@@ -31,9 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NEW = "Grows"
 COLLECTIONS = 25
 NIGHT = 8
-TICKS = 20
-RUNS = 3
+TICKS = 10
+RUNS = 2
 DAY_BYTES = 50e6
+
+WHAT = {
+    "tick": "tick of a sensor, nothing new",
+    "update": "run of one collection, tables and images",
+    "catalog": "run of the catalog",
+    "listed": f"run over {COLLECTIONS} collections, tables",
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def in_postgres(folder: Path) -> Iterator[Records | None]:
         records.instance.dispose()
 
 
-def measure(records: Records, url: str, control: Any, lake: Path) -> dict[str, Grown]:
+def measure(records: Records, url: str, control: Any, lake: Path, results: Results) -> dict[str, Grown]:
     """Return what each kind of work adds."""
     import datetime as dt
 
@@ -145,12 +152,18 @@ def measure(records: Records, url: str, control: Any, lake: Path) -> dict[str, G
     run("nbia_catalogue")
     listed(0)  # the first one registers keys and statuses
     update(0)
-    return {
-        "tick": records.grown_by(TICKS, lambda number: tick(records.instance, definitions, number)),
-        "update": records.grown_by(RUNS, update),
-        "catalog": records.grown_by(RUNS, lambda _: run("nbia_catalogue")),
-        "listed": records.grown_by(RUNS, listed),
+    work: dict[str, tuple[int, Callable[[int], object]]] = {
+        "tick": (TICKS, lambda number: tick(records.instance, definitions, number)),
+        "update": (RUNS, update),
+        "catalog": (RUNS, lambda _: run("nbia_catalogue")),
+        "listed": (RUNS, listed),
     }
+    grown = {}
+    for what, (times, do) in work.items():
+        grown[what] = one = records.grown_by(times, do)
+        results.add(f"{records.name}, {WHAT[what]}", (one.rows, "rows"), (one.bytes / 1000, "kB"), rounds=times)
+        print(results.rows[-1].line, flush=True)
+    return grown
 
 
 def tick(instance: dg.DagsterInstance, definitions: Any, number: int) -> None:
@@ -183,6 +196,7 @@ def main() -> int:
     add_option(parser)
     options = parser.parse_args()
     found: dict[str, dict[str, Grown]] = {}
+    results = Results(options.json)
     with archive("demo") as (url, control), tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for number in range(COLLECTIONS - 4):  # the demo has four
             control.add_series(NEW if number == 0 else f"Small {number:03d}", patient=f"P-{number}")
@@ -191,26 +205,14 @@ def main() -> int:
             home.mkdir()
             with opened(home) as records:
                 if records is not None:
-                    found[name] = measure(records, url, control, Path(folder) / f"lake of {name}")
-    results = Results(options.json)
+                    found[name] = measure(records, url, control, Path(folder) / f"lake of {name}", results)
     show(found, results)
     return results.finish()
-
-
-WHAT = {
-    "tick": "tick of a sensor, nothing new",
-    "update": "run of one collection, tables and images",
-    "catalog": "run of the catalog",
-    "listed": f"run over {COLLECTIONS} collections, tables",
-}
 
 
 def show(found: dict[str, dict[str, Grown]], results: Results) -> None:
     """Print and keep what was found, and what a day adds up to."""
     for name, grown in found.items():
-        for what, one in grown.items():
-            results.add(f"{name}, {WHAT[what]}", (one.rows, "rows"), (one.bytes / 1000, "kB"))
-            print(results.rows[-1].line)
         for every, updates in ((3600, 5), (300, 20)):
             parts = {"tick": 2 * 86400 // every, "update": updates, "catalog": 1, "listed": NIGHT}
             rows = sum(grown[what].rows * times for what, times in parts.items())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nbia_pipeline.defs.executor import executor_of
 from nbia_pipeline.settings import VARIABLES, Settings
 from nbia_pipeline_tests.helpers.units import DEPLOY, UNITS, setting, settings, variables
 
@@ -56,7 +57,10 @@ def test_only_this_machine_reaches_the_ui() -> None:
 def test_the_settings_of_an_example_are_accepted_and_hold_no_secret(file: Path) -> None:
     told = variables(file)
     assert not any(value for name, value in told.items() if "PASSWORD" in name or "SECRET" in name)
-    assert Settings.from_env(told).collections == ("LIDC-IDRI", "TCGA-*")
+    settings = Settings.from_env(told)
+    assert settings.collections == ("LIDC-IDRI", "TCGA-*")
+    executor = executor_of(settings)
+    assert executor is not None and executor.name == "multiprocess"
     assert {name for name in told if name.startswith("NBIA_")} <= set(VARIABLES)
 
 

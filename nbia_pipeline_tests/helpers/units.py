@@ -20,7 +20,7 @@ from typing import Any
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 UNITS = DEPLOY / "systemd"
-WAIT_SECONDS = 90
+WAIT_SECONDS = 300
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 
 _LAUNCH = """
@@ -51,7 +51,7 @@ def setting(unit: str, name: str) -> str:
 def variables(file: Path) -> dict[str, str]:
     """Return what an environment file sets."""
     lines = [line for line in file.read_text().splitlines() if "=" in line and not line.startswith("#")]
-    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+    return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
 
 
 class Machine:
