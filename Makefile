@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -83,6 +83,9 @@ bench-object-store: $(VENV)/.installed-dev  ## a lake in SeaweedFS: requests, me
 
 bench-many: $(VENV)/.installed-dev  ## images of 200 collections in one run, against a run for each
 	$(BIN)/python benchmarks/many.py
+
+bench-records: $(VENV)/.installed-dev  ## what Dagster's records grow by in a day
+	$(BIN)/python benchmarks/event_log.py
 
 bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
 	$(BIN)/python benchmarks/demo.py
