@@ -16,6 +16,8 @@ from nbia_pipeline.defs.assets import (
 )
 from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
+from nbia_pipeline.defs.executor import executor_of
+from nbia_pipeline.defs.hand_over import build_step_files
 from nbia_pipeline.defs.jobs import build_jobs
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
@@ -31,7 +33,11 @@ FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_windo
 
 
 def build_definitions(
-    settings: Settings, naming: Naming | None = None, password_env: str | None = PASSWORD_ENV
+    settings: Settings,
+    naming: Naming | None = None,
+    password_env: str | None = PASSWORD_ENV,
+    *,
+    executor: dg.ExecutorDefinition | None = None,
 ) -> dg.Definitions:
     """Return assets, checks, jobs and resources of one archive. Touches no network and no disk.
 
@@ -39,9 +45,11 @@ def build_definitions(
         settings: where the data come from and where they go.
         naming: the names of its assets; those of the first archive by default.
         password_env: name of the variable that holds the password, if one does.
+        executor: where the steps of images run; None: as the settings say. The catalog and the tables, whose steps are
+            short, always run in the process of their run.
 
     Raises:
-        SettingsError: a schedule's cron expression is not valid.
+        SettingsError: a schedule's cron expression is not valid, or the executor of the settings is not known.
     """
     naming = naming or Naming()
     password: str | dg.EnvVar = settings.password
@@ -64,7 +72,12 @@ def build_definitions(
         jobs=list(jobs.values()),
         sensors=build_sensors(naming, settings, jobs),
         schedules=build_schedules(naming, settings, jobs),
-        resources={naming.archive: archive, naming.lake: LakeResource(uri=settings.lake, fsync=settings.fsync)},
+        resources={
+            naming.archive: archive,
+            naming.lake: LakeResource(uri=settings.lake, fsync=settings.fsync),
+            naming.steps: build_step_files(naming, settings),
+        },
+        executor=executor or executor_of(settings),
     )
 
 

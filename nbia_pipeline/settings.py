@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ KNOWN_ARCHIVES = {
 EMBEDDED = "embedded"
 
 METADATA_CALLS = ("auto", "bulk", "single")
+
+_EXAMPLE = '{"multiprocess": {"max_concurrent": 4}}'
 
 MIN_POLL_SECONDS = 60  # the server caches its answers that long
 
@@ -111,6 +114,12 @@ class Pipeline(Connection):
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
     )
+    executor: str | dict[str, dict[str, Any]] | None = Field(
+        default=None,
+        description="Where the steps of images run: in_process, multiprocess, celery, ray, k8s, or module:name; with "
+        'its configuration as a mapping, such as {"celery": {"broker": {"env": "BROKER"}}}. None: Dagster\'s default, '
+        "a process for each step on the machine of the run. See docs/scale-out.md.",
+    )
 
 
 class Settings(Pipeline):
@@ -140,6 +149,7 @@ class Settings(Pipeline):
         if self.max_in_flight < 1:
             raise SettingsError(f"{name_of('max_in_flight')} is {self.max_in_flight}: set it to 1 or more")
         self._check_account()
+        self._check_executor()
         self._check_selection()
         self._check_lake()
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):  # noqa: PTH113 - Path may raise here
@@ -201,6 +211,18 @@ class Settings(Pipeline):
         if self.username != GUEST and not self.password:
             raise SettingsError(f"{username} is {self.username!r}, but {password} is empty: set it too")
 
+    def _check_executor(self) -> None:
+        name = self.name_of("executor")
+        if isinstance(self.executor, str) and self.executor.startswith("{"):  # from the environment
+            try:
+                object.__setattr__(self, "executor", json.loads(self.executor))
+            except ValueError as e:
+                raise SettingsError(f"{name} is not JSON ({e}): write it as {_EXAMPLE}") from None
+        if self.executor and not isinstance(self.executor, str):
+            config = list(self.executor.values()) if isinstance(self.executor, dict) else []
+            if len(config) != 1 or not isinstance(config[0], dict):
+                raise SettingsError(f"{name} is not one executor with its configuration: write it as {_EXAMPLE}")
+
     def _check_lake(self) -> None:
         try:
             object.__setattr__(self, "lake", lake_address(self.lake))
@@ -234,7 +256,11 @@ def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callab
     field = str(found["loc"][0])
     if found["type"] == "extra_forbidden":
         return SettingsError(f"{field} is not a setting{_did_you_mean(field, model.model_fields)}")
-    kinds = {"collections": "a list of names or globs", "images": "a list of names or globs"}
+    kinds = {
+        "collections": "a list of names or globs",
+        "images": "a list of names or globs",
+        "executor": f"a name, or one name with its configuration, such as {_EXAMPLE}",
+    }
     types: dict[Any, str] = {int: "a whole number", bool: "true or false"}
     kind = types.get(model.model_fields[field].annotation) or kinds.get(field, "a string")
     shown = f"not {kind}" if field == "password" else repr(found["input"])

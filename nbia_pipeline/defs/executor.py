@@ -1,13 +1,19 @@
-"""The executor of jobs whose steps are short: all in the process of the run, which pauses while it waits for a slot."""
+"""Executors: the one that the settings name, for images; and one process for the jobs whose steps are short."""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+
+from nbia_pipeline.settings import Settings, SettingsError
+from nbia_pipeline.text import shown
+
+# --- one process
 
 PAUSE_SECONDS = 0.2
 
@@ -62,3 +68,58 @@ one_process = dg.ExecutorDefinition(
     executor_creation_fn=lambda context: _OneProcess(_theirs.executor_creation_fn(context)),
     description="Executes all steps in the process of the run.",
 )
+
+
+# --- where the steps of images run
+
+EXECUTORS = {
+    "in_process": ("dagster", "in_process_executor", ""),
+    "multiprocess": ("dagster", "multiprocess_executor", ""),
+    "celery": ("dagster_celery", "celery_executor", "celery"),
+    "ray": ("dagster_ray", "ray_executor", "ray"),
+    "k8s": ("dagster_k8s", "k8s_job_executor", "k8s"),
+}
+"""The executors that can be named: their module, their name in it, and the extra that installs it."""
+
+
+def executor_of(settings: Settings) -> dg.ExecutorDefinition | None:
+    """Return the executor that the settings name, None for Dagster's default: a process per step on this machine.
+
+    Raises:
+        SettingsError: it is not known or not installed, or does not take its configuration.
+    """
+    if not settings.executor:
+        return None
+    given = {settings.executor: {}} if isinstance(settings.executor, str) else settings.executor
+    name, config = next(iter(given.items()))
+    module, attribute, extra = EXECUTORS.get(name) or (*name.partition(":")[::2], "")
+    what = f"{settings.name_of('executor')} is {name!r}"
+    if not (module and attribute):
+        raise SettingsError(f"{what}: set it to {', '.join(EXECUTORS)}, or to an executor of yours as module:name")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as e:
+        remedy = f"pip install 'nbia-pipeline[{extra}]'" if extra else "check its name, and that it is installed"
+        raise SettingsError(f"{what}, and {module} cannot be imported ({shown(str(e))}): {remedy}") from e
+    except AttributeError:
+        found = None
+    if not isinstance(found, dg.ExecutorDefinition):
+        raise SettingsError(f"{what}, and {module} has no executor {attribute!r}: check its name")
+    return _configured(found, config, settings)
+
+
+def _configured(executor: dg.ExecutorDefinition, config: dict[str, Any], settings: Settings) -> dg.ExecutorDefinition:
+    if not config:
+        return executor
+    empty = dg.GraphDefinition(name="empty").to_job(executor_def=executor)
+    try:
+        dg.validate_run_config(empty, {"execution": {"config": config}})
+    except dg.DagsterInvalidConfigError as e:
+        # A variable that it names need not be set where the definitions are only loaded.
+        wrong = [error.message for error in e.errors if not error.message.startswith("Post processing")]
+        if wrong:
+            raise SettingsError(
+                f"the configuration in {settings.name_of('executor')} is not one of {executor.name}: "
+                f"{shown(' '.join(wrong))}"
+            ) from None
+    return executor.configured(config, name=executor.name)

@@ -25,6 +25,11 @@ UPDATE_JOB = "update"
 
 ARCHIVE_TAG = "nbia/archive"
 
+RETRY_WHOLE = {"dagster/retry_strategy": "ALL_STEPS"}
+"""Tag of the runs with images, for Dagster's run retries, which else repeat what failed only: after a process was
+killed, these leave out mapped steps (its issues 19490, 30077, 30248). A new plan leaves out what is in the lake.
+"""
+
 # Dagster's tags of a run over a range of partitions, and over one.
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
@@ -54,7 +59,7 @@ def build_jobs(naming: Naming, settings: Settings) -> Jobs:
 
     def job(what: str, assets: Sequence[str], description: str, kind: Any = dg.define_asset_job) -> Any:
         selection = dg.AssetSelection.assets(*map(naming.key, assets))
-        tags = {ARCHIVE_TAG: naming.prefix}
+        tags = {ARCHIVE_TAG: naming.prefix, **(RETRY_WHOLE if IMAGES[0] in assets else {})}
         return kind(naming.of(what), selection=selection, description=description, tags=tags)
 
     # A process for each of their short steps would take longer than the step. Batches of images are worth one.

@@ -72,6 +72,11 @@ class Naming:
         return self.of("lake")
 
     @property
+    def steps(self) -> str:
+        """Key of the IO manager by which the steps of a run hand their results to each other."""
+        return self.of("steps")
+
+    @property
     def pool(self) -> str:
         """Pool that limits how many steps call the archive at a time, over all processes."""
         return self.of("api")

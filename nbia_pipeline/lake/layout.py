@@ -27,6 +27,8 @@ FORMAT_FILE = "lake.json"
 STAGING = ".staging"
 JOURNAL = f"{STAGING}/journal"
 LOCKS = f"{STAGING}/locks"
+RUNS = f"{STAGING}/runs"
+"""What the steps of Dagster's runs hand to each other: ``<run>/<step>/<output>.json``."""
 EARLIER = f"{STAGING}/earlier"
 """Files of tables that were replaced last, where no reader of the tables looks."""
 TABLES = "tables"
@@ -182,6 +184,11 @@ def annotation_name(name: str, taken: Container[str] = ()) -> str:
         number += 1
         free = f"{stem}~{number}{dot}{suffix}"
     return free
+
+
+def hand_over_path(run_id: str, step: str, *output: str) -> str:
+    """Return the path of what a step of a run of Dagster hands to later steps; `output` are its name and key."""
+    return f"{RUNS}/{encode(run_id)}/{encode(step)}/{encode('.'.join(output))}.json"
 
 
 def contact_sheet_path(collection: str) -> str:

@@ -25,7 +25,7 @@ from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
 from nbia_pipeline.lake.filesystem import Guarded, translated
 from nbia_pipeline.lake.flush import Flush
-from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, STAGING, is_foreign
+from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, RUNS, STAGING, is_foreign
 from nbia_pipeline.lake.lock import (
     ExpectHeld,
     Lock,
@@ -283,7 +283,7 @@ class LocalStore(_Store):
     def staged(self) -> list[str]:
         """Return the names of what is in the staging area of a disk besides what is kept there for long."""
         names = (name for name in self.names_in(STAGING) if not is_foreign(name))
-        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL, EARLIER)]
+        return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL, EARLIER, RUNS)]
 
     def sweep(self, keep: set[str]) -> int:
         """Remove what dead processes left in the staging area of a disk, and return how many entries that were.

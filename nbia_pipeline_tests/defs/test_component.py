@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from dagster.components.testing.utils import component_defs, create_defs_folder_sandbox
 
 from nbia_pipeline.component import NbiaComponent
+from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.settings import Connection, Settings, SettingsError
 
@@ -59,6 +61,78 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
 def test_a_wrong_field_is_refused_by_name(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}"):
         component_defs(component=NbiaComponent(**fields))
+
+
+@pytest.mark.parametrize(
+    ("executor", "name"),
+    [
+        (None, None),
+        ("in_process", "in_process"),
+        ("multiprocess", "multiprocess"),
+        ({"multiprocess": {"max_concurrent": 3}}, "multiprocess"),
+        ("celery", "celery"),
+        ({"celery": {"broker": {"env": "BROKER"}, "backend": {"env": "BROKER"}}}, "celery"),
+        ({"k8s": {"job_namespace": "imaging", "max_concurrent": 8}}, "k8s"),
+        ("dagster:in_process_executor", "in_process"),
+    ],
+)
+def test_an_executor_is_one_line_of_yaml(executor: Any, name: str | None) -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(
+            component_cls=NbiaComponent,
+            defs_yaml_contents={"type": "nbia_pipeline.NbiaComponent", "attributes": {"executor": executor}},
+        )
+        with sandbox.load_component_and_build_defs(defs_path=folder) as (_, definitions):
+            assert name == getattr(definitions.executor, "name", None)
+            repository = definitions.get_repository_def()
+            images = repository.get_job("nbia_images").executor_def.name
+            assert images == (name or "multi_or_in_process_executor")
+            assert repository.get_job("nbia_tables").executor_def.name == "in_process"
+
+
+def test_an_executor_is_one_variable_and_one_argument() -> None:
+    settings = Settings.from_env({"NBIA_EXECUTOR": '{"multiprocess": {"max_concurrent": 3}}'})
+    assert settings.executor == {"multiprocess": {"max_concurrent": 3}}
+    images = build_definitions(settings).resolve_job_def("nbia_images")
+    assert dg.validate_run_config(images, {})["execution"]["multiprocess"]["max_concurrent"] == 3
+    given = build_definitions(settings, executor=dg.in_process_executor)
+    assert given.executor is dg.in_process_executor
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("celry", "NBIA_EXECUTOR is 'celry': set it to in_process, multiprocess, celery, ray, k8s, or to an executor"),
+        (
+            "dagster:no_such",
+            "NBIA_EXECUTOR is 'dagster:no_such', and dagster has no executor 'no_such': check its name",
+        ),
+        ("dagster:job", "NBIA_EXECUTOR is 'dagster:job', and dagster has no executor 'job': check its name"),
+        ("nobody.has:this", "NBIA_EXECUTOR is 'nobody.has:this', and nobody.has cannot be imported (No module named"),
+        ("{", "NBIA_EXECUTOR is not JSON ("),
+        ('{"a": {}, "b": {}}', "NBIA_EXECUTOR is not one executor with its configuration: write it as {"),
+        ('{"celery": 3}', "NBIA_EXECUTOR is not one executor with its configuration"),
+        ("{}", ""),
+        (
+            '{"multiprocess": {"most": 3}}',
+            'the configuration in NBIA_EXECUTOR is not one of multiprocess: Received unexpected config entry "most"',
+        ),
+    ],
+)
+def test_a_wrong_executor_is_refused_by_name(text: str, sentence: str) -> None:
+    if not sentence:
+        assert build_definitions(Settings.from_env({"NBIA_EXECUTOR": text})).executor is None
+        return
+    with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}"):
+        build_definitions(Settings.from_env({"NBIA_EXECUTOR": text}))
+
+
+def test_an_executor_whose_package_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dagster_celery", None)
+    sentence = "executor is 'celery', and dagster_celery cannot be imported (import of dagster_celery halted; None in "
+    with pytest.raises(SettingsError, match=re.escape(sentence)) as found:
+        build_definitions(Settings(executor="celery"))
+    assert str(found.value).endswith("pip install 'nbia-pipeline[celery]'")
 
 
 def test_the_fields_are_those_of_the_settings_but_for_the_password() -> None:

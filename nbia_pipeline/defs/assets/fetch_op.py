@@ -3,6 +3,8 @@
 A batch is what a process or a machine takes at a time, and what re-execution from failure repeats.
 """
 
+import hashlib
+import json
 import resource
 import sys
 import time
@@ -42,6 +44,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         name=naming.of(f"fetch_{asset}"),
         pool=naming.pool,
         retry_policy=RETRY,
+        out=dg.Out(dict, io_manager_key=naming.steps),
         required_resource_keys={naming.archive, naming.lake},
     )
     @interrupts_end_the_run()
@@ -65,9 +68,14 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
                     commit_journal(lake, collection)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
         context.log.info(shown(f"{key}: {progress.line()}; {summary_of(report)}"))
-        return {**report, "batch": key}
+        return {**report, "batch": key, "digest": digest_of(batch)}
 
     return fetch
+
+
+def digest_of(batch: list[Any]) -> str:
+    """Return what tells a batch, as plain JSON values, from one of another plan that has the same key."""
+    return hashlib.sha256(json.dumps(batch, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, failed_table
+from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, digest_of, failed_table
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definition_metadata, histogram, size_classes
 from nbia_pipeline.defs.naming import Naming
@@ -174,7 +174,10 @@ def build_ops(
     @dg.op(
         name=naming.of(f"plan_{asset}"),
         ins=ins,
-        out={"found": dg.DynamicOut(list), "summary": dg.Out(dict)},
+        out={
+            "found": dg.DynamicOut(list, io_manager_key=naming.steps),
+            "summary": dg.Out(dict, io_manager_key=naming.steps),
+        },
         config_schema=config_type.to_config_schema().as_field(),
         required_resource_keys={naming.archive, naming.lake},
     )
@@ -183,12 +186,13 @@ def build_ops(
         config = config_type(**context.op_config)
         with as_failure(settings), naming.archive_of(context).client() as client:
             plan, more = make_plan(context, config, Mirror(client, naming.lake_of(context).open()))
-        keys = []
+        batches = {}
         for number, batch in enumerate(plan.batches(config.batch_series)):
-            keys.append(f"b{number:05d}")
-            yield dg.DynamicOutput([w.to_json() for w in batch], mapping_key=keys[-1], output_name="found")
+            key, content = f"b{number:05d}", [w.to_json() for w in batch]
+            batches[key] = digest_of(content)
+            yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
         summary = {
-            "batches": keys,
+            "batches": batches,
             "done": plan.done,
             "left": len(plan.left) + len(plan.no_room),
             "started": started,
@@ -207,10 +211,22 @@ def build_ops(
 
 
 def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:
-    """Make sure that every planned batch was run: Dask's executor, for one, drops dynamic steps and reports success."""
-    missing = set(summary["batches"]) - {r["batch"] for r in reports}
+    """Make sure that every planned batch was run, and this very batch.
+
+    Dask's executor drops mapped steps and reports success. A re-execution from failure leaves out those that were
+    running, or had not begun, when a process was killed (Dagster's issues 19490, 30077 and 30248); or it takes the
+    report of an earlier plan, whose batch of that name had other series.
+
+    Raises:
+        Failure: some are missing.
+    """
+    missing = summary["batches"].items() - {r["batch"]: r["digest"] for r in reports}.items()
     if missing:
-        raise dg.Failure(f"the executor did not run {len(missing)} of {len(summary['batches'])} batches")
+        raise dg.Failure(
+            f"the executor did not run {len(missing)} of {len(summary['batches'])} batches: launch a new run instead "
+            "of a re-execution from failure: it fetches only what is missing",
+            allow_retries=False,
+        )
 
 
 def receipts_metadata(receipts: Rows) -> dict[str, Any]:
