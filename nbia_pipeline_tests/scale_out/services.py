@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg2
 
 from nbia_pipeline_tests.helpers.object_stores import make_bucket, variables
+from nbia_pipeline_tests.scale_out.archive import COLLECTION
 from nbia_pipeline_tests.scale_out.hosts import Host, wait_for
 
 REDIS, POSTGRES, STORE, ARCHIVE = 6379, 5432, 8333, 8080
@@ -58,6 +59,7 @@ def start(host: Host, series: int, latency: float, *, whole: bool = True) -> Ser
         {
             **store,
             "NBIA_LAKE": f"s3://{BUCKET}/lake",
+            "NBIA_IMAGES": COLLECTION,
             "NBIA_ARCHIVE": f"http://{host.address}:{ARCHIVE}/nbia-api",
             "NBIA_CELERY_BROKER": f"redis://:{password}@{host.address}:{REDIS}/0",
             "NBIA_CELERY_BACKEND": f"redis://:{password}@{host.address}:{REDIS}/1",
