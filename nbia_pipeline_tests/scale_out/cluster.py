@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -14,6 +13,8 @@ import requests
 from nbia_pipeline_tests.scale_out.hosts import ROOT, Host, Network, wait_for
 
 DEPLOY = ROOT / "deploy"
+ON_CONTROL = "on the disk of the control host"
+"""A lake there, which only the processes of that host can reach."""
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
 _LAUNCH = """mutation($given: ExecutionParams!) { launchRun(executionParams: $given) { __typename
@@ -102,7 +103,11 @@ class Cluster:
         return found
 
     def launch(
-        self, job: str, assets: Sequence[str] = (), config: Mapping[str, Any] | None = None, **tags: str
+        self,
+        job: str,
+        assets: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Put a run into the queue and return its ID.
 
@@ -110,7 +115,7 @@ class Cluster:
             job: its job.
             assets: names of those that it materializes, all of the job's by default.
             config: its run config.
-            tags: its tags, with two underscores for a slash.
+            tags: its tags.
         """
         selector: dict[str, Any] = {
             "repositoryLocationName": "nbia_pipeline",
@@ -123,7 +128,7 @@ class Cluster:
         given = {
             "selector": selector,
             "runConfigData": config or {},
-            "executionMetadata": {"tags": [{"key": k.replace("__", "/"), "value": v} for k, v in tags.items()]},
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in (tags or {}).items()]},
         }
         return self._launched(self.ask(_LAUNCH, given=given)["launchRun"])
 
@@ -213,7 +218,9 @@ def start(network: Network, kind: str, variables: Mapping[str, str], workers: Se
         "NBIA_RAY_HEAD": first.address,
         "NBIA_RAY_JOBS": f"http://{first.address}:8265",
     }
-    cluster = Cluster(kind, {**settings(kind), **own, **variables}, control, hosts)
+    if variables["NBIA_LAKE"] == ON_CONTROL:
+        own["NBIA_LAKE"] = str(control.inside / "lake")
+    cluster = Cluster(kind, {**settings(kind), **variables, **own}, control, hosts)
     cluster.install(control)
     cluster.start(control, "code")
     wait_for(control.address, 4000, host=control)
@@ -224,8 +231,3 @@ def start(network: Network, kind: str, variables: Mapping[str, str], workers: Se
         cluster.start(hosts[name], process)
     cluster.wait()
     return cluster
-
-
-def log_of(host: Host) -> Path:
-    """Return where a host keeps what its processes printed."""
-    return host.folder / "log"

@@ -43,7 +43,7 @@ def enter() -> None:
         return
     os.environ[_ENTERED] = "1"
     words = [sys.executable, "-m", "nbia_pipeline_tests.scale_out", *sys.argv[1:]]
-    os.execvp("unshare", ["unshare", "--net", *words])  # noqa: S606 - no shell is wanted
+    os.execvp("unshare", ["unshare", "--net", *words])
 
 
 def _may_isolate() -> bool:
@@ -73,6 +73,7 @@ class Host:
         folder: its directory, as seen from outside.
         inside: its directory, as its processes see it.
         pid: the first of its processes, 0 without namespaces.
+        started: those that were started on it.
     """
 
     name: str
@@ -80,8 +81,8 @@ class Host:
     folder: Path
     inside: Path
     pid: int = 0
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _first: subprocess.Popen[str] | None = None
-    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         """Return the variables of its processes; none of this process's are among them."""
@@ -109,7 +110,7 @@ class Host:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._started.append(process)
+        self.started.append(process)
         return process
 
     def run(self, words: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
@@ -136,7 +137,7 @@ class Host:
         Raises:
             AssertionError: something ended.
         """
-        for process in self._started:
+        for process in self.started:
             assert not process.poll(), f"{self.name}: {process.args} ended with {process.returncode}: {self.log()}"
 
     def kill(self) -> None:
@@ -144,12 +145,12 @@ class Host:
         if self._first is not None:
             self._first.kill()  # the first process of the namespace goes with it, and all others with that one
             self._first.communicate()
-        for process in self._started:
+        for process in self.started:
             for pid in (process.pid, *descendants(process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
-        self._started.clear()
+        self.started.clear()
 
 
 @dataclass
@@ -194,7 +195,7 @@ class Network:
         _ip(f"link set {outside} master {_BRIDGE} up")
         for line in ("link set lo up", f"addr add {address}/24 dev eth0", "link set eth0 up"):
             _ip(line, entry=("nsenter", "-t", str(pid), "-n"))
-        return Host(name, address, folder, inside, pid, first)
+        return Host(name, address, folder, inside, pid, _first=first)
 
 
 @contextlib.contextmanager
