@@ -15,7 +15,7 @@ from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.archive.rate_limit import Limiter
 from nbia_pipeline.lake import Lake, Lock, lock
 from nbia_pipeline.lake.lock import soon_if_interrupted
-from nbia_pipeline.lake.store import ObjectStore
+from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.mirror import download
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, silence

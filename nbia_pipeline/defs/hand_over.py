@@ -7,12 +7,14 @@ disk, which only the processes of one machine share, and runs what somebody puts
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any
 
 import dagster as dg
 
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.resources import LakeResource
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import hand_over_path
 from nbia_pipeline.settings import Settings
@@ -25,13 +27,17 @@ class StepFiles(dg.IOManager):
     leaves one of two equal results. They are removed by a later run once they are a week old.
 
     Args:
-        lake: where the images go too.
+        resource: the lake that the images go to; it is opened by the first step that needs it.
         settings: for the texts of errors.
     """
 
-    def __init__(self, lake: Lake, settings: Settings) -> None:
-        self._lake = lake
+    def __init__(self, resource: LakeResource, settings: Settings) -> None:
+        self._resource = resource
         self._settings = settings
+
+    @cached_property
+    def _lake(self) -> Lake:
+        return self._resource.open(write=False)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Write the result of a step."""
@@ -67,6 +73,6 @@ def build_step_files(naming: Naming, settings: Settings) -> dg.IOManagerDefiniti
 
     @dg.io_manager(required_resource_keys={naming.lake}, description="Hands results from step to step, in the lake.")
     def step_files(context: dg.InitResourceContext) -> StepFiles:
-        return StepFiles(getattr(context.resources, naming.lake).open(write=False), settings)
+        return StepFiles(getattr(context.resources, naming.lake), settings)
 
     return step_files

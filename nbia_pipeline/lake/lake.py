@@ -45,8 +45,9 @@ from nbia_pipeline.lake.layout import (
     looks_like_text,
     table_path,
 )
+from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.lake.lock import ExpectHeld, Lock, this_process
-from nbia_pipeline.lake.store import LocalStore, Store, open_store
+from nbia_pipeline.lake.store import Store, open_store
 from nbia_pipeline.lake.table_file import Rows, TableFile
 from nbia_pipeline.schema import Table
 

@@ -1,6 +1,6 @@
 """The journal: the outcome of a series, written down at once; :mod:`~nbia_pipeline.mirror.commit` has the tables.
 
-The journal is what makes a finished series survive a crash; see :meth:`~nbia_pipeline.lake.store.LocalStore.publish`.
+The journal is what makes a finished series survive a crash; see :mod:`nbia_pipeline.lake.local_store`, `publish`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.store import LocalStore
+from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror.journal import publish_series
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries

@@ -21,7 +21,9 @@ import pytest
 
 from nbia_pipeline.lake import Lake, LakeError, Lock, WouldEmpty, parquet
 from nbia_pipeline.lake.layout import FORMAT, FORMAT_FILE, STAGING, table_path
-from nbia_pipeline.lake.store import LocalStore, ObjectStore, Store
+from nbia_pipeline.lake.local_store import LocalStore
+from nbia_pipeline.lake.object_store import ObjectStore
+from nbia_pipeline.lake.store import Store
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES_METADATA, STUDIES
 from nbia_pipeline_tests.helpers.series import read_files
 

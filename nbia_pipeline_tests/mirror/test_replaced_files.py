@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.store import LocalStore
+from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror.commit import already_there, commit
 from nbia_pipeline.mirror.journal import BEING_REPLACED, DAMAGED, revoke, sweep
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES

@@ -28,7 +28,7 @@ from nbia_pipeline.lake import DamagedFile, Lake, LakeError
 from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.layout import table_path
-from nbia_pipeline.lake.store import LocalStore
+from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror.engine import Mirror, preview
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t

@@ -19,7 +19,7 @@ from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import damage_of
-from nbia_pipeline.lake.store import LocalStore
+from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.prune import prunable, prune

@@ -16,7 +16,7 @@ import pytest
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.store import ObjectStore
+from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.journal import publish_series
