@@ -49,7 +49,7 @@ def enter() -> None:
 def _may_isolate() -> bool:
     if sys.platform != "linux" or os.geteuid() != 0 or not all(map(shutil.which, _TOOLS)):
         return False
-    words = ("unshare", "--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "ip", "link", "add", "a", "type")
+    words = ("unshare", "--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "ip", "link", "add", "name", _BRIDGE, "type")
     return subprocess.run([*words, "veth"], capture_output=True, check=False).returncode == 0
 
 
