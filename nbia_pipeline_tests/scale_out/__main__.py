@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ def main() -> int:
         report.write(report.read())
         return 0
     enter()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ.update(NO_PROXY="*", no_proxy="*")
     chosen = [case for case in CASES if options.only in case.name]
     kept = {}

@@ -42,15 +42,15 @@ def enter() -> None:
     if os.environ.get(_ENTERED) or not _may_isolate():
         return
     os.environ[_ENTERED] = "1"
-    words = [sys.executable, "-m", "nbia_pipeline_tests.scale_out", *sys.argv[1:]]
-    os.execvp("unshare", ["unshare", "--net", *words])
+    os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.orig_argv[1:]])
 
 
 def _may_isolate() -> bool:
     if sys.platform != "linux" or os.geteuid() != 0 or not all(map(shutil.which, _TOOLS)):
         return False
-    words = ("unshare", "--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "ip", "link", "add", "name", _BRIDGE, "type")
-    return subprocess.run([*words, "veth"], capture_output=True, check=False).returncode == 0
+    words = "unshare --net --mount --pid --fork --uts --ipc ip link add name".split()
+    done = subprocess.run([*words, _BRIDGE, "type", "veth"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def descendants(pid: int) -> list[int]:
@@ -144,7 +144,7 @@ class Host:
         """End all its processes at once, with SIGKILL, as a loss of power does."""
         if self._first is not None:
             self._first.kill()  # the first process of the namespace goes with it, and all others with that one
-            self._first.communicate()
+            self._first.wait()
         for process in self.started:
             for pid in (process.pid, *descendants(process.pid)):
                 with contextlib.suppress(ProcessLookupError):
@@ -185,7 +185,7 @@ class Network:
         words = ["unshare", *(f"--{kind}" for kind in kinds), sys.executable, "-m", __name__, name, str(folder)]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         first = subprocess.Popen(
-            [*words, str(inside)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, bufsize=1
+            [*words, str(inside)], stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=die_with_parent
         )
         assert first.stdout is not None
         assert first.stdout.readline().strip() == _READY, f"the host {name} did not start"
