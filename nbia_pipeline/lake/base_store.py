@@ -46,6 +46,10 @@ class BaseStore:
             return None
         return content
 
+    def read_first(self, path: str) -> bytes | None:
+        """Return the content of a small file, the first that is read of a lake, None if there is no such file."""
+        return self.read(path)
+
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading, in pieces if need be; it must be there. The caller closes it."""
         file: BinaryIO = self.fs.open(self.full(path), "rb")

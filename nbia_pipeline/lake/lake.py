@@ -380,7 +380,7 @@ class Lake:
         return self._unchecked
 
     def _stated_format(self) -> int | None:
-        content = self._unchecked.read(FORMAT_FILE) or b""
+        content = self._unchecked.read_first(FORMAT_FILE) or b""
         if not content.strip(b"\0"):  # none, or what a power cut leaves of one
             return None
         restore = f"restore the file, or delete it if no version newer than {__version__} has written to the lake"

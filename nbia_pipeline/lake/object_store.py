@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from nbia_pipeline import stopping
-from nbia_pipeline.lake.base_store import BaseStore, BeforeReplacing, Record
-from nbia_pipeline.lake.layout import is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, among_threads, is_dead, object_lock, this_process
+from nbia_pipeline.lake.base_store import MISSING, BaseStore, BeforeReplacing, Record
+from nbia_pipeline.lake.filesystem import NoAnswer, NoStore, kinds_of
+from nbia_pipeline.lake.layout import LOCKS, is_foreign
+from nbia_pipeline.lake.lock import ExpectHeld, Lock, among_threads, is_dead, this_process
+from nbia_pipeline.lake.object_lock import ObjectLocks
+
+ANSWER_SECONDS = 12
+"""How long a store may take for its first answer."""
 
 _WORKSPACE = "nbia-"
 """What the names of temporary directories begin with; the name of their process follows."""
@@ -22,6 +28,28 @@ _WORKSPACE = "nbia-"
 
 class ObjectStore(BaseStore):
     """A prefix of an object store: a file is replaced by a single PUT, a folder file by file."""
+
+    def __init__(self, fs: Any, root: str) -> None:
+        super().__init__(fs, root)
+        self._locks = ObjectLocks(fs, self.full(LOCKS))
+
+    def read_first(self, path: str) -> bytes | None:
+        """Return the content of a small object, the first that is read of a lake, None if there is no such object.
+
+        The packages try for minutes to reach a store that is not there, and ask for less than a whole answer.
+        """
+        limit = {"timeout": ANSWER_SECONDS} if getattr(self.fs, "async_impl", False) else {}
+        try:
+            content: bytes = self.fs.cat_file(self.full(path), max_concurrency=1, **limit)
+        except MISSING:
+            return None
+        except OSError as e:
+            if "FSTimeoutError" in kinds_of(e):
+                raise NoAnswer(errno.ETIMEDOUT, f"no answer in {ANSWER_SECONDS} seconds") from e
+            raise
+        if content.lstrip().startswith(b"<"):
+            raise NoStore(errno.EPROTO, "the answer is a web page")
+        return content
 
     def put(self, path: str, data: Any) -> None:
         """Write bytes or an Arrow buffer to an object, completely or not at all."""
@@ -83,12 +111,12 @@ class ObjectStore(BaseStore):
         return []
 
     def sweep(self, keep: set[str]) -> int:
-        """Remove the temporary directories that dead processes of this user left, and return how many that were."""
+        """Remove what dead processes left, and return how much that was: temporary directories of this user, locks."""
         named = Path(tempfile.gettempdir()).glob(f"{_WORKSPACE}*")
         dead = [entry for entry in named if is_dead(entry.name.removeprefix(_WORKSPACE)) and _is_private(entry)]
         for entry in dead:
             shutil.rmtree(entry, ignore_errors=True)
-        return len(dead)
+        return len(dead) + self._locks.sweep()
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder; it may be gone already."""
@@ -100,7 +128,7 @@ class ObjectStore(BaseStore):
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> Iterator[ExpectHeld]:
         """Hold a lock that all processes share that write to the store."""
         path = self.full(lock.path(collection, series_uid))
-        with among_threads(path), object_lock(self.fs, path) as expect_held:
+        with among_threads(path), self._locks.hold(path) as expect_held:
             yield expect_held
 
     def free_bytes(self) -> None:
