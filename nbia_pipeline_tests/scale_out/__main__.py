@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nbia_pipeline_tests.scale_out import report, rounds, services
+from nbia_pipeline_tests.scale_out import report, rounds, services, tasks
 from nbia_pipeline_tests.scale_out.hosts import enter, network
 from nbia_pipeline_tests.scale_out.rounds import CASES, Case, Found
 
@@ -34,6 +34,7 @@ def main() -> int:
     kept = {}
     with tempfile.TemporaryDirectory(prefix="scale-out-", dir=options.folder) as folder, network(Path(folder)) as net:
         _say(f"hosts: {net.isolation}")
+        _say(f"how often tasks of Celery began: {tasks.outlive(Path(folder), services.redis_server())}")
         shared = services.start(net.host("services"), options.series, options.latency, whole=not options.small)
         wanted = _reference(options.reference)
         if wanted is None and CASES[0] not in chosen:

@@ -64,7 +64,7 @@ class Cluster:
 
     def install(self, host: Host) -> None:
         """Give a host its own copy of the files of the deployment."""
-        for file in (DEPLOY / "dagster.yaml", *(DEPLOY / self.kind).glob("*.yaml")):
+        for file in (DEPLOY / self.kind).glob("*.yaml"):
             shutil.copy(file, host.folder / "dagster_home")
 
     def start(self, host: Host, process: str, variables: Mapping[str, str] | None = None) -> None:

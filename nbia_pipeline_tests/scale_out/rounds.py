@@ -198,16 +198,22 @@ def _kill(case: Case, running: cluster.Cluster, run_id: str) -> float:
 
 
 def _busiest(host: Host) -> int:
-    """Return the process of a worker that has no children and has worked most: a batch runs in it."""
+    """Return a process of a Celery worker's pool in which a batch runs: the one that has worked most."""
     pids = [pid for process in host.started for pid in descendants(process.pid)]
-    return max((pid for pid in pids if not descendants(pid)), key=_worked)
+    workers = [pid for pid in pids if b"celery" in _stat(pid, "cmdline")]
+    pool = {pid for worker in workers for pid in descendants(worker) if pid in workers}
+    return max(pool, key=_worked)
 
 
 def _worked(pid: int) -> int:
+    words = _stat(pid, "stat").rpartition(b")")[2].split()
+    return int(words[11]) + int(words[12]) if words else 0
+
+
+def _stat(pid: int, name: str) -> bytes:
     with suppress(OSError):
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(words[11]) + int(words[12])
-    return 0
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""
 
 
 def _began_again(running: cluster.Cluster, runs: list[str], killed: float) -> float | None:

