@@ -53,7 +53,7 @@ def sign(channel: Any) -> None:
 app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,  # with this, a worker holds no task that it does not work on
-    worker_cancel_long_running_tasks_on_connection_loss=True,
+    worker_cancel_long_running_tasks_on_connection_loss=False,  # a signal would end the run, not only the task
     broker_transport_options={
         "visibility_timeout": LOST_SECONDS,
         "unacked_restore_interval": SIGN_SECONDS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,11 +156,17 @@ class Cluster:
         return retry
 
     def status(self, run_id: str) -> dict[str, Any]:
-        """Return status, start and end of a run."""
+        """Return status, start and end of a run.
+
+        Raises:
+            AssertionError: a process of the cluster has ended.
+        """
+        for host in (self.control, *self.workers.values()):
+            host.expect_alive()
         found: dict[str, Any] = self.ask(_STATUS, id=run_id)["runOrError"]
         return found
 
-    def ended(self, run_id: str, seconds: float, look: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    def ended(self, run_id: str, seconds: float) -> dict[str, Any]:
         """Wait until a run has ended, and return its status, start and end.
 
         Raises:
@@ -168,7 +174,6 @@ class Cluster:
         """
         until = time.monotonic() + seconds
         while (found := self.status(run_id))["status"] not in ENDED:
-            look()
             assert time.monotonic() < until, f"run {run_id} has not ended: {list(self.events(run_id))[-5:]}"
             time.sleep(0.5)
         return found

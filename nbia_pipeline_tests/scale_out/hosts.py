@@ -88,7 +88,7 @@ class Host:
         """Return the variables of its processes; none of this process's are among them."""
         return {
             "HOME": str(self.inside / "home"),
-            "TMPDIR": str(self.inside / "tmp"),
+            "TMPDIR": "/tmp" if self.pid else str(self.inside / "tmp"),
             "DAGSTER_HOME": str(self.inside / "dagster_home"),
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": str(ROOT),
@@ -138,7 +138,7 @@ class Host:
             AssertionError: something ended.
         """
         for process in self.started:
-            assert not process.poll(), f"{self.name}: {process.args} ended with {process.returncode}: {self.log()}"
+            assert not process.poll(), f"{self.name}: {process.args!r} ended with {process.returncode}: {self.log()}"
 
     def kill(self) -> None:
         """End all its processes at once, with SIGKILL, as a loss of power does."""
@@ -245,9 +245,10 @@ def main(name: str, folder: str, inside: str) -> None:
     own_mounts()
     keep = {inside: folder, str(ROOT): str(ROOT), sys.prefix: sys.prefix, sys.base_prefix: sys.base_prefix}
     opened = {path: os.open(source, os.O_PATH) for path, source in keep.items()}
+    mount(f"{folder}/tmp", "/tmp", "none", "", _BIND)
     mount("none", "/", "none", "", _REMOUNT | _BIND | _READ_ONLY)
-    for place in ("/tmp", "/dev/shm", str(Path(folder).parent)):
-        with contextlib.suppress(FileNotFoundError):  # it was below a place before it
+    for place in ("/dev/shm", str(Path(folder).parent)):
+        with contextlib.suppress(FileNotFoundError):  # it was below /tmp
             mount("none", place, "tmpfs", "")
     for path, descriptor in opened.items():
         if path == inside or not Path(path).exists():

@@ -185,6 +185,7 @@ def _kill(case: Case, running: cluster.Cluster, run_id: str) -> float:
     """Wait for some batches, kill, and return when that was."""
     until = time.monotonic() + _LONGEST_SECONDS
     while sum(e["eventType"] == "STEP_SUCCESS" for e in _fetches(running, run_id)) < _BEFORE_THE_KILL:
+        running.status(run_id)
         assert time.monotonic() < until, f"there are no batches: {list(running.events(run_id))[-5:]}"
         time.sleep(0.2)
     victim = list(running.workers.values())[-1]
