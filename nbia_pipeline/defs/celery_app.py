@@ -14,15 +14,17 @@ from time import time
 from typing import Any
 
 from celery import bootsteps
-from dagster_celery.app import app, execute_plan
+from dagster_celery import app as _theirs
 
 LOST_SECONDS = 30
 """After so many seconds without a sign of its worker a task is given to another one."""
-SIGN_SECONDS = 5
+SIGN_SECONDS: float = 5
 TRIES_OF_LOST = 3
 
+app: Any = _theirs.app
 
-class Signs(bootsteps.StartStopStep):  # type: ignore[misc,unused-ignore]
+
+class Signs(bootsteps.StartStopStep):  # type: ignore[misc]
     """Has a worker say that it works on its tasks. Other brokers than Redis see by themselves whether it is there."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -62,6 +64,6 @@ app.conf.update(
     },
 )
 app.steps["consumer"].add(Signs)
-execute_plan.retry_on_worker_lost = True
-execute_plan.default_retry_delay = 1
-execute_plan.max_retries = TRIES_OF_LOST
+_theirs.execute_plan.retry_on_worker_lost = True
+_theirs.execute_plan.default_retry_delay = 1
+_theirs.execute_plan.max_retries = TRIES_OF_LOST

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from nbia_pipeline_tests.scale_out import report, rounds, services, tasks
-from nbia_pipeline_tests.scale_out.hosts import enter, network
+from nbia_pipeline_tests.scale_out.hosts import Network, enter, network
 from nbia_pipeline_tests.scale_out.rounds import CASES, Case, Found
 
 
@@ -55,7 +55,7 @@ def main() -> int:
     return 0
 
 
-def _run(case: Case, net: rounds.Network, shared: services.Services, options: argparse.Namespace) -> Found:
+def _run(case: Case, net: Network, shared: services.Services, options: argparse.Namespace) -> Found:
     _say(f"{case.name} ...")
     started = time.monotonic()
     found = rounds.run(case, net, shared, options.batch_series, _say)

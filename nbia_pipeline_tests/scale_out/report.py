@@ -25,13 +25,13 @@ Kept = dict[str, Any]
 def row(found: Found) -> Kept:
     """Return what is kept of a case."""
     files = sum(name.startswith("images/") for name in found.contents)
-    again = None if found.again is None else round(found.again, 1)
     return {
         "tables": round(found.tables, 1),
         "rows": found.rows,
         "images": round(found.images, 1),
         "files": files,
-        "again": again,
+        "lost": None if found.lost is None else round(found.lost, 1),
+        "again": None if found.again is None else round(found.again, 1),
         "end": found.end,
     }
 
@@ -58,14 +58,14 @@ def lines(kept: Kept) -> list[str]:
         f"{kept['machine']}; {used}. Hosts: {kept['isolation']}.",
         f"{kept['series']} series in {kept['batches']} batches; every lake is equal to the first one.",
         "",
-        "| executor | lake | killed | table of series, s | rows | images, s | batch begins again after, s | the run |",
-        "|---|---|---|---|---|---|---|---|",
+        "| executor | lake | killed | series, s | rows | images, s | loss known after, s | begins again, s | run |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     return text + [_line(case, kept["cases"][case.name]) for case in CASES if case.name in kept["cases"]]
 
 
 def _line(case: Case, row: Kept) -> str:
-    again = "" if row["again"] is None else f"{row['again']:.1f}"
+    lost, again = ("" if row[name] is None else f"{row[name]:.1f}" for name in ("lost", "again"))
     end = {"SUCCESS": "went on" if case.kill else "succeeded"}.get(row["end"], "failed; its retry succeeded")
     cells: Sequence[str] = (
         case.executor,
@@ -74,6 +74,7 @@ def _line(case: Case, row: Kept) -> str:
         f"{row['tables']:.1f}",
         f"{row['rows']:,}",
         f"{row['images']:.1f}",
+        lost,
         again,
         end,
     )

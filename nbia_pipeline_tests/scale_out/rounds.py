@@ -82,7 +82,8 @@ class Found:
         tables: seconds of the run of the table of series.
         rows: rows of that table.
         images: seconds of the run of the images, or of both runs if one was retried.
-        again: seconds from the kill until a batch that it stopped began again.
+        lost: seconds from the kill until a batch that it stopped was known to be lost.
+        again: seconds from the kill until such a batch began again.
         end: what became of the run that the kill hit: SUCCESS or FAILURE, the latter followed by a run that succeeded.
         contents: of the lake.
     """
@@ -90,6 +91,7 @@ class Found:
     tables: float = 0
     rows: int = 0
     images: float = 0
+    lost: float | None = None
     again: float | None = None
     end: str = "SUCCESS"
     contents: Contents = field(default_factory=dict)
@@ -173,7 +175,7 @@ def _mirror(case: Case, running: cluster.Cluster, batch_series: int, say: Callab
         say(f"{case.name}: {ended['endTime'] - killed:.1f} s after the kill: {running.failures(images)[-1][:500]}")
         runs.append(running.retry_of(images))
         found.images += running.succeeded(runs[-1], _LONGEST_SECONDS)
-    found.again = _began_again(running, runs, killed)
+    found.lost, found.again = _after_the_kill(running, runs, killed)
     return found
 
 
@@ -217,19 +219,22 @@ def _stat(pid: int, name: str) -> bytes:
     return b""
 
 
-def _began_again(running: cluster.Cluster, runs: list[str], killed: float) -> float | None:
-    """Return how many seconds after the kill a batch began again that it stopped."""
-    stopped = set()
+def _after_the_kill(running: cluster.Cluster, runs: list[str], killed: float) -> tuple[float | None, float | None]:
+    """Return how many seconds after the kill a batch that it stopped was known to be lost, and began again."""
+    stopped: set[str] = set()
     for event in _fetches(running, runs[0]):
         if event["timestamp"] > killed:
             break
         change = {"STEP_START": stopped.add, "STEP_SUCCESS": stopped.discard}.get(event["eventType"])
         if change is not None:
             change(event["stepKey"])
-    began = ("STEP_START", "STEP_RESTARTED")
     events = [e for run_id in runs for e in _fetches(running, run_id) if e["timestamp"] > killed]
-    times = [e["timestamp"] - killed for e in events if e["eventType"] in began and e["stepKey"] in stopped]
-    return min(times) if times else None
+    known: dict[str, list[float]] = {"STEP_UP_FOR_RETRY": [], "STEP_START": [], "STEP_RESTARTED": []}
+    for e in events:
+        if e["eventType"] in known and e["stepKey"] in stopped:
+            known[e["eventType"]].append(e["timestamp"] - killed)
+    began = known["STEP_START"] + known["STEP_RESTARTED"]
+    return min(known["STEP_UP_FOR_RETRY"] + began, default=None), min(began, default=None)
 
 
 def check(case: Case, found: Found, wanted: Found) -> None:

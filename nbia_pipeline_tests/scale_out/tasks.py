@@ -38,18 +38,21 @@ if os.environ.get("NBIA_TASKS_OF_A_TEST"):
     }
 
 
-@app.task(name="slow")
 def slow(key: str, seconds: float) -> None:
     """Note that it began, and take a while."""
     _redis(os.environ["CELERY_BROKER_URL"]).rpush(key, os.getpid())
     time.sleep(seconds)
 
 
-@app.task(name="deadly", retry_on_worker_lost=True, default_retry_delay=0, max_retries=celery_app.TRIES_OF_LOST)
 def deadly(key: str) -> None:
     """Kill its own process, as the system does when memory runs out."""
     slow(key, 0)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+_LOST = {"retry_on_worker_lost": True, "default_retry_delay": 0, "max_retries": celery_app.TRIES_OF_LOST}
+app.task(name="slow")(slow)
+app.task(name="deadly", **_LOST)(deadly)
 
 
 def _redis(url: str) -> Any:
