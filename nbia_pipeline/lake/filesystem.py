@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 from nbia_pipeline.address import HIDDEN, without_secrets
 
 T = TypeVar("T")
+
+_CHANGED = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 Run = Callable[..., Any]
 """Calls its first argument with the others, and translates what that raises."""
@@ -110,6 +113,20 @@ class Guarded:
 
     def __exit__(self, *_: object) -> None:
         self._run(self._target.close)
+
+
+def changed_at(about: Mapping[str, Any]) -> float | None:
+    """Return when an object was written, in seconds since 1970 by the clock of its store; None if that is not told.
+
+    Args:
+        about: what `ls` and `find` say of it; s3fs, adlfs, gcsfs and fsspec itself name the time differently.
+    """
+    value = next((about[key] for key in _CHANGED if about.get(key)), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if isinstance(value, int | float) else None
 
 
 def kinds_of(error: BaseException) -> list[str]:

@@ -28,12 +28,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from typing import Any
 
 from nbia_pipeline import clock, stopping
 from nbia_pipeline.lake.errors import LakeError, reason
-from nbia_pipeline.lake.filesystem import was_refused
+from nbia_pipeline.lake.filesystem import changed_at, was_refused
 from nbia_pipeline.lake.lock import USUAL, ExpectHeld, LockTimings, is_gone, longest_wait, this_machine, this_process
 from nbia_pipeline.text import logger
 
@@ -162,14 +161,12 @@ class ObjectLocks:
     def _entries(self) -> dict[str, float | None]:
         """Return the paths of what is in the folder, and when each was written, in seconds, by the store's clock."""
         try:
-            entries = {str(entry["name"]): _written(entry) for entry in self.fs.ls(self.folder, detail=True)}
+            entries = {str(entry["name"]): changed_at(entry) for entry in self.fs.ls(self.folder, detail=True)}
             return {path: when for path, when in entries.items() if _OURS.search(path)}
         except FileNotFoundError:
             return {}
 
     def _remove_lease(self, path: str, age: float) -> bool:
-        if age <= 2 * self.timings.beat:
-            return False
         content = self.read(path)
         if content is None or not (age > self.timings.sweep or is_gone(_parsed(content))):
             return False
@@ -420,15 +417,6 @@ def _remove(fs: Any, path: str) -> None:
 
 def _announcement(path: str, dead: bytes) -> str:
     return f"{path}.{hashlib.md5(dead, usedforsecurity=False).hexdigest()}"
-
-
-def _written(entry: dict[str, Any]) -> float | None:
-    """Return when an object was written, in seconds: s3fs, gcsfs, adlfs and fsspec name that differently."""
-    for name in ("LastModified", "mtime", "last_modified", "created"):
-        value = entry.get(name)
-        if isinstance(value, datetime | float):
-            return value.timestamp() if isinstance(value, datetime) else value
-    return None
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
