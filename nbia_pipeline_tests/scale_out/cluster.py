@@ -219,9 +219,9 @@ def start(network: Network, kind: str, variables: Mapping[str, str], workers: Se
     hosts = {name: network.host(name) for name, _ in workers}
     first = next(iter(hosts.values()), control)
     own = {
-        "NBIA_CODE_SERVER": control.address,
-        "NBIA_RAY_HEAD": first.address,
-        "NBIA_RAY_JOBS": f"http://{first.address}:8265",
+        "CODE_SERVER": control.address,
+        "RAY_HEAD": first.address,
+        "RAY_JOBS": f"http://{first.address}:8265",
     }
     if variables["NBIA_LAKE"] == ON_CONTROL:
         own["NBIA_LAKE"] = str(control.inside / "lake")
