@@ -34,7 +34,8 @@ def main() -> int:
     kept = {}
     with tempfile.TemporaryDirectory(prefix="scale-out-", dir=options.folder) as folder, network(Path(folder)) as net:
         _say(f"hosts: {net.isolation}")
-        _say(f"how often tasks of Celery began: {tasks.outlive(Path(folder), services.redis_server())}")
+        if options.only in "Celery":
+            _say(f"how often tasks of Celery began: {tasks.outlive(Path(folder), services.redis_server())}")
         shared = services.start(net.host("services"), options.series, options.latency, whole=not options.small)
         wanted = _reference(options.reference)
         if wanted is None and CASES[0] not in chosen:

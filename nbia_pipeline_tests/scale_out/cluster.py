@@ -20,8 +20,6 @@ ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 _LAUNCH = """mutation($given: ExecutionParams!) { launchRun(executionParams: $given) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
   ... on RunConfigValidationInvalid { errors { message } } } }"""
-_AGAIN = """mutation($given: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $given) { __typename
-  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status startTime endTime } } }"
 _EVENTS = """query($id: ID!, $after: String) { logsForRun(runId: $id, afterCursor: $after) { ... on EventConnection {
   cursor hasMore events { ... on MessageEvent { eventType timestamp stepKey message }
@@ -131,11 +129,6 @@ class Cluster:
             "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in (tags or {}).items()]},
         }
         return self._launched(self.ask(_LAUNCH, given=given)["launchRun"])
-
-    def again(self, run_id: str, strategy: str = "FROM_FAILURE") -> str:
-        """Execute a run that failed again, and return the ID of the new one."""
-        given = {"parentRunId": run_id, "strategy": strategy}
-        return self._launched(self.ask(_AGAIN, given=given)["launchRunReexecution"])
 
     def _launched(self, answer: dict[str, Any]) -> str:
         assert "run" in answer, answer
