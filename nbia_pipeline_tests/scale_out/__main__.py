@@ -37,6 +37,7 @@ def main() -> int:
         if options.only in "Celery":
             _say(f"how often tasks of Celery began: {tasks.outlive(Path(folder), services.redis_server())}")
         shared = services.start(net.host("services"), options.series, options.latency, whole=not options.small)
+        services.warm(shared)
         wanted = _reference(options.reference)
         if wanted is None and CASES[0] not in chosen:
             chosen.insert(0, CASES[0])
