@@ -377,13 +377,13 @@ def test_the_format_is_read_once_and_not_at_every_use(lake: Lake, monkeypatch: p
     opened = Lake(lake.uri)
     reads: list[str] = []
     for store in (LocalStore, ObjectStore):
-        was = store.read
+        was = store.read_first
 
         def read(self: Store, path: str, _was: Callable[..., bytes | None] = was) -> bytes | None:
             reads.append(path)
             return _was(self, path)
 
-        monkeypatch.setattr(store, "read", read)
+        monkeypatch.setattr(store, "read_first", read)
     for _ in range(3):
         opened.read_table(STUDIES, "A")
     assert reads.count(FORMAT_FILE) == 1
