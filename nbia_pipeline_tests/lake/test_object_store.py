@@ -323,6 +323,18 @@ def test_what_s3_says_of_an_object_is_its_age_and_that_of_parts(s3: Lake, monkey
     assert (s3.sizes(RUNS), parts_of(s3)) == ({}, [])
 
 
+def test_an_account_that_may_not_list_parts_can_plan(
+    s3: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied.")
+
+    monkeypatch.setattr(s3._unchecked.fs._target, "call_s3", refuse)
+    with caplog.at_level("INFO"):
+        assert s3.sweep(keep=set()) == 0
+    assert "parts of uploads that were given up are not looked for: PermissionError: Access Denied." in caplog.text
+
+
 def test_receipts_are_revoked_before_the_first_older_object_is_replaced(
     s3: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
