@@ -179,7 +179,7 @@ def test_a_store_that_does_not_answer_is_not_an_empty_lake() -> None:
     lake = written()
 
     def down(call: str) -> Exception | None:
-        return ConnectionResetError(errno.ECONNRESET, "reset") if call == "info" else None
+        return ConnectionResetError(errno.ECONNRESET, "reset") if call == "open" else None
 
     with failing(down), pytest.raises(LakeError, match="reset"):
         lake.write_table(STUDIES, NONE, "A")
