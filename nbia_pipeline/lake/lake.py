@@ -284,7 +284,7 @@ class Lake:
     read_bytes = _of_store(LocalStore.read, "read {}")
 
     def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield some paths, and the content of each file, None if there is none; an object store is asked for several."""
+        """Yield some paths, and the content of each file, None if there is none; see :meth:`side_by_side`."""
         with self.storage_errors("read files"):
             yield from self._store.read_all(paths)
 
