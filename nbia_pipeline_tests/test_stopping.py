@@ -15,7 +15,7 @@ from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.archive.rate_limit import Limiter
 from nbia_pipeline.lake import Lake, Lock, lock
 from nbia_pipeline.lake.lock import soon_if_interrupted
-from nbia_pipeline.lake.object_store import ObjectStore
+from nbia_pipeline.lake.object_store import AT_A_TIME, ObjectStore
 from nbia_pipeline.mirror import download
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, silence
@@ -150,16 +150,17 @@ def test_the_way_out_does_not_wait_long_for_a_thread_that_keeps_a_lock(
     assert "left to the next run: another thread of this process holds the lock" in caplog.text
 
 
-def test_an_upload_ends_after_the_file_that_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_ends_after_the_files_that_are_on_their_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(f"memory://{tmp_path.name}")
-    names = [f"{n}.dcm" for n in range(9)]
+    names = [f"{n:02}.dcm" for n in range(3 * AT_A_TIME)]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     begun, stopped, uploaded = threading.Event(), threading.Event(), []
 
-    def slow(store: ObjectStore, staged: Path, path: str) -> None:
+    def slow(store: ObjectStore, staged: Path, path: str, md5: str | None) -> None:
         uploaded.append(staged.name)
-        begun.set()
+        if len(uploaded) == AT_A_TIME:
+            begun.set()
         assert stopped.wait(WITHIN_SECONDS)
 
     monkeypatch.setattr(ObjectStore, "put_file", slow)
@@ -174,7 +175,7 @@ def test_an_upload_ends_after_the_file_that_is_on_its_way(tmp_path: Path, monkey
         pool.submit(lake.publish, tmp_path, "images/A/1", "A", "1", record, lambda: None)
         assert begun.wait(WITHIN_SECONDS)
         raise KeyboardInterrupt
-    assert uploaded == names[:1]
+    assert sorted(uploaded) == names[:AT_A_TIME]
     assert recorded == []
     with lake.lock(Lock.SERIES, "A", "1"):
         pass  # nobody has to wait until it is stale

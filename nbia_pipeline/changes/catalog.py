@@ -11,16 +11,17 @@ from typing import Any
 import pyarrow as pa
 
 from nbia_pipeline import stopping
+from nbia_pipeline.address import without_secrets
 from nbia_pipeline.archive import BadAnswer, NbiaClient
 from nbia_pipeline.changes.conformance import ENRICHED
 from nbia_pipeline.changes.listing import Fetched, with_earlier
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake import DamagedFile, Lake, LakeError
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
-from nbia_pipeline.schema.status import KEPT
+from nbia_pipeline.schema.status import ARCHIVE, KEPT
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import did_you_mean, first_of, matching, unmatched
+from nbia_pipeline.text import did_you_mean, first_of, matching, shown, unmatched
 
 DESCRIPTIONS_AT_A_TIME = 8
 LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - as the times of descriptions
@@ -98,3 +99,32 @@ def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Se
     table = pa.Table.from_pylist(rows, schema=t.COLLECTIONS.schema)
     fetched = Fetched(table, {KEPT: json.dumps(settings.collections)})
     return with_earlier(fetched, before, ENRICHED[t.COLLECTIONS.name])
+
+
+def expect_own_lake(lake: Lake, prefix: str, archive: str) -> dict[str, str]:
+    """Return the property of ``collections`` that names the archive of a lake; another one's lake is not touched.
+
+    Two archives in one lake would withdraw each other's series. The same archive may move to another address, or be
+    given another prefix, but not both at once.
+
+    Args:
+        lake: the lake.
+        prefix: first part of the asset keys of the archive.
+        archive: its name or address, as in the settings.
+
+    Raises:
+        LakeError: the lake is that of another archive.
+    """
+    try:
+        owner = lake.read_properties(t.COLLECTIONS).get(ARCHIVE, "")
+    except DamagedFile:  # it is written anew
+        owner = ""
+    own = {ARCHIVE: f"{prefix} {without_secrets(archive)}"}
+    known_prefix, _, known_archive = owner.partition(" ")
+    if owner and prefix != known_prefix and own[ARCHIVE] != f"{prefix} {known_archive}":
+        raise LakeError(
+            f"the lake {lake.uri} is that of the archive {shown(known_archive)} (assets {shown(known_prefix)}/...): "
+            "set another lake for this one",
+            arguments=("lake",),
+        )
+    return own

@@ -33,7 +33,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--manifest", type=Path, metavar="FILE", help="the series of a manifest (.tcia), a table or a list"
     )
     group.add_argument("--cart", metavar="NAME", help="the series of a shared cart (v2 of the API)")
-    bounds = parser.add_argument_group("how much", "Limits per collection; the rest is left for a later run.")
+    bounds = parser.add_argument_group(
+        "how much", "Limits of all collections together; the rest is left for a later run."
+    )
     bounds.add_argument("--max-bytes", type=size, metavar="SIZE", help="fetch at most this much, such as 10GB")
     bounds.add_argument("--max-series", type=count, metavar="N", help="fetch at most this many series")
 

@@ -9,7 +9,7 @@ from nbia_pipeline.cli.home import say, to_stderr
 from nbia_pipeline.cli.options import add_selection, selection_of
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
-from nbia_pipeline.mirror.plan import Bounds, Figures, Plan, room_for_files
+from nbia_pipeline.mirror.plan import Bounds, Figures, Missing, Plan, choose, room_for_files
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
@@ -70,9 +70,7 @@ def _plans(
 ) -> tuple[dict[str, Plan], list[str], list[str]]:
     """Return the plan of each collection, what a person should know about them, and which tables cannot be read."""
     selection = selection_of(options, settings)
-    bounds = Bounds(options.max_bytes, options.max_series)
-    free = lake.free_bytes()
-    plans: dict[str, Plan] = {}
+    parts: dict[str, Missing] = {}
     notes: list[str] = []
     damaged: list[str] = []
     for collection in collections:
@@ -80,10 +78,12 @@ def _plans(
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
         try:
-            plan = plans[collection] = preview(lake, collection, selection, bounds, free)
+            (parts[collection],) = preview(lake, collection, selection).parts.values()
         except DamagedFile as e:
             damaged.append(f"{collection}: {e}")
-            continue
+    free = lake.free_bytes()
+    plans = _by_collection(choose(parts, Bounds(options.max_bytes, options.max_series), free))
+    for collection, plan in plans.items():
         if plan.no_room:
             needed, room = Figures.of(plan.no_room), size_text(max(0, int(room_for_files(free))))
             notes.append(
@@ -100,6 +100,15 @@ def _plans(
     if unselected:
         notes.append(f"{unselected} series are not selected, and not counted above")
     return plans, notes, damaged
+
+
+def _by_collection(plan: Plan) -> dict[str, Plan]:
+    """Return the plan of each collection out of that of all."""
+    plans = {collection: Plan([], [], [], {collection: part}) for collection, part in plan.parts.items()}
+    for name in ("todo", "left", "no_room"):
+        for one in getattr(plan, name):
+            getattr(plans[one.Collection], name).append(one)
+    return plans
 
 
 def _table(plans: Mapping[str, Plan]) -> str:

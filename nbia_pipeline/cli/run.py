@@ -7,6 +7,7 @@ in the Dagster instance.
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from nbia_pipeline.cli.options import add_selection, images_fields
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
 from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.defs.assets.partitioned import FAILED_COLLECTIONS
 from nbia_pipeline.defs.failures import INTERRUPTS
 from nbia_pipeline.defs.jobs import (
     CATALOG,
@@ -151,29 +153,63 @@ def _materialize(
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
     registered = list(runner.instance.get_dynamic_partitions(str(naming.partitions.name)))
-    for first, last in contiguous_ranges(kept, registered):
-        label = first if first == last else f"{first} to {last}"
-        runner.run(TABLES_JOB, label, tables, tags={RANGE_START: first, RANGE_END: last})
-    config = images_config(naming, **(images or {}))
-    for collection in (c for c in kept if settings.mirrors_images_of(c)):
-        if _rows(lake, SERIES, collection):
-            _mirror(runner, lake, collection, config)
+    for stretch in _stretches(kept, registered):
+        runner.run_range(TABLES_JOB, stretch, tables)
+    mirrored = [c for c in kept if settings.mirrors_images_of(c) and _rows(lake, SERIES, c)]
+    for stretch in _stretches(mirrored, registered):
+        _mirror(runner, lake, stretch, images_config(naming, **_less(images or {}, runner.outcome.fetched)))
     return True
 
 
-def _mirror(runner: _Runner, lake: Lake, collection: str, config: Mapping[str, Any]) -> None:
-    """Run the job of the images of a collection."""
-    began = clock.utc_now()
+def _stretches(collections: list[str], registered: list[str]) -> list[list[str]]:
+    """Return the collections in as few lists as there are ranges of partitions."""
+    at = registered.index
+    return [registered[at(first) : at(last) + 1] for first, last in contiguous_ranges(collections, registered)]
+
+
+def _less(images: Mapping[str, Any], fetched: Mapping[str, int]) -> dict[str, Any]:
+    """Return what is asked for, with bounds that are less what was fetched; a plan alone where one is used up."""
+    left = dict(images)
+    for bound, name in (("max_bytes", "fetched_bytes"), ("max_series", "fetched_series")):
+        if bound in left:
+            left[bound] -= fetched.get(name, 0)
+    if any(left.get(bound, 1) < 1 for bound in ("max_bytes", "max_series")):
+        left = {**left, "max_bytes": None, "max_series": 0}
+    return left
+
+
+def _mirror(runner: _Runner, lake: Lake, collections: list[str], config: Mapping[str, Any]) -> None:
+    """Run the job of the images of neighboring collections, and again for the others where it failed for some.
+
+    Dagster skips the later steps of a run in which one failed: for what was fetched they are run then.
+    """
+    began, before = clock.utc_now(), dict(runner.outcome.fetched)
     try:
-        runner.run(IMAGES_JOB, collection, config, partition_key=collection)
+        done = runner.run_range(IMAGES_JOB, collections, config)
+        if not done and runner.outcome.fetched == before:
+            _count(runner, lake, collections, began)
     except INTERRUPTS:  # its last step, which commits and has the figures, was not run
+        for collection in collections:
+            with soon_if_interrupted():
+                commit_journal(lake, collection)
         with soon_if_interrupted():
-            commit_journal(lake, collection)
-        with soon_if_interrupted():
-            figures = figures_since(lake.read_table(IMAGE_SERIES, collection), began)
-            for name, number in figures.items():
-                runner.outcome.fetched[name] += number
+            _count(runner, lake, collections, began)
         raise
+    rest = [c for c in collections if c not in runner.failed]
+    if done or not runner.failed:
+        return
+    counted = dict(runner.outcome.fetched)
+    for stretch in _stretches(rest, collections):
+        runner.run_range(IMAGES_JOB, stretch, config)
+    runner.outcome.fetched.clear()
+    runner.outcome.fetched.update(counted)
+
+
+def _count(runner: _Runner, lake: Lake, collections: list[str], began: datetime) -> None:
+    for collection in collections:
+        figures = figures_since(read_or_empty(lake, IMAGE_SERIES, collection, lost="It is not counted"), began)
+        for name, number in figures.items():
+            runner.outcome.fetched[name] += number
 
 
 def figures_since(receipts: pa.Table, began: datetime) -> Counter[str]:
@@ -220,6 +256,14 @@ class _Runner:
     instance: dg.DagsterInstance
     on_progress: Callable[[str], None]
     outcome: Outcome = field(default_factory=Outcome)
+    failed: set[str] = field(default_factory=set)
+    """The collections that the last run failed for, as far as its steps name them."""
+
+    def run_range(self, job: str, collections: list[str], config: Mapping[str, Any] | None = None) -> bool:
+        """Run one job over neighboring collections; see :meth:`run`."""
+        first, last = collections[0], collections[-1]
+        label = first if first == last else f"{first} to {last}"
+        return self.run(job, label, config, tags={RANGE_START: first, RANGE_END: last})
 
     def run(
         self,
@@ -235,6 +279,8 @@ class _Runner:
             KeyboardInterrupt: the process is asked to stop.
         """
         started, tagged = time.perf_counter(), owned(tags)
+        self.failed = set()
+        self.instance.add_event_listener(tagged["run_id"], self._tell)
         try:
             result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
                 instance=self.instance,
@@ -263,6 +309,11 @@ class _Runner:
         if run is not None and run.status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED):
             self.instance.report_run_canceled(run, "The process was asked to stop.")
 
+    def _tell(self, entry: Any) -> None:
+        """Pass on what a step tells a person: its plan, and how far a batch is."""
+        if entry.dagster_event is None and entry.level == logging.INFO:
+            self.on_progress(f"    {entry.user_message}")
+
     def _take(self, event: dg.DagsterEvent) -> None:
         if event.is_step_failure:
             error = event.step_failure_data.error
@@ -271,6 +322,9 @@ class _Runner:
             sentence = _sentence(event)
             if sentence not in self.outcome.failures:
                 self.outcome.failures.append(sentence)
+            data = event.step_failure_data.user_failure_data
+            names: Any = data and data.metadata.get(FAILED_COLLECTIONS)
+            self.failed.update(names.value if names else ())
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self._take_check(event.asset_check_evaluation_data)
         elif event.is_step_materialization and event.asset_key == self.naming.key("images"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +106,14 @@ def executor_of(settings: Settings) -> dg.ExecutorDefinition | None:
         found = None
     if not isinstance(found, dg.ExecutorDefinition):
         raise SettingsError(f"{what}, and {module} has no executor {attribute!r}: check its name")
-    return _configured(found, config, settings)
+    key = json.dumps([name, config], sort_keys=True)
+    if key not in _made:
+        _made[key] = _configured(found, config, settings)
+    return _made[key]
+
+
+# Dagster wants one executor for all definitions of a location: two archives with the same configuration share it.
+_made: dict[str, dg.ExecutorDefinition] = {}
 
 
 def _configured(executor: dg.ExecutorDefinition, config: dict[str, Any], settings: Settings) -> dg.ExecutorDefinition:

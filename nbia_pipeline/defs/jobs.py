@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,20 +38,6 @@ PARTITION = "dagster/partition"
 Jobs = dict[str, "dg.UnresolvedAssetJobDefinition"]  # a name for type checkers only
 """The jobs of an archive, by what they do: one of the constants above."""
 
-_AssetJob: Any = type(dg.define_asset_job("any"))  # Dagster has no public name for it
-
-
-class _OnePartitionJob(_AssetJob):  # type: ignore[misc]
-    """A job of tables, which may share a run, and images, which may not.
-
-    It takes one collection per run, which is what we want; Dagster warns about it each time it resolves the job.
-    """
-
-    def resolve(self, *args: Any, **kwargs: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=f"Asset job {self.name} materializes assets with varying")
-            return super().resolve(*args, **kwargs)
-
 
 def build_jobs(naming: Naming, settings: Settings) -> Jobs:
     """Return the jobs of one archive; each runs the checks of its assets too."""
@@ -69,9 +54,20 @@ def build_jobs(naming: Naming, settings: Settings) -> Jobs:
         (CATALOG_JOB, CATALOG, "The tables of the entire archive; registers new collections as partitions.", together),
         (TABLES_JOB, TABLES, "Patients, studies, series, their changes and their metadata, by collection.", together),
         (IMAGES_JOB, images, "The image files of a collection, verified, and its annotation files."),
-        (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files.", _OnePartitionJob),
+        (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files."),
     )
     return {what: job(what, *how) for what, *how in jobs}
+
+
+def collections_of(tags: Mapping[str, str], registered: Sequence[str]) -> list[str]:
+    """Return the collections of a run by its tags: one, a range of those that are `registered`, or none."""
+    if PARTITION in tags:
+        return [tags[PARTITION]]
+    ends = [tags.get(end) for end in (RANGE_START, RANGE_END)]
+    if not all(end in registered for end in ends):
+        return []
+    first, last = (registered.index(str(end)) for end in ends)
+    return list(registered[first : last + 1])
 
 
 def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:

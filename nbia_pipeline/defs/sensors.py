@@ -35,10 +35,10 @@ from nbia_pipeline.defs.jobs import (
     ARCHIVE_TAG,
     CATALOG_JOB,
     IMAGES_JOB,
-    PARTITION,
     TABLES_JOB,
     UPDATE_JOB,
     Jobs,
+    collections_of,
     images_config,
 )
 from nbia_pipeline.defs.naming import Naming, with_partition
@@ -337,11 +337,12 @@ def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set
     """Return the collections with a run of images that is queued or in progress, whatever requested it."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
     with_images = (naming.of(IMAGES_JOB), naming.of(UPDATE_JOB))
+    registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
     return {
-        run.tags[PARTITION]
+        collection
         for run in runs
-        if PARTITION in run.tags
-        and (run.job_name in with_images or naming.key("images") in (run.asset_selection or ()))
+        if run.job_name in with_images or naming.key("images") in (run.asset_selection or ())
+        for collection in collections_of(run.tags, registered)
     }
 
 

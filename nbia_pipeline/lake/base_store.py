@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
+
+T = TypeVar("T")
 
 Record = Callable[["str | None"], str]
 """Writes an entry of the journal, given the name of a staged directory or None, and returns the path of the entry."""
+Digests = Mapping[str, str]
+"""The MD5s of files, in lower-case hex, by their names."""
+NO_DIGESTS: Digests = {}
 BeforeReplacing = Callable[[], object]
 """Called before files of a series are replaced in place, which no receipt may describe any more from then on."""
 
@@ -46,28 +53,47 @@ class BaseStore:
             return None
         return content
 
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading, in pieces if need be; it must be there. The caller closes it."""
+    def read_first(self, path: str) -> bytes | None:
+        """Return the content of a small file, the first that is read of a lake, None if there is no such file."""
+        return self.read(path)
+
+    def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield some paths, and the content of each file, None if there is no such file."""
+
+        def read(path: str) -> tuple[str, bytes | None]:
+            return path, self.read(path)
+
+        return self.side_by_side(partial(read, path) for path in paths)
+
+    def side_by_side(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Yield what some calls return that read files, in their order; an object store answers several at a time."""
+        return (call() for call in calls)
+
+    def open(self, path: str, size: int | None = None) -> BinaryIO:
+        """Open a file for reading, in pieces if need be; it must be there. The caller closes it.
+
+        Args:
+            path: of the file.
+            size: of the file in bytes, if it is known: an object store need not be asked for it.
+        """
         file: BinaryIO = self.fs.open(self.full(path), "rb")
         return file
 
     def remove(self, path: str) -> None:
         """Remove a file; it may be gone already."""
-        if self.exists(path):
-            self.fs.rm(self.full(path))
+        with suppress(*MISSING):
+            self.fs.rm_file(self.full(path))
+
+    def remove_all(self, paths: Iterable[str]) -> None:
+        """Remove some files; they may be gone already."""
+        for path in paths:
+            self.remove(path)
 
     def names_in(self, folder: str) -> list[str]:
         """Return the names of what is in a folder, sorted; none if there is no such folder."""
         try:
-            return sorted(_name(entry) for entry in self.fs.ls(self.full(folder), detail=False))
+            found = (str(entry).strip("/") for entry in self.fs.ls(self.full(folder), detail=False))
+            # Stores list an object for the folder itself, where one was left that has no content.
+            return sorted(entry.rpartition("/")[2] for entry in found if entry != self.full(folder).strip("/"))
         except MISSING:
             return []
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the sizes in bytes of all files below a folder, by path; none if there is no such folder."""
-        found = self.fs.find(self.full(folder), detail=True)
-        return {str(name).removeprefix(self.full("")): int(about["size"]) for name, about in found.items()}
-
-
-def _name(entry: Any) -> str:
-    return str(entry).rstrip("/").rsplit("/", 1)[-1]

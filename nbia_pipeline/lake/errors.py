@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
 
-from nbia_pipeline.address import is_uri
-from nbia_pipeline.lake.filesystem import StorageError, kinds_of, safe_text
+from nbia_pipeline.address import is_uri, without_secrets
+from nbia_pipeline.lake.filesystem import StorageError, codes_of, kinds_of, safe_text
 from nbia_pipeline.text import TextError
 
 # Where the file systems find their account, and their address.
@@ -19,12 +20,61 @@ _ACCOUNT = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
 }
-_ENDPOINT = {"s3": "AWS_ENDPOINT_URL and AWS_REGION"}
+_ENDPOINT = {"s3": "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION"}
 _OF_DISK = {
     errno.EXDEV: "a lake is on one file system: none of its folders can be a link to another, or a mount",
     errno.EISDIR: "it should be a file: move the folder away",
 }
 _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
+
+# What S3 says by a code (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), or botocore by a class,
+# and what to do then; {store} is where, and {bucket} its bucket. The first that fits.
+_OF_S3 = (
+    ("InvalidAccessKeyId", "{store} does not know the access key: check AWS_ACCESS_KEY_ID, or that of AWS_PROFILE"),
+    (
+        "SignatureDoesNotMatch",
+        "the secret key is not that of the access key, says {store}: check AWS_SECRET_ACCESS_KEY, or that of "
+        "AWS_PROFILE",
+    ),
+    (
+        "ExpiredToken InvalidToken TokenRefreshRequired",
+        "the session of the account is over, says {store}: renew AWS_SESSION_TOKEN, or the session of AWS_PROFILE",
+    ),
+    (
+        "RequestTimeTooSkewed RequestExpired",
+        "the clock of this machine differs too much from that of {store}: set the clock of this machine",
+    ),
+    (
+        "NoSuchBucket InvalidBucketName",
+        "{store} has no bucket {bucket}: check that the bucket exists, and its name in NBIA_LAKE, and that "
+        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL leads to its store",
+    ),
+    (
+        "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301 307",
+        "the bucket {bucket} is in another region: set AWS_REGION to that of the bucket, and AWS_ENDPOINT_URL_S3 or "
+        "AWS_ENDPOINT_URL, if there is one, to its store",
+    ),
+    (
+        "AccessDenied AllAccessDisabled AccountProblem NotSignedUp",
+        "{store} does not let the account do that in the bucket {bucket}: let it read, write, delete and list there "
+        "(s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket), or set another account (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
+    ),
+    (
+        "SSLError",
+        "no secure connection to {store}: check whether its address begins with https:// or http:// "
+        "(AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL), and its certificate (AWS_CA_BUNDLE)",
+    ),
+    (
+        "EndpointConnectionError ConnectTimeoutError ReadTimeoutError FSTimeoutError NoAnswer",
+        "check the address of the store, which is {store} (AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION), "
+        "and your connection, or try again later",
+    ),
+    (
+        "NoCode ResponseParserError NoStore",
+        "what answers at {store} is no S3: check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL",
+    ),
+)
 
 # By the names of classes, outermost first, and then by the text: the packages below fsspec need not be installed.
 _NO_ACCOUNT = re.compile("[Cc]redential|Authenticat|Profile|Token|SSO|Refresh")
@@ -128,6 +178,8 @@ def _remedy_of_store(error: BaseException, address: str) -> str:
     set_account = f"set the account of the store ({account})"
     check_account = f"check that the account of the store ({account}) may read and write there"
     check_address = f"check the address of the store{endpoint} and your connection, or try again later"
+    if store == "s3" and (known := _remedy_of_s3(error, address)):
+        return known
     for kind in kinds_of(error):
         if _NO_ACCOUNT.search(kind):
             return set_account
@@ -144,3 +196,14 @@ def _remedy_of_store(error: BaseException, address: str) -> str:
     if _TEXT_OF_DENIED.search(str(error)):
         return check_account
     return f"{check_account}, and its address{endpoint}"
+
+
+def _remedy_of_s3(error: BaseException, address: str) -> str:
+    said = {*kinds_of(error), *codes_of(error)}
+    where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    store = f"the store at {without_secrets(where)}" if where else "the store, as no AWS_ENDPOINT_URL_S3 is set,"
+    bucket = address.partition("://")[2].partition("/")[0]
+    for names, what in _OF_S3:
+        if not said.isdisjoint(names.split()):
+            return what.format(store=store, bucket=bucket)
+    return ""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 from nbia_pipeline.address import HIDDEN, without_secrets
 
 T = TypeVar("T")
+
+_CHANGED = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 Run = Callable[..., Any]
 """Calls its first argument with the others, and translates what that raises."""
@@ -25,6 +28,15 @@ _SECRET_VARIABLE = re.compile(
 )
 _SHORTEST_SECRET = 8
 
+# How the stores refuse to create an object that is there, or that another is creating: as names of classes, codes, and
+# statuses. s3fs makes an OSError with a number of it, except where the answer names the condition, as AWS does.
+_REFUSALS = {
+    *("FileExistsError", "PreconditionFailed", "412"),
+    *("ConditionalRequestConflict", "OperationAborted"),  # S3: at the same time as another
+    *("ResourceExistsError", "ResourceModifiedError", "BlobAlreadyExists", "ConditionNotMet"),  # Azure
+    *("LeaseIdMissing", "LeaseAlreadyPresent"),  # Azure: another holds a lease of the object
+}
+
 # Answers rather than failures: callers ask for them.
 _MEANT = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -34,12 +46,14 @@ class StorageError(OSError):
 
     Attributes:
         kinds: names of the classes of the error and of its causes, outermost first.
+        codes: what :func:`codes_of` returns.
     """
 
     def __init__(self, error: BaseException) -> None:
         text = safe_text(error)
         super().__init__(f"{type(error).__name__}: {text}" if text else type(error).__name__)
         self.kinds = kinds_of(error)
+        self.codes = codes_of(error)
 
 
 def translated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -59,6 +73,21 @@ def translated(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         # The cause is kept for its traceback, unless it would bring the secret into logs.
         problem.__cause__ = None if quotes else e
     raise problem  # out here, where it has no context
+
+
+class NoAnswer(TimeoutError):
+    """A store gave no answer for too long."""
+
+
+class NoStore(OSError):
+    """What answered is no store, but a web server."""
+
+
+def options_of(scheme: str) -> dict[str, Any]:
+    """Return the options of the file system of a URI that its package does not take from the environment."""
+    # botocore takes the region from AWS_DEFAULT_REGION only, unlike the other tools of AWS.
+    region = os.environ.get("AWS_REGION")
+    return {"client_kwargs": {"region_name": region}} if region and scheme in ("s3", "s3a") else {}
 
 
 class Guarded:
@@ -86,9 +115,43 @@ class Guarded:
         self._run(self._target.close)
 
 
+def changed_at(about: Mapping[str, Any]) -> float | None:
+    """Return when an object was written, in seconds since 1970 by the clock of its store; None if that is not told.
+
+    Args:
+        about: what `ls` and `find` say of it; s3fs, adlfs, gcsfs and fsspec itself name the time differently.
+    """
+    value = next((about[key] for key in _CHANGED if about.get(key)), None)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if isinstance(value, int | float) else None
+
+
 def kinds_of(error: BaseException) -> list[str]:
     """Return the names of the classes of an error and of its causes, outermost first."""
     return [*getattr(error, "kinds", ()), *(type(link).__name__ for link in _chain(error))]
+
+
+def codes_of(error: BaseException) -> set[str]:
+    """Return the codes and the HTTP statuses that a store gave for an error and its causes."""
+    found: set[str] = set(getattr(error, "codes", ()))
+    for link in _chain(error):
+        answer = getattr(link, "response", None)  # of botocore a dictionary; of azure-core, an object
+        if isinstance(answer, dict):
+            # A web page has none.
+            found.add(str(answer.get("Error", {}).get("Code") or "NoCode"))
+            found.add(str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode")))
+        for name in ("code", "status", "status_code", "error_code"):  # gcsfs, google-api-core, aiohttp; azure-core
+            value = getattr(link, name, None)
+            found.add(str(getattr(value, "value", value)))
+    return found - {"None"}
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return whether a store refused to create an object, as it was asked to if there is one."""
+    return not _REFUSALS.isdisjoint({*kinds_of(error), *codes_of(error)})
 
 
 def safe_text(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from nbia_pipeline import stopping
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import lake_address
 from nbia_pipeline.lake import parquet
+from nbia_pipeline.lake.base_store import MISSING
 from nbia_pipeline.lake.errors import (
     DamagedFile,
     LakeError,
@@ -279,21 +280,45 @@ class Lake:
 
     put_bytes = _of_store(LocalStore.put, "write {}")
     note_bytes = _of_store(LocalStore.note, "write {}")
+    note_new = _of_store(LocalStore.note_new, "write {}")
     read_bytes = _of_store(LocalStore.read, "read {}")
 
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading, in pieces if need be; it must be there. The caller closes it."""
+    def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield some paths, and the content of each file, None if there is none; an object store is asked for several.
+
+        Raises:
+            LakeError: a file cannot be read.
+        """
+        with self.storage_errors("read files"):
+            yield from self._store.read_all(paths)
+
+    def side_by_side(self, calls: Iterable[Callable[[], R]]) -> Iterator[R]:
+        """Yield what some calls return that read files, in their order; an object store answers several at a time."""
+        return self._store.side_by_side(calls)
+
+    def open(self, path: str, size: int | None = None) -> BinaryIO:
+        """Open a file for reading, in pieces if need be; it must be there. The caller closes it.
+
+        Args:
+            path: of the file.
+            size: of the file in bytes, if it is known: an object store need not be asked for it.
+        """
 
         def run(call: Callable[..., R], *args: Any, **kwargs: Any) -> R:
             with self.storage_errors(f"read {path}"):
                 return call(*args, **kwargs)
 
-        return cast(BinaryIO, Guarded(run(lambda: self._store.open(path)), run))
+        return cast(BinaryIO, Guarded(run(lambda: self._store.open(path, size)), run))
 
-    def md5(self, path: str) -> str:
-        """Return the MD5 of a file, in lower-case hex; it must be there. Threads that are stopped do not finish it."""
+    def md5(self, path: str, size: int | None = None) -> str:
+        """Return the MD5 of a file, in lower-case hex; it must be there. Threads that are stopped do not finish it.
+
+        Args:
+            path: of the file.
+            size: as for :meth:`open`.
+        """
         digest = hashlib.md5(usedforsecurity=False)
-        with self.open(path) as file:
+        with self.open(path, size) as file:
             while chunk := file.read(CHUNK_BYTES):
                 stopping.expect_running()
                 digest.update(chunk)
@@ -301,6 +326,7 @@ class Lake:
 
     exists = _of_store(LocalStore.exists, "look for {}")
     remove = _of_store(LocalStore.remove, "remove {}")
+    remove_all = _of_store(LocalStore.remove_all, "remove what is committed")
     _keep = _of_store(LocalStore.keep, "keep {}")
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")
@@ -380,7 +406,7 @@ class Lake:
         return self._unchecked
 
     def _stated_format(self) -> int | None:
-        content = self._unchecked.read(FORMAT_FILE) or b""
+        content = self._unchecked.read_first(FORMAT_FILE) or b""
         if not content.strip(b"\0"):  # none, or what a power cut leaves of one
             return None
         restore = f"restore the file, or delete it if no version newer than {__version__} has written to the lake"
@@ -408,10 +434,14 @@ class Lake:
     def _table_file(self, table: Table, collection: str | None) -> Iterator[BinaryIO | None]:
         """Open the file of a table, to be read in pieces; yields None where it was never written."""
         path = table_path(table.name, collection)
-        if not self.has_table(table, collection):
+        try:
+            opened = self.open(path)
+        except LakeError as e:
+            if not isinstance(e.__cause__, MISSING):
+                raise
             yield None
             return
-        with self.open(path) as file, content_of_table(path, self.uri):
+        with opened as file, content_of_table(path, self.uri):
             yield file
 
     def _has_rows(self, table: Table, collection: str | None) -> bool:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nbia_pipeline.lake.base_store import MISSING, BaseStore, BeforeReplacing, Record
+from nbia_pipeline.lake.base_store import MISSING, NO_DIGESTS, BaseStore, BeforeReplacing, Digests, Record
 from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.flush import Flush
 from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, RUNS, STAGING, is_foreign
-from nbia_pipeline.lake.lock import ExpectHeld, Lock, abandoned, file_lock, this_process
+from nbia_pipeline.lake.lock import LEFTOVER_SECONDS, ExpectHeld, Lock, abandoned, file_lock, this_process
 
 
 class LocalStore(BaseStore):
@@ -64,6 +65,13 @@ class LocalStore(BaseStore):
         with self._staged_file(data) as staged:
             self._moved(staged, self._folder / path)
 
+    def note_new(self, path: str, data: bytes) -> bool:
+        """Do the same if there is no such file; return whether there was none. The caller holds a lock for it."""
+        if self.exists(path):
+            return False
+        self.note(path, data)
+        return True
+
     def flush(self) -> None:
         """Make sure that all that was written, moved and noted before survives a loss of power."""
         self._flush.everything()
@@ -96,6 +104,7 @@ class LocalStore(BaseStore):
         series_uid: str,
         record: Record,
         before_replacing: BeforeReplacing,
+        digests: Digests = NO_DIGESTS,
     ) -> None:
         """Make the files of a staged directory the content of a series' folder, and record that in the journal.
 
@@ -110,6 +119,7 @@ class LocalStore(BaseStore):
             series_uid: of the series, for the locks.
             record: writes the entry.
             before_replacing: called before older files are replaced here.
+            digests: MD5s of the files, where they are known: an object store compares what arrives with them.
 
         Raises:
             LakeError: a lock was lost.
@@ -172,14 +182,16 @@ class LocalStore(BaseStore):
         return [name for name in names if f"{STAGING}/{name}" not in (LOCKS, JOURNAL, EARLIER, RUNS)]
 
     def sweep(self, keep: set[str]) -> int:
-        """Remove what dead processes left in the staging area of a disk, and return how many entries that were.
+        """Remove what dead processes and old runs left in the staging area, and return how many entries that were.
 
-        A leftover is dead if its process on this machine is, or if it is a week old.
+        A leftover is dead if its process on this machine is, or if it is a week old. What the steps of a run hand over
+        is kept for a week after the last of it was written.
 
         Args:
             keep: names of staged directories that a journal still needs.
         """
         dead = [entry for name in self.staged() if name not in keep and abandoned(entry := self._staging / name)]
+        dead += [run for name in self.names_in(RUNS) if _is_old(run := self._folder / RUNS / name)]
         for entry in dead:
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -230,3 +242,11 @@ class LocalStore(BaseStore):
 def _unless_missing(error: OSError) -> None:
     if not isinstance(error, MISSING):
         raise error
+
+
+def _is_old(folder: Path) -> bool:
+    """Return whether nothing below a folder, nor itself, was written for a week."""
+    since = time.time() - LEFTOVER_SECONDS
+    with suppress(FileNotFoundError):  # its run removed something meanwhile
+        return all(path.stat().st_mtime < since for path in (folder, *folder.rglob("*")))
+    return False

@@ -1,38 +1,30 @@
 """Locks that the runs of a lake share, and the names of processes, by which their leftovers are recognized.
 
-A lock on a disk is one of the operating system, and ends with its process, however that ends. A lock in an object
-store is an object that only one process can create. Its holder rewrites it now and then, so that it changes while the
-holder lives; a process that waits takes over a lock that has not changed for a while. Nobody compares clocks: those
-of two machines differ.
-
-The stores that create an object only if there is none: AWS S3 (s3fs), Google Cloud Storage (gcsfs), Azure (adlfs).
-A store that only resembles S3 may ignore the condition and write anyway; the object is therefore read again
-after it was created, which leaves a gap of one request. There, only one machine at a time should work on a collection.
+A lock on a disk is one of the operating system, and ends with its process, however that ends. For a lock in an object
+store see :mod:`nbia_pipeline.lake.object_lock`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from nbia_pipeline import clock, stopping
-from nbia_pipeline.lake.errors import LakeError, reason
+from nbia_pipeline import stopping
+from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.filesystem import translated
 from nbia_pipeline.lake.layout import LOCKS, encode
 from nbia_pipeline.text import logger
@@ -72,20 +64,26 @@ class Lock(Enum):
 
 @dataclass(frozen=True)
 class LockTimings:
-    """The timings of a lock, in seconds.
+    """The timings of locks, in seconds.
 
     Attributes:
-        beat: between two heartbeats of a holder.
-        stale: without a heartbeat, after which a lock is taken over; many beats.
+        beat: between two heartbeats of a process that holds locks.
+        lease: without a heartbeat, after which its locks are taken over; some beats.
+        older: the lease of a version before 0.3, whose locks name no life, and are themselves rewritten.
         wait: for a lock that another holds, before giving up: as long as anybody ever holds one.
         poll: between two attempts to get a lock that another holds.
+        sweep: age, by the clock of the store, from which on what was left without a heartbeat is removed.
     """
 
-    beat: float = 15
-    stale: float = 120
+    beat: float = 2.5
+    lease: float = 10
+    older: float = 120
     wait: float = 1800
     poll: float = 0.5
+    sweep: float = 60
 
+
+USUAL = LockTimings()
 
 _longest_wait: ContextVar[float] = ContextVar("longest_wait", default=math.inf)
 
@@ -106,6 +104,11 @@ def soon_if_interrupted() -> Iterator[None]:
         log.warning("left to the next run: %s", e)
     finally:
         _longest_wait.reset(before)
+
+
+def longest_wait() -> float:
+    """Return for how many seconds to wait for a lock at most; see :func:`soon_if_interrupted`."""
+    return _longest_wait.get()
 
 
 # Each is kept only as long as somebody uses it.
@@ -165,161 +168,6 @@ def file_lock(path: Path) -> Iterator[ExpectHeld]:
             lock.release()
 
 
-@contextmanager
-def object_lock(fs: Any, path: str, timings: LockTimings = LockTimings()) -> Iterator[ExpectHeld]:
-    """Hold a lock that is an object of a store.
-
-    Args:
-        fs: an fsspec file system.
-        path: of the object.
-        timings: how long to wait for what.
-
-    Raises:
-        LakeError: another held it for too long, or took it over.
-        OSError: the store cannot be read or written; also by what is yielded, if the heartbeats cannot be sent.
-    """
-    held = _LockObject(fs, path)
-    _acquire(held, timings)
-    stop = threading.Event()
-    beating = threading.Thread(target=held.beat_until, args=(stop, timings.beat), name="nbia-lock", daemon=True)
-    beating.start()
-    try:
-        yield held.expect
-    finally:
-        stop.set()
-        beating.join()
-        held.release()
-
-
-class _LockObject:
-    """A lock object, as seen by a process that wants it or holds it."""
-
-    def __init__(self, fs: Any, path: str) -> None:
-        self.fs = fs
-        self.path = path
-        self.token = uuid.uuid4().hex
-        self.beats = 0
-        self.trouble: Exception | None = None  # why the last heartbeat was not sent
-        self.since = clock.utc_now().isoformat(timespec="seconds")
-
-    def content(self) -> bytes:
-        properties = {"owner": this_process(), "since": self.since, "token": self.token, "beats": self.beats}
-        return json.dumps(properties).encode()
-
-    def read(self) -> bytes | None:
-        try:
-            content: bytes = self.fs.cat_file(self.path)
-        except FileNotFoundError:
-            return None
-        return content
-
-    def create(self) -> bool:
-        """Create the object if there is none; return whether it is ours."""
-        return _create(self.fs, self.path, self.content()) and self.is_mine()
-
-    def is_mine(self) -> bool:
-        return _parsed(self.read()).get("token") == self.token
-
-    def expect(self) -> None:
-        trouble = self.trouble
-        # After a heartbeat that was not sent, it takes another one: if that fails as well, its error is raised.
-        if not (self.beat() if trouble else self.is_mine()):
-            why = f" ({reason(trouble)})" if trouble else ""
-            raise LakeError(
-                f"the lock {self.path} was taken over by {_owner_of(self.read())}: this process sent no heartbeat for "
-                f"too long{why}. Its unfinished work was left as it was; run it again"
-            )
-
-    def beat(self) -> bool:
-        """Send a heartbeat; return False, and send none, if the lock is another's."""
-        if not self.is_mine():
-            return False
-        self.beats += 1
-        self.fs.pipe_file(self.path, self.content())
-        self.trouble = None
-        return True
-
-    def beat_until(self, stop: threading.Event, seconds: float) -> None:
-        """Send heartbeats until `stop`, or until the lock is another's."""
-        while not stop.wait(seconds):
-            try:
-                if not self.beat():
-                    return  # its new holder must not lose it: `expect` raises the error
-            except Exception as e:  # noqa: BLE001 - `expect` raises it, if it stays
-                log.warning("no heartbeat of the lock %s: %s", self.path, reason(e))
-                self.trouble = e
-
-    def release(self) -> None:
-        """Remove the object, unless it is another's. The work is done: a failure is no reason to do it again."""
-        try:
-            if self.is_mine():
-                self.fs.rm(self.path)
-        except OSError as e:
-            log.warning("the lock %s could not be removed (%s): others take it over soon", self.path, reason(e))
-
-
-def _acquire(held: _LockObject, timings: LockTimings) -> None:
-    started = time.monotonic()
-    previous: bytes | None = None
-    unchanged = 0
-    while not held.create():
-        content = held.read()
-        # Attempts are counted, not seconds: during a pause of this process it misses the holder's heartbeats.
-        unchanged = unchanged + 1 if content == previous else 0
-        previous = content
-        if content is not None and unchanged * timings.poll > timings.stale and _take_over(held, content):
-            return
-        if time.monotonic() - started > min(timings.wait, _longest_wait.get()):
-            raise LakeError(
-                f"the lock {held.path} is held by {_owner_of(content)}: wait for that run to end. If it is not "
-                f"running, remove {held.path} and every object whose name begins with it"
-            )
-        stopping.sleep(timings.poll)
-
-
-def _take_over(held: _LockObject, stale: bytes) -> bool:
-    """Take a lock from a dead holder; return whether that worked.
-
-    Two that wait see the same dead lock. Only one of them can create the object that announces the takeover, and
-    it checks that the lock is still the dead one before it writes its own.
-    """
-    announced = f"{held.path}.{_parsed(stale).get('token', 'unreadable')}"
-    if not _create(held.fs, announced, held.content()):
-        return False
-    try:
-        if held.read() != stale:
-            return False
-        held.fs.pipe_file(held.path, held.content())
-        return held.is_mine()
-    finally:
-        held.fs.rm(announced)
-
-
-def _create(fs: Any, path: str, content: bytes) -> bool:
-    """Create an object if there is none; False if there is one."""
-    try:
-        fs.pipe_file(path, content, mode="create")
-    except OSError as e:
-        # s3fs raises another error for this, depending on its version and on the store.
-        if isinstance(e, FileExistsError) or fs.exists(path):
-            return False
-        raise
-    return True
-
-
-def _parsed(content: bytes | None) -> dict[str, Any]:
-    try:
-        about = json.loads(content or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
-def _owner_of(content: bytes | None) -> str:
-    about = _parsed(content)
-    return f"{about.get('owner', 'an unknown process')} since {about.get('since', 'an unknown time')} (UTC)"
-
-
 # --- whose leftovers?
 
 
@@ -330,6 +178,20 @@ def this_process() -> str:
     container is often the same at every start. It is missing where the system has no ``/proc``.
     """
     return f"{HOST}.{os.getpid()}-{_stat(os.getpid())[1]}".rstrip("-")
+
+
+@cache
+def this_machine() -> str:
+    """Return what the processes share that can see each other: a start of a machine, and a namespace of processes.
+
+    Containers may have the same host name and the same process numbers, and see only their own. It is empty where the
+    system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}.{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def abandoned(entry: Path) -> bool:
@@ -350,6 +212,11 @@ def is_dead(name: str) -> bool:
     host, _, rest = name.partition(".")
     pid, _, start = rest.partition(".")[0].partition("-")
     return host == HOST and pid.isdecimal() and not _alive(int(pid), start)
+
+
+def is_gone(about: Mapping[str, object]) -> bool:
+    """Return whether an object that names its ``owner`` and ``machine`` is of a process of this one that is dead."""
+    return bool(this_machine()) and about.get("machine") == this_machine() and is_dead(str(about.get("owner")))
 
 
 def _alive(pid: int, start: str) -> bool:

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake.errors import LakeError, reason, remedy
-from nbia_pipeline.lake.filesystem import Guarded, translated
+from nbia_pipeline.lake.filesystem import Guarded, options_of, translated
 from nbia_pipeline.lake.flush import Flush
 from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.lake.object_store import ObjectStore
@@ -40,10 +40,11 @@ def open_store(address: str, *, fsync: bool = True) -> Store:
         return LocalStore(LocalFileSystem(), address, Flush(Path(address), off=not fsync))
     what = "set it to a directory, or to a URI whose fsspec package is installed"
     try:
-        translated(fsspec.get_filesystem_class, address.partition("://")[0])
+        scheme = address.partition("://")[0]
+        translated(fsspec.get_filesystem_class, scheme)
         what = ""
         # Others write too: what an object store remembers of its lists would soon be wrong.
-        fs, root = translated(fsspec.core.url_to_fs, address, use_listings_cache=False)
+        fs, root = translated(fsspec.core.url_to_fs, address, use_listings_cache=False, **options_of(scheme))
     except OSError as e:
         raise LakeError(
             f"the lake {address!r} cannot be opened ({reason(e)}): {what or remedy(e, address)}", arguments=("lake",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -152,13 +152,6 @@ def rows_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str] | None = No
 def pieces_where(rows: Rows, mask: pa.ChunkedArray, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Yield the rows for which `mask` is true, with all columns or some, piece by piece where that saves memory."""
     yield from rows.pieces_where(mask, columns) if isinstance(rows, TableFile) else [rows_where(rows, mask, columns)]
-
-
-def together(schema: pa.Schema, parts: Sequence[Rows]) -> Rows:
-    """Return the rows of some collections of a table; those of a single one as they are."""
-    if len(parts) == 1:
-        return parts[0]
-    return pa.concat_tables([schema.empty_table(), *(p.to_table() if isinstance(p, TableFile) else p for p in parts)])
 
 
 def pieces_of(rows: Rows, columns: list[str]) -> Iterator[pa.Table]:

@@ -97,8 +97,7 @@ def carry_over(lake: Lake, collection: str, series: Rows | None = None, *, clear
                 pieces = merged(before.pieces_where(stays), table, [(_UID, "ascending")])
                 before, exists = TableFile.of(IMAGE_SERIES.schema, pieces, collection), True
                 lake.write_table(IMAGE_SERIES, before, collection)
-            for entry in entries:
-                lake.remove(entry.path)
+            lake.remove_all(entry.path for entry in entries)
         return before
 
 

@@ -9,26 +9,30 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.feed import record_changes
 from nbia_pipeline.changes.listing import LISTED, fetch_list, write_listing
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
-from nbia_pipeline.lake.table_file import Rows, together
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
 from nbia_pipeline.mirror.download import fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
-from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Plan, make_plan
+from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import Selection, cart_series
-from nbia_pipeline.mirror.series import WantedSeries
+from nbia_pipeline.mirror.series import WantedSeries, wanted_series
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import COMPLETE
+
+# Of several collections that are planned, so many at a time: each asks the archive for a license, and the store a lot.
+PLANNED_AT_A_TIME = 4
 
 OnProgress = Callable[[str], object]
 """Takes one line of text, for a person."""
@@ -173,12 +177,48 @@ class Mirror:
             ArchiveError: the archive cannot be asked for the licenses.
             LakeError: the series were never listed, or the lake cannot be written.
         """
-        rebuild(self.client, self.lake, collection)
-        listed = {collection: listed_series(self.lake, collection)}
-        return self._plan(collection, listed, listed, selection, bounds, on_progress)
+        plan, failed = self.plan_all([collection], selection, bounds, on_progress=on_progress)
+        for error in failed.values():
+            raise error
+        return plan
 
-    def plan_cart(self, name: str, bounds: Bounds = NO_BOUNDS, *, on_progress: OnProgress = lambda line: None) -> Plan:
-        """Return what to fetch of a shared cart, as :meth:`plan` does of a collection.
+    def plan_all(
+        self,
+        collections: Sequence[str],
+        selection: Selection = EVERYTHING,
+        bounds: Bounds = NO_BOUNDS,
+        *,
+        on_progress: OnProgress = lambda line: None,
+    ) -> tuple[Plan, dict[str, LakeError]]:
+        """Return what to fetch of several collections, as :meth:`plan` does of one, within the bounds of one run.
+
+        A collection that cannot be planned, such as one that was never listed, costs the others nothing.
+
+        Args:
+            collections: exact spelling; what is missing is fetched in this order.
+            selection: which of their series are wanted.
+            bounds: how much to fetch of all of them together.
+            on_progress: takes the plan in one line.
+
+        Returns:
+            The plan, and why collections are not in it.
+
+        Raises:
+            ArchiveError: as for :meth:`plan`.
+            LakeError: the lake cannot be written.
+        """
+
+        def rows_of(collection: str) -> tuple[Rows, Rows]:
+            rebuild(self.client, self.lake, collection)
+            listed = listed_series(self.lake, collection)
+            return listed, listed
+
+        return self._plan(_named(collections), collections, rows_of, selection, bounds, on_progress)
+
+    def plan_cart(
+        self, name: str, bounds: Bounds = NO_BOUNDS, *, on_progress: OnProgress = lambda line: None
+    ) -> tuple[Plan, list[WantedSeries]]:
+        """Return what to fetch of a shared cart, as :meth:`plan` does of a collection, and all of its series.
 
         Raises:
             SelectionError: the cart has no series that this account may see.
@@ -186,12 +226,19 @@ class Mirror:
             LakeError: as for :meth:`plan`.
         """
         rows = cart_series(self.client, self.lake, name)
-        series = {c: rows.filter(pc.equal(rows["Collection"], c)) for c in pc.unique(rows["Collection"]).to_pylist()}
-        for collection, listed in series.items():
-            rebuild(self.client, self.lake, collection, listed)
-        # A license is that of a collection: where the lake lists it, all its series count.
-        whole = {c: present_series(self.lake, c) if self.lake.count_rows(t.SERIES, c) else s for c, s in series.items()}
-        return self._plan(f"cart {name}", series, whole, EVERYTHING, bounds, on_progress)
+
+        def rows_of(collection: str) -> tuple[Rows, Rows]:
+            series = rows.filter(pc.equal(rows["Collection"], collection))
+            rebuild(self.client, self.lake, collection, series)
+            # A license is that of a collection: where the lake lists it, all its series count.
+            listed = self.lake.count_rows(t.SERIES, collection)
+            return series, present_series(self.lake, collection) if listed else series
+
+        collections = pc.unique(rows["Collection"]).to_pylist()
+        plan, failed = self._plan(f"cart {name}", collections, rows_of, EVERYTHING, bounds, on_progress)
+        for error in failed.values():
+            raise error
+        return plan, wanted_series(rows)
 
     def fetch(
         self,
@@ -221,27 +268,40 @@ class Mirror:
     def _plan(
         self,
         what: str,
-        series: Mapping[str, Rows],
-        whole: Mapping[str, Rows],
+        collections: Sequence[str],
+        rows_of: Callable[[str], tuple[Rows, Rows]],
         selection: Selection,
         bounds: Bounds,
         on_progress: OnProgress,
-    ) -> Plan:
-        """Plan for some series by collection; `whole` are the listings of these collections."""
-        rows = together(t.SERIES.schema, list(series.values()))
-        receipts = together(t.IMAGE_SERIES.schema, [carry_over(self.lake, c, listed) for c, listed in series.items()])
+    ) -> tuple[Plan, dict[str, LakeError]]:
+        """Plan for some collections; `rows_of` returns the series that are meant of one, and all that it lists."""
+
+        def missing(collection: str) -> Missing | LakeError:
+            try:
+                series, listed = rows_of(collection)
+                receipts = carry_over(self.lake, collection, series)
+                keep_licenses(self.client, self.lake, collection, listed)
+                return compare(series, receipts, selection, retry=bounds.retry)
+            except LakeError as e:
+                return e
+
+        most = min(self.streams or PLANNED_AT_A_TIME, PLANNED_AT_A_TIME)
+        with stopping.threads(most, "nbia-plan") as pool:
+            calls = (partial(missing, collection) for collection in collections)
+            found = dict(zip(collections, stopping.in_order(pool, calls, most), strict=True))
+        parts = {collection: part for collection, part in found.items() if isinstance(part, Missing)}
         swept = journal.sweep(self.lake)
         free = self.lake.free_bytes()
-        plan = make_plan(rows, receipts, selection=selection, bounds=bounds, free=free)
+        plan = choose(parts, bounds, free)
         defer(self.lake, plan.no_room, free)
         leftovers = f", {swept} leftovers of earlier runs removed" if swept else ""
-        on_progress(f"{what}: {plan.text(free)}{leftovers}")
-        for collection, listed in whole.items():
-            self._keep_licenses(collection, listed)
-        return plan
+        if parts:
+            on_progress(f"{what}: {plan.text(free)}{leftovers}")
+        return plan, {collection: e for collection, e in found.items() if isinstance(e, LakeError)}
 
-    def _keep_licenses(self, collection: str, series: Rows) -> None:
-        keep_licenses(self.client, self.lake, collection, series)
+
+def _named(collections: Sequence[str]) -> str:
+    return collections[0] if len(collections) == 1 else f"{len(collections)} collections"
 
 
 def listed_series(lake: Lake, collection: str) -> Rows:
@@ -269,4 +329,4 @@ def preview(
     """
     series = present_series(lake, collection)
     receipts = current_receipts(lake, collection, series)
-    return make_plan(series, receipts, selection=selection, bounds=bounds, free=free)
+    return choose({collection: compare(series, receipts, selection, retry=bounds.retry)}, bounds, free)

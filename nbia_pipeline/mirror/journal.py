@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ FAILED = "failed"
 BEING_REPLACED = "its files are being replaced by a newer version"
 DAMAGED = "its files in the lake were damaged"
 _JSON = ".json"
+_REVOKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def publish_series(lake: Lake, receipt: Receipt, staged: Path) -> None:
         staged: local directory that contains only the files; it is moved away.
     """
     wanted = receipt.wanted
+    digests = {instance_name(i.SOPInstanceUID): i.MD5 for i in receipt.instances}
     lake.publish(
         *(staged, receipt.path, wanted.Collection, wanted.SeriesInstanceUID),
         partial(_replace, lake, receipt),
         partial(revoke, lake, wanted.Collection, {wanted.SeriesInstanceUID: BEING_REPLACED}),
+        digests,
     )
 
 
@@ -133,6 +137,11 @@ def read_entries(lake: Lake, collection: str, uids: Iterable[str]) -> list[Entry
     """Return the entries of some series of a collection."""
     present = set(lake.names_in(_folder(collection)))
     return list(_read(lake, (_path(collection, uid) for uid in uids if _name(uid) in present)))
+
+
+def has_entries(lake: Lake, collection: str) -> bool:
+    """Return whether a collection has outcomes that its tables do not have yet."""
+    return any(name.endswith(_JSON) for name in lake.names_in(_folder(collection)))
 
 
 def finish_move(lake: Lake, entry: Entry) -> bool:
@@ -223,9 +232,8 @@ def _path(collection: str, uid: str) -> str:
 
 
 def _read(lake: Lake, paths: Iterable[str], *, remove_damaged: bool = False) -> Iterator[Entry]:
-    for path in paths:
-        is_entry = path.endswith(_JSON) and not is_foreign(path.rsplit("/", 1)[-1])
-        content = lake.read_bytes(path) if is_entry else None
+    entries = (path for path in paths if path.endswith(_JSON) and not is_foreign(path.rsplit("/", 1)[-1]))
+    for path, content in lake.read_all(entries):
         if content is None:  # a reader without the lock may find that it was committed meanwhile
             continue
         try:
@@ -251,20 +259,28 @@ def _replace(lake: Lake, receipt: Receipt, staged: str | None) -> str:
     """Write an entry; the files of an older one of the series, which was not committed, are not needed any more."""
     collection, uid = receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID
     # By its path: to list the journal once for each series would take the square of the time.
-    older = list(_read(lake, [_path(collection, uid)]))
-    path = _write(lake, receipt, staged)
+    path = _path(collection, uid)
+    if lake.note_new(path, _content(receipt, staged)):
+        return path
+    older = list(_read(lake, [path]))
+    _write(lake, receipt, staged)
     for entry in older:
         if entry.staged and lake.exists(f"{STAGING}/{entry.staged}"):
             lake.remove_folder(f"{STAGING}/{entry.staged}")
         elif entry.receipt.status == COMPLETE and entry.receipt.path != receipt.path:
             # Of another patient or study. A commit that a crash cut short may have written this receipt.
-            _revoke(lake, collection, {uid: BEING_REPLACED})
+            with _REVOKING:  # entries are written side by side
+                _revoke(lake, collection, {uid: BEING_REPLACED})
             lake.remove_folder(entry.receipt.path)
     return path
 
 
 def _write(lake: Lake, receipt: Receipt, staged: str | None) -> str:
     path = _path(receipt.wanted.Collection, receipt.wanted.SeriesInstanceUID)
-    # Not flushed one by one: whoever relies on the journal flushes it first.
-    lake.note_bytes(path, json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode())
+    lake.note_bytes(path, _content(receipt, staged))
     return path
+
+
+def _content(receipt: Receipt, staged: str | None) -> bytes:
+    """Return an entry. It is not flushed by itself: whoever relies on the journal flushes it first."""
+    return json.dumps({"receipt": receipt.to_json(), "staged": staged}).encode()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 import pyarrow as pa
@@ -51,7 +51,7 @@ class Bounds:
 
     Attributes:
         max_bytes: most bytes to fetch, None for no bound; the first series is always planned.
-        max_series: most series to fetch, None for no bound.
+        max_series: most series to fetch, None for no bound; 0 for a plan alone.
         retry: False leaves out what is quarantined with the content that is listed now, or was unavailable within
             the last day: the archive hides a series while it is curated, and a sensor must find it when it is back.
             What 0.1 quarantined because a page came instead of a zip is retried.
@@ -108,31 +108,62 @@ def _announced(series: WantedSeries) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run would do.
+class Missing:
+    """What is wanted of a collection and not in the lake.
 
     Attributes:
-        todo: the series to fetch: first those that were never tried, then those that failed before; each by UID.
-        left: wanted as well, but beyond the bounds of this run.
-        no_room: wanted as well, but larger than what the disk has left after those before.
+        never: the series that were never tried, by UID.
+        again: those that failed before and are retried, by UID.
         wanted_figures: all that is wanted.
         done_figures: what of it is in the lake, complete and with the same fingerprint.
         unselected: how many listed series the selection leaves out.
         given_up: how many failed before and are not retried by this run.
     """
 
-    todo: list[WantedSeries]
-    left: list[WantedSeries]
-    no_room: list[WantedSeries]
+    never: list[WantedSeries]
+    again: list[WantedSeries]
     wanted_figures: Figures
     done_figures: Figures
     unselected: int
     given_up: int
-    _selected: Rows = field(compare=False, repr=False)
 
-    def selected(self) -> list[WantedSeries]:
-        """Return all that is wanted, by UID."""
-        return wanted_series(self._selected)
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        todo: the series to fetch: first those that were never tried, then those that failed before; each by collection
+            and UID.
+        left: wanted as well, but beyond the bounds of this run.
+        no_room: wanted as well, but larger than what the disk has left after those before.
+        parts: what is wanted, by collection; of a plan for rows of any collections in one part.
+    """
+
+    todo: list[WantedSeries]
+    left: list[WantedSeries]
+    no_room: list[WantedSeries]
+    parts: Mapping[str, Missing]
+
+    @property
+    def wanted_figures(self) -> Figures:
+        """All that is wanted."""
+        return sum((part.wanted_figures for part in self.parts.values()), Figures())
+
+    @property
+    def done_figures(self) -> Figures:
+        """What of it is in the lake."""
+        return sum((part.done_figures for part in self.parts.values()), Figures())
+
+    @property
+    def unselected(self) -> int:
+        """How many listed series the selection leaves out."""
+        return sum(part.unselected for part in self.parts.values())
+
+    @property
+    def given_up(self) -> int:
+        """How many failed before and are not retried by this run."""
+        return sum(part.given_up for part in self.parts.values())
 
     @property
     def done(self) -> int:
@@ -190,15 +221,27 @@ def make_plan(
 ) -> Plan:
     """Compare what the archive lists with what the lake has.
 
-    A series is in the lake if its receipt has files and the fingerprint that is listed now; one that was withdrawn
-    kept its files. What failed before comes last, so that it never keeps a bounded run from fetching the others.
-
     Args:
         series: rows of the ``series`` table.
         receipts: rows of the ``image_series`` table, with those of the journal.
         selection: which of the series are wanted; all by default.
         bounds: how much to fetch.
-        free: bytes that the disk has free, None for no bound; what does not fit is left out.
+        free: bytes that the disk has free, None for no bound.
+    """
+    return choose({"": compare(series, receipts, selection, retry=bounds.retry)}, bounds, free)
+
+
+def compare(series: Rows, receipts: Rows, selection: Selection = EVERYTHING, *, retry: bool = True) -> Missing:
+    """Return what is wanted and not in the lake.
+
+    A series is in the lake if its receipt has files and the fingerprint that is listed now; one that was withdrawn
+    kept its files.
+
+    Args:
+        series: rows of the ``series`` table.
+        receipts: rows of the ``image_series`` table, with those of the journal.
+        selection: which of the series are wanted.
+        retry: as in :class:`Bounds`.
     """
     selected = selection.apply(series)
     known = in_order_of(selected, receipts)
@@ -206,22 +249,33 @@ def make_plan(
     there = pc.and_(same, has_files(known))
     failed = pc.and_(_failed_before(selected, known, same), pc.invert(there))
     worth_it = pc.or_(_unavailable_for_a_day(known), fault_of_the_way(known))
-    again = failed if bounds.retry else pc.and_(failed, worth_it)
+    again = failed if retry else pc.and_(failed, worth_it)
     never = pc.invert(pc.or_(there, failed))
-    missing = [w for which in (never, again) for w in wanted_series(rows_where(selected, which, COLUMNS))]
-    fits, no_room = _fitting(missing, room_for_files(free))
-    most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
-    todo = next(batches(fits, most_bytes, bounds.max_series, each=0), [])
-    return Plan(
-        todo,
-        fits[len(todo) :],
-        no_room,
+    return Missing(
+        wanted_series(rows_where(selected, never, COLUMNS)),
+        wanted_series(rows_where(selected, again, COLUMNS)),
         wanted_figures=Figures.of_rows(selected),
         done_figures=Figures.of_rows(selected, there),
         unselected=series.num_rows - selected.num_rows,
         given_up=(pc.sum(failed).as_py() or 0) - (pc.sum(again).as_py() or 0),
-        _selected=selected,
     )
+
+
+def choose(parts: Mapping[str, Missing], bounds: Bounds = NO_BOUNDS, free: int | None = None) -> Plan:
+    """Return what to fetch of some collections, one after the other, within the bounds of one run.
+
+    What failed before comes last, so that it never keeps a bounded run from fetching the others.
+
+    Args:
+        parts: what is missing, by collection.
+        bounds: how much to fetch of all of them together.
+        free: bytes that the disk has free, None for no bound; what does not fit is left out.
+    """
+    wanted = [w for part in parts.values() for w in part.never] + [w for part in parts.values() for w in part.again]
+    fits, no_room = _fitting(wanted, room_for_files(free))
+    most_bytes = math.inf if bounds.max_bytes is None else bounds.max_bytes
+    todo = [] if bounds.max_series == 0 else next(batches(fits, most_bytes, bounds.max_series, each=0), [])
+    return Plan(todo, fits[len(todo) :], no_room, parts)
 
 
 def room_for_files(free: int | None) -> float:

@@ -33,6 +33,9 @@ API = "api"
 KEPT = "kept"
 """Of ``collections``: JSON list of the names or globs of the collections to keep."""
 
+ARCHIVE = "archive"
+"""Of ``collections``: the first part of the asset keys of the archive that the lake belongs to, and its address."""
+
 CHANGES = "changes"
 """How many rows of ``series_changes`` the file accounts for: the feed is append-only, so this is a position in it."""
 

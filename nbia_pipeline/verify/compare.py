@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
@@ -36,15 +37,13 @@ def compare_files(lake: Lake, series: StoredSeries, rows: Sequence[dict[str, Any
     """
     sizes = lake.sizes(series.path)
     wrong: dict[str, list[str]] = defaultdict(list)
-    read = 0
-    for row in rows:
-        path = row["Path"]
-        kind = _wrong_size(sizes.pop(path, None), row["Size"])
-        if kind is None:
-            read += row["Size"]
-            kind = _wrong_content(lake, path, row["MD5"])
-        if kind is not None:
-            wrong[kind].append(path.rsplit("/", 1)[-1])
+    kinds = [_wrong_size(sizes.pop(row["Path"], None), row["Size"]) for row in rows]
+    to_read = [row for row, kind in zip(rows, kinds, strict=True) if kind is None]
+    contents = lake.side_by_side(partial(_wrong_content, lake, row) for row in to_read)
+    for row, kind in zip(rows, kinds, strict=True):
+        found = next(contents) if kind is None else kind
+        if found is not None:
+            wrong[found].append(row["Path"].rsplit("/", 1)[-1])
     extra = [path.removeprefix(f"{series.path}/") for path in sorted(sizes)]
     if ours := [path for path in extra if not is_foreign(path)]:
         wrong["extra"] = ours
@@ -52,7 +51,7 @@ def compare_files(lake: Lake, series: StoredSeries, rows: Sequence[dict[str, Any
         log.info("%s: %s files that are not the lake's own", series.path, len(extra) - len(ours))
     if series_md5([row["MD5"] for row in rows]) != series.digest:
         wrong["not matching the receipt: the rows of table instances,"] = [f"{len(rows)} of them"]
-    return VerifyResult(series, len(rows), read, _finding(wrong, len(rows)))
+    return VerifyResult(series, len(rows), sum(row["Size"] for row in to_read), _finding(wrong, len(rows)))
 
 
 def differs_from_archive(
@@ -119,13 +118,13 @@ def _wrong_size(found: int | None, expected: int) -> str | None:
     return None if found == expected else "longer than it was"
 
 
-def _wrong_content(lake: Lake, path: str, expected: str) -> str | None:
+def _wrong_content(lake: Lake, row: Mapping[str, Any]) -> str | None:
     try:
-        digest = lake.md5(path)
+        digest = lake.md5(row["Path"], row["Size"])
     except LakeError as e:
         log.warning("%s", e)
         return "unreadable"
-    return None if digest == expected else "changed"
+    return None if digest == row["MD5"] else "changed"
 
 
 def _finding(wrong: Mapping[str, Sequence[str]], files: int) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -18,14 +17,15 @@ from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.schema.tables import CONFORMANCE, PATIENTS, SERIES, SERIES_CHANGES, SERIES_METADATA, STUDIES
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import changed, edited
+from nbia_pipeline_tests.helpers.places import Place
 
 BREAST = "QIN_Breast.v2"
 Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
-def mirror(client: NbiaClient, tmp_path: Path) -> Mirror:
-    return Mirror(client, Lake(str(tmp_path / "lake")))
+def mirror(client: NbiaClient, place: Place) -> Mirror:
+    return Mirror(client, Lake(str(place / "lake")))
 
 
 def found(lake: Lake) -> list[tuple[Any, ...]]:

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import uuid
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,6 +39,7 @@ from nbia_pipeline.changes.present import (
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.schema.status import API, KEPT, LISTED_AT
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES, SERIES_CHANGES, SERIES_SEEN
+from nbia_pipeline_tests.helpers.places import Place
 from nbia_pipeline_tests.helpers.series import Crash
 
 START = datetime(2026, 1, 1)
@@ -241,10 +241,9 @@ class CrashingLake(Lake):
         return size
 
 
-@contextmanager
-def a_lake() -> Iterator[CrashingLake]:
-    with tempfile.TemporaryDirectory(prefix="nbia-changes-") as folder:
-        yield CrashingLake(folder)
+def a_lake(place: Place) -> CrashingLake:
+    """Return an empty lake, for one of several examples in a place."""
+    return CrashingLake(str(place / uuid.uuid4().hex))
 
 
 def list_series(lake: Lake, rows: Rows, hours: float, collection: str = "C", api: str = "v2") -> None:
@@ -266,46 +265,49 @@ CRASHES = st.one_of(st.none(), st.tuples(st.sampled_from([0, 1]), st.booleans())
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from([1, 6]), LISTINGS, CRASHES), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
-def test_a_crash_at_any_write_changes_nothing_once_it_ran_again(history: list[tuple[int, Rows, Any]]) -> None:
+def test_a_crash_at_any_write_changes_nothing_once_it_ran_again(
+    place: Place, history: list[tuple[int, Rows, Any]]
+) -> None:
     model, now = Model(), 0.0
-    with a_lake() as lake:
-        for gap, rows, crash in history:
-            now += gap
-            list_series(lake, rows, now)
-            lake.die_at = crash
-            died = False
-            try:
-                record_changes(lake, "C", wait=WAIT)
-            except Crash:
-                died = True
-            lake.die_at = None
-            known = said_by(lake.read_table(SERIES_CHANGES, "C"))
+    lake = a_lake(place)
+    for gap, rows, crash in history:
+        now += gap
+        list_series(lake, rows, now)
+        lake.die_at = crash
+        died = False
+        try:
             record_changes(lake, "C", wait=WAIT)
-            model.look(rows, hour(now))
-            told = said_by(lake.read_table(SERIES_CHANGES, "C"))
-            assert told == model.said
-            assert died or told == known
-        expect_state(lake.read_table(SERIES_SEEN, "C"), model)
+        except Crash:
+            died = True
+        lake.die_at = None
+        known = said_by(lake.read_table(SERIES_CHANGES, "C"))
+        record_changes(lake, "C", wait=WAIT)
+        model.look(rows, hour(now))
+        told = said_by(lake.read_table(SERIES_CHANGES, "C"))
+        assert told == model.said
+        assert died or told == known
+    expect_state(lake.read_table(SERIES_SEEN, "C"), model)
 
 
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from([1, 6]), LISTINGS, CRASHES), min_size=2, max_size=6))
 @settings(max_examples=25, deadline=None)
 def test_a_crash_and_another_listing_leave_a_feed_without_gap_or_repetition(
+    place: Place,
     history: list[tuple[int, Rows, Any]],
 ) -> None:
     now = 0.0
-    with a_lake() as lake:
-        for n, (gap, rows, crash) in enumerate(history):
-            now += gap
-            list_series(lake, rows, now)
-            lake.die_at = crash if n < len(history) - 1 else None
-            with suppress(Crash):
-                record_changes(lake, "C", wait=WAIT)
-            lake.die_at = None
-        feed = lake.read_table(SERIES_CHANGES, "C")
-        seen = lake.read_table(SERIES_SEEN, "C")
-        said_by(feed)
+    lake = a_lake(place)
+    for n, (gap, rows, crash) in enumerate(history):
+        now += gap
+        list_series(lake, rows, now)
+        lake.die_at = crash if n < len(history) - 1 else None
+        with suppress(Crash):
+            record_changes(lake, "C", wait=WAIT)
+        lake.die_at = None
+    feed = lake.read_table(SERIES_CHANGES, "C")
+    seen = lake.read_table(SERIES_SEEN, "C")
+    said_by(feed)
     expect_continuous(feed.to_pylist(), {r[UID]: r for r in seen.to_pylist()})
     listed = {r[UID]: {c: r[c] for c in FREE} for r in seen.to_pylist() if r["MissingSince"] is None}
     assert listed == history[-1][1]
@@ -333,6 +335,7 @@ def expect_continuous(feed: list[dict[str, Any]], state: dict[str, dict[str, Any
     assert all(state[uid][column] == value for (uid, column), value in values.items())
 
 
+@pytest.mark.disk("times of files")
 def test_the_same_listing_is_taken_into_account_once(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     list_series(lake, {"a": A, "b": A}, 0)
@@ -344,8 +347,8 @@ def test_the_same_listing_is_taken_into_account_once(tmp_path: Path) -> None:
     assert set(lake.read_table(SERIES_CHANGES, "C")["RunID"].to_pylist()) == {"r-1"}
 
 
-def test_a_lost_state_is_made_again_from_the_feed(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
+def test_a_lost_state_is_made_again_from_the_feed(place: Place) -> None:
+    lake = Lake(str(place))
     for n, rows in enumerate(({"a": A, "b": A}, {"a": {**A, "FileSize": 8}}, {"a": {**A, "FileSize": 8}})):
         list_series(lake, rows, 6 * n)
         record_changes(lake, "C")
@@ -358,18 +361,18 @@ def test_a_lost_state_is_made_again_from_the_feed(tmp_path: Path) -> None:
     assert lake.count_rows(SERIES_CHANGES, "C") == 4
 
 
-def test_a_collection_that_was_never_listed_says_what_to_do(tmp_path: Path) -> None:
+def test_a_collection_that_was_never_listed_says_what_to_do(place: Place) -> None:
     with pytest.raises(LakeError, match="'C' was never listed: materialize series first"):
-        record_changes(Lake(str(tmp_path)), "C")
+        record_changes(Lake(str(place)), "C")
 
 
 # --- collections that vanish
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def lake(place: Place) -> Lake:
     """A lake that knows two series of C, and one of another collection."""
-    lake = Lake(str(tmp_path))
+    lake = Lake(str(place))
     list_collections(lake, ["B", "C"], 0)
     list_series(lake, {"a": A, "b": A}, 0.1)
     list_series(lake, {"z": A}, 0.1, "B")

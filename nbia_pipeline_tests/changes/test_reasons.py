@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES_CHANGE
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive, serving
 from nbia_pipeline_tests.helpers.expected import RESTRICTED, visible
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, NULL, Faults, answer, html
+from nbia_pipeline_tests.helpers.places import Place
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 QIN = "QIN_Breast.v2"
@@ -177,11 +177,11 @@ class History:
 
 @APIS
 def test_reasons_go_into_the_feed_and_the_receipts_until_the_series_return(
-    own: tuple[str, Operations], demo: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: str
+    own: tuple[str, Operations], demo: Catalog, place: Place, monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
     url, control = own
     hidden, deleted, *others = uids_of(demo, QIN)
-    history = History(url, Lake(str(tmp_path / "lake")), api, monkeypatch)
+    history = History(url, Lake(str(place / "lake")), api, monkeypatch)
     with history.client:
         history.look()
         control.hide(hidden)
@@ -205,10 +205,10 @@ def test_reasons_go_into_the_feed_and_the_receipts_until_the_series_return(
 
 @APIS
 def test_a_collection_that_is_restricted_is_not_permitted(
-    own: tuple[str, Operations], demo: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: str
+    own: tuple[str, Operations], demo: Catalog, place: Place, monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
     url, control = own
-    history = History(url, Lake(str(tmp_path / "lake")), api, monkeypatch)
+    history = History(url, Lake(str(place / "lake")), api, monkeypatch)
     with history.client:
         history.look()
         control.add_collection(QIN, restricted=True)
@@ -220,11 +220,11 @@ def test_a_collection_that_is_restricted_is_not_permitted(
 
 @APIS
 def test_an_archive_that_does_not_say_why_fails_nothing(
-    own: tuple[str, Operations], demo: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: str
+    own: tuple[str, Operations], demo: Catalog, place: Place, monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
     url, control = own
     (uid, *_) = uids_of(demo, QIN)
-    history = History(url, Lake(str(tmp_path / "lake")), api, monkeypatch)
+    history = History(url, Lake(str(place / "lake")), api, monkeypatch)
     with history.client:
         history.look()
         control.hide(uid)
@@ -236,7 +236,7 @@ def test_an_archive_that_does_not_say_why_fails_nothing(
 
 
 @APIS
-def test_a_refused_series_has_the_reason_in_its_receipt(tmp_path: Path, api: str) -> None:
+def test_a_refused_series_has_the_reason_in_its_receipt(place: Place, api: str) -> None:
     """2.2 of the tiny catalog is hidden, 4.1 restricted, 5.1 downloadable and not visible; 9.9 does not exist."""
     faults = Faults(create_app(tiny_catalog()))
     expected = {
@@ -245,7 +245,7 @@ def test_a_refused_series_has_the_reason_in_its_receipt(tmp_path: Path, api: str
         "5.1": "visible (Visibility: Downloadable) in collection 'Hidden Set': the archive refuses",
         "9.9": "deleted or not permitted: the archive refuses",
     }
-    lake = Lake(str(tmp_path / "lake"))
+    lake = Lake(str(place / "lake"))
     wanted = [WantedSeries(uid, "1", "P", "Alpha Set", 3, 3000, None, None) for uid in expected]
     with serving(faults) as url, NbiaClient(url, api=api, options=FAST) as client:
         receipts = fetch_batch(client, lake, wanted)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import uuid
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,13 +29,14 @@ from nbia_pipeline_tests.changes.test_feed import (
     list_collections,
     list_series,
 )
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 
 FEED, STATE = (table_path(table.name, "C") for table in (SERIES_CHANGES, SERIES_SEEN))
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path) if request.param == "disk" else f"memory://restore-{uuid.uuid4().hex}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 def look(lake: Lake, rows: Rows, hours: float) -> list[str]:
@@ -184,23 +183,24 @@ LOSSES = st.sampled_from([None, None, "damaged", "missing", "all"])
 @pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from([1, 5, 7]), LISTINGS, LOSSES), min_size=2, max_size=6))
 @settings(max_examples=20, deadline=None)
-def test_whatever_is_lost_of_the_state_nothing_is_recorded_twice_or_early(history: list[tuple[int, Rows, Any]]) -> None:
+def test_whatever_is_lost_of_the_state_nothing_is_recorded_twice_or_early(
+    place: Place, history: list[tuple[int, Rows, Any]]
+) -> None:
     now = 0.0
     listed: list[tuple[datetime, Rows]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        lake = Lake(folder)
-        for gap, rows, loss in history:
-            now += gap
-            listed.append((hour(now), rows))
-            if loss and listed[1:]:
-                lake.remove(STATE)
-                if loss == "damaged":
-                    lake.put_bytes(STATE, b"PAR1")
-                if loss == "all":
-                    lake.remove(earlier_path(STATE))
-            look(lake, rows, now)
-        changes = lake.read_table(SERIES_CHANGES, "C").to_pylist()
-        state = {row[UID]: row for row in lake.read_table(SERIES_SEEN, "C").to_pylist()}
+    lake = Lake(str(place / uuid.uuid4().hex))
+    for gap, rows, loss in history:
+        now += gap
+        listed.append((hour(now), rows))
+        if loss and listed[1:]:
+            lake.remove(STATE)
+            if loss == "damaged":
+                lake.put_bytes(STATE, b"PAR1")
+            if loss == "all":
+                lake.remove(earlier_path(STATE))
+        look(lake, rows, now)
+    changes = lake.read_table(SERIES_CHANGES, "C").to_pylist()
+    state = {row[UID]: row for row in lake.read_table(SERIES_SEEN, "C").to_pylist()}
     if "all" in {loss for _, _, loss in history[1:]}:
         # What the feed does not say of a series is taken from the next listing, which is compared loosely.
         expect_versions(changes, state)

@@ -21,6 +21,7 @@ from nbia_pipeline.defs import slots
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake.lock import HOST
 from nbia_pipeline_tests.helpers.archives import Serve
+from nbia_pipeline_tests.helpers.places import Place, files_below
 from nbia_pipeline_tests.helpers.processes import at_most, environment
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
@@ -45,10 +46,11 @@ class SlowListing:
 
 
 def test_a_run_waits_for_a_live_one_says_so_and_goes_on_when_that_is_killed(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = SlowListing()
     variables = {"NBIA_ARCHIVE": serve(archive), "NBIA_COLLECTIONS": "beta-set", "NBIA_IMAGES": "beta-set"}
+    variables["NBIA_LAKE"] = str(place / "a lake")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "dagster.yaml").write_text(DAGSTER_YAML.replace("default_limit: 4", "default_limit: 1"))
     said: list[str] = []
@@ -93,4 +95,4 @@ def test_a_run_waits_for_a_live_one_says_so_and_goes_on_when_that_is_killed(
     assert [run.status.value for run in runs if run not in of_first] == ["SUCCESS"] * 4
     assert killed.status.value == "FAILURE"
     assert (info.claimed_slots, info.pending_steps) == ([], [])
-    assert len(list((tmp_path / "a lake" / "images").rglob("*.dcm"))) == 3
+    assert len([p for p in files_below(place / "a lake" / "images") if p.suffix == ".dcm"]) == 3

@@ -15,6 +15,7 @@ import pytest
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline_tests.helpers.places import Place, copied, files_below
 from nbia_pipeline_tests.helpers.processes import contents, environment, leftovers
 
 pytestmark = pytest.mark.slow
@@ -46,31 +47,33 @@ def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     assert "nbia-pipeline dev, then http://localhost:3000" in out
 
 
-def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path) -> None:
+def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path, place: Place) -> None:
     before = contents(undisturbed)
-    done = run(undisturbed)
+    lake = copied(undisturbed / "a lake", place / "a lake")
+    done = run(undisturbed, NBIA_LAKE=lake.uri)
     assert done.returncode == 0, done.stderr
     assert "Fetched   no images: 27 series were already in the lake." in done.stdout
-    assert contents(undisturbed) == before
-    assert leftovers(undisturbed) == []
+    assert contents(place) == before
+    assert leftovers(place) == []
 
 
 @pytest.mark.parametrize("files", [1, 150, 300])
 def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
-    undisturbed: Path, tmp_path: Path, files: int
+    undisturbed: Path, tmp_path: Path, place: Place, files: int
 ) -> None:
-    images = tmp_path / "a lake" / "images"
+    images, lake = place / "a lake" / "images", str(place / "a lake")
+    environ = environment(tmp_path, NBIA_LAKE=lake)
     with subprocess.Popen(
-        RUN, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        RUN, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        while process.poll() is None and len(list(images.rglob("*.dcm"))) < files:
+        while process.poll() is None and len(files_below(images)) < files:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-    killed_with = len(list(images.rglob("*.dcm")))
-    again = run(tmp_path)
+    killed_with = len(files_below(images))
+    again = run(tmp_path, NBIA_LAKE=lake)
     assert again.returncode == 0, again.stderr
-    assert contents(tmp_path) == contents(undisturbed)
-    assert leftovers(tmp_path) == []
+    assert contents(place) == contents(undisturbed)
+    assert leftovers(place) == []
     assert killed_with >= files, "the run ended before it could be killed"
 
 
@@ -94,27 +97,28 @@ def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
     ],
 )
 def test_bad_input_is_one_clear_sentence_and_leaves_the_lake_as_it_was(
-    undisturbed: Path, tmp_path: Path, variables: dict[str, str], sentence: str
+    undisturbed: Path, tmp_path: Path, place: Place, variables: dict[str, str], sentence: str
 ) -> None:
     before = contents(undisturbed)
-    given = {"NBIA_LAKE": str(undisturbed / "a lake"), **variables}
+    lake = copied(undisturbed / "a lake", place / "a lake")
+    given = {"NBIA_LAKE": lake.uri, **variables}
     done = run(tmp_path, **given)
     assert done.returncode == 1
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "not-the-right-one" not in done.stdout + done.stderr
-    assert contents(undisturbed) == before
-    assert leftovers(undisturbed) == []
+    assert contents(place) == before
+    assert leftovers(place) == []
 
 
-def replace_unseen(lake: Path) -> None:
+def replace_unseen(lake: Place) -> None:
     """Make one series of the lake another one that is whole, as if the archive had replaced it without a sign."""
     opened = Lake(str(lake))
     files = opened.read_table(INSTANCES, "TCGA-DEMO").to_pylist()
-    path = lake / files[0]["Path"]
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    files[0]["MD5"] = hashlib.md5(path.read_bytes()).hexdigest()
+    content = (opened.read_bytes(files[0]["Path"]) or b"")[:-1] + b"?"
+    opened.put_bytes(files[0]["Path"], content)
+    files[0]["MD5"] = hashlib.md5(content).hexdigest()
     opened.write_table(INSTANCES, pa.Table.from_pylist(files, schema=INSTANCES.schema), "TCGA-DEMO")
     uid = files[0]["SeriesInstanceUID"]
     receipts = opened.read_table(IMAGE_SERIES, "TCGA-DEMO").to_pylist()
@@ -123,10 +127,11 @@ def replace_unseen(lake: Path) -> None:
     opened.write_table(IMAGE_SERIES, pa.Table.from_pylist(receipts, schema=IMAGE_SERIES.schema), "TCGA-DEMO")
 
 
-def test_a_check_that_only_warns_is_told_and_fails_nothing(tmp_path: Path) -> None:
-    only = {"NBIA_COLLECTIONS": "TCGA-DEMO", "NBIA_IMAGES": "TCGA-DEMO"}
+def test_a_check_that_only_warns_is_told_and_fails_nothing(tmp_path: Path, place: Place) -> None:
+    lake = place / "a lake"
+    only = {"NBIA_COLLECTIONS": "TCGA-DEMO", "NBIA_IMAGES": "TCGA-DEMO", "NBIA_LAKE": str(lake)}
     assert run(tmp_path, **only).returncode == 0
-    replace_unseen(tmp_path / "a lake")
+    replace_unseen(lake)
     done = run(tmp_path, **only)
     assert "nbia-pipeline: warning: images agrees_with_archive" in done.stderr
     assert "13 asset checks passed, 0 failed, 1 warned" in done.stdout

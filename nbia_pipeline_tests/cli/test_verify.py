@@ -25,6 +25,7 @@ from nbia_pipeline.verify.inventory import VerifyResult, stored_series
 from nbia_pipeline.verify.refetch import refetch
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
+from nbia_pipeline_tests.helpers.places import Place
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +34,9 @@ SERIES_COUNT = 9
 
 
 @pytest.fixture
-def lake(archive: TestArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
+def lake(archive: TestArchive, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
     """A lake with two collections, and the variables that lead to it."""
-    lake = Lake(str(tmp_path / "lake"))
+    lake = Lake(str(place / "lake"))
     with archive.client() as client:
         for name in COLLECTIONS:
             mirror(client, lake, name)
@@ -124,11 +125,11 @@ def test_an_archive_that_is_away_fails_the_mending_with_a_sentence(
 
 def test_a_series_that_the_archive_replaced_without_a_sign_is_found_and_fetched(
     fresh_nbia_archive: NbiaArchive,
-    tmp_path: Path,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lake = Lake(str(tmp_path / "lake"))
+    lake = Lake(str(place / "lake"))
     with NbiaClient(fresh_nbia_archive.url, options=FAST) as client:
         mirror(client, lake, COLLECTIONS[0])
     monkeypatch.setenv("NBIA_LAKE", lake.uri)
@@ -239,9 +240,9 @@ def test_progress_comes_at_a_human_pace(
 
 
 def test_a_lake_without_images_has_nothing_to_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NBIA_LAKE", str(tmp_path / "none"))
+    monkeypatch.setenv("NBIA_LAKE", str(place / "none"))
     assert verify() == 0
     assert "0 series" in capsys.readouterr()[0]
     assert list(tmp_path.iterdir()) == []

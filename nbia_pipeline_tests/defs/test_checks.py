@@ -351,7 +351,7 @@ def test_a_few_series_are_asked_for_and_others_each_day(
     monkeypatch.setattr(images, "ASKED_PER_COLLECTION", 2)
     today = asked(archive, subject)
     assert len(today) == 4
-    of_the_run = Subject(lake, subject.settings, subject.archive, partition=CT)
+    of_the_run = Subject(lake, subject.settings, subject.archive, collections=[CT])
     uids = set(lake.read_table(IMAGE_SERIES, CT)["SeriesInstanceUID"].to_pylist())
     assert asked(archive, of_the_run) == today & uids
     days = []

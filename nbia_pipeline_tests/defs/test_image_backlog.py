@@ -103,15 +103,30 @@ def test_a_revised_series_is_backlog_again(mirror: Ticker, control: Operations) 
     assert again.run_key != request.run_key
 
 
+ONE = {"dagster/partition": "TCGA-DEMO"}
+SEVERAL = {"dagster/asset_partition_range_start": "Lung Phantom CT", "dagster/asset_partition_range_end": "TCGA-DEMO"}
+
+
 @pytest.mark.parametrize(
-    ("job", "key"), [("nbia_update", None), ("nbia_images", None), ("__ASSET_JOB", "images"), ("nbia_tables", None)]
+    ("job", "key", "tags"),
+    [
+        ("nbia_update", None, ONE),
+        ("nbia_images", None, ONE),
+        ("nbia_images", None, SEVERAL),
+        ("__ASSET_JOB", "images", ONE),
+        ("nbia_tables", None, ONE),
+        ("nbia_tables", None, SEVERAL),
+    ],
+    ids=lambda value: "several" if value is SEVERAL else "one" if value is ONE else None,
 )
-def test_one_run_at_a_time_whoever_asked_for_it(mirror: Ticker, job: str, key: str | None) -> None:
+def test_one_run_at_a_time_whoever_asked_for_it(
+    mirror: Ticker, job: str, key: str | None, tags: dict[str, str]
+) -> None:
     run = dg.DagsterRun(
         job_name=job,
         run_id=str(uuid.uuid4()),
         status=dg.DagsterRunStatus.STARTED,
-        tags={"dagster/partition": "TCGA-DEMO"},
+        tags=tags,
         asset_selection={dg.AssetKey(["nbia", key])} if key else None,
     )
     mirror.instance.add_run(run)

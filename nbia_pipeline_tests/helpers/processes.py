@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import TABLES
+from nbia_pipeline_tests.helpers.places import Place, files_below, relative
 
 IN_ORDER = "nbia-pipeline: interrupted; what was finished is kept, and the next run continues from there\n"
 """The last line of a run that was stopped."""
@@ -17,7 +18,12 @@ IN_ORDER = "nbia-pipeline: interrupted; what was finished is kept, and the next 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NBIA_") and k != "DAGSTER_HOME"}
-    return {**inherited, "DAGSTER_HOME": str(folder / "home"), "NBIA_LAKE": str(folder / "a lake"), **variables}
+    return {
+        **inherited,
+        "DAGSTER_HOME": str(folder / "home"),
+        "NBIA_LAKE": str(folder / "a lake"),
+        **variables,
+    }
 
 
 @contextmanager
@@ -36,13 +42,11 @@ def at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def contents(folder: Path) -> dict[str, object]:
+def contents(folder: Place) -> dict[str, object]:
     """Return all of a lake but times and runs: the files byte for byte, the tables row by row."""
     lake = Lake(str(folder / "a lake"))
     root = folder / "a lake"
-    found: dict[str, object] = {
-        p.relative_to(root).as_posix(): p.read_bytes() for p in (root / "images").rglob("*") if p.is_file()
-    }
+    found: dict[str, object] = {relative(p, root): p.read_bytes() for p in files_below(root / "images")}
     for table in TABLES.values():
         for collection in lake.collections_of(table) if table.partitioned else [None]:
             rows = lake.read_table(table, collection).to_pylist()
@@ -53,10 +57,10 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def leftovers(folder: Path) -> list[str]:
+def leftovers(folder: Place) -> list[str]:
     staging = folder / "a lake" / ".staging"
-    known = ("locks", "journal", "earlier")
-    kept = ("locks", "earlier")
-    return [p.name for p in staging.rglob("*") if p.is_file() and p.relative_to(staging).parts[0] not in kept] + [
-        p.name for p in staging.iterdir() if p.name not in known
+    known = ("locks", "journal", "earlier", "runs")  # what steps hand over stays for a week
+    kept = ("locks", "earlier", "runs")
+    return [p.name for p in files_below(staging) if relative(p, staging).split("/")[0] not in kept] + [
+        name for name in Lake(str(folder / "a lake")).names_in(".staging") if name not in known
     ]

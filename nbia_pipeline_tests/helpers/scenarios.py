@@ -53,12 +53,12 @@ def images(client: NbiaClient, lake: Lake) -> list[str]:
 def cart(client: NbiaClient, lake: Lake) -> list[str]:
     """Mirror a shared cart, whose series are in two collections."""
     mirror = Mirror(client, lake, streams=1)
-    plan = mirror.plan_cart(CART)
+    plan, wanted = mirror.plan_cart(CART)
     try:
         return _fetched(mirror, plan)
     finally:
         for collection in (COLLECTION, OTHER):
-            commit(lake, collection, as_table([w for w in plan.selected() if w.Collection == collection]))
+            commit(lake, collection, as_table([w for w in wanted if w.Collection == collection]))
 
 
 def _fetched(mirror: Mirror, plan: Plan) -> list[str]:

@@ -11,7 +11,19 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 PROTOCOL = "failing"
-CALLS = ("info", "ls", "find", "exists", "cat_file", "pipe_file", "rm", "put_file", "invalidate_cache", "open")
+CALLS = (
+    "info",
+    "ls",
+    "find",
+    "exists",
+    "cat_file",
+    "pipe_file",
+    "rm",
+    "rm_file",
+    "put_file",
+    "invalidate_cache",
+    "open",
+)
 
 
 class Failing(MemoryFileSystem):  # type: ignore[misc]
@@ -56,7 +68,7 @@ def failing(error: Callable[[str], Exception | None]) -> Iterator[None]:
         Failing.error = before
 
 
-def exception(name: str, text: str, *bases: type[Exception]) -> Exception:
+def exception(name: str, text: str, *bases: type[Exception], **attributes: object) -> Exception:
     """Return an exception of a class of that name, as another package would have it."""
-    made: Exception = type(name, bases or (Exception,), {})(text)
+    made: Exception = type(name, bases or (Exception,), attributes)(text)
     return made

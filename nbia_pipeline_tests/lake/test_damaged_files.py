@@ -25,7 +25,6 @@ from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema.status import ABSENT_AT, API, CHANGES, KEPT, LISTED_AT, QUARANTINED, SERVED
 from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
-from nbia_pipeline_tests.helpers.stores import new_address
 
 UID = "SeriesInstanceUID"
 WANTED = WantedSeries("1.2", "1", "P", "C", 1, 5, datetime(2026, 1, 1), None)  # noqa: DTZ001 - the tables state none
@@ -36,8 +35,7 @@ Rows = Callable[[pa.Table], pa.Table]
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_a_file_of_another_table_is_damage(rows: int) -> None:
-    lake = Lake(new_address())
+def test_a_file_of_another_table_is_damage(rows: int, lake: Lake) -> None:
     table = pa.Table.from_pylist([{UID: "1.2", "Collection": "C"}] * rows, schema=SERIES.schema)
     lake.write_table(SERIES, table, "C", properties={API: "v9"})
     lake.put_bytes(table_path(IMAGE_SERIES.name, "C"), lake.read_bytes(table_path(SERIES.name, "C")) or b"")
@@ -104,9 +102,8 @@ def edited(*path: str | int, value: Any = None) -> bytes:
     ids=lambda content: content[:12].decode("ascii", "replace"),
 )
 def test_a_damaged_entry_is_no_entry_and_the_commit_removes_it(
-    content: bytes, caplog: pytest.LogCaptureFixture
+    content: bytes, caplog: pytest.LogCaptureFixture, lake: Lake
 ) -> None:
-    lake = Lake(new_address())
     lake.put_bytes(ENTRY, content)
     assert list(journal.read_slices(lake, "C")) == [[]]
     assert lake.read_bytes(ENTRY) == content and not caplog.records, "a reader changes nothing"
@@ -115,8 +112,7 @@ def test_a_damaged_entry_is_no_entry_and_the_commit_removes_it(
     assert f"{lake.uri}/{ENTRY} is damaged" in caplog.text and "its series is fetched again" in caplog.text
 
 
-def test_an_entry_comes_back_as_it_was_written() -> None:
-    lake = Lake(new_address())
+def test_an_entry_comes_back_as_it_was_written(lake: Lake) -> None:
     journal.record_failure(lake, RECEIPT)
     [[entry]] = journal.read_slices(lake, "C")
     assert entry == journal.Entry(ENTRY, RECEIPT, None)
@@ -124,8 +120,8 @@ def test_an_entry_comes_back_as_it_was_written() -> None:
     assert [e.staged for e in journal.read_entries(lake, "C", ["1.2"])] == ["host.1.ab/1.2"]
 
 
-def test_a_damaged_entry_needs_no_staged_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
-    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+@pytest.mark.disk("working directories that are in the lake")
+def test_a_damaged_entry_needs_no_staged_directory(lake: Lake) -> None:
     lake.put_bytes(ENTRY, b"")
     dead = f".staging/{this_process().rsplit('.', 1)[0]}.999999999.ab"
     lake.put_bytes(dead, b"x")
@@ -148,8 +144,7 @@ def test_a_damaged_entry_needs_no_staged_directory(tmp_path_factory: pytest.Temp
     ],
     ids=lambda text: text[:20],
 )
-def test_a_property_that_does_not_state_what_it_should_names_its_file(name: str, value: str) -> None:
-    lake = Lake(new_address())
+def test_a_property_that_does_not_state_what_it_should_names_its_file(name: str, value: str, lake: Lake) -> None:
     put(lake, lambda rows: rows.replace_schema_metadata(with_properties(rows.schema, {name: value}).metadata))
     with pytest.raises(
         LakeError,
@@ -160,16 +155,14 @@ def test_a_property_that_does_not_state_what_it_should_names_its_file(name: str,
         record_changes(lake, "C")
 
 
-def test_a_property_that_is_no_text_names_its_file() -> None:
-    lake = Lake(new_address())
+def test_a_property_that_is_no_text_names_its_file(lake: Lake) -> None:
     rows = COLLECTIONS.schema.empty_table()
     lake.put_bytes(table_path(COLLECTIONS.name), parquet(rows.replace_schema_metadata({b"nbia_fact:kept": b"\xff"})))
     with pytest.raises(LakeError, match="its property kept is"):
         lake.read_properties(COLLECTIONS)
 
 
-def test_other_properties_are_any_text() -> None:
-    lake = Lake(new_address())
+def test_other_properties_are_any_text(lake: Lake) -> None:
     stated = {API: "v9", SERVED: "", "other": "ä", CHANGES: "12", LISTED_AT: "2026-01-01T10:00:00.5", KEPT: '["*"]'}
     lake.write_table(COLLECTIONS, COLLECTIONS.schema.empty_table(), properties=stated)
     assert lake.read_properties(COLLECTIONS) == stated
@@ -213,8 +206,7 @@ DAMAGES: dict[str, Rows] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_table_with_damaged_columns_names_its_file(damage: Rows) -> None:
-    lake = Lake(new_address())
+def test_a_table_with_damaged_columns_names_its_file(damage: Rows, lake: Lake) -> None:
     put(lake, damage)
     reads: list[Callable[[], object]] = [
         lambda: lake.read_table(SERIES, "C"),
@@ -239,8 +231,7 @@ CUTS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_a_table_that_is_cut_names_its_file(cut: Callable[[bytes], bytes]) -> None:
-    lake = Lake(new_address())
+def test_a_table_that_is_cut_names_its_file(cut: Callable[[bytes], bytes], lake: Lake) -> None:
     lake.put_bytes(table_path(SERIES.name, "C"), cut(parquet(series())))
     for read in (lambda: lake.read_table(SERIES, "C"), lambda: list(lake.read_pieces(SERIES, "C"))):
         with pytest.raises(

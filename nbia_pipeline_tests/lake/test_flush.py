@@ -20,6 +20,8 @@ from nbia_pipeline_tests.helpers.series import publish, receipt, series_table, w
 
 Calls = list[str]
 
+pytestmark = pytest.mark.disk("what is flushed")
+
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:

@@ -25,14 +25,17 @@ from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.lake.store import Store
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES_METADATA, STUDIES
+from nbia_pipeline_tests.helpers.places import WHERE, Place, file_system_of, files_below, lake_in, path_in, relative
 from nbia_pipeline_tests.helpers.series import read_files
+
+pytestmark = pytest.mark.stores("seaweedfs", "moto")
 
 NAMES = ["RIDER Lung CT", "Müller/x", "LIDC-IDRI"]
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path / "a lake") if request.param == "disk" else f"memory://lake-{uuid.uuid4().hex}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 def studies(collection: str, count: int) -> pa.Table:
@@ -77,27 +80,29 @@ def test_an_unpartitioned_table_keeps_its_collection_column(lake: Lake) -> None:
     assert lake.read_table(COLLECTIONS)["Collection"].to_pylist() == ["A"]
 
 
-def test_every_reader_sees_one_data_set_with_the_original_names(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
+def test_every_reader_sees_one_data_set_with_the_original_names(place: Place) -> None:
+    lake = Lake(str(place))
     for name in NAMES:
         lake.write_table(STUDIES, studies(name, 2), name)
-    folder = tmp_path / "tables" / "studies"
+    folder = place / "tables" / "studies"
     query = f"SELECT DISTINCT Collection FROM read_parquet('{folder}/*/*.parquet', hive_partitioning = true)"
     assert {row[0] for row in duckdb.execute(query).fetchall()} == set(NAMES)
-    assert set(pd.read_parquet(folder)["Collection"]) == set(NAMES)
-    assert set(ds.dataset(folder, partitioning="hive").to_table()["Collection"].to_pylist()) == set(NAMES)
+    path, fs = path_in(folder), file_system_of(folder)
+    assert set(pd.read_parquet(path, filesystem=fs)["Collection"]) == set(NAMES)
+    found = ds.dataset(path, filesystem=fs, partitioning="hive").to_table()
+    assert set(found["Collection"].to_pylist()) == set(NAMES)
 
 
-def test_no_temporary_file_lies_among_the_tables(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
+def test_no_temporary_file_lies_among_the_tables(place: Place) -> None:
+    lake = Lake(str(place))
     lake.check_writable()
     lake.write_table(STUDIES, studies("A", 2), "A")
-    files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    files = [relative(p, place) for p in files_below(place)]
     assert sorted(files) == ["lake.json", table_path("studies", "A")]
 
 
-def test_a_reader_sees_the_old_table_or_the_new_one(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
+def test_a_reader_sees_the_old_table_or_the_new_one(place: Place) -> None:
+    lake = Lake(str(place))
     lake.write_table(STUDIES, studies("A", 1), "A")
     counts: set[int] = set()
     stop = threading.Event()
@@ -115,6 +120,7 @@ def test_a_reader_sees_the_old_table_or_the_new_one(tmp_path: Path) -> None:
     assert counts <= {1, 5000}
 
 
+@pytest.mark.disk("what a file is in the way of")
 def test_a_lake_that_cannot_be_written_says_where_why_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     lake = Lake(str(tmp_path / "file" / "lake"))
@@ -131,8 +137,8 @@ def test_an_unknown_kind_of_lake_is_refused() -> None:
     assert raised.value.arguments == ("lake",)
 
 
-def test_a_damaged_table_is_an_error_not_an_empty_table(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
+def test_a_damaged_table_is_an_error_not_an_empty_table(place: Place) -> None:
+    lake = Lake(str(place))
     lake.put_bytes(table_path("studies", "A"), b"PAR1 but no more")
     with pytest.raises(LakeError, match="cannot read tables/studies/Collection=A"):
         lake.read_table(STUDIES, "A")
@@ -183,6 +189,7 @@ def test_a_folder_with_other_people_s_contents_stays(lake: Lake, name: str) -> N
     assert set(lake.sizes("images/A")) == {"images/A/P/1/.DS_Store", f"images/A/P/1/{name}"}
 
 
+@pytest.mark.disk("how NFS renames what is open")
 def test_a_file_that_is_held_open_does_not_keep_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On NFS, a file that was deleted while it was open is renamed, and deleting that fails."""
     lake = Lake(str(tmp_path))
@@ -234,6 +241,7 @@ def test_a_workspace_is_gone_after_its_block(lake: Lake) -> None:
     assert not work.exists()
 
 
+@pytest.mark.disk("working directories that are in the lake")
 def test_leftovers_of_a_dead_process_are_swept_and_a_workspace_in_use_is_not(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     dead = subprocess.run(
@@ -254,6 +262,7 @@ def test_leftovers_of_a_dead_process_are_swept_and_a_workspace_in_use_is_not(tmp
     assert not Path(dead).exists()
 
 
+@pytest.mark.disk("working directories that are in the lake")
 def test_what_the_journal_names_is_not_swept(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     old = tmp_path / STAGING / "elsewhere.1.abc"
@@ -377,18 +386,19 @@ def test_the_format_is_read_once_and_not_at_every_use(lake: Lake, monkeypatch: p
     opened = Lake(lake.uri)
     reads: list[str] = []
     for store in (LocalStore, ObjectStore):
-        was = store.read
+        was = store.read_first
 
-        def read(self: Store, path: str, _was: Callable[[Store, str], bytes | None] = was) -> bytes | None:
+        def read(self: Store, path: str, _was: Callable[..., bytes | None] = was) -> bytes | None:
             reads.append(path)
             return _was(self, path)
 
-        monkeypatch.setattr(store, "read", read)
+        monkeypatch.setattr(store, "read_first", read)
     for _ in range(3):
         opened.read_table(STUDIES, "A")
     assert reads.count(FORMAT_FILE) == 1
 
 
+@pytest.mark.disk("folders without files")
 def test_a_folder_that_is_not_the_lake_s_own_is_no_error(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     lake.write_table(STUDIES, STUDIES.schema.empty_table(), "A")

@@ -19,6 +19,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
+@pytest.mark.disk("permissions")
 def test_a_lake_follows_the_umask(one: OneSeries, umask: int) -> None:
     assert one.fetch().status == "complete"
     root = Path(one.lake.uri)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,37 @@ from hypothesis import strategies as st
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import decode, empty_part_path, looks_like_text, table_path
 from nbia_pipeline.schema.tables import INSTANCES, STUDIES
+from nbia_pipeline_tests.helpers.places import Place, file_system_of, path_in, place_at
 from nbia_pipeline_tests.helpers.readers import POLARS, polars
 
-Reader = Callable[[Path], list[Any]]
+Reader = Callable[[Place], list[Any]]
 
 
-def by_duckdb(folder: Path) -> list[Any]:
+def by_duckdb(folder: Place) -> list[Any]:
     found = duckdb.execute("SELECT Collection FROM read_parquet(?)", [f"{folder}/*/*.parquet"]).fetchall()
     return [name for (name,) in found]
 
 
-def by_dataset(folder: Path) -> list[Any]:
-    names: list[Any] = ds.dataset(folder, partitioning="hive").to_table()["Collection"].to_pylist()
+def by_dataset(folder: Place) -> list[Any]:
+    names: list[Any] = (
+        ds.dataset(path_in(folder), filesystem=file_system_of(folder), partitioning="hive")
+        .to_table()["Collection"]
+        .to_pylist()
+    )
     return names
 
 
-def by_pyarrow(folder: Path) -> list[Any]:
-    names: list[Any] = pq.read_table(folder)["Collection"].to_pylist()
+def by_pyarrow(folder: Place) -> list[Any]:
+    names: list[Any] = pq.read_table(path_in(folder), filesystem=file_system_of(folder))["Collection"].to_pylist()
     return names
 
 
-def by_pandas(folder: Path) -> list[Any]:
-    return pd.read_parquet(folder)["Collection"].tolist()
+def by_pandas(folder: Place) -> list[Any]:
+    return pd.read_parquet(path_in(folder), filesystem=file_system_of(folder))["Collection"].tolist()
 
 
-def by_polars(folder: Path) -> list[Any]:
-    names: list[Any] = polars.read_parquet(folder)["Collection"].to_list()
+def by_polars(folder: Place) -> list[Any]:
+    names: list[Any] = polars.read_parquet(f"{folder}/")["Collection"].to_list()
     return names
 
 
@@ -54,23 +59,23 @@ NAMES = """007 0 -5 +5 1e5 1.5 1_000 1,000 0x10 2024-01-01 2024-01-01T10:00:00 1
     NaN nan NA n/a NaT inf -inf Infinity epoch now today t % - . .5 1. ٣ ½ ~ ~empty 4D-Lung""".split()
 
 
-def write(lake: Lake, *names: str) -> Path:
+def write(lake: Lake, *names: str) -> Place:
     for name in names:
         lake.write_table(STUDIES, studies(name), name)
-    return Path(lake.uri, "tables", STUDIES.name)
+    return place_at(lake.uri, "tables", STUDIES.name)
 
 
 def studies(name: str) -> pa.Table:
     return pa.Table.from_pylist([{"StudyInstanceUID": "1.2", "Collection": name}], schema=STUDIES.schema)
 
 
-def read(folder: Path) -> dict[str, list[Any]]:
+def read(folder: Place) -> dict[str, list[Any]]:
     return {reader.__name__: sorted(reader(folder), key=str) for reader in READERS}
 
 
 @pytest.mark.parametrize("name", [*NAMES, " ", " 7", "2024-01-01 10:00:00", "2024 01 01", "1 000"])
-def test_a_name_is_text_to_every_reader(tmp_path: Path, name: str) -> None:
-    lake = Lake(str(tmp_path))
+def test_a_name_is_text_to_every_reader(place: Place, name: str) -> None:
+    lake = Lake(str(place))
     folder = write(lake, name)
     assert read(folder) == {reader.__name__: [name] for reader in READERS}
     assert lake.collections_of(STUDIES) == [name]
@@ -78,9 +83,9 @@ def test_a_name_is_text_to_every_reader(tmp_path: Path, name: str) -> None:
     assert folder.joinpath("Collection=~empty").exists() == (not looks_like_text(name))
 
 
-def test_names_of_all_kinds_together_are_text_to_every_reader(tmp_path: Path) -> None:
+def test_names_of_all_kinds_together_are_text_to_every_reader(place: Place) -> None:
     names = [*NAMES, "LIDC-IDRI", "Müller/x"]
-    lake = Lake(str(tmp_path))
+    lake = Lake(str(place))
     folder = write(lake, *names)
     assert read(folder) == {reader.__name__: sorted(names) for reader in READERS}
     assert lake.collections_of(STUDIES) == sorted(names)
@@ -100,9 +105,9 @@ NAME = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(NAME)
-def test_any_name_is_text_to_every_reader(name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        assert read(write(Lake(folder), name)) == {reader.__name__: [name] for reader in READERS}
+def test_any_name_is_text_to_every_reader(place: Place, name: str) -> None:
+    lake = Lake(str(place / uuid.uuid4().hex))
+    assert read(write(lake, name)) == {reader.__name__: [name] for reader in READERS}
 
 
 AS_TEXT = ds.partitioning(pa.schema([("Collection", pa.string())]), flavor="hive")
@@ -135,19 +140,20 @@ def test_where_the_type_is_stated_no_part_without_rows_is_needed(tmp_path: Path,
     assert set(map(tuple, by_recipe(tmp_path / "tables" / "t").values())) == {tuple(expected)}
 
 
-def test_a_name_that_can_only_be_text_needs_no_part_without_rows(tmp_path: Path) -> None:
-    folder = write(Lake(str(tmp_path)), "LIDC-IDRI", "nullable", "True North", "Ärzte", "e5")
+def test_a_name_that_can_only_be_text_needs_no_part_without_rows(place: Place) -> None:
+    folder = write(Lake(str(place)), "LIDC-IDRI", "nullable", "True North", "Ärzte", "e5")
     assert not folder.joinpath("Collection=~empty").exists()
     assert sorted(by_pandas(folder)) == ["LIDC-IDRI", "True North", "e5", "nullable", "Ärzte"]
 
 
-def test_a_table_that_is_written_piece_by_piece_is_read_the_same_way(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path))
+def test_a_table_that_is_written_piece_by_piece_is_read_the_same_way(place: Place) -> None:
+    lake = Lake(str(place))
     rows = pa.Table.from_pylist([{"SOPInstanceUID": "1", "Collection": "007"}], schema=INSTANCES.schema)
     lake.write_pieces(INSTANCES, [rows], "007")
-    assert read(tmp_path / "tables" / "instances") == {reader.__name__: ["007"] for reader in READERS}
+    assert read(place / "tables" / "instances") == {reader.__name__: ["007"] for reader in READERS}
 
 
+@pytest.mark.disk("what identifies a file")
 def test_the_part_without_rows_has_the_columns_of_this_version_and_is_written_once(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     write(lake, "007")

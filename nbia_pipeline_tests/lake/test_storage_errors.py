@@ -18,7 +18,7 @@ from nbia_pipeline.archive import ArchiveUnreachable
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.errors import remedy
 from nbia_pipeline.lake.layout import FORMAT_FILE, table_path
-from nbia_pipeline.lake.lock import LockTimings, object_lock
+from nbia_pipeline.lake.lock import LockTimings
 from nbia_pipeline.schema.tables import SERIES, STUDIES
 from nbia_pipeline.settings import SettingsError
 from nbia_pipeline_tests.helpers.chains import shown
@@ -119,7 +119,9 @@ def test_the_variables_of_a_store_are_named() -> None:
     assert "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)" in remedy(error, "s3://b/l")
     assert "(GOOGLE_APPLICATION_CREDENTIALS)" in remedy(error, "gcs://b/l")
     assert "AZURE_STORAGE_ACCOUNT_KEY" in remedy(error, "abfs://b/l")
-    assert "(AWS_ENDPOINT_URL and AWS_REGION)" in remedy(exception("EndpointConnectionError", "x"), "s3://b/l")
+    where = "(AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION)"
+    assert where in remedy(exception("EndpointConnectionError", "x"), "s3://b/l")
+    assert where in remedy(exception("Unheard", "x"), "s3://b/l")
     assert remedy(error, "/data/lake") == "check that you may write there and that there is room"
 
 
@@ -179,7 +181,7 @@ def test_a_store_that_does_not_answer_is_not_an_empty_lake() -> None:
     lake = written()
 
     def down(call: str) -> Exception | None:
-        return ConnectionResetError(errno.ECONNRESET, "reset") if call == "info" else None
+        return ConnectionResetError(errno.ECONNRESET, "reset") if call in ("info", "open") else None
 
     with failing(down), pytest.raises(LakeError, match="reset"):
         lake.write_table(STUDIES, NONE, "A")
@@ -319,8 +321,8 @@ def test_a_heartbeat_that_fails_neither_kills_its_thread_nor_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     beats = threading.Event()
-    monkeypatch.setattr(object_lock.__wrapped__, "__defaults__", (LockTimings(beat=0.01),))  # type: ignore[attr-defined]
     lake = written()
+    lake._store._locks.timings = LockTimings(beat=0.01)  # type: ignore[union-attr]
 
     def down(call: str) -> Exception | None:
         if threading.current_thread().name == "nbia-lock":
@@ -331,7 +333,7 @@ def test_a_heartbeat_that_fails_neither_kills_its_thread_nor_is_forgotten(
         expect_held()
         with failing(down):
             assert beats.wait(10)
-            _until(lambda: "no heartbeat of the lock" in caplog.text)
+            _until(lambda: "no heartbeat of the locks" in caplog.text)
             with pytest.raises(
                 LakeError, match=r"cannot lock .*EndpointConnectionError: no route\): check the address"
             ):

@@ -10,6 +10,7 @@ import pytest
 
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
+from nbia_pipeline_tests.helpers.places import Place
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +20,10 @@ def _demo_site(demo: Catalog) -> Iterator[MirroredArchive]:
 
 
 @pytest.fixture
-def site(_demo_site: MirroredArchive, tmp_path: Path) -> Iterator[MirroredArchive]:
+def site(_demo_site: MirroredArchive, place: Place) -> Iterator[MirroredArchive]:
     """The demo archive without history, and an empty lake for one collection of it."""
     _demo_site.control.reset()
     _demo_site.around.reset()
-    yield replace(_demo_site, folder=tmp_path / "lake")
+    yield replace(_demo_site, folder=place / "lake")
     _demo_site.control.reset()
     _demo_site.around.reset()

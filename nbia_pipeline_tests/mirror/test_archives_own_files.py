@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
@@ -24,6 +23,7 @@ from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.dicom_bytes import DEFLATED, IMPLICIT, PREAMBLE, data_set, deflated, meta
+from nbia_pipeline_tests.helpers.places import Place
 from nbia_pipeline_tests.helpers.series import files_of
 from nbia_pipeline_tests.helpers.zips import pack, with_true_list
 
@@ -90,11 +90,11 @@ class OneSeries:
 
 
 @pytest.fixture
-def fetch(tmp_path: Path) -> Iterator[Callable[..., tuple[Receipt, dict[str, bytes]]]]:
+def fetch(place: Place) -> Iterator[Callable[..., tuple[Receipt, dict[str, bytes]]]]:
     """A function that mirrors a series of these files, and returns the receipt and what is in the lake then."""
 
     def fetch(files: dict[str, bytes], single: dict[str, bytes] | None = None) -> tuple[Receipt, dict[str, bytes]]:
-        lake = Lake(str(tmp_path / "lake"))
+        lake = Lake(str(place / "lake"))
         wanted = WantedSeries(SERIES, "1.2", "P", "C", len(files), sum(map(len, files.values())), DAY, DAY)
         with serving(OneSeries(files, single or {}).app()) as url, NbiaClient(url, options=FAST) as client:
             receipt = fetch_series(client, lake, wanted)

@@ -34,6 +34,7 @@ from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import with_column
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_CHANGES, SERIES_SEEN
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 from nbia_pipeline_tests.helpers.series import (
     crash_before_the_move,
     held,
@@ -46,9 +47,9 @@ from nbia_pipeline_tests.helpers.series import (
 ONE = wanted(1)
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path) if request.param == "disk" else f"memory://receipts-{tmp_path.name}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 def test_receipts_and_instances_follow_what_was_published(lake: Lake) -> None:
@@ -141,6 +142,7 @@ def test_a_series_that_is_no_longer_listed_keeps_its_receipt(lake: Lake) -> None
     assert commit(lake, "A", series_table([wanted(2)]))["Status"].to_pylist() == ["complete", "pending"]
 
 
+@pytest.mark.disk("entries of the journal that name a staged directory")
 def test_a_move_that_a_crash_prevented_is_made_up_for(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt(7))
@@ -161,6 +163,7 @@ def test_an_empty_collection_has_empty_tables(lake: Lake) -> None:
     assert lake.collections_of(IMAGE_SERIES) == ["A"]
 
 
+@pytest.mark.disk("what a file is in the way of")
 def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     blocked = tmp_path / "images" / "A" / "P"
@@ -174,6 +177,7 @@ def test_a_place_that_cannot_be_had_leaves_no_receipt(tmp_path: Path) -> None:
     assert commit(lake, "A", series_table([ONE]))["Status"].to_pylist() == ["complete"]
 
 
+@pytest.mark.disk("moves into a place that is taken")
 def test_an_old_version_comes_back_when_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +377,7 @@ def test_a_batch_that_is_tried_again_skips_what_it_got(lake: Lake) -> None:
     assert already_there(lake, [replace(wanted(n), FileSize=7) for n in (1, 2)]) == set()
 
 
+@pytest.mark.disk("entries of the journal that name a staged directory")
 def test_a_batch_that_is_tried_again_counts_on_files_that_are_still_staged(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     crash_before_the_move(lake, receipt())

@@ -27,6 +27,7 @@ from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer, closed_early, cut, edited
+from nbia_pipeline_tests.helpers.places import Place, files_below, place_at
 from nbia_pipeline_tests.helpers.series import expected_files, files_of
 
 COLLECTION = "QIN_Breast.v2"
@@ -37,12 +38,12 @@ def wanted(client: NbiaClient) -> WantedSeries:
     return wanted_series(client.series(COLLECTION))[0]
 
 
-def images_in(lake: Lake) -> list[Path]:
-    return [p for p in Path(lake.uri).glob("images/**/*") if p.is_file()]
+def images_in(lake: Lake) -> list[Place]:
+    return files_below(place_at(lake.uri, "images"))
 
 
 def staged_in(lake: Lake) -> list[str]:
-    return [p.name for p in Path(lake.uri, ".staging").iterdir() if p.name not in ("journal", "locks")]
+    return [name for name in lake.names_in(".staging") if name not in ("journal", "locks")]
 
 
 def test_a_series_arrives_byte_for_byte_under_its_instance_uids(
@@ -233,6 +234,7 @@ def test_a_batch_keeps_what_it_published_when_the_archive_goes_away(
     assert len(images_in(lake)) == wanted[0].ImageCount
 
 
+@pytest.mark.disk("what a file is in the way of")
 def test_a_lake_that_cannot_be_written_stops_the_batch(
     client: NbiaClient, tmp_path: Path, wanted: WantedSeries
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.compute as pc
@@ -29,6 +28,7 @@ from nbia_pipeline.schema.tables import (
 )
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer, pass_on
+from nbia_pipeline_tests.helpers.places import Place
 
 BREAST = "QIN_Breast.v2"
 DOWNLOAD = "getImageWithMD5Hash"
@@ -41,8 +41,8 @@ def client(archive: TestArchive, request: pytest.FixtureRequest) -> Iterator[Nbi
 
 
 @pytest.fixture
-def mirror(client: NbiaClient, tmp_path: Path) -> Mirror:
-    return Mirror(client, Lake(str(tmp_path / "lake")))
+def mirror(client: NbiaClient, place: Place) -> Mirror:
+    return Mirror(client, Lake(str(place / "lake")))
 
 
 def statuses(lake: Lake) -> dict[str, str]:
@@ -51,16 +51,12 @@ def statuses(lake: Lake) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("client", ["v2", "v4"], indirect=True)
-def test_a_collection_is_mirrored_into_a_new_lake(
-    archive: TestArchive, client: NbiaClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = Mirror(client, Lake("lake")).run(BREAST)
+def test_a_collection_is_mirrored_into_a_new_lake(archive: TestArchive, client: NbiaClient, lake: Lake) -> None:
+    result = Mirror(client, lake).run(BREAST)
     listed = client.series(BREAST)
     size = pc.sum(listed["FileSize"]).as_py()
     assert result == MirrorResult(wanted=5, already_there=0, fetched=5, files=85, bytes=size, left=0, failed={})
 
-    lake = Lake(str(tmp_path / "lake"))
     rows = {t.name: lake.count_rows(t, BREAST) for t in (PATIENTS, STUDIES, SERIES, SERIES_CHANGES, SERIES_SEEN)}
     assert rows == {"patients": 2, "studies": 3, "series": 5, "series_changes": 5, "series_seen": 5}
     assert lake.read_table(SERIES, BREAST).sort_by("SeriesInstanceUID").equals(listed.sort_by("SeriesInstanceUID"))
@@ -70,15 +66,16 @@ def test_a_collection_is_mirrored_into_a_new_lake(
     instances = lake.read_table(INSTANCES, BREAST).to_pylist()
     assert len(instances) == 85
     for row in instances:
-        content = (tmp_path / "lake" / row["Path"]).read_bytes()
+        content = lake.read_bytes(row["Path"]) or b""
         assert (len(content), hashlib.md5(content).hexdigest()) == (row["Size"], row["MD5"])
 
     archive.faults.reset()
-    again = Mirror(client, Lake("lake")).run(BREAST)
+    again = Mirror(client, lake).run(BREAST)
     assert again == MirrorResult(wanted=5, already_there=5, fetched=0, files=0, bytes=0, left=0, failed={})
     assert {r.endpoint for r in archive.faults.seen} == {"getPatient", "getPatientStudy", "getSeries"}
 
 
+@pytest.mark.stores("seaweedfs")
 def test_a_run_in_steps_fetches_what_is_planned(archive: TestArchive, mirror: Mirror) -> None:
     mirror.update_tables(BREAST)
     lines: list[str] = []
@@ -139,6 +136,7 @@ def test_what_was_fetched_before_the_archive_failed_is_in_the_tables(archive: Te
     assert mirror.run(BREAST).fetched == 3
 
 
+@pytest.mark.disk("room on a disk")
 def test_what_the_disk_has_no_room_for_is_left_with_its_reason_until_there_is_room(
     archive: TestArchive, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def small_disk(site: MirroredArchive, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("kilobytes", [60, 400, 1000, 1700, 2400, 2900])
+@pytest.mark.disk("a full or read-only file system")
 def test_a_full_disk_ends_the_run_and_more_room_completes_it(
     site: MirroredArchive, small_disk: Remount, kilobytes: int
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_full_disk_ends_the_run_and_more_room_completes_it(
 
 
 @pytest.mark.parametrize("kind", ["lost_file", "no_files"])
+@pytest.mark.disk("a full or read-only file system")
 def test_a_disk_that_is_full_while_a_series_is_mended(site: MirroredArchive, small_disk: Remount, kind: str) -> None:
     site.wrong(Fault(kind, HASHED))
     small_disk("size=1300k")
@@ -89,12 +91,13 @@ def test_a_disk_that_is_full_while_a_series_is_mended(site: MirroredArchive, sma
     site.expect_true()
 
 
+@pytest.mark.disk("a full or read-only file system")
 def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Remount) -> None:
     site.run()
     uid = site.uid(28)
     old = truth.contents(site.folder)
     site.control.replace(uid, hidden=False)
-    used = sum(p.stat().st_blocks * 512 for p in site.folder.rglob("*") if p.is_file())
+    used = sum(p.stat().st_blocks * 512 for p in Path(site.lake.uri).rglob("*") if p.is_file())
     small_disk(f"size={used // 1024 + 300}k")
     with pytest.raises(LakeError, match="No space left"):
         site.run()
@@ -104,8 +107,11 @@ def test_a_full_disk_keeps_the_old_version(site: MirroredArchive, small_disk: Re
     site.expect_true()
 
 
-def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
+def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive, store: str, request: pytest.FixtureRequest) -> None:
     """A limit of the process, as a quota is: small files pass, larger ones do not."""
+    if store != "disk":
+        why = "the temporary directory is full, and the error tells to check the account of the store"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     words = [*MIRROR, site.url, str(site.folder)]
 
     def limit() -> None:
@@ -121,6 +127,7 @@ def test_a_file_that_grows_beyond_a_limit(site: MirroredArchive) -> None:
 
 
 @pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.disk("what a file is in the way of")
 def test_something_in_the_way_of_a_verified_series(site: MirroredArchive, level: int) -> None:
     """The journal has the series already, but it cannot take its place: it must not count as there."""
     uid = site.uid(SLICES)
@@ -140,6 +147,7 @@ def test_something_in_the_way_of_a_verified_series(site: MirroredArchive, level:
 # --- read-only
 
 
+@pytest.mark.disk("a full or read-only file system")
 def test_a_lake_that_is_read_only_from_the_start(site: MirroredArchive, small_disk: Remount) -> None:
     small_disk("ro")
     with pytest.raises(LakeError, match="Read-only"):
@@ -151,6 +159,7 @@ def test_a_lake_that_is_read_only_from_the_start(site: MirroredArchive, small_di
 
 
 @pytest.mark.parametrize("after", [1, 12])
+@pytest.mark.disk("a full or read-only file system")
 def test_a_lake_that_becomes_read_only(site: MirroredArchive, small_disk: Remount, after: int) -> None:
     """What cannot be removed any more is swept by the next run: so the first is a process of its own."""
     site.collections = _all_public(site)
@@ -184,6 +193,7 @@ async def _until_it_works(remount: Callable[[], None]) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write where permissions forbid it; a read-only mount stands in")
+@pytest.mark.disk("permissions")
 def test_a_lake_without_permission(site: MirroredArchive) -> None:
     site.folder.mkdir(mode=0o555)
     with pytest.raises(LakeError, match="Permission denied"):
@@ -194,6 +204,7 @@ def test_a_lake_without_permission(site: MirroredArchive) -> None:
     site.expect_true()
 
 
+@pytest.mark.disk("what a file is in the way of")
 def test_a_lake_below_a_file(site: MirroredArchive, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     site.folder = tmp_path / "file" / "lake"

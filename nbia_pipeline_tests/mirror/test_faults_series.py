@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.faults import custom
 from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive, mirrored_archive
+from nbia_pipeline_tests.helpers.places import Place
 
 pytestmark = pytest.mark.slow
 
@@ -180,15 +180,15 @@ class _WithoutDigests:
 
 
 @pytest.fixture(params=["v2", "v4"])
-def undigested(request: pytest.FixtureRequest, demo: Catalog, tmp_path: Path) -> Iterator[MirroredArchive]:
+def undigested(request: pytest.FixtureRequest, demo: Catalog, place: Place) -> Iterator[MirroredArchive]:
     """An archive that holds no digest of one instance of one series."""
     store = demo.images
     assert store is not None
-    with mirrored_archive(demo, tmp_path / "lake") as plain:
+    with mirrored_archive(demo, place / "lake") as plain:
         uid = plain.uid(SLICES)
     gap = store.instances(uid)[SLICES // 2].sop_instance_uid
     catalog = replace(demo, images=_WithoutDigests(store, lambda sop: sop == gap))
-    with mirrored_archive(catalog, tmp_path / "lake", proofs={uid: "count+size"}, api=request.param) as site:
+    with mirrored_archive(catalog, place / "lake", proofs={uid: "count+size"}, api=request.param) as site:
         yield site
 
 
@@ -250,10 +250,10 @@ def test_the_tree_of_digests_is_a_hint_only(undigested: MirroredArchive, fault: 
     undigested.expect_true()
 
 
-def test_an_archive_without_any_digest(demo: Catalog, tmp_path: Path) -> None:
+def test_an_archive_without_any_digest(demo: Catalog, place: Place) -> None:
     assert demo.images is not None
     catalog = replace(demo, images=_WithoutDigests(demo.images, lambda sop: True))
-    with mirrored_archive(catalog, tmp_path / "lake") as site:
+    with mirrored_archive(catalog, place / "lake") as site:
         site.proofs = dict.fromkeys(truth.facts_of(site.archive, site.collections), "count+size")
         site.run()
         site.expect_true()

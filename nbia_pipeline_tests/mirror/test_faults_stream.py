@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from starlette.types import ASGIApp
@@ -24,6 +23,7 @@ from nbia_pipeline_tests.helpers import truth
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import Faults, custom, pass_on
 from nbia_pipeline_tests.helpers.mirrored_archive import MirroredArchive
+from nbia_pipeline_tests.helpers.places import Place
 
 pytestmark = pytest.mark.slow
 
@@ -156,14 +156,14 @@ def _served(app: ASGIApp, port: int = 0) -> Iterator[int]:
             thread.join()
 
 
-def _site_at(port: int, around: Faults, folder: Path) -> MirroredArchive:
+def _site_at(port: int, around: Faults, folder: Place) -> MirroredArchive:
     return MirroredArchive(f"http://127.0.0.1:{port}/nbia-api", around.app.state.archive, around, folder)  # type: ignore[attr-defined]
 
 
-def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalog, tmp_path: Path) -> None:
+def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalog, place: Place) -> None:
     around = Faults(create_app(demo))
     with _served(around) as port:
-        site = _site_at(port, around, tmp_path / "lake")
+        site = _site_at(port, around, place / "lake")
         site.wrong(Fault("drop", HASHED, skip=2))
         with pytest.raises(ArchiveUnreachable):
             site.run(streams=1)
@@ -178,11 +178,11 @@ def test_an_archive_that_is_down_ends_the_run_and_costs_nothing(demo: Catalog, t
         site.expect_true()
 
 
-def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalog, tmp_path: Path) -> None:
+def test_an_archive_that_comes_back_in_time_ends_no_run(demo: Catalog, place: Place) -> None:
     around = Faults(create_app(demo))
     runs: list[object] = []
     with _served(around) as port:
-        site = _site_at(port, around, tmp_path / "lake")
+        site = _site_at(port, around, place / "lake")
     site.options = replace(FAST, tries=200, backoff=0.02)
     thread = threading.Thread(target=lambda: runs.append(site.run()))
     thread.start()

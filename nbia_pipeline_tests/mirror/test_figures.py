@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.dicom import dicom
 from nbia_pipeline_tests.helpers.faults import NO_SUCH_ENDPOINT, Fault, answer, custom, edited
 from nbia_pipeline_tests.helpers.one_series import COLLECTION, UID, OneSeries, image
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 
 HASHED, LISTED, SIZED = "getImageWithMD5Hash", "getSOPInstanceUIDs", "getSeriesSize"
 LARGE = 5 << 18
@@ -237,9 +237,9 @@ def test_an_empty_zip_of_a_series_with_images_is_not_complete(one: OneSeries) ->
     assert one.fetch().status == QUARANTINED
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://figures-{tmp_path.name}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 def committed(one: OneSeries, lake: Lake) -> None:

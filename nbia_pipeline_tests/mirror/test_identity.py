@@ -11,6 +11,7 @@ from nbia_pipeline.lake.layout import decode
 from nbia_pipeline.mirror.engine import Mirror, MirrorResult
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, PATIENTS, SERIES, STUDIES
 from nbia_pipeline_tests.helpers.mirrored_archive import BREAST, MirroredArchive
+from nbia_pipeline_tests.helpers.places import relative
 
 UID = "SeriesInstanceUID"
 
@@ -38,7 +39,7 @@ def expect_agreement(site: MirroredArchive, collection: str) -> None:
     assert {r[UID]: (r["PatientID"], r["StudyInstanceUID"]) for r in receipts} == listed
     assert {r["Status"] for r in receipts} == {"complete"}
     paths = {r["Path"] for r in lake.read_table(INSTANCES, collection).to_pylist()}
-    assert paths == {str(p.relative_to(site.folder)) for p in (site.folder / "images").rglob("*.dcm")}
+    assert paths == {relative(p, site.folder) for p in (site.folder / "images").rglob("*.dcm")}
     parts = [p.split("/") for p in paths]
     assert {(uid, (decode(patient), study)) for _, _, patient, study, uid, _ in parts} == set(listed.items())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import duckdb
@@ -21,15 +20,16 @@ from nbia_pipeline.schema.tables import LICENSES, SERIES
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.archives import FAST, TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 
 COLLECTION = "HeadNeckMix"
 BY = "Creative Commons Attribution 4.0 International License"
 NC = "Creative Commons Attribution-NonCommercial 4.0 International License"
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://licences-{tmp_path.name}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 @pytest.fixture
@@ -175,19 +175,19 @@ def test_an_account_that_is_refused_is_an_error(archive: TestArchive, lake: Lake
     assert lake.read_table(LICENSES, COLLECTION).num_rows == 0
 
 
-def test_duckdb_reads_the_texts(client: NbiaClient, tmp_path: Path, series: pa.Table) -> None:
-    lake = Lake(str(tmp_path))
+def test_duckdb_reads_the_texts(client: NbiaClient, place: Place, series: pa.Table) -> None:
+    lake = Lake(str(place))
     table = keep_licenses(client, lake, COLLECTION, series)
-    found = duckdb.execute(f"SELECT Collection, LicenseText FROM '{tmp_path}/tables/licences/*/*.parquet'").fetchall()
+    found = duckdb.execute(f"SELECT Collection, LicenseText FROM '{place}/tables/licences/*/*.parquet'").fetchall()
     assert found == [(COLLECTION, table["LicenseText"][0].as_py())]
 
 
-def test_the_stream_is_left_once_the_text_is_there(fresh_nbia_archive: NbiaArchive, tmp_path: Path) -> None:
+def test_the_stream_is_left_once_the_text_is_there(fresh_nbia_archive: NbiaArchive, place: Place) -> None:
     uid = fresh_nbia_archive.control.add_series("TCGA-DEMO", slices=600)
     with NbiaClient(fresh_nbia_archive.url, options=FAST) as client:
         (row,) = [r for r in client.series("TCGA-DEMO").to_pylist() if r["SeriesInstanceUID"] == uid]
         assert row["FileSize"] > 15_000_000
-        keep_licenses(client, Lake(str(tmp_path)), "TCGA-DEMO", pa.Table.from_pylist([row], schema=SERIES.schema))
+        keep_licenses(client, Lake(str(place)), "TCGA-DEMO", pa.Table.from_pylist([row], schema=SERIES.schema))
         (asked,) = [r for r in fresh_nbia_archive.control.requests() if r["endpoint"] == "getImage"]
         assert asked["bytes"] < 1 << 20
 

@@ -188,6 +188,7 @@ def test_every_series_is_planned_left_or_without_room(sizes: list[int | None], f
     assert all(max(w.FileSize or 0, 0) > room_for_files(free) - taken for w in plan.no_room)
 
 
+@pytest.mark.disk("room on a disk")
 def test_the_room_is_that_of_the_disk_and_an_object_store_has_no_bound(tmp_path: Path) -> None:
     measured = Lake(str(tmp_path / "not" / "yet")).free_bytes()
     assert measured is not None

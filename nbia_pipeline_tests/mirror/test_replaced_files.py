@@ -15,14 +15,16 @@ from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror.commit import already_there, commit
 from nbia_pipeline.mirror.journal import BEING_REPLACED, DAMAGED, revoke, sweep
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 from nbia_pipeline_tests.helpers.series import Crash, held, publish, read_files, receipt, series_table, wanted
 
 ONE = wanted(1)
+STAGED = "newer files that wait in the staging area for the commit"
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path) if request.param == "disk" else f"memory://replaced-{tmp_path.name}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ def replacing(tmp_path: Path) -> Lake:
     return lake
 
 
+@pytest.mark.disk(STAGED)
 def test_newer_files_wait_for_the_commit_and_are_not_swept(replacing: Lake) -> None:
     assert len(replacing.staged()) == 1 and sweep(replacing) == 0
     assert commit(replacing, "A", series_table([ONE]))["Bytes"].to_pylist() == [7]
@@ -45,6 +48,7 @@ def test_newer_files_wait_for_the_commit_and_are_not_swept(replacing: Lake) -> N
     assert replacing.staged() == []
 
 
+@pytest.mark.disk(STAGED)
 def test_of_two_newer_versions_the_last_is_kept(replacing: Lake) -> None:
     publish(replacing, receipt(9))
     assert len(replacing.staged()) == 1
@@ -52,6 +56,7 @@ def test_of_two_newer_versions_the_last_is_kept(replacing: Lake) -> None:
     assert list(held(replacing).values()) == [9]
 
 
+@pytest.mark.disk(STAGED)
 @pytest.mark.parametrize("method", ["_moved", "put_file", "remove"])
 def test_no_receipt_is_complete_when_a_crash_comes_between(
     replacing: Lake, monkeypatch: pytest.MonkeyPatch, method: str
@@ -96,6 +101,7 @@ def test_files_of_a_revoked_receipt_in_another_directory_are_removed(lake: Lake,
     assert held(lake) == {} and len(read_files(lake, moved.path)) == 1
 
 
+@pytest.mark.disk(STAGED)
 def test_newer_files_that_are_gone_are_fetched_again(replacing: Lake, caplog: pytest.LogCaptureFixture) -> None:
     (name,) = replacing.staged()
     replacing.remove_folder(f".staging/{name}")
@@ -105,6 +111,7 @@ def test_newer_files_that_are_gone_are_fetched_again(replacing: Lake, caplog: py
     assert "its files are gone; it is fetched again" in caplog.text
 
 
+@pytest.mark.disk(STAGED)
 def test_older_files_of_the_same_names_and_sizes_are_not_taken_for_the_newer_ones(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     publish(lake, receipt(5))

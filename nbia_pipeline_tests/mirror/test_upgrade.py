@@ -39,6 +39,7 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.archives import FAST
 from nbia_pipeline_tests.helpers.faults import Faults
+from nbia_pipeline_tests.helpers.places import Place, copied, files_below, place_at
 from nbia_pipeline_tests.helpers.tiny import dicom, running, tiny_catalog
 
 DATA = Path(__file__).parents[1] / "data" / "lake-0.1.0.zip"
@@ -54,11 +55,11 @@ NEWER_VERSION = {
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+def lake(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """The lake of 0.1.0, a day after its last run."""
     monkeypatch.setattr(clock, "utc_now", lambda: NOW)
-    shutil.unpack_archive(DATA, tmp_path)
-    return Lake(str(tmp_path / "lake"))
+    shutil.unpack_archive(DATA, tmp_path / "of 0.1.0")
+    return copied(tmp_path / "of 0.1.0" / "lake", place / "lake")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,7 @@ def after_reason(lake: Lake) -> Any:
     return reason
 
 
+@pytest.mark.disk("entries of the journal that name a staged directory")
 def test_an_entry_of_the_journal_is_taken_over(served: tuple[str, Faults], lake: Lake, mirror: Mirror) -> None:
     staged = list(Path(lake.uri).glob(".staging/*/files/*.dcm"))
     assert len(staged) == 3
@@ -161,13 +163,14 @@ def test_an_entry_of_the_journal_is_taken_over(served: tuple[str, Faults], lake:
         datetime(2026, 3, 2, 12),
     )
     for instance in lake.read_table(INSTANCES, BETA).to_pylist():
-        content = (Path(lake.uri) / instance["Path"]).read_bytes()
+        content = lake.read_bytes(instance["Path"]) or b""
         assert content == dicom("3.1", instance["SOPInstanceUID"])
         assert hashlib.md5(content).hexdigest() == instance["MD5"]
-    left = [p for p in Path(lake.uri).glob(".staging/**/*") if p.is_file() and "earlier" not in p.parts]
+    left = [p for p in files_below(place_at(lake.uri, ".staging")) if "earlier" not in p.parts]
     assert [p for p in left if p.suffix != ".lock"] == []
 
 
+@pytest.mark.disk("entries of the journal that name a staged directory")
 def test_the_main_job_runs_on_the_lake_and_ends_with_the_same_receipts(
     served: tuple[str, Faults], lake: Lake, tmp_path: Path
 ) -> None:
@@ -189,10 +192,12 @@ def test_the_sentence_is_read_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_table_without_the_new_columns_gets_them_though_nothing_changed(lake: Lake) -> None:
-    path = Path(lake.uri) / table_path("image_series", ALPHA)
+    path = table_path("image_series", ALPHA)
     commit(lake, ALPHA)
-    as_of_0_1 = pq.ParquetFile(path).read().drop_columns(list(NO_NEWER)).slice(1, 1)
-    pq.write_table(as_of_0_1, path)
+    as_of_0_1 = pq.ParquetFile(pa.BufferReader(lake.read_bytes(path))).read().drop_columns(list(NO_NEWER)).slice(1, 1)
+    sink = pa.BufferOutputStream()
+    pq.write_table(as_of_0_1, sink)
+    lake.put_bytes(path, sink.getvalue())
     lake.write_table(SERIES, lake.read_table(SERIES, ALPHA).slice(1, 1), ALPHA)
     assert lacks_columns(lake, ALPHA)
     before = receipts(lake)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import DamagedFile, Lake, LakeError
+from nbia_pipeline.lake.base_store import BaseStore
 from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.layout import table_path
-from nbia_pipeline.lake.local_store import LocalStore
 from nbia_pipeline.mirror.engine import Mirror, preview
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
@@ -38,6 +37,7 @@ from nbia_pipeline.verify.tables import damaged_tables
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.damage import DAMAGES, damage, tables_of
 from nbia_pipeline_tests.helpers.faults import NULL, Faults, answer
+from nbia_pipeline_tests.helpers.places import Place, copied
 
 NAME = "TCGA-DEMO"  # one of its series has annotation files
 DOWNLOADS = ("getImageWithMD5Hash", "getSingleImage")
@@ -98,11 +98,10 @@ def first(tmp_path_factory: pytest.TempPathFactory, demo: Catalog) -> Iterator[S
 
 
 @pytest.fixture
-def site(first: Site, tmp_path: Path) -> Site:
+def site(first: Site, place: Place) -> Site:
     """The same archive, and a copy of the lake; one value in it does not fit, until the archive is listed again."""
     first.around.reset()
-    shutil.copytree(first.lake.uri, tmp_path / "lake")
-    lake = Lake(str(tmp_path / "lake"))
+    lake = copied(Path(first.lake.uri), place / "lake")
     lake.write_table(t.CONFORMANCE, pa.Table.from_pylist([ODD], schema=t.CONFORMANCE.schema), NAME)
     settings = first.settings.model_copy(update={"lake": lake.uri})
     return Site(settings, first.around, first.calm, lake)
@@ -223,21 +222,21 @@ def test_a_file_that_cannot_be_read_is_not_replaced(
 ) -> None:
     path = table_path(table.name, NAME)
     before = site.lake.read_bytes(path)
-    honest_read, honest_open = LocalStore.read, LocalStore.open
+    honest_read, honest_open = BaseStore.read, BaseStore.open
 
     def fail(*_: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    def read(store: LocalStore, name: str) -> bytes | None:
+    def read(store: BaseStore, name: str) -> bytes | None:
         return fail() if name == path else honest_read(store, name)
 
-    def opened(store: LocalStore, name: str) -> Any:
+    def opened(store: BaseStore, name: str) -> Any:
         file = honest_open(store, name)
         return Guarded(file, fail) if name == path else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, "read", read)
-        patch.setattr(LocalStore, "open", opened)
+        patch.setattr(BaseStore, "read", read)
+        patch.setattr(BaseStore, "open", opened)
         with pytest.raises(LakeError, match=os.strerror(number)) as raised:
             site.mirror()
         assert not isinstance(raised.value, DamagedFile)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +18,9 @@ from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import damage_of
+from nbia_pipeline.lake.layout import TABLES
 from nbia_pipeline.lake.local_store import LocalStore
+from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.prune import prunable, prune
@@ -33,15 +34,16 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_
 from nbia_pipeline.verify.rehash import plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 from nbia_pipeline_tests.helpers.damage import DAMAGES, damage, tables_of
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 from nbia_pipeline_tests.helpers.series import Crash
 
 NAME = "Lung Phantom CT"
 LOST = [IMAGE_SERIES, INSTANCES]
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    return Lake(str(tmp_path) if request.param == "disk" else f"memory://rebuild-{uuid.uuid4().hex}")
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
+    return lake_in(place, request.param)
 
 
 @pytest.fixture
@@ -174,22 +176,26 @@ def test_a_failure_in_the_journal_hides_no_files(control: tuple[Operations, Nbia
 @pytest.mark.parametrize("last", [0, 1], ids=["first table", "second table"])
 @pytest.mark.parametrize("table", LOST, ids=lambda table: table.name)
 def test_a_crash_in_between_loses_no_finding(
-    control: tuple[Operations, NbiaClient], tmp_path: Path, table: Table, last: int, monkeypatch: pytest.MonkeyPatch
+    control: tuple[Operations, NbiaClient], place: Place, table: Table, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, lake = control[1], Lake(str(tmp_path))
+    client, lake = control[1], Lake(str(place))
     uid, *_ = mirrored(client, lake)
     path = next(p for p in lake.read_table(INSTANCES, NAME)["Path"].to_pylist() if f"/{uid}/" in p)
     lake.put_bytes(path, (lake.read_bytes(path) or b"")[:-1] + b"\xff")
     damage(lake, table, DAMAGES["missing"], NAME)
-    calls, put_file = itertools.count(), LocalStore.put_file
+    calls = itertools.count()
 
-    def crash(store: LocalStore, staged: Path, path: str) -> None:
-        if next(calls) == last:
-            raise Crash
-        put_file(store, staged, path)
+    def crashing(write: Callable[..., None]) -> Callable[..., None]:
+        def crash(store: Any, *words: Any) -> None:
+            if any(str(word).startswith(TABLES) for word in words) and next(calls) == last:
+                raise Crash
+            write(store, *words)
+
+        return crash
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(LocalStore, "put_file", crash)
+        for kind, name in ((LocalStore, "put_file"), (ObjectStore, "put_file"), (ObjectStore, "put")):
+            patch.setattr(kind, name, crashing(getattr(kind, name)))
         rebuild(client, lake, NAME)
     plan = Mirror(client, lake).plan(NAME)
     assert [w.SeriesInstanceUID for w in plan.todo] == [uid]

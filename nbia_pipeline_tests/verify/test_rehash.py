@@ -30,6 +30,7 @@ from nbia_pipeline.verify.refetch import NOT_LISTED, refetch
 from nbia_pipeline.verify.rehash import VerifyRun, plan_verification, read_again
 from nbia_pipeline_tests.helpers.archives import TestArchive
 from nbia_pipeline_tests.helpers.faults import answer
+from nbia_pipeline_tests.helpers.places import WHERE, Place, lake_in
 from nbia_pipeline_tests.helpers.series import expected_files, files_of, series_table, wanted
 
 SERIES_COUNT = 5
@@ -37,10 +38,10 @@ FILES = 3
 FILE_BYTES = 1000
 
 
-@pytest.fixture(params=["disk", "object store"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+@pytest.fixture(params=WHERE)
+def lake(request: pytest.FixtureRequest, place: Place) -> Lake:
     """A lake with five series of three files in collection A."""
-    return filled(Lake(str(tmp_path / "lake") if request.param == "disk" else f"memory://rehash-{tmp_path.name}"))
+    return filled(lake_in(place, request.param))
 
 
 def filled(lake: Lake) -> Lake:
@@ -263,6 +264,7 @@ def test_only_what_the_lake_says_it_holds_is_read(lake: Lake) -> None:
     assert sorted(order(lake)) == [uid(0), uid(1), uid(4)]
 
 
+@pytest.mark.disk("what a file is in the way of")
 def test_a_lake_in_which_nothing_can_be_recorded_is_read_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,9 +301,9 @@ COLLECTION = "QIN_Breast.v2"
 
 
 @pytest.fixture
-def mirrored(client: NbiaClient, tmp_path: Path) -> Lake:
+def mirrored(client: NbiaClient, place: Place) -> Lake:
     """A lake with a collection as the engine fetches it."""
-    lake = Lake(str(tmp_path / "mirrored"))
+    lake = Lake(str(place / "mirrored"))
     series = client.series(COLLECTION)
     lake.write_table(SERIES, series, COLLECTION)
     fetch_batch(client, lake, wanted_series(series))
@@ -330,6 +332,7 @@ def todo(lake: Lake, *, retry: bool = True) -> list[str]:
     return [w.SeriesInstanceUID for w in plan.todo]
 
 
+@pytest.mark.stores("seaweedfs")
 def test_damaged_series_are_fetched_anew_and_only_these(
     archive: TestArchive, client: NbiaClient, mirrored: Lake, demo: Catalog
 ) -> None:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from nbia_pipeline.defs.assets.fetch_op import failed_table
-from nbia_pipeline.defs.assets.partitioned import table_asset
+from nbia_pipeline.defs.assets.partitioned import each_partition, table_asset
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import materialization_metadata, stored_bytes
 from nbia_pipeline.defs.naming import Naming
@@ -36,18 +36,22 @@ def build_annotations_asset(naming: Naming, settings: Settings) -> dg.AssetsDefi
         ANNOTATIONS,
         group_name="images",
         partitions_def=naming.partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[naming.key("images"), naming.key(SERIES_METADATA.name)],
     )
     def annotations(context: dg.AssetExecutionContext, config: AnnotationsConfig) -> dg.MaterializeResult[Any]:
-        collection = context.partition_key
-        started = time.perf_counter()
         with as_failure(settings):
             lake = naming.lake_of(context).open()
-            result = AnnotationsResult()
-            if due := annotations_due(lake, collection, retry=config.retry):
-                with naming.archive_of(context).client() as client:
-                    result = fetch_annotations(client, lake, collection, due)
-            return dg.MaterializeResult(metadata=_metadata(lake, collection, result, time.perf_counter() - started))
+
+            def make(collection: str) -> dict[str, Any]:
+                started, result = time.perf_counter(), AnnotationsResult()
+                if due := annotations_due(lake, collection, retry=config.retry):
+                    with naming.archive_of(context).client() as client:
+                        result = fetch_annotations(client, lake, collection, due)
+                return _metadata(lake, collection, result, time.perf_counter() - started)
+
+            each_partition(naming, settings, ANNOTATIONS, context, lake, make)
+        return dg.MaterializeResult()
 
     return annotations
 

@@ -6,13 +6,14 @@ need not be named in NBIA_IMAGES, and the check `complete` of `images` leaves ou
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.defs.assets.images import RunBounds, build_ops, receipts_metadata
+from nbia_pipeline.defs.assets.images import RunBounds, build_ops, receipts_metadata, tell
 from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
@@ -22,7 +23,6 @@ from nbia_pipeline.mirror.plan import Plan, make_plan
 from nbia_pipeline.mirror.series import WantedSeries, as_table, collections_of
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
-from nbia_pipeline.text import shown
 
 NAME = "cart_images"
 DESCRIPTION = (
@@ -52,16 +52,19 @@ def build_cart_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
 
 
 def _plan(context: dg.OpExecutionContext, config: RunBounds, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
-    bounds = config.bounds()
-    plan = mirror.plan_cart(context.partition_key, bounds, on_progress=lambda line: context.log.info(shown(line)))
-    return plan, {"series": [w.to_json() for w in plan.selected()]}
+    cart = context.partition_key
+    plan, wanted = mirror.plan_cart(cart, config.bounds(), on_progress=partial(tell, context))
+    before = {"done": plan.done, "left": len(plan.left) + len(plan.no_room)}
+    return plan, {"series": [w.to_json() for w in wanted], "partitions": {cart: before}}
 
 
-def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
+def _finish(
+    context: Any, lake: Lake, summary: dict[str, Any], reports: list[Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
     wanted = [WantedSeries.from_json(w) for w in summary["series"]]
     receipts = _committed(lake, wanted)
     collections = Counter(w.Collection for w in wanted)
-    return {
+    figures = {
         "series": len(wanted),
         WHOLE: make_plan(as_table(wanted), receipts).done,
         **receipts_metadata(receipts),
@@ -70,6 +73,7 @@ def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any],
             {"collection": "string", "series": "int"},
         ),
     }
+    return {context.partition_key: figures}, {}
 
 
 def _committed(lake: Lake, wanted: list[WantedSeries]) -> pa.Table:

@@ -9,13 +9,16 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
+from nbia_pipeline import stopping
+from nbia_pipeline.defs.assets.partitioned import FAILED_COLLECTIONS
 from nbia_pipeline.defs.failures import INTERRUPTS, as_failure, failure, interrupts_end_the_run
 from nbia_pipeline.defs.metadata import records, size_classes
 from nbia_pipeline.defs.naming import Naming
@@ -24,17 +27,19 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import already_there, commit_journal
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.mirror.journal import has_failed, mark_failed
+from nbia_pipeline.mirror.journal import has_entries, has_failed, mark_failed
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries, collections_of
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.settings import Settings
-from nbia_pipeline.text import shown
+from nbia_pipeline.text import first_of, shown
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+COLLECTIONS_AT_A_TIME = 4
 SHOWN = 100
 """Rows of a table in the UI: each event keeps its own."""
+T = TypeVar("T")
 
 
 def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
@@ -55,7 +60,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         with as_failure(settings):
             lake = naming.lake_of(context).open()
             # A retry, or another run, may have fetched some meanwhile.
-            there = already_there(lake, wanted)
+            there = set().union(*each_collection(partial(already_there, lake), wanted))
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         progress = Progress(missing, lambda line: context.log.info(shown(f"{key}: {line}")))
         with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
@@ -63,14 +68,45 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
                 with naming.archive_of(context).client() as client:
                     Mirror(client, lake).fetch(missing, on_result=progress.add)
             # Another batch failed: nothing follows that would carry the receipts of this one over.
-            for collection in collections_of(wanted):
-                if has_failed(lake, collection):
-                    commit_journal(lake, collection)
+            each_collection(partial(_commit_if_one_failed, lake), wanted)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
         context.log.info(shown(f"{key}: {progress.line()}; {summary_of(report)}"))
-        return {**report, "batch": key, "digest": digest_of(batch)}
+        partitions = _by_partition(context, wanted, progress.receipts, there)
+        return {**report, "batch": key, "digest": digest_of(batch), "partitions": partitions}
 
     return fetch
+
+
+def each_collection(work: Callable[[list[WantedSeries]], T], wanted: Sequence[WantedSeries]) -> list[T]:
+    """Return what some work returns for the series of each collection: on an object store each takes several calls."""
+    by_collection: dict[str, list[WantedSeries]] = {}
+    for series in wanted:
+        by_collection.setdefault(series.Collection, []).append(series)
+    with stopping.threads(COLLECTIONS_AT_A_TIME, "nbia-batch") as pool:
+        calls = (partial(work, series) for series in by_collection.values())
+        return list(stopping.in_order(pool, calls, most=COLLECTIONS_AT_A_TIME))
+
+
+def _commit_if_one_failed(lake: Lake, series: Sequence[WantedSeries]) -> None:
+    collection = series[0].Collection
+    if has_failed(lake, collection):
+        commit_journal(lake, collection)
+
+
+def _by_partition(
+    context: dg.OpExecutionContext, wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], there: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what a batch did for each partition of the run, which is a collection where there are several."""
+    names = list(context.partition_keys)
+
+    def count(series: Iterable[WantedSeries]) -> Counter[str]:
+        return Counter(names[0] if len(names) == 1 else one.Collection for one in series)
+
+    held = count(one for one in wanted if one.SeriesInstanceUID in there)
+    done: dict[str, list[Receipt]] = {name: [] for name in count(wanted)}
+    for receipt in receipts:
+        done[names[0] if len(names) == 1 else receipt.wanted.Collection].append(receipt)
+    return {name: counts(done[name], held[name]) for name in done}
 
 
 def digest_of(batch: list[Any]) -> str:
@@ -100,24 +136,48 @@ def _reported_in_full(
         _commit_finished(context, lake, missing)
         problem = error_text(e, settings.name_of) if isinstance(e, OURS) else shown(f"{type(e).__name__}: {e}")
         rows = failed_rows(missing, progress.receipts, problem)
-        table = failed_table(rows)
-        key = context.get_mapping_key()
-        context.log_event(
-            dg.AssetObservation(asset, partition=context.partition_key, metadata={"batch": str(key), "failed": table})
-        )
+        key = str(context.get_mapping_key())
+        for partition, some in _rows_by_partition(context, missing, rows).items():
+            seen: dict[str, Any] = {"batch": key, "failed": failed_table(some)}
+            context.log_event(dg.AssetObservation(asset, partition=partition, metadata=seen))
+        tried = {r.wanted.SeriesInstanceUID for r in progress.receipts}
+        stopped = [w for w in missing if w.SeriesInstanceUID not in tried] or missing
+        names = collections_of(stopped)
+        of = f" ({first_of(names)})" if context.has_partition_key_range else ""
         raise dg.Failure(
-            shown(f"{len(rows)} of the {len(missing)} series of batch {key} were not fetched: {problem}"),
-            metadata={**base.metadata, "failed": table},
+            shown(f"{len(rows)} of the {len(missing)} series of batch {key}{of} were not fetched: {problem}"),
+            metadata={
+                **base.metadata,
+                "failed": failed_table(rows),
+                FAILED_COLLECTIONS: dg.MetadataValue.json(names),
+            },
             allow_retries=False,
         ) from e
 
 
+def _rows_by_partition(
+    context: dg.OpExecutionContext, wanted: Sequence[WantedSeries], rows: Sequence[dict[str, str]]
+) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of a batch that failed by the partition that they are about; at least one partition."""
+    names = list(context.partition_keys)
+    if len(names) == 1:
+        return {names[0]: list(rows)}
+    collections = {w.SeriesInstanceUID: w.Collection for w in wanted}
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(collections[row["series"]], []).append(row)
+    return found
+
+
 def _commit_finished(context: dg.OpExecutionContext, lake: Lake, missing: Sequence[WantedSeries]) -> None:
-    for collection in collections_of(missing):
+    """Commit what this batch has fetched, and the others of the run: its last step is not run."""
+    names = list(context.partition_keys) if context.has_partition_key_range else []
+    for collection in sorted({*names, *collections_of(missing)}):
         try:
             with soon_if_interrupted():
                 mark_failed(lake, collection)
-                commit_journal(lake, collection)
+                if has_entries(lake, collection):
+                    commit_journal(lake, collection)
         except LakeError as e:  # the first error is the one to report; the next plan makes up for this
             where = f"what was fetched of {collection} is in the journal, but not in the tables yet"
             context.log.warning(shown(f"{where}: {e}"))
@@ -138,6 +198,11 @@ def failed_table(rows: Sequence[dict[str, str]]) -> dg.TableMetadataValue:
 
 def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dict[str, Any]:
     """Return what a batch did, as plain JSON values; `there` of its series were in the lake already."""
+    return {**counts(receipts, there), "seconds": round(seconds, 3), "peak_memory_bytes": peak_memory()}
+
+
+def counts(receipts: Sequence[Receipt], there: int) -> dict[str, Any]:
+    """Return how many series, files and bytes some receipts are of; `there` more were in the lake already."""
     fetched = [r for r in receipts if r.status == COMPLETE]
     sizes = [sum(i.Size for i in r.instances) for r in fetched]
     status = Counter(r.status for r in receipts)
@@ -150,8 +215,6 @@ def batch_report(receipts: Sequence[Receipt], there: int, seconds: float) -> dic
         "unavailable": status[UNAVAILABLE],
         "already_there": there,
         "sizes": size_classes(sizes),
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory(),
     }
 
 

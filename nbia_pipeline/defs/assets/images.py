@@ -1,24 +1,29 @@
-"""The images of a collection: plan, fetch in batches that Dagster spreads over processes, finish.
+"""The images of the collections of a run: plan, fetch in batches that Dagster spreads over processes, finish.
 
-Inside: a graph with dynamic outputs. One mapped step is one batch of series; re-execution from failure
-repeats only the batches that failed, and a new run makes a new plan from what the lake contains.
+Inside: a graph with dynamic outputs. One mapped step is one batch of series, of several collections where these are
+small; re-execution from failure repeats only the batches that failed, and a new run makes a new plan from what the lake
+contains.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import dagster as dg
 import pyarrow.compute as pc
 from pydantic import Field
 
+from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, digest_of, failed_table
+from nbia_pipeline.defs.assets.partitioned import failure_of, record
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definition_metadata, histogram, size_classes
 from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.errors import error_text
+from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.lake.table_file import Rows, rows_where
 from nbia_pipeline.mirror.commit import carry_over
@@ -37,17 +42,22 @@ DESCRIPTION = (
     "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
     "all; its receipt is in table image_series, and its files are listed in table instances."
 )
+# The last step waits for the disk or the store most of the time.
+FINISHED_AT_A_TIME = 4
+
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
 
 class RunBounds(dg.Config):
-    """How much one run fetches, and how it is cut. The rest gets the status ``pending``."""
+    """How much one run fetches of all its collections, and how it is cut. The rest gets the status ``pending``."""
 
     max_bytes: int | None = Field(
         default=None, ge=1, description="Fetch at most this many bytes; the rest is left for a later run."
     )
     max_series: int | None = Field(
-        default=None, ge=1, description="Fetch at most this many series; the rest is left for a later run."
+        default=None,
+        ge=0,
+        description="Fetch at most this many series; the rest is left for a later run. 0: only plan.",
     )
     retry: bool = Field(
         default=True,
@@ -99,29 +109,25 @@ Config = TypeVar("Config", bound=RunBounds)
 def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``images`` asset of one archive."""
 
-    def make_plan(context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
-        collection = context.partition_key
-        if not settings.mirrors_images_of(collection):
-            raise SettingsError(
-                f"the images of {collection!r} are not mirrored: add the collection to {settings.name_of('images')} "
-                "to mirror them"
+    plan, fetch, finish = build_ops(
+        *(naming, settings, NAME, ImagesConfig, partial(_plan, settings), partial(_finish, settings)),
+        ins={"after": dg.In(dg.Nothing)},
+    )
+
+    # Not a `graph_asset`, which knows no policy for backfills.
+    @dg.graph_multi_asset(
+        name=naming.key(NAME).to_python_identifier(),
+        outs={
+            "result": dg.AssetOut(
+                key=naming.key(NAME),
+                description=DESCRIPTION,
+                kinds={"dicom", "file"},
+                metadata=definition_metadata(IMAGE_SERIES),
             )
-        selection = config.selection(mirror.client)
-        return mirror.plan(
-            collection, selection, config.bounds(), on_progress=lambda line: context.log.info(shown(line))
-        ), {}
-
-    after = {"after": dg.In(dg.Nothing)}
-    plan, fetch, finish = build_ops(naming, settings, NAME, ImagesConfig, make_plan, _finish, after)
-
-    @dg.graph_asset(
-        name=NAME,
-        key_prefix=naming.prefix,
+        },
         partitions_def=naming.partitions,
-        description=DESCRIPTION,
+        backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="images",
-        kinds={"dicom", "file"},
-        metadata=definition_metadata(IMAGE_SERIES),
         ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
     )
     def images(series: Any) -> Any:
@@ -131,13 +137,64 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
     return images
 
 
-def _finish(context: dg.OpExecutionContext, lake: Lake, summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
-    collection = context.partition_key
+def _plan(
+    settings: Settings, context: dg.OpExecutionContext, config: ImagesConfig, mirror: Mirror
+) -> tuple[Plan, dict[str, Any]]:
+    """Plan for the collections of the run; those that cannot be planned are left to the last step, which fails."""
+    collections = list(context.partition_keys)
+    mirrored = [c for c in collections if settings.mirrors_images_of(c)]
+    names = settings.name_of("images")
+    failed: dict[str, Exception] = {
+        c: SettingsError(f"the images of {c!r} are not mirrored: add the collection to {names} to mirror them")
+        for c in collections
+        if c not in mirrored
+    }
+    plan = Plan([], [], [], {})
+    if mirrored:
+        selection = config.selection(mirror.client)
+        plan, unplanned = mirror.plan_all(mirrored, selection, config.bounds(), on_progress=partial(tell, context))
+        failed |= unplanned
+    if failed and not plan.parts:
+        if len(failed) == 1:
+            raise next(iter(failed.values()))
+        raise failure_of({c: error_text(e, settings.name_of) for c, e in failed.items()}, 0)
+    left = Counter(w.Collection for w in (*plan.left, *plan.no_room))
+    return plan, {
+        "partitions": {c: {"done": part.done_figures.series, "left": left[c]} for c, part in plan.parts.items()},
+        "failed": {c: error_text(e, settings.name_of) for c, e in failed.items()},
+    }
+
+
+def tell(context: dg.OpExecutionContext, line: str) -> None:
+    """Log a line of a plan for a person."""
+    context.log.info(shown(line))
+
+
+def _finish(
+    settings: Settings, context: Any, lake: Lake, summary: dict[str, Any], reports: list[Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Commit the collections of the run, each by itself; return their metadata, and why others failed."""
+    made: dict[str, Any] = {}
+    failed: dict[str, str] = dict(summary.get("failed", {}))
+    collections = [c for c in context.partition_keys if c not in failed]
+    with stopping.threads(FINISHED_AT_A_TIME, "nbia-finish") as pool:
+        begun = {c: pool.submit(_finish_collection, context, lake, c, reports) for c in collections}
+        for collection, future in begun.items():
+            try:
+                made[collection] = future.result()
+            except LakeError as e:
+                if len(begun) == 1 and not failed:
+                    raise
+                failed[collection] = error_text(e, settings.name_of)
+    return made, failed
+
+
+def _finish_collection(context: Any, lake: Lake, collection: str, reports: list[Any]) -> dict[str, Any]:
     series = listed_series(lake, collection)
     receipts = carry_over(lake, collection, series)
     complete = (p.filter(pc.equal(p["Status"], COMPLETE)) for p in receipts.pieces(["Status", "Bytes"]))
     sizes = (size for piece in complete for size in piece["Bytes"].to_pylist())
-    fetched = [sum(r["sizes"][n] for r in reports) for n in range(len(LABELS))]
+    fetched = [sum(r["sizes"][n] for r in counts_of(reports, collection)) for n in range(len(LABELS))]
     return {
         **contact_sheet_metadata(context.log, lake, collection, receipts, series),
         "dagster/partition_row_count": receipts.num_rows,
@@ -156,7 +213,7 @@ def build_ops(
     asset: str,
     config_type: type[Config],
     make_plan: Callable[[dg.OpExecutionContext, Config, Mirror], tuple[Plan, dict[str, Any]]],
-    finish: Callable[[dg.OpExecutionContext, Lake, dict[str, Any], list[Any]], dict[str, Any]],
+    finish: Callable[[Any, Lake, dict[str, Any], list[Any]], tuple[dict[str, Any], dict[str, str]]],
     ins: Mapping[str, dg.In] | None = None,
 ) -> tuple[dg.OpDefinition, dg.OpDefinition, dg.OpDefinition]:
     """Return the ops of an asset: the first plans, the second fetches a batch, the last commits and shows figures.
@@ -166,8 +223,9 @@ def build_ops(
     Args:
         asset: the one that the ops are parts of.
         config_type: what a run can be asked for.
-        make_plan: returns the plan, and what else `finish` must know, as plain JSON values.
-        finish: commits, and returns what the lake contains, as metadata.
+        make_plan: returns the plan, and what else `finish` must know, as plain JSON values: of each partition how many
+            series were ``done`` before, and how many are ``left`` for a later run.
+        finish: commits; returns by partition what the lake contains, as metadata, and why others failed.
         ins: inputs of the first op.
     """
 
@@ -191,21 +249,20 @@ def build_ops(
             key, content = f"b{number:05d}", [w.to_json() for w in batch]
             batches[key] = digest_of(content)
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
-        summary = {
-            "batches": batches,
-            "done": plan.done,
-            "left": len(plan.left) + len(plan.no_room),
-            "started": started,
-            **more,
-        }
-        yield dg.Output(summary, output_name="summary")
+        yield dg.Output({"batches": batches, "started": started, **more}, output_name="summary")
 
     @dg.op(name=naming.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
-    def finish_op(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
+    def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         with as_failure(settings):
-            metadata = finish(context, naming.lake_of(context).open(), summary, reports)
-        yield dg.Output(None, metadata={**metadata, **run_metadata(summary, reports)})
+            made, failed = finish(context, naming.lake_of(context).open(), summary, reports)
+        made = {name: {**known, **run_metadata(summary, reports, name)} for name, known in made.items()}
+        if failed:  # an output would be one of all partitions
+            record(context, naming.key(asset), made)
+            raise failure_of(failed, len(made))
+        for name, metadata in made.items():
+            context.add_asset_metadata(metadata, partition_key=name)
+        yield dg.Output(None)
 
     return plan_op, build_fetch_op(naming, settings, asset), finish_op
 
@@ -249,11 +306,12 @@ def problem_rows(receipts: Rows) -> list[dict[str, str]]:
     return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
 
 
-def run_metadata(summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
-    """Return what the run did."""
+def run_metadata(summary: dict[str, Any], reports: list[Any], partition: str) -> dict[str, Any]:
+    """Return what the run did for a partition; its seconds, rate and memory are those of the run."""
+    counts, before = counts_of(reports, partition), summary["partitions"][partition]
 
     def total(name: str) -> int:
-        return sum(r[name] for r in reports)
+        return sum(c[name] for c in counts)
 
     seconds = max(time.time() - summary["started"], 1e-3)
     return {
@@ -261,9 +319,14 @@ def run_metadata(summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
         "fetched_files": total("files"),
         "fetched_bytes": total("bytes"),
         "healed_instances": total("healed"),
-        "skipped_series": summary["done"] + total("already_there"),
-        "left_series": summary["left"],
+        "skipped_series": before["done"] + total("already_there"),
+        "left_series": before["left"],
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(total("bytes") / seconds),
+        "bytes_per_second": round(sum(r["bytes"] for r in reports) / seconds),
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in reports), default=0),
     }
+
+
+def counts_of(reports: list[Any], partition: str) -> list[Any]:
+    """Return what batches did for a partition."""
+    return [r["partitions"][partition] for r in reports if partition in r["partitions"]]

@@ -1,7 +1,7 @@
 """What the assets of tables share: the decorator, and the processing of the partitions of one run."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from typing import Any
 
@@ -23,6 +23,9 @@ log = logger(__name__)
 
 # The largest collection and, at the same time, the others. More at a time gain nothing and cost memory.
 COLLECTIONS_AT_A_TIME = 2
+
+FAILED_COLLECTIONS = "failed_collections"
+"""Metadata of a failed step: the names of the collections that it failed for."""
 
 Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
 
@@ -106,13 +109,25 @@ def each_partition(
     if failed:
         record(context, naming.key(table.name), made)
         salvage(list(made))
-        first, why = next(iter(failed.items()))
-        if len(failed) == 1 and not made:
-            raise dg.Failure(why, metadata={"collection": shown(first)})
-        raise dg.Failure(
-            shown(f"{len(failed)} of {len(failed) + len(made)} collections failed, the first: {first}: {why}"),
-            metadata={"failed": records({"collection": c, "reason": text} for c, text in failed.items())},
-        )
+        raise failure_of(failed, len(made))
+
+
+def failure_of(failed: Mapping[str, str], made: int) -> dg.Failure:
+    """Return the failure of a step that made the partitions of some collections, and not those of others.
+
+    Args:
+        failed: why, by collection.
+        made: how many were made.
+    """
+    first, why = next(iter(failed.items()))
+    names: dict[str, Any] = {FAILED_COLLECTIONS: dg.MetadataValue.json(list(failed))}
+    if len(failed) == 1 and not made:
+        return dg.Failure(why, metadata={"collection": shown(first), **names})
+    return dg.Failure(
+        shown(f"{len(failed)} of {len(failed) + made} collections failed, the first: {first}: {why}"),
+        metadata={"failed": records({"collection": c, "reason": text} for c, text in failed.items()), **names},
+        allow_retries=False,
+    )
 
 
 def largest_first(lake: Lake, collections: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.catalog import NO_EARLIER_VALUES, VALUES, describe, values_of
+from nbia_pipeline.changes.catalog import NO_EARLIER_VALUES, VALUES, describe, expect_own_lake, values_of
 from nbia_pipeline.changes.listing import LISTED, Fetched, fetch_list, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.present import returned_collections, vanished_collections
@@ -63,9 +64,15 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
+            owner = expect_own_lake(lake, naming.prefix, settings.archive)
             known = lake.collections_of(t.SERIES)
             before = read_or_empty(lake, t.COLLECTIONS, lost=NO_EARLIER_VALUES)
-            metadata = _write(t.COLLECTIONS, client, lake, lambda: describe(client, settings, before, known))
+
+            def fetch() -> Fetched:
+                fetched = describe(client, settings, before, known)
+                return replace(fetched, properties={**fetched.properties, **owner})
+
+            metadata = _write(t.COLLECTIONS, client, lake, fetch)
             journal.sweep(lake)
             vanished = vanished_collections(lake)
             # No other step does: a collection that the archive does not list has no listing of series, and no run.

@@ -1,11 +1,12 @@
 """Build checks from functions that find what is wrong."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import dagster as dg
@@ -20,6 +21,7 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import markdown_code
 
 SHOWN = 10
+COLLECTIONS_SHOWN = 100
 # Of the command in the description; all of it is in the metadata.
 REMEDY_CHARACTERS = 120
 
@@ -49,13 +51,13 @@ class Subject:
         lake: the lake; a check writes nothing but the results of a verification.
         settings: of the archive.
         archive: the archive resource, for checks with `needs_archive`.
-        partition: the collection of the run, None where it has none.
+        collections: those of the run; none where it is not about some.
     """
 
     lake: Lake
     settings: Settings
     archive: NbiaResource | None = None
-    partition: str | None = None
+    collections: Sequence[str] = ()
 
 
 @dataclass
@@ -168,17 +170,22 @@ def _result(
             naming.lake_of(context).open(write=False),
             settings,
             naming.archive_of(context) if check.needs_archive else None,
-            step.partition_key if step.has_partition_key else None,
+            list(step.partition_keys) if step.has_partition_key or step.has_partition_key_range else [],
         )
         try:
             report = check.find(subject)
             findings = iter(report.findings)
             first = list(islice(findings, SHOWN))
-            count = len(first) + sum(1 for _ in findings)
+            by_collection = Counter(finding.collection for finding in chain(first, findings))
         except DamagedFile as e:
             report = Report([], remedy=lambda first: "nbia-pipeline verify --repair")
-            first, count = [Finding(subject.partition or "", str(e))], 1
+            first = [Finding(subject.collections[0] if len(subject.collections) == 1 else "", str(e))]
+            by_collection = Counter([first[0].collection])
+    count = by_collection.total()
     metadata: dict[str, Any] = {"findings": count, **report.properties}
+    if len(by_collection) > 1:
+        most = by_collection.most_common(COLLECTIONS_SHOWN)
+        metadata["collections"] = records({"collection": name, "findings": n} for name, n in most)
     text = check.description
     if first:
         rows = ({"collection": f.collection, "series": f.series or "", "finding": f.what} for f in first)

@@ -142,7 +142,7 @@ def intact(subject: Subject) -> Report:
 
 
 def agrees_with_archive(subject: Subject) -> Report:
-    """Ask the archive for its digests, and lists, of some series of the run's collection, or of all mirrored ones.
+    """Ask the archive for its digests, and lists, of some series of the run's collections, or of all mirrored ones.
 
     This finds series that the archive replaced without a change that its tables show.
     """
@@ -156,8 +156,7 @@ def agrees_with_archive(subject: Subject) -> Report:
 def _chosen(subject: Subject) -> list[dict[str, Any]]:
     """Choose complete series at random, others each day, of which the archive had digests when they were fetched."""
     collections = _mirrored(subject)
-    if subject.partition in collections:
-        collections = [subject.partition]
+    collections = [c for c in collections if c in subject.collections] or collections
     day = clock.utc_now().date()
     chosen: list[dict[str, Any]] = []
     for collection in collections:

@@ -82,14 +82,14 @@ def read_series(lake: Lake, path: str, series_uid: str) -> list[VerifiedInstance
 
 
 def _read(lake: Lake, path: str, name: str, size: int, series_uid: str) -> VerifiedInstance:
-    with lake.open(path) as file:
+    with lake.open(path, size) as file:
         try:
             header = header_of(file)
         except NotDicom as e:
             raise Differs(f"{name} cannot be used: {e}") from e
         if header.SeriesInstanceUID != series_uid or instance_name(header.SOPInstanceUID) != name:
             raise Differs(f"{name} is instance {header.SOPInstanceUID} of series {header.SeriesInstanceUID}")
-    digest = lake.md5(path)
+    digest = lake.md5(path, size)
     return VerifiedInstance(header.SOPInstanceUID, header.SOPClassUID, header.InstanceNumber, size, digest)
 
 

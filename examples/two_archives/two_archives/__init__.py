@@ -1,0 +1,1 @@
+"""Two NBIA archives in one code location of Dagster."""

@@ -1,0 +1,125 @@
+"""The example of two archives in one code location, run against two embedded archives."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from nbia_pipeline.embedded.catalog.model import Account, Catalog
+from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
+from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES
+from nbia_pipeline_tests.helpers.archives import Serve
+from nbia_pipeline_tests.helpers.small_archive import Series, small_catalog
+
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(__file__).parent.parent / "examples" / "two_archives"
+BOTH = "TCGA-DEMO"
+"""A collection that both archives have, with other series."""
+
+
+def other_archive() -> Catalog:
+    """Return an archive with one collection that only an account sees."""
+    catalog = small_catalog([Series("9.1"), Series("9.2")])
+    names = pa.array([BOTH] * 2, catalog.series["Collection"].type)
+    at = catalog.series.schema.get_field_index("Collection")
+    series = catalog.series.set_column(at, catalog.series.schema.field(at), names)
+    accounts = {"private": Account("secret of nlst", frozenset({BOTH}))}
+    return replace(catalog, series=series, carts={}, restricted=frozenset({BOTH}), accounts=accounts)
+
+
+@pytest.fixture
+def example(
+    demo: Catalog, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, ModuleType]]:
+    """The modules of the example, and the variables that its README names."""
+    variables = {
+        "TCIA_ARCHIVE": serve(create_app(demo)),
+        "TCIA_LAKE": str(tmp_path / "tcia"),
+        "TCIA_USERNAME": MEMBER,
+        "TCIA_PASSWORD": MEMBER_PASSWORD,
+        "NLST_ARCHIVE": serve(create_app(other_archive())),
+        "NLST_LAKE": str(tmp_path / "nlst"),
+        "NLST_USERNAME": "private",
+        "NLST_PASSWORD": "secret of nlst",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield {name: importlib.import_module(f"two_archives.{name}") for name in ("definitions", "from_yaml")}
+    for name in [name for name in sys.modules if name.split(".")[0] == "two_archives"]:
+        del sys.modules[name]
+
+
+def names_of(definitions: dg.Definitions) -> dict[str, set[str]]:
+    """Return the names of everything in a code location, by kind."""
+    repository = definitions.get_repository_def()
+    assets = repository.assets_defs_by_key.values()
+    pools = {op.pool for asset in assets for op in asset.node_def.iterate_op_defs() if op.pool}
+    partitions = {str(asset.partitions_def.name) for asset in assets if asset.partitions_def}  # type: ignore[attr-defined]
+    return {
+        "assets": {"/".join(key.path) for key in repository.assets_defs_by_key},
+        "checks": {key.to_user_string() for key in repository.asset_graph.asset_check_keys},
+        "jobs": {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")},
+        "sensors": {sensor.name for sensor in repository.sensor_defs},
+        "schedules": {schedule.name for schedule in repository.schedule_defs},
+        "resources": set(definitions.resources or {}),
+        "pools": pools,
+        "partitions": partitions,
+    }
+
+
+def run(definitions: dg.Definitions, instance: dg.DagsterInstance, job: str, **tags: str) -> Any:
+    return definitions.resolve_job_def(job).execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+
+
+def mirror(definitions: dg.Definitions, instance: dg.DagsterInstance, prefix: str) -> Lake:
+    """Mirror one archive: the catalog, then tables and images of all its collections, each in one run."""
+    assert run(definitions, instance, f"{prefix}_catalogue").success
+    collections = instance.get_dynamic_partitions(f"{prefix}_collections")
+    ends = {
+        "dagster/asset_partition_range_start": collections[0],
+        "dagster/asset_partition_range_end": collections[-1],
+    }
+    assert run(definitions, instance, f"{prefix}_update", **ends).success
+    archive, lake = (definitions.resources[f"{prefix}_{what}"] for what in ("archive", "lake"))  # type: ignore[index]
+    assert archive.password == f"{prefix.upper()}_PASSWORD", "the UI shows the name of the variable"
+    return Lake(lake.uri)
+
+
+def test_both_archives_are_mirrored_by_one_code_location(
+    example: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definitions = example["definitions"].defs()
+    names = names_of(definitions)
+    for kind, found in names.items():
+        first, second = ({name for name in found if name.startswith(prefix)} for prefix in ("tcia", "nlst"))
+        assert first | second == found and first, kind
+        assert {name.removeprefix("tcia") for name in first} == {name.removeprefix("nlst") for name in second}, kind
+    assert names_of(example["from_yaml"].defs()) == names
+
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
+        tcia, nlst = (mirror(definitions, instance, prefix) for prefix in ("tcia", "nlst"))
+        assert nlst.read_table(IMAGE_SERIES, BOTH)["SeriesInstanceUID"].to_pylist() == ["9.1", "9.2"]
+        assert set(nlst.read_table(IMAGE_SERIES, BOTH)["Status"].to_pylist()) == {"complete"}
+        assert tcia.read_table(IMAGE_SERIES, BOTH)["Status"].to_pylist() == ["complete"] * 9
+        assert tcia.collections_of(IMAGE_SERIES) == [BOTH]
+
+        # One lake for both would let each withdraw the series of the other.
+        monkeypatch.setenv("NLST_LAKE", tcia.uri)
+        before = tcia.read_file(COLLECTIONS).content
+        refused = run(example["definitions"].defs(), instance, "nlst_catalogue")
+        (failed,) = [e.step_failure_data.user_failure_data for e in refused.all_events if e.is_step_failure][:1]
+        assert str(failed.description).startswith(f"the lake {tcia.uri} is that of the archive http://127.0.0.1:")
+        assert tcia.read_file(COLLECTIONS).content == before
