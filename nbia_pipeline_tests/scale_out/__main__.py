@@ -30,7 +30,7 @@ def main() -> int:
     enter()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     os.environ.update(NO_PROXY="*", no_proxy="*")
-    chosen = [case for case in CASES if options.only in case.name]
+    chosen = [case for case in CASES if options.only == case.name] or [c for c in CASES if options.only in c.name]
     kept = {}
     with tempfile.TemporaryDirectory(prefix="scale-out-", dir=options.folder) as folder, network(Path(folder)) as net:
         _say(f"hosts: {net.isolation}")
@@ -80,7 +80,7 @@ def _say(line: str) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Several executors, and kills; the lakes must be equal.")
-    parser.add_argument("--only", default="", help="only cases with this in their names, and the first one")
+    parser.add_argument("--only", default="", help="only the case of this name, or those with this in their names")
     parser.add_argument("--series", type=int, default=300, help="series with images (default: %(default)s)")
     parser.add_argument("--batch-series", type=int, default=15, help="series of a batch (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.05, help="of the archive, in seconds (default: %(default)s)")
