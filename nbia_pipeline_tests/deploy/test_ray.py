@@ -9,7 +9,7 @@ from nbia_pipeline_tests.scale_out.cluster import commands
 
 
 def test_the_executor_submits_to_the_cluster_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, config = job_of("ray", monkeypatch, NBIA_RAY_JOBS="http://10.0.0.1:8265")
+    job, config = job_of("ray", monkeypatch, RAY_JOBS="http://10.0.0.1:8265")
     assert job.executor_def.name == "ray"
     assert config["ray"]["address"] == "http://10.0.0.1:8265"
     assert config["ray"]["num_cpus"] == 1  # without it, Ray begins every step on the head
@@ -26,6 +26,6 @@ def test_the_processes_find_the_code_server_and_the_head(monkeypatch: pytest.Mon
     host, port, name = code_location("ray")
     assert (host, name) == ("code", "nbia_pipeline")
     assert f"-p {port} " in commands("ray")["code"]
-    assert "$NBIA_RAY_HEAD:6379" in commands("ray")["node"]
+    assert "$RAY_HEAD:6379" in commands("ray")["node"]
     assert "--port 6379" in commands("ray")["head"]
     assert missing_programs("ray") <= {"ray"}

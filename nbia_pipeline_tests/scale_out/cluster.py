@@ -220,8 +220,8 @@ def start(network: Network, kind: str, variables: Mapping[str, str], workers: Se
     first = next(iter(hosts.values()), control)
     own = {
         "NBIA_CODE_SERVER": control.address,
-        "NBIA_RAY_HEAD": first.address,
-        "NBIA_RAY_JOBS": f"http://{first.address}:8265",
+        "RAY_HEAD": first.address,
+        "RAY_JOBS": f"http://{first.address}:8265",
     }
     if variables["NBIA_LAKE"] == ON_CONTROL:
         own["NBIA_LAKE"] = str(control.inside / "lake")
