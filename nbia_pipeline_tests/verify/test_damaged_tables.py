@@ -230,8 +230,8 @@ def test_a_file_that_cannot_be_read_is_not_replaced(
     def read(store: BaseStore, name: str) -> bytes | None:
         return fail() if name == path else honest_read(store, name)
 
-    def opened(store: BaseStore, name: str) -> Any:
-        file = honest_open(store, name)
+    def opened(store: BaseStore, name: str, size: int | None = None) -> Any:
+        file = honest_open(store, name, size)
         return Guarded(file, fail) if name == path else file
 
     with monkeypatch.context() as patch:
