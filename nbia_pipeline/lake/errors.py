@@ -63,6 +63,11 @@ _OF_S3 = (
         "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
     ),
     (
+        "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch",
+        "what {store} received is not what was sent to it: run again; if it happens again, suspect the memory of this "
+        "machine, or what is between it and the store",
+    ),
+    (
         "SSLError",
         "no secure connection to {store}: check whether its address begins with https:// or http:// "
         "(AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL), and its certificate (AWS_CA_BUNDLE)",
