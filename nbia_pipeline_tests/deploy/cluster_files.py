@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.system_config.objects import ResolvedRunConfig
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
@@ -35,3 +37,10 @@ def missing_programs(kind: str) -> set[str]:
     """Return the programs of a Procfile that the environment of the tests lacks."""
     programs = {line.split()[1] for line in commands(kind).values() if line.split()[0] == "exec"}
     return {name for name in programs if not (Path(sys.executable).parent / name).exists()}
+
+
+def instance_but_for_logs(kind: str) -> tuple[Any, Any]:
+    """Return the instance of a deployment without what becomes of printed lines, and that, loaded."""
+    found = yaml.safe_load((DEPLOY / kind / "dagster.yaml").read_text())
+    logs = found.pop("compute_logs")
+    return found, getattr(importlib.import_module(logs["module"]), logs["class"])()

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from dagster._core.storage.compute_log_manager import ComputeLogManager
 
 from nbia_pipeline.defs import celery_app
-from nbia_pipeline_tests.deploy.cluster_files import code_location, job_of, missing_programs
-from nbia_pipeline_tests.scale_out.cluster import commands
+from nbia_pipeline_tests.deploy.cluster_files import code_location, instance_but_for_logs, job_of, missing_programs
+from nbia_pipeline_tests.scale_out.cluster import DEPLOY, commands
 from nbia_pipeline_tests.scale_out.tasks import outlive
 
 BROKER, RESULTS = "redis://:a-secret@redis:6379/0", "redis://:a-secret@redis:6379/1"
@@ -37,11 +39,17 @@ def test_a_task_is_taken_off_the_queue_when_it_ends(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_processes_find_the_code_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NBIA_CODE_SERVER", "code")
+    monkeypatch.setenv("CODE_SERVER", "code")
     host, port, name = code_location("celery")
     assert (host, name) == ("code", "nbia_pipeline")
     assert f"-p {port} " in commands("celery")["code"]
     assert missing_programs("celery") == set()
+
+
+def test_the_instance_is_that_of_one_machine() -> None:
+    found, logs = instance_but_for_logs("celery")
+    assert found == yaml.safe_load((DEPLOY / "dagster.yaml").read_text())  # which a test opens on a PostgreSQL
+    assert isinstance(logs, ComputeLogManager)
 
 
 @pytest.mark.slow

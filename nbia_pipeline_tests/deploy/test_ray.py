@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
+from dagster._core.storage.compute_log_manager import ComputeLogManager
 
-from nbia_pipeline_tests.deploy.cluster_files import code_location, job_of, missing_programs
-from nbia_pipeline_tests.scale_out.cluster import commands
+from nbia_pipeline_tests.deploy.cluster_files import code_location, instance_but_for_logs, job_of, missing_programs
+from nbia_pipeline_tests.scale_out.cluster import DEPLOY, commands
 
 
 def test_the_executor_submits_to_the_cluster_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,10 +24,16 @@ def test_no_secret_is_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_processes_find_the_code_server_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NBIA_CODE_SERVER", "code")
+    monkeypatch.setenv("CODE_SERVER", "code")
     host, port, name = code_location("ray")
     assert (host, name) == ("code", "nbia_pipeline")
     assert f"-p {port} " in commands("ray")["code"]
     assert "$RAY_HEAD:6379" in commands("ray")["node"]
     assert "--port 6379" in commands("ray")["head"]
     assert missing_programs("ray") <= {"ray"}
+
+
+def test_the_instance_is_that_of_one_machine() -> None:
+    found, logs = instance_but_for_logs("ray")
+    assert found == yaml.safe_load((DEPLOY / "dagster.yaml").read_text())  # which a test opens on a PostgreSQL
+    assert isinstance(logs, ComputeLogManager)

@@ -20,8 +20,6 @@ ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 _LAUNCH = """mutation($given: ExecutionParams!) { launchRun(executionParams: $given) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
   ... on RunConfigValidationInvalid { errors { message } } } }"""
-_AGAIN = """mutation($given: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $given) { __typename
-  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 _STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status startTime endTime } } }"
 _EVENTS = """query($id: ID!, $after: String) { logsForRun(runId: $id, afterCursor: $after) { ... on EventConnection {
   cursor hasMore events { ... on MessageEvent { eventType timestamp stepKey message }
@@ -132,11 +130,6 @@ class Cluster:
         }
         return self._launched(self.ask(_LAUNCH, given=given)["launchRun"])
 
-    def again(self, run_id: str, strategy: str = "FROM_FAILURE") -> str:
-        """Execute a run that failed again, and return the ID of the new one."""
-        given = {"parentRunId": run_id, "strategy": strategy}
-        return self._launched(self.ask(_AGAIN, given=given)["launchRunReexecution"])
-
     def _launched(self, answer: dict[str, Any]) -> str:
         assert "run" in answer, answer
         found: str = answer["run"]["runId"]
@@ -219,7 +212,7 @@ def start(network: Network, kind: str, variables: Mapping[str, str], workers: Se
     hosts = {name: network.host(name) for name, _ in workers}
     first = next(iter(hosts.values()), control)
     own = {
-        "NBIA_CODE_SERVER": control.address,
+        "CODE_SERVER": control.address,
         "RAY_HEAD": first.address,
         "RAY_JOBS": f"http://{first.address}:8265",
     }

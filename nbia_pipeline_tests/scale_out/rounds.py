@@ -20,7 +20,7 @@ from nbia_pipeline_tests.scale_out import cluster
 from nbia_pipeline_tests.scale_out.archive import COLLECTION
 from nbia_pipeline_tests.scale_out.compare import Contents, contents, expect_equal, rows_of
 from nbia_pipeline_tests.scale_out.hosts import Host, Network, descendants
-from nbia_pipeline_tests.scale_out.services import BUCKET, POSTGRES, Services
+from nbia_pipeline_tests.scale_out.services import ARCHIVE, BUCKET, POSTGRES, Services
 
 WORKER, CHILD = "a worker", "a process of a worker"
 """What is killed: a host with all its processes, or one process in which a batch runs."""
@@ -28,6 +28,7 @@ DISK, STORE = "disk", "object store"
 
 _BEFORE_THE_KILL = 5
 _LONGEST_SECONDS = 600
+_ESTABLISHED = "01"  # in /proc/net/tcp
 _PARTITIONS = """query($path: [String!]!) { assetNodeOrError(assetKey: {path: $path}) {
   ... on AssetNode { partitionKeys } } }"""
 
@@ -191,32 +192,33 @@ def _kill(case: Case, running: cluster.Cluster, run_id: str) -> float:
         assert time.monotonic() < until, f"there are no batches: {list(running.events(run_id))[-5:]}"
         time.sleep(0.2)
     victim = list(running.workers.values())[-1]
+    while not (busy := _at_the_archive(victim)):
+        assert time.monotonic() < until, f"{victim.name} has no batch"
+        time.sleep(0.01)
     killed = time.time()
     if case.kill == WORKER:
         victim.kill()
     else:
-        with suppress(ProcessLookupError):
-            os.kill(_busiest(victim), signal.SIGKILL)
+        os.kill(busy[0], signal.SIGKILL)
     return killed
 
 
-def _busiest(host: Host) -> int:
-    """Return a process of a Celery worker's pool in which a batch runs: the one that has worked most."""
+def _at_the_archive(host: Host) -> list[int]:
+    """Return the processes of a host that are connected to the archive: a batch runs in each."""
+    lines = Path(f"/proc/{host.pid or 'self'}/net/tcp").read_text().splitlines()[1:]
+    connections = [line.split() for line in lines]
+    here = {f"socket:[{c[9]}]" for c in connections if c[2].endswith(f":{ARCHIVE:04X}") and c[3] == _ESTABLISHED}
     pids = [pid for process in host.started for pid in descendants(process.pid)]
-    workers = [pid for pid in pids if b"celery" in _stat(pid, "cmdline")]
-    pool = {pid for worker in workers for pid in descendants(worker) if pid in workers}
-    return max(pool, key=_worked)
+    return [pid for pid in pids if here & _opened(pid)]
 
 
-def _worked(pid: int) -> int:
-    words = _stat(pid, "stat").rpartition(b")")[2].split()
-    return int(words[11]) + int(words[12]) if words else 0
-
-
-def _stat(pid: int, name: str) -> bytes:
+def _opened(pid: int) -> set[str]:
+    found = set()
     with suppress(OSError):
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    return b""
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(each.readlink()))
+    return found
 
 
 def _after_the_kill(running: cluster.Cluster, runs: list[str], killed: float) -> tuple[float | None, float | None]:
