@@ -104,7 +104,8 @@ def in_process(
             tags = dict(zip(RANGE, ends, strict=True))
             done = job.execute_in_process(instance=instance, tags=tags, run_config=_QUIET, raise_on_error=False)
             if not done.success:
-                raise SystemExit(f"the run over {ends} failed")
+                why = [str(e.step_failure_data.user_failure_data) for e in done.all_events if e.is_step_failure]
+                raise SystemExit(f"the run over {ends} failed: {'; '.join(why)}")
             rows += len(instance.all_logs(done.run_id))
     seconds, used = time.perf_counter() - started, cpu_seconds() - cpu
     asked = Counter(r["endpoint"] for r in control.requests(clear=True))

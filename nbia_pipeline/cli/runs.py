@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from nbia_pipeline.cli.home import dagster_home, fail, say
 from nbia_pipeline.cli.options import count
-
-if TYPE_CHECKING:
-    from dagster import DagsterInstance
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         return _delete(options, instance)
 
 
-def _delete(options: argparse.Namespace, instance: DagsterInstance) -> int:
+def _delete(options: argparse.Namespace, instance: Any) -> int:
     from nbia_pipeline.defs.old_runs import delete_runs, old_runs
 
     old, kept = old_runs(instance, options.delete_after)

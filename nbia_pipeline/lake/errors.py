@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ _OF_DISK = {
     errno.EXDEV: "a lake is on one file system: none of its folders can be a link to another, or a mount",
     errno.EISDIR: "it should be a file: move the folder away",
 }
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 # What S3 says by a code (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), or botocore by a class,
@@ -59,6 +61,11 @@ _OF_S3 = (
         "{store} does not let the account do that in the bucket {bucket}: let it read, write, delete and list there "
         "(s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket), or set another account (AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
+    ),
+    (
+        "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch",
+        "what {store} received is not what was sent to it: run again; if it happens again, suspect the memory of this "
+        "machine, or what is between it and the store",
     ),
     (
         "SSLError",
@@ -167,6 +174,8 @@ def remedy(error: BaseException, address: str) -> str:
     if not is_uri(address):
         number = error.errno if isinstance(error, OSError) else 0
         return _OF_DISK.get(number or 0, "check that you may write there and that there is room")
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"files are unpacked in {tempfile.gettempdir()} first: make room there, or set TMPDIR"
     return _remedy_of_store(error, address)
 
 

@@ -284,11 +284,7 @@ class Lake:
     read_bytes = _of_store(LocalStore.read, "read {}")
 
     def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Yield some paths, and the content of each file, None if there is none; an object store is asked for several.
-
-        Raises:
-            LakeError: a file cannot be read.
-        """
+        """Yield some paths, and the content of each file, None if there is none; see :meth:`side_by_side`."""
         with self.storage_errors("read files"):
             yield from self._store.read_all(paths)
 
@@ -311,12 +307,7 @@ class Lake:
         return cast(BinaryIO, Guarded(run(lambda: self._store.open(path, size)), run))
 
     def md5(self, path: str, size: int | None = None) -> str:
-        """Return the MD5 of a file, in lower-case hex; it must be there. Threads that are stopped do not finish it.
-
-        Args:
-            path: of the file.
-            size: as for :meth:`open`.
-        """
+        """Return the MD5 of a file, in lower-case hex; see :meth:`open`. Threads that are stopped do not finish it."""
         digest = hashlib.md5(usedforsecurity=False)
         with self.open(path, size) as file:
             while chunk := file.read(CHUNK_BYTES):

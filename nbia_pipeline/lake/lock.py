@@ -69,7 +69,7 @@ class LockTimings:
     Attributes:
         beat: between two heartbeats of a process that holds locks.
         lease: without a heartbeat, after which its locks are taken over; some beats.
-        older: the lease of a version before 0.3, whose locks name no life, and are themselves rewritten.
+        older: the lease of version 0.1.0, whose locks name no life, and are themselves rewritten.
         wait: for a lock that another holds, before giving up: as long as anybody ever holds one.
         poll: between two attempts to get a lock that another holds.
         sweep: age, by the clock of the store, from which on what was left without a heartbeat is removed.

@@ -242,8 +242,8 @@ class ObjectStore(BaseStore):
         bucket, _, prefix = self.full("").partition("/")
         try:
             found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
-        except OSError as e:  # the account may write, and need not be allowed to list these
-            log.info("parts of earlier uploads cannot be listed: %s", reason(e))
+        except OSError as e:  # it takes a permission of its own, and not every store has it
+            log.info("parts of uploads that were given up are not looked for: %s", reason(e))
             return 0
         since = time.time() - LEFTOVER_SECONDS
         old = [one for one in found if one["Key"].startswith(prefix) and one["Initiated"].timestamp() < since]

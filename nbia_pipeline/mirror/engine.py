@@ -280,7 +280,7 @@ class Mirror:
             try:
                 series, listed = rows_of(collection)
                 receipts = carry_over(self.lake, collection, series)
-                keep_licenses(self.client, self.lake, collection, listed)
+                self._keep_licenses(collection, listed)
                 return compare(series, receipts, selection, retry=bounds.retry)
             except LakeError as e:
                 return e
@@ -298,6 +298,9 @@ class Mirror:
         if parts:
             on_progress(f"{what}: {plan.text(free)}{leftovers}")
         return plan, {collection: e for collection, e in found.items() if isinstance(e, LakeError)}
+
+    def _keep_licenses(self, collection: str, series: Rows) -> None:
+        keep_licenses(self.client, self.lake, collection, series)
 
 
 def _named(collections: Sequence[str]) -> str:

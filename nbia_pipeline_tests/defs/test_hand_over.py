@@ -150,8 +150,15 @@ MOMENTS = {
 }
 
 
+ALWAYS = ("before any batch (30248)", "during a batch (19490)", "before a worker begins (30077)")
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_after_a_kill_the_last_step_fails_or_is_complete(kept: Mirror, tmp_path: Path, moment: str) -> None:
+def test_after_a_kill_the_last_step_fails_or_is_complete(
+    request: pytest.FixtureRequest, kept: Mirror, tmp_path: Path, moment: str
+) -> None:
+    if moment not in ALWAYS and not request.config.getoption("--every-moment"):
+        pytest.skip("it takes some seconds: make test-stop")
     kept.instance.add_dynamic_partitions("nbia_collections", [BREAST])
     run_id = "11111111-2222-3333-4444-555555555555"
     executor = ONE_AT_A_TIME if MOMENTS[moment].startswith("process") else {"in_process": {}}

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -55,19 +56,20 @@ def test_the_lock_of_a_dead_process_is_taken_over_once(path: str) -> None:
 def test_the_lock_of_a_living_process_is_not_taken_over(path: str) -> None:
     """It is held for longer than a heartbeat may be missing."""
     store = Store()
+    timings = replace(QUICK, lease=1)
     order: list[str] = []
     holding = threading.Event()
 
     def hold() -> None:
-        with object_lock(store, path, QUICK):
+        with object_lock(store, path, timings):
             holding.set()
-            time.sleep(3 * QUICK.lease)
+            time.sleep(1.5 * timings.lease)
             order.append("first")
 
     thread = threading.Thread(target=hold)
     thread.start()
     holding.wait()
-    with object_lock(store, path, QUICK):
+    with object_lock(store, path, timings):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]

@@ -24,7 +24,6 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.fault import Fault
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import DamagedFile, Lake, LakeError
-from nbia_pipeline.lake.base_store import BaseStore
 from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.lake.filesystem import Guarded
 from nbia_pipeline.lake.layout import table_path
@@ -222,21 +221,22 @@ def test_a_file_that_cannot_be_read_is_not_replaced(
 ) -> None:
     path = table_path(table.name, NAME)
     before = site.lake.read_bytes(path)
-    honest_read, honest_open = BaseStore.read, BaseStore.open
+    kind = type(site.lake._unchecked)
+    honest_read, honest_open = kind.read, kind.open
 
     def fail(*_: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    def read(store: BaseStore, name: str) -> bytes | None:
+    def read(store: Any, name: str) -> bytes | None:
         return fail() if name == path else honest_read(store, name)
 
-    def opened(store: BaseStore, name: str) -> Any:
-        file = honest_open(store, name)
+    def opened(store: Any, name: str, size: int | None = None) -> Any:
+        file = honest_open(store, name, size)
         return Guarded(file, fail) if name == path else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(BaseStore, "read", read)
-        patch.setattr(BaseStore, "open", opened)
+        patch.setattr(kind, "read", read)
+        patch.setattr(kind, "open", opened)
         with pytest.raises(LakeError, match=os.strerror(number)) as raised:
             site.mirror()
         assert not isinstance(raised.value, DamagedFile)
