@@ -33,6 +33,7 @@ def row(found: Found) -> Kept:
         "lost": None if found.lost is None else round(found.lost, 1),
         "again": None if found.again is None else round(found.again, 1),
         "end": found.end,
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -58,8 +59,8 @@ def lines(kept: Kept) -> list[str]:
         f"{kept['machine']}; {used}. Hosts: {kept['isolation']}.",
         f"{kept['series']} series in {kept['batches']} batches; every lake is equal to the first one.",
         "",
-        "| executor | lake | killed | series, s | rows | images, s | loss known after, s | begins again, s | run |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| executor | lake | killed | series, s | rows | images, s | loss known, s | begins again, s | run | load |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     return text + [_line(case, kept["cases"][case.name]) for case in CASES if case.name in kept["cases"]]
 
@@ -77,6 +78,7 @@ def _line(case: Case, row: Kept) -> str:
         lost,
         again,
         end,
+        f"{row['load']:.1f}",
     )
     return f"| {' | '.join(cells)} |"
 
