@@ -21,6 +21,7 @@ from typing import Any
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 UNITS = DEPLOY / "systemd"
 WAIT_SECONDS = 300
+PORT = "3000"
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 
 _LAUNCH = """
@@ -65,7 +66,6 @@ class Machine:
             "/var/lib/nbia": f"{folder}/state",
             "/run/nbia": f"{folder}/run",
             "/etc/nbia": f"{folder}/etc",
-            "--port 3000": f"--port {self.port}",
         }
         self.folder, self.home = folder, folder / "state" / "dagster"
         for name in ("state", "run", "etc", "state/dagster"):
@@ -98,7 +98,9 @@ class Machine:
                 subprocess.run(words, stdout=log, stderr=log, check=True, timeout=WAIT_SECONDS, **how)
 
     def _commands(self, unit: str, name: str) -> list[list[str]]:
-        return [shlex.split(self.placed(value)) for each, value in settings(unit) if each == name]
+        # Word by word: our folders may have spaces in their names.
+        commands = [shlex.split(value) for each, value in settings(unit) if each == name]
+        return [[str(self.port) if word == PORT else self.placed(word) for word in words] for words in commands]
 
     def stop(self, unit: str, number: int = signal.SIGTERM) -> int:
         """Send a signal to all processes of a unit, as systemd does, and return how the first of them ended."""
