@@ -149,6 +149,21 @@ def codes_of(error: BaseException) -> set[str]:
     return found - {"None"}
 
 
+def refusal(fs: Any, path: str, content: bytes) -> OSError | None:
+    """Create an object if there is none; return why not, if there is one or another is being created.
+
+    Raises:
+        OSError: anything else went wrong.
+    """
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except OSError as e:
+        if not was_refused(e):
+            raise
+        return e
+    return None
+
+
 def was_refused(error: BaseException) -> bool:
     """Return whether a store refused to create an object, as it was asked to if there is one."""
     return not _REFUSALS.isdisjoint({*kinds_of(error), *codes_of(error)})

@@ -32,7 +32,7 @@ from typing import Any
 
 from nbia_pipeline import clock, stopping
 from nbia_pipeline.lake.errors import LakeError, reason
-from nbia_pipeline.lake.filesystem import changed_at, was_refused
+from nbia_pipeline.lake.filesystem import changed_at, refusal
 from nbia_pipeline.lake.lock import USUAL, ExpectHeld, LockTimings, is_gone, longest_wait, this_machine, this_process
 from nbia_pipeline.text import logger
 
@@ -118,11 +118,11 @@ class ObjectLocks:
         """Create an object if there is none; return why not, if there is one or another is being created."""
         if not self._conditional and self.read(path) is not None:
             return FileExistsError(path)
-        if refusal := self._refusal(path, content):
+        if refused := refusal(self.fs, path, content):
             self._conditional = True
-            return refusal
+            return refused
         if self._conditional is None:
-            self._conditional = self._refusal(path, content) is not None
+            self._conditional = refusal(self.fs, path, content) is not None
             if not self._conditional:
                 log.warning(
                     "the store of %s overwrites objects that it is asked not to (If-None-Match): two machines that "
@@ -130,15 +130,6 @@ class ObjectLocks:
                     self.folder,
                 )
         return None if self._conditional or self.read(path) == content else FileExistsError(path)
-
-    def _refusal(self, path: str, content: bytes) -> OSError | None:
-        try:
-            self.fs.pipe_file(path, content, mode="create")
-        except OSError as e:
-            if not was_refused(e):
-                raise
-            return e
-        return None
 
     @contextmanager
     def _living(self) -> Iterator[_Life]:
@@ -269,13 +260,13 @@ class _Held:
         there: bytes | None = None
         nothing_since = started
         while True:
-            refusal = None
+            refused = None
             if there is None:
                 if not self._is_recent(self._life.shown):
                     self._life.beat()  # a lock of a life that others believe to be over would be taken at once
                 self._since = _moment()
-                refusal = self._locks.create(self._path, self._content)
-                if refusal is None:
+                refused = self._locks.create(self._path, self._content)
+                if refused is None:
                     return
             there = self._locks.read(self._path)
             now = time.monotonic()
@@ -285,8 +276,8 @@ class _Held:
                 nothing_since = now
                 if self._is_dead(self._path, there) and self._take_over(self._path, there):
                     return
-            elif refusal and now - nothing_since > self._timings.lease:
-                raise refusal
+            elif refused and now - nothing_since > self._timings.lease:
+                raise refused
             if now - started > min(self._timings.wait, longest_wait()):
                 raise LakeError(
                     f"the lock {self._path} is held by {_owner_of(there)}: wait for that run to end. If it is not "

@@ -27,7 +27,7 @@ from fsspec.callbacks import Callback
 from nbia_pipeline import stopping
 from nbia_pipeline.lake.base_store import MISSING, NO_DIGESTS, BaseStore, BeforeReplacing, Digests, Record
 from nbia_pipeline.lake.errors import reason
-from nbia_pipeline.lake.filesystem import NoAnswer, NoStore, changed_at, kinds_of, was_refused
+from nbia_pipeline.lake.filesystem import NoAnswer, NoStore, changed_at, kinds_of, refusal
 from nbia_pipeline.lake.layout import LOCKS, RUNS, is_foreign
 from nbia_pipeline.lake.lock import LEFTOVER_SECONDS, ExpectHeld, Lock, among_threads, is_dead, this_process
 from nbia_pipeline.lake.object_lock import ObjectLocks
@@ -153,13 +153,7 @@ class ObjectStore(BaseStore):
 
     def note_new(self, path: str, data: bytes) -> bool:
         """Write an object if there is none; return whether there was none."""
-        try:
-            self.fs.pipe_file(self.full(path), data, mode="create")
-        except OSError as e:
-            if was_refused(e):
-                return False
-            raise
-        return True
+        return refusal(self.fs, self.full(path), data) is None
 
     def remove_all(self, paths: Iterable[str]) -> None:
         """Remove some objects, a thousand with a request; they may be gone already."""
