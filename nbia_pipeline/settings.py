@@ -163,10 +163,16 @@ class Settings(Pipeline):
             raise SettingsError(f"{name_of('metadata')} is {self.metadata!r}: set it to {', '.join(METADATA_CALLS)}")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, name_of: Callable[[str], str] = variable_of
+    ) -> Settings:
         """Read the ``NBIA_*`` variables; an unset or empty one takes its default.
 
         Only ``NBIA_IMAGES`` may be set and empty: no images.
+
+        Args:
+            environ: the variables. None: those of the process.
+            name_of: what the person calls a setting, given its field, where that is not its variable.
 
         Raises:
             SettingsError: a value is wrong, or a variable is a misspelling of a known one.
@@ -178,7 +184,7 @@ class Settings(Pipeline):
             text = env.get(variable_of(name))
             if text or (text is not None and name == "images"):
                 given[name] = split_names(text) if name in ("collections", "images") else text
-        return cls(variable_of, **given)
+        return cls(name_of, **given)
 
     def name_of(self, argument: str) -> str:
         """Return what the person who wrote the settings calls one of them: its field, or its variable."""
