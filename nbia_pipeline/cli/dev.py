@@ -25,8 +25,8 @@ load_from:
 def command(options: Options) -> int:
     """Start the Dagster UI, which becomes this process.
 
-    Further options go to `dagster dev`, such as --port 3001 or --host 0.0.0.0. What it prints are its own logs: -v shows
-    more of them, and --json makes each line a JSON document.
+    Further options go to `dagster dev`, such as --port 3001 or --host 0.0.0.0. What it prints are its own logs: -q and
+    -v show less and more of them, and --json makes each line a JSON document.
     """
     from nbia_pipeline.defs.naming import Naming  # here, so that `--help` does not wait for Dagster
     from nbia_pipeline.defs.slots import release_in_home
@@ -45,4 +45,3 @@ def command(options: Options) -> int:
     logs = ["--verbose"] * bool(options.verbose) + ["--log-format", "json"] * options.as_json
     logs += ["--log-level", "warning"] * options.quiet
     os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *where, *logs, *options.rest])  # noqa: S606
-    return 0  # not on this side of execv, but for a test

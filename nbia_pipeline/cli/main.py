@@ -52,7 +52,9 @@ class _Commands(click.Group):
         command: click.Command = import_module(COMMANDS[cmd_name][0]).command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name in RENAMED:
             to_stderr(f"`{name}` is now called `{RENAMED[name]}`")
@@ -102,7 +104,7 @@ def _main(words: list[str]) -> int:
             e.show()  # the help
             return WRONG_CALL
         path = e.ctx.command_path if e.ctx else PROGRAM
-        to_stderr(f"{e.format_message().rstrip('.')}; see `{path} --help`")
+        to_stderr(f"{e.format_message().rstrip('.')} (see `{path} --help`)")
         return WRONG_CALL
     except click.Abort:
         return STOP.exit_code

@@ -16,9 +16,9 @@ with :func:`~nbia_pipeline.cli.home.say`, hands the same figures to :func:`~nbia
         return 0
 
 :func:`as_command` adds the options that every command has and the exit codes to its help, and turns an error of ours
-that the function raises into one sentence: of wrong usage (SettingsError, SelectionError) with exit code 2, of any other
-with 1. What nobody could mean is ``raise click.UsageError(sentence)``. The imports that take long, Dagster above all,
-belong into the function.
+that the function raises into one sentence: of wrong usage (SettingsError, SelectionError) with exit code 2, of any
+other with 1. A name that is not there is ``return fail(sentence, WRONG_CALL)``, and options that contradict each other
+are ``raise click.UsageError(sentence)``. Imports that take long, above all that of Dagster, belong into the function.
 """
 
 from __future__ import annotations
@@ -244,14 +244,21 @@ def with_selection(function: F) -> F:
     which = functools.partial(option, group="Which images (repeat an option for any of several; all must match)")
     much = functools.partial(option, group="How much (of all collections together; the rest is left for a later run)")
     declared = (
-        which("--modality", "modalities", metavar="M", multiple=True, help="of this modality, such as CT, in any case"),
+        which("--modality", "modalities", metavar="M", multiple=True, help="of this modality, such as CT"),
         which(
-            "--body-part", "body_parts", metavar="B", multiple=True, help="of this body part, such as CHEST, in any case"
+            "--body-part",
+            "body_parts",
+            metavar="B",
+            multiple=True,
+            help="of this body part, such as CHEST",
         ),
         which("--patient", "patients", metavar="P", multiple=True, help="of this PatientID"),
         which("--series", "series", metavar="UID", multiple=True, help="of this SeriesInstanceUID"),
         which(
-            "--manifest", type=click.Path(path_type=Path), metavar="FILE", help="in a manifest (.tcia), a table or a list"
+            "--manifest",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="in a manifest (.tcia), table or list",
         ),
         which("--cart", metavar="NAME", help="in a shared cart (v2 of the API)"),
         much("--max-bytes", type=size, metavar="SIZE", help="fetch at most this much, such as 10GB"),

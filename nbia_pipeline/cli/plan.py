@@ -7,7 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from nbia_pipeline.cli.home import report, say, to_stderr
-from nbia_pipeline.cli.options import Options, as_command, collections_argument, selection_of, settings_of, with_selection
+from nbia_pipeline.cli.options import (
+    Options,
+    as_command,
+    collections_argument,
+    selection_of,
+    settings_of,
+    with_selection,
+)
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds, Figures, Missing, Plan, choose, room_for_files

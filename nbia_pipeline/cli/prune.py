@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from nbia_pipeline.cli.home import WRONG_CALL, agreed, fail, report, say
@@ -47,7 +48,7 @@ def command(options: Options) -> int:
 
 
 def _figures(one: Prunable) -> dict[str, Any]:
-    return {"series": sorted(one.series), "files": one.files, "bytes": one.bytes, "since": one.since, "until": one.until}
+    return {**asdict(one), "series": sorted(one.series)}
 
 
 def _amount(found: Sequence[Prunable]) -> str:

@@ -9,8 +9,9 @@ import click
 import pyarrow as pa
 
 from nbia_pipeline import clock
+from nbia_pipeline.archive import NotAvailable
 from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
-from nbia_pipeline.cli.home import report, say
+from nbia_pipeline.cli.home import WRONG_CALL, fail, report, say
 from nbia_pipeline.cli.options import Options, argument, as_command, option, settings_of
 from nbia_pipeline.connect import connect
 from nbia_pipeline.text import table_text
@@ -37,8 +38,11 @@ def command(options: Options) -> int:
     The archive is asked for them, and nothing is written.
     """
     since = options.since or clock.utc_now().date() - LOOK_BACK
-    with connect(settings_of(options)) as client:
-        found = ask_released(client, options.collection, since)
+    try:
+        with connect(settings_of(options)) as client:
+            found = ask_released(client, options.collection, since)
+    except NotAvailable as e:  # there is no such collection
+        return fail(str(e), WRONG_CALL)
     report({"collection": found.collection, "since": since})
     report({"patients": found.patients.to_pylist(), "studies": found.studies.to_pylist()})
     patients, studies = _counted(found.patients, "patient", "patients"), _counted(found.studies, "study", "studies")

@@ -26,7 +26,9 @@ def archive_options(function: F) -> F:
             "--token-lifetime", type=float, default=7200.0, metavar="SECONDS", help="lifetime of tokens (default: 7200)"
         ),
         click.option("--guide-spellings", is_flag=True, help="spell keys as the guide does"),
-        click.option("--latency", type=seconds, default=0.0, metavar="SECONDS", help="before every answer (default: 0)"),
+        click.option(
+            "--latency", type=seconds, default=0.0, metavar="SECONDS", help="before every answer (default: 0)"
+        ),
         click.option("--bandwidth", type=rate, metavar="BYTES", help="per second of every answer (default: no limit)"),
         click.option(
             "--line", type=rate, metavar="BYTES", help="per second of all answers together (default: no limit)"

@@ -11,8 +11,9 @@ import dagster as dg
 import pytest
 from dagster._daemon.monitoring import execute_run_monitoring_iteration
 
-from nbia_pipeline.cli import dev, home
+from nbia_pipeline.cli import home
 from nbia_pipeline.cli.home import DAGSTER_YAML, dagster_home
+from nbia_pipeline.cli.main import main
 from nbia_pipeline.defs.slots import FREE_AFTER_SECONDS, OWNER_TAG, owned
 from nbia_pipeline.lake.lock import HOST
 

@@ -141,7 +141,7 @@ def test_a_plan_shows_what_does_not_fit_on_the_disk(
 def test_what_cannot_be_planned_is_one_clear_sentence(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *words]) == 1
+    assert main(["plan", *words]) == 2
     told = capsys.readouterr()
     assert told.err.startswith(f"nbia-pipeline: {sentence}")
     assert told.err.count("\n") == 1
@@ -151,7 +151,7 @@ def test_an_empty_lake_has_nothing_to_plan(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NBIA_LAKE", str(place / "none"))
-    assert main(["plan"]) == 1
+    assert main(["plan"]) == 2
     assert "knows no collections yet: run `nbia-pipeline run`" in capsys.readouterr().err
     assert files_below(place / "none") == []
 
