@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nbia_pipeline.address import is_base_url, lake_address
 from nbia_pipeline.schema import GUEST as GUEST
-from nbia_pipeline.text import TextError, is_glob, matching, similar_names
+from nbia_pipeline.text import TextError, bytes_of, is_glob, matching, similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -83,6 +83,10 @@ class Connection(BaseModel):
         description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
         "more while they gain something. The pool of the assets limits the processes.",
     )
+    bwlimit: str | None = Field(
+        default=None,
+        description="Most bytes per second from the archive, per process, such as 50MB. None: no limit.",
+    )
 
 
 class Pipeline(Connection):
@@ -148,6 +152,7 @@ class Settings(Pipeline):
         self._check_archive()
         if self.max_in_flight < 1:
             raise SettingsError(f"{name_of('max_in_flight')} is {self.max_in_flight}: set it to 1 or more")
+        self._check_bwlimit()
         self._check_account()
         self._check_executor()
         self._check_selection()
@@ -190,6 +195,11 @@ class Settings(Pipeline):
         """Return what the person who wrote the settings calls one of them: its field, or its variable."""
         return self._name_of(argument)
 
+    @property
+    def bytes_per_second(self) -> int | None:
+        """How many bytes may come from the archive per second; None: any number."""
+        return bytes_of(self.bwlimit.removesuffix("/s")) if self.bwlimit else None
+
     def mirrors_images_of(self, collection: str) -> bool:
         """Return whether the images of `collection` are mirrored."""
         return bool(matching(self.images or (), [collection]))
@@ -216,6 +226,13 @@ class Settings(Pipeline):
             raise SettingsError(f"{password} is set, but {username} is the guest {GUEST}: name the account it is for")
         if self.username != GUEST and not self.password:
             raise SettingsError(f"{username} is {self.username!r}, but {password} is empty: set it too")
+
+    def _check_bwlimit(self) -> None:
+        try:
+            _ = self.bytes_per_second
+        except ValueError:
+            name = self.name_of("bwlimit")
+            raise SettingsError(f"{name} is {self.bwlimit!r}: set it to bytes per second, such as 50MB") from None
 
     def _check_executor(self) -> None:
         name = self.name_of("executor")

@@ -20,14 +20,14 @@ from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
-from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.download import OnBytes, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import Selection, cart_series
-from nbia_pipeline.mirror.series import WantedSeries, wanted_series
+from nbia_pipeline.mirror.series import WantedSeries, named, wanted_series
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import COMPLETE
 
@@ -113,10 +113,11 @@ class Mirror:
         """
         self.update_tables(collection)
         plan = self.plan(collection, selection, bounds, on_progress=on_progress)
-        progress = Progress(plan.todo, on_progress)
+        progress = Progress(collection, plan.todo, on_progress)
         try:
-            for batch in plan.batches():
-                self.fetch(batch, on_result=progress.add)
+            with progress.told():
+                for batch in plan.batches():
+                    self.fetch(batch, on_result=progress.add, on_bytes=progress.arrived)
         finally:
             self.commit(collection)
         if self.annotations:
@@ -213,7 +214,7 @@ class Mirror:
             listed = listed_series(self.lake, collection)
             return listed, listed
 
-        return self._plan(_named(collections), collections, rows_of, selection, bounds, on_progress)
+        return self._plan(named(collections), collections, rows_of, selection, bounds, on_progress)
 
     def plan_cart(
         self, name: str, bounds: Bounds = NO_BOUNDS, *, on_progress: OnProgress = lambda line: None
@@ -246,9 +247,18 @@ class Mirror:
         *,
         ask_list: bool = False,
         on_result: Callable[[Receipt], None] = lambda receipt: None,
+        on_bytes: OnBytes = lambda wanted, size: None,
     ) -> list[Receipt]:
         """Fetch the series of a batch; see :func:`~nbia_pipeline.mirror.download.fetch_batch`."""
-        return fetch_batch(self.client, self.lake, batch, streams=self.streams, ask_list=ask_list, on_result=on_result)
+        return fetch_batch(
+            self.client,
+            self.lake,
+            batch,
+            streams=self.streams,
+            ask_list=ask_list,
+            on_result=on_result,
+            on_bytes=on_bytes,
+        )
 
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
         """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""
@@ -301,10 +311,6 @@ class Mirror:
 
     def _keep_licenses(self, collection: str, series: Rows) -> None:
         keep_licenses(self.client, self.lake, collection, series)
-
-
-def _named(collections: Sequence[str]) -> str:
-    return collections[0] if len(collections) == 1 else f"{len(collections)} collections"
 
 
 def listed_series(lake: Lake, collection: str) -> Rows:
