@@ -338,14 +338,21 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     return dg.SensorResult(skip_reason=f"Nothing was requested: {why}" if damaged else why, cursor=last)
 
 
-def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:
-    """Return the collections with a run of images that is queued or in progress, whatever requested it."""
+def collections_in_progress(naming: Naming, instance: dg.DagsterInstance, besides: str = "") -> set[str]:
+    """Return the collections with a run of images that is queued or in progress, whatever requested it.
+
+    Args:
+        naming: the names of the archive.
+        instance: Dagster's.
+        besides: id of a run that does not count.
+    """
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
     with_images = (naming.of(IMAGES_JOB), naming.of(UPDATE_JOB))
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
     return {
         collection
         for run in runs
+        if run.run_id != besides
         if run.job_name in with_images or naming.key("images") in (run.asset_selection or ())
         for collection in collections_of(run.tags, registered)
     }

@@ -39,6 +39,7 @@ from nbia_pipeline.text import logger
 log = logger(__name__)
 
 NOT_FETCHED = "not fetched yet"
+NO_ROOM = "no room: "
 NOT_REFRESHED = "the newest version could not be fetched before the archive withdrew the series for a while"
 NO_REASONS: Mapping[str, str] = {}
 
@@ -156,7 +157,7 @@ def _no_room(size: int | None, free: int | None) -> str | None:
     if size is None:
         return None
     return (
-        f"no room: it has {size:,} bytes; of the {free or 0:,} that were free on the disk, a part is a reserve, and "
+        f"{NO_ROOM}it has {size:,} bytes; of the {free or 0:,} that were free on the disk, a part is a reserve, and "
         "the series planned before this one take the rest: make room, and run again"
     )
 
@@ -288,10 +289,11 @@ def as_listed(
 ) -> pa.Table:
     """Return ``image_series`` as it follows from what the archive lists now.
 
-    A listed series that is wanted and has no receipt gets the status ``pending``, and keeps it, with its reason, while
-    it is listed as before. One that is wanted no longer loses that receipt if nothing of it was ever fetched. A withdrawn one keeps everything else of its row, as its files stay; if it is listed again it is
-    ``complete`` as before, or ``pending`` where its files were pruned. Receipts of an older content stay as they are.
-    Why a series was withdrawn is its Reason until it returns.
+    A listed series that is wanted and has no receipt gets the status ``pending``, and keeps it, with its reason,
+    while it is listed as before. One that is wanted no longer loses that receipt if nothing of it was ever fetched.
+    A withdrawn one keeps everything else of its row, as its files stay; if it is listed again it is ``complete`` as
+    before, or ``pending`` where its files were pruned. Receipts of an older content stay as they are. Why a series
+    was withdrawn is its Reason until it returns.
 
     Args:
         table: rows of ``image_series``.

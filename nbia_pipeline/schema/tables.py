@@ -363,8 +363,8 @@ LICENSES = _table(
 )
 SELECTED_SERIES = _table(
     "selected_series",
-    "One row per series of the collection that the manifest or the cart of the setting select named, the last time that "
-    "a run of images read it.",
+    "One row per series of the collection that the manifest or the cart of the setting select named, when a run of "
+    "images last read it.",
     "SeriesInstanceUID Collection",
     key="SeriesInstanceUID",
 )
