@@ -28,6 +28,7 @@ from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import ALL_WANTED, Selection, SelectionError, Selections, cart_series
 from nbia_pipeline.mirror.series import WantedSeries, named, wanted_series
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import COMPLETE
 
@@ -132,6 +133,7 @@ class Mirror:
             self.commit(collection)
         if self.annotations:
             self.fetch_annotations(collection)
+        write_catalog(self.lake)
         fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
             wanted=plan.wanted_figures.series,

@@ -31,6 +31,7 @@ from nbia_pipeline.mirror.engine import Mirror, listed_series
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
 from nbia_pipeline.mirror.series import refresh_failed
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
@@ -262,11 +263,17 @@ def build_ops(
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
         yield dg.Output({"batches": batches, "started": started, **more}, output_name="summary")
 
-    @dg.op(name=naming.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
+    @dg.op(
+        name=naming.of(f"finish_{asset}"),
+        out=dg.Out(dg.Nothing, io_manager_key=naming.io),
+        required_resource_keys={naming.lake},
+    )
     def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         with as_failure(settings):
-            made, failed = finish(context, naming.lake_of(context).open(), summary, reports)
+            lake = naming.lake_of(context).open()
+            made, failed = finish(context, lake, summary, reports)
+            write_catalog(lake)
         made = {name: {**known, **run_metadata(summary, reports, name)} for name, known in made.items()}
         if failed:  # an output would be one of all partitions
             record(context, naming.key(asset), made)
