@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nbia_pipeline.definitions import build_definitions as build_definitions
     from nbia_pipeline.defs.resources import LakeResource as LakeResource
     from nbia_pipeline.defs.resources import NbiaResource as NbiaResource
+    from nbia_pipeline.defs.specs.translator import NbiaTranslator as NbiaTranslator
     from nbia_pipeline.lake import Lake as Lake
     from nbia_pipeline.mirror.engine import Mirror as Mirror
 
@@ -24,6 +25,7 @@ _MODULES = {
     "NbiaClient": "archive",
     "NbiaComponent": "component",
     "NbiaResource": "defs.resources",
+    "NbiaTranslator": "defs.specs.translator",
     "build_definitions": "definitions",
 }
 
