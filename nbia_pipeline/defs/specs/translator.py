@@ -108,7 +108,7 @@ def asset_specs(
         key = found[name].key
         if key in names:
             both = f"{names[key]} and {name}"
-            raise SettingsError(f"the translator gives {both} the same key, {key.to_user_string()}: make them differ")
+            raise SettingsError(f"the translation gives {both} the same key, {key.to_user_string()}: make them differ")
         names[key] = name
     return found
 
@@ -141,8 +141,8 @@ def _specs(
 def _translated(translator: NbiaTranslator, data: NbiaAssetData) -> dg.AssetSpec:
     spec = translator.get_asset_spec(data)
     if not isinstance(spec, dg.AssetSpec):
-        raise SettingsError(f"the translator returns no AssetSpec for {data.name}, but {type(spec).__name__}")
+        raise SettingsError(f"the translation of {data.name} returns no AssetSpec, but {type(spec).__name__}")
     for field, why in FIXED.items():
         if getattr(spec, field) != getattr(data.spec, field):
-            raise SettingsError(f"the translator changes {field} of {data.name}: leave it as it is, because {why}")
+            raise SettingsError(f"the translation of {data.name} changes {field}: leave it as it is, because {why}")
     return spec
