@@ -1,12 +1,16 @@
 """The archive as a Dagster component, for those who describe their project in YAML."""
 
+import json
 import os
 import re
+import textwrap
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import dagster as dg
+from dagster.components.component_scaffolding import scaffold_component
 from dagster.components.utils.translation import TranslationFn, TranslationFnResolver
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.naming import PREFIX, Naming
@@ -20,6 +24,83 @@ Translation = Annotated[
 """A field of YAML with attributes of assets, in which ``asset``, ``archive`` and ``spec`` are those of each asset."""
 
 
+EXAMPLES = {
+    "ca_bundle": "/etc/ssl/private-archive.pem",
+    "images": ["TCGA-LUAD"],
+    "executor": {"multiprocess": {"max_concurrent": 4}},
+    "password_env": "NBIA_PASSWORD",
+    "translation": {"owners": ["team:imaging"], "tags": {"domain": "radiology"}},
+}
+"""Values for the fields that have none by default, in the YAML that is scaffolded."""
+
+HEADER = """\
+# An NBIA archive, mirrored into a data lake. A line that is commented out shows the default of its field, or an example
+# where nothing is the default.
+"""
+ENVIRONMENT = """\
+
+# Variables that this component needs, for `dg list env`:
+# requirements:
+#   env:
+#     - NBIA_PASSWORD
+"""
+
+
+class ScaffoldParams(BaseModel):
+    """What `dg scaffold defs` can be told."""
+
+    archive: str | None = Field(default=None, description=Pipeline.model_fields["archive"].description)
+    lake: str | None = Field(default=None, description=Pipeline.model_fields["lake"].description)
+    prefix: str | None = Field(default=None, description="First part of the asset keys.")
+
+
+class NbiaScaffolder(dg.Scaffolder[ScaffoldParams]):
+    """Writes the YAML of a component with all its fields: those that are not given are comments."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[ScaffoldParams]:
+        """Return the model of the options."""
+        return ScaffoldParams
+
+    def scaffold(self, request: dg.ScaffoldRequest[ScaffoldParams]) -> None:
+        """Write ``defs.yaml``, or ``component.py`` where Python is asked for."""
+        if request.scaffold_format == "python":
+            scaffold_component(request)
+            return
+        text = commented_yaml(request.type_name, request.params.model_dump(exclude_none=True))
+        if request.append:
+            with request.target_path.open("a", encoding="utf-8") as file:
+                file.write(f"---\n{text}")
+        else:
+            (request.target_path / "defs.yaml").write_text(text, encoding="utf-8")
+
+
+def commented_yaml(type_name: str, given: dict[str, Any]) -> str:
+    """Return the YAML of a component with its fields explained; archive and lake are set, and what is given."""
+    fields = NbiaComponent.model_fields
+    values = {name: field.default for name, field in fields.items()} | EXAMPLES
+    lines = [HEADER, f"type: {type_name}\n", "\nattributes:\n"]
+    for name, field in fields.items():
+        is_set = name in given or name in ("archive", "lake")
+        lines += (f"  # {line}\n" for line in textwrap.wrap(field.description or "", 116))
+        lines += (f"  {'' if is_set else '# '}{line}\n" for line in _yaml(name, given.get(name, values[name])))
+        lines.append("\n")
+    return "".join(lines).rstrip("\n") + "\n" + ENVIRONMENT
+
+
+def _yaml(name: str, value: Any) -> Iterator[str]:
+    """Yield the lines of a field; a mapping takes one for each of its entries."""
+    if isinstance(value, dict):
+        yield f"{name}:"
+        for key, inner in value.items():
+            yield from (f"  {line}" for line in _yaml(key, inner))
+    else:
+        # JSON is YAML; words need no quotes.
+        plain = isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) and value not in ("on", "off", "yes", "no")
+        yield f"{name}: {value if plain else json.dumps(value)}"
+
+
+@dg.scaffold_with(NbiaScaffolder)
 class NbiaComponent(Pipeline, NbiaTranslator, dg.Component, dg.Model, dg.Resolvable):
     """Mirrors an NBIA archive (The Cancer Imaging Archive) into a data lake.
 
