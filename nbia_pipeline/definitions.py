@@ -23,6 +23,7 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
 from nbia_pipeline.defs.schedules import build_schedules
 from nbia_pipeline.defs.sensors import build_sensors
+from nbia_pipeline.defs.specs.conditions import build_automation, conditions_of
 from nbia_pipeline.defs.specs.translator import NbiaTranslator
 from nbia_pipeline.settings import Connection, Settings, variable_of
 
@@ -52,7 +53,8 @@ def build_definitions(
             translator returns what cannot be used.
     """
     naming = naming or Naming()
-    naming = replace(naming, translator=translator or naming.translator)
+    conditions = naming.conditions or conditions_of(settings)
+    naming = replace(naming, translator=translator or naming.translator, conditions=conditions)
     password: str | dg.EnvVar = settings.password
     if password_env and os.environ.get(password_env) == settings.password:
         password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
@@ -69,7 +71,7 @@ def build_definitions(
         assets=[naming.described(asset) for asset in assets],
         asset_checks=[*build_checks(naming, settings), build_cart_check(naming)],
         jobs=list(jobs.values()),
-        sensors=build_sensors(naming, settings, jobs),
+        sensors=[*build_sensors(naming, settings, jobs), *build_automation(naming, settings)],
         schedules=build_schedules(naming, settings, jobs),
         resources={
             naming.archive: archive,
