@@ -130,6 +130,11 @@ class Pipeline(Connection):
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
     )
+    automation: bool = Field(
+        default=False,
+        description="Whether tables and images have automation conditions, with a sensor that evaluates them once it is "
+        "turned on. See docs/automation.md.",
+    )
     executor: str | dict[str, dict[str, Any]] | None = Field(
         default=None,
         description="Where the steps of images run: in_process, multiprocess, celery, ray, k8s, or module:name; with "

@@ -20,7 +20,7 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, digest_of, failed_table
 from nbia_pipeline.defs.assets.partitioned import failure_of, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definition_metadata, histogram, size_classes
+from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, histogram, size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
@@ -34,15 +34,11 @@ from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
-from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import shown
 
 NAME = "images"
-DESCRIPTION = (
-    "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
-    "all; its receipt is in table image_series, and its files are listed in table instances."
-)
 # The last step waits for the disk or the store most of the time.
 FINISHED_AT_A_TIME = 4
 
@@ -121,17 +117,9 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
     # Not a `graph_asset`, which knows no policy for backfills.
     @dg.graph_multi_asset(
         name=naming.key(NAME).to_python_identifier(),
-        outs={
-            "result": dg.AssetOut(
-                key=naming.key(NAME),
-                description=DESCRIPTION,
-                kinds={"dicom", "file"},
-                metadata=definition_metadata(IMAGE_SERIES),
-            )
-        },
+        outs={"result": dg.AssetOut(key=naming.key(NAME))},
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="images",
         ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
     )
     def images(series: Any) -> Any:
