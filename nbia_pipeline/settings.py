@@ -75,9 +75,9 @@ class Connection(BaseModel):
         default=EMBEDDED,
         description=f"{EMBEDDED}, {', '.join(KNOWN_ARCHIVES)}, or a base URL that ends in /nbia-api.",
     )
-    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
-    username: str = Field(default=GUEST, description="Account at the archive.")
-    ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
+    api: str = Field(default="v2", description="Version of the API: v2 (that of the guide, with a token) or v4 (newer; the guest needs no token).")
+    username: str = Field(default=GUEST, description="Account at the archive; nbia_guest is the guest, who has no password.")
+    ca_bundle: str | None = Field(default=None, description="File of certificates to trust; without it, those of the system. Verification cannot be switched off.")
     max_in_flight: int = Field(
         default=16,
         description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
@@ -88,9 +88,9 @@ class Connection(BaseModel):
 class Pipeline(Connection):
     """What is mirrored, to where and when: the fields that settings and component share."""
 
-    lake: str = Field(default="./lake", description="Directory or URI of the lake.")
+    lake: str = Field(default="./lake", description="Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia.")
     collections: tuple[str, ...] = Field(
-        default=("*",), description="Names or globs of the collections whose tables are kept."
+        default=("*",), description="Names or globs of the collections whose tables are mirrored."
     )
     images: tuple[str, ...] | None = Field(
         default=None,
@@ -108,9 +108,9 @@ class Pipeline(Connection):
         description="Whether what is finished is flushed to the disk, so that it survives a loss of power. off: for a "
         "lake that can be thrown away. An object store flushes by itself.",
     )
-    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
+    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor, at least 60.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
-    reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+    reconcile_cron: str = Field(default="0 3 * * *", description="When every mirrored collection is listed in full (UTC).")
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
     )
