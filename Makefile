@@ -7,7 +7,7 @@ SCALE = .venv-scale
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores docs lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -50,6 +50,9 @@ test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that h
 
 docs: $(VENV)/.installed-dev      ## build the documentation site into docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build
+
+check-package: $(VENV)/.installed-dev  ## build source distribution and wheel, install the wheel by itself, import all of it
+	$(BIN)/python -m nbia_pipeline_tests.package
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .

@@ -105,13 +105,13 @@ variable. Names of collections are case-sensitive, and one that matches nothing 
 log, event, run configuration or file.
 """
     rest = """\
-Variables of others that matter here:
+## Variables of other programs
 
 | variable | meaning | default |
 |---|---|---|
 | `DAGSTER_HOME` | directory in which Dagster stores runs, partitions and cursors | `./dagster_home` |
 | `HTTPS_PROXY`, `NO_PROXY` | proxies | |
-| `AWS_*`, `GOOGLE_*`, `AZURE_*` | account and address of an object store: [Object stores](scale-out.md#object-stores) | |
+| `AWS_*`, `GOOGLE_*`, `AZURE_*` | account and address of a store: [Object stores](scale-out.md#object-stores) | |
 | `TMPDIR` | where files are unpacked before they are uploaded to an object store | `/tmp` |
 """
     fields = sorted(Settings.model_fields.items(), key=lambda item: item[0] not in ("archive", "api", "username"))
@@ -125,7 +125,8 @@ Variables of others that matter here:
         for name, f in fields
     ]
     table = rows(("variable", "field", "meaning", "default"), *described)
-    return "\n".join(["# Variables", "", NOTE, "", *text.splitlines(), "", *table, "", *rest.splitlines()]) + "\n"
+    intro = ["# Variables", "", NOTE, "", *text.splitlines(), "", "## Settings", ""]
+    return "\n".join([*intro, *table, "", *rest.splitlines()]) + "\n"
 
 
 PAGES = {"tables.md": tables_page, "commands.md": commands_page, "variables.md": variables_page}

@@ -75,9 +75,9 @@ class Connection(BaseModel):
         default=EMBEDDED,
         description=f"{EMBEDDED}, {', '.join(KNOWN_ARCHIVES)}, or a base URL that ends in /nbia-api.",
     )
-    api: str = Field(default="v2", description="Version of the API: v2 (that of the guide, with a token) or v4 (newer; the guest needs no token).")
-    username: str = Field(default=GUEST, description="Account at the archive; nbia_guest is the guest, who has no password.")
-    ca_bundle: str | None = Field(default=None, description="File of certificates to trust; without it, those of the system. Verification cannot be switched off.")
+    api: str = Field(default="v2", description="v2 (that of the guide, with a token) or v4 (newer, no token needed).")
+    username: str = Field(default=GUEST, description="Account at the archive.")
+    ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
     max_in_flight: int = Field(
         default=16,
         description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
@@ -110,7 +110,7 @@ class Pipeline(Connection):
     )
     poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor, at least 60.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
-    reconcile_cron: str = Field(default="0 3 * * *", description="When every mirrored collection is listed in full (UTC).")
+    reconcile_cron: str = Field(default="0 3 * * *", description="When all collections are listed in full (UTC).")
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
     )

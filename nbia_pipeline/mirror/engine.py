@@ -40,7 +40,7 @@ OnProgress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class MirrorResult:
-    """What :meth:`Mirror.run` did.
+    """What ``Mirror.run`` did.
 
     Attributes:
         wanted: how many series are wanted.
