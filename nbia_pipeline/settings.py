@@ -88,7 +88,9 @@ class Connection(BaseModel):
 class Pipeline(Connection):
     """What is mirrored, to where and when: the fields that settings and component share."""
 
-    lake: str = Field(default="./lake", description="Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia.")
+    lake: str = Field(
+        default="./lake", description="Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia."
+    )
     collections: tuple[str, ...] = Field(
         default=("*",), description="Names or globs of the collections whose tables are mirrored."
     )
