@@ -1,4 +1,4 @@
-"""The specs of the assets: keys, groups, descriptions, kinds and the like; and the translator by which a user changes them.
+"""The specs of the assets (keys, groups, descriptions, kinds), and the translator by which a user changes them.
 
 Everything that names an asset asks :meth:`nbia_pipeline.defs.naming.Naming.key`, which reads the key here.
 """
