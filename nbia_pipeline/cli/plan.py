@@ -19,6 +19,7 @@ from nbia_pipeline.cli.options import (
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds, Figures, Missing, Plan, choose, room_for_files
+from nbia_pipeline.mirror.selection import NotRead, Selections
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
@@ -69,7 +70,7 @@ def _plans(
     lake: Lake, settings: Settings, collections: list[str], options: Options
 ) -> tuple[dict[str, Plan], list[str], list[str]]:
     """Return the plan of each collection, what a person should know about them, and which tables cannot be read."""
-    selection = selection_of(options, settings)
+    selection, selections = selection_of(options, settings), Selections(settings.select)
     parts: dict[str, Missing] = {}
     notes: list[str] = []
     damaged: list[str] = []
@@ -78,7 +79,9 @@ def _plans(
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
         try:
-            (parts[collection],) = preview(lake, collection, selection).parts.values()
+            (parts[collection],) = preview(lake, collection, selection, selections=selections).parts.values()
+        except NotRead as e:
+            notes.append(f"{collection}: {e}")
         except DamagedFile as e:
             damaged.append(f"{collection}: {e}")
     free = lake.free_bytes()
