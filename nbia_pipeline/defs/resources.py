@@ -12,7 +12,7 @@ from pydantic import Field
 
 from nbia_pipeline.archive import ClientOptions, NbiaClient
 from nbia_pipeline.connect import address_of, connect, limited
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.settings import GUEST, PASSWORD, Connection, Settings
 
 
@@ -152,13 +152,20 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
 
 
 class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The lake that tables and images are written to.
+    """The lake that tables and images are written to, and read from; the assets of other people can use it as well.
 
     Example:
 
     .. code-block:: python
 
-        LakeResource(uri="s3://bucket/lake")
+        @dg.asset(deps=[["nbia", "images"]])
+        def mean_of_first(nbia_lake: LakeResource) -> float:
+            lake = nbia_lake.open(write=False)
+            return float(next(iter(lake.images(modality="CT"))).volume().array.mean())
+
+        defs = dg.Definitions(
+            assets=[mean_of_first], resources={"nbia_lake": LakeResource(uri="s3://bucket/lake")}
+        )
     """
 
     uri: str = Field(description="Directory or URI of the lake, like /data/lake or s3://bucket/lake.")
