@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbia_pipeline.defs.io import NbiaIOManager as NbiaIOManager
     from nbia_pipeline.defs.resources import LakeResource as LakeResource
     from nbia_pipeline.defs.resources import NbiaResource as NbiaResource
+    from nbia_pipeline.defs.specs.translator import NbiaTranslator as NbiaTranslator
     from nbia_pipeline.mirror.engine import Mirror as Mirror
     from nbia_pipeline.reading.images import Images as Images
     from nbia_pipeline.reading.lake import Lake as Lake
@@ -29,6 +30,7 @@ _MODULES = {
     "NbiaComponent": "component",
     "NbiaIOManager": "defs.io",
     "NbiaResource": "defs.resources",
+    "NbiaTranslator": "defs.specs.translator",
     "Volume": "reading.volume",
     "build_definitions": "definitions",
 }

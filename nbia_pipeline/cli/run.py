@@ -1,73 +1,51 @@
-"""``nbia-pipeline run``: the main job from start to end, in one process: catalog, tables, images.
-
-These are the jobs that the UI, the schedules and the sensors run. Here they run one after the other, with their events
-in the Dagster instance.
-"""
+"""``nbia-pipeline run``: the main job from start to end, in one process: catalog, tables, images."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import time
-from collections import Counter
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import dagster as dg
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from nbia_pipeline import clock
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import dagster_home, fail, say, to_stderr
-from nbia_pipeline.cli.options import add_selection, images_fields
+from nbia_pipeline.cli.home import dagster_home, fail, report, say, to_stderr
+from nbia_pipeline.cli.options import Options, as_command, images_fields, option, settings_of, with_selection
 from nbia_pipeline.cli.signals import STOP, kept_from_children
-from nbia_pipeline.cli.summary import PARTITIONED, Outcome, summary
-from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs.assets.partitioned import FAILED_COLLECTIONS
-from nbia_pipeline.defs.failures import INTERRUPTS
-from nbia_pipeline.defs.jobs import (
-    CATALOG,
-    CATALOG_JOB,
-    IMAGES_JOB,
-    RANGE_END,
-    RANGE_START,
-    TABLES_JOB,
-    images_config,
-    tables_config,
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from nbia_pipeline.defs.main_job import Outcome
+    from nbia_pipeline.settings import Settings
+
+
+@as_command()
+@with_selection
+@option(
+    "--allow-lost-columns",
+    is_flag=True,
+    help="take answers in which a column is empty that was full before: the archive no longer sends it",
 )
-from nbia_pipeline.defs.naming import Naming, contiguous_ranges
-from nbia_pipeline.defs.records import kept_open
-from nbia_pipeline.defs.resources import one_login
-from nbia_pipeline.defs.slots import owned, watched
-from nbia_pipeline.lake import DamagedFile, Lake
-from nbia_pipeline.lake.damage import read_or_empty
-from nbia_pipeline.lake.lock import soon_if_interrupted
-from nbia_pipeline.mirror.commit import commit_journal
-from nbia_pipeline.mirror.selection import read_manifest
-from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE
-from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
-from nbia_pipeline.settings import Settings
+def command(options: Options) -> int:
+    """Materialize tables and images, and show what was done.
 
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    A collection that fails does not stop the others. What is in the lake already is not fetched again, so that a run
+    which was stopped continues with the next one.
+    """
+    _start_embedded()
+    _do_without_pandas()
+    import dagster as dg
 
+    from nbia_pipeline.cli.summary import summary
+    from nbia_pipeline.defs.naming import Naming
+    from nbia_pipeline.defs.records import kept_open
+    from nbia_pipeline.defs.slots import watched
+    from nbia_pipeline.mirror.selection import read_manifest
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    add_selection(parser)
-    parser.add_argument(
-        "--allow-lost-columns",
-        action="store_true",
-        help="take answers in which a column is empty that was full before: the archive no longer sends it",
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the main job; 0 if all went well, 1 if anything failed."""
-    settings = Settings.from_env()
+    settings = settings_of(options)
     if options.manifest is not None:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
     home = dagster_home()
@@ -85,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
             images=images_fields(options),
             allow_lost_columns=options.allow_lost_columns,
         )
+    report(_figures(settings, outcome))
     say(*summary(outcome, home).split("\n"))
     for name, found in outcome.warnings.items():
         to_stderr(f"warning: {name}: {found}")
@@ -93,6 +72,20 @@ def run(options: argparse.Namespace) -> int:
     if outcome.interrupted:
         return fail("interrupted; what was finished is kept, and the next run continues from there", STOP.exit_code)
     return 1 if outcome.problems else 0
+
+
+def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "archive": settings.archive,
+        "lake": settings.lake,
+        "collections": outcome.collections,
+        "fetched": outcome.fetched,
+        "checks": outcome.checks,
+        "warnings": outcome.warnings,
+        "problems": outcome.problems,
+        "seconds": outcome.seconds,
+        "interrupted": outcome.interrupted,
+    }
 
 
 def _terminated(run_id: str) -> None:
@@ -110,245 +103,54 @@ def run_main_job(
     *,
     allow_lost_columns: bool = False,
 ) -> Outcome:
-    """Materialize everything that the settings ask for.
+    """Run the main job of the settings in this process; see :func:`nbia_pipeline.defs.main_job.run_main_job`."""
+    from nbia_pipeline.definitions import build_definitions
+    from nbia_pipeline.defs import main_job
+    from nbia_pipeline.defs.naming import Naming
 
-    A collection that fails does not stop the others; the outcome names it. After an interrupt nothing more begins.
-
-    Args:
-        settings: where the data come from and where they go.
-        instance: where Dagster keeps the events and the partitions.
-        on_progress: called with one line per part done.
-        images: which images to fetch, and how much of them: fields of ``ImagesConfig``. None: all.
-        allow_lost_columns: take answers in which a column is empty that was full before.
-
-    Raises:
-        LakeError: the lake cannot be read.
-    """
     naming = Naming()
-    runner = _Runner(build_definitions(settings, naming), naming, instance, on_progress)
-    try:
-        with one_login():
-            if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
-                return runner.outcome
-    except INTERRUPTS:
-        runner.outcome.interrupted = True
-    runner.outcome.partly = bool(images)
-    lake = Lake(settings.lake)
-    kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
-    runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
-    return runner.outcome
-
-
-def _materialize(
-    settings: Settings, runner: _Runner, images: Mapping[str, Any] | None, *, allow_lost_columns: bool
-) -> bool:
-    """Run the jobs; False if nothing can be done at all."""
-    naming = runner.naming
-    # Alone and first: if the archive or the lake cannot be used at all, that is reported once, and early.
-    if not runner.run(CATALOG_JOB, "collections", asset_selection=[naming.key(COLLECTIONS.name)]):
-        return False
-    values = [naming.key(asset) for asset in CATALOG if asset != COLLECTIONS.name]
-    runner.run(CATALOG_JOB, "values", asset_selection=values)
-    lake = Lake(settings.lake, fsync=settings.fsync)
-    kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
-    tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
-    registered = list(runner.instance.get_dynamic_partitions(str(naming.partitions.name)))
-    for stretch in _stretches(kept, registered):
-        runner.run_range(TABLES_JOB, stretch, tables)
-    mirrored = [c for c in kept if settings.mirrors_images_of(c) and _rows(lake, SERIES, c)]
-    for stretch in _stretches(mirrored, registered):
-        _mirror(runner, lake, stretch, images_config(naming, **_less(images or {}, runner.outcome.fetched)))
-    return True
-
-
-def _stretches(collections: list[str], registered: list[str]) -> list[list[str]]:
-    """Return the collections in as few lists as there are ranges of partitions."""
-    at = registered.index
-    return [registered[at(first) : at(last) + 1] for first, last in contiguous_ranges(collections, registered)]
-
-
-def _less(images: Mapping[str, Any], fetched: Mapping[str, int]) -> dict[str, Any]:
-    """Return what is asked for, with bounds that are less what was fetched; a plan alone where one is used up."""
-    left = dict(images)
-    for bound, name in (("max_bytes", "fetched_bytes"), ("max_series", "fetched_series")):
-        if bound in left:
-            left[bound] -= fetched.get(name, 0)
-    if any(left.get(bound, 1) < 1 for bound in ("max_bytes", "max_series")):
-        left = {**left, "max_bytes": None, "max_series": 0}
-    return left
-
-
-def _mirror(runner: _Runner, lake: Lake, collections: list[str], config: Mapping[str, Any]) -> None:
-    """Run the job of the images of neighboring collections, and again for the others where it failed for some.
-
-    Dagster skips the later steps of a run in which one failed: for what was fetched they are run then.
-    """
-    began, before = clock.utc_now(), dict(runner.outcome.fetched)
-    try:
-        done = runner.run_range(IMAGES_JOB, collections, config)
-        if not done and runner.outcome.fetched == before:
-            _count(runner, lake, collections, began)
-    except INTERRUPTS:  # its last step, which commits and has the figures, was not run
-        for collection in collections:
-            with soon_if_interrupted():
-                commit_journal(lake, collection)
-        with soon_if_interrupted():
-            _count(runner, lake, collections, began)
-        raise
-    rest = [c for c in collections if c not in runner.failed]
-    if done or not runner.failed:
-        return
-    counted = dict(runner.outcome.fetched)
-    for stretch in _stretches(rest, collections):
-        runner.run_range(IMAGES_JOB, stretch, config)
-    runner.outcome.fetched.clear()
-    runner.outcome.fetched.update(counted)
-
-
-def _count(runner: _Runner, lake: Lake, collections: list[str], began: datetime) -> None:
-    for collection in collections:
-        figures = figures_since(read_or_empty(lake, IMAGE_SERIES, collection, lost="It is not counted"), began)
-        for name, number in figures.items():
-            runner.outcome.fetched[name] += number
-
-
-def figures_since(receipts: pa.Table, began: datetime) -> Counter[str]:
-    """Return the figures of the asset of images, by its receipts: what was fetched since a time (UTC), and what not."""
-    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
-    new = complete.filter(pc.greater_equal(complete["FetchedAt"], pa.scalar(began, complete["FetchedAt"].type)))
-    figures = Counter(receipts["Status"].to_pylist())
-    return Counter(
-        fetched_series=new.num_rows,
-        fetched_files=pc.sum(new["ImageCount"]).as_py() or 0,
-        fetched_bytes=pc.sum(new["Bytes"]).as_py() or 0,
-        healed_instances=pc.sum(new["Healed"]).as_py() or 0,
-        skipped_series=complete.num_rows - new.num_rows,
-        left_series=figures[PENDING],
-        **{status: figures[status] for status in (QUARANTINED, UNAVAILABLE)},
+    return main_job.run_main_job(
+        settings,
+        naming,
+        build_definitions(settings, naming).resolve_job_def,
+        instance,
+        on_progress,
+        images,
+        allow_lost_columns=allow_lost_columns,
+        stop=STOP,
     )
 
 
-def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
-    """Return what the lake has of a collection: see :attr:`Outcome.collections`."""
-    columns = ["Status", "ImageCount", "Bytes"]
-    receipts = read_or_empty(lake, IMAGE_SERIES, collection, columns, lost="Its figures are not shown")
-    complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
-    figures = Counter({table.name: _rows(lake, table, collection) for table in PARTITIONED})
-    figures["complete"] = complete.num_rows
-    figures["wanted"] = figures[SERIES.name] if settings.mirrors_images_of(collection) else 0
-    figures["files"] = pc.sum(complete["ImageCount"]).as_py() or 0
-    figures["bytes"] = pc.sum(complete["Bytes"]).as_py() or 0
-    return figures
+def _start_embedded() -> None:
+    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does.
+
+    A run asks for all images soon, so that the archive may make them while the tables are fetched.
+    """
+    if os.environ.get("NBIA_ARCHIVE", "") not in ("", "embedded"):
+        return
+
+    def start() -> None:
+        launcher = import_module("nbia_pipeline.embedded.launcher")
+        with suppress(launcher.EmbeddedArchiveError, OSError):  # the first step that needs it meets this too
+            launcher.ensure_running(render_ahead=True)
+
+    threading.Thread(target=start, name="nbia-embedded", daemon=True).start()
 
 
-def _rows(lake: Lake, table: Table, collection: str) -> int:
-    """Return how many rows a table has; none if it is damaged: then the step failed that should have listed it."""
+class _Hidden:
+    """Finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _do_without_pandas() -> None:
+    """Let pyarrow find no pandas: it imports it with its first array, for a third of a second, and nothing uses it."""
+    finders: list[Any] = sys.meta_path
+    finders.insert(0, _Hidden)
     try:
-        return lake.count_rows(table, collection)
-    except DamagedFile:
-        return 0
-
-
-@dataclass
-class _Runner:
-    definitions: dg.Definitions
-    naming: Naming
-    instance: dg.DagsterInstance
-    on_progress: Callable[[str], None]
-    outcome: Outcome = field(default_factory=Outcome)
-    failed: set[str] = field(default_factory=set)
-    """The collections that the last run failed for, as far as its steps name them."""
-
-    def run_range(self, job: str, collections: list[str], config: Mapping[str, Any] | None = None) -> bool:
-        """Run one job over neighboring collections; see :meth:`run`."""
-        first, last = collections[0], collections[-1]
-        label = first if first == last else f"{first} to {last}"
-        return self.run(job, label, config, tags={RANGE_START: first, RANGE_END: last})
-
-    def run(
-        self,
-        job: str,
-        label: str,
-        config: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
-        **how: Any,
-    ) -> bool:
-        """Run one job and add its results to the outcome; False if it failed.
-
-        Raises:
-            KeyboardInterrupt: the process is asked to stop.
-        """
-        started, tagged = time.perf_counter(), owned(tags)
-        self.failed = set()
-        self.instance.add_event_listener(tagged["run_id"], self._tell)
-        try:
-            result = self.definitions.resolve_job_def(self.naming.of(job)).execute_in_process(
-                instance=self.instance,
-                run_config={**_QUIET, **(config or {})},
-                raise_on_error=False,
-                **tagged,
-                **how,
-            )
-        finally:
-            STOP.arm()
-            if STOP.signal is not None:
-                self._cancel(tagged["run_id"])
-        seconds = time.perf_counter() - started
-        self.outcome.seconds[job] += seconds
-        word = "stopped" if STOP.signal is not None else "done" if result.success else "FAILED"
-        self.on_progress(f"  {job:<10} {label:<32} {word:>7} {seconds:7.1f} s")
-        for event in result.all_events:
-            self._take(event)
-        if STOP.signal is not None:
-            raise KeyboardInterrupt  # Dagster ends the run at most, and forgets the signal if it came between two steps
-        return bool(result.success)
-
-    def _cancel(self, run_id: str) -> None:
-        """Call a run canceled that Dagster calls failed, or not ended, because it knows of no request to stop it."""
-        run = self.instance.get_run_by_id(run_id)
-        if run is not None and run.status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED):
-            self.instance.report_run_canceled(run, "The process was asked to stop.")
-
-    def _tell(self, entry: Any) -> None:
-        """Pass on what a step tells a person: its plan, and how far a batch is."""
-        if entry.dagster_event is None and entry.level == logging.INFO:
-            self.on_progress(f"    {entry.user_message}")
-
-    def _take(self, event: dg.DagsterEvent) -> None:
-        if event.is_step_failure:
-            error = event.step_failure_data.error
-            if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-                raise KeyboardInterrupt  # that of a program that has no handler of ours
-            sentence = _sentence(event)
-            if sentence not in self.outcome.failures:
-                self.outcome.failures.append(sentence)
-            data = event.step_failure_data.user_failure_data
-            names: Any = data and data.metadata.get(FAILED_COLLECTIONS)
-            self.failed.update(names.value if names else ())
-        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
-            self._take_check(event.asset_check_evaluation_data)
-        elif event.is_step_materialization and event.asset_key == self.naming.key("images"):
-            metadata = event.step_materialization_data.materialization.metadata
-            for name, entry in metadata.items():
-                if isinstance(entry.value, int):
-                    self.outcome.fetched[name] += entry.value
-
-    def _take_check(self, evaluation: Any) -> None:
-        name = f"{evaluation.asset_key.path[-1]} {evaluation.check_name}"
-        for found in (self.outcome.checks, self.outcome.warnings):
-            found.pop(name, None)
-        if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.WARN:
-            self.outcome.warnings[name] = str(evaluation.description)
-        else:
-            self.outcome.checks[name] = None if evaluation.passed else str(evaluation.description)
-
-
-def _sentence(event: dg.DagsterEvent) -> str:
-    """Return the message of a failed step: that of its Failure, else of its error."""
-    data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return str(data.user_failure_data.description)
-    error = data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return error.message.strip() if error is not None else f"step {event.step_key} failed"
+        import_module("pyarrow").array([0])  # looks for it once, and remembers what it found
+    finally:
+        finders.remove(_Hidden)

@@ -1,63 +1,15 @@
-"""What a run did, and the summary that ends it in a terminal."""
+"""The summary that ends a run in a terminal."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 
-from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.defs.main_job import PARTITIONED, Outcome
 from nbia_pipeline.settings import variable_of
 from nbia_pipeline.text import size_text, table_text
 
-PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
 _INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest."
-IMAGES_COMPLETE = "images complete"
-"""The check that all images are in the lake."""
-
-
-@dataclass
-class Outcome:
-    """What a run of the main job did.
-
-    Attributes:
-        collections: what the lake has now, by collection: the rows of each table; ``wanted`` series, whose files
-            should be there (0 where images are not mirrored); of those that are, verified, the number of ``complete``
-            series, their ``files`` and ``bytes``.
-        fetched: figures of the images by the name that their asset gives them: what this run fetched, repaired,
-            skipped and left, and what could not be fetched.
-        partly: True if only some of the images were asked for.
-        seconds: how long each part took.
-        checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
-        warnings: what the other checks found, whose failure is a hint, not a problem.
-        failures: one sentence for every step that failed.
-        interrupted: True if it was stopped before it had done everything.
-    """
-
-    collections: dict[str, Counter[str]] = field(default_factory=dict)
-    fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    checks: dict[str, str | None] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    partly: bool = False
-    interrupted: bool = False
-
-    @property
-    def failed_checks(self) -> dict[str, str]:
-        """What the checks found that failed last, by asset and check.
-
-        Missing images are not a finding where only some were asked for, unless they could not be fetched.
-        """
-        failed = {name: found for name, found in self.checks.items() if found is not None}
-        if self.partly and not (self.fetched["quarantined"] or self.fetched["unavailable"]):
-            failed.pop(IMAGES_COMPLETE, None)
-        return failed
-
-    @property
-    def problems(self) -> list[str]:
-        """Every failed step and every check that failed last, in one sentence each."""
-        return [*self.failures, *(f"{name}: {found}" for name, found in self.failed_checks.items())]
 
 
 def summary(outcome: Outcome, home: Path) -> str:

@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.archive import ClientOptions, NbiaClient
-from nbia_pipeline.connect import address_of, connect
+from nbia_pipeline.connect import address_of, connect, limited
 from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.settings import GUEST, PASSWORD, Connection, Settings
 
@@ -147,8 +147,7 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
         """
         fields = {name: getattr(self, name) for name in (*Connection.model_fields, "password")}
         settings = Settings(**{**fields, **({"username": GUEST, "password": ""} if guest else {})})
-        own = ClientOptions(tries=self.tries, max_in_flight=self.max_in_flight)
-        with _logins.client(settings, options or own) as client:
+        with _logins.client(settings, limited(settings, options or ClientOptions(tries=self.tries))) as client:
             yield client
 
 

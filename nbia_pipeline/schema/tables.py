@@ -366,6 +366,13 @@ LICENSES = _table(
     "Collection LicenseName LicenseURI SeriesCount LicenseText Path",
     key="Collection LicenseName LicenseURI",
 )
+SELECTED_SERIES = _table(
+    "selected_series",
+    "One row per series of the collection that the manifest or the cart of the setting select named, when a run of "
+    "images last read it.",
+    "SeriesInstanceUID Collection",
+    key="SeriesInstanceUID",
+)
 VERIFICATIONS = _table(
     "verifications",
     "One row per series whose files were read again since they were fetched, by nbia-pipeline verify or check intact.",

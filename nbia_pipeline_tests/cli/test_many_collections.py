@@ -9,7 +9,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from nbia_pipeline.cli.run import _less, run_main_job
+from nbia_pipeline.cli.run import run_main_job
+from nbia_pipeline.defs.main_job import _less
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings

@@ -61,7 +61,7 @@ def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefi
 
 
 def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @table_asset(naming, t.COLLECTIONS, group_name="catalog")
+    @table_asset(naming, t.COLLECTIONS)
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
@@ -86,7 +86,7 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
 
 
 def _values(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefinition:
-    @table_asset(naming, table, group_name="catalog")
+    @table_asset(naming, table)
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
