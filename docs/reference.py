@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from nbia_pipeline.cli.main import COMMANDS
+from nbia_pipeline.cli.options import COMMON, EXIT_CODES
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.settings import Pipeline, Settings, variable_of
 
@@ -16,7 +19,7 @@ NOTE = "This page is generated from the code by `python docs/reference.py`; edit
 
 def cell(text: str) -> str:
     """Return text for a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("%%", "%")
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def rows(*rows: tuple[str, ...]) -> list[str]:
@@ -59,32 +62,38 @@ too; what is not served is null. `Collection` is in the path of a partition, not
     return "\n".join([*intro, *(line for table in TABLES.values() for line in table_lines(table))]).rstrip() + "\n"
 
 
-def command_lines(name: str, module: str, summary: str) -> list[str]:
-    """Return the section of one command."""
-    text = [f"## nbia-pipeline {name}", ""]
-    parser = argparse.ArgumentParser(prog=f"nbia-pipeline {name}", add_help=False)
-    command = importlib.import_module(module)
-    if not hasattr(command, "add_options"):
-        return [*text, f"{summary[0].upper()}{summary[1:]}.", ""]
-    command.add_options(parser)
-    text += [parser.description or f"{summary[0].upper()}{summary[1:]}.", ""]
-    actions = [a for a in parser._actions if a.help is not argparse.SUPPRESS]
-    options = []
-    for action in actions:
-        metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
-        if not action.option_strings:
-            names = f"`{metavar}`"
-        else:
-            value = "" if action.nargs == 0 else f" {metavar}"
-            names = ", ".join(f"`{option}{value}`" for option in action.option_strings)
-        options.append((names, (action.help or "").replace("%(default)s", str(action.default))))
+def command_lines(name: str, command: click.Command) -> list[str]:
+    """Return the section of one command, without the options that all of them have."""
+    text = [f"## nbia-pipeline {name}", "", *(line.strip() for line in (command.help or "").splitlines()), ""]
+    options = param_rows(name, command, [p for p in command.params if getattr(p, "group", "") != COMMON])
     return [*text, *(rows(("option", "meaning"), *options) if options else []), ""]
+
+
+def param_rows(name: str, command: click.Command, params: Sequence[click.Parameter]) -> list[tuple[str, str]]:
+    """Return a row for each option: how it is written, and what it means."""
+    ctx = click.Context(command, info_name=name)
+    records = [record for param in params if (record := param.get_help_record(ctx)) is not None]
+    return [(", ".join(f"`{word}`" for word in written.split(", ")), meaning) for written, meaning in records]
 
 
 def commands_page() -> str:
     """Return docs/commands.md."""
-    intro = ["# Commands", "", NOTE, ""]
-    return "\n".join([*intro, *(x for n, (m, s) in COMMANDS.items() for x in command_lines(n, m, s))]).rstrip() + "\n"
+    loaded = {name: importlib.import_module(module).command for name, (module, _) in COMMANDS.items()}
+    name, command = next(iter(loaded.items()))
+    common = param_rows(name, command, [p for p in command.params if getattr(p, "group", "") == COMMON])
+    intro = [
+        "# Commands",
+        "",
+        NOTE,
+        "",
+        "## What all commands have in common",
+        "",
+        *rows(("option", "meaning"), *common),
+        "",
+        *rows(("exit code", "meaning"), *((f"`{code}`", meaning) for code, meaning in EXIT_CODES)),
+        "",
+    ]
+    return "\n".join([*intro, *(x for n, c in loaded.items() for x in command_lines(n, c))]).rstrip() + "\n"
 
 
 def value(default: object) -> str:

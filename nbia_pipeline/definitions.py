@@ -18,6 +18,7 @@ from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.executor import executor_of
 from nbia_pipeline.defs.hand_over import build_step_files
+from nbia_pipeline.defs.io import NbiaIOManager
 from nbia_pipeline.defs.jobs import build_jobs
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
@@ -57,6 +58,7 @@ def build_definitions(
         password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
     archive = NbiaResource(**{name: getattr(settings, name) for name in Connection.model_fields}, password=password)
     jobs = build_jobs(naming, settings)
+    lake = LakeResource(uri=settings.lake, fsync=settings.fsync)
     return dg.Definitions(
         assets=[
             *(
@@ -74,7 +76,8 @@ def build_definitions(
         schedules=build_schedules(naming, settings, jobs),
         resources={
             naming.archive: archive,
-            naming.lake: LakeResource(uri=settings.lake, fsync=settings.fsync),
+            naming.lake: lake,
+            naming.io: NbiaIOManager(lake=lake),
             naming.steps: build_step_files(naming, settings),
         },
         executor=executor or executor_of(settings),

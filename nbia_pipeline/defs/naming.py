@@ -77,6 +77,11 @@ class Naming:
         return self.of("steps")
 
     @property
+    def io(self) -> str:
+        """Key of the IO manager by which other assets take tables and images as inputs."""
+        return self.of("io")
+
+    @property
     def pool(self) -> str:
         """Pool that limits how many steps call the archive at a time, over all processes."""
         return self.of("api")

@@ -14,6 +14,7 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.damage import read_or_empty
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings
@@ -46,6 +47,7 @@ def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **m
             kinds={"parquet"},
             metadata=definition_metadata(table),
             required_resource_keys={naming.archive, naming.lake},
+            io_manager_key=naming.io,
             pool=naming.pool if calls_archive else None,
             **more,
         )
@@ -106,6 +108,7 @@ def each_partition(
             else:
                 # Here rather than at the end: Dagster is slow at this, and meanwhile the other thread goes on.
                 context.add_asset_metadata(made[collection], partition_key=collection)
+    write_catalog(lake)
     if failed:
         record(context, naming.key(table.name), made)
         salvage(list(made))
