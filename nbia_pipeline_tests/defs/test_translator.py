@@ -86,11 +86,12 @@ def backlog(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Any:
 
 @pytest.mark.slow
 def test_jobs_checks_and_sensors_follow_the_keys(definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
-    made, checked = set(), set()
+    made: set[dg.AssetKey | None] = set()
+    checked: set[str] = set()
 
     def take(result: dg.ExecuteInProcessResult) -> None:
         made.update(event.asset_key for event in result.all_events if event.is_step_materialization)
-        checked.update(str(e.asset_check_key.to_user_string()) for e in result.get_asset_check_evaluations())
+        checked.update(e.asset_check_key.to_user_string() for e in result.get_asset_check_evaluations())
 
     take(run(definitions, instance, "catalogue"))
     take(run(definitions, instance, "tables", partition_key=COLLECTION))

@@ -1,4 +1,4 @@
-"""The specs of the assets (keys, groups, descriptions, kinds), and the translator by which a user changes them.
+"""The specs of the assets: keys, groups, descriptions, kinds and the like; and the translator that changes them.
 
 Everything that names an asset asks :meth:`nbia_pipeline.defs.naming.Naming.key`, which reads the key here.
 """
@@ -120,8 +120,8 @@ def _specs(
     conditions: Conditions,
 ) -> list[dg.AssetSpec]:
     def spec(name: str, group: str, kinds: set[str], description: str, **more: Any) -> dg.AssetSpec:
-        about = {"group_name": group, "kinds": kinds, "description": description}
-        return dg.AssetSpec([prefix, name], automation_condition=conditions.get(name), **about, **more)
+        more["automation_condition"] = conditions.get(name)
+        return dg.AssetSpec([prefix, name], group_name=group, kinds=kinds, description=description, **more)
 
     def table(table: Table, group: str, **more: Any) -> dg.AssetSpec:
         return spec(table.name, group, {"parquet"}, table.description, metadata=definition_metadata(table), **more)
