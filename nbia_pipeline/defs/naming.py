@@ -42,16 +42,13 @@ class Naming:
     Attributes:
         prefix: first part of the asset keys, ``nbia`` unless there is a second archive.
         partitions: the kept collections of the archive, in their exact spelling.
-        carts: the shared carts whose images are wanted; each is added by hand, by its name.
     """
 
     prefix: str = PREFIX
     partitions: dg.DynamicPartitionsDefinition = field(init=False)
-    carts: dg.DynamicPartitionsDefinition = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "partitions", dg.DynamicPartitionsDefinition(name=self.of("collections")))
-        object.__setattr__(self, "carts", dg.DynamicPartitionsDefinition(name=self.of("carts")))
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive."""
