@@ -54,7 +54,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def test_every_attribute_is_the_translators(definitions: dg.Definitions) -> None:
     plain = build_definitions(Settings()).resolve_all_asset_specs()
     specs = {spec.key: spec for spec in definitions.resolve_all_asset_specs()}
-    assert set(specs) == {key(spec.key.path[-1]) for spec in plain} and len(specs) == 13
+    assert set(specs) == {key(spec.key.path[-1]) for spec in plain} and len(specs) == 12
     for spec in plain:
         ours = specs[key(spec.key.path[-1])]
         assert [dep.asset_key for dep in ours.deps] == [key(dep.asset_key.path[-1]) for dep in spec.deps]
