@@ -74,7 +74,7 @@ def test_no_page_names_a_variable_that_is_not_there(page: Path) -> None:
 # --- commands, options, tables, columns
 
 
-@pytest.mark.parametrize("name", ["tables.md", "commands.md", "variables.md"])
+@pytest.mark.parametrize("name", ["tables.md", "commands.md", "variables.md", "../nbia_pipeline/variables.py"])
 def test_the_reference_is_that_of_the_code(name: str) -> None:
     made = reference().PAGES[name]()
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made, "run: python docs/reference.py"
