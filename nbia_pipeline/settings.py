@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nbia_pipeline.address import is_base_url, lake_address
 from nbia_pipeline.schema import GUEST as GUEST
-from nbia_pipeline.text import TextError, is_glob, matching, similar_names
+from nbia_pipeline.text import TextError, bytes_of, is_glob, matching, similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -80,7 +80,7 @@ class Connection(BaseModel):
         default=EMBEDDED,
         description=f"{EMBEDDED}, {', '.join(KNOWN_ARCHIVES)}, or a base URL that ends in /nbia-api.",
     )
-    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
+    api: str = Field(default="v2", description="v2 (that of the guide, with a token) or v4 (newer, no token needed).")
     username: str = Field(default=GUEST, description="Account at the archive.")
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
     max_in_flight: int = Field(
@@ -88,14 +88,20 @@ class Connection(BaseModel):
         description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
         "more while they gain something. The pool of the assets limits the processes.",
     )
+    bwlimit: str | None = Field(
+        default=None,
+        description="Most bytes per second from the archive, per process, such as 50MB. None: no limit.",
+    )
 
 
 class Pipeline(Connection):
     """What is mirrored, to where and when: the fields that settings and component share."""
 
-    lake: str = Field(default="./lake", description="Directory or URI of the lake.")
+    lake: str = Field(
+        default="./lake", description="Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia."
+    )
     collections: tuple[str, ...] = Field(
-        default=("*",), description="Names or globs of the collections whose tables are kept."
+        default=("*",), description="Names or globs of the collections whose tables are mirrored."
     )
     images: tuple[str, ...] | None = Field(
         default=None,
@@ -120,11 +126,16 @@ class Pipeline(Connection):
         description="Whether what is finished is flushed to the disk, so that it survives a loss of power. off: for a "
         "lake that can be thrown away. An object store flushes by itself.",
     )
-    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
+    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor, at least 60.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
-    reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+    reconcile_cron: str = Field(default="0 3 * * *", description="When all collections are listed in full (UTC).")
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
+    )
+    automation: bool = Field(
+        default=False,
+        description="Whether tables and images have automation conditions, and a sensor that evaluates them once it "
+        "is turned on. See docs/automation.md.",
     )
     executor: str | dict[str, dict[str, Any]] | None = Field(
         default=None,
@@ -160,6 +171,7 @@ class Settings(Pipeline):
         self._check_archive()
         if self.max_in_flight < 1:
             raise SettingsError(f"{name_of('max_in_flight')} is {self.max_in_flight}: set it to 1 or more")
+        self._check_bwlimit()
         self._check_account()
         self._check_executor()
         self._check_selection()
@@ -176,10 +188,16 @@ class Settings(Pipeline):
             raise SettingsError(f"{name_of('metadata')} is {self.metadata!r}: set it to {', '.join(METADATA_CALLS)}")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, name_of: Callable[[str], str] = variable_of
+    ) -> Settings:
         """Read the ``NBIA_*`` variables; an unset or empty one takes its default.
 
         Only ``NBIA_IMAGES`` may be set and empty: no images.
+
+        Args:
+            environ: the variables. None: those of the process.
+            name_of: what the person calls a setting, given its field, where that is not its variable.
 
         Raises:
             SettingsError: a value is wrong, or a variable is a misspelling of a known one.
@@ -192,12 +210,17 @@ class Settings(Pipeline):
             if text or (text is not None and name == "images"):
                 given[name] = split_names(text) if name in ("collections", "images") else text
         if "select" in given:
-            given["select"] = _from_json(variable_of("select"), given["select"], _EXAMPLE_OF_SELECT)
-        return cls(variable_of, **given)
+            given["select"] = _from_json(name_of("select"), given["select"], _EXAMPLE_OF_SELECT)
+        return cls(name_of, **given)
 
     def name_of(self, argument: str) -> str:
         """Return what the person who wrote the settings calls one of them: its field, or its variable."""
         return self._name_of(argument)
+
+    @property
+    def bytes_per_second(self) -> int | None:
+        """How many bytes may come from the archive per second; None: any number."""
+        return bytes_of(self.bwlimit.removesuffix("/s")) if self.bwlimit else None
 
     def mirrors_images_of(self, collection: str) -> bool:
         """Return whether the images of `collection` are mirrored."""
@@ -225,6 +248,13 @@ class Settings(Pipeline):
             raise SettingsError(f"{password} is set, but {username} is the guest {GUEST}: name the account it is for")
         if self.username != GUEST and not self.password:
             raise SettingsError(f"{username} is {self.username!r}, but {password} is empty: set it too")
+
+    def _check_bwlimit(self) -> None:
+        try:
+            _ = self.bytes_per_second
+        except ValueError:
+            name = self.name_of("bwlimit")
+            raise SettingsError(f"{name} is {self.bwlimit!r}: set it to bytes per second, such as 50MB") from None
 
     def _check_executor(self) -> None:
         name = self.name_of("executor")

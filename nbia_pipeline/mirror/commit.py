@@ -30,7 +30,7 @@ from nbia_pipeline.mirror.series import (
     in_order_of,
     same_contents,
 )
-from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
+from nbia_pipeline.mirror.upgrade import lacks_paths, upgraded, with_paths
 from nbia_pipeline.schema.arrow import among, places_in, values_by, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
@@ -101,8 +101,8 @@ def carry_over(
             table = as_listed(with_receipts(upgraded(others), receipts), listed, withdrawn, reasons, wanted=known)
             expect_held()
             _write_instances(lake, collection, receipts)
-            if not table.equals(others) or not exists or lacks_columns(lake, collection):
-                pieces = merged(before.pieces_where(stays), table, [(_UID, "ascending")])
+            if not table.equals(others) or not exists or lacks_paths(lake, collection, before):
+                pieces = merged(map(with_paths, before.pieces_where(stays)), table, [(_UID, "ascending")])
                 before, exists = TableFile.of(IMAGE_SERIES.schema, pieces, collection), True
                 lake.write_table(IMAGE_SERIES, before, collection)
             lake.remove_all(entry.path for entry in entries)

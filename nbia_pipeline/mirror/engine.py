@@ -20,14 +20,15 @@ from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
-from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.download import OnBytes, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.selection import ALL_WANTED, Selection, SelectionError, Selections, cart_series
-from nbia_pipeline.mirror.series import WantedSeries, wanted_series
+from nbia_pipeline.mirror.series import WantedSeries, named, wanted_series
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import COMPLETE
 
@@ -40,7 +41,7 @@ OnProgress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class MirrorResult:
-    """What :meth:`Mirror.run` did.
+    """What ``Mirror.run`` did.
 
     Attributes:
         wanted: how many series are wanted.
@@ -67,7 +68,7 @@ class Mirror:
     Args:
         client: the archive.
         lake: the lake.
-        streams: series at a time; None: see :func:`~nbia_pipeline.mirror.download.fetch_batch`.
+        streams: most series in hand at a time; None: eight more than there may be requests in flight.
         annotations: whether :meth:`run` fetches annotation files too.
         selections: which series of a collection are wanted, by every run; all by default.
 
@@ -123,14 +124,16 @@ class Mirror:
         """
         self.update_tables(collection)
         plan = self.plan(collection, selection, bounds, on_progress=on_progress)
-        progress = Progress(plan.todo, on_progress)
+        progress = Progress(collection, plan.todo, on_progress)
         try:
-            for batch in plan.batches():
-                self.fetch(batch, on_result=progress.add)
+            with progress.told():
+                for batch in plan.batches():
+                    self.fetch(batch, on_result=progress.add, on_bytes=progress.arrived)
         finally:
             self.commit(collection)
         if self.annotations:
             self.fetch_annotations(collection)
+        write_catalog(self.lake)
         fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
             wanted=plan.wanted_figures.series,
@@ -149,7 +152,7 @@ class Mirror:
 
         Args:
             collection: exact spelling.
-            allow_lost_columns: as for :func:`~nbia_pipeline.changes.listing.write_listing`.
+            allow_lost_columns: True accepts an answer in which a column is empty that was full before.
 
         Raises:
             BadAnswer: the archive has nothing in the collection, or lost a column.
@@ -173,7 +176,7 @@ class Mirror:
     ) -> Plan:
         """Return what to fetch of a collection, with everything prepared before anything is fetched.
 
-        Tables that are damaged or missing are rebuilt (:mod:`~nbia_pipeline.mirror.rebuild.tables`). What earlier runs
+        Tables that are damaged or missing are rebuilt. What earlier runs
         finished is committed, leftovers of dead processes are swept, and the texts of the licenses are stored in the
         lake. What the disk has no room for is left out, and its receipt says so.
 
@@ -227,7 +230,7 @@ class Mirror:
             self.selections.read(self.client, self.lake, collection, listed, lists)
             return self.selections.wanted(self.lake, collection, listed), listed, listed
 
-        return self._plan(_named(collections), collections, rows_of, selection, bounds, on_progress)
+        return self._plan(named(collections), collections, rows_of, selection, bounds, on_progress)
 
     def plan_cart(
         self, name: str, bounds: Bounds = NO_BOUNDS, *, on_progress: OnProgress = lambda line: None
@@ -260,19 +263,28 @@ class Mirror:
         *,
         ask_list: bool = False,
         on_result: Callable[[Receipt], None] = lambda receipt: None,
+        on_bytes: OnBytes = lambda wanted, size: None,
     ) -> list[Receipt]:
-        """Fetch the series of a batch; see :func:`~nbia_pipeline.mirror.download.fetch_batch`."""
-        return fetch_batch(self.client, self.lake, batch, streams=self.streams, ask_list=ask_list, on_result=on_result)
+        """Fetch, verify and publish the series of a batch; :meth:`commit` then enters them into the tables."""
+        return fetch_batch(
+            self.client,
+            self.lake,
+            batch,
+            streams=self.streams,
+            ask_list=ask_list,
+            on_result=on_result,
+            on_bytes=on_bytes,
+        )
 
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
-        """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""
+        """Enter what was fetched into the tables ``image_series`` and ``instances``, and return the receipts."""
         return commit(self.lake, collection, clear_mark=clear_mark)
 
     def fetch_annotations(self, collection: str) -> AnnotationsResult:
         """Fetch the annotation files that series in the lake have at the archive and not in the lake.
 
         Which series have some is known from table ``series_metadata``, which only v2 fills so far; without it nothing
-        is fetched. See :func:`~nbia_pipeline.mirror.annotations.fetch.fetch_annotations`.
+        is fetched.
 
         Raises:
             LakeError: the lake cannot be read or written.
@@ -319,10 +331,6 @@ class Mirror:
 
     def _keep_licenses(self, collection: str, series: Rows) -> None:
         keep_licenses(self.client, self.lake, collection, series)
-
-
-def _named(collections: Sequence[str]) -> str:
-    return collections[0] if len(collections) == 1 else f"{len(collections)} collections"
 
 
 def listed_series(lake: Lake, collection: str) -> Rows:
