@@ -25,8 +25,10 @@ Translation = Annotated[
 
 
 EXAMPLES = {
+    "bwlimit": "50MB",
     "ca_bundle": "/etc/ssl/private-archive.pem",
     "images": ["TCGA-LUAD"],
+    "select": {"TCGA-LUAD": {"modalities": ["CT", "SEG"]}},
     "executor": {"multiprocess": {"max_concurrent": 4}},
     "password_env": "NBIA_PASSWORD",
     "translation": {"owners": ["team:imaging"], "tags": {"domain": "radiology"}},
