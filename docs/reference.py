@@ -1,4 +1,4 @@
-"""Write docs/tables.md and docs/commands.md from the code: ``python docs/reference.py``. A test compares them."""
+"""Write docs/tables.md, commands.md and variables.md from the code: ``python docs/reference.py``. A test compares."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from nbia_pipeline.cli.home import EXIT_CODES
 from nbia_pipeline.cli.main import COMMANDS
-from nbia_pipeline.cli.options import COMMON, EXIT_CODES
+from nbia_pipeline.cli.options import COMMON
 from nbia_pipeline.schema import TABLES, Table
+from nbia_pipeline.settings import Pipeline, Settings, variable_of
 
 DOCS = Path(__file__).parent
 NOTE = "This page is generated from the code by `python docs/reference.py`; edit the code, not the page."
@@ -95,7 +97,49 @@ def commands_page() -> str:
     return "\n".join([*intro, *(x for n, c in loaded.items() for x in command_lines(n, c))]).rstrip() + "\n"
 
 
-PAGES = {"tables.md": tables_page, "commands.md": commands_page}
+def value(default: object) -> str:
+    """Return the default of a setting as it is written in a variable."""
+    if default is None or default == "":
+        return ""
+    text = ",".join(default) if isinstance(default, tuple) else str(default).lower()
+    return f"`{text}`"
+
+
+def variables_page() -> str:
+    """Return docs/variables.md."""
+    text = """\
+The variables are read once, and checked: a wrong value is an error that names the variable, its value and what is
+allowed. In YAML ([NbiaComponent](python.md#dagster)) and in Python (`Settings`) the same settings have the names of the
+second column; only the password is given as the name of a variable, `password_env`. Lists are separated by commas in a
+variable. Names of collections are case-sensitive, and one that matches nothing is an error. The password appears in no
+log, event, run configuration or file.
+"""
+    rest = """\
+## Variables of other programs
+
+| variable | meaning | default |
+|---|---|---|
+| `DAGSTER_HOME` | directory in which Dagster stores runs, partitions and cursors | `./dagster_home` |
+| `HTTPS_PROXY`, `NO_PROXY` | proxies | |
+| `AWS_*`, `GOOGLE_*`, `AZURE_*` | account and address of a store: [Object stores](scale-out.md#object-stores) | |
+| `TMPDIR` | where files are unpacked before they are uploaded to an object store | `/tmp` |
+"""
+    fields = sorted(Settings.model_fields.items(), key=lambda item: item[0] not in ("archive", "api", "username"))
+    described = [
+        (
+            f"`{variable_of(name)}`",
+            f"`{name}`" if name in Pipeline.model_fields else "",
+            f.description or "",
+            value(f.default),
+        )
+        for name, f in fields
+    ]
+    table = rows(("variable", "field", "meaning", "default"), *described)
+    intro = ["# Variables", "", NOTE, "", *text.splitlines(), "", "## Settings", ""]
+    return "\n".join([*intro, *table, "", *rest.splitlines()]) + "\n"
+
+
+PAGES = {"tables.md": tables_page, "commands.md": commands_page, "variables.md": variables_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -80,7 +80,7 @@ class Connection(BaseModel):
         default=EMBEDDED,
         description=f"{EMBEDDED}, {', '.join(KNOWN_ARCHIVES)}, or a base URL that ends in /nbia-api.",
     )
-    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
+    api: str = Field(default="v2", description="v2 (that of the guide, with a token) or v4 (newer, no token needed).")
     username: str = Field(default=GUEST, description="Account at the archive.")
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
     max_in_flight: int = Field(
@@ -97,9 +97,11 @@ class Connection(BaseModel):
 class Pipeline(Connection):
     """What is mirrored, to where and when: the fields that settings and component share."""
 
-    lake: str = Field(default="./lake", description="Directory or URI of the lake.")
+    lake: str = Field(
+        default="./lake", description="Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia."
+    )
     collections: tuple[str, ...] = Field(
-        default=("*",), description="Names or globs of the collections whose tables are kept."
+        default=("*",), description="Names or globs of the collections whose tables are mirrored."
     )
     images: tuple[str, ...] | None = Field(
         default=None,
@@ -124,9 +126,9 @@ class Pipeline(Connection):
         description="Whether what is finished is flushed to the disk, so that it survives a loss of power. off: for a "
         "lake that can be thrown away. An object store flushes by itself.",
     )
-    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
+    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor, at least 60.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
-    reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+    reconcile_cron: str = Field(default="0 3 * * *", description="When all collections are listed in full (UTC).")
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
     )

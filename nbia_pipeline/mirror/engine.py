@@ -41,7 +41,7 @@ OnProgress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class MirrorResult:
-    """What :meth:`Mirror.run` did.
+    """What ``Mirror.run`` did.
 
     Attributes:
         wanted: how many series are wanted.
@@ -68,7 +68,7 @@ class Mirror:
     Args:
         client: the archive.
         lake: the lake.
-        streams: series at a time; None: see :func:`~nbia_pipeline.mirror.download.fetch_batch`.
+        streams: most series in hand at a time; None: eight more than there may be requests in flight.
         annotations: whether :meth:`run` fetches annotation files too.
         selections: which series of a collection are wanted, by every run; all by default.
 
@@ -152,7 +152,7 @@ class Mirror:
 
         Args:
             collection: exact spelling.
-            allow_lost_columns: as for :func:`~nbia_pipeline.changes.listing.write_listing`.
+            allow_lost_columns: True accepts an answer in which a column is empty that was full before.
 
         Raises:
             BadAnswer: the archive has nothing in the collection, or lost a column.
@@ -176,7 +176,7 @@ class Mirror:
     ) -> Plan:
         """Return what to fetch of a collection, with everything prepared before anything is fetched.
 
-        Tables that are damaged or missing are rebuilt (:mod:`~nbia_pipeline.mirror.rebuild.tables`). What earlier runs
+        Tables that are damaged or missing are rebuilt. What earlier runs
         finished is committed, leftovers of dead processes are swept, and the texts of the licenses are stored in the
         lake. What the disk has no room for is left out, and its receipt says so.
 
@@ -265,7 +265,7 @@ class Mirror:
         on_result: Callable[[Receipt], None] = lambda receipt: None,
         on_bytes: OnBytes = lambda wanted, size: None,
     ) -> list[Receipt]:
-        """Fetch the series of a batch; see :func:`~nbia_pipeline.mirror.download.fetch_batch`."""
+        """Fetch, verify and publish the series of a batch; :meth:`commit` then enters them into the tables."""
         return fetch_batch(
             self.client,
             self.lake,
@@ -277,14 +277,14 @@ class Mirror:
         )
 
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
-        """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""
+        """Enter what was fetched into the tables ``image_series`` and ``instances``, and return the receipts."""
         return commit(self.lake, collection, clear_mark=clear_mark)
 
     def fetch_annotations(self, collection: str) -> AnnotationsResult:
         """Fetch the annotation files that series in the lake have at the archive and not in the lake.
 
         Which series have some is known from table ``series_metadata``, which only v2 fills so far; without it nothing
-        is fetched. See :func:`~nbia_pipeline.mirror.annotations.fetch.fetch_annotations`.
+        is fetched.
 
         Raises:
             LakeError: the lake cannot be read or written.
