@@ -150,6 +150,13 @@ def test_every_field_of_scaffolded_yaml_can_be_used(tmp_path: Path, monkeypatch:
         assert getattr(definitions.executor, "name", None) == "multiprocess"
 
 
+def test_the_schema_of_the_yaml_has_the_descriptions() -> None:
+    fields = (NbiaComponent.get_model_cls() or NbiaComponent).model_json_schema()["properties"]
+    assert {name: field["description"] for name, field in fields.items()} == {
+        name: field.description for name, field in NbiaComponent.model_fields.items()
+    }
+
+
 def test_dg_finds_the_component_by_its_short_name() -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     (module,) = re.findall(r'registry_modules"\]\nnbia_pipeline = "(.*)"', project)
