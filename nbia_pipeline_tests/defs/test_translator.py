@@ -55,7 +55,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def test_every_attribute_is_the_translators(definitions: dg.Definitions) -> None:
     plain = build_definitions(Settings()).resolve_all_asset_specs()
     specs = {spec.key: spec for spec in definitions.resolve_all_asset_specs()}
-    assert set(specs) == {key(spec.key.path[-1]) for spec in plain} and len(specs) == 13
+    assert set(specs) == {key(spec.key.path[-1]) for spec in plain} and len(specs) == 12
     for spec in plain:
         ours = specs[key(spec.key.path[-1])]
         assert [dep.asset_key for dep in ours.deps] == [key(dep.asset_key.path[-1]) for dep in spec.deps]
@@ -100,9 +100,9 @@ def test_jobs_checks_and_sensors_follow_the_keys(definitions: dg.Definitions, in
     assert (request.job_name, request.partition_key) == ("nbia_images", COLLECTION)
     assert list(request.run_config["ops"]) == ["imaging__nbia__dicom_images"]
     take(run(definitions, instance, "images", partition_key=COLLECTION, run_config=request.run_config))
-    assert made == {key(name) for name in set(Naming().specs) - {"cart_images", "news"}}
+    assert made == {key(name) for name in set(Naming().specs) - {"news"}}
     assert {f"imaging/nbia/dicom_images:{name}" for name in ("complete", "intact", "licensed")} <= checked
-    assert len(checked) == len(list(definitions.get_repository_def().asset_graph.asset_check_keys)) - 1  # that of carts
+    assert len(checked) == len(list(definitions.get_repository_def().asset_graph.asset_check_keys))
 
     assert backlog(definitions, instance).skip_message.startswith("Nothing to fetch: all ")
     lake = Lake(definitions.resources["nbia_lake"].uri)  # type: ignore[index]
