@@ -69,6 +69,11 @@ class Naming:
         """Return the key of an asset of this archive, given its name."""
         return self.specs[asset].key
 
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The names of the assets whose keys do not end with them, by these keys."""
+        return {spec.key.to_user_string(): name for name, spec in self.specs.items() if spec.key.path[-1] != name}
+
     def described(self, asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
         """Return an asset of this archive, which has its key already, with all else that its spec says."""
         specs = {spec.key: spec for spec in self.specs.values()}
