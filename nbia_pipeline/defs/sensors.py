@@ -193,7 +193,7 @@ def _restricted_releases(archive: NbiaResource, settings: Settings, since: date,
 def _requests(
     naming: Naming, settings: Settings, changed: Mapping[str, Sequence[str]], registered: Sequence[str], cursor: str
 ) -> dg.SensorResult | None:
-    """Return one run for each kept collection that changed, and the partitions of those that are new."""
+    """Return one run for each mirrored collection that changed, and the partitions of those that are new."""
     kept = sorted(with_partition(matching(settings.collections, changed)))
     if not kept:
         return None
