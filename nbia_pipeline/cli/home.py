@@ -29,6 +29,11 @@ concurrency:
   pools:
     default_limit: 4
 """
+# Each run is a process of some 250 MB, on one machine. More runs wait in the queue.
+_RUNS = """\
+  runs:
+    max_concurrent_runs: 4
+"""
 # The daemon of `dagster dev` acts on it. A run may take days: there is no max_runtime_seconds.
 _MONITORING = """\
 run_monitoring:
@@ -37,7 +42,8 @@ run_monitoring:
   cancel_timeout_seconds: 300
   free_slots_after_run_end_seconds: 60
 """
-DAGSTER_YAML = _BEFORE_MONITORING + _MONITORING
+DAGSTER_YAML = _BEFORE_MONITORING + _RUNS + _MONITORING
+_EARLIER = (_BEFORE_MONITORING, _BEFORE_MONITORING + _MONITORING)
 
 EXIT_CODES = (
     ("0", "all is well"),
@@ -84,7 +90,7 @@ def _bring_up_to_date(file: Path) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return  # there is none, so there are no pools either; or Dagster reports it
-    if text == _BEFORE_MONITORING:
+    if text in _EARLIER:
         with suppress(OSError):
             new = file.with_name(f"{file.name}.{os.getpid()}")
             new.write_text(DAGSTER_YAML, encoding="utf-8")

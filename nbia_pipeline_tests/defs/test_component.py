@@ -200,7 +200,7 @@ def test_an_executor_is_one_line_of_yaml(executor: Any, name: str | None) -> Non
             assert name == getattr(definitions.executor, "name", None)
             repository = definitions.get_repository_def()
             images = repository.get_job("nbia_images").executor_def.name
-            assert images == (name or "multi_or_in_process_executor")
+            assert images == (name or "in_process")
             assert repository.get_job("nbia_tables").executor_def.name == "in_process"
 
 

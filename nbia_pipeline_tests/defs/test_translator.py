@@ -99,9 +99,9 @@ def test_jobs_checks_and_sensors_follow_the_keys(definitions: dg.Definitions, in
     assert (request.job_name, request.partition_key) == ("nbia_images", COLLECTION)
     assert list(request.run_config["ops"]) == ["imaging__nbia__dicom_images"]
     take(run(definitions, instance, "images", partition_key=COLLECTION, run_config=request.run_config))
-    assert made == {key(name) for name in set(Naming().specs) - {"cart_images", "news"}}
+    assert made == {key(name) for name in set(Naming().specs) - {"news"}}
     assert {f"imaging/nbia/dicom_images:{name}" for name in ("complete", "intact", "licensed")} <= checked
-    assert len(checked) == len(list(definitions.get_repository_def().asset_graph.asset_check_keys)) - 1  # that of carts
+    assert len(checked) == len(list(definitions.get_repository_def().asset_graph.asset_check_keys))
 
     assert backlog(definitions, instance).skip_message.startswith("Nothing to fetch: all listed series of 1 coll")
     archive, lake = (definitions.resources[name] for name in ("nbia_archive", "nbia_lake"))  # type: ignore[index]
