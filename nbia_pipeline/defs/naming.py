@@ -45,7 +45,7 @@ class Naming:
         prefix: first part of the asset keys, ``nbia`` unless there is a second archive.
         translator: changes what Dagster is told about the assets, their keys among it.
         conditions: automation conditions by the name of the asset, which the translator may change.
-        partitions: the kept collections of the archive, in their exact spelling.
+        partitions: the mirrored collections of the archive, in their exact spelling.
     """
 
     prefix: str = PREFIX
@@ -123,7 +123,7 @@ def with_partition(collections: Iterable[str]) -> list[str]:
     """Return the collections that can be partitions: without control characters and without three dots."""
     found = list(collections)
     for collection in filter(_NO_PARTITION.search, found):
-        log.warning("the collection %r cannot be a partition of Dagster, and is left out", collection)
+        log.warning("the collection %r is left out: its name cannot be that of a partition in Dagster", collection)
     return [c for c in found if not _NO_PARTITION.search(c)]
 
 

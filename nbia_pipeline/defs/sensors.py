@@ -233,7 +233,7 @@ def _requests(
     registered: Sequence[str],
     cursor: str,
 ) -> dg.SensorResult | None:
-    """Return one run for each kept collection that changed, and the partitions of those that are new.
+    """Return one run for each mirrored collection that changed, and the partitions of those that are new.
 
     Args:
         changed: the digests of what is new, by partition.

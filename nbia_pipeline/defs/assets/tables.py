@@ -36,7 +36,7 @@ class ListingConfig(dg.Config):
 
     allow_lost_columns: bool = Field(
         default=False,
-        description="Take an answer in which a column is empty that was full before. Otherwise it is refused, as an "
+        description="Accept an answer in which a column is empty that used to be full. Otherwise it is refused, as an "
         "empty answer is: the archive may have renamed a key.",
     )
 
