@@ -25,14 +25,13 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import collection_path
-from nbia_pipeline.lake.table_file import Rows, rows_where
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
+from nbia_pipeline.mirror.receipt import problem_rows
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
-from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.reading.sql import write_catalog
-from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
@@ -317,14 +316,6 @@ def receipts_metadata(receipts: Rows) -> dict[str, Any]:
         "bytes": size,
         **({"problems": failed_table(problems)} if problems else {}),
     }
-
-
-def problem_rows(receipts: Rows) -> list[dict[str, str]]:
-    """Return the series that could not be fetched, or not in their newest version, with the reason."""
-    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
-    which = pc.or_(refused, refresh_failed(receipts))
-    rows = rows_where(receipts, which, ["SeriesInstanceUID", "Status", "Reason"]).to_pylist()
-    return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
 
 
 def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
