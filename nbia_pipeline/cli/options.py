@@ -52,10 +52,10 @@ COMMON = "Common options"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SELECTED = {
-    "modalities": ("Modality", "modality"),
-    "body_parts": ("BodyPartExamined", "body part"),
-    "patients": ("PatientID", "PatientID"),
-    "series": ("SeriesInstanceUID", "SeriesInstanceUID"),
+    "modalities": ("Modality", "modality", 20),
+    "body_parts": ("BodyPartExamined", "body part", 20),
+    "patients": ("PatientID", "PatientID", 5),
+    "series": ("SeriesInstanceUID", "SeriesInstanceUID", 2),
 }
 _LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -406,14 +406,14 @@ def expect_found(options: Options, selection: Selection, lake: Lake, collections
         return
     if not collections:
         raise SelectionError("the images of no collection are mirrored, so none can be selected: name collections")
-    columns = [column for column, _ in _SELECTED.values()]
+    columns = [column for column, *_ in _SELECTED.values()]
     series = pa.concat_tables([lake.read_table(SERIES, collection, columns=columns) for collection in collections])
     where = first_of(collections, shown=3)
-    for name, (column, what) in _SELECTED.items():
+    for name, (column, what, shown) in _SELECTED.items():
         values = sorted(set(series[column].to_pylist()) - {None})
         for value in getattr(options, name):
             if not Selection(**{name: (value,)}).apply(series).num_rows:
-                hint = did_you_mean(similar_names(value, values), f"there are {first_of(values)}")
+                hint = did_you_mean(similar_names(value, values), f"there are {first_of(values, shown)}")
                 raise SelectionError(f"no series of {where} has the {what} {value!r}: {hint}")
     if not selection.apply(series).num_rows:
         raise SelectionError(f"no series of {where} matches all of the options that select series, or is in the list")
