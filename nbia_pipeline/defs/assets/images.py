@@ -41,8 +41,6 @@ NAME = "images"
 # The last step waits for the disk or the store most of the time.
 FINISHED_AT_A_TIME = 4
 
-"""Metadata, and where the plan says it: series that the selection of the run, and the configuration, leave out."""
-
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
 
