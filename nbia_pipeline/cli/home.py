@@ -249,6 +249,8 @@ class Live:
         if self._terminal:
             text = shown(line, max(20, shutil.get_terminal_size().columns) - 1)
             with _PRINTING, suppress(OSError):
+                if not line and not _in_place:
+                    return
                 self._stream.write(f"{_ERASE}{text}")
                 self._stream.flush()
                 _in_place[:] = [self._stream] if line else []
