@@ -149,6 +149,7 @@ def test_receipts_have_the_columns_of_the_contract() -> None:
         "NewerFileSize": pa.int64(),
         "NewerTimeStamp": TIME,
         "NewerDateReleased": TIME,
+        "Path": pa.string(),
     }
 
 
@@ -270,8 +271,8 @@ CURATION = {
         ("StudyDescription", "SeriesDescription", "ProtocolName", "AdmittingDiagnosesDescription"),
         "Inspected, and cleaned of protected health information (PHI).",
     ),
-    **dict.fromkeys(("PatientSex", "PatientAge", "EthnicGroup"), "Kept in curation."),
-    **dict.fromkeys(("Manufacturer", "ManufacturerModelName", "SoftwareVersions"), "Kept in curation."),
+    **dict.fromkeys(("PatientSex", "PatientAge", "EthnicGroup"), "Not changed in curation."),
+    **dict.fromkeys(("Manufacturer", "ManufacturerModelName", "SoftwareVersions"), "Not changed in curation."),
     "BodyPartExamined": "Entered per collection in SNOMED terms (guide)",
     "SpeciesCode": "SNOMED code",
     "Collection": "A label that was assigned in curation.",

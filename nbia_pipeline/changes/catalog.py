@@ -53,11 +53,12 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 
     Raises:
         BadAnswer: the archive lists none at all.
-        SettingsError: a name or glob of the collections or of the images matches nothing.
+        SettingsError: a name or glob of the collections, of the images or of the selections matches nothing.
     """
     if not listed:
         raise BadAnswer(f"the archive lists no collections for the account {settings.username!r}: try again later")
-    for argument, patterns in (("collections", settings.collections), ("images", settings.images or ())):
+    named = {"collections": settings.collections, "images": settings.images or (), "select": tuple(settings.select)}
+    for argument, patterns in named.items():
         for pattern, similar in unmatched(patterns, [*listed, *known]).items():
             hint = did_you_mean(similar, f"it lists {first_of(listed)}")
             raise SettingsError(
@@ -68,13 +69,13 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 
 
 def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Sequence[str] = ()) -> Fetched:
-    """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
+    """Return the ``collections`` table: one row per mirrored collection, with its count and its latest description.
 
     Where the archive does not answer for one of these, its earlier value stays, or it is null.
 
     Args:
         client: the archive.
-        settings: which collections are kept.
+        settings: which collections are mirrored.
         before: the table as it was.
         known: the collections that the lake has tables of.
     """
@@ -123,7 +124,7 @@ def expect_own_lake(lake: Lake, prefix: str, archive: str) -> dict[str, str]:
     known_prefix, _, known_archive = owner.partition(" ")
     if owner and prefix != known_prefix and own[ARCHIVE] != f"{prefix} {known_archive}":
         raise LakeError(
-            f"the lake {lake.uri} is that of the archive {shown(known_archive)} (assets {shown(known_prefix)}/...): "
+            f"the lake {lake.uri} belongs to the archive {shown(known_archive)} (assets {shown(known_prefix)}/...): "
             "set another lake for this one",
             arguments=("lake",),
         )

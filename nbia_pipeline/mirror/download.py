@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,6 +20,9 @@ from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, Not
 from nbia_pipeline.archive.bodies import EmptyBody
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.errors import reason as reason_of
+from nbia_pipeline.lake.errors import remedy
+from nbia_pipeline.lake.layout import encode
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, Receipt
 from nbia_pipeline.mirror.repair import (
@@ -48,6 +54,9 @@ IN_A_ROW = 3
 # Unpacking takes turns: of eight threads on two processors each GB took 17% more of their time than of three.
 _PROCESSORS = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
 
+OnBytes = Callable[[WantedSeries, int], object]
+"""Takes a series, and how many bytes of its files have been unpacked in the present download of it."""
+
 
 def fetch_batch(
     client: NbiaClient,
@@ -57,6 +66,7 @@ def fetch_batch(
     streams: int | None = None,
     ask_list: bool = False,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
+    on_bytes: OnBytes = lambda wanted, size: None,
 ) -> list[Receipt]:
     """Fetch the series of a batch over a bounded pool of threads, in the order of :func:`in_good_order`.
 
@@ -71,6 +81,7 @@ def fetch_batch(
             many there are is up to :class:`~nbia_pipeline.archive.rate_limit.Limiter`.
         ask_list: ask for the list of instances of every series, also where count and size prove the set.
         on_result: called with every outcome, from any thread.
+        on_bytes: called with what has arrived of a series, from any thread.
 
     Returns:
         One receipt per series, in the order of the batch.
@@ -84,7 +95,7 @@ def fetch_batch(
     reasons = Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list)
+        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list, on_bytes=on_bytes)
         on_result(receipt)
         return receipt
 
@@ -94,6 +105,80 @@ def fetch_batch(
     if problem:
         raise problem
     return [futures[n].result() for n in range(len(batch))]
+
+
+# --- into a directory instead of a lake
+
+
+def download_series(client: NbiaClient, series_uid: str, directory: str | Path) -> list[Path]:
+    """Fetch one series into a directory of its own, and return the paths of its files; see :func:`download_batch`.
+
+    Raises:
+        NotAvailable: the archive lists no such series, or does not send it.
+        BadAnswer: what it sends cannot be verified.
+        ArchiveError: it cannot be reached or refuses the account.
+        LakeError: the directory cannot be written.
+    """
+    wanted = wanted_series(client.series(series_uid=series_uid))[:1]
+    if not wanted:
+        raise NotAvailable(f"the archive lists no series {series_uid}: check the UID, and what the account may see")
+    (receipt,) = download_batch(client, wanted, directory)
+    if receipt.status != COMPLETE:
+        kind = NotAvailable if receipt.status == UNAVAILABLE else BadAnswer
+        raise kind(f"series {series_uid} is {receipt.status}: {receipt.reason}")
+    return sorted((Path(directory) / encode(series_uid)).iterdir())
+
+
+def download_batch(
+    client: NbiaClient,
+    batch: Sequence[WantedSeries],
+    directory: str | Path,
+    *,
+    on_result: Callable[[Receipt], None] = lambda receipt: None,
+    on_bytes: OnBytes = lambda wanted, size: None,
+) -> list[Receipt]:
+    """Fetch series into directories of their own, ``<directory>/<SeriesInstanceUID>``, verified as those in a lake.
+
+    A directory appears there when all its files are verified; one of an earlier download is replaced then. Until then
+    they are in a hidden directory next to it, a lake for the time being, which only a killed process leaves behind.
+
+    Args:
+        client: the archive.
+        batch: the series.
+        directory: where to; made if need be.
+        on_result: called with every outcome, after its files are in place; from any thread.
+        on_bytes: as for :func:`fetch_batch`.
+
+    Raises:
+        ArchiveError: as for :func:`fetch_batch`; the series that are in place stay.
+        LakeError: the directory cannot be written.
+    """
+    folder = Path(directory).absolute()
+
+    def in_place(receipt: Receipt) -> None:
+        if receipt.status == COMPLETE:
+            final = folder / encode(receipt.wanted.SeriesInstanceUID)
+            with lake.storage_errors(f"write {final}"):
+                there = work / receipt.path
+                there.mkdir(parents=True, exist_ok=True)  # a series without images has none
+                if final.exists():
+                    final.rename(work / f"replaced-{final.name}")
+                there.rename(final)
+        on_result(receipt)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".nbia-", dir=folder))
+    except OSError as e:
+        raise LakeError(f"cannot write to {folder} ({reason_of(e)}): {remedy(e, str(folder))}") from e
+    try:
+        lake = Lake(str(work))
+        return fetch_batch(client, lake, batch, on_result=in_place, on_bytes=on_bytes)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# --- the order, and when to stop
 
 
 def in_good_order(sizes: Sequence[int]) -> list[int]:
@@ -178,6 +263,7 @@ def fetch_series(
     reasons: Reasons | None = None,
     *,
     ask_list: bool = False,
+    on_bytes: OnBytes = lambda wanted, size: None,
 ) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
 
@@ -187,6 +273,7 @@ def fetch_series(
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
         ask_list: see :func:`fetch_batch`.
+        on_bytes: same.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
@@ -205,7 +292,13 @@ def fetch_series(
                         wanted = _listed_now(client, wanted) or wanted
                     last = attempt == TRIES
                     receipt = _attempt(
-                        client, wanted, work / "files", last=last, too_large=too_large, ask_list=ask_list
+                        client,
+                        wanted,
+                        work / "files",
+                        partial(on_bytes, wanted),
+                        last=last,
+                        too_large=too_large,
+                        ask_list=ask_list,
                     )
                     if receipt.repaired:
                         _expect_not_replaced(client, wanted)
@@ -231,7 +324,14 @@ def fetch_series(
 
 
 def _attempt(
-    client: NbiaClient, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool, ask_list: bool
+    client: NbiaClient,
+    wanted: WantedSeries,
+    files: Path,
+    on_bytes: Callable[[int], object],
+    *,
+    last: bool,
+    too_large: bool,
+    ask_list: bool,
 ) -> Receipt:
     """Download a series once into a new directory, and verify it; nothing of a series without images.
 
@@ -242,7 +342,7 @@ def _attempt(
         return _without_images(wanted, files)
     bounds = _bounds(Proofs(client, final=last), wanted, too_large)
     try:
-        unpacked, with_digests = _download(client, uid, files, bounds)
+        unpacked, with_digests = _download(client, uid, files, bounds, on_bytes)
     except (NotAvailable, EmptyBody):
         if _states_images(wanted) or client.sop_instance_uids(uid):
             raise
@@ -261,7 +361,9 @@ def _attempt(
     return complete_without_digests(client, wanted, unpacked, listed, files, last=last)
 
 
-def _download(client: NbiaClient, uid: str, files: Path, bounds: ZipBounds) -> tuple[Unpacked, bool]:
+def _download(
+    client: NbiaClient, uid: str, files: Path, bounds: ZipBounds, on_bytes: Callable[[int], object]
+) -> tuple[Unpacked, bool]:
     """Download a series as a zip with a list of digests, or without where that one is empty; return which it was.
 
     Server: where an image has no digest, not even a blank, getImageWithMD5Hash ends before the first file.
@@ -269,7 +371,8 @@ def _download(client: NbiaClient, uid: str, files: Path, bounds: ZipBounds) -> t
 
     def read(chunks: Iterator[bytes]) -> Unpacked:
         with closing(_in_turns(chunks)) as in_turns:
-            return unpack(in_turns, files, uid, bounds)
+            on_bytes(0)  # a stream that broke begins again
+            return unpack(in_turns, files, uid, bounds, on_bytes)
 
     try:
         unpacked = client.image_with_md5(uid, read)

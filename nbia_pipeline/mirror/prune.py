@@ -60,7 +60,7 @@ def mark_withdrawn(lake: Lake, collection: str) -> None:
         if known & withdrawn_series(lake, collection) != marked:
             commit(lake, collection, clear_mark=False)
     except DamagedFile as e:
-        log.warning("the receipts of %s are not marked now: %s", collection, e)
+        log.warning("the receipts of %s cannot be marked as withdrawn now: %s", collection, e)
 
 
 def prunable(lake: Lake, collection: str) -> Prunable | None:
@@ -132,7 +132,7 @@ def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     # A second attempt, after a crash, finds the words of the first.
     first = pc.and_(chosen, pc.is_valid(receipts["Bytes"]))
     receipts = with_column(receipts, "Reason", pc.if_else(first, said, receipts["Reason"]))
-    for name in (*NO_NEWER, "Bytes"):
+    for name in (*NO_NEWER, "Bytes", "Path"):
         none = pa.scalar(None, receipts[name].type)
         receipts = with_column(receipts, name, pc.if_else(chosen, none, receipts[name]))
     lake.write_table(IMAGE_SERIES, receipts, collection)

@@ -20,6 +20,7 @@ from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import series_path
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.arrow import among, places_in, same_values, taken
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
 from nbia_pipeline.text import logger
@@ -117,6 +118,11 @@ class Inventory:
         return len(self._rows)
 
     @property
+    def damaged(self) -> int:
+        """How many were found damaged, and have not been fetched again since."""
+        return pc.sum(pc.invert(self._state["sound"])).as_py() or 0
+
+    @property
     def urgency(self) -> tuple[bool, datetime]:
         """The smallest of all: what was found damaged, then what has gone unchecked for longest."""
         sound = self._state["sound"]
@@ -168,6 +174,7 @@ def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
                 kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], fresh["SeriesInstanceUID"])))
                 both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")
                 lake.write_table(VERIFICATIONS, both, collection)
+        write_catalog(lake)
     except LakeError as e:
         log.warning("cannot record which series were verified; the next run begins with them again: %s", e)
 

@@ -19,7 +19,7 @@ from nbia_pipeline_tests.helpers.hostile_kinds import kinds
 
 pytestmark = pytest.mark.slow
 
-SIZE = int(os.environ.get("NBIA_TEST_HOSTILE_BYTES", 600_000_000))
+SIZE = int(os.environ.get("NBIA_TEST_HOSTILE_BYTES", 450_000_000))
 MOST_MB = 400
 
 

@@ -33,6 +33,8 @@ SERIES = 27
 COUNTED: dict[str, tuple[int, int, int]] = {}
 
 ROUNDS = 5
+ALWAYS = 2
+"""So many rounds are in every test run; the others are in `make test-stop`."""
 KILLS = 10  # of each round, on a disk
 KILLS_ON_A_STORE = 3  # where each run takes seconds
 KILLS_OF_REPLACING = 8
@@ -134,7 +136,11 @@ def runs(whole: MirroredArchive, counted: tuple[int, int, int], place: Place) ->
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_a_run_killed_again_and_again_comes_out_as_if_nothing_had_happened(runs: Runs, seed: int) -> None:
+def test_a_run_killed_again_and_again_comes_out_as_if_nothing_had_happened(
+    runs: Runs, seed: int, request: pytest.FixtureRequest
+) -> None:
+    if seed >= ALWAYS and not request.config.getoption("--every-moment"):
+        pytest.skip("takes a quarter of a minute: make test-stop")
     chance = random.Random(seed)
     folder, kills = runs.site.folder, 0
     while kills < (KILLS if isinstance(folder, Path) else KILLS_ON_A_STORE):

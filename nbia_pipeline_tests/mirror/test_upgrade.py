@@ -34,7 +34,7 @@ from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.engine import Mirror, preview
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.mirror.series import NEWER, NO_NEWER
-from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
+from nbia_pipeline.mirror.upgrade import lacks_paths, upgraded
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline_tests.helpers.archives import FAST
@@ -89,7 +89,16 @@ def receipts(lake: Lake, collection: str = ALPHA) -> dict[str, dict[str, Any]]:
 
 
 def with_the_newer_version(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {**rows, "1.1": {**rows["1.1"], **NEWER_VERSION}}
+    """Return the receipts with what 0.1.0 did not state in columns: a version, and the folders of the files."""
+    return with_paths({**rows, "1.1": {**rows["1.1"], **NEWER_VERSION}})
+
+
+def with_paths(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    folders = {"1.1": "A-1/1/1.1", "1.2": "A-1/1/1.2", "2.2": "a-2/2/2.2"}
+    return {
+        uid: {**row, "Path": f"images/Alpha%20Set/{folders[uid]}" if uid in folders else None}
+        for uid, row in rows.items()
+    }
 
 
 def asked(served: tuple[str, Faults]) -> Counter[str]:
@@ -194,16 +203,18 @@ def test_the_sentence_is_read_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) 
 def test_a_table_without_the_new_columns_gets_them_though_nothing_changed(lake: Lake) -> None:
     path = table_path("image_series", ALPHA)
     commit(lake, ALPHA)
-    as_of_0_1 = pq.ParquetFile(pa.BufferReader(lake.read_bytes(path))).read().drop_columns(list(NO_NEWER)).slice(1, 1)
+    as_of_0_1 = (
+        pq.ParquetFile(pa.BufferReader(lake.read_bytes(path))).read().drop_columns([*NO_NEWER, "Path"]).slice(1, 1)
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(as_of_0_1, sink)
     lake.put_bytes(path, sink.getvalue())
     lake.write_table(SERIES, lake.read_table(SERIES, ALPHA).slice(1, 1), ALPHA)
-    assert lacks_columns(lake, ALPHA)
+    assert lacks_paths(lake, ALPHA, lake.read_file(IMAGE_SERIES, ALPHA))
     before = receipts(lake)
     commit(lake, ALPHA)
-    assert not lacks_columns(lake, ALPHA)
-    assert receipts(lake) == before
+    assert not lacks_paths(lake, ALPHA, lake.read_file(IMAGE_SERIES, ALPHA))
+    assert receipts(lake) == with_paths(before)
     commit(lake, BETA)
     files = f"{lake.uri}/tables/image_series/*/*.parquet"
     rows = duckdb.execute(f"SELECT Collection, RefreshFailedAt FROM '{files}' ORDER BY 1").fetchall()

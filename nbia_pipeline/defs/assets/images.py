@@ -20,28 +20,24 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, digest_of, failed_table
 from nbia_pipeline.defs.assets.partitioned import failure_of, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definition_metadata, histogram, size_classes
+from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, histogram, size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import collection_path
-from nbia_pipeline.lake.table_file import Rows, rows_where
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
-from nbia_pipeline.mirror.selection import Selection, with_lists
-from nbia_pipeline.mirror.series import refresh_failed
-from nbia_pipeline.schema.arrow import among
+from nbia_pipeline.mirror.receipt import problem_rows
+from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
-from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import duration_text, shown, size_text
 
 NAME = "images"
-DESCRIPTION = (
-    "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
-    "all; its receipt is in table image_series, and its files are listed in table instances."
-)
 # The last step waits for the disk or the store most of the time.
 FINISHED_AT_A_TIME = 4
 
@@ -115,17 +111,9 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
     # Not a `graph_asset`, which knows no policy for backfills.
     @dg.graph_multi_asset(
         name=naming.key(NAME).to_python_identifier(),
-        outs={
-            "result": dg.AssetOut(
-                key=naming.key(NAME),
-                description=DESCRIPTION,
-                kinds={"dicom", "file"},
-                metadata=definition_metadata(IMAGE_SERIES),
-            )
-        },
+        outs={"result": dg.AssetOut(key=naming.key(NAME))},
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="images",
         ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
         config=short_config(ImagesConfig, plan),
     )
@@ -158,8 +146,12 @@ def _plan(
             raise next(iter(failed.values()))
         raise failure_of({c: error_text(e, settings.name_of) for c, e in failed.items()}, 0)
     left = Counter(w.Collection for w in (*plan.left, *plan.no_room))
+    partitions = {
+        c: {"done": part.done_figures.series, "left": left[c], "unasked": part.unselected, "unwanted": part.unwanted}
+        for c, part in plan.parts.items()
+    }
     return plan, {
-        "partitions": {c: {"done": part.done_figures.series, "left": left[c]} for c, part in plan.parts.items()},
+        "partitions": partitions,
         "failed": {c: error_text(e, settings.name_of) for c, e in failed.items()},
     }
 
@@ -170,11 +162,17 @@ def tell(context: dg.OpExecutionContext, line: str) -> None:
 
 
 def _build_finish_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
-    @dg.op(name=naming.of(f"finish_{NAME}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
+    @dg.op(
+        name=naming.of(f"finish_{NAME}"),
+        out=dg.Out(dg.Nothing, io_manager_key=naming.io),
+        required_resource_keys={naming.lake},
+    )
     def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         with as_failure(settings):
-            made, failed = _finish(settings, context, naming.lake_of(context).open(), summary, reports)
+            lake = naming.lake_of(context).open()
+            made, failed = _finish(settings, context, lake, summary, reports)
+            write_catalog(lake)
         for name, known in made.items():
             of_run = run_metadata(summary["started"], reports, counts_of(reports, name), **summary["partitions"][name])
             made[name] = {**known, **of_run}
@@ -196,20 +194,23 @@ def _finish(
     failed: dict[str, str] = dict(summary.get("failed", {}))
     collections = [c for c in context.partition_keys if c not in failed]
     with stopping.threads(FINISHED_AT_A_TIME, "nbia-finish") as pool:
-        begun = {c: pool.submit(_finish_collection, context, lake, c, reports) for c in collections}
+        finish = partial(_finish_collection, context, lake, Selections(settings.select))
+        begun = {c: pool.submit(finish, c, reports) for c in collections}
         for collection, future in begun.items():
             try:
                 made[collection] = future.result()
-            except LakeError as e:
+            except (LakeError, SelectionError) as e:
                 if len(begun) == 1 and not failed:
                     raise
                 failed[collection] = error_text(e, settings.name_of)
     return made, failed
 
 
-def _finish_collection(context: Any, lake: Lake, collection: str, reports: list[Any]) -> dict[str, Any]:
+def _finish_collection(
+    context: Any, lake: Lake, selections: Selections, collection: str, reports: list[Any]
+) -> dict[str, Any]:
     series = listed_series(lake, collection)
-    receipts = carry_over(lake, collection, series)
+    receipts = carry_over(lake, collection, series, selections.wanted(lake, collection, series))
     complete = (p.filter(pc.equal(p["Status"], COMPLETE)) for p in receipts.pieces(["Status", "Bytes"]))
     sizes = (size for piece in complete for size in piece["Bytes"].to_pylist())
     fetched = [sum(r["sizes"][n] for r in counts_of(reports, collection)) for n in range(len(LABELS))]
@@ -256,7 +257,8 @@ def build_plan_op(
         started = time.time()
         config = config_type(**context.op_config)
         with as_failure(settings), naming.archive_of(context).client() as client:
-            plan, more = make_plan(context, config, Mirror(client, naming.lake_of(context).open()))
+            mirror = Mirror(client, naming.lake_of(context).open(), selections=Selections(settings.select))
+            plan, more = make_plan(context, config, mirror)
         batches = {}
         for number, batch in enumerate(plan.batches(config.batch_series)):
             key, content = f"b{number:05d}", [w.to_json() for w in batch]
@@ -313,15 +315,16 @@ def receipts_metadata(receipts: Rows) -> dict[str, Any]:
     }
 
 
-def problem_rows(receipts: Rows) -> list[dict[str, str]]:
-    """Return the series that could not be fetched, or not in their newest version, with the reason."""
-    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
-    which = pc.or_(refused, refresh_failed(receipts))
-    rows = rows_where(receipts, which, ["SeriesInstanceUID", "Status", "Reason"]).to_pylist()
-    return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
-
-
-def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
+def run_metadata(
+    started: float,
+    reports: list[Any],
+    counts: list[Any],
+    done: int,
+    left: int,
+    *,
+    unasked: int = 0,
+    unwanted: int = 0,
+) -> dict[str, Any]:
     """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
 
     Args:
@@ -330,6 +333,8 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         counts: what of these counts, such as that of one collection.
         done: series that were in the lake before.
         left: series that are left for a later run.
+        unasked: series that the selection of the run left out.
+        unwanted: series that the lasting selection leaves out.
     """
 
     def total(name: str) -> int:
@@ -353,6 +358,8 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         "seconds": round(seconds, 3),
         "bytes_per_second": round(rate),
         "peak_memory_bytes": memory,
+        **({"not_asked_series": unasked} if unasked else {}),
+        **({"not_selected_series": unwanted} if unwanted else {}),
     }
 
 

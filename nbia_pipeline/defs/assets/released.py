@@ -34,9 +34,6 @@ def build_released_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinit
 
     @quiet_asset(
         key=naming.key(NAME),
-        description="Report: the patients and studies of the collection that have a series released since a given day.",
-        group_name="reports",
-        kinds={"report"},
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[naming.key(COLLECTIONS.name)],

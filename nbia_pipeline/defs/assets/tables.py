@@ -22,6 +22,7 @@ from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.mirror import journal
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
@@ -35,7 +36,7 @@ class ListingConfig(dg.Config):
 
     allow_lost_columns: bool = Field(
         default=False,
-        description="Take an answer in which a column is empty that was full before. Otherwise it is refused, as an "
+        description="Accept an answer in which a column is empty that used to be full. Otherwise it is refused, as an "
         "empty answer is: the archive may have renamed a key.",
     )
 
@@ -62,7 +63,7 @@ def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefi
 
 
 def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @table_asset(naming, t.COLLECTIONS, group_name="catalog")
+    @table_asset(naming, t.COLLECTIONS)
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
@@ -91,7 +92,7 @@ def _names(collections: Sequence[str]) -> str:
 
 
 def _values(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefinition:
-    @table_asset(naming, table, group_name="catalog")
+    @table_asset(naming, table)
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
@@ -163,6 +164,8 @@ def _write(
     fetched, size = write_listing(lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
+    if collection is None:
+        write_catalog(lake)
     warnings = [*client.warnings, *fetched.warnings]
     figures |= {**fetched.figures, **preview(table, fetched.rows)}
     return {**figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}
