@@ -28,7 +28,7 @@ from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.lake.table_file import Rows, rows_where
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
-from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
+from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Missing, Plan
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
 from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.reading.sql import write_catalog
@@ -41,9 +41,6 @@ from nbia_pipeline.text import shown
 NAME = "images"
 # The last step waits for the disk or the store most of the time.
 FINISHED_AT_A_TIME = 4
-
-LEFT_OUT = {"not_asked_series": "unasked", "not_selected_series": "unwanted"}
-"""Metadata, and where the plan says it: series that the selection of the run, and the configuration, leave out."""
 
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
@@ -151,13 +148,18 @@ def _plan(
         raise failure_of({c: error_text(e, settings.name_of) for c, e in failed.items()}, 0)
     left = Counter(w.Collection for w in (*plan.left, *plan.no_room))
     partitions = {
-        c: {"done": part.done_figures.series, "left": left[c], "unasked": part.unselected, "unwanted": part.unwanted}
+        c: {"done": part.done_figures.series, "left": left[c], "left_out": left_out(part)}
         for c, part in plan.parts.items()
     }
     return plan, {
         "partitions": partitions,
         "failed": {c: error_text(e, settings.name_of) for c, e in failed.items()},
     }
+
+
+def left_out(part: Missing) -> dict[str, int]:
+    """Return as metadata how many series of a collection the selections leave out: of the run, of the configuration."""
+    return {"not_asked_series": part.unselected, "not_selected_series": part.unwanted}
 
 
 def tell(context: dg.OpExecutionContext, line: str) -> None:
@@ -325,7 +327,14 @@ def problem_rows(receipts: Rows) -> list[dict[str, str]]:
     return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
 
 
-def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
+def run_metadata(
+    started: float,
+    reports: list[Any],
+    counts: list[Any],
+    done: int,
+    left: int,
+    left_out: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
 
     Args:
@@ -334,6 +343,7 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         counts: what of these counts, such as that of one collection.
         done: series that were in the lake before.
         left: series that are left for a later run.
+        left_out: metadata of series that were not asked for, or are not selected.
     """
 
     def total(name: str) -> int:
@@ -347,6 +357,7 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         "healed_instances": total("healed"),
         "skipped_series": done + total("already_there"),
         "left_series": left,
+        **(left_out or {}),
         "seconds": round(seconds, 3),
         "bytes_per_second": round(sum(r["bytes"] for r in reports) / seconds),
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in reports), default=0),
