@@ -127,6 +127,7 @@ def run_main_job(
     allow_lost_columns: bool = False,
     tags: Mapping[str, str] | None = None,
     stop: Stop | None = None,
+    on_tables: Callable[[list[str]], None] = lambda collections: None,
 ) -> Outcome:
     """Materialize everything that the settings ask for.
 
@@ -143,11 +144,13 @@ def run_main_job(
         allow_lost_columns: take answers in which a column is empty that was full before.
         tags: those of each run.
         stop: the request to stop that a process has which handles signals itself.
+        on_tables: called when the tables are there, with the collections whose images come next; what it raises ends
+            the run.
 
     Raises:
         LakeError: the lake cannot be read.
     """
-    runner = _Runner(job_of, naming, instance, on_progress, stop or _NoStop(), tags or {})
+    runner = _Runner(job_of, naming, instance, on_progress, stop or _NoStop(), tags or {}, on_tables)
     try:
         with one_login():
             if not _materialize(settings, runner, images, collections, allow_lost_columns=allow_lost_columns):
@@ -185,6 +188,7 @@ def _materialize(
     for stretch in _stretches(kept, registered):
         runner.run_range(TABLES_JOB, stretch, tables)
     mirrored = [c for c in kept if settings.mirrors_images_of(c) and _rows(lake, SERIES, c)]
+    runner.on_tables(mirrored)
     for stretch in _stretches(mirrored, registered):
         _mirror(runner, lake, stretch, images_config(naming, **_less(images or {}, runner.outcome.fetched)))
     return True
@@ -301,6 +305,7 @@ class _Runner:
     on_progress: Callable[[str], None]
     stop: Stop
     tags: Mapping[str, str]
+    on_tables: Callable[[list[str]], None]
     outcome: Outcome = field(default_factory=Outcome)
     failed: set[str] = field(default_factory=set)
     """The collections that the last run failed for, as far as its steps name them."""
