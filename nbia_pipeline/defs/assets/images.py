@@ -28,12 +28,8 @@ from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
-<<<<<<< HEAD
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Missing, Plan
-=======
-from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
 from nbia_pipeline.mirror.receipt import problem_rows
->>>>>>> main
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
 from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
@@ -324,15 +320,6 @@ def receipts_metadata(receipts: Rows) -> dict[str, Any]:
     }
 
 
-<<<<<<< HEAD
-def problem_rows(receipts: Rows) -> list[dict[str, str]]:
-    """Return the series that could not be fetched, or not in their newest version, with the reason."""
-    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
-    which = pc.or_(refused, refresh_failed(receipts))
-    rows = rows_where(receipts, which, ["SeriesInstanceUID", "Status", "Reason"]).to_pylist()
-    return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
-
-
 def run_metadata(
     started: float,
     reports: list[Any],
@@ -341,9 +328,6 @@ def run_metadata(
     left: int,
     left_out: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-=======
-def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
->>>>>>> main
     """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
 
     Args:
