@@ -326,7 +326,13 @@ def run_metadata(
     counts: list[Any],
     done: int,
     left: int,
+<<<<<<< HEAD
     left_out: Mapping[str, int] | None = None,
+=======
+    *,
+    unasked: int = 0,
+    unwanted: int = 0,
+>>>>>>> main
 ) -> dict[str, Any]:
     """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
 
@@ -336,7 +342,12 @@ def run_metadata(
         counts: what of these counts, such as that of one collection.
         done: series that were in the lake before.
         left: series that are left for a later run.
+<<<<<<< HEAD
         left_out: metadata of series that were not asked for, or are not selected.
+=======
+        unasked: series that the selection of the run left out.
+        unwanted: series that the lasting selection leaves out.
+>>>>>>> main
     """
 
     def total(name: str) -> int:
@@ -361,6 +372,8 @@ def run_metadata(
         "seconds": round(seconds, 3),
         "bytes_per_second": round(rate),
         "peak_memory_bytes": memory,
+        **({"not_asked_series": unasked} if unasked else {}),
+        **({"not_selected_series": unwanted} if unwanted else {}),
     }
 
 
