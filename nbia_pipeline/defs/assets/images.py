@@ -28,7 +28,7 @@ from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
-from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Missing, Plan
+from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
 from nbia_pipeline.mirror.receipt import problem_rows
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
 from nbia_pipeline.reading.sql import write_catalog
@@ -147,18 +147,13 @@ def _plan(
         raise failure_of({c: error_text(e, settings.name_of) for c, e in failed.items()}, 0)
     left = Counter(w.Collection for w in (*plan.left, *plan.no_room))
     partitions = {
-        c: {"done": part.done_figures.series, "left": left[c], "left_out": left_out(part)}
+        c: {"done": part.done_figures.series, "left": left[c], "unasked": part.unselected, "unwanted": part.unwanted}
         for c, part in plan.parts.items()
     }
     return plan, {
         "partitions": partitions,
         "failed": {c: error_text(e, settings.name_of) for c, e in failed.items()},
     }
-
-
-def left_out(part: Missing) -> dict[str, int]:
-    """Return as metadata how many series of a collection the selections leave out: of the run, of the configuration."""
-    return {"not_asked_series": part.unselected, "not_selected_series": part.unwanted}
 
 
 def tell(context: dg.OpExecutionContext, line: str) -> None:
@@ -326,13 +321,9 @@ def run_metadata(
     counts: list[Any],
     done: int,
     left: int,
-<<<<<<< HEAD
-    left_out: Mapping[str, int] | None = None,
-=======
     *,
     unasked: int = 0,
     unwanted: int = 0,
->>>>>>> main
 ) -> dict[str, Any]:
     """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
 
@@ -342,12 +333,8 @@ def run_metadata(
         counts: what of these counts, such as that of one collection.
         done: series that were in the lake before.
         left: series that are left for a later run.
-<<<<<<< HEAD
-        left_out: metadata of series that were not asked for, or are not selected.
-=======
         unasked: series that the selection of the run left out.
         unwanted: series that the lasting selection leaves out.
->>>>>>> main
     """
 
     def total(name: str) -> int:
@@ -368,7 +355,6 @@ def run_metadata(
         "healed_instances": total("healed"),
         "skipped_series": skipped,
         "left_series": left,
-        **(left_out or {}),
         "seconds": round(seconds, 3),
         "bytes_per_second": round(rate),
         "peak_memory_bytes": memory,
