@@ -122,7 +122,7 @@ def test_both_archives_are_mirrored_by_one_code_location(
         before = tcia.read_file(COLLECTIONS).content
         refused = run(example["definitions"].defs(), instance, "nlst_catalogue")
         (failed,) = [e.step_failure_data.user_failure_data for e in refused.all_events if e.is_step_failure][:1]
-        assert str(failed.description).startswith(f"the lake {tcia.uri} is that of the archive http://127.0.0.1:")
+        assert str(failed.description).startswith(f"the lake {tcia.uri} belongs to the archive http://127.0.0.1:")
         assert tcia.read_file(COLLECTIONS).content == before
 
 

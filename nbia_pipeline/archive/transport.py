@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -27,6 +29,7 @@ from nbia_pipeline.archive.errors import (
     LoginRefused,
     NotAvailable,
     ServerError,
+    call_text,
 )
 from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, Slot, limiter_of
 from nbia_pipeline.archive.tokens import Tokens, authorization
@@ -212,7 +215,11 @@ class Session:
             token = tokens.current() if tokens else None
             try:
                 with self._slot(endpoint) as slot:
-                    return send(token, slot)
+                    begun = time.monotonic()
+                    result = send(token, slot)
+                    if log.isEnabledFor(logging.DEBUG):
+                        log.debug("%s, %.2f s", call_text(endpoint, parameters), time.monotonic() - begun)
+                    return result
             except ArchiveError as e:
                 stopping.expect_running()
                 e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])
@@ -329,7 +336,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
     if status == 500 and _NO_SUCH_CALL.search(body):
         raise problem(BadAnswer, "the archive has no such endpoint: check base_url and api", "base_url", "api")
     if status == 500 and NO_ROWS in body:
-        raise problem(ServerError, "the archive has nothing to answer")
+        raise problem(ServerError, "the archive says that it has no rows")
     if status in _RETRYABLE:
         kind = ServerError if status == 500 else ArchiveUnreachable
         raise _busy(kind, "the archive could not answer: it may be busy, try again later", answer, body)

@@ -15,9 +15,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import WRONG_CALL, to_stderr
+from nbia_pipeline.cli.home import EXIT_CODES, WRONG_CALL, to_stderr, usage_text
 from nbia_pipeline.cli.signals import STOP, handled
 from nbia_pipeline.text import did_you_mean, similar_names
+from nbia_pipeline.variables import VARIABLES
 
 # Each module has a click command of the name `command`: how to write one is in nbia_pipeline.cli.options.
 COMMANDS = {
@@ -68,6 +69,19 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Variables, of the process or in a file .env in the working directory"):
+            formatter.write_dl(
+                [(n, f"{text} (default: {default})" if default else text) for n, text, default in VARIABLES]
+            )
+        with formatter.section("Exit codes of all commands"):
+            formatter.write_dl(EXIT_CODES)
+        with formatter.section("Completion of words by the Tab key"):
+            formatter.write_text(
+                'Put eval "$(_NBIA_PIPELINE_COMPLETE=bash_source nbia-pipeline)" into ~/.bashrc; zsh and fish have '
+                "zsh_source and fish_source."
+            )
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         found = [CompletionItem(n, help=text) for n, (_, text) in COMMANDS.items() if n.startswith(incomplete)]
         return found + click.Command.shell_complete(self, ctx, incomplete)
@@ -84,7 +98,7 @@ def commands() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: see :data:`nbia_pipeline.cli.options.EXIT_CODES`."""
+    """Run the command and return its exit code: see :data:`~nbia_pipeline.cli.home.EXIT_CODES`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     serves = words[:1] == ["archive"]  # its server has handlers of its own
     with nullcontext() if serves else handled(process_ends=arguments is None):
@@ -100,11 +114,10 @@ def _main(words: list[str]) -> int:
     try:
         return int(commands.main(words, PROGRAM, standalone_mode=False) or 0)
     except click.UsageError as e:
-        if not words:
+        if words:
+            to_stderr(usage_text(e))
+        else:
             e.show()  # the help
-            return WRONG_CALL
-        path = e.ctx.command_path if e.ctx else PROGRAM
-        to_stderr(f"{e.format_message().rstrip('.')} (see `{path} --help`)")
         return WRONG_CALL
     except click.Abort:
         return STOP.exit_code

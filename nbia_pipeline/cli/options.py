@@ -3,7 +3,7 @@
 A command is a module with a click command of the name ``command``, which ``COMMANDS`` in
 :mod:`nbia_pipeline.cli.main` names. Its function takes the values of its options by their names, says what it found
 with :func:`~nbia_pipeline.cli.home.say`, hands the same figures to :func:`~nbia_pipeline.cli.home.report` for
-``--json``, and returns the exit code, one of :data:`EXIT_CODES`::
+``--json``, and returns the exit code, one of :data:`~nbia_pipeline.cli.home.EXIT_CODES`::
 
     @as_command()
     @collections_argument("names or globs (default: all)")
@@ -24,38 +24,39 @@ are ``raise click.UsageError(sentence)``. Imports that take long, above all that
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nbia_pipeline.cli.home import OUTPUT, exit_code
+from nbia_pipeline.cli.home import EXIT_CODES, OUTPUT, exit_code, to_stderr
+from nbia_pipeline.text import did_you_mean, first_of, similar_names
 
 if TYPE_CHECKING:
+    from nbia_pipeline.lake import Lake
     from nbia_pipeline.mirror.selection import Selection
     from nbia_pipeline.settings import Settings
 
-EXIT_CODES = (
-    ("0", "all is well"),
-    ("1", "something failed, or damage or missing data was found"),
-    ("2", "wrong usage: an option, a setting or a name is wrong, and nothing began"),
-    ("3", "ended in order before everything was done, because time ran out"),
-    ("128+n", "stopped by signal n, such as 130 by Ctrl-C"),
-)
-
+ENV_FILE = ".env"
 COMMON = "Common options"
 """The heading of those that every command has."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_LISTS = ("modalities", "body_parts", "patients", "series")
+_SELECTED = {
+    "modalities": ("Modality", "modality", 20),
+    "body_parts": ("BodyPartExamined", "body part", 20),
+    "patients": ("PatientID", "PatientID", 5),
+    "series": ("SeriesInstanceUID", "SeriesInstanceUID", 2),
+}
 _LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,6 +70,14 @@ class Options(SimpleNamespace):
 
     ``name_of`` maps a setting to what the person calls it: its option if that was given, else its variable.
     """
+
+
+class _Warnings(logging.Handler):
+    """Prints what our modules warn of, as the command prints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        to_stderr(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 class Option(click.Option):
@@ -159,7 +168,7 @@ def _common(function: F) -> F:
             help="the lake: a directory or a URI (default: NBIA_LAKE, or ./lake)",
         ),
         common("-q", "--quiet", is_flag=True, help="print problems only"),
-        common("-v", "--verbose", count=True, help="also log what is done; twice: every request"),
+        common("-v", "--verbose", is_flag=True, help="log what is done, and each request to the archive, to stderr"),
         common("--json", "as_json", is_flag=True, help="print one JSON document at the end, and messages to stderr"),
     )
     before = getattr(function, "__click_params__", [])
@@ -174,17 +183,45 @@ def _call(function: Callable[[Options], int], interrupted: str, given: dict[str,
     from nbia_pipeline.settings import field_of, variable_of  # not before the help of all commands
 
     params = click.get_current_context().command.params
-    written = {
-        p.name: p.opts[0] for p in params if isinstance(p, Option) and p.setting and given[str(p.name)] is not None
-    }
+    settings = [p for p in params if isinstance(p, Option) and p.setting and given[str(p.name)] is not None]
+    written = {p.name: p.opts[0] for p in settings}
     options = Options(
         **given,
         interrupted=interrupted,
         name_of=lambda argument: written.get(field_of(argument), variable_of(argument)),
     )
+
+    def run(options: Options) -> int:
+        with _environment({**_of_file(), **{variable_of(name): str(given[name]) for name in map(str, written)}}):
+            return function(options)
+
     OUTPUT.begin(quiet=options.quiet, json=options.as_json)
-    with _logging(options.verbose), _environment({variable_of(str(name)): str(given[str(name)]) for name in written}):
-        return exit_code(function, options)
+    with _logging(verbose=options.verbose):
+        return exit_code(run, options)
+
+
+def _of_file() -> dict[str, str]:
+    """Return the variables of the file ``.env`` in the working directory that the process does not have.
+
+    Raises:
+        click.UsageError: it cannot be read; the text names the line and shows none of it, since it may be a password.
+    """
+    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
+
+    file = Path(ENV_FILE).absolute()
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+        raise click.UsageError(f"cannot read {file} ({why})") from None
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            written = binding.original.string
+            line = binding.original.line + written[: len(written) - len(written.lstrip())].count("\n")
+            raise click.UsageError(f"line {line} of {file} is not NAME=value: mend it, or put # before it")
+    values = dotenv_values(stream=io.StringIO(text))
+    return {name: value for name, value in values.items() if value is not None and name not in os.environ}
 
 
 @contextmanager
@@ -203,16 +240,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _logging(verbose: int) -> Iterator[None]:
-    """Print what our modules log to stderr, if it is asked for."""
+def _logging(*, verbose: bool) -> Iterator[None]:
+    """Print what our modules log to stderr, each request to the archive included, if it is asked for."""
     ours = logging.getLogger("nbia_pipeline")
-    if not verbose:
-        yield
-        return
-    before, handler = ours.level, logging.StreamHandler(sys.stderr)
+    before, handler = ours.level, logging.StreamHandler(sys.stderr) if verbose else _Warnings(logging.WARNING)
     handler.setFormatter(logging.Formatter(_LOG))
     ours.addHandler(handler)
-    ours.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    if verbose:
+        ours.setLevel(logging.DEBUG)
     try:
         yield
     finally:
@@ -231,12 +266,44 @@ def settings_of(options: Options) -> Settings:
     return Settings.from_env(name_of=options.name_of)
 
 
+def existing_lake(options: Options, settings: Settings) -> Lake:
+    """Return the lake of the settings.
+
+    Raises:
+        SettingsError: there is none; a command that only reads would take it for one in which all is well.
+    """
+    from nbia_pipeline.lake import Lake
+    from nbia_pipeline.lake.layout import IMAGES, TABLES
+    from nbia_pipeline.settings import SettingsError
+
+    lake = Lake(settings.lake, fsync=settings.fsync)
+    if not any(lake.names_in(folder) for folder in (TABLES, IMAGES)):
+        raise SettingsError(
+            f"there is no lake in {lake.uri} ({options.name_of('lake')}): check the address, or fill it by "
+            "`nbia-pipeline run`"
+        )
+    return lake
+
+
 # --- options of several commands
 
 
 def collections_argument(help_: str) -> Callable[[F], F]:
     """Add the names or globs of collections, as ``collections``."""
-    return argument("collections", nargs=-1, metavar="[COLLECTION]...", help_=help_)
+    return argument(
+        "collections", nargs=-1, metavar="[COLLECTION]...", help_=help_, shell_complete=_names_of_collections
+    )
+
+
+def _names_of_collections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the collections of the lake that begin so, for the completion of words; none if it cannot be read."""
+    from nbia_pipeline.lake import Lake, LakeError
+    from nbia_pipeline.schema.tables import SERIES
+
+    lake = ctx.params.get("lake") or {**os.environ, **_of_file()}.get("NBIA_LAKE") or "./lake"
+    with suppress(LakeError, click.UsageError):
+        return [name for name in Lake(lake).collections_of(SERIES) if name.startswith(incomplete)]
+    return []
 
 
 def with_selection(function: F) -> F:
@@ -269,6 +336,16 @@ def with_selection(function: F) -> F:
     return function
 
 
+def with_rate(function: F) -> F:
+    """Add the options that limit what is asked of the archive at a time."""
+    much = functools.partial(option, setting=True)
+    rate = much("--bwlimit", metavar="RATE", help="most bytes per second from the archive, such as 50MB (NBIA_BWLIMIT)")
+    requests = much(
+        "--max-in-flight", type=count, metavar="N", help="most requests to the archive at a time (NBIA_MAX_IN_FLIGHT)"
+    )
+    return rate(requests(function))
+
+
 def one_of(given: Mapping[str, Any], *, needed: bool = False) -> None:
     """Refuse several of some options that exclude each other, by their names; none of them too, if one is needed.
 
@@ -284,7 +361,7 @@ def one_of(given: Mapping[str, Any], *, needed: bool = False) -> None:
 
 def images_fields(options: Options) -> dict[str, Any]:
     """Return the options that were given, as fields of ``ImagesConfig``."""
-    asked: dict[str, Any] = {name: list(getattr(options, name)) for name in _LISTS}
+    asked: dict[str, Any] = {name: list(getattr(options, name)) for name in _SELECTED}
     asked |= {name: getattr(options, name) for name in ("cart", "max_bytes", "max_series")}
     # Dagster's step may have another working directory.
     asked["manifest"] = None if options.manifest is None else str(options.manifest.absolute())
@@ -301,11 +378,45 @@ def selection_of(options: Options, settings: Settings) -> Selection:
     from nbia_pipeline.connect import connect
     from nbia_pipeline.mirror.selection import Selection, with_lists
 
-    selection = Selection(*(tuple(getattr(options, name)) for name in _LISTS))
+    selection = Selection(*(tuple(getattr(options, name)) for name in _SELECTED))
     if options.cart is None:
         return with_lists(selection, manifest=options.manifest)
     with connect(settings) as client:
         return with_lists(selection, manifest=options.manifest, cart=options.cart, client=client)
+
+
+def expect_found(options: Options, selection: Selection, lake: Lake, collections: Sequence[str]) -> None:
+    """Make sure that what is asked for is there, by the tables of the lake.
+
+    Args:
+        options: of :func:`with_selection`.
+        selection: what :func:`selection_of` makes of them.
+        lake: the lake, which has the series of the collections.
+        collections: those whose series may be selected.
+
+    Raises:
+        SelectionError: no series has one of the values, is in the list, or matches all options together.
+    """
+    import pyarrow as pa
+
+    from nbia_pipeline.mirror.selection import Selection, SelectionError
+    from nbia_pipeline.schema.tables import SERIES
+
+    if selection == Selection():
+        return
+    if not collections:
+        raise SelectionError("the images of no collection are mirrored, so none can be selected: name collections")
+    columns = [column for column, *_ in _SELECTED.values()]
+    series = pa.concat_tables([lake.read_table(SERIES, collection, columns=columns) for collection in collections])
+    where = first_of(collections, shown=3)
+    for name, (column, what, shown) in _SELECTED.items():
+        values = sorted(set(series[column].to_pylist()) - {None})
+        for value in getattr(options, name):
+            if not Selection(**{name: (value,)}).apply(series).num_rows:
+                hint = did_you_mean(similar_names(value, values), f"there are {first_of(values, shown)}")
+                raise SelectionError(f"no series of {where} has the {what} {value!r}: {hint}")
+    if not selection.apply(series).num_rows:
+        raise SelectionError(f"no series of {where} matches all of the options that select series, or is in the list")
 
 
 def size(text: str) -> int:

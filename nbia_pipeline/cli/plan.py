@@ -11,6 +11,8 @@ from nbia_pipeline.cli.options import (
     Options,
     as_command,
     collections_argument,
+    existing_lake,
+    expect_found,
     selection_of,
     settings_of,
     with_selection,
@@ -36,7 +38,7 @@ def command(options: Options) -> int:
     run, by a bound or because the disk has too little room for them. Nothing is fetched and nothing is written.
     """
     settings = settings_of(options)
-    lake = Lake(settings.lake, fsync=settings.fsync)
+    lake = existing_lake(options, settings)
     collections = _collections(lake, settings, options.collections)
     plans, notes, damaged = _plans(lake, settings, collections, options)
     free = lake.free_bytes()
@@ -70,6 +72,7 @@ def _plans(
 ) -> tuple[dict[str, Plan], list[str], list[str]]:
     """Return the plan of each collection, what a person should know about them, and which tables cannot be read."""
     selection, selections = selection_of(options, settings), Selections(settings.select)
+    expect_found(options, selection, lake, [c for c in collections if lake.has_table(SERIES, c)])
     parts: dict[str, Missing] = {}
     notes: list[str] = []
     damaged: list[str] = []

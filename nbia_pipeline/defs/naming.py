@@ -45,19 +45,16 @@ class Naming:
         prefix: first part of the asset keys, ``nbia`` unless there is a second archive.
         translator: changes what Dagster is told about the assets, their keys among it.
         conditions: automation conditions by the name of the asset, which the translator may change.
-        partitions: the kept collections of the archive, in their exact spelling.
-        carts: the shared carts whose images are wanted; each is added by hand, by its name.
+        partitions: the mirrored collections of the archive, in their exact spelling.
     """
 
     prefix: str = PREFIX
     translator: NbiaTranslator = field(default_factory=NbiaTranslator)
     conditions: Conditions = field(default_factory=dict)
     partitions: dg.DynamicPartitionsDefinition = field(init=False)
-    carts: dg.DynamicPartitionsDefinition = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "partitions", dg.DynamicPartitionsDefinition(name=self.of("collections")))
-        object.__setattr__(self, "carts", dg.DynamicPartitionsDefinition(name=self.of("carts")))
 
     @cached_property
     def specs(self) -> dict[str, dg.AssetSpec]:
@@ -66,11 +63,16 @@ class Naming:
         Raises:
             SettingsError: the translator returns what cannot be used.
         """
-        return asset_specs(self.prefix, self.partitions, self.carts, self.conditions, self.translator)
+        return asset_specs(self.prefix, self.partitions, self.conditions, self.translator)
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive, given its name."""
         return self.specs[asset].key
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The names of the assets whose keys do not end with them, by these keys."""
+        return {spec.key.to_user_string(): name for name, spec in self.specs.items() if spec.key.path[-1] != name}
 
     def described(self, asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
         """Return an asset of this archive, which has its key already, with all else that its spec says."""
@@ -121,7 +123,7 @@ def with_partition(collections: Iterable[str]) -> list[str]:
     """Return the collections that can be partitions: without control characters and without three dots."""
     found = list(collections)
     for collection in filter(_NO_PARTITION.search, found):
-        log.warning("the collection %r cannot be a partition of Dagster, and is left out", collection)
+        log.warning("the collection %r is left out: its name cannot be that of a partition in Dagster", collection)
     return [c for c in found if not _NO_PARTITION.search(c)]
 
 
