@@ -108,15 +108,15 @@ def test_an_asset_without_partitions_gets_all_that_there_are(mirrored: Lake, ins
         (pd.DataFrame, {"partition": "Never listed"}, "table series of the lake"),
         (pl.LazyFrame, {"columns": ["Modalty"]}, "table series has no column 'Modalty': did you mean Modality?"),
         (duckdb.DuckDBPyRelation, {"columns": ["Modalty"]}, "table series has no column 'Modalty'"),
-        (ANY, {"of": "cart_images"}, "tcia/cart_images is no table of a lake, and cannot be an input"),
+        (ANY, {"of": "other"}, "tcia/other is no table of a lake, and cannot be an input"),
     ],
-    ids="dict images partition column sql-column carts".split(),
+    ids="dict images partition column sql-column other".split(),
 )
 def test_what_cannot_be_given_is_a_failure_that_says_why(
     mirrored: Lake, instance: dg.DagsterInstance, kind: Any, options: dict[str, Any], text: str
 ) -> None:
     context = dg.build_input_context(
-        asset_key=NAMING.key(options.get("of", "series")),
+        asset_key=dg.AssetKey(["tcia", options.get("of", "series")]),
         dagster_type=None if kind is ANY else dg.PythonObjectDagsterType(kind, name="Kind"),
         definition_metadata={"columns": options["columns"]} if "columns" in options else {},
         partition_key=options.get("partition", TCGA),
