@@ -1,4 +1,4 @@
-# Everything needs Python (3.10 to 3.13), make and a package index, and nothing else.
+# Everything needs Python (3.10 to 3.14), make and a package index, and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
