@@ -105,12 +105,15 @@ def serving_ui(tmp_path: Path, **variables: str) -> Iterator[Page]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        yield Page(port)
-        process.send_signal(signal.SIGINT)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            yield Page(port)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
 
 
 def wait_until(reached: Callable[[], bool]) -> None:
