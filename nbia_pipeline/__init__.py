@@ -12,18 +12,26 @@ if TYPE_CHECKING:
     from nbia_pipeline.archive import NbiaClient as NbiaClient
     from nbia_pipeline.component import NbiaComponent as NbiaComponent
     from nbia_pipeline.definitions import build_definitions as build_definitions
+    from nbia_pipeline.defs.io import NbiaIOManager as NbiaIOManager
     from nbia_pipeline.defs.resources import LakeResource as LakeResource
     from nbia_pipeline.defs.resources import NbiaResource as NbiaResource
-    from nbia_pipeline.lake import Lake as Lake
+    from nbia_pipeline.defs.specs.translator import NbiaTranslator as NbiaTranslator
     from nbia_pipeline.mirror.engine import Mirror as Mirror
+    from nbia_pipeline.reading.images import Images as Images
+    from nbia_pipeline.reading.lake import Lake as Lake
+    from nbia_pipeline.reading.volume import Volume as Volume
 
 _MODULES = {
-    "Lake": "lake",
+    "Images": "reading.images",
+    "Lake": "reading.lake",
     "LakeResource": "defs.resources",
     "Mirror": "mirror.engine",
     "NbiaClient": "archive",
     "NbiaComponent": "component",
+    "NbiaIOManager": "defs.io",
     "NbiaResource": "defs.resources",
+    "NbiaTranslator": "defs.specs.translator",
+    "Volume": "reading.volume",
     "build_definitions": "definitions",
 }
 

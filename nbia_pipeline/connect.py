@@ -14,7 +14,7 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
     The embedded archive is started unless a process of this user runs it already.
 
     Args:
-        settings: which archive, which account, and how many requests may be in flight.
+        settings: which archive, which account, how many requests may be in flight, and how many bytes per second.
         options: how long to wait and how often to try.
 
     Raises:
@@ -26,8 +26,14 @@ def connect(settings: Settings, options: ClientOptions | None = None) -> NbiaCli
         username=settings.username,
         password=settings.password,
         ca_bundle=settings.ca_bundle,
-        options=replace(options or ClientOptions(), max_in_flight=settings.max_in_flight),
+        options=limited(settings, options),
     )
+
+
+def limited(settings: Settings, options: ClientOptions | None = None) -> ClientOptions:
+    """Return options with the limits that the settings name: requests in flight, and bytes per second."""
+    options = options or ClientOptions()
+    return replace(options, max_in_flight=settings.max_in_flight, bwlimit=settings.bytes_per_second)
 
 
 def address_of(settings: Settings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from dataclasses import replace
 
 import dagster as dg
 
@@ -18,18 +18,17 @@ from nbia_pipeline.defs.assets.carts import build_cart_check
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.executor import executor_of
 from nbia_pipeline.defs.hand_over import build_step_files
+from nbia_pipeline.defs.io import NbiaIOManager
 from nbia_pipeline.defs.jobs import build_jobs
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
 from nbia_pipeline.defs.schedules import build_schedules
 from nbia_pipeline.defs.sensors import build_sensors
+from nbia_pipeline.defs.specs.conditions import build_automation, conditions_of
+from nbia_pipeline.defs.specs.translator import NbiaTranslator
 from nbia_pipeline.settings import Connection, Settings, variable_of
 
 PASSWORD_ENV = variable_of("password")
-
-# By this the UI shows which tables are stale: the schedules list everything once a day. Images have no such policy: if
-# nothing is new, they are not materialized.
-FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_window=timedelta(days=3))
 
 
 def build_definitions(
@@ -38,6 +37,7 @@ def build_definitions(
     password_env: str | None = PASSWORD_ENV,
     *,
     executor: dg.ExecutorDefinition | None = None,
+    translator: NbiaTranslator | None = None,
 ) -> dg.Definitions:
     """Return assets, checks, jobs and resources of one archive. Touches no network and no disk.
 
@@ -47,34 +47,38 @@ def build_definitions(
         password_env: name of the variable that holds the password, if one does.
         executor: where the steps of images run; None: as the settings say. The catalog and the tables, whose steps are
             short, always run in the process of their run.
+        translator: changes keys, groups, owners and the like of the assets; None: that of `naming`.
 
     Raises:
-        SettingsError: a schedule's cron expression is not valid, or the executor of the settings is not known.
+        SettingsError: a schedule's cron expression is not valid, the executor of the settings is not known, or the
+            translator returns what cannot be used.
     """
     naming = naming or Naming()
+    conditions = naming.conditions or conditions_of(settings)
+    naming = replace(naming, translator=translator or naming.translator, conditions=conditions)
     password: str | dg.EnvVar = settings.password
     if password_env and os.environ.get(password_env) == settings.password:
         password = dg.EnvVar(password_env)  # the UI then shows the variable's name, and never its value
     archive = NbiaResource(**{name: getattr(settings, name) for name in Connection.model_fields}, password=password)
     jobs = build_jobs(naming, settings)
+    lake = LakeResource(uri=settings.lake, fsync=settings.fsync)
+    assets = (
+        *build_table_assets(naming, settings),
+        build_images_asset(naming, settings),
+        *([build_annotations_asset(naming, settings)] if settings.annotations else []),
+        build_cart_asset(naming, settings),
+        build_released_asset(naming, settings),
+    )
     return dg.Definitions(
-        assets=[
-            *(
-                asset.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=FRESH))
-                for asset in build_table_assets(naming, settings)
-            ),
-            build_images_asset(naming, settings),
-            *([build_annotations_asset(naming, settings)] if settings.annotations else []),
-            build_cart_asset(naming, settings),
-            build_released_asset(naming, settings),
-        ],
+        assets=[naming.described(asset) for asset in assets],
         asset_checks=[*build_checks(naming, settings), build_cart_check(naming)],
         jobs=list(jobs.values()),
-        sensors=build_sensors(naming, settings, jobs),
+        sensors=[*build_sensors(naming, settings, jobs), *build_automation(naming, settings)],
         schedules=build_schedules(naming, settings, jobs),
         resources={
             naming.archive: archive,
-            naming.lake: LakeResource(uri=settings.lake, fsync=settings.fsync),
+            naming.lake: lake,
+            naming.io: NbiaIOManager(lake=lake),
             naming.steps: build_step_files(naming, settings),
         },
         executor=executor or executor_of(settings),

@@ -12,6 +12,8 @@ from nbia_pipeline.text import shown
 
 OURS = (ArchiveError, LakeError, SettingsError, SelectionError)
 """Errors whose text is written for people: it says what was wrong, where, and what to do."""
+WRONG_USAGE = (SettingsError, SelectionError)
+"""Those of them that say that a setting, an option or a name is wrong."""
 
 
 def error_text(error: BaseException, name_of: Callable[[str], str] = variable_of) -> str:

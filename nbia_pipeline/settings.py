@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from nbia_pipeline.address import is_base_url, lake_address
 from nbia_pipeline.schema import GUEST as GUEST
-from nbia_pipeline.text import TextError, is_glob, matching, similar_names
+from nbia_pipeline.text import TextError, bytes_of, is_glob, matching, similar_names
 
 KNOWN_ARCHIVES = {
     "tcia": "https://services.cancerimagingarchive.net/nbia-api",
@@ -23,6 +23,11 @@ EMBEDDED = "embedded"
 METADATA_CALLS = ("auto", "bulk", "single")
 
 _EXAMPLE = '{"multiprocess": {"max_concurrent": 4}}'
+_EXAMPLE_OF_SELECT = '{"LIDC-IDRI": {"modalities": ["CT", "SEG"]}}'
+
+SELECTS_BY_LIST = ("modalities", "body_parts", "patients", "series")
+SELECTS_BY_NAME = ("manifest", "cart")
+"""Fields of an entry of ``select``: lists of values, and the two that name a list of series."""
 
 MIN_POLL_SECONDS = 60  # the server caches its answers that long
 
@@ -75,7 +80,7 @@ class Connection(BaseModel):
         default=EMBEDDED,
         description=f"{EMBEDDED}, {', '.join(KNOWN_ARCHIVES)}, or a base URL that ends in /nbia-api.",
     )
-    api: str = Field(default="v2", description="v2 (the guide's, with a token) or v4 (no token needed).")
+    api: str = Field(default="v2", description="v2 (that of the guide, with a token) or v4 (newer, no token needed).")
     username: str = Field(default=GUEST, description="Account at the archive.")
     ca_bundle: str | None = Field(default=None, description="File of certificates to trust. None: those of the system.")
     max_in_flight: int = Field(
@@ -83,19 +88,32 @@ class Connection(BaseModel):
         description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
         "more while they gain something. The pool of the assets limits the processes.",
     )
+    bwlimit: str | None = Field(
+        default=None,
+        description="Most bytes per second from the archive, per process, such as 50MB. None: no limit.",
+    )
 
 
 class Pipeline(Connection):
     """What is mirrored, to where and when: the fields that settings and component share."""
 
-    lake: str = Field(default="./lake", description="Directory or URI of the lake.")
+    lake: str = Field(
+        default="./lake", description="Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia."
+    )
     collections: tuple[str, ...] = Field(
-        default=("*",), description="Names or globs of the collections whose tables are kept."
+        default=("*",), description="Names or globs of the collections whose tables are mirrored."
     )
     images: tuple[str, ...] | None = Field(
         default=None,
         description="Names or globs of the collections whose images are mirrored. None: all for the embedded archive, "
         "none for any other.",
+    )
+    select: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="Which series of a mirrored collection are wanted; of a collection that it does not name, all. A "
+        "mapping of names or globs of collections, of which the first that matches applies, to what must match: lists "
+        "of modalities, body_parts, patients or series, the path of a manifest, the name of a cart; such as "
+        f"{_EXAMPLE_OF_SELECT}.",
     )
     metadata: str = Field(
         default="auto",
@@ -108,11 +126,16 @@ class Pipeline(Connection):
         description="Whether what is finished is flushed to the disk, so that it survives a loss of power. off: for a "
         "lake that can be thrown away. An object store flushes by itself.",
     )
-    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor.")
+    poll_seconds: int = Field(default=3600, description="Seconds between two ticks of a sensor, at least 60.")
     catalogue_cron: str = Field(default="0 2 * * *", description="When the catalog is listed (UTC).")
-    reconcile_cron: str = Field(default="0 3 * * *", description="When every kept collection is listed in full (UTC).")
+    reconcile_cron: str = Field(default="0 3 * * *", description="When all collections are listed in full (UTC).")
     annotations: bool = Field(
         default=True, description="Whether the annotation files of mirrored series are fetched beside their images."
+    )
+    automation: bool = Field(
+        default=False,
+        description="Whether tables and images have automation conditions, with a sensor that evaluates them once it is "
+        "turned on. See docs/automation.md.",
     )
     executor: str | dict[str, dict[str, Any]] | None = Field(
         default=None,
@@ -148,9 +171,11 @@ class Settings(Pipeline):
         self._check_archive()
         if self.max_in_flight < 1:
             raise SettingsError(f"{name_of('max_in_flight')} is {self.max_in_flight}: set it to 1 or more")
+        self._check_bwlimit()
         self._check_account()
         self._check_executor()
         self._check_selection()
+        self._check_select()
         self._check_lake()
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):  # noqa: PTH113 - Path may raise here
             raise SettingsError(f"{name_of('ca_bundle')} is {self.ca_bundle[:200]!r}: there is no such file")
@@ -163,10 +188,16 @@ class Settings(Pipeline):
             raise SettingsError(f"{name_of('metadata')} is {self.metadata!r}: set it to {', '.join(METADATA_CALLS)}")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, name_of: Callable[[str], str] = variable_of
+    ) -> Settings:
         """Read the ``NBIA_*`` variables; an unset or empty one takes its default.
 
         Only ``NBIA_IMAGES`` may be set and empty: no images.
+
+        Args:
+            environ: the variables. None: those of the process.
+            name_of: what the person calls a setting, given its field, where that is not its variable.
 
         Raises:
             SettingsError: a value is wrong, or a variable is a misspelling of a known one.
@@ -178,11 +209,18 @@ class Settings(Pipeline):
             text = env.get(variable_of(name))
             if text or (text is not None and name == "images"):
                 given[name] = split_names(text) if name in ("collections", "images") else text
-        return cls(variable_of, **given)
+        if "select" in given:
+            given["select"] = _from_json(name_of("select"), given["select"], _EXAMPLE_OF_SELECT)
+        return cls(name_of, **given)
 
     def name_of(self, argument: str) -> str:
         """Return what the person who wrote the settings calls one of them: its field, or its variable."""
         return self._name_of(argument)
+
+    @property
+    def bytes_per_second(self) -> int | None:
+        """How many bytes may come from the archive per second; None: any number."""
+        return bytes_of(self.bwlimit.removesuffix("/s")) if self.bwlimit else None
 
     def mirrors_images_of(self, collection: str) -> bool:
         """Return whether the images of `collection` are mirrored."""
@@ -211,13 +249,17 @@ class Settings(Pipeline):
         if self.username != GUEST and not self.password:
             raise SettingsError(f"{username} is {self.username!r}, but {password} is empty: set it too")
 
+    def _check_bwlimit(self) -> None:
+        try:
+            _ = self.bytes_per_second
+        except ValueError:
+            name = self.name_of("bwlimit")
+            raise SettingsError(f"{name} is {self.bwlimit!r}: set it to bytes per second, such as 50MB") from None
+
     def _check_executor(self) -> None:
         name = self.name_of("executor")
-        if isinstance(self.executor, str) and self.executor.startswith("{"):  # from the environment
-            try:
-                object.__setattr__(self, "executor", json.loads(self.executor))
-            except ValueError as e:
-                raise SettingsError(f"{name} is not JSON ({e}): write it as {_EXAMPLE}") from None
+        if isinstance(self.executor, str) and self.executor.startswith("{"):
+            object.__setattr__(self, "executor", _from_json(name, self.executor, _EXAMPLE))
         if self.executor and not isinstance(self.executor, str):
             config = list(self.executor.values()) if isinstance(self.executor, dict) else []
             if len(config) != 1 or not isinstance(config[0], dict):
@@ -242,6 +284,35 @@ class Settings(Pipeline):
                     "leaves it out: its images need its series table, so add it there too"
                 )
 
+    def _check_select(self) -> None:
+        name = self.name_of("select")
+        for pattern, entry in self.select.items():
+            if not is_glob(pattern) and not matching(self.collections, [pattern]):
+                collections = f"{self.name_of('collections')} ({', '.join(self.collections)})"
+                raise SettingsError(f"{name} names {pattern!r}, but {collections} leaves it out: add it there too")
+            for field, value in entry.items():
+                self._check_selected(f"{field!r} of {pattern!r} in {name}", field, value)
+        # Dagster's steps may have another working directory.
+        made = {
+            pattern: {field: os.path.abspath(value) if field == "manifest" else value for field, value in entry.items()}  # noqa: PTH100
+            for pattern, entry in self.select.items()
+        }
+        object.__setattr__(self, "select", made)
+
+    def _check_selected(self, where: str, field: str, value: Any) -> None:
+        """Check one field of an entry of ``select``; `where` is what the person calls it."""
+        known = (*SELECTS_BY_LIST, *SELECTS_BY_NAME)
+        if field not in known:
+            hint = _did_you_mean(field, known) or f": use {', '.join(known)}"
+            raise SettingsError(f"{where} is not something to select by{hint}")
+        if field in SELECTS_BY_NAME and not (isinstance(value, str) and value.strip()):
+            raise SettingsError(f"{where} is {value!r}: set it to a string, or leave it out")
+        texts = value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
+        if field in SELECTS_BY_LIST and not texts:
+            raise SettingsError(f"{where} is {value!r}: set it to a list of one or more strings, or leave it out")
+        if field == "cart" and self.api == "v4":
+            raise SettingsError(f"{where} needs {self.name_of('api')} v2: v4 has no shared carts")
+
 
 VARIABLES = tuple(variable_of(name) for name in Settings.model_fields)
 
@@ -249,6 +320,14 @@ VARIABLES = tuple(variable_of(name) for name in Settings.model_fields)
 def split_names(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of names or globs; blanks around a name are dropped."""
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def _from_json(name: str, text: str, example: str) -> Any:
+    """Return the value of a variable that is JSON; `name` is the variable."""
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise SettingsError(f"{name} is not JSON ({e}): write it as {example}") from None
 
 
 def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callable[[str], str]) -> SettingsError:
@@ -260,11 +339,13 @@ def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callab
         "collections": "a list of names or globs",
         "images": "a list of names or globs",
         "executor": f"a name, or one name with its configuration, such as {_EXAMPLE}",
+        "select": f"a mapping, such as {_EXAMPLE_OF_SELECT}",
     }
     types: dict[Any, str] = {int: "a whole number", bool: "true or false"}
     kind = types.get(model.model_fields[field].annotation) or kinds.get(field, "a string")
     shown = f"not {kind}" if field == "password" else repr(found["input"])
-    return SettingsError(f"{name_of(field)} is {shown}: set it to {kind}")
+    entry = f" has {found['loc'][1]!r}, which" if field == "select" and len(found["loc"]) > 1 else ""
+    return SettingsError(f"{name_of(field)}{entry} is {shown}: set it to {kind}")
 
 
 def _refuse_misspelled(env: Mapping[str, str]) -> None:

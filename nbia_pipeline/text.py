@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 MESSAGE_CHARACTERS = 2000
 CELL_CHARACTERS = 100
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BACKTICKS = re.compile("`+")
 
 
@@ -74,6 +76,19 @@ def size_text(size: float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def bytes_of(text: str) -> int:
+    """Read a size such as ``10GB``, ``1.5 TB`` or ``500000``, in powers of ten.
+
+    Raises:
+        ValueError: it is none, or less than a byte.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    value = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if value < 1:
+        raise ValueError(f"{text!r} is not a size: use a value such as 10GB, 500MB or 1.5TB")
+    return value
 
 
 def duration_text(seconds: float) -> str:

@@ -20,7 +20,7 @@ FLOORS = (
     {"_version", "address", "clock", "schema", "stopping", "text"},
     {"settings"},
     {"archive", "lake", "embedded"},
-    {"changes", "connect", "preview"},
+    {"changes", "connect", "preview", "reading"},
     {"mirror"},
     {"verify", "errors"},
     {"defs"},

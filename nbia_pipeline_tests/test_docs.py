@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,8 @@ from nbia_pipeline_tests.helpers.archives import FAST, serving
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+OF_THE_PROJECT = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES = [README, *OF_THE_PROJECT, *sorted((ROOT / "docs").glob("*.md"))]
 
 TCIA = "https://services.cancerimagingarchive.net/nbia-api"
 COLLECTION = "LIDC-IDRI"
@@ -59,9 +61,9 @@ def table_cells(page: Path, heading: str) -> list[list[str]]:
 # --- variables
 
 
-def test_every_variable_is_in_the_readme_and_no_other() -> None:
-    named = {v for row in table_cells(README, "### Variables") for v in re.findall(r"`(NBIA_\w+)`", row[0])}
-    assert named == set(VARIABLES)
+def test_every_variable_is_described_and_no_other() -> None:
+    rows = table_cells(ROOT / "docs" / "variables.md", "## Settings")
+    assert sorted(row[0].strip("`") for row in rows) == sorted(VARIABLES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,7 +74,7 @@ def test_no_page_names_a_variable_that_is_not_there(page: Path) -> None:
 # --- commands, options, tables, columns
 
 
-@pytest.mark.parametrize("name", ["tables.md", "commands.md"])
+@pytest.mark.parametrize("name", ["tables.md", "commands.md", "variables.md"])
 def test_the_reference_is_that_of_the_code(name: str) -> None:
     made = reference().PAGES[name]()
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made, "run: python docs/reference.py"
@@ -102,8 +104,9 @@ def test_every_command_and_option_that_a_page_uses_exists(page: Path) -> None:
             assert used <= options[command] | {"--help"}, line
 
 
-def test_the_readme_names_every_table() -> None:
-    named = {t for row in table_cells(README, "## Where the data land") for t in re.findall(r"`(\w+)`", row[0])}
+def test_the_page_of_the_lake_names_every_table() -> None:
+    rows = table_cells(ROOT / "docs" / "lake.md", "## The tables")
+    named = {t for row in rows for t in re.findall(r"`(\w+)`", row[0])}
     assert named == set(TABLES)
 
 
@@ -119,12 +122,49 @@ def test_every_module_that_a_page_names_is_there(page: Path) -> None:
         assert (ROOT / "nbia_pipeline" / path).is_file() or (ROOT / path).is_file(), path
 
 
+# --- the site and the package
+
+
+def test_every_page_is_on_the_site() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = {name for tree in blocks(ROOT / "docs" / "index.md", "{toctree}") for name in tree.split()}
+    assert {page.stem for page in PAGES if page.parent.name == "docs"} - listed == {"index"}
+    assert all(f"({page})" in index for page in ("first-hour.md", "tutorial-tcia.md", "troubleshooting.md"))
+
+
+def test_the_links_on_the_page_of_the_package_lead_to_files_of_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(setup=given.update))
+    made = runpy.run_path(str(ROOT / "setup.py"))
+    text = given["long_description"]
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)#]*)(?:#[^)]*)?\)", text)
+    inside = [(mark, link) for mark, link in links if link.startswith(made["REPOSITORY"])]
+    assert len(inside) > 20
+    for mark, link in inside:
+        kind, _, path = link.removeprefix(made["REPOSITORY"]).partition("/main/")
+        assert kind == ("/raw" if mark else "/blob") and (ROOT / path).is_file(), link
+    assert all(link.startswith("https://") for _, link in links)
+
+
+def test_the_client_needs_nothing_but_requests_and_pyarrow(address: str) -> None:
+    code = f"""if True:
+        import sys
+        others = "dagster fsspec filelock isal numpy pandas PIL pydantic pydicom starlette uvicorn"
+        sys.modules.update(dict.fromkeys(others.split()))  # an import of any of them fails
+        from nbia_pipeline import NbiaClient
+        with NbiaClient({address!r}) as client:
+            print(client.series({COLLECTION!r}).num_rows)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "3\n", done.stderr
+
+
 # --- snippets
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """An archive with a collection of the name that the README uses."""
+    """An archive with a collection of the name that the pages use."""
     app = create_app(demo_catalog())
     control = app.state.archive.control
     for like in [s["SeriesInstanceUID"] for s in control.series("TCGA-DEMO") if s["Modality"] in ("CT", "MR")][:3]:
@@ -171,6 +211,6 @@ def test_the_engine_of_the_readme_mirrors_a_collection(address: str, tmp_path: P
     assert len(list((tmp_path / "lake" / "images").rglob("*.dcm"))) == 9
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-fast", "dev", "lint", "types"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-fast", "dev", "lint", "types", "docs", "bench"])
 def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def test_hostile_texts_are_texts(
     assert main(["plan"]) == 0
     assert main(["verify"]) == 1
     assert main(["released", NAME, "--since", "2001-01-01"]) == 0
-    assert main(["prune", HOSTILE]) == 1
+    assert main(["prune", HOSTILE]) == 2
     assert main(["prune"]) == 0
     out, err = capfd.readouterr()
     assert r"\x1b]0;owned\x07" in out

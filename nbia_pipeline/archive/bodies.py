@@ -164,10 +164,9 @@ class Downloads(Calls):
     ) -> str | None:
         """Return the digest of a series, a study, a patient or a collection; None where nothing is found.
 
-        The digest of a series is the MD5 of the sorted MD5s of its files as they are stored, joined
-        (see :func:`~nbia_pipeline.schema.digests.possible_series_md5s`); each level above is computed in the same way
-        from the one below. The digest of a series is the same for every account and there even if it
-        is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
+        The digest of a series is the MD5 of the sorted MD5s of its files as they are stored, joined; each level above
+        is computed in the same way from the one below. The digest of a series is the same for every account and there
+        even if it is hidden; that of a collection is computed for the guest and up to 100 minutes old (server).
 
         Args:
             series_uid: alone.

@@ -128,6 +128,7 @@ class Body:
         most: bytes that it may have, decoded.
         explained: makes an error of whatever the layers below raise.
         received: called with the bytes of each piece that was read, before decoding; with 0 at the end.
+        piece_bytes: most to read at a time.
     """
 
     def __init__(
@@ -137,12 +138,14 @@ class Body:
         most: int,
         explained: Callable[[Exception], ArchiveError],
         received: Callable[[int], object] = lambda count: None,
+        piece_bytes: int = NO_BOUND,
     ) -> None:
         self._raw = raw
         self._headers = headers
         self._most = most
         self._explained = explained
         self._received = received
+        self._piece_bytes = piece_bytes
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end."""
@@ -155,7 +158,7 @@ class Body:
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Yield it in chunks of `size` bytes, the first of which has 256 KiB at most: it may be all that is wanted.
 
-        Those of an encoded one have other sizes, at most that.
+        Those of an encoded one, or where bytes per second are limited, have other sizes, at most that.
 
         Raises:
             BadAnswer: it is longer than it may be, is encoded in a way that nobody asked for, or ends early.
@@ -205,7 +208,7 @@ class Body:
 
     def _read(self, size: int) -> bytes:
         with self._translated():
-            piece = bytes(self._raw.read(size, decode_content=False) or b"")
+            piece = bytes(self._raw.read(min(size, self._piece_bytes), decode_content=False) or b"")
         self._received(len(piece))
         return piece
 

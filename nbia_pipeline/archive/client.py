@@ -62,7 +62,7 @@ class NbiaClient(MetadataCalls, Downloads):
     returns an empty table because a token was refused. An argument that cannot be sent (an empty name, a day as
     text) is a ValueError or TypeError before anything is sent.
 
-    An argument that a method does not explain is one of these: `collection`, a name as :meth:`collection_values`
+    An argument that a method does not explain is one of these: `collection`, a name as ``collection_values``
     spells it (lists of values, and their counts, take it in any case); `modality`, `body_part` and `manufacturer`, in
     any case; `study_uid`, `series_uid` and `sop_instance_uid`, the UIDs of DICOM; `since`, a day.
 

@@ -16,6 +16,7 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from nbia_pipeline import stopping
+from nbia_pipeline.archive.bounds import NO_BOUND
 
 MAX_IN_FLIGHT = 16
 """What TCIA's own command-line downloader has in flight."""
@@ -28,6 +29,9 @@ WINDOW_SECONDS = 1.0
 WORTH_IT = 0.25
 # Where they gained nothing, so many windows pass before more are tried again.
 PATIENCE = 30
+# After a pause, so much may arrive at once as this time allows.
+BURST_SECONDS = 1.0
+LEAST_PIECE_BYTES = 1 << 10
 # Answers are slow if they begin after twice the usual time and this.
 SLOW_SECONDS = 0.1
 # Not below this because answers are slow: the archive does not refuse.
@@ -73,10 +77,20 @@ class Slot:
         self._limiter.note_wait(self._endpoint, self._limiter.clock() - self._began)
 
     def received(self, count: int) -> None:
-        """Note so many bytes of the body; at its end, 0, the slot is free: what follows needs no network."""
+        """Note so many bytes of the body, and wait until the next may be read, where bytes per second are limited.
+
+        At its end, 0, the slot is free: what follows needs no network.
+        """
         self._limiter.note(count)
-        if not count:
+        if count:
+            self._limiter.pace(count)
+        else:
             self.free()
+
+    @property
+    def piece_bytes(self) -> int:
+        """How much to read at a time: where bytes per second are limited, so little that no stream waits for long."""
+        return self._limiter.piece_bytes
 
     def free(self) -> None:
         """Leave the place to another request."""
@@ -97,6 +111,7 @@ class Limiter:
 
     Args:
         max_in_flight: most requests in flight.
+        bwlimit: most bytes per second, of all streams together; None: no limit.
         grow_after: good answers until the limit grows by one.
         clock: seconds, monotonic.
         sleep: waits for seconds.
@@ -110,6 +125,7 @@ class Limiter:
     def __init__(
         self,
         max_in_flight: int = MAX_IN_FLIGHT,
+        bwlimit: float | None = None,
         *,
         grow_after: int = GROW_AFTER,
         clock: Callable[[], float] = time.monotonic,
@@ -131,13 +147,17 @@ class Limiter:
         self._patience = 0
         self._since_change = 0  # windows
         self._changed = clock()
+        self._paid_until = clock() - BURST_SECONDS  # when all that has arrived will have been allowed
         self.max_in_flight = self.limit = self._useful = 0
-        self.allow(max_in_flight)
+        self.allow(max_in_flight, bwlimit)
 
-    def allow(self, max_in_flight: int) -> None:
-        """Set the maximum; a limit that had shrunk stays where it is."""
+    def allow(self, max_in_flight: int, bwlimit: float | None = None) -> None:
+        """Set the maxima; a limit that had shrunk stays where it is."""
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight is {max_in_flight}: it must be at least 1")
+        if bwlimit is not None and bwlimit < 1:
+            raise ValueError(f"bwlimit is {bwlimit}: it must be at least 1 byte per second")
+        self._bwlimit = bwlimit
         if max_in_flight == self.max_in_flight:
             return
         with self._freed:
@@ -179,6 +199,25 @@ class Limiter:
             self._window.bytes += size
             self._window.answers += not size
             self._adjust()
+
+    def pace(self, size: int) -> None:
+        """Wait as long as so many bytes that have arrived take at the bytes per second that are allowed."""
+        bwlimit = self._bwlimit
+        if bwlimit is None:
+            return
+        with self._freed:
+            now = self.clock()
+            self._paid_until = max(self._paid_until, now - BURST_SECONDS) + size / bwlimit
+            wait = self._paid_until - now
+        if wait > 0:
+            self._sleep(wait)
+
+    @property
+    def piece_bytes(self) -> int:
+        """How much to read of a body at a time: all streams together have a second's share then."""
+        if self._bwlimit is None:
+            return NO_BOUND
+        return max(LEAST_PIECE_BYTES, int(self._bwlimit / self.max_in_flight))
 
     def note_wait(self, endpoint: str, seconds: float) -> None:
         """Note how long an answer took to begin."""
@@ -286,12 +325,12 @@ _limiters: dict[str, Limiter] = {}
 _lock = threading.Lock()
 
 
-def limiter_of(url: str, max_in_flight: int) -> Limiter:
-    """Return the limiter of the host of `url`; the last to ask sets its maximum."""
+def limiter_of(url: str, max_in_flight: int, bwlimit: float | None = None) -> Limiter:
+    """Return the limiter of the host of `url`; the last to ask sets its maxima."""
     host = urlsplit(url).netloc.rpartition("@")[2].lower()
     with _lock:
         limiter = _limiters.setdefault(host, Limiter(max_in_flight))
-    limiter.allow(max_in_flight)
+    limiter.allow(max_in_flight, bwlimit)
     return limiter
 
 

@@ -18,7 +18,7 @@ import urllib3
 from nbia_pipeline import stopping
 from nbia_pipeline._version import __version__
 from nbia_pipeline.address import is_base_url
-from nbia_pipeline.archive.bounds import CHUNK_BYTES, EXCERPT_BYTES, TOKEN_BYTES, Body
+from nbia_pipeline.archive.bounds import CHUNK_BYTES, EXCERPT_BYTES, NO_BOUND, TOKEN_BYTES, Body
 from nbia_pipeline.archive.connections import Adapter, Http, explained
 from nbia_pipeline.archive.errors import (
     ArchiveError,
@@ -64,6 +64,7 @@ class ClientOptions:
         max_backoff: seconds, the longest wait, also for a Retry-After.
         max_in_flight: most requests to one host at a time, over all threads and clients of the process; see
             :class:`~nbia_pipeline.archive.rate_limit.Limiter`.
+        bwlimit: most bytes per second from one host, of all answers of the process together; None: no limit.
     """
 
     connect_timeout: float = 10.0
@@ -72,6 +73,7 @@ class ClientOptions:
     backoff: float = 0.5
     max_backoff: float = 60.0
     max_in_flight: int = MAX_IN_FLIGHT
+    bwlimit: float | None = None
 
 
 class Session:
@@ -96,7 +98,7 @@ class Session:
             raise ValueError(f"base_url is {base_url!r}: use an address such as https://archive.example.org/nbia-api")
         self.base_url = base_url.rstrip("/")
         self.options = options or ClientOptions()
-        self.limiter = limiter_of(base_url, self.options.max_in_flight)
+        self.limiter = limiter_of(base_url, self.options.max_in_flight, self.options.bwlimit)
         self._http = Http()
         kept = max(CONNECTIONS, self.limiter.max_in_flight)
         adapter = Adapter(pool_connections=4, pool_maxsize=kept, pool_block=False)
@@ -112,7 +114,8 @@ class Session:
     def again(self, options: ClientOptions) -> Session:
         """Return a session with the same token and connections that waits and tries as other options say."""
         other = copy(self)
-        other.options, other.limiter = options, limiter_of(self.base_url, options.max_in_flight)
+        other.options = options
+        other.limiter = limiter_of(self.base_url, options.max_in_flight, options.bwlimit)
         return other
 
     def close(self, *, log_out: bool = True) -> None:
@@ -279,6 +282,7 @@ class Session:
             most,
             lambda e: explained(e, self.base_url, sending=False),
             slot.received if slot else lambda count: None,
+            slot.piece_bytes if slot else NO_BOUND,
         )
         if slot:
             slot.answer_begins()

@@ -53,11 +53,12 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 
     Raises:
         BadAnswer: the archive lists none at all.
-        SettingsError: a name or glob of the collections or of the images matches nothing.
+        SettingsError: a name or glob of the collections, of the images or of the selections matches nothing.
     """
     if not listed:
         raise BadAnswer(f"the archive lists no collections for the account {settings.username!r}: try again later")
-    for argument, patterns in (("collections", settings.collections), ("images", settings.images or ())):
+    named = {"collections": settings.collections, "images": settings.images or (), "select": tuple(settings.select)}
+    for argument, patterns in named.items():
         for pattern, similar in unmatched(patterns, [*listed, *known]).items():
             hint = did_you_mean(similar, f"it lists {first_of(listed)}")
             raise SettingsError(

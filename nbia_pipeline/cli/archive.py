@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
+import click
 
-from nbia_pipeline.cli.home import fail
+from nbia_pipeline.cli.home import OUTPUT, fail
+from nbia_pipeline.cli.options import Options, as_command, option
 from nbia_pipeline.embedded.__main__ import run as serve
-from nbia_pipeline.embedded.options import add_archive_options
+from nbia_pipeline.embedded.options import archive_options
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8042, help="port to listen on, 0 for any (default: %(default)s)")
-    parser.add_argument("--catalog", choices=["demo", "idc"], default="demo", help="what to serve")
-    parser.add_argument("--scale", type=int, default=1, help="size of the demo images: 1 is small, 100 is gigabytes")
-    add_archive_options(parser)
-    parser.set_defaults(record=None, render_ahead=False)
+@as_command()
+@option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@option("--port", type=click.IntRange(0, 65535), default=8042, show_default=True, help="port to listen on, 0 for any")
+@archive_options
+def command(options: Options) -> int:
+    """Serve the embedded archive until Ctrl-C, and print its address.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; 1 if the port is not available."""
+    --json prints the addresses as one JSON document when it is ready. --archive and --lake have no meaning here.
+    """
     try:
         serve(options)
     except OSError as e:
@@ -28,4 +26,5 @@ def run(options: argparse.Namespace) -> int:
         return fail(f"cannot listen on {options.host}:{options.port} ({e.strerror}): use another {other}")
     except ImportError as e:
         return fail(str(e))
+    OUTPUT.json = False  # its document was printed when it was ready
     return 0

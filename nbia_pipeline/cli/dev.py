@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+import click
+
 from nbia_pipeline.cli.home import dagster_home, to_stderr
-from nbia_pipeline.settings import Settings
+from nbia_pipeline.cli.options import Options, argument, as_command, settings_of
 
 WORKSPACE = "workspace.yaml"
 WORKSPACE_YAML = """\
@@ -19,16 +20,18 @@ load_from:
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: all of them are those of ``dagster dev``."""
+@as_command(context_settings={"ignore_unknown_options": True})
+@argument("rest", nargs=-1, type=click.UNPROCESSED, metavar="[OPTION]...", help_="options of `dagster dev`")
+def command(options: Options) -> int:
+    """Start the Dagster UI, which becomes this process.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Become ``dagster dev``; returns only if it cannot be started."""
+    Further options go to `dagster dev`, such as --port 3001 or --host 0.0.0.0. What it prints are its own logs: -q and
+    -v show less and more of them, and --json makes each line a JSON document.
+    """
     from nbia_pipeline.defs.naming import Naming  # here, so that `--help` does not wait for Dagster
     from nbia_pipeline.defs.slots import release_in_home
 
-    Settings.from_env()
+    settings_of(options)
     home = dagster_home()
     release_in_home(Naming().pool, to_stderr)
     workspace = Path(WORKSPACE)
@@ -39,4 +42,6 @@ def run(options: argparse.Namespace) -> int:
     where = ["-w", str(workspace)]
     # Dagster starts its servers by name: they are next to this Python, which may not be on the PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *where, *options.rest])  # noqa: S606
+    logs = ["--verbose"] * bool(options.verbose) + ["--log-format", "json"] * options.as_json
+    logs += ["--log-level", "warning"] * options.quiet
+    os.execv(sys.executable, [sys.executable, "-m", "dagster", "dev", *where, *logs, *options.rest])  # noqa: S606

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from nbia_pipeline.cli.signals import STOP
-from nbia_pipeline.errors import OURS, error_text
 from nbia_pipeline.text import TextError, shown
 
 HOME = "dagster_home"
@@ -97,25 +97,75 @@ def _warn_of_others(home: Path) -> None:
         to_stderr(f"warning: other users may write to {home}, and Dagster runs what they put there: chmod 700 it")
 
 
-def exit_code(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+@dataclass
+class Output:
+    """What is printed, and where.
+
+    Attributes:
+        quiet: True if problems only are printed.
+        json: True if stdout is for one JSON document, so that what people read goes to stderr.
+        document: the figures of that document.
+    """
+
+    quiet: bool = False
+    json: bool = False
+    document: dict[str, Any] = field(default_factory=dict)
+
+    def begin(self, *, quiet: bool, json: bool) -> None:
+        """Begin the output of a command."""
+        self.quiet, self.json, self.document = quiet, json, {}
+
+    def end(self) -> None:
+        """Print the document, if one is asked for."""
+        if self.json:
+            self.json, text = False, json.dumps(self.document, indent=2, default=_plain)
+            _printed_as_it_is(text, sys.stdout)
+
+
+OUTPUT = Output()
+"""Of this process."""
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no form for: times in ISO 8601, sets and tuples as lists, all else as text."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def exit_code(run: Callable[[Any], int], options: Any) -> int:
     """Run a command and return its exit code; one of our errors becomes one sentence."""
+    from nbia_pipeline.errors import OURS, WRONG_USAGE, error_text  # not before the help of all commands
+
     STOP.begin()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
-        return run(options)
+        code = run(options)
     except (*OURS, HomeError, KeyboardInterrupt) as e:
         sys.stdout.flush()  # so that it appears below what was printed before
         if STOP.signal == signal.SIGPIPE:
             return STOP.exit_code
         if STOP.signal is None and not isinstance(e, KeyboardInterrupt):
-            return fail(error_text(e))
-        return fail(f"interrupted{getattr(options, 'interrupted', '')}", STOP.exit_code)
+            code = fail(error_text(e, options.name_of), WRONG_CALL if isinstance(e, WRONG_USAGE) else 1)
+        else:
+            code = fail(f"interrupted{options.interrupted}", STOP.exit_code)
+    OUTPUT.end()
+    return code
+
+
+def report(figures: Mapping[str, Any]) -> None:
+    """Take the figures of a command for ``--json``; they are printed when it ends.
+
+    Bytes are integers, times are in UTC; keys are in snake_case.
+    """
+    OUTPUT.document.update(figures)
 
 
 def fail(sentence: str, code: int = 1) -> int:
-    """Print why a command failed, and return its exit code."""
+    """Print why a command failed, and return its exit code; it is ``error`` in the document of ``--json``."""
     to_stderr(sentence)
+    report({"error": shown(sentence)})
     return code
 
 
@@ -125,21 +175,44 @@ def to_stderr(sentence: str) -> None:
 
 
 def say(*lines: str) -> None:
-    """Print lines at once: of what the archive or a file is called, nothing acts on the terminal.
+    """Print lines at once, unless the person wants to see problems only.
+
+    Of what the archive or a file is called, nothing acts on the terminal.
 
     Raises:
         KeyboardInterrupt: nobody reads them any more, as behind ``| head``: the command ends in order.
     """
+    if OUTPUT.quiet:
+        return
     for line in lines:
-        if not _printed(line, sys.stdout):
+        if not _printed(line, sys.stderr if OUTPUT.json else sys.stdout):
             STOP.signal = STOP.signal or signal.SIGPIPE
             raise KeyboardInterrupt
 
 
+def agreed(question: str) -> bool:
+    """Return whether the person types yes; False, and the reason is printed, if there is nobody to ask.
+
+    The command says then what it left undone, and ends with exit code 1.
+    """
+    if not sys.stdin.isatty():
+        fail("nothing was deleted: there is no terminal to ask on, so add --yes")
+        return False
+    print(f"{question} Type yes: ", end="", file=sys.stderr if OUTPUT.json else sys.stdout, flush=True)
+    if sys.stdin.readline().strip().lower() == "yes":
+        return True
+    fail("nothing was deleted")
+    return False
+
+
 def _printed(line: str, stream: TextIO) -> bool:
     """Print a line at once; return False if nobody reads it any more, or what follows."""
+    return _printed_as_it_is(shown(line), stream)
+
+
+def _printed_as_it_is(text: str, stream: TextIO) -> bool:
     try:
-        print(shown(line), file=stream, flush=True)
+        print(text, file=stream, flush=True)
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.EIO):  # the second is that of a terminal that is gone
             raise

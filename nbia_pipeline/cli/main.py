@@ -5,20 +5,21 @@ Only the module of the command that is called is imported, so that ``--help`` do
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import threading
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib import import_module
-from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
 
 from nbia_pipeline._version import __version__
+from nbia_pipeline.cli.home import WRONG_CALL, to_stderr
 from nbia_pipeline.cli.signals import STOP, handled
+from nbia_pipeline.text import did_you_mean, similar_names
 
-# Each module has `add_options(parser)` and `run(options)`, which returns the exit code. One of our errors that `run`
-# raises is printed as one sentence.
+# Each module has a click command of the name `command`: how to write one is in nbia_pipeline.cli.options.
 COMMANDS = {
     "dev": ("nbia_pipeline.cli.dev", "start the Dagster UI; further options go to `dagster dev`, such as --port 3001"),
     "run": ("nbia_pipeline.cli.run", "materialize tables and images, and show what was done"),
@@ -36,13 +37,54 @@ COMMANDS = {
     "archive": ("nbia_pipeline.cli.archive", "serve the embedded archive by itself"),
 }
 RENAMED = {"news": "released"}
+PROGRAM = "nbia-pipeline"
+
+
+class _Commands(click.Group):
+    """The commands; the module of one is imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in RENAMED:
+            to_stderr(f"`{name}` is now called `{RENAMED[name]}`")
+            args = [RENAMED[name], *args[1:]]
+        elif name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            hint = did_you_mean(similar_names(name, COMMANDS), f"the commands are {', '.join(COMMANDS)}")
+            ctx.fail(f"there is no command {name!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [CompletionItem(n, help=text) for n, (_, text) in COMMANDS.items() if n.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(cls=_Commands, name=PROGRAM, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def commands() -> None:
+    """Mirror a medical-image archive (NBIA) into a data lake.
+
+    The NBIA_* variables name the archive and the lake; without any, everything comes from the embedded archive and goes
+    to ./lake.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code.
-
-    It is 0, 1 if something failed, 2 for wrong usage, or 128 and the number of the signal that stopped it.
-    """
+    """Run the command and return its exit code: see :data:`nbia_pipeline.cli.options.EXIT_CODES`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     serves = words[:1] == ["archive"]  # its server has handlers of its own
     with nullcontext() if serves else handled(process_ends=arguments is None):
@@ -55,62 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    name = words[0] if words else ""
-    if name in RENAMED:
-        print(f"nbia-pipeline: `{name}` is now called `{RENAMED[name]}`", file=sys.stderr)
-        name = words[0] = RENAMED[name]
-    parser = argparse.ArgumentParser(
-        prog="nbia-pipeline",
-        description="Mirror a medical-image archive (NBIA) into a data lake. The NBIA_* variables name the archive and "
-        "the lake; without any, everything comes from the embedded archive and goes to ./lake.",
-    )
-    parser.add_argument("--version", action="version", version=f"nbia-pipeline {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {each: commands.add_parser(each, help=text) for each, (_, text) in COMMANDS.items()}
-    if name not in COMMANDS:
-        parser.parse_args(words)  # prints the help, the version or what is wrong, and exits
-    if name == "run" and not {"-h", "--help"}.intersection(words):
-        _start_embedded()
-        _do_without_pandas()
-    command = import_module(COMMANDS[name][0])
-    command.add_options(parsers[name])
-    options, rest = parser.parse_known_args(words)
-    options.rest = rest
-    if rest and name != "dev":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return int(import_module("nbia_pipeline.cli.home").exit_code(command.run, options))
-
-
-def _start_embedded() -> None:
-    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does.
-
-    A run asks for all images soon, so that the archive may make them while the tables are fetched.
-    """
-    if os.environ.get("NBIA_ARCHIVE", "") not in ("", "embedded"):
-        return
-
-    def start() -> None:
-        launcher = import_module("nbia_pipeline.embedded.launcher")
-        with suppress(launcher.EmbeddedArchiveError, OSError):  # the first step that needs it meets this too
-            launcher.ensure_running(render_ahead=True)
-
-    threading.Thread(target=start, name="nbia-embedded", daemon=True).start()
-
-
-class _Hidden:
-    """Finds no pandas."""
-
-    @staticmethod
-    def find_spec(name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
-
-
-def _do_without_pandas() -> None:
-    """Let pyarrow find no pandas: it imports it with its first array, for a third of a second, and nothing uses it."""
-    finders: list[Any] = sys.meta_path
-    finders.insert(0, _Hidden)
     try:
-        import_module("pyarrow").array([0])  # looks for it once, and remembers what it found
-    finally:
-        finders.remove(_Hidden)
+        return int(commands.main(words, PROGRAM, standalone_mode=False) or 0)
+    except click.UsageError as e:
+        if not words:
+            e.show()  # the help
+            return WRONG_CALL
+        path = e.ctx.command_path if e.ctx else PROGRAM
+        to_stderr(f"{e.format_message().rstrip('.')} (see `{path} --help`)")
+        return WRONG_CALL
+    except click.Abort:
+        return STOP.exit_code

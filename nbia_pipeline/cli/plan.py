@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from nbia_pipeline.cli.home import say, to_stderr
-from nbia_pipeline.cli.options import add_selection, selection_of
+from nbia_pipeline.cli.home import report, say, to_stderr
+from nbia_pipeline.cli.options import (
+    Options,
+    as_command,
+    collections_argument,
+    selection_of,
+    settings_of,
+    with_selection,
+)
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds, Figures, Missing, Plan, choose, room_for_files
+from nbia_pipeline.mirror.selection import NotRead, Selections
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
@@ -17,30 +26,21 @@ from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, tabl
 _PARTS = ("wanted", "in the lake", "to fetch", "left")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.description = (
-        "Shows what a run would fetch, judging by the tables in the lake: how many series, files and bytes are wanted, "
-        "are in the lake, would be fetched, and would be left for a later run, by a bound or because the disk has too "
-        "little room for them. Nothing is fetched and nothing is written. Exit code: 0, or 1 if the plan cannot be "
-        "made."
-    )
-    parser.add_argument(
-        "collections",
-        nargs="*",
-        metavar="COLLECTION",
-        help="names or globs (default: those whose images are mirrored; if there are none, all)",
-    )
-    add_selection(parser)
+@as_command()
+@collections_argument("names or globs (default: those whose images are mirrored; if there are none, all)")
+@with_selection
+def command(options: Options) -> int:
+    """Show what a run would fetch, judging by the tables in the lake.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Print the plan."""
-    settings = Settings.from_env()
+    These are series, files and bytes that are wanted, are in the lake, would be fetched, and would be left for a later
+    run, by a bound or because the disk has too little room for them. Nothing is fetched and nothing is written.
+    """
+    settings = settings_of(options)
     lake = Lake(settings.lake, fsync=settings.fsync)
     collections = _collections(lake, settings, options.collections)
     plans, notes, damaged = _plans(lake, settings, collections, options)
     free = lake.free_bytes()
+    report({"lake": settings.lake, "free_bytes": free, "notes": notes, "damaged": damaged, **_figures(plans)})
     say(*_table(plans).split("\n"), "")
     say(f"Free      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[str]:
+def _collections(lake: Lake, settings: Settings, patterns: Sequence[str]) -> list[str]:
     kept: list[str] = sorted(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     if not kept:
         raise SettingsError(
@@ -66,10 +66,10 @@ def _collections(lake: Lake, settings: Settings, patterns: list[str]) -> list[st
 
 
 def _plans(
-    lake: Lake, settings: Settings, collections: list[str], options: argparse.Namespace
+    lake: Lake, settings: Settings, collections: list[str], options: Options
 ) -> tuple[dict[str, Plan], list[str], list[str]]:
     """Return the plan of each collection, what a person should know about them, and which tables cannot be read."""
-    selection = selection_of(options, settings)
+    selection, selections = selection_of(options, settings), Selections(settings.select)
     parts: dict[str, Missing] = {}
     notes: list[str] = []
     damaged: list[str] = []
@@ -78,7 +78,9 @@ def _plans(
             notes.append(f"{collection}: its series are not listed yet: materialize `series` first")
             continue
         try:
-            (parts[collection],) = preview(lake, collection, selection).parts.values()
+            (parts[collection],) = preview(lake, collection, selection, selections=selections).parts.values()
+        except NotRead as e:
+            notes.append(f"{collection}: {e}")
         except DamagedFile as e:
             damaged.append(f"{collection}: {e}")
     free = lake.free_bytes()
@@ -111,11 +113,22 @@ def _by_collection(plan: Plan) -> dict[str, Plan]:
     return plans
 
 
-def _table(plans: Mapping[str, Plan]) -> str:
-    parts = {
-        name: [plan.wanted_figures, plan.done_figures, plan.figures, Figures.of([*plan.left, *plan.no_room])]
-        for name, plan in plans.items()
+def _parts(plan: Plan) -> list[Figures]:
+    return [plan.wanted_figures, plan.done_figures, plan.figures, Figures.of([*plan.left, *plan.no_room])]
+
+
+def _figures(plans: Mapping[str, Plan]) -> dict[str, Any]:
+    names = [name.replace(" ", "_") for name in _PARTS]
+    return {
+        "collections": {
+            collection: {name: asdict(part) for name, part in zip(names, _parts(plan), strict=True)}
+            for collection, plan in plans.items()
+        }
     }
+
+
+def _table(plans: Mapping[str, Plan]) -> str:
+    parts = {name: _parts(plan) for name, plan in plans.items()}
     total = [sum(column, Figures()) for column in zip(*parts.values(), strict=True)] or [Figures()] * len(_PARTS)
     header = ["collection", *(word for part in _PARTS for word in (part, "files", "size"))]
     return table_text([header, *([name, *_cells(part)] for name, part in parts.items()), ["total", *_cells(total)]])

@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from datetime import date
 
+import click
 import pyarrow as pa
 
 from nbia_pipeline import clock
+from nbia_pipeline.archive import NotAvailable
 from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
-from nbia_pipeline.cli.home import say
+from nbia_pipeline.cli.home import WRONG_CALL, fail, report, say
+from nbia_pipeline.cli.options import Options, argument, as_command, option, settings_of
 from nbia_pipeline.connect import connect
-from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import table_text
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.description = (
-        "Asks the archive for the patients and studies of a collection that have a series released on or after a day. "
-        "Nothing is written. Exit code: 0, even if nothing is new; 1 if the archive cannot be asked."
-    )
-    parser.add_argument("collection", metavar="COLLECTION", help="its name, as the archive spells it")
-    parser.add_argument("--since", type=day, metavar="DAY", help="such as 2024-01-01 (default: 30 days ago)")
 
 
 def day(text: str) -> date:
     """Read a day in the order of ISO 8601.
 
     Raises:
-        argparse.ArgumentTypeError: it is not valid.
+        click.BadParameter: it is not valid.
     """
     try:
         return date.fromisoformat(text.strip())
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day: use a value such as 2024-01-01") from None
+        raise click.BadParameter(f"{text!r} is not a day: use a value such as 2024-01-01") from None
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print what is new."""
+@as_command()
+@argument("collection", metavar="COLLECTION", help_="its name, as the archive spells it")
+@option("--since", type=day, metavar="DAY", help="such as 2024-01-01 (default: 30 days ago)")
+def command(options: Options) -> int:
+    """Show the patients and studies of a collection that have a series released on or after a day.
+
+    The archive is asked for them, and nothing is written.
+    """
     since = options.since or clock.utc_now().date() - LOOK_BACK
-    with connect(Settings.from_env()) as client:
-        found = ask_released(client, options.collection, since)
+    try:
+        with connect(settings_of(options)) as client:
+            found = ask_released(client, options.collection, since)
+    except NotAvailable as e:  # there is no such collection
+        return fail(str(e), WRONG_CALL)
+    report({"collection": found.collection, "since": since})
+    report({"patients": found.patients.to_pylist(), "studies": found.studies.to_pylist()})
     patients, studies = _counted(found.patients, "patient", "patients"), _counted(found.studies, "study", "studies")
     say(f"New in {found.collection} since {since}: {patients}, {studies}")
     for table, columns in ((found.patients, PATIENT_COLUMNS), (found.studies, STUDY_COLUMNS)):

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import argparse
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import dagster as dg
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import dagster_home, fail, say, to_stderr
-from nbia_pipeline.cli.options import add_selection, images_fields
+from nbia_pipeline.cli.home import dagster_home, fail, report, say, to_stderr
+from nbia_pipeline.cli.options import Options, as_command, images_fields, option, settings_of, with_selection
 from nbia_pipeline.cli.signals import STOP, kept_from_children
-from nbia_pipeline.cli.summary import summary
-from nbia_pipeline.definitions import build_definitions
-from nbia_pipeline.defs import main_job
-from nbia_pipeline.defs.main_job import Outcome
-from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.defs.records import kept_open
-from nbia_pipeline.defs.slots import watched
-from nbia_pipeline.mirror.selection import read_manifest
-from nbia_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from nbia_pipeline.defs.main_job import Outcome
+    from nbia_pipeline.settings import Settings
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    add_selection(parser)
-    parser.add_argument(
-        "--allow-lost-columns",
-        action="store_true",
-        help="take answers in which a column is empty that was full before: the archive no longer sends it",
-    )
+@as_command()
+@with_selection
+@option(
+    "--allow-lost-columns",
+    is_flag=True,
+    help="take answers in which a column is empty that was full before: the archive no longer sends it",
+)
+def command(options: Options) -> int:
+    """Materialize tables and images, and show what was done.
 
+    A collection that fails does not stop the others. What is in the lake already is not fetched again, so that a run
+    which was stopped continues with the next one.
+    """
+    _start_embedded()
+    _do_without_pandas()
+    import dagster as dg
 
-def run(options: argparse.Namespace) -> int:
-    """Run the main job; 0 if all went well, 1 if anything failed."""
-    settings = Settings.from_env()
+    from nbia_pipeline.cli.summary import summary
+    from nbia_pipeline.defs.naming import Naming
+    from nbia_pipeline.defs.records import kept_open
+    from nbia_pipeline.defs.slots import watched
+    from nbia_pipeline.mirror.selection import read_manifest
+
+    settings = settings_of(options)
     if options.manifest is not None:
         read_manifest(options.manifest)  # a wrong file is reported before anything begins
     home = dagster_home()
@@ -53,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
             images=images_fields(options),
             allow_lost_columns=options.allow_lost_columns,
         )
+    report(_figures(settings, outcome))
     say(*summary(outcome, home).split("\n"))
     for name, found in outcome.warnings.items():
         to_stderr(f"warning: {name}: {found}")
@@ -61,6 +72,20 @@ def run(options: argparse.Namespace) -> int:
     if outcome.interrupted:
         return fail("interrupted; what was finished is kept, and the next run continues from there", STOP.exit_code)
     return 1 if outcome.problems else 0
+
+
+def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "archive": settings.archive,
+        "lake": settings.lake,
+        "collections": outcome.collections,
+        "fetched": outcome.fetched,
+        "checks": outcome.checks,
+        "warnings": outcome.warnings,
+        "problems": outcome.problems,
+        "seconds": outcome.seconds,
+        "interrupted": outcome.interrupted,
+    }
 
 
 def _terminated(run_id: str) -> None:
@@ -79,6 +104,10 @@ def run_main_job(
     allow_lost_columns: bool = False,
 ) -> Outcome:
     """Run the main job of the settings in this process; see :func:`nbia_pipeline.defs.main_job.run_main_job`."""
+    from nbia_pipeline.definitions import build_definitions
+    from nbia_pipeline.defs import main_job
+    from nbia_pipeline.defs.naming import Naming
+
     naming = Naming()
     return main_job.run_main_job(
         settings,
@@ -90,3 +119,38 @@ def run_main_job(
         allow_lost_columns=allow_lost_columns,
         stop=STOP,
     )
+
+
+def _start_embedded() -> None:
+    """Begin to start the embedded archive if the command needs it: it takes a second, as the import of Dagster does.
+
+    A run asks for all images soon, so that the archive may make them while the tables are fetched.
+    """
+    if os.environ.get("NBIA_ARCHIVE", "") not in ("", "embedded"):
+        return
+
+    def start() -> None:
+        launcher = import_module("nbia_pipeline.embedded.launcher")
+        with suppress(launcher.EmbeddedArchiveError, OSError):  # the first step that needs it meets this too
+            launcher.ensure_running(render_ahead=True)
+
+    threading.Thread(target=start, name="nbia-embedded", daemon=True).start()
+
+
+class _Hidden:
+    """Finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _do_without_pandas() -> None:
+    """Let pyarrow find no pandas: it imports it with its first array, for a third of a second, and nothing uses it."""
+    finders: list[Any] = sys.meta_path
+    finders.insert(0, _Hidden)
+    try:
+        import_module("pyarrow").array([0])  # looks for it once, and remembers what it found
+    finally:
+        finders.remove(_Hidden)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
+
+import click
 
 from nbia_pipeline import clock
-from nbia_pipeline.cli.home import WRONG_CALL, fail, say, to_stderr
-from nbia_pipeline.cli.options import count
+from nbia_pipeline.cli.home import WRONG_CALL, fail, report, say, to_stderr
+from nbia_pipeline.cli.options import Options, as_command, collections_argument, count, one_of, option, settings_of
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.receipt import Receipt
@@ -31,38 +34,40 @@ _LONGEST_SECONDS = 100 * 366 * 86_400  # more is no time that a calendar has
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.description = (
-        "Reads the tables in the lake, then the image files, and compares size and MD5 with those recorded when they "
-        "were fetched. "
-        "Series found damaged come first, then those that have gone unread for longest; with --for, each call "
-        "continues where the last one stopped. Exit code: 0 everything was read and is intact, 1 damage was found or "
-        "verification failed, 2 wrong usage, 3 time ran out before everything was read, and no damage was found."
-    )
-    parser.set_defaults(interrupted="; what was read is recorded, and the next call with --for continues from there")
-    parser.add_argument("collections", nargs="*", metavar="COLLECTION", help="names or globs (default: all)")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--all", action="store_true", help="every series (default)")
-    what.add_argument("--sample", type=count, metavar="N", help="N series, chosen at random")
-    what.add_argument("--damaged", action="store_true", help="only what was found damaged before")
-    parser.add_argument("--seed", type=int, metavar="S", help="repeat the --sample of a call that printed this seed")
-    parser.add_argument("--for", dest="seconds", type=_seconds, metavar="TIME", help="stop after TIME, such as 30m")
-    parser.add_argument("--threads", type=count, default=3, metavar="N", help="series at a time (%(default)s)")
-    parser.add_argument("--ask-archive", action="store_true", help="also compare with the archive's own digests")
-    parser.add_argument(
-        "--repair",
-        "--mend",
-        action="store_true",
-        help="rebuild damaged tables, fetch damaged series again, and read them once more",
-    )
+def _seconds(text: str) -> int:
+    found = _DURATION.fullmatch(text)
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not 0 < total <= _LONGEST_SECONDS:
+        raise click.BadParameter(f"{text!r} is not a duration such as 30m, 90s or 1h30m")
+    return total
 
 
-def run(options: argparse.Namespace) -> int:
-    """Verify, repair if asked to, and return the exit code."""
+@as_command(interrupted="; what was read is recorded, and the next call with --for continues from there")
+@collections_argument("names or globs (default: all)")
+@option("--all", is_flag=True, help="every series (default)")
+@option("--sample", type=count, metavar="N", help="N series, chosen at random")
+@option("--damaged", is_flag=True, help="only what was found damaged before")
+@option("--seed", type=int, metavar="S", help="repeat the --sample of a call that printed this seed")
+@option("--for", "seconds", type=_seconds, metavar="TIME", help="stop after TIME, such as 30m")
+@option("--threads", type=count, default=3, metavar="N", help="series at a time (default: 3)")
+@option("--ask-archive", is_flag=True, help="also compare with the archive's own digests")
+@option(
+    "--repair",
+    "--mend",
+    is_flag=True,
+    help="rebuild damaged tables, fetch damaged series again, and read them once more",
+)
+def command(options: Options) -> int:
+    """Read the files in the lake again, and compare them with what was recorded when they were fetched.
+
+    The tables come first, then the image files, with their sizes and MD5 digests. Series found damaged come first, then
+    those that have gone unread for longest; with --for, each call continues where the last one stopped.
+    """
+    one_of({"--all": options.all, "--sample": options.sample, "--damaged": options.damaged})
     if options.seed is not None and options.sample is None:
-        return fail("--seed needs --sample", WRONG_CALL)
-    settings = Settings.from_env()
+        raise click.UsageError("--seed needs --sample")
+    settings = settings_of(options)
     lake = Lake(settings.lake, fsync=settings.fsync)
     chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
     tables = damaged_tables(lake, chosen)
@@ -102,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
             enough=lambda done: until is not None and clock.utc_now() >= until,
             on_progress=_progress_printer(),
         )
+    report(_figures(done, tables, waiting))
     say(_summary(done))
     _print_damage(done.damaged)
     left = 1 if tables or waiting else NOT_ALL if done.stopped else 0
@@ -122,6 +128,7 @@ def _repaired_tables(settings: Settings, lake: Lake, damaged: Sequence[TableDama
     with connect(settings) as client:
         repair_tables(client, lake, settings, damaged)
     left = damaged_tables(lake, {d.collection for d in damaged} if all(d.of_collection for d in damaged) else None)
+    report({"repaired_tables": len(damaged) - len(left)})
     say(f"repaired {len(damaged) - len(left):,} of {len(damaged):,} tables")
     return left
 
@@ -132,6 +139,7 @@ def _repaired(settings: Settings, lake: Lake, damaged: Sequence[VerifyResult]) -
     with connect(settings) as client:
         outcome = refetch(client, lake, damaged, on_result=_print_receipt)
     again = read_again(lake, [plan_series(lake, name, frozenset(uids)) for name, uids in outcome.uids.items()])
+    report({"repaired": again.checked - len(again.damaged), "not_repaired": outcome.failures})
     say(f"repaired {again.checked - len(again.damaged):,} of {len(damaged):,} damaged series")
     _print_damage(again.damaged)
     for uid, why in list(outcome.failures.items())[:SHOWN]:
@@ -158,6 +166,16 @@ def _progress_printer() -> Callable[[VerifyRun], None]:
     return show
 
 
+def _figures(done: VerifyRun, tables: Sequence[TableDamage], waiting: int) -> dict[str, Any]:
+    figures = asdict(done)
+    figures["damaged"] = [
+        {"collection": d.series.collection, "series": d.series.uid, "finding": d.finding, "outdated": d.outdated}
+        for d in done.damaged
+    ]
+    damaged = [{"collection": d.collection, "table": d.table.name, "finding": d.what} for d in tables]
+    return {**figures, "damaged_tables": damaged, "not_fetched_again": waiting}
+
+
 def _summary(done: VerifyRun) -> str:
     stopped = "time is up: " if done.stopped else ""
     return (
@@ -176,12 +194,3 @@ def _print_damage(damaged: Sequence[VerifyResult]) -> None:
 def _print_receipt(receipt: Receipt) -> None:
     series = receipt.wanted
     say(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}")
-
-
-def _seconds(text: str) -> int:
-    found = _DURATION.fullmatch(text)
-    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if not 0 < total <= _LONGEST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 90s or 1h30m")
-    return total

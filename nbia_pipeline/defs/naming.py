@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 
 import dagster as dg
 
 from nbia_pipeline.defs.resources import LakeResource, NbiaResource
+from nbia_pipeline.defs.specs.translator import Conditions, NbiaTranslator, asset_specs
 from nbia_pipeline.text import logger
 
 PREFIX = "nbia"
@@ -34,18 +36,22 @@ Context = (
 
 @dataclass(frozen=True)
 class Naming:
-    """Names derived from the prefix of an archive.
+    """Names derived from the prefix of an archive, and the keys that a translator gives its assets.
 
     Functions that build definitions take these first, then the archive's settings, which also know what the person
     calls each of them.
 
     Attributes:
         prefix: first part of the asset keys, ``nbia`` unless there is a second archive.
+        translator: changes what Dagster is told about the assets, their keys among it.
+        conditions: automation conditions by the name of the asset, which the translator may change.
         partitions: the kept collections of the archive, in their exact spelling.
         carts: the shared carts whose images are wanted; each is added by hand, by its name.
     """
 
     prefix: str = PREFIX
+    translator: NbiaTranslator = field(default_factory=NbiaTranslator)
+    conditions: Conditions = field(default_factory=dict)
     partitions: dg.DynamicPartitionsDefinition = field(init=False)
     carts: dg.DynamicPartitionsDefinition = field(init=False)
 
@@ -53,9 +59,23 @@ class Naming:
         object.__setattr__(self, "partitions", dg.DynamicPartitionsDefinition(name=self.of("collections")))
         object.__setattr__(self, "carts", dg.DynamicPartitionsDefinition(name=self.of("carts")))
 
+    @cached_property
+    def specs(self) -> dict[str, dg.AssetSpec]:
+        """What Dagster is told about each asset, by the asset's name.
+
+        Raises:
+            SettingsError: the translator returns what cannot be used.
+        """
+        return asset_specs(self.prefix, self.partitions, self.carts, self.conditions, self.translator)
+
     def key(self, asset: str) -> dg.AssetKey:
-        """Return the key of an asset of this archive."""
-        return dg.AssetKey([self.prefix, asset])
+        """Return the key of an asset of this archive, given its name."""
+        return self.specs[asset].key
+
+    def described(self, asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
+        """Return an asset of this archive, which has its key already, with all else that its spec says."""
+        specs = {spec.key: spec for spec in self.specs.values()}
+        return asset.map_asset_specs(lambda own: specs[own.key].replace_attributes(deps=own.deps))
 
     def of(self, what: str) -> str:
         """Return the name of a job, an op, a sensor or a schedule of this archive."""
@@ -75,6 +95,11 @@ class Naming:
     def steps(self) -> str:
         """Key of the IO manager by which the steps of a run hand their results to each other."""
         return self.of("steps")
+
+    @property
+    def io(self) -> str:
+        """Key of the IO manager by which other assets take tables and images as inputs."""
+        return self.of("io")
 
     @property
     def pool(self) -> str:

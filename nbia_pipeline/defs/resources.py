@@ -11,8 +11,8 @@ import dagster as dg
 from pydantic import Field
 
 from nbia_pipeline.archive import ClientOptions, NbiaClient
-from nbia_pipeline.connect import address_of, connect
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.connect import address_of, connect, limited
+from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.settings import GUEST, PASSWORD, Connection, Settings
 
 
@@ -147,19 +147,25 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
         """
         fields = {name: getattr(self, name) for name in (*Connection.model_fields, "password")}
         settings = Settings(**{**fields, **({"username": GUEST, "password": ""} if guest else {})})
-        own = ClientOptions(tries=self.tries, max_in_flight=self.max_in_flight)
-        with _logins.client(settings, options or own) as client:
+        with _logins.client(settings, limited(settings, options or ClientOptions(tries=self.tries))) as client:
             yield client
 
 
 class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The lake that tables and images are written to.
+    """The lake that tables and images are written to, and read from; the assets of other people can use it as well.
 
     Example:
 
     .. code-block:: python
 
-        LakeResource(uri="s3://bucket/lake")
+        @dg.asset(deps=[["nbia", "images"]])
+        def mean_of_first(nbia_lake: LakeResource) -> float:
+            lake = nbia_lake.open(write=False)
+            return float(next(iter(lake.images(modality="CT"))).volume().array.mean())
+
+        defs = dg.Definitions(
+            assets=[mean_of_first], resources={"nbia_lake": LakeResource(uri="s3://bucket/lake")}
+        )
     """
 
     uri: str = Field(description="Directory or URI of the lake, like /data/lake or s3://bucket/lake.")

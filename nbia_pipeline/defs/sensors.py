@@ -49,6 +49,7 @@ from nbia_pipeline.lake import DamagedFile, LakeError
 from nbia_pipeline.lake.damage import damage_of
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds
+from nbia_pipeline.mirror.selection import Selections
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import first_of, logger, matching, shown
@@ -115,7 +116,7 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             lambda context: _image_backlog_tick(naming, settings, context),
             (IMAGES_JOB,),
             naming.lake,
-            "Requests the next bounded run for each mirrored collection with series that are listed and not fetched, "
+            "Requests the next bounded run for each mirrored collection with series that are wanted and not fetched, "
             "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
             "are retried once a day.",
         ),
@@ -305,6 +306,7 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     registered = set(context.instance.get_dynamic_partitions(str(naming.partitions.name)))
     mirrored = [c for c in lake.collections_of(SERIES) if c in registered and settings.mirrors_images_of(c)]
     busy = collections_in_progress(naming, context.instance)
+    selections = Selections(settings.select)
     today = clock.utc_now().date()
     deadline = time.monotonic() + TICK_SECONDS
     runs, damaged, last = [], [], None
@@ -316,7 +318,10 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         if collection in busy:
             continue
         try:
-            todo = preview(lake, collection, bounds=Bounds(retry=False)).todo
+            if selections.is_outdated(lake, collection):  # its plan reads the manifest or the cart
+                runs.append(_run(naming, IMAGES_JOB, collection, f"selection:{today}"))
+                continue
+            todo = preview(lake, collection, bounds=Bounds(retry=False), selections=selections).todo
         except DamagedFile as e:  # the others need not wait for it
             context.log.warning(shown(f"{collection}: {e}"))
             damaged.append(str(e))
@@ -333,14 +338,21 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
     return dg.SensorResult(skip_reason=f"Nothing was requested: {why}" if damaged else why, cursor=last)
 
 
-def collections_in_progress(naming: Naming, instance: dg.DagsterInstance) -> set[str]:
-    """Return the collections with a run of images that is queued or in progress, whatever requested it."""
+def collections_in_progress(naming: Naming, instance: dg.DagsterInstance, besides: str = "") -> set[str]:
+    """Return the collections with a run of images that is queued or in progress, whatever requested it.
+
+    Args:
+        naming: the names of the archive.
+        instance: Dagster's.
+        besides: id of a run that does not count.
+    """
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=IN_PROGRESS))
     with_images = (naming.of(IMAGES_JOB), naming.of(UPDATE_JOB))
     registered = list(instance.get_dynamic_partitions(str(naming.partitions.name)))
     return {
         collection
         for run in runs
+        if run.run_id != besides
         if run.job_name in with_images or naming.key("images") in (run.asset_selection or ())
         for collection in collections_of(run.tags, registered)
     }
@@ -352,7 +364,7 @@ def _no_backlog(settings: Settings, mirrored: Sequence[str], busy: Sequence[str]
     if not mirrored:
         images = settings.name_of("images")
         return f"There is no series table yet for any collection whose images are mirrored ({images})"
-    return f"Nothing to fetch: all listed series of {_collections(mirrored)} are in the lake, or could not be fetched"
+    return f"Nothing to fetch: all wanted series of {_collections(mirrored)} are in the lake, or could not be fetched"
 
 
 def _short(*texts: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -10,29 +9,29 @@ import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
 
 from nbia_pipeline._version import __version__
 from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline.embedded.options import add_archive_options
+from nbia_pipeline.embedded.options import archive_options
 from nbia_pipeline.embedded.server.run import Addresses, serve
 
 _SWITCH_SECONDS = 0.0005
 
 
-def run(options: argparse.Namespace) -> None:
-    """Serve as the options say until stopped; see :func:`_parser` for them."""
-    record: Path | None = options.record
+def run(options: Any) -> None:
+    """Serve until stopped, as the options of a command say: see :func:`command`; the last three of them may lack."""
+    record: Path | None = getattr(options, "record", None)
     catalog = _catalog(options.catalog, options.scale)
 
     def ready(addresses: Addresses) -> None:
-        print(addresses.url, flush=True)
-        if addresses.control_url is not None:
-            print(f"control: {addresses.control_url}", flush=True)
-            example = f"curl -X POST {addresses.control_url}/control/reset"
-            print(f"use it: {example}  # the token in the address is for you only", flush=True)
+        _show(addresses, as_json=getattr(options, "as_json", False))
         if record is not None:
             _write_record(record, addresses)
-        if options.render_ahead:
+        if getattr(options, "render_ahead", False):
             threading.Thread(target=_render, args=(catalog,), name="render-ahead", daemon=True).start()
 
     # The server has shut down properly by the time the interrupt arrives here.
@@ -53,17 +52,28 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nbia_pipeline.embedded", description=__doc__)
-    parser.add_argument("--catalog", choices=("demo", "idc"), default="demo", help="what to serve")
-    parser.add_argument("--scale", type=int, default=1, help="size of the demo catalog")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=0, help="TCP port, 0 for any")
-    add_archive_options(parser)
-    parser.add_argument("--render-ahead", action="store_true", help="make the images before they are asked for")
-    parser.add_argument("--record", type=Path, help="write address and lifeline here; stop when unneeded")
-    parser.add_argument("--linger", type=float, default=10.0, help="seconds to outlive the last client")
-    return parser
+def _show(addresses: Addresses, *, as_json: bool) -> None:
+    """Print where the archive is."""
+    if as_json:
+        print(json.dumps(asdict(addresses)), flush=True)
+        return
+    print(addresses.url, flush=True)
+    if addresses.control_url is not None:
+        print(f"control: {addresses.control_url}", flush=True)
+        example = f"curl -X POST {addresses.control_url}/control/reset"
+        print(f"use it: {example}  # the token in the address is for you only", flush=True)
+
+
+@click.command("python -m nbia_pipeline.embedded", help=__doc__)
+@click.option("--host", default="127.0.0.1", help="address to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port, 0 for any")
+@archive_options
+@click.option("--render-ahead", is_flag=True, help="make the images before they are asked for")
+@click.option("--record", type=click.Path(path_type=Path), help="write address and lifeline here; stop when unneeded")
+@click.option("--linger", type=float, default=10.0, help="seconds to outlive the last client")
+def command(**given: Any) -> None:
+    """Serve as the options say."""
+    run(SimpleNamespace(**given))
 
 
 def _catalog(name: str, scale: int) -> Catalog:
@@ -98,4 +108,4 @@ def _write_record(path: Path, addresses: Addresses) -> None:
 
 
 if __name__ == "__main__":
-    run(_parser().parse_args())
+    command()

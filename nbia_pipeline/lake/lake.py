@@ -99,7 +99,7 @@ class Lake:
 
     @property
     def format(self) -> int:
-        """The format of the lake (see :data:`~nbia_pipeline.lake.layout.FORMAT`); an empty lake has the newest.
+        """The version of the layout of the lake, as in ``lake.json``; an empty lake has the newest.
 
         Raises:
             LakeError: it cannot be read, or is newer than this version.
@@ -177,7 +177,7 @@ class Lake:
             collection: the partition, None for an unpartitioned table.
             properties: those of the file, for :meth:`read_properties`; kept in its Parquet metadata.
             may_empty: the caller knows that nothing is left, as after a prune; never because an answer is empty.
-            keep_earlier: keep the file that is replaced, for :func:`~nbia_pipeline.lake.damage.put_back`; the caller
+            keep_earlier: keep the file that is replaced, so that a damaged table can be rebuilt from it; the caller
                 has read it as a whole.
 
         Raises:

@@ -30,7 +30,7 @@ from nbia_pipeline.mirror.series import (
     in_order_of,
     same_contents,
 )
-from nbia_pipeline.mirror.upgrade import lacks_columns, upgraded
+from nbia_pipeline.mirror.upgrade import lacks_paths, upgraded, with_paths
 from nbia_pipeline.schema.arrow import among, places_in, values_by, with_column
 from nbia_pipeline.schema.status import COMPLETE, PENDING, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES
@@ -39,6 +39,7 @@ from nbia_pipeline.text import logger
 log = logger(__name__)
 
 NOT_FETCHED = "not fetched yet"
+NO_ROOM = "no room: "
 NOT_REFRESHED = "the newest version could not be fetched before the archive withdrew the series for a while"
 NO_REASONS: Mapping[str, str] = {}
 
@@ -52,7 +53,9 @@ def commit(lake: Lake, collection: str, series: Rows | None = None, *, clear_mar
     return carry_over(lake, collection, series, clear_mark=clear_mark).to_table()
 
 
-def carry_over(lake: Lake, collection: str, series: Rows | None = None, *, clear_mark: bool = True) -> TableFile:
+def carry_over(
+    lake: Lake, collection: str, series: Rows | None = None, wanted: Rows | None = None, *, clear_mark: bool = True
+) -> TableFile:
     """Carry the journal of a collection over into its tables, and return the file of its receipts.
 
     Moves that a crash prevented are made first. For series that are new, gone, or back, see :func:`as_listed`.
@@ -65,7 +68,9 @@ def carry_over(lake: Lake, collection: str, series: Rows | None = None, *, clear
     Args:
         lake: the lake.
         collection: which partition.
-        series: rows of its ``series`` table; None for all that are listed and not withdrawn.
+        series: rows of its ``series`` table; None for all that are listed and not withdrawn, of which none becomes
+            pending that has no receipt: which ones are wanted is known where a run is planned.
+        wanted: those of them that are wanted; None for all.
         clear_mark: forget that a batch failed; a batch itself must not (see :func:`journal.mark_failed`).
 
     Raises:
@@ -73,6 +78,8 @@ def carry_over(lake: Lake, collection: str, series: Rows | None = None, *, clear
     """
     if series is None:
         series = present_series(lake, collection)
+    elif wanted is None:
+        wanted = series
     withdrawn = withdrawn_series(lake, collection)
     reasons = withdrawal_reasons(lake, collection) if withdrawn else {}
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
@@ -90,11 +97,12 @@ def carry_over(lake: Lake, collection: str, series: Rows | None = None, *, clear
                 lake.remove_folder(path)
             if receipts:
                 lake.flush()
-            table = as_listed(with_receipts(upgraded(others), receipts), listed, withdrawn, reasons)
+            known = (before if wanted is None else wanted)[_UID]
+            table = as_listed(with_receipts(upgraded(others), receipts), listed, withdrawn, reasons, wanted=known)
             expect_held()
             _write_instances(lake, collection, receipts)
-            if not table.equals(others) or not exists or lacks_columns(lake, collection):
-                pieces = merged(before.pieces_where(stays), table, [(_UID, "ascending")])
+            if not table.equals(others) or not exists or lacks_paths(lake, collection, before):
+                pieces = merged(map(with_paths, before.pieces_where(stays)), table, [(_UID, "ascending")])
                 before, exists = TableFile.of(IMAGE_SERIES.schema, pieces, collection), True
                 lake.write_table(IMAGE_SERIES, before, collection)
             lake.remove_all(entry.path for entry in entries)
@@ -149,7 +157,7 @@ def _no_room(size: int | None, free: int | None) -> str | None:
     if size is None:
         return None
     return (
-        f"no room: it has {size:,} bytes; of the {free or 0:,} that were free on the disk, a part is a reserve, and "
+        f"{NO_ROOM}it has {size:,} bytes; of the {free or 0:,} that were free on the disk, a part is a reserve, and "
         "the series planned before this one take the rest: make room, and run again"
     )
 
@@ -163,12 +171,13 @@ def commit_journal(lake: Lake, collection: str) -> None:
     carry_over(lake, collection, as_table([]), clear_mark=False)
 
 
-def current_receipts(lake: Lake, collection: str, series: Rows) -> pa.Table:
-    """Return the receipts as :func:`commit` would, and change nothing."""
+def current_receipts(lake: Lake, collection: str, series: Rows, wanted: Rows | None = None) -> pa.Table:
+    """Return the receipts as :func:`carry_over` would, and change nothing."""
     table = upgraded(lake.read_table(IMAGE_SERIES, collection))
     for entries in journal.read_slices(lake, collection):
         table = with_receipts(table, [entry.receipt for entry in entries])
-    return as_listed(table, rows_where(series, pa.repeat(True, series.num_rows), COLUMNS))
+    listed = rows_where(series, pa.repeat(True, series.num_rows), COLUMNS)
+    return as_listed(table, listed, wanted=None if wanted is None else wanted[_UID])
 
 
 def already_there(lake: Lake, batch: Sequence[WantedSeries]) -> set[str]:
@@ -272,20 +281,26 @@ def _row(receipt: Receipt, whole: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def as_listed(
-    table: pa.Table, series: pa.Table, withdrawn: Iterable[str] = (), reasons: Mapping[str, str] = NO_REASONS
+    table: pa.Table,
+    series: pa.Table,
+    withdrawn: Iterable[str] = (),
+    reasons: Mapping[str, str] = NO_REASONS,
+    wanted: pa.ChunkedArray | None = None,
 ) -> pa.Table:
     """Return ``image_series`` as it follows from what the archive lists now.
 
-    A listed series without a receipt gets the status ``pending``, and keeps it, with its reason, while it is listed as
-    before. A withdrawn one keeps everything else of its row, as its files stay; if it is listed again it is
-    ``complete`` as before, or ``pending`` where its files were pruned. Receipts of an older content stay as they are.
-    Why a series was withdrawn is its Reason until it returns.
+    A listed series that is wanted and has no receipt gets the status ``pending``, and keeps it, with its reason,
+    while it is listed as before. One that is wanted no longer loses that receipt if nothing of it was ever fetched.
+    A withdrawn one keeps everything else of its row, as its files stay; if it is listed again it is ``complete`` as
+    before, or ``pending`` where its files were pruned. Receipts of an older content stay as they are. Why a series
+    was withdrawn is its Reason until it returns.
 
     Args:
         table: rows of ``image_series``.
         series: the rows of the collection's ``series`` table.
         withdrawn: SeriesInstanceUIDs that are believed to be withdrawn; one that is listed is not.
         reasons: why, by SeriesInstanceUID, where that is known.
+        wanted: SeriesInstanceUIDs of the series that are wanted; None for all that are listed.
     """
     listed = series.select(COLUMNS)
     is_listed = pc.is_in(table[_UID], value_set=listed[_UID])
@@ -308,7 +323,17 @@ def as_listed(
     stale = pc.and_not(pc.and_(pc.equal(status, PENDING), is_listed), as_before)
     table = table.filter(pc.invert(stale))
     new = listed.filter(pc.invert(pc.is_in(listed[_UID], value_set=table[_UID])))
+    if wanted is not None:
+        new = new.filter(pc.is_in(new[_UID], value_set=wanted))
+        table = table.filter(pc.invert(_never_wanted(table, listed, wanted)))
     return pa.concat_tables([table, _pending(new)]).sort_by(_UID)
+
+
+def _never_wanted(table: pa.Table, listed: pa.Table, wanted: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return for each receipt whether it is of a listed series that is not wanted, and of which nothing was fetched."""
+    never = pc.and_(pc.equal(table["Status"], PENDING), pc.is_null(table["FetchedAt"]))
+    left_out = pc.and_not(pc.is_in(table[_UID], value_set=listed[_UID]), pc.is_in(table[_UID], value_set=wanted))
+    return pc.and_(never, left_out)
 
 
 def _pending(listed: pa.Table) -> pa.Table:

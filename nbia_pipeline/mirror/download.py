@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -48,6 +49,9 @@ IN_A_ROW = 3
 # Unpacking takes turns: of eight threads on two processors each GB took 17% more of their time than of three.
 _PROCESSORS = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
 
+OnBytes = Callable[[WantedSeries, int], object]
+"""Takes a series, and how many bytes of its files have been unpacked in the present download of it."""
+
 
 def fetch_batch(
     client: NbiaClient,
@@ -57,6 +61,7 @@ def fetch_batch(
     streams: int | None = None,
     ask_list: bool = False,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
+    on_bytes: OnBytes = lambda wanted, size: None,
 ) -> list[Receipt]:
     """Fetch the series of a batch over a bounded pool of threads, in the order of :func:`in_good_order`.
 
@@ -71,6 +76,7 @@ def fetch_batch(
             many there are is up to :class:`~nbia_pipeline.archive.rate_limit.Limiter`.
         ask_list: ask for the list of instances of every series, also where count and size prove the set.
         on_result: called with every outcome, from any thread.
+        on_bytes: called with what has arrived of a series, from any thread.
 
     Returns:
         One receipt per series, in the order of the batch.
@@ -84,7 +90,7 @@ def fetch_batch(
     reasons = Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list)
+        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list, on_bytes=on_bytes)
         on_result(receipt)
         return receipt
 
@@ -178,6 +184,7 @@ def fetch_series(
     reasons: Reasons | None = None,
     *,
     ask_list: bool = False,
+    on_bytes: OnBytes = lambda wanted, size: None,
 ) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
 
@@ -187,6 +194,7 @@ def fetch_series(
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
         ask_list: see :func:`fetch_batch`.
+        on_bytes: same.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
@@ -205,7 +213,13 @@ def fetch_series(
                         wanted = _listed_now(client, wanted) or wanted
                     last = attempt == TRIES
                     receipt = _attempt(
-                        client, wanted, work / "files", last=last, too_large=too_large, ask_list=ask_list
+                        client,
+                        wanted,
+                        work / "files",
+                        partial(on_bytes, wanted),
+                        last=last,
+                        too_large=too_large,
+                        ask_list=ask_list,
                     )
                     if receipt.repaired:
                         _expect_not_replaced(client, wanted)
@@ -231,7 +245,14 @@ def fetch_series(
 
 
 def _attempt(
-    client: NbiaClient, wanted: WantedSeries, files: Path, *, last: bool, too_large: bool, ask_list: bool
+    client: NbiaClient,
+    wanted: WantedSeries,
+    files: Path,
+    on_bytes: Callable[[int], object],
+    *,
+    last: bool,
+    too_large: bool,
+    ask_list: bool,
 ) -> Receipt:
     """Download a series once into a new directory, and verify it; nothing of a series without images.
 
@@ -242,7 +263,7 @@ def _attempt(
         return _without_images(wanted, files)
     bounds = _bounds(Proofs(client, final=last), wanted, too_large)
     try:
-        unpacked, with_digests = _download(client, uid, files, bounds)
+        unpacked, with_digests = _download(client, uid, files, bounds, on_bytes)
     except (NotAvailable, EmptyBody):
         if _states_images(wanted) or client.sop_instance_uids(uid):
             raise
@@ -261,7 +282,9 @@ def _attempt(
     return complete_without_digests(client, wanted, unpacked, listed, files, last=last)
 
 
-def _download(client: NbiaClient, uid: str, files: Path, bounds: ZipBounds) -> tuple[Unpacked, bool]:
+def _download(
+    client: NbiaClient, uid: str, files: Path, bounds: ZipBounds, on_bytes: Callable[[int], object]
+) -> tuple[Unpacked, bool]:
     """Download a series as a zip with a list of digests, or without where that one is empty; return which it was.
 
     Server: where an image has no digest, not even a blank, getImageWithMD5Hash ends before the first file.
@@ -269,7 +292,8 @@ def _download(client: NbiaClient, uid: str, files: Path, bounds: ZipBounds) -> t
 
     def read(chunks: Iterator[bytes]) -> Unpacked:
         with closing(_in_turns(chunks)) as in_turns:
-            return unpack(in_turns, files, uid, bounds)
+            on_bytes(0)  # a stream that broke begins again
+            return unpack(in_turns, files, uid, bounds, on_bytes)
 
     try:
         unpacked = client.image_with_md5(uid, read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
@@ -20,14 +20,15 @@ from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
-from nbia_pipeline.mirror.download import fetch_batch
+from nbia_pipeline.mirror.download import OnBytes, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
-from nbia_pipeline.mirror.selection import Selection, cart_series
-from nbia_pipeline.mirror.series import WantedSeries, wanted_series
+from nbia_pipeline.mirror.selection import ALL_WANTED, Selection, SelectionError, Selections, cart_series
+from nbia_pipeline.mirror.series import WantedSeries, named, wanted_series
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.schema.status import COMPLETE
 
@@ -40,7 +41,7 @@ OnProgress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class MirrorResult:
-    """What :meth:`Mirror.run` did.
+    """What ``Mirror.run`` did.
 
     Attributes:
         wanted: how many series are wanted.
@@ -67,8 +68,9 @@ class Mirror:
     Args:
         client: the archive.
         lake: the lake.
-        streams: series at a time; None: see :func:`~nbia_pipeline.mirror.download.fetch_batch`.
+        streams: most series in hand at a time; None: eight more than there may be requests in flight.
         annotations: whether :meth:`run` fetches annotation files too.
+        selections: which series of a collection are wanted, by every run; all by default.
 
     Example:
         >>> with NbiaClient("https://services.cancerimagingarchive.net/nbia-api", api="v4") as client:
@@ -83,8 +85,17 @@ class Mirror:
         >>> mirror.commit("LIDC-IDRI")
     """
 
-    def __init__(self, client: NbiaClient, lake: Lake, *, streams: int | None = None, annotations: bool = True) -> None:
+    def __init__(
+        self,
+        client: NbiaClient,
+        lake: Lake,
+        *,
+        streams: int | None = None,
+        annotations: bool = True,
+        selections: Selections = ALL_WANTED,
+    ) -> None:
         self.client = client
+        self.selections = selections
         self.lake = lake
         self.streams = streams
         self.annotations = annotations
@@ -113,14 +124,16 @@ class Mirror:
         """
         self.update_tables(collection)
         plan = self.plan(collection, selection, bounds, on_progress=on_progress)
-        progress = Progress(plan.todo, on_progress)
+        progress = Progress(collection, plan.todo, on_progress)
         try:
-            for batch in plan.batches():
-                self.fetch(batch, on_result=progress.add)
+            with progress.told():
+                for batch in plan.batches():
+                    self.fetch(batch, on_result=progress.add, on_bytes=progress.arrived)
         finally:
             self.commit(collection)
         if self.annotations:
             self.fetch_annotations(collection)
+        write_catalog(self.lake)
         fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
             wanted=plan.wanted_figures.series,
@@ -139,7 +152,7 @@ class Mirror:
 
         Args:
             collection: exact spelling.
-            allow_lost_columns: as for :func:`~nbia_pipeline.changes.listing.write_listing`.
+            allow_lost_columns: True accepts an answer in which a column is empty that was full before.
 
         Raises:
             BadAnswer: the archive has nothing in the collection, or lost a column.
@@ -163,7 +176,7 @@ class Mirror:
     ) -> Plan:
         """Return what to fetch of a collection, with everything prepared before anything is fetched.
 
-        Tables that are damaged or missing are rebuilt (:mod:`~nbia_pipeline.mirror.rebuild.tables`). What earlier runs
+        Tables that are damaged or missing are rebuilt. What earlier runs
         finished is committed, leftovers of dead processes are swept, and the texts of the licenses are stored in the
         lake. What the disk has no room for is left out, and its receipt says so.
 
@@ -174,7 +187,8 @@ class Mirror:
             on_progress: takes the plan in one line.
 
         Raises:
-            ArchiveError: the archive cannot be asked for the licenses.
+            ArchiveError: the archive cannot be asked for the licenses, or for the cart of the selections.
+            SelectionError: the manifest or the cart of the selections cannot be read, or names no series.
             LakeError: the series were never listed, or the lake cannot be written.
         """
         plan, failed = self.plan_all([collection], selection, bounds, on_progress=on_progress)
@@ -189,7 +203,7 @@ class Mirror:
         bounds: Bounds = NO_BOUNDS,
         *,
         on_progress: OnProgress = lambda line: None,
-    ) -> tuple[Plan, dict[str, LakeError]]:
+    ) -> tuple[Plan, dict[str, LakeError | SelectionError]]:
         """Return what to fetch of several collections, as :meth:`plan` does of one, within the bounds of one run.
 
         A collection that cannot be planned, such as one that was never listed, costs the others nothing.
@@ -208,12 +222,15 @@ class Mirror:
             LakeError: the lake cannot be written.
         """
 
-        def rows_of(collection: str) -> tuple[Rows, Rows]:
+        lists: dict[str, Selection] = {}
+
+        def rows_of(collection: str) -> tuple[Rows, Rows, Rows]:
             rebuild(self.client, self.lake, collection)
             listed = listed_series(self.lake, collection)
-            return listed, listed
+            self.selections.read(self.client, self.lake, collection, listed, lists)
+            return self.selections.wanted(self.lake, collection, listed), listed, listed
 
-        return self._plan(_named(collections), collections, rows_of, selection, bounds, on_progress)
+        return self._plan(named(collections), collections, rows_of, selection, bounds, on_progress)
 
     def plan_cart(
         self, name: str, bounds: Bounds = NO_BOUNDS, *, on_progress: OnProgress = lambda line: None
@@ -227,12 +244,12 @@ class Mirror:
         """
         rows = cart_series(self.client, self.lake, name)
 
-        def rows_of(collection: str) -> tuple[Rows, Rows]:
+        def rows_of(collection: str) -> tuple[Rows, Rows, Rows]:
             series = rows.filter(pc.equal(rows["Collection"], collection))
             rebuild(self.client, self.lake, collection, series)
             # A license is that of a collection: where the lake lists it, all its series count.
             listed = self.lake.count_rows(t.SERIES, collection)
-            return series, present_series(self.lake, collection) if listed else series
+            return series, series, present_series(self.lake, collection) if listed else series
 
         collections = pc.unique(rows["Collection"]).to_pylist()
         plan, failed = self._plan(f"cart {name}", collections, rows_of, EVERYTHING, bounds, on_progress)
@@ -246,19 +263,28 @@ class Mirror:
         *,
         ask_list: bool = False,
         on_result: Callable[[Receipt], None] = lambda receipt: None,
+        on_bytes: OnBytes = lambda wanted, size: None,
     ) -> list[Receipt]:
-        """Fetch the series of a batch; see :func:`~nbia_pipeline.mirror.download.fetch_batch`."""
-        return fetch_batch(self.client, self.lake, batch, streams=self.streams, ask_list=ask_list, on_result=on_result)
+        """Fetch, verify and publish the series of a batch; :meth:`commit` then enters them into the tables."""
+        return fetch_batch(
+            self.client,
+            self.lake,
+            batch,
+            streams=self.streams,
+            ask_list=ask_list,
+            on_result=on_result,
+            on_bytes=on_bytes,
+        )
 
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
-        """Carry what was fetched over into the tables; see :func:`~nbia_pipeline.mirror.commit.commit`."""
+        """Enter what was fetched into the tables ``image_series`` and ``instances``, and return the receipts."""
         return commit(self.lake, collection, clear_mark=clear_mark)
 
     def fetch_annotations(self, collection: str) -> AnnotationsResult:
         """Fetch the annotation files that series in the lake have at the archive and not in the lake.
 
         Which series have some is known from table ``series_metadata``, which only v2 fills so far; without it nothing
-        is fetched. See :func:`~nbia_pipeline.mirror.annotations.fetch.fetch_annotations`.
+        is fetched.
 
         Raises:
             LakeError: the lake cannot be read or written.
@@ -269,20 +295,24 @@ class Mirror:
         self,
         what: str,
         collections: Sequence[str],
-        rows_of: Callable[[str], tuple[Rows, Rows]],
+        rows_of: Callable[[str], tuple[Rows, Rows, Rows]],
         selection: Selection,
         bounds: Bounds,
         on_progress: OnProgress,
-    ) -> tuple[Plan, dict[str, LakeError]]:
-        """Plan for some collections; `rows_of` returns the series that are meant of one, and all that it lists."""
+    ) -> tuple[Plan, dict[str, LakeError | SelectionError]]:
+        """Plan for some collections.
 
-        def missing(collection: str) -> Missing | LakeError:
+        For each, `rows_of` returns the series that are wanted, those whose receipts are brought up to date, and all
+        that are listed.
+        """
+
+        def missing(collection: str) -> Missing | LakeError | SelectionError:
             try:
-                series, listed = rows_of(collection)
-                receipts = carry_over(self.lake, collection, series)
+                wanted, series, listed = rows_of(collection)
+                receipts = carry_over(self.lake, collection, series, wanted)
                 self._keep_licenses(collection, listed)
-                return compare(series, receipts, selection, retry=bounds.retry)
-            except LakeError as e:
+                return _compared(series, wanted, receipts, selection, bounds)
+            except (LakeError, SelectionError) as e:
                 return e
 
         most = min(self.streams or PLANNED_AT_A_TIME, PLANNED_AT_A_TIME)
@@ -297,14 +327,10 @@ class Mirror:
         leftovers = f", {swept} leftovers of earlier runs removed" if swept else ""
         if parts:
             on_progress(f"{what}: {plan.text(free)}{leftovers}")
-        return plan, {collection: e for collection, e in found.items() if isinstance(e, LakeError)}
+        return plan, {c: e for c, e in found.items() if not isinstance(e, Missing)}
 
     def _keep_licenses(self, collection: str, series: Rows) -> None:
         keep_licenses(self.client, self.lake, collection, series)
-
-
-def _named(collections: Sequence[str]) -> str:
-    return collections[0] if len(collections) == 1 else f"{len(collections)} collections"
 
 
 def listed_series(lake: Lake, collection: str) -> Rows:
@@ -324,12 +350,20 @@ def preview(
     selection: Selection = EVERYTHING,
     bounds: Bounds = NO_BOUNDS,
     free: int | None = None,
+    selections: Selections = ALL_WANTED,
 ) -> Plan:
     """Return what a run would fetch of a collection if so many bytes were free on the disk, and change nothing.
 
     Raises:
+        NotRead: the manifest or the cart that selects its series was not read yet.
         LakeError: the lake cannot be read.
     """
     series = present_series(lake, collection)
-    receipts = current_receipts(lake, collection, series)
-    return choose({collection: compare(series, receipts, selection, retry=bounds.retry)}, bounds, free)
+    wanted = selections.wanted(lake, collection, series)
+    receipts = current_receipts(lake, collection, series, wanted)
+    return choose({collection: _compared(series, wanted, receipts, selection, bounds)}, bounds, free)
+
+
+def _compared(series: Rows, wanted: Rows, receipts: Rows, selection: Selection, bounds: Bounds) -> Missing:
+    found = compare(wanted, receipts, selection, retry=bounds.retry)
+    return replace(found, unwanted=series.num_rows - wanted.num_rows)

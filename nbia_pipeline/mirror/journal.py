@@ -97,7 +97,7 @@ def _revoke(lake: Lake, collection: str, reasons: Mapping[str, str]) -> None:
 def revoked_receipts(receipts: pa.Table, reasons: Mapping[str, str]) -> pa.Table:
     """Return ``image_series`` as :func:`revoke` writes it."""
     chosen = pc.and_(among(receipts["SeriesInstanceUID"], reasons), pc.equal(receipts["Status"], COMPLETE))
-    nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof")), **NO_NEWER}
+    nothing = {**dict.fromkeys(("Bytes", "SeriesMD5", "Proof", "Path")), **NO_NEWER}
     rows = [{**row, **nothing, "Status": PENDING} for row in receipts.filter(chosen).to_pylist()]
     for row in rows:
         row["Reason"] = reasons[row["SeriesInstanceUID"]]

@@ -116,8 +116,9 @@ class Missing:
         again: those that failed before and are retried, by UID.
         wanted_figures: all that is wanted.
         done_figures: what of it is in the lake, complete and with the same fingerprint.
-        unselected: how many listed series the selection leaves out.
+        unselected: how many wanted series the selection of the run leaves out.
         given_up: how many failed before and are not retried by this run.
+        unwanted: how many listed series the selection of the configuration leaves out.
     """
 
     never: list[WantedSeries]
@@ -126,6 +127,7 @@ class Missing:
     done_figures: Figures
     unselected: int
     given_up: int
+    unwanted: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ class Plan:
 
     @property
     def unselected(self) -> int:
-        """How many listed series the selection leaves out."""
-        return sum(part.unselected for part in self.parts.values())
+        """How many listed series the selections leave out: that of the run, and that of the configuration."""
+        return sum(part.unselected + part.unwanted for part in self.parts.values())
 
     @property
     def given_up(self) -> int:

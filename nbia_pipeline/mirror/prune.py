@@ -132,7 +132,7 @@ def _state_no_files(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     # A second attempt, after a crash, finds the words of the first.
     first = pc.and_(chosen, pc.is_valid(receipts["Bytes"]))
     receipts = with_column(receipts, "Reason", pc.if_else(first, said, receipts["Reason"]))
-    for name in (*NO_NEWER, "Bytes"):
+    for name in (*NO_NEWER, "Bytes", "Path"):
         none = pa.scalar(None, receipts[name].type)
         receipts = with_column(receipts, name, pc.if_else(chosen, none, receipts[name]))
     lake.write_table(IMAGE_SERIES, receipts, collection)

@@ -76,6 +76,7 @@ class Receipt:
             "Proof": self.verified_by if complete else None,
             "Reason": self.reason,
             **NO_NEWER,
+            "Path": self.path if complete else None,
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -1,25 +1,34 @@
-"""Which series are wanted: by modality, body part and patient, or named one by one; those of a shared cart."""
+"""Which series are wanted: by modality, body part and patient, or named one by one; those of a shared cart.
+
+A run has a selection of its own, :class:`Selection`; that of the configuration stays, :class:`Selections`. A series is
+fetched if both want it.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nbia_pipeline import clock
 from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.changes.present import present_series
+from nbia_pipeline.changes.present import moment, present_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.table_file import Rows, rows_where
 from nbia_pipeline.mirror.series import in_order_of
 from nbia_pipeline.schema.arrow import among, same_values
-from nbia_pipeline.schema.tables import SERIES
-from nbia_pipeline.text import TextError, logger
+from nbia_pipeline.schema.status import LISTED_AT, PENDING, SELECTION
+from nbia_pipeline.schema.tables import IMAGE_SERIES, SELECTED_SERIES, SERIES
+from nbia_pipeline.text import TextError, logger, matching
 
 log = logger(__name__)
 
@@ -27,6 +36,9 @@ LIST_OF_SERIES = "ListOfSeriesToDownload="
 
 # Up to this many series of a collection are asked for one by one; for more, the collection is listed in full.
 ONE_BY_ONE = 30
+
+# A manifest or a cart of the configuration is read again this often, if nothing else makes a run of images.
+LIST_STAYS = timedelta(days=1)
 
 _UID = "SeriesInstanceUID"
 # What a cart states about its series, which a row of the lake must agree with.
@@ -97,6 +109,117 @@ def with_lists(
             raise ValueError("a cart is read from the archive: pass a client")
         named += read_cart(client, cart)
     return replace(selection, series=tuple(dict.fromkeys(named)))
+
+
+# --- the selections of the configuration
+
+
+class NotRead(SelectionError):
+    """No run of images has read the manifest or the cart of a collection yet."""
+
+
+@dataclass(frozen=True)
+class Selections:
+    """The selections of the configuration: of each collection, which of its series are wanted.
+
+    A manifest and a cart are read when a run of images is planned. The lake remembers which series of the collection
+    they named, in table ``selected_series``, for all that judge without the archive, and while a cart cannot be asked.
+
+    Attributes:
+        entries: fields of a :class:`Selection`, ``manifest`` and ``cart`` by names or globs of collections, as in the
+            setting ``select``. The first that matches a collection applies; without one, all its series are wanted.
+    """
+
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def entry(self, collection: str) -> Mapping[str, Any]:
+        """Return what is selected of a collection; nothing: all of it."""
+        return next((entry for pattern, entry in self.entries.items() if matching([pattern], [collection])), {})
+
+    def wanted(self, lake: Lake, collection: str, series: Rows) -> Rows:
+        """Return those of the rows of a ``series`` table that are wanted; of a list, as it was last read.
+
+        A series whose files were in the lake and must be fetched again is wanted whatever is selected.
+
+        Args:
+            lake: the lake.
+            collection: exact spelling.
+            series: its rows.
+
+        Raises:
+            NotRead: the list of series was not read yet.
+            LakeError: the lake cannot be read.
+        """
+        entry = self.entry(collection)
+        if not entry:
+            return series
+        selected = _selection_of(entry).apply(series)
+        if _has_list(entry):
+            selected = rows_where(selected, among(selected[_UID], self._remembered(lake, collection, entry)))
+        receipts = lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "FetchedAt"])
+        again = receipts.filter(pc.and_(pc.equal(receipts["Status"], PENDING), pc.is_valid(receipts["FetchedAt"])))
+        uids = pa.concat_arrays([*selected[_UID].chunks, *again[_UID].chunks, pa.array([], pa.string())])
+        return rows_where(series, pc.is_in(series[_UID], value_set=uids))
+
+    def read(self, client: NbiaClient, lake: Lake, collection: str, series: Rows, lists: dict[str, Selection]) -> None:
+        """Read the manifest and the cart of a collection, and remember which of its series they name.
+
+        Args:
+            client: the archive.
+            lake: the lake.
+            collection: exact spelling.
+            series: its rows of the ``series`` table.
+            lists: what was read for other collections of the same plan, to which this is added.
+
+        Raises:
+            SelectionError: the manifest cannot be read, or the cart has no series; what is remembered stays.
+            ArchiveError: the archive cannot be asked for the cart; the same.
+            LakeError: the lake cannot be written.
+        """
+        entry = self.entry(collection)
+        if not _has_list(entry):
+            return
+        key = _as_json(entry)
+        if key not in lists:
+            named = Selection(series=tuple(entry.get("series", ())))
+            lists[key] = with_lists(named, manifest=entry.get("manifest"), cart=entry.get("cart"), client=client)
+        uids = lists[key].apply(series)[_UID]
+        rows = pa.table({_UID: uids, "Collection": pa.repeat(collection, len(uids))}, schema=SELECTED_SERIES.schema)
+        properties = {SELECTION: key, LISTED_AT: clock.utc_now().isoformat()}
+        lake.write_table(SELECTED_SERIES, rows, collection, properties=properties, may_empty=True)
+
+    def is_outdated(self, lake: Lake, collection: str) -> bool:
+        """Return whether a manifest or a cart was not read for a day, or never."""
+        entry = self.entry(collection)
+        if not _has_list(entry):
+            return False
+        properties = lake.read_properties(SELECTED_SERIES, collection)
+        read_at = moment(properties.get(LISTED_AT))
+        return properties.get(SELECTION) != _as_json(entry) or clock.utc_now() - read_at > LIST_STAYS
+
+    def _remembered(self, lake: Lake, collection: str, entry: Mapping[str, Any]) -> list[str]:
+        if lake.read_properties(SELECTED_SERIES, collection).get(SELECTION) != _as_json(entry):
+            lists = " and ".join(f"the {name} {entry[name]!r}" for name in ("manifest", "cart") if name in entry)
+            raise NotRead(f"{lists}, which selects the series of {collection!r}, was not read yet: materialize images")
+        uids: list[str] = lake.read_table(SELECTED_SERIES, collection, columns=[_UID])[_UID].to_pylist()
+        return uids
+
+
+ALL_WANTED = Selections()
+
+
+def _has_list(entry: Mapping[str, Any]) -> bool:
+    return "manifest" in entry or "cart" in entry
+
+
+def _selection_of(entry: Mapping[str, Any]) -> Selection:
+    """Return what an entry selects without its lists, to which series that are named one by one are added."""
+    fields = ("modalities", "body_parts", "patients", *(() if _has_list(entry) else ("series",)))
+    return Selection(**{name: tuple(entry.get(name, ())) for name in fields})
+
+
+def _as_json(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True)
 
 
 # --- manifests

@@ -102,6 +102,11 @@ def collections_of(wanted: Iterable[WantedSeries]) -> list[str]:
     return sorted({w.Collection for w in wanted})
 
 
+def named(collections: Sequence[str]) -> str:
+    """Return the name of a collection, or how many collections there are."""
+    return collections[0] if len(collections) == 1 else f"{len(collections)} collections"
+
+
 def as_table(wanted: Iterable[WantedSeries]) -> pa.Table:
     """Return wanted series as rows of a ``series`` table, with the columns that they have."""
     schema = pa.schema([SERIES.schema.field(name) for name in COLUMNS])

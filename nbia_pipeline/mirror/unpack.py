@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from itertools import chain
@@ -111,7 +111,13 @@ class ZipBounds:
         return cls(size + SPARE_BYTES, min(2 * (count or 0) + SPARE_FILES, MOST_ENTRIES))
 
 
-def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBounds) -> Unpacked:
+def unpack(
+    chunks: Iterable[bytes],
+    target: Path,
+    series_uid: str,
+    bounds: ZipBounds,
+    on_bytes: Callable[[int], object] = lambda total: None,
+) -> Unpacked:
     """Unpack a zip while it arrives, hashing what is written.
 
     A file that is damaged, not DICOM, or of another series is discarded and listed as a fault; the others stay. Files
@@ -122,6 +128,7 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
         target: directory for the files; emptied first, because a stream that broke is read again from its start.
         series_uid: SeriesInstanceUID that every file must carry.
         bounds: what it may unpack to.
+        on_bytes: called with the bytes of images that were unpacked so far.
 
     Raises:
         NotVerified: the stream is not a complete zip.
@@ -147,6 +154,7 @@ def unpack(chunks: Iterable[bytes], target: Path, series_uid: str, bounds: ZipBo
                 for _ in _bounded(entry, LICENSE_BYTES):
                     pass
             else:
+                entry.pieces = _counted(entry, entry.pieces, bounds.bytes - left, on_bytes)
                 _take(entry, target, series_uid, left, found)
                 left -= entry.size
     except InvalidZip as e:
@@ -252,6 +260,12 @@ def _write(path: str, contents: bytes) -> None:
     with FileIO(path, "w") as file:
         while left:
             left = left[file.write(left) :]
+
+
+def _counted(entry: Entry, pieces: Iterable[bytes], before: int, on_bytes: Callable[[int], object]) -> Iterator[bytes]:
+    for piece in pieces:
+        on_bytes(before + entry.size)
+        yield piece
 
 
 def _bounded(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:

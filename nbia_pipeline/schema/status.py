@@ -39,6 +39,9 @@ ARCHIVE = "archive"
 CHANGES = "changes"
 """How many rows of ``series_changes`` the file accounts for: the feed is append-only, so this is a position in it."""
 
+SELECTION = "selection"
+"""Of ``selected_series``: the entry of the setting ``select`` that it was read for, as JSON."""
+
 SERVED = "served"
 """Of ``series_metadata``: the columns that the calls serve by which it was fetched, separated by blanks."""
 

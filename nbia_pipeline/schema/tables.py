@@ -222,7 +222,12 @@ _COLUMNS = {
         Column("NewerTimeStamp", TIME, "TimeStamp of that newest version."),
         Column("NewerDateReleased", TIME, "DateReleased of that newest version."),
         Column("Name", TEXT, "Name of the file as the archive sends it; null in a row without a file."),
-        Column("Path", TEXT, "Path of the file relative to the lake."),
+        Column(
+            "Path",
+            TEXT,
+            "Path relative to the lake: of the file; in image_series, of the folder with the files of the series, null "
+            "where there are none.",
+        ),
         Column("Size", COUNT, "Size of the file.", unit="bytes"),
         Column("MD5", TEXT, "MD5 of the file, lower-case hex."),
         # --- what the pipeline adds: the feed of changes
@@ -346,7 +351,7 @@ IMAGE_SERIES = _table(
     "The receipts: one row per wanted series, with what was fetched and how it was verified.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Status ImageCount Bytes SeriesMD5 TimeStamp FileSize "
     "DateReleased FetchedAt Attempts Healed Proof Reason RefreshFailedAt NewerImageCount NewerFileSize NewerTimeStamp "
-    "NewerDateReleased",
+    "NewerDateReleased Path",
     key="SeriesInstanceUID",
 )
 INSTANCES = _table(
@@ -360,6 +365,13 @@ LICENSES = _table(
     "One row per license of the collection's series, with its text; SeriesCount is 0 if no series has it any longer.",
     "Collection LicenseName LicenseURI SeriesCount LicenseText Path",
     key="Collection LicenseName LicenseURI",
+)
+SELECTED_SERIES = _table(
+    "selected_series",
+    "One row per series of the collection that the manifest or the cart of the setting select named, when a run of "
+    "images last read it.",
+    "SeriesInstanceUID Collection",
+    key="SeriesInstanceUID",
 )
 VERIFICATIONS = _table(
     "verifications",

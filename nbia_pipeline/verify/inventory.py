@@ -20,6 +20,7 @@ from nbia_pipeline import clock
 from nbia_pipeline.lake import Lake, LakeError, Lock
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.layout import series_path
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.arrow import among, places_in, same_values, taken
 from nbia_pipeline.schema.tables import IMAGE_SERIES, VERIFICATIONS
 from nbia_pipeline.text import logger
@@ -168,6 +169,7 @@ def record(lake: Lake, results: Iterable[VerifyResult]) -> None:
                 kept = old.filter(pc.invert(pc.is_in(old["SeriesInstanceUID"], fresh["SeriesInstanceUID"])))
                 both = pa.concat_tables([kept, fresh]).sort_by("SeriesInstanceUID")
                 lake.write_table(VERIFICATIONS, both, collection)
+        write_catalog(lake)
     except LakeError as e:
         log.warning("cannot record which series were verified; the next run begins with them again: %s", e)
 

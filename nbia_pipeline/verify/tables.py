@@ -18,7 +18,7 @@ from nbia_pipeline.lake.damage import damage_of, missing, read_or_empty, remove_
 from nbia_pipeline.lake.layout import IMAGES, NO_COLLECTION, decode
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.rebuild.tables import rebuild, why_instances_are_lost, why_receipts_are_lost
-from nbia_pipeline.mirror.selection import Selection
+from nbia_pipeline.mirror.selection import Selection, Selections
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
@@ -142,7 +142,7 @@ def _repair_catalog(client: NbiaClient, lake: Lake, settings: Settings, tables: 
 
 
 def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str, tables: set[Table]) -> None:
-    for table in tables.intersection((t.CONFORMANCE, t.VERIFICATIONS)):
+    for table in tables.intersection((t.CONFORMANCE, t.VERIFICATIONS, t.SELECTED_SERIES)):
         remove_if_damaged(lake, table, collection, _RECORDED_AGAIN)
     listed = collection in client.collection_values()
     for table in tables.intersection((*LISTED, t.SERIES_METADATA)):
@@ -161,7 +161,7 @@ def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str,
 
 def _repair_images(client: NbiaClient, lake: Lake, settings: Settings, collection: str) -> None:
     rebuilt = rebuild(client, lake, collection)
-    mirror = Mirror(client, lake, annotations=settings.annotations)
+    mirror = Mirror(client, lake, annotations=settings.annotations, selections=Selections(settings.select))
     if lake.count_rows(t.SERIES, collection):
         pending = tuple(rebuilt.pending) if rebuilt else ()
         for batch in mirror.plan(collection, Selection(series=pending)).batches() if pending else ():

@@ -37,8 +37,8 @@ class Time:
         self.slept.append(seconds)
         self.now += seconds
 
-    def limiter(self, most: int, grow_after: int = 3) -> Limiter:
-        return Limiter(most, grow_after=grow_after, clock=lambda: self.now, sleep=self.sleep)
+    def limiter(self, most: int, grow_after: int = 3, bwlimit: float | None = None) -> Limiter:
+        return Limiter(most, bwlimit, grow_after=grow_after, clock=lambda: self.now, sleep=self.sleep)
 
 
 @dataclass
@@ -350,3 +350,70 @@ def test_threads_never_hold_more_slots_than_the_limit_at_their_start(most: int, 
     assert len(seen) == 60
     assert all(1 <= held <= allowed for held, allowed in seen)
     assert limiter.in_flight == 0
+
+
+# --- bytes per second
+
+
+def test_all_streams_together_get_the_bytes_per_second_that_are_allowed() -> None:
+    time = Time()
+    limiter = time.limiter(2, bwlimit=1_000_000)
+    assert limiter.piece_bytes == 500_000
+    with limiter.slot() as one:
+        for _ in range(5):
+            one.received(500_000)
+            limiter.pace(500_000)  # another stream
+    assert time.now - 100 == pytest.approx(4.0)  # 5 MB, of which one second's came at once
+    assert max(time.slept) <= 1.0, "no stream waits for long: the server would close its connection"
+    time.now += 60
+    with limiter.slot() as one:
+        one.received(1_000_000)
+        assert time.now == pytest.approx(164), "a pause gives a second's bytes"
+        one.received(3_000_000)
+    assert time.now - 164 == pytest.approx(3.0)
+
+
+def test_without_a_limit_nothing_waits() -> None:
+    time = Time()
+    limiter = time.limiter(2)
+    with limiter.slot() as one:
+        one.received(10**12)
+    assert (time.slept, limiter.piece_bytes > 1 << 60) == ([], True)
+
+
+def test_a_slow_line_is_no_reason_for_fewer_requests() -> None:
+    time = Time()
+    limiter = time.limiter(16, bwlimit=1_000_000)
+    for _ in range(100):
+        with limiter.slot("image") as slot:
+            slot.answer_begins()
+            slot.received(100_000)
+            slot.received(0)
+        limiter.answered()
+    assert limiter.limit >= FIRST_LIMIT
+
+
+def test_what_arrives_of_a_series_is_limited(archive: TestArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    time, pieces = Time(), list[int]()
+    limiter = time.limiter(4, bwlimit=100_000)
+    monkeypatch.setattr(limiter, "note", pieces.append)
+    monkeypatch.setitem(rate_limit._limiters, urlsplit(archive.url).netloc, limiter)
+    fields: dict[str, Any] = {"archive": archive.url, "bwlimit": "100kB/s", "max_in_flight": 4}
+    with connect(Settings(**fields)) as client:
+        uid = client.series(collection="QIN_Breast.v2")["SeriesInstanceUID"][0].as_py()
+        size = client.image_with_md5(uid, lambda chunks: sum(map(len, chunks)))
+    assert size > 200_000
+    assert max(pieces) <= 25_000
+    assert sum(time.slept) == pytest.approx(sum(pieces) / 100_000 - 1, abs=0.1)
+
+
+def test_the_settings_name_the_bytes_per_second(archive: TestArchive) -> None:
+    assert [Settings(bwlimit=text).bytes_per_second for text in ("50MB", "1.5 GB/s", None)] == [
+        50 * 10**6,
+        15 * 10**8,
+        None,
+    ]
+    with pytest.raises(SettingsError, match=r"^NBIA_BWLIMIT is 'fast': set it to bytes per second, such as 50MB$"):
+        Settings.from_env({"NBIA_BWLIMIT": "fast"})
+    with NbiaResource(archive=archive.url, bwlimit="7MB").client(ClientOptions(tries=1)) as client:
+        assert client._session.options.bwlimit == 7_000_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from pathlib import Path
@@ -12,8 +11,9 @@ import dagster as dg
 import pytest
 from dagster._daemon.monitoring import execute_run_monitoring_iteration
 
-from nbia_pipeline.cli import dev, home
+from nbia_pipeline.cli import home
 from nbia_pipeline.cli.home import DAGSTER_YAML, dagster_home
+from nbia_pipeline.cli.main import main
 from nbia_pipeline.defs.slots import FREE_AFTER_SECONDS, OWNER_TAG, owned
 from nbia_pipeline.lake.lock import HOST
 
@@ -124,9 +124,12 @@ def test_dev_records_killed_runs_as_failed_before_it_starts(folder: Path, monkey
         new = owned()
         new["tags"][OWNER_TAG] = f"{HOST}.999999999-1.{new['run_id']}"
         instance.create_run_for_job(small, **new, status=dg.DagsterRunStatus.STARTED)
-        monkeypatch.setattr("os.execv", lambda *_: None)
+        started: list[list[str]] = []
+        monkeypatch.setattr("os.execv", lambda _, words: started.append(words))
         monkeypatch.setenv("PATH", os.environ["PATH"])  # it is changed
         monkeypatch.chdir(folder)
-        dev.run(argparse.Namespace(rest=[]))
+        assert main(["dev", "--port", "3001", "--json", "--host", "::1"]) == 0
+        assert started[0][1:4] == ["-m", "dagster", "dev"]
+        assert started[0][6:] == ["--log-format", "json", "--port", "3001", "--host", "::1"]
         after = instance.get_run_by_id(new["run_id"])
         assert after is not None and after.status is dg.DagsterRunStatus.FAILURE

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import dagster as dg
 import pytest
 
 from nbia_pipeline.cli.main import main
-from nbia_pipeline.cli.options import add_selection, images_fields, size
+from nbia_pipeline.cli.options import Options, as_command, images_fields, size, with_selection
 from nbia_pipeline.cli.run import run_main_job
 from nbia_pipeline.defs.assets.images import ImagesConfig
 from nbia_pipeline.lake import Lake
@@ -141,7 +141,7 @@ def test_a_plan_shows_what_does_not_fit_on_the_disk(
 def test_what_cannot_be_planned_is_one_clear_sentence(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *words]) == 1
+    assert main(["plan", *words]) == 2
     told = capsys.readouterr()
     assert told.err.startswith(f"nbia-pipeline: {sentence}")
     assert told.err.count("\n") == 1
@@ -151,7 +151,7 @@ def test_an_empty_lake_has_nothing_to_plan(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NBIA_LAKE", str(place / "none"))
-    assert main(["plan"]) == 1
+    assert main(["plan"]) == 2
     assert "knows no collections yet: run `nbia-pipeline run`" in capsys.readouterr().err
     assert files_below(place / "none") == []
 
@@ -174,10 +174,13 @@ def test_what_was_not_selected_stays_pending(filled: Settings) -> None:
 # --- the options
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_selection(parser)
-    return parser.parse_args(words)
+def options(*words: str) -> Options:
+    @as_command()
+    @with_selection
+    def command(options: Options) -> int:
+        raise AssertionError
+
+    return Options(**command.make_context("command", [*words]).params)
 
 
 def test_the_options_are_the_run_config_of_the_plan_op() -> None:
@@ -206,5 +209,5 @@ def test_a_size_is_read_in_powers_of_ten(text: str, value: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "10 GiB", "1e9", "0.0001kB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"is not a size: use a value such as 10GB, 500MB or 1\.5TB$"):
+    with pytest.raises(click.BadParameter, match=r"is not a size: use a value such as 10GB, 500MB or 1\.5TB$"):
         size(text)

@@ -249,7 +249,7 @@ def test_on_a_terminal_it_asks(world: LivePipeline, withdrawn: list[str], answer
 def test_a_collection_without_images_is_named(
     world: LivePipeline, withdrawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prune", "qin_breast.v2", "--yes"]) == 1
+    assert main(["prune", "qin_breast.v2", "--yes"]) == 2
     assert f"has no images of 'qin_breast.v2': it has those of {QIN}\n" in capsys.readouterr().err
 
 

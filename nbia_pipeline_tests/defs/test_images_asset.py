@@ -285,9 +285,9 @@ def test_the_plan_is_told_before_a_byte_moves_and_the_figures_at_the_end(mirror:
     told = lines(mirror.instance, result)
     assert told[0].startswith(f"{BREAST}: 5 series to fetch (85 files, 2.9 MB), 0 of 5 in the lake (0 B), ")
     assert told[0].endswith(" free on the disk")
-    assert told[1].startswith("b00000: 5 of 5 series, 2.9 MB, ")
-    assert told[1].endswith("; no problems")
-    assert len(told) == 2
+    assert told[-1].startswith(f"b00000, {BREAST}: 5 of 5 series, 2.9 MB, ")
+    assert told[-1].endswith("; no problems")
+    assert all("of 5 series, " in line for line in told[1:])  # more of them on a slow machine
     found = metadata(result)
     sizes = mirror.lake.read_table(SERIES, BREAST)["FileSize"].to_pylist()
     assert {k: found[k] for k in ("complete", "pending", "unavailable", "quarantined", "withdrawn")} == {
@@ -346,7 +346,7 @@ def test_what_is_repaired_and_what_cannot_be_fetched_is_reported(mirror: Mirror)
     rows = table_rows(found["problems"])
     assert {r["series"]: r["what"].partition(":")[0] for r in rows} == {hidden: "unavailable", broken: "quarantined"}
     told = lines(mirror.instance, result)
-    assert told[1].endswith("; 1 instances repaired, 1 series quarantined, 1 series unavailable")
+    assert told[-1].endswith("; 1 instances repaired, 1 series quarantined, 1 series unavailable")
 
 
 def test_the_table_of_problems_names_what_could_not_be_refreshed_too() -> None:

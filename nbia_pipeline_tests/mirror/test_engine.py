@@ -87,9 +87,15 @@ def test_a_run_in_steps_fetches_what_is_planned(archive: TestArchive, mirror: Mi
     assert set(statuses(mirror.lake).values()) == {"pending"}
     batches = list(plan.batches(1))
     assert [len(batch) for batch in batches] == [1, 1]
+    arrived: dict[str, int | None] = {}
     for batch in batches:
-        mirror.fetch(batch, on_result=lambda receipt: fetched.append(receipt.wanted.SeriesInstanceUID))
+        mirror.fetch(
+            batch,
+            on_result=lambda receipt: fetched.append(receipt.wanted.SeriesInstanceUID),
+            on_bytes=lambda wanted, size: arrived.update({wanted.SeriesInstanceUID: size}),
+        )
     assert fetched == [w.SeriesInstanceUID for w in plan.todo]
+    assert arrived == {w.SeriesInstanceUID: w.FileSize for w in plan.todo}
     receipts = mirror.commit(BREAST)
     complete = receipts.filter(pc.equal(receipts["Status"], "complete"))
     assert complete["SeriesInstanceUID"].to_pylist() == sorted(fetched)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
 from nbia_pipeline.defs.metadata import BOUNDS, LABELS, histogram, size_classes
-from nbia_pipeline.mirror.progress import Progress
+from nbia_pipeline.mirror.progress import Progress, listeners
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.mirror.unpack import VerifiedInstance
@@ -34,22 +38,82 @@ def progress_lines(todo: list[WantedSeries], every: float) -> list[str]:
     """Return what is told of series that take `every` seconds each, with the time of each line."""
     watch = Watch()
     told: list[str] = []
-    progress = Progress(todo, lambda line: told.append(f"{watch.now - 100:.0f} s: {line}"), watch)
+    progress = Progress("C", todo, lambda line: told.append(f"{watch.now - 100:.0f} s: {line}"), watch)
     for one in todo:
         watch.now += every
         progress.add(done(one))
+        progress.tick()
     return told
 
 
-def test_progress_is_told_after_ten_seconds_and_then_twice_a_minute() -> None:
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """Return what a listener hears."""
+    lines: list[str] = []
+    listeners.append(lines.append)
+    yield lines
+    listeners.remove(lines.append)
+
+
+def test_progress_is_told_at_once_and_then_ever_less_often() -> None:
     told = progress_lines([wanted_series(n) for n in range(100)], every=1)
-    assert [line.partition(":")[0] for line in told] == ["10 s", "40 s", "70 s", "100 s"]
-    assert told[0] == "10 s: 10 of 100 series, 10.0 MB, 1.0 MB/s, 10 s, 1 min 30 s left"
-    assert told[-1] == "100 s: 100 of 100 series, 100.0 MB, 1.0 MB/s, 1 min 40 s"
+    assert [line.partition(":")[0] for line in told] == ["1 s", "10 s", "40 s", "70 s", "100 s"]
+    assert told[0] == "1 s: C: 1 of 100 series, 1.0 MB of 100.0 MB, 1.0 MB/s, 1.0 s, 1 min 39 s left"
+    assert told[1] == "10 s: C: 10 of 100 series, 10.0 MB of 100.0 MB, 1.0 MB/s, 10 s, 1 min 30 s left"
+    assert told[-1] == "100 s: C: 100 of 100 series, 100.0 MB, 1.0 MB/s, 1 min 40 s"
 
 
 def test_a_quick_batch_is_told_only_at_its_end() -> None:
-    assert progress_lines([wanted_series(n) for n in range(90)], every=0.1) == []
+    assert progress_lines([wanted_series(n) for n in range(9)], every=0.1) == []
+
+
+def test_ticks_that_came_late_are_not_made_up_for() -> None:
+    told = progress_lines([wanted_series(n) for n in range(4)], every=25)
+    assert [line.partition(":")[0] for line in told] == ["25 s", "50 s", "75 s", "100 s"]
+
+
+def test_what_is_in_flight_counts_until_its_series_is_done_or_begins_again() -> None:
+    watch = Watch()
+    one, other = wanted_series(1, 8_000_000), wanted_series(2, 2_000_000)
+    progress = Progress("C", [one, other], print, watch)
+    watch.now += 1
+    assert progress.line() == "C: 0 of 2 series, 0 B of 10.0 MB, 0 B/s, 1.0 s"
+    progress.arrived(one, 1_000_000)
+    progress.arrived(one, 3_000_000)
+    progress.arrived(other, 2_000_000)
+    assert progress.line() == "C: 0 of 2 series, 5.0 MB of 10.0 MB, 5.0 MB/s, 1.0 s, 1.0 s left"
+    progress.arrived(one, 0)
+    assert progress.line() == "C: 0 of 2 series, 2.0 MB of 10.0 MB, 2.0 MB/s, 1.0 s, 4.0 s left"
+    progress.add(replace(done(other), instances=[VerifiedInstance("1", None, 1, 2_000_000, "0")]))
+    assert progress.line() == "C: 1 of 2 series, 2.0 MB of 10.0 MB, 2.0 MB/s, 1.0 s, 4.0 s left"
+
+
+def test_a_series_that_takes_long_is_not_silent(heard: list[str]) -> None:
+    watch, told, heard_enough = Watch(), list[str](), threading.Event()
+    progress = Progress("C", [wanted_series(1, 8_000_000)], told.append, watch)
+    listeners.append(lambda line: heard_enough.set())
+    watch.now += 2
+    with progress.told():
+        progress.arrived(wanted_series(1), 4_000_000)
+        assert heard_enough.wait(60)
+    listeners.pop()
+    line = "C: 0 of 1 series, 4.0 MB of 8.0 MB, 2.0 MB/s, 2.0 s, 2.0 s left"
+    assert told == [line]
+    assert heard == [line] * (len(heard) - 1) + [""]
+
+
+def test_a_listener_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    heard_enough = threading.Event()
+
+    def fail(line: str) -> None:
+        heard_enough.set()
+        raise OSError("the terminal is gone")
+
+    listeners.append(fail)
+    with Progress("C", [wanted_series(1)], print).told():
+        assert heard_enough.wait(60)
+    listeners.remove(fail)
+    assert "progress is no longer shown: the terminal is gone" in caplog.text
 
 
 def test_the_time_left_goes_by_bytes_where_they_are_known() -> None:

@@ -32,7 +32,9 @@ def in_pieces(content: bytes) -> Iterator[bytes]:
 
 def test_large_and_small_files_are_written_alike(tmp_path: Path) -> None:
     images = {"00000001.dcm": image(1), "00000002.dcm": image(2, size=9 << 20), "00000003.dcm": image(3, size=5 << 20)}
-    found = unpack(in_pieces(pack(with_true_list(list(images.items())))), tmp_path / "files", SERIES, ROOM)
+    arrived: list[int] = []
+    zipped = pack(with_true_list(list(images.items())))
+    found = unpack(in_pieces(zipped), tmp_path / "files", SERIES, ROOM, arrived.append)
     assert {p.name: p.read_bytes() for p in (tmp_path / "files").iterdir()} == {
         f"1.2.3.{n}.dcm": content for n, content in enumerate(images.values(), 1)
     }
@@ -42,6 +44,9 @@ def test_large_and_small_files_are_written_alike(tmp_path: Path) -> None:
         assert (instance.InstanceNumber, found.names[f"1.2.3.{n}"]) == (n, f"{n:08d}.dcm")
     assert found.verified() == found.instances
     assert found.faults == []
+    sizes = [len(content) for content in images.values()]
+    assert arrived == sorted(arrived) and {sizes[0], sum(sizes)} < set(arrived)
+    assert len(arrived) > 10, "large files count while they arrive"
 
 
 def test_a_bad_file_costs_only_itself(tmp_path: Path) -> None:

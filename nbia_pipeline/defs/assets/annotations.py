@@ -34,7 +34,6 @@ def build_annotations_asset(naming: Naming, settings: Settings) -> dg.AssetsDefi
     @table_asset(
         naming,
         ANNOTATIONS,
-        group_name="images",
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[naming.key("images"), naming.key(SERIES_METADATA.name)],

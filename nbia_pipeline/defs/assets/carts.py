@@ -25,10 +25,6 @@ from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.settings import Settings
 
 NAME = "cart_images"
-DESCRIPTION = (
-    "The image files of a shared cart, verified and stored as those of images are. Add the cart's name as a "
-    "partition, then materialize it. API v2 only."
-)
 WHOLE = "series_in_lake"
 
 
@@ -36,14 +32,7 @@ def build_cart_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the ``cart_images`` asset of one archive."""
     plan, fetch, finish = build_ops(naming, settings, NAME, RunBounds, _plan, _finish)
 
-    @dg.graph_asset(
-        name=NAME,
-        key_prefix=naming.prefix,
-        partitions_def=naming.carts,
-        description=DESCRIPTION,
-        group_name="images",
-        kinds={"dicom", "file"},
-    )
+    @dg.graph_asset(key=naming.key(NAME), partitions_def=naming.carts)
     def cart_images() -> Any:
         found, summary = plan()
         return finish(summary, found.map(fetch).collect())

@@ -30,7 +30,7 @@ from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.journal import has_entries, has_failed, mark_failed
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.receipt import Receipt
-from nbia_pipeline.mirror.series import WantedSeries, collections_of
+from nbia_pipeline.mirror.series import WantedSeries, collections_of, named
 from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import first_of, shown
@@ -62,15 +62,16 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
             # A retry, or another run, may have fetched some meanwhile.
             there = set().union(*each_collection(partial(already_there, lake), wanted))
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
-        progress = Progress(missing, lambda line: context.log.info(shown(f"{key}: {line}")))
+        name = named(collections_of(wanted))
+        progress = Progress(name, missing, lambda line: context.log.info(shown(f"{key}, {line}")))
         with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
             if missing:
-                with naming.archive_of(context).client() as client:
-                    Mirror(client, lake).fetch(missing, on_result=progress.add)
+                with naming.archive_of(context).client() as client, progress.told():
+                    Mirror(client, lake).fetch(missing, on_result=progress.add, on_bytes=progress.arrived)
             # Another batch failed: nothing follows that would carry the receipts of this one over.
             each_collection(partial(_commit_if_one_failed, lake), wanted)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
-        context.log.info(shown(f"{key}: {progress.line()}; {summary_of(report)}"))
+        context.log.info(shown(f"{key}, {progress.line()}; {summary_of(report)}"))
         partitions = _by_partition(context, wanted, progress.receipts, there)
         return {**report, "batch": key, "digest": digest_of(batch), "partitions": partitions}
 

@@ -20,7 +20,7 @@ from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, digest_of, failed_table
 from nbia_pipeline.defs.assets.partitioned import failure_of, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, definition_metadata, histogram, size_classes
+from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, histogram, size_classes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
@@ -29,21 +29,21 @@ from nbia_pipeline.lake.table_file import Rows, rows_where
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
-from nbia_pipeline.mirror.selection import Selection, with_lists
+from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
 from nbia_pipeline.mirror.series import refresh_failed
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
-from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES
+from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline.text import shown
 
 NAME = "images"
-DESCRIPTION = (
-    "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
-    "all; its receipt is in table image_series, and its files are listed in table instances."
-)
 # The last step waits for the disk or the store most of the time.
 FINISHED_AT_A_TIME = 4
+
+LEFT_OUT = {"not_asked_series": "unasked", "not_selected_series": "unwanted"}
+"""Metadata, and where the plan says it: series that the selection of the run, and the configuration, leave out."""
 
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
@@ -117,17 +117,9 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
     # Not a `graph_asset`, which knows no policy for backfills.
     @dg.graph_multi_asset(
         name=naming.key(NAME).to_python_identifier(),
-        outs={
-            "result": dg.AssetOut(
-                key=naming.key(NAME),
-                description=DESCRIPTION,
-                kinds={"dicom", "file"},
-                metadata=definition_metadata(IMAGE_SERIES),
-            )
-        },
+        outs={"result": dg.AssetOut(key=naming.key(NAME))},
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="images",
         ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
     )
     def images(series: Any) -> Any:
@@ -159,8 +151,12 @@ def _plan(
             raise next(iter(failed.values()))
         raise failure_of({c: error_text(e, settings.name_of) for c, e in failed.items()}, 0)
     left = Counter(w.Collection for w in (*plan.left, *plan.no_room))
+    partitions = {
+        c: {"done": part.done_figures.series, "left": left[c], "unasked": part.unselected, "unwanted": part.unwanted}
+        for c, part in plan.parts.items()
+    }
     return plan, {
-        "partitions": {c: {"done": part.done_figures.series, "left": left[c]} for c, part in plan.parts.items()},
+        "partitions": partitions,
         "failed": {c: error_text(e, settings.name_of) for c, e in failed.items()},
     }
 
@@ -178,20 +174,23 @@ def _finish(
     failed: dict[str, str] = dict(summary.get("failed", {}))
     collections = [c for c in context.partition_keys if c not in failed]
     with stopping.threads(FINISHED_AT_A_TIME, "nbia-finish") as pool:
-        begun = {c: pool.submit(_finish_collection, context, lake, c, reports) for c in collections}
+        finish = partial(_finish_collection, context, lake, Selections(settings.select))
+        begun = {c: pool.submit(finish, c, reports) for c in collections}
         for collection, future in begun.items():
             try:
                 made[collection] = future.result()
-            except LakeError as e:
+            except (LakeError, SelectionError) as e:
                 if len(begun) == 1 and not failed:
                     raise
                 failed[collection] = error_text(e, settings.name_of)
     return made, failed
 
 
-def _finish_collection(context: Any, lake: Lake, collection: str, reports: list[Any]) -> dict[str, Any]:
+def _finish_collection(
+    context: Any, lake: Lake, selections: Selections, collection: str, reports: list[Any]
+) -> dict[str, Any]:
     series = listed_series(lake, collection)
-    receipts = carry_over(lake, collection, series)
+    receipts = carry_over(lake, collection, series, selections.wanted(lake, collection, series))
     complete = (p.filter(pc.equal(p["Status"], COMPLETE)) for p in receipts.pieces(["Status", "Bytes"]))
     sizes = (size for piece in complete for size in piece["Bytes"].to_pylist())
     fetched = [sum(r["sizes"][n] for r in counts_of(reports, collection)) for n in range(len(LABELS))]
@@ -243,7 +242,8 @@ def build_ops(
         started = time.time()
         config = config_type(**context.op_config)
         with as_failure(settings), naming.archive_of(context).client() as client:
-            plan, more = make_plan(context, config, Mirror(client, naming.lake_of(context).open()))
+            mirror = Mirror(client, naming.lake_of(context).open(), selections=Selections(settings.select))
+            plan, more = make_plan(context, config, mirror)
         batches = {}
         for number, batch in enumerate(plan.batches(config.batch_series)):
             key, content = f"b{number:05d}", [w.to_json() for w in batch]
@@ -251,11 +251,17 @@ def build_ops(
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
         yield dg.Output({"batches": batches, "started": started, **more}, output_name="summary")
 
-    @dg.op(name=naming.of(f"finish_{asset}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
+    @dg.op(
+        name=naming.of(f"finish_{asset}"),
+        out=dg.Out(dg.Nothing, io_manager_key=naming.io),
+        required_resource_keys={naming.lake},
+    )
     def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
         expect_all(summary, reports)
         with as_failure(settings):
-            made, failed = finish(context, naming.lake_of(context).open(), summary, reports)
+            lake = naming.lake_of(context).open()
+            made, failed = finish(context, lake, summary, reports)
+            write_catalog(lake)
         made = {name: {**known, **run_metadata(summary, reports, name)} for name, known in made.items()}
         if failed:  # an output would be one of all partitions
             record(context, naming.key(asset), made)
@@ -321,6 +327,7 @@ def run_metadata(summary: dict[str, Any], reports: list[Any], partition: str) ->
         "healed_instances": total("healed"),
         "skipped_series": before["done"] + total("already_there"),
         "left_series": before["left"],
+        **{name: before[key] for name, key in LEFT_OUT.items() if before.get(key)},
         "seconds": round(seconds, 3),
         "bytes_per_second": round(sum(r["bytes"] for r in reports) / seconds),
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in reports), default=0),

@@ -9,11 +9,12 @@ import dagster as dg
 
 from nbia_pipeline import stopping
 from nbia_pipeline.archive import ArchiveError
-from nbia_pipeline.defs.metadata import definition_metadata, records
+from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.damage import read_or_empty
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline.settings import Settings
@@ -42,10 +43,8 @@ def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **m
         warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests fail if it changes
         decorator: Decorator = dg.asset(
             key=naming.key(table.name),
-            description=table.description,
-            kinds={"parquet"},
-            metadata=definition_metadata(table),
             required_resource_keys={naming.archive, naming.lake},
+            io_manager_key=naming.io,
             pool=naming.pool if calls_archive else None,
             **more,
         )
@@ -66,7 +65,6 @@ def partitioned_asset(
         naming,
         table,
         calls_archive=calls_archive,
-        group_name="tables",
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[naming.key(t.name) for t in after],
@@ -106,6 +104,7 @@ def each_partition(
             else:
                 # Here rather than at the end: Dagster is slow at this, and meanwhile the other thread goes on.
                 context.add_asset_metadata(made[collection], partition_key=collection)
+    write_catalog(lake)
     if failed:
         record(context, naming.key(table.name), made)
         salvage(list(made))

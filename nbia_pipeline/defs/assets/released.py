@@ -33,9 +33,6 @@ def build_released_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinit
 
     @dg.asset(
         key=naming.key(NAME),
-        description="Report: the patients and studies of the collection that have a series released since a given day.",
-        group_name="reports",
-        kinds={"report"},
         partitions_def=naming.partitions,
         deps=[naming.key(COLLECTIONS.name)],
         required_resource_keys={naming.archive},

@@ -22,6 +22,7 @@ from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.mirror import journal
+from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
@@ -60,7 +61,7 @@ def build_table_assets(naming: Naming, settings: Settings) -> list[dg.AssetsDefi
 
 
 def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
-    @table_asset(naming, t.COLLECTIONS, group_name="catalog")
+    @table_asset(naming, t.COLLECTIONS)
     def collections(context: dg.AssetExecutionContext, config: ChangesConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
@@ -85,7 +86,7 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
 
 
 def _values(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefinition:
-    @table_asset(naming, table, group_name="catalog")
+    @table_asset(naming, table)
     def values(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         with as_failure(settings), naming.archive_of(context).client() as client:
             lake = naming.lake_of(context).open()
@@ -157,5 +158,7 @@ def _write(
     fetched, size = write_listing(lake, table, client.api, fetch, collection, allow_lost_columns=allow_lost_columns)
     seconds = time.perf_counter() - started
     figures = materialization_metadata(table, lake, fetched.rows.num_rows, size, seconds, collection)
+    if collection is None:
+        write_catalog(lake)
     warnings = [*client.warnings, *fetched.warnings]
     return {**figures, **fetched.figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}

@@ -1,8 +1,7 @@
 """The asset checks: the tables and files of the lake are consistent, and nothing that is listed is missing.
 
-Each check covers all collections, whichever partition was just materialized: Dagster shows one result per check, and
-a pass for one collection must not hide the failure of another. Checks that cannot cover everything each time show
-what they covered.
+A check of a partitioned asset covers the partitions of its run, and each of them has its own result. Checks that cannot
+cover everything each time show what they covered.
 """
 
 import dagster as dg

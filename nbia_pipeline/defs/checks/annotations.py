@@ -8,7 +8,7 @@ from nbia_pipeline.defs.checks.check import Finding, Report, Subject, build_chec
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.annotations.fetch import annotations_due
-from nbia_pipeline.schema.tables import ANNOTATIONS, SERIES_METADATA
+from nbia_pipeline.schema.tables import ANNOTATIONS
 from nbia_pipeline.settings import Settings
 
 
@@ -18,7 +18,7 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
         build_check(
             naming,
             settings,
-            ANNOTATIONS.name,
+            ANNOTATIONS,
             "complete",
             "Every series with complete images has the annotation files that the archive announces.",
             complete,
@@ -29,13 +29,12 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
 
 def complete(subject: Subject) -> Report:
     """Compare the table of annotation files, and the sizes of the files, with what the archive announces."""
-    return Report(incomplete(subject.lake), remedy=lambda first: "nbia-pipeline run")
+    return Report(incomplete(subject.lake, subject.collection), remedy=lambda first: "nbia-pipeline run")
 
 
-def incomplete(lake: Lake) -> Iterator[Finding]:
+def incomplete(lake: Lake, collection: str) -> Iterator[Finding]:
     """Yield the series without annotation files that the archive announces, or with others."""
-    for collection in lake.collections_of(SERIES_METADATA):
-        for series in annotations_due(lake, collection, retry=True):
-            why = series.older[0]["Finding"] if series.older else None
-            why = why or "not fetched yet, changed since, or removed"
-            yield Finding(collection, f"annotation files of series {series.uid} are missing: {why}", series.uid)
+    for series in annotations_due(lake, collection, retry=True):
+        why = series.older[0]["Finding"] if series.older else None
+        why = why or "not fetched yet, changed since, or removed"
+        yield Finding(f"annotation files of series {series.uid} are missing: {why}", series.uid)

@@ -2,7 +2,7 @@
 
 import random
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,14 +16,18 @@ from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.changes.present import present_series
 from nbia_pipeline.defs.checks.check import SHOWN, Check, Finding, Report, Subject, build_check_step
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.defs.sensors import collections_in_progress
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.lake.table_file import pieces_where
-from nbia_pipeline.mirror.plan import make_plan
+from nbia_pipeline.lake.table_file import Rows, pieces_where
+from nbia_pipeline.mirror.commit import NO_ROOM, NOT_FETCHED
+from nbia_pipeline.mirror.journal import BEING_REPLACED
+from nbia_pipeline.mirror.plan import RETRY_AFTER, make_plan
 from nbia_pipeline.mirror.receipt import BY_DIGESTS, MD5_AND_FIGURES
 from nbia_pipeline.mirror.repair import ADVICE
-from nbia_pipeline.mirror.series import has_files, in_order_of
+from nbia_pipeline.mirror.selection import NotRead, Selections
+from nbia_pipeline.mirror.series import WantedSeries, has_files, in_order_of
 from nbia_pipeline.schema.arrow import among
-from nbia_pipeline.schema.status import COMPLETE, PENDING
+from nbia_pipeline.schema.status import COMPLETE, PENDING, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, LICENSES
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import first_of
@@ -31,9 +35,13 @@ from nbia_pipeline.verify import refetch
 from nbia_pipeline.verify.compare import differs_from_archive, lists_others
 from nbia_pipeline.verify.rehash import VerifyRun, md5s_of, plan_verification, read_again
 
+RUN = "nbia-pipeline run"
+
 # Each run of images reads about this much of the lake again, whatever its size; the next one goes on from there.
 INTACT_BYTES = 250_000_000
 INTACT_SECONDS = 5
+# Collections that are not those of the run, and of which some series are read again too.
+OTHERS_READ = 2
 # Small requests, one for each series. With the lists, those of a collection can all be in flight at a time.
 ASKED_PER_COLLECTION = 12
 ASKED_AT_MOST = 100
@@ -50,13 +58,14 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
     checks = (
         Check(
             "complete",
-            "Every listed series of a mirrored collection is in the lake: complete, verified and as listed now.",
-            complete,
+            "Every series that is wanted of the collection is in the lake: complete, verified and as listed now.",
+            partial(complete, naming),
         ),
         Check(
             "intact",
             "The files that were read again are unchanged since they were fetched. Each run reads different files.",
             intact,
+            order=most_urgent,
         ),
         Check(
             "agrees_with_archive",
@@ -65,6 +74,7 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
             agrees_with_archive,
             severity=dg.AssetCheckSeverity.WARN,
             needs_archive=True,
+            order=by_day,
         ),
         Check(
             "licensed",
@@ -73,57 +83,124 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
             severity=dg.AssetCheckSeverity.WARN,
         ),
     )
-    return [build_check_step(naming, settings, "images", checks)]
+    return [build_check_step(naming, settings, IMAGE_SERIES, checks, asset="images")]
 
 
 # --- complete
 
 
-def complete(subject: Subject) -> Report:
-    """Compare the receipts with the ``series`` table, for every mirrored collection that has receipts."""
-    return Report(
-        incomplete(subject.lake, _mirrored(subject)),
-        remedy=_run_again,
-    )
+def complete(naming: Naming, subject: Subject) -> Report:
+    """Compare the receipts of a mirrored collection with the series that are wanted of it.
+
+    What is only not fetched yet is a warning: the next run, or one that is in progress, fetches it.
+    """
+    lake, collection = subject.lake, subject.collection
+    if not subject.settings.mirrors_images_of(collection):
+        return Report([], summary="The images of the collection are not mirrored")
+    series = present_series(lake, collection)
+    try:
+        wanted = Selections(subject.settings.select).wanted(lake, collection, series)
+    except NotRead as e:
+        return Report([Finding(str(e), warning=True)], remedy=lambda first: RUN)
+    found = list(incomplete(lake, collection, wanted))
+    findings = sorted(found, key=lambda f: f.warning)
+    pending, unwanted = sum(f.warning for f in found), series.num_rows - wanted.num_rows
+    summary = f"{wanted.num_rows - len(found):,} of {wanted.num_rows:,} series are in the lake"
+    summary += f"; {unwanted:,} are not selected ({subject.settings.name_of('select')})" if unwanted else ""
+    busy = _fetched_by_others(naming, subject) if pending else False
+    if pending:
+        summary += f"; {pending:,} are pending: {_why_pending(subject, found, busy=busy)}"
+    properties = {"wanted_series": wanted.num_rows, "pending_series": pending, "not_selected_series": unwanted}
+    return Report(findings, properties, partial(_run_again, busy), summary)
 
 
-def _run_again(findings: list[Finding]) -> str | None:
-    """Return the command that fetches series, but for those that only the archive can repair."""
+def _run_again(busy: bool, findings: list[Finding]) -> str | None:
+    """Return the command that fetches series, without those that only the archive can repair or that a run fetches."""
     # A UID is the archive's text, and a person pastes this into a shell.
-    series = [f"--series {shlex.quote(f.series or '')}" for f in findings if f.fetchable]
-    return " ".join(["nbia-pipeline run", *series]) if series else None
+    failed = [f"--series {shlex.quote(f.series or '')}" for f in findings if f.fetchable and not f.warning]
+    if failed:
+        return " ".join([RUN, *failed])
+    return RUN if any(f.warning for f in findings) and not busy else None
 
 
-def incomplete(lake: Lake, collections: list[str]) -> Iterator[Finding]:
-    """Yield the listed series without a complete receipt of their present content."""
-    for collection in collections:
-        receipts = lake.read_file(IMAGE_SERIES, collection)
-        todo = make_plan(present_series(lake, collection), receipts).todo
-        uids = pa.array([series.SeriesInstanceUID for series in todo], pa.string())
-        known = receipts.filter(pc.is_in(receipts[_UID], value_set=uids), [_UID, "Status", "Reason"])
-        by_uid = {row[_UID]: row for row in known.to_pylist()}
-        for series in todo:
-            receipt = by_uid.get(series.SeriesInstanceUID, {})
-            status = receipt.get("Status", PENDING)
-            why = receipt.get("Reason") or "not fetched yet"
-            if status == COMPLETE:
-                status, why = "outdated", receipt.get("Reason") or "the archive changed it since it was fetched"
-            uid = series.SeriesInstanceUID
-            yield Finding(collection, f"series {uid} is {status}: {why}", uid, fetchable=ADVICE not in why)
+def _fetched_by_others(naming: Naming, subject: Subject) -> bool:
+    """Return whether another run of images of the collection is queued or in progress."""
+    if subject.instance is None:
+        return False
+    if "busy" not in subject.shared:
+        subject.shared["busy"] = collections_in_progress(naming, subject.instance, besides=subject.run_id)
+    return subject.collection in subject.shared["busy"]
+
+
+def _why_pending(subject: Subject, findings: list[Finding], *, busy: bool) -> str:
+    no_room = sum(f.warning and NO_ROOM in f.what for f in findings)
+    left, not_asked = (int(subject.last.get(name, 0)) for name in ("left_series", "not_asked_series"))
+    not_asked = min(not_asked, sum(f.warning for f in findings) - left)
+    reasons = {
+        "another run is fetching the collection": busy,
+        f"the disk has no room for {no_room:,}": no_room,
+        f"the bounds of the last run left {left - no_room:,}": max(0, left - no_room),
+        f"the last run was not asked for {not_asked:,}": not_asked > 0,
+    }
+    return ", ".join(why for why, true in reasons.items() if true) or "no run has fetched them yet"
+
+
+def incomplete(lake: Lake, collection: str, wanted: Rows) -> Iterator[Finding]:
+    """Yield the wanted series without a complete receipt of their present content."""
+    receipts = lake.read_file(IMAGE_SERIES, collection)
+    todo = make_plan(wanted, receipts).todo
+    uids = pa.array([series.SeriesInstanceUID for series in todo], pa.string())
+    columns = [_UID, "Status", "Reason", "FetchedAt", "RefreshFailedAt"]
+    known = receipts.filter(pc.is_in(receipts[_UID], value_set=uids), columns)
+    by_uid = {row[_UID]: row for row in known.to_pylist()}
+    never = {uid for uid in uids.to_pylist() if by_uid.get(uid, _NO_RECEIPT)["FetchedAt"] is None}
+    lost = set(lake.read_rows(INSTANCES, collection, _UID, never, [_UID])[_UID].to_pylist()) if never else set()
+    for series in todo:
+        receipt = by_uid.get(series.SeriesInstanceUID, _NO_RECEIPT)
+        if series.SeriesInstanceUID in lost:
+            receipt = {**receipt, "Status": "lost", "Reason": "its files were in the lake, and its receipt is gone"}
+        yield _finding(series, receipt)
+
+
+_NO_RECEIPT: dict[str, Any] = dict.fromkeys(("Status", "Reason", "FetchedAt", "RefreshFailedAt"))
+
+
+def _finding(series: WantedSeries, receipt: Mapping[str, Any]) -> Finding:
+    status, why = receipt["Status"] or PENDING, receipt["Reason"] or NOT_FETCHED
+    warning = status in (PENDING, WITHDRAWN) and (receipt["FetchedAt"] is None or why == BEING_REPLACED)
+    if status == COMPLETE:
+        status, why = "outdated", receipt["Reason"] or "the archive changed it since it was fetched"
+        warning = receipt["RefreshFailedAt"] is None
+    elif status == UNAVAILABLE:
+        warning = _is_new(series)
+    uid = series.SeriesInstanceUID
+    return Finding(f"series {uid} is {status}: {why}", uid, fetchable=ADVICE not in why, warning=warning)
+
+
+def _is_new(series: WantedSeries) -> bool:
+    """Return whether a series was submitted or released within the last day: it may be refused while it is curated."""
+    times = [time for time in (series.TimeStamp, series.DateReleased) if time is not None]
+    return bool(times) and clock.utc_now() - max(times) < RETRY_AFTER
 
 
 # --- intact
 
 
 def intact(subject: Subject) -> Report:
-    """Read a part of the lake again: what is known to be damaged first, then what has gone unchecked for longest."""
-    lake = subject.lake
-    until = clock.utc_now() + timedelta(seconds=INTACT_SECONDS)
+    """Read a part of the collection again: what is known to be damaged first, then what was read longest ago."""
+    planned = plan_verification(subject.lake, [subject.collection])
+    spent = subject.shared.setdefault("read", VerifyRun(0, 0))
+    most_bytes = (INTACT_BYTES - spent.bytes) / subject.to_go
+    until = clock.utc_now() + timedelta(seconds=(INTACT_SECONDS - spent.seconds) / subject.to_go)
+    damaged = any(not sound for sound, _ in (part.urgency for part in planned))
 
     def enough(run: VerifyRun) -> bool:
-        return run.bytes >= INTACT_BYTES or clock.utc_now() >= until
+        if damaged and not run.checked:  # else a result would say that all is well
+            return False
+        return run.bytes >= most_bytes or clock.utc_now() >= until
 
-    run = read_again(lake, plan_verification(lake, lake.collections_of(IMAGE_SERIES)), enough=enough)
+    run = read_again(subject.lake, planned, enough=enough)
+    spent.bytes, spent.seconds = spent.bytes + run.bytes, spent.seconds + run.seconds
     properties = {
         "read_series": run.checked,
         "stored_series": run.wanted,
@@ -131,78 +208,90 @@ def intact(subject: Subject) -> Report:
         "read_bytes": run.bytes,
         "bytes_per_second": round(run.rate),
     }
-    findings = (
-        Finding(v.series.collection, f"series {v.series.uid} is damaged, {v.finding}", v.series.uid)
-        for v in run.damaged
-    )
+    findings = (Finding(f"series {v.series.uid} is damaged, {v.finding}", v.series.uid) for v in run.damaged)
     return Report(findings, properties, remedy=lambda first: refetch.COMMAND)
+
+
+def most_urgent(lake: Lake, partitions: list[str]) -> list[str]:
+    """Return the collections of a run, the one that was read longest ago first, and others that were not read for long.
+
+    Else nothing would read a collection again in which nothing is new.
+    """
+    planned = [part.collection for part in plan_verification(lake, lake.collections_of(IMAGE_SERIES))]
+    others = [name for name in planned if name not in partitions][:OTHERS_READ]
+    chosen = [name for name in planned if name in partitions or name in others]
+    return [*chosen, *(name for name in partitions if name not in planned)]
 
 
 # --- agrees_with_archive
 
 
 def agrees_with_archive(subject: Subject) -> Report:
-    """Ask the archive for its digests, and lists, of some series of the run's collections, or of all mirrored ones.
+    """Ask the archive for its digests, and lists, of some series of the collection.
 
     This finds series that the archive replaced without a change that its tables show.
     """
     counts = {"asked": 0, "not_held": 0, "listed": 0}
-    assert subject.archive is not None  # noqa: S101 - built with needs_archive
-    with subject.archive.client() as client:
-        findings = list(_disagreements(client, subject.lake, _chosen(subject), counts))
+    assert subject.client is not None  # noqa: S101 - built with needs_archive
+    findings = list(_disagreements(subject.client, subject, counts))
+    spent = subject.shared
+    for name, number in counts.items():
+        spent[name] = spent.get(name, 0) + number
     return Report(findings, dict(counts), remedy=lambda first: refetch.COMMAND_OUTDATED)
+
+
+def by_day(lake: Lake, partitions: list[str]) -> list[str]:
+    """Return the collections of a run in an order that is another each day: what can be asked has a bound."""
+    return random.Random(str(clock.utc_now().date())).sample(partitions, len(partitions))  # noqa: S311 - no secret
 
 
 def _chosen(subject: Subject) -> list[dict[str, Any]]:
     """Choose complete series at random, others each day, of which the archive had digests when they were fetched."""
-    collections = _mirrored(subject)
-    collections = [c for c in collections if c in subject.collections] or collections
-    day = clock.utc_now().date()
-    chosen: list[dict[str, Any]] = []
-    for collection in collections:
-        receipts = subject.lake.read_table(IMAGE_SERIES, collection, columns=[_UID, "Status", "SeriesMD5", "Proof"])
-        by_digests = among(receipts["Proof"], BY_DIGESTS)
-        verified = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), by_digests))
-        rows = range(verified.num_rows)
-        chance = random.Random(f"{day} {collection}")  # noqa: S311 - no secret
-        picked = sorted(chance.sample(rows, min(ASKED_PER_COLLECTION, len(rows))))
-        chosen += [{**row, "Collection": collection} for row in verified.take(pa.array(picked, pa.int64())).to_pylist()]
-    return random.Random(str(day)).sample(chosen, min(ASKED_AT_MOST, len(chosen)))  # noqa: S311 - no secret
+    if not subject.settings.mirrors_images_of(subject.collection):
+        return []
+    columns = [_UID, "Status", "SeriesMD5", "Proof"]
+    receipts = subject.lake.read_table(IMAGE_SERIES, subject.collection, columns=columns)
+    by_digests = among(receipts["Proof"], BY_DIGESTS)
+    verified = receipts.filter(pc.and_(pc.equal(receipts["Status"], COMPLETE), by_digests))
+    rows = range(verified.num_rows)
+    chance = random.Random(f"{clock.utc_now().date()} {subject.collection}")  # noqa: S311 - no secret
+    most = min(ASKED_PER_COLLECTION, ASKED_AT_MOST - subject.shared.get("asked", 0), len(rows))
+    return verified.take(pa.array(sorted(chance.sample(rows, most)), pa.int64())).to_pylist()
 
 
-def _disagreements(
-    client: NbiaClient, lake: Lake, chosen: list[dict[str, Any]], counts: dict[str, int]
-) -> Iterator[Finding]:
+def _disagreements(client: NbiaClient, subject: Subject, counts: dict[str, int]) -> Iterator[Finding]:
     def compare_digest(row: dict[str, Any]) -> str | None:
         digest = client.md5_hierarchy(series_uid=row[_UID])
         counts["asked"] += 1
         counts["not_held"] += digest is None  # the archive has none now, which says nothing about the files
-        md5s = partial(_md5s, lake, row)
+        md5s = partial(_md5s, subject, row)
         return differs_from_archive(client, (row[_UID], row["SeriesMD5"]), digest, md5s, most=ASKED_PER_SERIES)
 
     def compare_list(row: dict[str, Any]) -> str | None:
         counts["listed"] += 1
-        return lists_others(client, row[_UID], _md5s(lake, row))
+        return lists_others(client, row[_UID], _md5s(subject, row))
 
-    by_figures = [row for row in chosen if row["Proof"] == MD5_AND_FIGURES][:LISTED_AT_MOST]
+    chosen = _chosen(subject)
+    most_lists = LISTED_AT_MOST - subject.shared.get("listed", 0)
+    by_figures = [row for row in chosen if row["Proof"] == MD5_AND_FIGURES][:most_lists]
     questions = [*((compare_digest, row) for row in chosen), *((compare_list, row) for row in by_figures)]
     outdated: set[str] = set()
     with stopping.threads(client.max_in_flight, "nbia-check") as pool:
         answers = stopping.in_order(pool, (partial(ask, row) for ask, row in questions), most=client.max_in_flight)
         for _, row in questions:
-            uid, collection = row[_UID], row["Collection"]
+            uid = row[_UID]
             try:
                 different = next(answers)
             except ArchiveError as e:
-                yield Finding(collection, f"the archive cannot be asked for its digests: {e}")
+                yield Finding(f"the archive cannot be asked for its digests: {e}")
                 return
             if different and uid not in outdated:
                 outdated.add(uid)
-                yield Finding(collection, f"series {uid} is outdated: {different}", uid)
+                yield Finding(f"series {uid} is outdated: {different}", uid)
 
 
-def _md5s(lake: Lake, row: dict[str, Any]) -> dict[str, str]:
-    rows = lake.read_rows(INSTANCES, row["Collection"], _UID, {row[_UID]}, ["SOPInstanceUID", "MD5"])
+def _md5s(subject: Subject, row: dict[str, Any]) -> dict[str, str]:
+    rows = subject.lake.read_rows(INSTANCES, subject.collection, _UID, {row[_UID]}, ["SOPInstanceUID", "MD5"])
     return md5s_of(rows.to_pylist())
 
 
@@ -211,38 +300,31 @@ def _md5s(lake: Lake, row: dict[str, Any]) -> dict[str, str]:
 
 def licensed(subject: Subject) -> Report:
     """Look for the license of every complete series, and for its text."""
-    return Report(unlicensed(subject.lake), remedy=lambda first: "nbia-pipeline run")
+    return Report(unlicensed(subject.lake, subject.collection), remedy=lambda first: RUN)
 
 
-def unlicensed(lake: Lake) -> Iterator[Finding]:
+def unlicensed(lake: Lake, collection: str) -> Iterator[Finding]:
     """Yield, by license, the complete series that name none, or whose license has no text in the lake."""
-    for collection in lake.collections_of(IMAGE_SERIES):
-        listed = present_series(lake, collection)
-        complete = pc.fill_null(has_files(in_order_of(listed, lake.read_file(IMAGE_SERIES, collection))), False)
-        texts = lake.read_table(LICENSES, collection, columns=["LicenseName", "LicenseURI", "LicenseText"])
-        known = {_license(row) for row in texts.to_pylist() if row["LicenseText"] is not None}
-        # Those with a text are left out at once: they are nearly all, and many.
-        named: dict[tuple[str, str], list[str]] = {}
-        for piece in pieces_where(listed, complete, [_UID, "LicenseName", "LicenseURI"]):
-            columns = (piece[name].to_pylist() for name in piece.column_names)
-            for uid, *names in zip(*columns, strict=True):
-                license = (names[0] or "", names[1] or "")
-                if license not in known or not any(license):
-                    named.setdefault(license, []).append(uid)
-        for license, uids in sorted(named.items()):
-            shown, name = first_of(uids, SHOWN), license[0] or license[1]
-            if not name:
-                yield Finding(collection, f"{len(uids)} series name no license: {shown}", uids[0])
-            else:
-                what = f"the text of {name!r} is not in the lake: the archive serves none, or was not asked yet"
-                yield Finding(collection, f"{what}; {len(uids)} series have it: {shown}", uids[0])
+    listed = present_series(lake, collection)
+    complete = pc.fill_null(has_files(in_order_of(listed, lake.read_file(IMAGE_SERIES, collection))), False)
+    texts = lake.read_table(LICENSES, collection, columns=["LicenseName", "LicenseURI", "LicenseText"])
+    known = {_license(row) for row in texts.to_pylist() if row["LicenseText"] is not None}
+    # Those with a text are left out at once: they are nearly all, and many.
+    named: dict[tuple[str, str], list[str]] = {}
+    for piece in pieces_where(listed, complete, [_UID, "LicenseName", "LicenseURI"]):
+        columns = (piece[name].to_pylist() for name in piece.column_names)
+        for uid, *names in zip(*columns, strict=True):
+            license = (names[0] or "", names[1] or "")
+            if license not in known or not any(license):
+                named.setdefault(license, []).append(uid)
+    for license, uids in sorted(named.items()):
+        shown, name = first_of(uids, SHOWN), license[0] or license[1]
+        if not name:
+            yield Finding(f"{len(uids)} series name no license: {shown}", uids[0])
+        else:
+            what = f"the text of {name!r} is not in the lake: the archive serves none, or was not asked yet"
+            yield Finding(f"{what}; {len(uids)} series have it: {shown}", uids[0])
 
 
 def _license(row: dict[str, Any]) -> tuple[str, str]:
     return row["LicenseName"] or "", row["LicenseURI"] or ""
-
-
-def _mirrored(subject: Subject) -> list[str]:
-    """Return the mirrored collections that have receipts: of others no image was requested yet."""
-    stored = subject.lake.collections_of(IMAGE_SERIES)
-    return [name for name in stored if subject.settings.mirrors_images_of(name)]

@@ -10,6 +10,7 @@ from nbia_pipeline.archive.conformance import Nonconformity
 from nbia_pipeline.defs.checks.check import Finding, Report, build_check
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.layout import NO_COLLECTION
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import places_in, repeats
 from nbia_pipeline.schema.tables import COLLECTIONS, CONFORMANCE, PATIENTS, SERIES, SERIES_METADATA, STUDIES
@@ -21,51 +22,52 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
     check = partial(build_check, naming, settings)
 
     def covers_series(table: Table, column: str, description: str) -> dg.AssetChecksDefinition:
-        return check(table.name, "cover_series", description, lambda s: Report(not_covered(s.lake, table, column)))
+        find = partial(not_covered, table=table, column=column)
+        return check(table, "cover_series", description, lambda s: Report(find(s.lake, s.collection)))
 
     def conformance(table: Table) -> dg.AssetChecksDefinition:
         return check(
-            table.name,
+            table,
             "conformance",
             "Every value, row and key that the archive sends fits the table.",
-            lambda s: Report(nonconforming(s.lake, table)),
+            lambda s: Report(nonconforming(s.lake, s.collection, table)),
             severity=dg.AssetCheckSeverity.WARN,
         )
 
     return [
         *map(conformance, (COLLECTIONS, PATIENTS, STUDIES, SERIES, SERIES_METADATA)),
-        check(SERIES.name, "uids_unique", "Every series is listed once.", lambda s: Report(duplicates(s.lake))),
+        check(
+            SERIES, "uids_unique", "Every series is listed once.", lambda s: Report(duplicates(s.lake, s.collection))
+        ),
         covers_series(PATIENTS, "PatientID", "Every patient of the series table is in the patients table."),
         covers_series(STUDIES, "StudyInstanceUID", "Every study of the series table is in the studies table."),
         covers_series(SERIES_METADATA, "SeriesInstanceUID", "Every series of the series table has its metadata."),
     ]
 
 
-def duplicates(lake: Lake) -> Iterator[Finding]:
+def duplicates(lake: Lake, collection: str) -> Iterator[Finding]:
     """Yield the series that are more than once in a partition of the ``series`` table."""
-    for collection in lake.collections_of(SERIES):
-        uids = lake.read_file(SERIES, collection)["SeriesInstanceUID"]
-        counts = pc.value_counts(uids if repeats(uids) else uids[:0])
-        for repeated in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
-            uid = repeated["values"]
-            yield Finding(collection, f"series {uid} is listed {repeated['counts']} times", uid)
+    uids = lake.read_file(SERIES, collection)["SeriesInstanceUID"]
+    counts = pc.value_counts(uids if repeats(uids) else uids[:0])
+    for repeated in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
+        uid = repeated["values"]
+        yield Finding(f"series {uid} is listed {repeated['counts']} times", uid)
 
 
-def nonconforming(lake: Lake, table: Table) -> Iterator[Finding]:
-    """Yield what in the last answers for a table did not fit it, of each collection."""
-    for partition in lake.collections_of(CONFORMANCE):
-        rows = lake.read_table(CONFORMANCE, partition)
-        for row in rows.filter(pc.equal(rows["TableName"], table.name)).to_pylist():
-            one = Nonconformity(*(row[name] for name in ("TableName", "RowKey", "ColumnName", "SentValue", "Why")))
-            yield Finding(row["Collection"], one.text, one.key if table.key == ("SeriesInstanceUID",) else None)
+def nonconforming(lake: Lake, collection: str, table: Table) -> Iterator[Finding]:
+    """Yield what in the last answers for a table did not fit it; `collection` is "" for one of the entire archive."""
+    rows = lake.read_table(CONFORMANCE, collection or NO_COLLECTION)
+    for row in rows.filter(pc.equal(rows["TableName"], table.name)).to_pylist():
+        one = Nonconformity(*(row[name] for name in ("TableName", "RowKey", "ColumnName", "SentValue", "Why")))
+        yield Finding(one.text, one.key if table.key == ("SeriesInstanceUID",) else None)
 
 
-def not_covered(lake: Lake, table: Table, column: str) -> Iterator[Finding]:
-    """Yield the values of `column` in the ``series`` table that `table` lacks, for collections that have both."""
-    for collection in sorted(set(lake.collections_of(table)) & set(lake.collections_of(SERIES))):
-        needed = lake.read_file(SERIES, collection)[column]
-        known = lake.read_file(table, collection)[column]
-        missing = needed.filter(pc.is_null(places_in(pc.fill_null(needed, ""), pc.fill_null(known, ""))))
-        for value in pc.unique(missing).to_pylist():
-            series = value if column == "SeriesInstanceUID" else None
-            yield Finding(collection, f"{column} {value} is not in {table.name}", series)
+def not_covered(lake: Lake, collection: str, table: Table, column: str) -> Iterator[Finding]:
+    """Yield the values of `column` in the ``series`` table of a collection that `table` lacks."""
+    if not lake.has_table(table, collection):
+        return
+    needed = lake.read_file(SERIES, collection)[column]
+    known = lake.read_file(table, collection)[column]
+    missing = needed.filter(pc.is_null(places_in(pc.fill_null(needed, ""), pc.fill_null(known, ""))))
+    for value in pc.unique(missing).to_pylist():
+        yield Finding(f"{column} {value} is not in {table.name}", value if column == "SeriesInstanceUID" else None)
