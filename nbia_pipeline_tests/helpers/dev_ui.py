@@ -29,7 +29,11 @@ mutation ($p: LaunchBackfillParams!) {
 }"""
 TERMINATE = "mutation ($r: String!) { terminateRun(runId: $r) { __typename } }"
 STATUS = "query ($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
-LOADED = "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus } } } }"
+LOADED = """{
+  workspaceOrError { ... on Workspace {
+    locationEntries { name loadStatus locationOrLoadError { ... on PythonError { message } } }
+  } }
+}"""
 
 
 class Page:
@@ -51,6 +55,7 @@ class Page:
             except requests.ConnectionError:
                 entries = []
             if entries and all(e["loadStatus"] == "LOADED" for e in entries):
+                assert all("message" not in e["locationOrLoadError"] for e in entries), entries
                 return list(entries)
             time.sleep(0.5)
         raise AssertionError("the code location did not load")
@@ -113,7 +118,6 @@ def serving_ui(tmp_path: Path, **variables: str) -> Iterator[Page]:
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-
 
 
 def wait_until(reached: Callable[[], bool]) -> None:
