@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from nbia_pipeline.cli.home import EXIT_CODES
 from nbia_pipeline.cli.main import COMMANDS
-from nbia_pipeline.cli.options import COMMON, EXIT_CODES
+from nbia_pipeline.cli.options import COMMON
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.settings import Pipeline, Settings, variable_of
 

@@ -128,9 +128,9 @@ class NbiaComponent(Pipeline, NbiaTranslator, dg.Component, dg.Model, dg.Resolva
 
     translation: Translation | None = Field(
         default=None,
-        description="Attributes of the assets: key, key_prefix, group_name, owners, tags, kinds, description, metadata, "
-        "automation_condition. In a value, {{ asset }} is the name of the asset, such as series, {{ archive }} the "
-        "prefix, and {{ spec }} the asset as it is without this field.",
+        description="Attributes of the assets: key, key_prefix, group_name, owners, tags, kinds, description, "
+        "metadata, automation_condition. In a value, {{ asset }} is the name of the asset, such as series, "
+        "{{ archive }} the prefix, and {{ spec }} the asset as it is without this field.",
     )
 
     def __init__(self, **given: Any) -> None:

@@ -134,8 +134,8 @@ class Pipeline(Connection):
     )
     automation: bool = Field(
         default=False,
-        description="Whether tables and images have automation conditions, with a sensor that evaluates them once it is "
-        "turned on. See docs/automation.md.",
+        description="Whether tables and images have automation conditions, and a sensor that evaluates them once it "
+        "is turned on. See docs/automation.md.",
     )
     executor: str | dict[str, dict[str, Any]] | None = Field(
         default=None,

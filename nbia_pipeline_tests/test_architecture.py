@@ -32,6 +32,9 @@ BESIDE = {("schema", "clock"), ("schema", "text")}
 # The default configuration starts the embedded archive, and a command serves it.
 EXCEPTIONS = {("connect", "embedded"), ("cli", "embedded")}
 
+# A method of the client that writes to a disk imports what does so when it is called, and not before.
+DEFERRED = {("archive.bodies", "mirror.download")}
+
 WITH_DAGSTER = {"defs", "definitions", "component", "cli.run"}
 FILES_IN_A_FOLDER = 17
 
@@ -79,13 +82,15 @@ def test_no_arrow_runs_back_up(name: str) -> None:
         return
     for other in dependencies(name):
         target = other.split(".")[0]
-        if target == room or (room, target) in EXCEPTIONS | BESIDE:
+        if target == room or (room, target) in EXCEPTIONS | BESIDE or (name, other) in DEFERRED:
             continue
         assert floor(target) < floor(room), f"{name} imports {other}"
 
 
 def test_no_import_runs_in_a_circle() -> None:
     graph = {name: dependencies(name) for name in MODULES if name != "__init__"}
+    for name, other in DEFERRED:
+        graph[name].remove(other)
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as e:

@@ -149,6 +149,7 @@ def test_receipts_have_the_columns_of_the_contract() -> None:
         "NewerFileSize": pa.int64(),
         "NewerTimeStamp": TIME,
         "NewerDateReleased": TIME,
+        "Path": pa.string(),
     }
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import requests
 
@@ -146,6 +147,23 @@ class Downloads(Calls):
             ServerError: the archive does not have the file (server: a missing file is a 500).
         """
         return self._bytes("single_image", read, file_of, series_uid=series_uid, sop_instance_uid=sop_instance_uid)
+
+    def download(self, series_uid: str, directory: str | Path) -> list[Path]:
+        """Fetch a series into ``<directory>/<series_uid>``, verified as in a lake, and return the paths of its files.
+
+        Every file has the MD5 that the archive has of it, is DICOM and of this series; their number and size are those
+        that the archive states, or it lists the same instances. The directory appears when all of this is so; one of
+        an earlier download is replaced. See :func:`~nbia_pipeline.mirror.download.download_series`.
+
+        Raises:
+            NotAvailable: the archive lists no such series, or does not send it.
+            BadAnswer: what it sends cannot be verified.
+            LakeError: the directory cannot be written.
+        """
+        # Here, because the client knows nothing of disks; only who calls this imports what does.
+        from nbia_pipeline.mirror.download import download_series
+
+        return download_series(cast(Any, self), series_uid, directory)
 
     def md5_of_image(self, sop_instance_uid: str) -> str | None:
         """Return the MD5 that the archive has for one file: 32 lower-case digits; None if it has none to show.

@@ -34,6 +34,11 @@ _SEPARATOR = r"(?:\s|\\[nrt]?)*"
 _BEGINNING = 8  # characters of a secret by which it is recognized
 
 
+def call_text(endpoint: str, parameters: Mapping[str, str]) -> str:
+    """Return how errors and the log show a call; of a login, the parameters must not be given."""
+    return f"{endpoint} {'&'.join(f'{k}={shown(v, 100)}' for k, v in parameters.items())}".strip()
+
+
 @dataclass(eq=False, repr=False)
 class ArchiveError(TextError):
     """A call that failed. The text names the endpoint, the parameters, the status and the remedy.
@@ -86,9 +91,8 @@ class ArchiveError(TextError):
         return self
 
     def __str__(self) -> str:
-        given = "&".join(f"{k}={shown(v, 100)}" for k, v in self.parameters.items())
         status = f"status {self.status}" if self.status is not None else ""
-        where = ", ".join(part for part in (f"{self.endpoint} {given}".strip(), status) if part)
+        where = ", ".join(part for part in (call_text(self.endpoint, self.parameters), status) if part)
         began = f", answer {self.body!r}" if self.body else ""
         return shown(self.what) + shown(f" [{where}{began}]" if where else "")
 

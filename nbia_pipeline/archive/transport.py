@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -27,6 +29,7 @@ from nbia_pipeline.archive.errors import (
     LoginRefused,
     NotAvailable,
     ServerError,
+    call_text,
 )
 from nbia_pipeline.archive.rate_limit import MAX_IN_FLIGHT, Slot, limiter_of
 from nbia_pipeline.archive.tokens import Tokens, authorization
@@ -212,7 +215,11 @@ class Session:
             token = tokens.current() if tokens else None
             try:
                 with self._slot(endpoint) as slot:
-                    return send(token, slot)
+                    begun = time.monotonic()
+                    result = send(token, slot)
+                    if log.isEnabledFor(logging.DEBUG):
+                        log.debug("%s, %.2f s", call_text(endpoint, parameters), time.monotonic() - begun)
+                    return result
             except ArchiveError as e:
                 stopping.expect_running()
                 e.at(endpoint, parameters).without([*(self.tokens.secrets() if self.tokens else []), token or ""])

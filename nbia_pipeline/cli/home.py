@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import click
+
 from nbia_pipeline.cli.signals import STOP
 from nbia_pipeline.text import TextError, shown
 
@@ -27,6 +29,11 @@ concurrency:
   pools:
     default_limit: 4
 """
+# Each run is a process of some 250 MB, on one machine. More runs wait in the queue.
+_RUNS = """\
+  runs:
+    max_concurrent_runs: 4
+"""
 # The daemon of `dagster dev` acts on it. A run may take days: there is no max_runtime_seconds.
 _MONITORING = """\
 run_monitoring:
@@ -35,8 +42,16 @@ run_monitoring:
   cancel_timeout_seconds: 300
   free_slots_after_run_end_seconds: 60
 """
-DAGSTER_YAML = _BEFORE_MONITORING + _MONITORING
+DAGSTER_YAML = _BEFORE_MONITORING + _RUNS + _MONITORING
+_EARLIER = (_BEFORE_MONITORING, _BEFORE_MONITORING + _MONITORING)
 
+EXIT_CODES = (
+    ("0", "all is well"),
+    ("1", "something failed, or damage or missing data was found"),
+    ("2", "wrong usage: an option, a setting or a name is wrong, and nothing began"),
+    ("3", "ended in order before everything was done, because time ran out"),
+    ("128+n", "stopped by signal n, such as 130 by Ctrl-C"),
+)
 WRONG_CALL = 2
 
 
@@ -75,7 +90,7 @@ def _bring_up_to_date(file: Path) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return  # there is none, so there are no pools either; or Dagster reports it
-    if text == _BEFORE_MONITORING:
+    if text in _EARLIER:
         with suppress(OSError):
             new = file.with_name(f"{file.name}.{os.getpid()}")
             new.write_text(DAGSTER_YAML, encoding="utf-8")
@@ -134,7 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def exit_code(run: Callable[[Any], int], options: Any) -> int:
-    """Run a command and return its exit code; one of our errors becomes one sentence."""
+    """Run a command and return its exit code; one of our errors, or of click's, becomes one sentence."""
     from nbia_pipeline.errors import OURS, WRONG_USAGE, error_text  # not before the help of all commands
 
     STOP.begin()
@@ -142,16 +157,24 @@ def exit_code(run: Callable[[Any], int], options: Any) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
         code = run(options)
+    except click.UsageError as e:
+        code = fail(usage_text(e), WRONG_CALL)
     except (*OURS, HomeError, KeyboardInterrupt) as e:
         sys.stdout.flush()  # so that it appears below what was printed before
         if STOP.signal == signal.SIGPIPE:
             return STOP.exit_code
         if STOP.signal is None and not isinstance(e, KeyboardInterrupt):
-            code = fail(error_text(e, options.name_of), WRONG_CALL if isinstance(e, WRONG_USAGE) else 1)
+            code = fail(error_text(e, options.name_of), WRONG_CALL if isinstance(e, (*WRONG_USAGE, HomeError)) else 1)
         else:
             code = fail(f"interrupted{options.interrupted}", STOP.exit_code)
     OUTPUT.end()
     return code
+
+
+def usage_text(error: click.UsageError) -> str:
+    """Return one sentence about words that a command does not take, and where it is read which it takes."""
+    path = error.ctx.command_path if error.ctx else "nbia-pipeline"
+    return f"{error.format_message().rstrip('.')} (see `{path} --help`)"
 
 
 def report(figures: Mapping[str, Any]) -> None:

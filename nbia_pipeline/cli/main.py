@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import WRONG_CALL, to_stderr
+from nbia_pipeline.cli.home import EXIT_CODES, WRONG_CALL, to_stderr, usage_text
 from nbia_pipeline.cli.signals import STOP, handled
 from nbia_pipeline.text import did_you_mean, similar_names
 
@@ -38,6 +38,35 @@ COMMANDS = {
 }
 RENAMED = {"news": "released"}
 PROGRAM = "nbia-pipeline"
+
+# Here, because the settings take longer to import than the help may take; a test compares them.
+VARIABLES = (
+    ("NBIA_ARCHIVE", "embedded, tcia, nlst, or a base URL that ends in /nbia-api", "embedded"),
+    ("NBIA_API", "v2 (the guide's, with a token) or v4 (no token needed)", "v2"),
+    ("NBIA_USERNAME", "Account at the archive", "nbia_guest"),
+    ("NBIA_PASSWORD", "Password of the account, empty for the guest; never printed", ""),
+    ("NBIA_CA_BUNDLE", "File of certificates to trust", ""),
+    ("NBIA_MAX_IN_FLIGHT", "Most requests in flight to the archive at a time, per process", "16"),
+    ("NBIA_LAKE", "Directory or URI of the lake", "./lake"),
+    ("NBIA_COLLECTIONS", "Names or globs of the collections whose tables are kept", "*"),
+    ("NBIA_IMAGES", "Names or globs of the collections whose images are mirrored", ""),
+    ("NBIA_METADATA", "How series_metadata is requested on v2", "auto"),
+    (
+        "NBIA_FSYNC",
+        "Whether what is finished is flushed to the disk, so that it survives a loss of power",
+        "on",
+    ),
+    ("NBIA_POLL_SECONDS", "Seconds between two ticks of a sensor", "3600"),
+    ("NBIA_CATALOGUE_CRON", "When the catalog is listed (UTC)", "0 2 * * *"),
+    ("NBIA_RECONCILE_CRON", "When every kept collection is listed in full (UTC)", "0 3 * * *"),
+    (
+        "NBIA_ANNOTATIONS",
+        "Whether the annotation files of mirrored series are fetched beside their images",
+        "on",
+    ),
+    ("NBIA_EXECUTOR", "Where the steps of images run", ""),
+)
+"""Name, meaning and default of the variables: the first part of the descriptions of the settings."""
 
 
 class _Commands(click.Group):
@@ -68,6 +97,19 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Variables, of the process or in a file .env in the working directory"):
+            formatter.write_dl(
+                [(n, f"{text} (default: {default})" if default else text) for n, text, default in VARIABLES]
+            )
+        with formatter.section("Exit codes of all commands"):
+            formatter.write_dl(EXIT_CODES)
+        with formatter.section("Completion of words by the Tab key"):
+            formatter.write_text(
+                'Put eval "$(_NBIA_PIPELINE_COMPLETE=bash_source nbia-pipeline)" into ~/.bashrc; zsh and fish have '
+                "zsh_source and fish_source."
+            )
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         found = [CompletionItem(n, help=text) for n, (_, text) in COMMANDS.items() if n.startswith(incomplete)]
         return found + click.Command.shell_complete(self, ctx, incomplete)
@@ -84,7 +126,7 @@ def commands() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: see :data:`nbia_pipeline.cli.options.EXIT_CODES`."""
+    """Run the command and return its exit code: see :data:`~nbia_pipeline.cli.home.EXIT_CODES`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     serves = words[:1] == ["archive"]  # its server has handlers of its own
     with nullcontext() if serves else handled(process_ends=arguments is None):
@@ -100,11 +142,10 @@ def _main(words: list[str]) -> int:
     try:
         return int(commands.main(words, PROGRAM, standalone_mode=False) or 0)
     except click.UsageError as e:
-        if not words:
+        if words:
+            to_stderr(usage_text(e))
+        else:
             e.show()  # the help
-            return WRONG_CALL
-        path = e.ctx.command_path if e.ctx else PROGRAM
-        to_stderr(f"{e.format_message().rstrip('.')} (see `{path} --help`)")
         return WRONG_CALL
     except click.Abort:
         return STOP.exit_code

@@ -3,7 +3,7 @@
 A command is a module with a click command of the name ``command``, which ``COMMANDS`` in
 :mod:`nbia_pipeline.cli.main` names. Its function takes the values of its options by their names, says what it found
 with :func:`~nbia_pipeline.cli.home.say`, hands the same figures to :func:`~nbia_pipeline.cli.home.report` for
-``--json``, and returns the exit code, one of :data:`EXIT_CODES`::
+``--json``, and returns the exit code, one of :data:`~nbia_pipeline.cli.home.EXIT_CODES`::
 
     @as_command()
     @collections_argument("names or globs (default: all)")
@@ -24,32 +24,27 @@ are ``raise click.UsageError(sentence)``. Imports that take long, above all that
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nbia_pipeline.cli.home import OUTPUT, exit_code
+from nbia_pipeline.cli.home import EXIT_CODES, OUTPUT, exit_code
 
 if TYPE_CHECKING:
+    from nbia_pipeline.lake import Lake
     from nbia_pipeline.mirror.selection import Selection
     from nbia_pipeline.settings import Settings
 
-EXIT_CODES = (
-    ("0", "all is well"),
-    ("1", "something failed, or damage or missing data was found"),
-    ("2", "wrong usage: an option, a setting or a name is wrong, and nothing began"),
-    ("3", "ended in order before everything was done, because time ran out"),
-    ("128+n", "stopped by signal n, such as 130 by Ctrl-C"),
-)
-
+ENV_FILE = ".env"
 COMMON = "Common options"
 """The heading of those that every command has."""
 
@@ -159,7 +154,7 @@ def _common(function: F) -> F:
             help="the lake: a directory or a URI (default: NBIA_LAKE, or ./lake)",
         ),
         common("-q", "--quiet", is_flag=True, help="print problems only"),
-        common("-v", "--verbose", count=True, help="also log what is done; twice: every request"),
+        common("-v", "--verbose", is_flag=True, help="log what is done, and each request to the archive, to stderr"),
         common("--json", "as_json", is_flag=True, help="print one JSON document at the end, and messages to stderr"),
     )
     before = getattr(function, "__click_params__", [])
@@ -174,17 +169,45 @@ def _call(function: Callable[[Options], int], interrupted: str, given: dict[str,
     from nbia_pipeline.settings import field_of, variable_of  # not before the help of all commands
 
     params = click.get_current_context().command.params
-    written = {
-        p.name: p.opts[0] for p in params if isinstance(p, Option) and p.setting and given[str(p.name)] is not None
-    }
+    settings = [p for p in params if isinstance(p, Option) and p.setting and given[str(p.name)] is not None]
+    written = {p.name: p.opts[0] for p in settings}
     options = Options(
         **given,
         interrupted=interrupted,
         name_of=lambda argument: written.get(field_of(argument), variable_of(argument)),
     )
+
+    def run(options: Options) -> int:
+        with _environment({**_of_file(), **{variable_of(name): str(given[name]) for name in map(str, written)}}):
+            return function(options)
+
     OUTPUT.begin(quiet=options.quiet, json=options.as_json)
-    with _logging(options.verbose), _environment({variable_of(str(name)): str(given[str(name)]) for name in written}):
-        return exit_code(function, options)
+    with _logging(verbose=options.verbose):
+        return exit_code(run, options)
+
+
+def _of_file() -> dict[str, str]:
+    """Return the variables of the file ``.env`` in the working directory that the process does not have.
+
+    Raises:
+        click.UsageError: it cannot be read; the text names the line and shows none of it, since it may be a password.
+    """
+    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
+
+    file = Path(ENV_FILE).absolute()
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+        raise click.UsageError(f"cannot read {file} ({why})") from None
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            written = binding.original.string
+            line = binding.original.line + written[: len(written) - len(written.lstrip())].count("\n")
+            raise click.UsageError(f"line {line} of {file} is not NAME=value: mend it, or put # before it")
+    values = dotenv_values(stream=io.StringIO(text))
+    return {name: value for name, value in values.items() if value is not None and name not in os.environ}
 
 
 @contextmanager
@@ -203,16 +226,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _logging(verbose: int) -> Iterator[None]:
-    """Print what our modules log to stderr, if it is asked for."""
+def _logging(*, verbose: bool) -> Iterator[None]:
+    """Print what our modules log to stderr, each request to the archive included, if it is asked for."""
     ours = logging.getLogger("nbia_pipeline")
-    if not verbose:
-        yield
-        return
     before, handler = ours.level, logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(_LOG))
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    if verbose:
+        ours.addHandler(handler)
+        ours.setLevel(logging.DEBUG)
     try:
         yield
     finally:
@@ -231,12 +252,44 @@ def settings_of(options: Options) -> Settings:
     return Settings.from_env(name_of=options.name_of)
 
 
+def existing_lake(options: Options, settings: Settings) -> Lake:
+    """Return the lake of the settings.
+
+    Raises:
+        SettingsError: there is none; a command that only reads would take it for one in which all is well.
+    """
+    from nbia_pipeline.lake import Lake
+    from nbia_pipeline.lake.layout import IMAGES, TABLES
+    from nbia_pipeline.settings import SettingsError
+
+    lake = Lake(settings.lake, fsync=settings.fsync)
+    if not any(lake.names_in(folder) for folder in (TABLES, IMAGES)):
+        raise SettingsError(
+            f"there is no lake in {lake.uri} ({options.name_of('lake')}): check the address, or fill it by "
+            "`nbia-pipeline run`"
+        )
+    return lake
+
+
 # --- options of several commands
 
 
 def collections_argument(help_: str) -> Callable[[F], F]:
     """Add the names or globs of collections, as ``collections``."""
-    return argument("collections", nargs=-1, metavar="[COLLECTION]...", help_=help_)
+    return argument(
+        "collections", nargs=-1, metavar="[COLLECTION]...", help_=help_, shell_complete=_names_of_collections
+    )
+
+
+def _names_of_collections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the collections of the lake that begin so, for the completion of words; none if it cannot be read."""
+    from nbia_pipeline.lake import Lake, LakeError
+    from nbia_pipeline.schema.tables import SERIES
+
+    lake = ctx.params.get("lake") or {**os.environ, **_of_file()}.get("NBIA_LAKE") or "./lake"
+    with suppress(LakeError, click.UsageError):
+        return [name for name in Lake(lake).collections_of(SERIES) if name.startswith(incomplete)]
+    return []
 
 
 def with_selection(function: F) -> F:

@@ -11,6 +11,7 @@ from nbia_pipeline.cli.options import (
     Options,
     as_command,
     collections_argument,
+    existing_lake,
     selection_of,
     settings_of,
     with_selection,
@@ -36,7 +37,7 @@ def command(options: Options) -> int:
     run, by a bound or because the disk has too little room for them. Nothing is fetched and nothing is written.
     """
     settings = settings_of(options)
-    lake = Lake(settings.lake, fsync=settings.fsync)
+    lake = existing_lake(options, settings)
     collections = _collections(lake, settings, options.collections)
     plans, notes, damaged = _plans(lake, settings, collections, options)
     free = lake.free_bytes()

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nbia_pipeline.cli.home import WRONG_CALL, agreed, fail, report, say
-from nbia_pipeline.cli.options import Options, as_command, collections_argument, option, settings_of
-from nbia_pipeline.lake import Lake
+from nbia_pipeline.cli.options import Options, as_command, collections_argument, existing_lake, option, settings_of
 from nbia_pipeline.mirror.prune import Prunable, prunable, prune
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.text import size_text
@@ -23,7 +22,7 @@ def command(options: Options) -> int:
     Their receipts stay. The exit code is 1 if the answer is not yes.
     """
     settings, names = settings_of(options), options.collections
-    lake = Lake(settings.lake, fsync=settings.fsync)
+    lake = existing_lake(options, settings)
     stored = lake.collections_of(IMAGE_SERIES)
     unknown = [repr(name) for name in names if name not in stored]
     if unknown:

@@ -14,7 +14,16 @@ import click
 
 from nbia_pipeline import clock
 from nbia_pipeline.cli.home import WRONG_CALL, fail, report, say, to_stderr
-from nbia_pipeline.cli.options import Options, as_command, collections_argument, count, one_of, option, settings_of
+from nbia_pipeline.cli.options import (
+    Options,
+    as_command,
+    collections_argument,
+    count,
+    existing_lake,
+    one_of,
+    option,
+    settings_of,
+)
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.receipt import Receipt
@@ -68,7 +77,7 @@ def command(options: Options) -> int:
     if options.seed is not None and options.sample is None:
         raise click.UsageError("--seed needs --sample")
     settings = settings_of(options)
-    lake = Lake(settings.lake, fsync=settings.fsync)
+    lake = existing_lake(options, settings)
     chosen = matching(options.collections, stored_collections(lake)) if options.collections else None
     tables = damaged_tables(lake, chosen)
     stored = sorted({*lake.collections_of(IMAGE_SERIES), *(d.collection for d in tables if d.of_collection)})

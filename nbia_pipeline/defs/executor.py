@@ -1,4 +1,4 @@
-"""Executors: the one that the settings name, for images; and one process for the jobs whose steps are short."""
+"""Executors: by default the process of the run, for all steps; another one for images, if the settings name one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import dagster as dg
@@ -20,12 +20,17 @@ PAUSE_SECONDS = 0.2
 
 
 @contextmanager
-def pauses() -> Iterator[None]:
+def pauses(*, interruptible: bool = False) -> Iterator[None]:
     """Let Dagster's executor of one process pause between two looks for a slot, which else take a whole core.
 
     It means to sleep, but takes the least of 0 and the time that is left: `interval_to_next_pending_claim_check`.
+
+    Args:
+        interruptible: whether an interrupt that Dagster caught ends its waiting for a slot, or to retry a step. Not in
+            a command, which handles the signals itself.
     """
     try:
+        from dagster._core.errors import raise_execution_interrupts
         from dagster._core.execution.plan.active import ActiveExecution
 
         wait = ActiveExecution.sleep_til_ready
@@ -34,8 +39,9 @@ def pauses() -> Iterator[None]:
         return
 
     def sleep_til_ready(self: ActiveExecution) -> None:  # signals know it by this name
-        wait(self)
-        time.sleep(PAUSE_SECONDS)
+        with raise_execution_interrupts() if interruptible else nullcontext():
+            wait(self)
+            time.sleep(PAUSE_SECONDS)
 
     ActiveExecution.sleep_til_ready = sleep_til_ready  # type: ignore[method-assign]
     try:
@@ -45,7 +51,7 @@ def pauses() -> Iterator[None]:
 
 
 class _OneProcess(dg.Executor):
-    """Dagster's executor of one process, with pauses."""
+    """Dagster's executor of one process, with pauses, and which can be terminated while it waits."""
 
     def __init__(self, executor: dg.Executor) -> None:
         self._executor = executor
@@ -57,7 +63,7 @@ class _OneProcess(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
         """Execute the steps."""
-        with pauses():
+        with pauses(interruptible=True):
             yield from self._executor.execute(plan_context, execution_plan)
 
 
@@ -74,7 +80,7 @@ one_process = dg.ExecutorDefinition(
 # --- where the steps of images run
 
 EXECUTORS = {
-    "in_process": ("dagster", "in_process_executor", ""),
+    "in_process": (__name__, "one_process", ""),
     "multiprocess": ("dagster", "multiprocess_executor", ""),
     "celery": ("dagster_celery", "celery_executor", "celery"),
     "ray": ("dagster_ray", "ray_executor", "ray"),
@@ -84,7 +90,7 @@ EXECUTORS = {
 
 
 def executor_of(settings: Settings) -> dg.ExecutorDefinition | None:
-    """Return the executor that the settings name, None for Dagster's default: a process per step on this machine.
+    """Return the executor that the settings name, None if they name none.
 
     Raises:
         SettingsError: it is not known or not installed, or does not take its configuration.

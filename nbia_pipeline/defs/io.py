@@ -15,7 +15,7 @@ from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.reading.sql import relation
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema.tables import IMAGE_SERIES
-from nbia_pipeline.text import did_you_mean, first_of, similar_names
+from nbia_pipeline.text import did_you_mean, first_of, shown, similar_names
 
 IMAGES = "images"
 
@@ -107,7 +107,7 @@ def _collections(context: dg.InputContext, lake: Lake, table: Table) -> Collecti
     if missing := [key for key in keys if key not in stored]:
         if not found:
             collections_in(lake, table, missing)  # raises
-        context.log.warning(f"table {table.name} has no collection {first_of(missing)}: materialize it first")
+        context.log.warning(shown(f"table {table.name} has no collection {first_of(missing)}: they are left out"))
     return found
 
 

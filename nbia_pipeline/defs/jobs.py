@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -21,6 +20,8 @@ CATALOG_JOB = "catalogue"
 TABLES_JOB = "tables"
 IMAGES_JOB = "images"
 UPDATE_JOB = "update"
+MIRROR_JOB = "mirror"
+CART_JOB = "cart"
 
 ARCHIVE_TAG = "nbia/archive"
 
@@ -39,24 +40,39 @@ Jobs = dict[str, "dg.UnresolvedAssetJobDefinition"]  # a name for type checkers 
 """The jobs of an archive, by what they do: one of the constants above."""
 
 
-def build_jobs(naming: Naming, settings: Settings) -> Jobs:
-    """Return the jobs of one archive; each runs the checks of its assets too."""
+def build_jobs(naming: Naming, settings: Settings, executor: dg.ExecutorDefinition) -> Jobs:
+    """Return the jobs of assets of one archive; each runs the checks of its assets too.
 
-    def job(what: str, assets: Sequence[str], description: str, kind: Any = dg.define_asset_job) -> Any:
+    Args:
+        executor: of the jobs with images. A process for each of the short steps of the others would take longer than
+            the step.
+    """
+
+    def job(what: str, assets: Sequence[str], description: str, executor: dg.ExecutorDefinition) -> Any:
         selection = dg.AssetSelection.assets(*map(naming.key, assets))
         tags = {ARCHIVE_TAG: naming.prefix, **(RETRY_WHOLE if IMAGES[0] in assets else {})}
-        return kind(naming.of(what), selection=selection, description=description, tags=tags)
+        return dg.define_asset_job(
+            naming.of(what), selection=selection, description=description, tags=tags, executor_def=executor
+        )
 
-    # A process for each of their short steps would take longer than the step. Batches of images are worth one.
-    together = partial(dg.define_asset_job, executor_def=one_process)
     images = (*IMAGES, *(ANNOTATIONS if settings.annotations else ()))
-    jobs = (
-        (CATALOG_JOB, CATALOG, "The tables of the entire archive; registers new collections as partitions.", together),
-        (TABLES_JOB, TABLES, "Patients, studies, series, their changes and their metadata, by collection.", together),
-        (IMAGES_JOB, images, "The image files of a collection, verified, and its annotation files."),
-        (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files."),
+    jobs: tuple[tuple[str, Sequence[str], str, dg.ExecutorDefinition], ...] = (
+        (
+            CATALOG_JOB,
+            CATALOG,
+            "The tables of the entire archive; registers new collections as partitions.",
+            one_process,
+        ),
+        (
+            TABLES_JOB,
+            TABLES,
+            "Patients, studies, series, their changes and their metadata, by collection.",
+            one_process,
+        ),
+        (IMAGES_JOB, images, "The image files of a collection, verified, and its annotation files.", executor),
+        (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files.", executor),
     )
-    return {what: job(what, *how) for what, *how in jobs}
+    return {what: job(what, assets, text, where) for what, assets, text, where in jobs}
 
 
 def collections_of(tags: Mapping[str, str], registered: Sequence[str]) -> list[str]:
@@ -73,7 +89,7 @@ def collections_of(tags: Mapping[str, str], registered: Sequence[str]) -> list[s
 def images_config(naming: Naming, **fields: Any) -> dict[str, Any]:
     """Return the run config of a job with images, given fields of its ``ImagesConfig``; none where none is given."""
     images = naming.key("images").to_python_identifier()
-    return {"ops": {images: {"ops": {naming.of("plan_images"): {"config": fields}}}}} if fields else {}
+    return {"ops": {images: {"config": fields}}} if fields else {}
 
 
 def tables_config(naming: Naming, **fields: Any) -> dict[str, Any]:

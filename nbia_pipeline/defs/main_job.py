@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -38,6 +38,7 @@ from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import commit_journal
+from nbia_pipeline.mirror.selection import SelectionError
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.schema.tables import (
@@ -49,6 +50,7 @@ from nbia_pipeline.schema.tables import (
     STUDIES,
 )
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import did_you_mean, matching, unmatched
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -69,6 +71,7 @@ class Outcome:
             skipped and left, and what could not be fetched.
         partly: True if only some of the images were asked for.
         seconds: how long each part took.
+        runs: by job and what it was for, the ID of the run.
         checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
         warnings: what the other checks found, whose failure is a hint, not a problem.
         failures: one sentence for every step that failed.
@@ -78,6 +81,7 @@ class Outcome:
     collections: dict[str, Counter[str]] = field(default_factory=dict)
     fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    runs: dict[str, str] = field(default_factory=dict)
     checks: dict[str, str | None] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -102,20 +106,18 @@ class Outcome:
 
 
 class Stop(Protocol):
-    """The request to stop that the process of a command may get.
+    """The request to stop that a process may get."""
 
-    Attributes:
-        signal: number of the signal, None as long as there is none.
-    """
-
-    signal: int | None
+    @property
+    def signal(self) -> int | None:
+        """Number of the signal, None as long as there is none."""
 
     def arm(self) -> None:
         """Handle the signals again, whose handlers Dagster replaces while a job runs."""
 
 
 class _NoStop:
-    signal: int | None = None
+    signal = None
 
     def arm(self) -> None:
         """Do nothing: Dagster's handlers stay."""
@@ -129,7 +131,9 @@ def run_main_job(
     on_progress: Callable[[str], None] = lambda line: None,
     images: Mapping[str, Any] | None = None,
     *,
+    collections: Sequence[str] = (),
     allow_lost_columns: bool = False,
+    tags: Mapping[str, str] | None = None,
     stop: Stop | None = None,
 ) -> Outcome:
     """Materialize everything that the settings ask for.
@@ -143,16 +147,18 @@ def run_main_job(
         instance: where Dagster keeps the events and the partitions.
         on_progress: called with one line per part done.
         images: which images to fetch, and how much of them: fields of ``ImagesConfig``. None: all.
+        collections: only these, or globs, of those that the settings ask for; none: all.
         allow_lost_columns: take answers in which a column is empty that was full before.
+        tags: those of each run.
         stop: the request to stop that a process has which handles signals itself.
 
     Raises:
         LakeError: the lake cannot be read.
     """
-    runner = _Runner(job_of, naming, instance, on_progress, stop or _NoStop())
+    runner = _Runner(job_of, naming, instance, on_progress, stop or _NoStop(), tags or {})
     try:
         with one_login():
-            if not _materialize(settings, runner, images, allow_lost_columns=allow_lost_columns):
+            if not _materialize(settings, runner, images, collections, allow_lost_columns=allow_lost_columns):
                 return runner.outcome
     except INTERRUPTS:
         runner.outcome.interrupted = True
@@ -164,7 +170,12 @@ def run_main_job(
 
 
 def _materialize(
-    settings: Settings, runner: _Runner, images: Mapping[str, Any] | None, *, allow_lost_columns: bool
+    settings: Settings,
+    runner: _Runner,
+    images: Mapping[str, Any] | None,
+    collections: Sequence[str],
+    *,
+    allow_lost_columns: bool,
 ) -> bool:
     """Run the jobs; False if nothing can be done at all."""
     naming = runner.naming
@@ -175,6 +186,9 @@ def _materialize(
     runner.run(CATALOG_JOB, "values", asset_selection=values)
     lake = Lake(settings.lake, fsync=settings.fsync)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
+    if collections:
+        _expect_known(collections, kept)
+        kept = matching(collections, kept)
     tables = tables_config(naming, allow_lost_columns=True) if allow_lost_columns else None
     registered = list(runner.instance.get_dynamic_partitions(str(naming.partitions.name)))
     for stretch in _stretches(kept, registered):
@@ -183,6 +197,12 @@ def _materialize(
     for stretch in _stretches(mirrored, registered):
         _mirror(runner, lake, stretch, images_config(naming, **_less(images or {}, runner.outcome.fetched)))
     return True
+
+
+def _expect_known(collections: Sequence[str], kept: Sequence[str]) -> None:
+    for name, similar in unmatched(collections, kept).items():
+        hint = did_you_mean(similar, "the table of collections names those that are mirrored")
+        raise SelectionError(f"no collection that is mirrored is {name!r}: {hint}")
 
 
 def _stretches(collections: list[str], registered: list[str]) -> list[list[str]]:
@@ -280,6 +300,7 @@ class _Runner:
     instance: dg.DagsterInstance
     on_progress: Callable[[str], None]
     stop: Stop
+    tags: Mapping[str, str]
     outcome: Outcome = field(default_factory=Outcome)
     failed: set[str] = field(default_factory=set)
     """The collections that the last run failed for, as far as its steps name them."""
@@ -303,8 +324,9 @@ class _Runner:
         Raises:
             KeyboardInterrupt: the process is asked to stop.
         """
-        started, tagged = time.perf_counter(), owned(tags)
+        started, tagged = time.perf_counter(), owned({**self.tags, **(tags or {})})
         self.failed = set()
+        self.outcome.runs[f"{job} {label}"] = tagged["run_id"]
         self.instance.add_event_listener(tagged["run_id"], self._tell)
         try:
             result = self.job_of(self.naming.of(job)).execute_in_process(

@@ -46,18 +46,15 @@ class Naming:
         translator: changes what Dagster is told about the assets, their keys among it.
         conditions: automation conditions by the name of the asset, which the translator may change.
         partitions: the kept collections of the archive, in their exact spelling.
-        carts: the shared carts whose images are wanted; each is added by hand, by its name.
     """
 
     prefix: str = PREFIX
     translator: NbiaTranslator = field(default_factory=NbiaTranslator)
     conditions: Conditions = field(default_factory=dict)
     partitions: dg.DynamicPartitionsDefinition = field(init=False)
-    carts: dg.DynamicPartitionsDefinition = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "partitions", dg.DynamicPartitionsDefinition(name=self.of("collections")))
-        object.__setattr__(self, "carts", dg.DynamicPartitionsDefinition(name=self.of("carts")))
 
     @cached_property
     def specs(self) -> dict[str, dg.AssetSpec]:
@@ -66,7 +63,7 @@ class Naming:
         Raises:
             SettingsError: the translator returns what cannot be used.
         """
-        return asset_specs(self.prefix, self.partitions, self.carts, self.conditions, self.translator)
+        return asset_specs(self.prefix, self.partitions, self.conditions, self.translator)
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive, given its name."""

@@ -23,6 +23,14 @@ from nbia_pipeline.lake.object_store import ObjectStore
 Store: TypeAlias = LocalStore | ObjectStore
 
 
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("abfs", "abfss", "az"), "azure"),
+}
+"""The extra of this package that brings the file system of a scheme."""
+
+
 def open_store(address: str, *, fsync: bool = True) -> Store:
     """Return the store of a lake.
 
@@ -38,9 +46,11 @@ def open_store(address: str, *, fsync: bool = True) -> Store:
             raise LakeError(f"the lake {address} is a file: set it to a directory", arguments=("lake",))
         # Not by its URL: fsspec would cut a path at `::`.
         return LocalStore(LocalFileSystem(), address, Flush(Path(address), off=not fsync))
+    scheme = address.partition("://")[0]
     what = "set it to a directory, or to a URI whose fsspec package is installed"
+    if scheme in _EXTRAS:
+        what = f"install the package for it, pip install 'nbia-pipeline[{_EXTRAS[scheme]}]'"
     try:
-        scheme = address.partition("://")[0]
         translated(fsspec.get_filesystem_class, scheme)
         what = ""
         # Others write too: what an object store remembers of its lists would soon be wrong.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,6 +20,9 @@ from nbia_pipeline.archive import ArchiveUnreachable, BadAnswer, NbiaClient, Not
 from nbia_pipeline.archive.bodies import EmptyBody
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.errors import reason as reason_of
+from nbia_pipeline.lake.errors import remedy
+from nbia_pipeline.lake.layout import encode
 from nbia_pipeline.mirror.journal import publish_series, record_failure
 from nbia_pipeline.mirror.receipt import COUNT_AND_SIZE, Receipt
 from nbia_pipeline.mirror.repair import (
@@ -100,6 +105,80 @@ def fetch_batch(
     if problem:
         raise problem
     return [futures[n].result() for n in range(len(batch))]
+
+
+# --- into a directory instead of a lake
+
+
+def download_series(client: NbiaClient, series_uid: str, directory: str | Path) -> list[Path]:
+    """Fetch one series into a directory of its own, and return the paths of its files; see :func:`download_batch`.
+
+    Raises:
+        NotAvailable: the archive lists no such series, or does not send it.
+        BadAnswer: what it sends cannot be verified.
+        ArchiveError: it cannot be reached or refuses the account.
+        LakeError: the directory cannot be written.
+    """
+    wanted = wanted_series(client.series(series_uid=series_uid))[:1]
+    if not wanted:
+        raise NotAvailable(f"the archive lists no series {series_uid}: check the UID, and what the account may see")
+    (receipt,) = download_batch(client, wanted, directory)
+    if receipt.status != COMPLETE:
+        kind = NotAvailable if receipt.status == UNAVAILABLE else BadAnswer
+        raise kind(f"series {series_uid} is {receipt.status}: {receipt.reason}")
+    return sorted((Path(directory) / encode(series_uid)).iterdir())
+
+
+def download_batch(
+    client: NbiaClient,
+    batch: Sequence[WantedSeries],
+    directory: str | Path,
+    *,
+    on_result: Callable[[Receipt], None] = lambda receipt: None,
+    on_bytes: OnBytes = lambda wanted, size: None,
+) -> list[Receipt]:
+    """Fetch series into directories of their own, ``<directory>/<SeriesInstanceUID>``, verified as those in a lake.
+
+    A directory appears there when all its files are verified; one of an earlier download is replaced then. Until then
+    they are in a hidden directory next to it, a lake for the time being, which only a killed process leaves behind.
+
+    Args:
+        client: the archive.
+        batch: the series.
+        directory: where to; made if need be.
+        on_result: called with every outcome, after its files are in place; from any thread.
+        on_bytes: as for :func:`fetch_batch`.
+
+    Raises:
+        ArchiveError: as for :func:`fetch_batch`; the series that are in place stay.
+        LakeError: the directory cannot be written.
+    """
+    folder = Path(directory).absolute()
+
+    def in_place(receipt: Receipt) -> None:
+        if receipt.status == COMPLETE:
+            final = folder / encode(receipt.wanted.SeriesInstanceUID)
+            with lake.storage_errors(f"write {final}"):
+                there = work / receipt.path
+                there.mkdir(parents=True, exist_ok=True)  # a series without images has none
+                if final.exists():
+                    final.rename(work / f"replaced-{final.name}")
+                there.rename(final)
+        on_result(receipt)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".nbia-", dir=folder))
+    except OSError as e:
+        raise LakeError(f"cannot write to {folder} ({reason_of(e)}): {remedy(e, str(folder))}") from e
+    try:
+        lake = Lake(str(work))
+        return fetch_batch(client, lake, batch, on_result=in_place, on_bytes=on_bytes)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# --- the order, and when to stop
 
 
 def in_good_order(sizes: Sequence[int]) -> list[int]:

@@ -37,7 +37,8 @@ def query(lake: Lake, text: str, parameters: Any = None) -> duckdb.DuckDBPyRelat
     connection = optional("duckdb", "duckdb").connect()
     for table in TABLES.values():
         connection.register(table.name, dataset(lake, table))
-    return connection.sql(text, params=parameters)
+    result: duckdb.DuckDBPyRelation = connection.sql(text, params=parameters)
+    return result
 
 
 def relation(rows: ds.Dataset, name: str) -> duckdb.DuckDBPyRelation:
@@ -48,7 +49,8 @@ def relation(rows: ds.Dataset, name: str) -> duckdb.DuckDBPyRelation:
     """
     connection = optional("duckdb", "duckdb").connect()
     connection.register(name, rows)
-    return connection.table(name)
+    found: duckdb.DuckDBPyRelation = connection.table(name)
+    return found
 
 
 # --- the file

@@ -12,6 +12,7 @@ import pytest
 
 from nbia_pipeline.changes.catalog import kept_collections
 from nbia_pipeline.definitions import build_definitions
+from nbia_pipeline.defs.jobs import images_config
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.embedded.catalog.model import VISIBLE, Catalog
 from nbia_pipeline.schema import TABLES
@@ -147,7 +148,7 @@ def test_the_checks_pass_and_one_fails_when_a_series_is_quarantined(archive: Tes
     assert pipeline.run("catalogue").success
     assert pipeline.run_tables().success
     archive.faults.inject("getImageWithMD5Hash", zips.altered(zips.climbing_name), times=3)
-    config = {"ops": {"nbia__images": {"ops": {"nbia_plan_images": {"config": {"max_series": 1}}}}}}
+    config = images_config(Naming(), max_series=1)
     result = pipeline.run("images", partition_key="QIN_Breast.v2", run_config=config)
     (check,) = [c for c in result.get_asset_check_evaluations() if not c.passed]
     assert check.check_name == "complete"
@@ -162,7 +163,7 @@ def test_the_checks_pass_and_one_fails_when_a_series_is_quarantined(archive: Tes
 def test_a_bounded_run_leaves_the_rest_pending_and_the_next_one_goes_on(pipeline: Pipeline) -> None:
     assert pipeline.run("catalogue").success
     assert pipeline.run_tables().success
-    config = {"ops": {"nbia__images": {"ops": {"nbia_plan_images": {"config": {"max_series": 2}}}}}}
+    config = images_config(Naming(), max_series=2)
     assert pipeline.run("images", partition_key="QIN_Breast.v2", run_config=config).success
     statuses = pipeline.lake.read_table(IMAGE_SERIES, "QIN_Breast.v2")["Status"].to_pylist()
     assert sorted(statuses) == ["complete"] * 2 + ["pending"] * 3

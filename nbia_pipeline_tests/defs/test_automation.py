@@ -60,7 +60,7 @@ def test_what_is_new_is_asked_for_and_nothing_else(daemon: Daemon) -> None:
     assert at(0) == {}
     assert pipeline.run("catalogue").success
     pipeline.instance.add_dynamic_partitions("nbia_collections", ["gone from the archive"])
-    new: Asked = dict.fromkeys(TABLES, set(COLLECTIONS))
+    new: Asked = {name: set(COLLECTIONS) for name in TABLES}
     assert at(1) == new | IMAGES, "new partitions, but for the one that the archive does not list"
     assert at(2) == {}, "it was asked for already"
     for collection in (MIRRORED, "HeadNeckMix"):
@@ -68,7 +68,7 @@ def test_what_is_new_is_asked_for_and_nothing_else(daemon: Daemon) -> None:
     assert at(3) == IMAGES, "the series table of two collections was updated, and the images of one are mirrored"
     assert pipeline.run("images", partition_key=MIRRORED).success
     assert at(4) == {}
-    night = dict.fromkeys(CATALOG, {None}) | new | IMAGES
+    night = {name: {None} for name in CATALOG} | new | IMAGES
     assert at(15.5 * 60) == night, "both crons have passed"
     assert at(15.5 * 60 + 1) == {}
 
@@ -91,7 +91,7 @@ def test_the_sensor_is_stopped_and_asks_in_one_backfill(daemon: Daemon) -> None:
     assert request.tags["nbia/archive"] == "nbia" and request.tags["dagster/retry_strategy"] == "ALL_STEPS"
     asked = request.asset_graph_subset.partitions_subsets_by_asset_key
     found = {key.path[-1]: set(subset.get_partition_keys()) for key, subset in asked.items()}
-    assert found == dict.fromkeys(TABLES, set(COLLECTIONS)) | IMAGES
+    assert found == {name: set(COLLECTIONS) for name in TABLES} | IMAGES
 
 
 def test_there_are_no_conditions_unless_they_are_wanted() -> None:

@@ -22,7 +22,6 @@ from nbia_pipeline.settings import Settings
 
 pytestmark = pytest.mark.slow
 
-KEY = dg.AssetKey(["nbia", "cart_images"])
 NAME = "A colleague's cart"
 
 
@@ -39,25 +38,17 @@ def wanted(control: Operations) -> dict[str, str]:
 
 
 class Mirror:
-    """A code location whose images are mirrored of no collection, with a cart as a partition."""
+    """A code location whose images are mirrored of no collection."""
 
     def __init__(self, url: str, folder: Path, instance: dg.DagsterInstance, **settings: Any) -> None:
         self.instance = instance
         self.lake = Lake(str(folder / "lake"))
         known: dict[str, Any] = {"archive": url, "lake": str(folder / "lake"), "images": ()}
         self.definitions = build_definitions(Settings(**{**known, **settings}))
-        instance.add_dynamic_partitions("nbia_carts", [NAME])
 
     def fetch(self, name: str = NAME, **config: Any) -> dg.ExecuteInProcessResult:
-        ops = {"nbia__cart_images": {"ops": {"nbia_plan_cart_images": {"config": config}}}}
-        job = self.definitions.resolve_implicit_global_asset_job_def()
-        return job.get_subset(
-            asset_selection={KEY}, asset_check_selection={dg.AssetCheckKey(KEY, "complete")}
-        ).execute_in_process(
-            instance=self.instance,
-            partition_key=name,
-            run_config={"ops": ops} if config else None,
-            raise_on_error=False,
+        return self.definitions.resolve_job_def("nbia_cart").execute_in_process(
+            instance=self.instance, run_config={"cart": name, **config}, raise_on_error=False
         )
 
     def statuses(self, collection: str) -> dict[str, str]:
@@ -73,8 +64,9 @@ def mirror(url: str, tmp_path: Path) -> Iterator[Mirror]:
 
 def figures(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     assert result.success
-    (event,) = result.asset_materializations_for_node("nbia__cart_images.nbia_finish_cart_images")
-    return {name: value.value for name, value in event.metadata.items()}
+    (event,) = [e for e in result.get_step_success_events() if e.step_key == "nbia_finish_cart"]
+    outputs = [e for e in result.all_events if e.is_successful_output and e.step_key == event.step_key]
+    return {name: value.value for name, value in outputs[0].step_output_data.metadata.items()}
 
 
 def sentence(result: dg.ExecuteInProcessResult) -> str:
@@ -93,7 +85,7 @@ def test_a_cart_lands_where_its_series_belong(mirror: Mirror, wanted: dict[str, 
         assert files
         for row in files:
             assert Path(mirror.lake.url(row["Path"])).stat().st_size == row["Size"]
-    assert [c.passed for c in result.get_asset_check_evaluations()] == [True]
+    assert found["collections"].records == [dg.TableRecord({"collection": c, "series": 1}) for c in sorted(wanted)]
 
 
 def test_a_second_run_fetches_nothing(mirror: Mirror, wanted: dict[str, str], control: Operations) -> None:
@@ -148,24 +140,21 @@ def test_many_series_of_a_collection_are_listed_at_once(
 def test_a_bounded_run_notes_the_rest_of_the_cart_as_pending(mirror: Mirror, wanted: dict[str, str]) -> None:
     result = mirror.fetch(max_series=1)
     assert (figures(result)["complete"], figures(result)["pending"]) == (1, 1)
-    (check,) = result.get_asset_check_evaluations()
-    assert not check.passed
-    assert isinstance(check.metadata["carts"], dg.TableMetadataValue)
-    assert check.metadata["carts"].records[0].data == {"cart": NAME, "series": 2, "in_lake": 1}
     statuses = Counter(s for c in wanted for s in mirror.statuses(c).values())
     assert statuses == {"complete": 1, "pending": 1}
-    (again,) = mirror.fetch().get_asset_check_evaluations()
-    assert again.passed
+    assert figures(mirror.fetch())["series_in_lake"] == 2
 
 
 def test_a_series_that_cannot_be_had_is_told(mirror: Mirror, wanted: dict[str, str], control: Operations) -> None:
     uid = wanted["QIN_Breast.v2"]
     control.faults(Fault("status", status=500, endpoint="getSingleImage"), Fault("lost_file", series=uid))
     result = mirror.fetch()
-    found = figures(result)
+    assert sentence(result).startswith(f"1 series of the cart {NAME!r} could not be fetched")
+    (failure,) = [e.step_failure_data.user_failure_data for e in result.all_events if e.is_step_failure]
+    assert failure is not None
+    found = {name: value.value for name, value in failure.metadata.items()}
     assert (found["complete"], found["quarantined"]) == (1, 1)
     assert uid in str(found["problems"])
-    assert not result.get_asset_check_evaluations()[0].passed
 
 
 def test_a_mirrored_collection_keeps_its_own_receipts(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from dagster.components.component_scaffolding import scaffold_object
+from dagster.components.core.component_tree import ComponentTreeException
+from dagster.components.core.package_entry import discover_package_objects
 from dagster.components.testing.utils import component_defs, create_defs_folder_sandbox
 
 from nbia_pipeline.component import NbiaComponent
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.resources import NbiaResource
+from nbia_pipeline.defs.specs.translator import NbiaAssetData
 from nbia_pipeline.settings import Connection, Settings, SettingsError
 
 
@@ -44,6 +52,112 @@ def test_yaml_becomes_the_assets_of_an_archive(monkeypatch: pytest.MonkeyPatch, 
             repository = definitions.get_repository_def()
             assert repository.get_sensor_def("nlst_updated_series").minimum_interval_seconds == 600
             assert repository.get_schedule_def("nlst_reconcile").cron_schedule == "@weekly"
+
+
+TRANSLATION = {
+    "key": "imaging/{{ archive }}_{{ asset }}",
+    "group_name": "{{ 'pixels' if asset == 'images' else spec.group_name }}",
+    "owners": ["team:imaging"],
+    "tags": {"domain": "radiology"},
+    "automation_condition": "{{ dg.AutomationCondition.eager() if asset == 'series' else none }}",
+}
+
+
+@contextmanager
+def from_yaml(component: type[NbiaComponent] = NbiaComponent, **attributes: Any) -> Iterator[dg.Definitions]:
+    """Load the definitions of a component in a project of its own."""
+    with create_defs_folder_sandbox() as sandbox:
+        name = f"{component.__module__}.{component.__name__}"
+        contents = {"type": name, "attributes": attributes}
+        folder = sandbox.scaffold_component(component_cls=component, defs_yaml_contents=contents)
+        with sandbox.load_component_and_build_defs(defs_path=folder) as (_, definitions):
+            yield definitions
+
+
+def test_yaml_changes_keys_groups_owners_tags_and_conditions(tmp_path: Path) -> None:
+    with from_yaml(lake=str(tmp_path), translation=TRANSLATION) as definitions:
+        specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+        images, series = specs["imaging/nbia_images"], specs["imaging/nbia_series"]
+        assert [dep.asset_key for dep in images.deps] == [series.key]
+        assert (images.group_name, series.group_name) == ("pixels", "tables")
+        assert images.owners == series.owners == ["team:imaging"]
+        assert series.tags == {"domain": "radiology", "dagster/kind/parquet": ""}
+        assert "dagster/column_schema" in series.metadata
+        assert series.automation_condition == dg.AutomationCondition.eager() and images.automation_condition is None
+        checks = definitions.get_repository_def().asset_graph.asset_check_keys
+        assert {key.asset_key.path[0] for key in checks} == {"imaging"}
+
+
+@pytest.mark.parametrize(
+    ("translation", "sentence"),
+    [
+        ({"partitions_def": {"type": "static", "partition_keys": ["a"]}}, "collections changes partitions_def: leave"),
+        ({"key": "one"}, "the translation gives collections and modalities the same key, one: make them differ"),
+    ],
+    ids=["partitions", "key"],
+)
+def test_yaml_cannot_change_partitions_or_merge_assets(translation: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ComponentTreeException) as found, from_yaml(translation=translation):
+        pass
+    assert isinstance(found.value.__cause__, SettingsError) and sentence in str(found.value.__cause__)
+
+
+class Tagged(NbiaComponent):
+    """A component with a translator of its own, on top of its YAML."""
+
+    def get_asset_spec(self, data: NbiaAssetData) -> dg.AssetSpec:
+        return super().get_asset_spec(data).merge_attributes(tags={"of": data.archive})
+
+
+def test_a_subclass_changes_the_assets_in_python() -> None:
+    with from_yaml(Tagged, translation={"owners": ["team:imaging"]}) as definitions:
+        for spec in definitions.resolve_all_asset_specs():
+            assert spec.owners == ["team:imaging"] and spec.tags["of"] == "nbia"
+
+
+def scaffold(folder: Path, **params: str) -> str:
+    """Scaffold a component as `dg scaffold defs` does; returns the YAML."""
+    name = "nbia_pipeline.NbiaComponent"
+    scaffold_object(folder, name, json.dumps(params), "yaml", folder.parent)
+    return (folder / "defs.yaml").read_text()
+
+
+def test_scaffolded_yaml_explains_every_field(tmp_path: Path) -> None:
+    text = scaffold(tmp_path / "tcia", archive="tcia", lake="s3://bucket/a lake")
+    assert yaml.safe_load(text) == {
+        "type": "nbia_pipeline.NbiaComponent",
+        "attributes": {"archive": "tcia", "lake": "s3://bucket/a lake"},
+    }
+    for name, field in NbiaComponent.model_fields.items():
+        # Each explanation is above its field.
+        explanation = " ".join(line.strip("# ") for line in text.split(f"{name}:")[0].split("\n\n")[-1].splitlines())
+        assert field.description is not None and explanation.strip().endswith(field.description), name
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_field_of_scaffolded_yaml_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBIA_PASSWORD", "secret")
+    text = scaffold(tmp_path / "tcia")
+    used = re.sub(r"^  # (?=\w+:|  )", "  ", text, flags=re.MULTILINE)
+    found = yaml.safe_load(used)["attributes"]
+    assert list(found) == list(NbiaComponent.model_fields)
+    examples = {"ca_bundle", "images", "executor", "password_env", "translation"}
+    assert {n: v for n, v in found.items() if n not in examples} == {
+        name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for name, field in NbiaComponent.model_fields.items()
+        if name not in examples
+    }
+    ours = {**found, "lake": str(tmp_path / "lake"), "ca_bundle": None, "username": "me"}
+    with from_yaml(**ours) as definitions:
+        assert {tuple(spec.owners) for spec in definitions.resolve_all_asset_specs()} == {("team:imaging",)}
+        assert getattr(definitions.executor, "name", None) == "multiprocess"
+
+
+def test_dg_finds_the_component_by_its_short_name() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    (module,) = re.findall(r'registry_modules"\]\nnbia_pipeline = "(.*)"', project)
+    keys = {key.to_typename() for key in discover_package_objects([module])}
+    assert keys == {"nbia_pipeline.NbiaComponent"}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +200,7 @@ def test_an_executor_is_one_line_of_yaml(executor: Any, name: str | None) -> Non
             assert name == getattr(definitions.executor, "name", None)
             repository = definitions.get_repository_def()
             images = repository.get_job("nbia_images").executor_def.name
-            assert images == (name or "multi_or_in_process_executor")
+            assert images == (name or "in_process")
             assert repository.get_job("nbia_tables").executor_def.name == "in_process"
 
 
@@ -138,6 +252,6 @@ def test_an_executor_whose_package_is_missing_names_its_extra(monkeypatch: pytes
 def test_the_fields_are_those_of_the_settings_but_for_the_password() -> None:
     shared = {name: (f.default, f.description) for name, f in Settings.model_fields.items() if name != "password"}
     fields = {name: (f.default, f.description) for name, f in NbiaComponent.model_fields.items()}
-    assert {name: fields[name] for name in fields if name not in ("password_env", "prefix")} == shared
+    assert {name: fields[name] for name in fields if name not in ("password_env", "prefix", "translation")} == shared
     connection = set(Connection.model_fields) | {"password", "tries"}
     assert set(NbiaResource.model_fields) == connection

@@ -18,7 +18,8 @@ import dagster as dg
 import pytest
 
 from nbia_pipeline.defs.hand_over import StepFiles
-from nbia_pipeline.defs.jobs import RETRY_WHOLE
+from nbia_pipeline.defs.jobs import RETRY_WHOLE, images_config
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline_tests.defs import test_images_asset
 from nbia_pipeline_tests.defs.test_images_asset import (
     BREAST,
@@ -124,7 +125,6 @@ def main() -> None:
         reconstructable_kwargs={"archive": archive, "lake": lake},
         reconstructor_working_directory=str(ROOT),
     )
-    plan = {"config": {"batch_series": 2}}
     with dg.DagsterInstance.get() as instance:
         created = instance.create_run_for_job(
             job.get_definition(),
@@ -132,7 +132,7 @@ def main() -> None:
             tags={"dagster/partition": BREAST},
             run_config={
                 "execution": {"config": json.loads(executor)},
-                "ops": {"nbia__images": {"ops": {"nbia_plan_images": plan}}},
+                **images_config(Naming(), batch_series=2),
             },
             job_code_origin=job.get_python_origin(),
         )

@@ -18,6 +18,8 @@ from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets import fetch_op
 from nbia_pipeline.defs.assets.fetch_op import batch_report, failed_rows, failed_table
 from nbia_pipeline.defs.assets.images import ImagesConfig, expect_all, problem_rows, run_metadata
+from nbia_pipeline.defs.jobs import images_config
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.embedded.control.client import Fault
 from nbia_pipeline.embedded.pytest_plugin import NbiaArchive
 from nbia_pipeline.lake import Lake
@@ -47,7 +49,7 @@ MULTIPROCESS: dict[str, Any] = {
 def images_job(archive: str, lake: str) -> dg.JobDefinition:
     """Return the job, as every process of a run builds it for itself."""
     settings = Settings(archive=archive, lake=lake, images=("*",), annotations=False)
-    return build_definitions(settings).resolve_job_def("nbia_images")
+    return build_definitions(settings, executor=dg.multi_or_in_process_executor).resolve_job_def("nbia_images")
 
 
 class Mirror(NamedTuple):
@@ -75,7 +77,7 @@ class Mirror(NamedTuple):
             tags={"dagster/partition": BREAST},
             run_config={
                 "execution": {"config": executor or IN_PROCESS},
-                "ops": {"nbia__images": {"ops": {"nbia_plan_images": {"config": config}}}},
+                **images_config(Naming(), **config),
             },
         )
 
@@ -271,9 +273,8 @@ def test_an_executor_that_drops_batches_is_found_out() -> None:
 
 def test_the_figures_of_a_run_are_those_of_its_batches() -> None:
     counts = {"fetched": 2, "files": 30, "bytes": 1000, "healed": 3, "already_there": 1}
-    summary = {"started": 0.0, "partitions": {BREAST: {"done": 4, "left": 0}}}
     report = batch_report([], 0, 1.0)
-    found = run_metadata(summary, [{**report, "partitions": {BREAST: {**report, **counts}}}], BREAST)
+    found = run_metadata(0.0, [report], [{**report, **counts}], done=4, left=0)
     assert (found["fetched_series"], found["healed_instances"], found["skipped_series"]) == (2, 3, 5)
 
 

@@ -13,6 +13,8 @@ import dagster as dg
 import pytest
 
 from nbia_pipeline.defs.assets.partitioned import FAILED_COLLECTIONS
+from nbia_pipeline.defs.jobs import images_config
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.schema.tables import IMAGE_SERIES, SERIES, SERIES_METADATA
 from nbia_pipeline.settings import Settings
@@ -61,7 +63,7 @@ def run(pipeline: Pipeline, first: str = HEAD, last: str = DEMO, **config: Any) 
     return pipeline.run(
         "images",
         tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
-        run_config={"ops": {"nbia__images": {"ops": {"nbia_plan_images": {"config": config}}}}},
+        run_config=images_config(Naming(), **config),
     )
 
 
@@ -204,7 +206,6 @@ def test_a_failed_batch_costs_no_series_of_the_others(archive: TestArchive, pipe
         instance=pipeline.instance,
         reexecution_options=dg.ReexecutionOptions.from_failure(first.run_id, pipeline.instance),
         tags=RANGE,
-        run_config={"execution": {"config": {"in_process": {}}}},
     )
     assert again.success
     assert {c: f["complete"] for c, f in made(pipeline, again).items()} == SERIES_OF

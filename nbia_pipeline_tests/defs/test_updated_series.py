@@ -109,7 +109,7 @@ def test_a_release_asks_for_one_run_of_its_collection(ticker: Ticker, control: O
     (request,) = tick.run_requests
     assert (request.job_name, request.partition_key) == ("nbia_update", "TCGA-DEMO")
     assert request.tags["nbia/archive"] == "nbia"
-    config = request.run_config["ops"]["nbia__images"]["ops"]["nbia_plan_images"]["config"]
+    config = request.run_config["ops"]["nbia__images"]["config"]
     assert config == {"retry": False, "max_bytes": RUN_BYTES}
     assert [r["endpoint"] for r in control.requests()] == ["token", "getUpdatedSeries", "logout"]
     assert ticker.tick(SENSOR, day(1.1)).run_requests == []

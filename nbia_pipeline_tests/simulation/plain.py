@@ -45,7 +45,7 @@ class PlainRuns:
 
     def run(self, job: str, collections: list[str], config: dict[str, Any]) -> bool:
         """Run a job over collections; return whether all of it succeeded."""
-        bounds = config.get("ops", {}).get("nbia__images", {}).get("ops", {}).get("nbia_plan_images", {})
+        bounds = config.get("ops", {}).get("nbia__images", {})
         with self._archive.client() as client:
             for asset in self._jobs[job]:
                 done = [self._try(asset, client, c, bounds.get("config", {})) for c in collections or [""]]

@@ -42,11 +42,14 @@ SHOWN = 100
 T = TypeVar("T")
 
 
-def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefinition:
-    """Return the op of an asset that fetches a batch: a list of :class:`WantedSeries` as JSON, of any collections."""
+def build_fetch_op(naming: Naming, settings: Settings, what: str) -> dg.OpDefinition:
+    """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of any collections.
+
+    In a run with partitions these are those of the asset `what`; else a batch reports by collection.
+    """
 
     @dg.op(
-        name=naming.of(f"fetch_{asset}"),
+        name=naming.of(f"fetch_{what}"),
         pool=naming.pool,
         retry_policy=RETRY,
         out=dg.Out(dict, io_manager_key=naming.steps),
@@ -64,7 +67,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         name = named(collections_of(wanted))
         progress = Progress(name, missing, lambda line: context.log.info(shown(f"{key}, {line}")))
-        with _reported_in_full(context, settings, naming.key(asset), lake, missing, progress):
+        with _reported_in_full(context, settings, naming.key(what), lake, missing, progress):
             if missing:
                 with naming.archive_of(context).client() as client, progress.told():
                     Mirror(client, lake).fetch(missing, on_result=progress.add, on_bytes=progress.arrived)
@@ -72,7 +75,7 @@ def build_fetch_op(naming: Naming, settings: Settings, asset: str) -> dg.OpDefin
             each_collection(partial(_commit_if_one_failed, lake), wanted)
         report = batch_report(progress.receipts, len(there), time.perf_counter() - started)
         context.log.info(shown(f"{key}, {progress.line()}; {summary_of(report)}"))
-        partitions = _by_partition(context, wanted, progress.receipts, there)
+        partitions = _by_collection(wanted, progress.receipts, there)
         return {**report, "batch": key, "digest": digest_of(batch), "partitions": partitions}
 
     return fetch
@@ -94,19 +97,18 @@ def _commit_if_one_failed(lake: Lake, series: Sequence[WantedSeries]) -> None:
         commit_journal(lake, collection)
 
 
-def _by_partition(
-    context: dg.OpExecutionContext, wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], there: Collection[str]
+def _by_collection(
+    wanted: Sequence[WantedSeries], receipts: Sequence[Receipt], there: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what a batch did for each partition of the run, which is a collection where there are several."""
-    names = list(context.partition_keys)
+    """Return what a batch did by collection: for each partition of the run, if it has partitions."""
 
     def count(series: Iterable[WantedSeries]) -> Counter[str]:
-        return Counter(names[0] if len(names) == 1 else one.Collection for one in series)
+        return Counter(one.Collection for one in series)
 
     held = count(one for one in wanted if one.SeriesInstanceUID in there)
     done: dict[str, list[Receipt]] = {name: [] for name in count(wanted)}
     for receipt in receipts:
-        done[names[0] if len(names) == 1 else receipt.wanted.Collection].append(receipt)
+        done[receipt.wanted.Collection].append(receipt)
     return {name: counts(done[name], held[name]) for name in done}
 
 
@@ -159,7 +161,9 @@ def _reported_in_full(
 def _rows_by_partition(
     context: dg.OpExecutionContext, wanted: Sequence[WantedSeries], rows: Sequence[dict[str, str]]
 ) -> dict[str, list[dict[str, str]]]:
-    """Return the rows of a batch that failed by the partition that they are about; at least one partition."""
+    """Return the rows of a batch that failed by the partition that they are about, if the run has partitions."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return {}
     names = list(context.partition_keys)
     if len(names) == 1:
         return {names[0]: list(rows)}

@@ -107,12 +107,10 @@ Config = TypeVar("Config", bound=RunBounds)
 
 
 def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
-    """Return the ``images`` asset of one archive."""
-
-    plan, fetch, finish = build_ops(
-        *(naming, settings, NAME, ImagesConfig, partial(_plan, settings), partial(_finish, settings)),
-        ins={"after": dg.In(dg.Nothing)},
-    )
+    """Return the ``images`` asset of one archive: three ops, of which one plans, one fetches a batch, one commits."""
+    after = {"after": dg.In(dg.Nothing)}
+    plan = build_plan_op(naming, settings, NAME, ImagesConfig, partial(_plan, settings), after)
+    fetch, finish = build_fetch_op(naming, settings, NAME), _build_finish_op(naming, settings)
 
     # Not a `graph_asset`, which knows no policy for backfills.
     @dg.graph_multi_asset(
@@ -121,6 +119,7 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         ins={"series": dg.AssetIn(key=naming.key(SERIES.name), dagster_type=dg.Nothing)},
+        config=short_config(ImagesConfig, plan),
     )
     def images(series: Any) -> Any:
         found, summary = plan(series)
@@ -166,6 +165,31 @@ def tell(context: dg.OpExecutionContext, line: str) -> None:
     context.log.info(shown(line))
 
 
+def _build_finish_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
+    @dg.op(
+        name=naming.of(f"finish_{NAME}"),
+        out=dg.Out(dg.Nothing, io_manager_key=naming.io),
+        required_resource_keys={naming.lake},
+    )
+    def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
+        expect_all(summary, reports)
+        with as_failure(settings):
+            lake = naming.lake_of(context).open()
+            made, failed = _finish(settings, context, lake, summary, reports)
+            write_catalog(lake)
+        for name, known in made.items():
+            of_run = run_metadata(summary["started"], reports, counts_of(reports, name), **summary["partitions"][name])
+            made[name] = {**known, **of_run}
+        if failed:  # an output would be one of all partitions
+            record(context, naming.key(NAME), made)
+            raise failure_of(failed, len(made))
+        for name, metadata in made.items():
+            context.add_asset_metadata(metadata, partition_key=name)
+        yield dg.Output(None)
+
+    return finish_op
+
+
 def _finish(
     settings: Settings, context: Any, lake: Lake, summary: dict[str, Any], reports: list[Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -203,33 +227,28 @@ def _finish_collection(
     }
 
 
-# --- the steps of an asset of images
+# --- what the images and a cart share
 
 
-def build_ops(
+def build_plan_op(
     naming: Naming,
     settings: Settings,
-    asset: str,
+    what: str,
     config_type: type[Config],
     make_plan: Callable[[dg.OpExecutionContext, Config, Mirror], tuple[Plan, dict[str, Any]]],
-    finish: Callable[[Any, Lake, dict[str, Any], list[Any]], tuple[dict[str, Any], dict[str, str]]],
     ins: Mapping[str, dg.In] | None = None,
-) -> tuple[dg.OpDefinition, dg.OpDefinition, dg.OpDefinition]:
-    """Return the ops of an asset: the first plans, the second fetches a batch, the last commits and shows figures.
-
-    The first has the outputs ``found``, one for each batch, and ``summary`` for the last.
+) -> dg.OpDefinition:
+    """Return the op that plans: it has the outputs ``found``, one for each batch, and ``summary`` for the last op.
 
     Args:
-        asset: the one that the ops are parts of.
+        what: what is fetched, as part of the op's name.
         config_type: what a run can be asked for.
-        make_plan: returns the plan, and what else `finish` must know, as plain JSON values: of each partition how many
-            series were ``done`` before, and how many are ``left`` for a later run.
-        finish: commits; returns by partition what the lake contains, as metadata, and why others failed.
-        ins: inputs of the first op.
+        make_plan: returns the plan, and what else the last op must know, as plain JSON values.
+        ins: inputs of the op.
     """
 
     @dg.op(
-        name=naming.of(f"plan_{asset}"),
+        name=naming.of(f"plan_{what}"),
         ins=ins,
         out={
             "found": dg.DynamicOut(list, io_manager_key=naming.steps),
@@ -251,26 +270,20 @@ def build_ops(
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
         yield dg.Output({"batches": batches, "started": started, **more}, output_name="summary")
 
-    @dg.op(
-        name=naming.of(f"finish_{asset}"),
-        out=dg.Out(dg.Nothing, io_manager_key=naming.io),
-        required_resource_keys={naming.lake},
-    )
-    def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
-        expect_all(summary, reports)
-        with as_failure(settings):
-            lake = naming.lake_of(context).open()
-            made, failed = finish(context, lake, summary, reports)
-            write_catalog(lake)
-        made = {name: {**known, **run_metadata(summary, reports, name)} for name, known in made.items()}
-        if failed:  # an output would be one of all partitions
-            record(context, naming.key(asset), made)
-            raise failure_of(failed, len(made))
-        for name, metadata in made.items():
-            context.add_asset_metadata(metadata, partition_key=name)
-        yield dg.Output(None)
+    return plan_op
 
-    return plan_op, build_fetch_op(naming, settings, asset), finish_op
+
+def short_config(config_type: type[RunBounds], op: dg.OpDefinition, *, of_job: bool = False) -> dg.ConfigMapping:
+    """Return the mapping by which the config of a graph, or the run config of a job, is that of one of its ops."""
+
+    def mapped(config: dict[str, Any]) -> dict[str, Any]:
+        ops = {op.name: {"config": config}}
+        return {"ops": ops} if of_job else ops
+
+    return dg.ConfigMapping(
+        config_fn=mapped,
+        config_schema=config_type.to_config_schema().as_field(),
+    )
 
 
 def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:
@@ -312,22 +325,28 @@ def problem_rows(receipts: Rows) -> list[dict[str, str]]:
     return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
 
 
-def run_metadata(summary: dict[str, Any], reports: list[Any], partition: str) -> dict[str, Any]:
-    """Return what the run did for a partition; its seconds, rate and memory are those of the run."""
-    counts, before = counts_of(reports, partition), summary["partitions"][partition]
+def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
+    """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
+
+    Args:
+        started: when the run began, in seconds since 1970.
+        reports: those of its batches.
+        counts: what of these counts, such as that of one collection.
+        done: series that were in the lake before.
+        left: series that are left for a later run.
+    """
 
     def total(name: str) -> int:
         return sum(c[name] for c in counts)
 
-    seconds = max(time.time() - summary["started"], 1e-3)
+    seconds = max(time.time() - started, 1e-3)
     return {
         "fetched_series": total("fetched"),
         "fetched_files": total("files"),
         "fetched_bytes": total("bytes"),
         "healed_instances": total("healed"),
-        "skipped_series": before["done"] + total("already_there"),
-        "left_series": before["left"],
-        **{name: before[key] for name, key in LEFT_OUT.items() if before.get(key)},
+        "skipped_series": done + total("already_there"),
+        "left_series": left,
         "seconds": round(seconds, 3),
         "bytes_per_second": round(sum(r["bytes"] for r in reports) / seconds),
         "peak_memory_bytes": max((r["peak_memory_bytes"] for r in reports), default=0),

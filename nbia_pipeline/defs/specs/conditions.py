@@ -19,7 +19,7 @@ from nbia_pipeline.text import matching
 
 TICK_EVERY_SECONDS = 60
 
-_When = dg.AutomationCondition
+_When: Any = dg.AutomationCondition  # its overloads know no mixture of conditions
 
 
 class Kept(dg.AutomationCondition[dg.AssetKey]):

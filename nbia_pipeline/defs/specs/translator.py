@@ -1,4 +1,4 @@
-"""The specs of the assets: keys, groups, descriptions, kinds and the like; and the translator by which a user changes them.
+"""The specs of the assets: keys, groups, descriptions, kinds and the like; and the translator that changes them.
 
 Everything that names an asset asks :meth:`nbia_pipeline.defs.naming.Naming.key`, which reads the key here.
 """
@@ -26,10 +26,6 @@ FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_windo
 IMAGES = (
     "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
     "all; its receipt is in table image_series, and its files are listed in table instances."
-)
-CART_IMAGES = (
-    "The image files of a shared cart, verified and stored as those of images are. Add the cart's name as a "
-    "partition, then materialize it. API v2 only."
 )
 NEWS = "Report: the patients and studies of the collection that have a series released since a given day."
 
@@ -91,7 +87,6 @@ class NbiaTranslator:
 def asset_specs(
     prefix: str,
     collections: dg.PartitionsDefinition[str],
-    carts: dg.PartitionsDefinition[str],
     conditions: Conditions,
     translator: NbiaTranslator,
 ) -> dict[str, dg.AssetSpec]:
@@ -102,7 +97,7 @@ def asset_specs(
     """
     found: dict[str, dg.AssetSpec] = {}
     names: dict[dg.AssetKey, str] = {}
-    for spec in _specs(prefix, collections, carts, conditions):
+    for spec in _specs(prefix, collections, conditions):
         name = spec.key.path[-1]
         found[name] = _translated(translator, NbiaAssetData(name, prefix, spec))
         key = found[name].key
@@ -116,12 +111,11 @@ def asset_specs(
 def _specs(
     prefix: str,
     collections: dg.PartitionsDefinition[str],
-    carts: dg.PartitionsDefinition[str],
     conditions: Conditions,
 ) -> list[dg.AssetSpec]:
     def spec(name: str, group: str, kinds: set[str], description: str, **more: Any) -> dg.AssetSpec:
-        about = {"group_name": group, "kinds": kinds, "description": description}
-        return dg.AssetSpec([prefix, name], automation_condition=conditions.get(name), **about, **more)
+        more["automation_condition"] = conditions.get(name)
+        return dg.AssetSpec([prefix, name], group_name=group, kinds=kinds, description=description, **more)
 
     def table(table: Table, group: str, **more: Any) -> dg.AssetSpec:
         return spec(table.name, group, {"parquet"}, table.description, metadata=definition_metadata(table), **more)
@@ -133,7 +127,6 @@ def _specs(
         *(table(one, "tables", freshness_policy=FRESH, **by_collection) for one in partitioned),
         spec("images", "images", files, IMAGES, metadata=definition_metadata(t.IMAGE_SERIES), **by_collection),
         table(t.ANNOTATIONS, "images", **by_collection),
-        spec("cart_images", "images", files, CART_IMAGES, partitions_def=carts),
         spec("news", "reports", {"report"}, NEWS, **by_collection),
     ]
 
