@@ -7,7 +7,7 @@ SCALE = .venv-scale
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
+.PHONY: demo dev test test-fast test-dg test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -38,6 +38,9 @@ test-power-cut: $(VENV)/.installed-dev  ## cut the power of disks for half an ho
 
 scale-out: $(SCALE)/.installed    ## run on Celery and Ray with Redis, PostgreSQL and SeaweedFS, kill workers, compare the lakes (ONLY=Ray: some)
 	$(SCALE)/bin/python -m nbia_pipeline_tests.scale_out --keep $(if $(ONLY),--only '$(ONLY)')
+
+test-dg: $(VENV)/.installed-dev   ## run the commands of dg in a project that create-dagster makes; takes a minute
+	NBIA_TEST_DG=1 $(BIN)/python -m pytest nbia_pipeline_tests/test_dg.py
 
 test-damage: $(VENV)/.installed-dev ## damage every table of a lake in every way
 	NBIA_TEST_DAMAGE=all $(PYTEST) nbia_pipeline_tests/verify/test_damaged_tables.py

@@ -1,8 +1,10 @@
-"""Write docs/tables.md, commands.md and variables.md from the code: ``python docs/reference.py``. A test compares."""
+"""Write docs/tables.md, commands.md, variables.md and the table of variables from the code. A test compares."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from nbia_pipeline.cli.options import COMMON
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.settings import Pipeline, Settings, variable_of
 
+LINE = 120
 DOCS = Path(__file__).parent
 NOTE = "This page is generated from the code by `python docs/reference.py`; edit the code, not the page."
 
@@ -99,7 +102,7 @@ def commands_page() -> str:
 
 def value(default: object) -> str:
     """Return the default of a setting as it is written in a variable."""
-    if default is None or default == "":
+    if default in (None, "") or default == {}:
         return ""
     text = ",".join(default) if isinstance(default, tuple) else str(default).lower()
     return f"`{text}`"
@@ -139,7 +142,25 @@ log, event, run configuration or file.
     return "\n".join([*intro, *table, "", *rest.splitlines()]) + "\n"
 
 
-PAGES = {"tables.md": tables_page, "commands.md": commands_page, "variables.md": variables_page}
+def variables_module() -> str:
+    """Return nbia_pipeline/variables.py: the settings for a help that does not wait until they are imported."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        meaning = re.split(r"[.;:] ", f"{field.description} ")[0]
+        texts = (variable_of(name), meaning, value(field.default).strip("`"))
+        row = f"    ({', '.join(map(json.dumps, texts))}),"
+        rows.append(row if len(row) <= LINE else f"{row}  # noqa: E501")
+    note = NOTE.replace("page", "module", 1).replace("page", "module")
+    intro = ['"""The variables of the settings: name, meaning, default as text."""', "", f"# {note}", "# fmt: off"]
+    return "\n".join([*intro, "VARIABLES = (", *rows, ")", ""])
+
+
+PAGES = {
+    "tables.md": tables_page,
+    "commands.md": commands_page,
+    "variables.md": variables_page,
+    "../nbia_pipeline/variables.py": variables_module,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

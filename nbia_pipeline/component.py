@@ -25,8 +25,10 @@ Translation = Annotated[
 
 
 EXAMPLES = {
+    "bwlimit": "50MB",
     "ca_bundle": "/etc/ssl/private-archive.pem",
     "images": ["TCGA-LUAD"],
+    "select": {"TCGA-LUAD": {"modalities": ["CT", "SEG"]}},
     "executor": {"multiprocess": {"max_concurrent": 4}},
     "password_env": "NBIA_PASSWORD",
     "translation": {"owners": ["team:imaging"], "tags": {"domain": "radiology"}},
@@ -136,6 +138,16 @@ class NbiaComponent(Pipeline, NbiaTranslator, dg.Component, dg.Model, dg.Resolva
     def __init__(self, **given: Any) -> None:
         with values_of(type(self)):
             super().__init__(**given)
+
+    @classmethod
+    def model(cls) -> type[BaseModel]:
+        """Return the model of the YAML, with descriptions: Dagster drops those of fields that have a default."""
+        model: type[BaseModel] = super().model()
+        if model.model_fields["lake"].description is None:
+            for name, field in model.model_fields.items():
+                field.description = cls.model_fields[name].description
+            model.model_rebuild(force=True)
+        return model
 
     def get_asset_spec(self, data: NbiaAssetData) -> dg.AssetSpec:
         """Return the spec of an asset: as the field ``translation`` has it, where there is one."""

@@ -88,7 +88,7 @@ def build_definitions(
         resources={
             naming.archive: archive,
             naming.lake: lake,
-            naming.io: NbiaIOManager(lake=lake),
+            naming.io: NbiaIOManager(lake=lake, names=naming.renamed),
             naming.steps: build_step_files(naming, settings),
         },
         executor=executor,

@@ -17,7 +17,10 @@ from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
-from nbia_pipeline_tests.helpers.archives import Serve, TestArchive, serving
+from nbia_pipeline.mirror.engine import Mirror
+from nbia_pipeline.mirror.selection import Selection
+from nbia_pipeline.reading import lake as reading
+from nbia_pipeline_tests.helpers.archives import FAST, Serve, TestArchive, serving
 from nbia_pipeline_tests.helpers.faults import Faults
 from nbia_pipeline_tests.helpers.one_series import OneSeries, one_series
 from nbia_pipeline_tests.helpers.places import DISK, STORES, Place, Stores
@@ -159,3 +162,14 @@ def _shared_series() -> Iterator[OneSeries]:
 def one(_shared_series: OneSeries, place: Place) -> OneSeries:
     """An archive with one series, as it was first, and an empty lake for it."""
     return _shared_series.fresh(place)
+
+
+@pytest.fixture(scope="session")
+def mirrored(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> reading.Lake:
+    """A lake, only to be read, of two collections, and of the structure sets of a third."""
+    lake = reading.Lake(str(tmp_path_factory.mktemp("mirrored") / "lake"))
+    with NbiaClient(demo_archive, options=FAST) as client:
+        for collection in ("TCGA-DEMO", "QIN_Breast.v2"):
+            Mirror(client, lake).run(collection)
+        Mirror(client, lake).run("HeadNeckMix", Selection(modalities=("RTSTRUCT",)))
+    return lake

@@ -17,7 +17,7 @@ PACKAGE = ROOT.name
 
 # From the ground floor up; a room imports its own floor's rooms only if the pair is in BESIDE.
 FLOORS = (
-    {"_version", "address", "clock", "schema", "stopping", "text"},
+    {"_version", "address", "clock", "schema", "stopping", "text", "variables"},
     {"settings"},
     {"archive", "lake", "embedded"},
     {"changes", "connect", "preview", "reading"},

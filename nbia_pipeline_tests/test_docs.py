@@ -74,7 +74,7 @@ def test_no_page_names_a_variable_that_is_not_there(page: Path) -> None:
 # --- commands, options, tables, columns
 
 
-@pytest.mark.parametrize("name", ["tables.md", "commands.md", "variables.md"])
+@pytest.mark.parametrize("name", ["tables.md", "commands.md", "variables.md", "../nbia_pipeline/variables.py"])
 def test_the_reference_is_that_of_the_code(name: str) -> None:
     made = reference().PAGES[name]()
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made, "run: python docs/reference.py"
@@ -146,16 +146,27 @@ def test_the_links_on_the_page_of_the_package_lead_to_files_of_the_tree(monkeypa
     assert all(link.startswith("https://") for _, link in links)
 
 
-def test_the_client_needs_nothing_but_requests_and_pyarrow(address: str) -> None:
+@pytest.mark.parametrize(
+    ("without", "call"),
+    [
+        ("filelock fsspec", f"print(client.series({COLLECTION!r}).num_rows)"),
+        ("", f"import nbia_pipeline as n; print(n.Mirror(client, n.Lake('lake')).run({COLLECTION!r}).fetched)"),
+    ],
+    ids=["client", "engine"],
+)
+def test_the_client_and_the_engine_need_only_the_packages_that_the_page_names(
+    without: str, call: str, address: str, tmp_path: Path
+) -> None:
     code = f"""if True:
         import sys
-        others = "dagster fsspec filelock isal numpy pandas PIL pydantic pydicom starlette uvicorn"
+        others = "click dagster isal numpy pandas PIL pydantic pydicom starlette uvicorn {without}"
         sys.modules.update(dict.fromkeys(others.split()))  # an import of any of them fails
         from nbia_pipeline import NbiaClient
         with NbiaClient({address!r}) as client:
-            print(client.series({COLLECTION!r}).num_rows)
+            {call}
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "3\n", done.stderr
 
 

@@ -1,8 +1,9 @@
-"""The example of two archives in one code location, run against two embedded archives."""
+"""The examples: two archives in one code location, and assets of one's own that take tables and images as inputs."""
 
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,13 +19,13 @@ from nbia_pipeline.embedded.catalog.model import Account, Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES
+from nbia_pipeline.schema.tables import COLLECTIONS, IMAGE_SERIES, SERIES
 from nbia_pipeline_tests.helpers.archives import Serve
 from nbia_pipeline_tests.helpers.small_archive import Series, small_catalog
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parent.parent / "examples" / "two_archives"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 BOTH = "TCGA-DEMO"
 """A collection that both archives have, with other series."""
 
@@ -56,7 +57,7 @@ def example(
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "two_archives"))
     yield {name: importlib.import_module(f"two_archives.{name}") for name in ("definitions", "from_yaml")}
     for name in [name for name in sys.modules if name.split(".")[0] == "two_archives"]:
         del sys.modules[name]
@@ -121,5 +122,48 @@ def test_both_archives_are_mirrored_by_one_code_location(
         before = tcia.read_file(COLLECTIONS).content
         refused = run(example["definitions"].defs(), instance, "nlst_catalogue")
         (failed,) = [e.step_failure_data.user_failure_data for e in refused.all_events if e.is_step_failure][:1]
-        assert str(failed.description).startswith(f"the lake {tcia.uri} is that of the archive http://127.0.0.1:")
+        assert str(failed.description).startswith(f"the lake {tcia.uri} belongs to the archive http://127.0.0.1:")
         assert tcia.read_file(COLLECTIONS).content == before
+
+
+@pytest.fixture
+def downstream(
+    demo_archive: str, mirrored: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.Definitions]:
+    """The code location of the other example, on a lake that is there."""
+    shutil.copytree(mirrored.uri, tmp_path / "lake")
+    monkeypatch.setenv("NBIA_ARCHIVE", demo_archive)
+    monkeypatch.setenv("NBIA_LAKE", str(tmp_path / "lake"))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "downstream"))
+    yield importlib.import_module("downstream.definitions").defs()
+    for name in [name for name in sys.modules if name.split(".")[0] == "downstream"]:
+        del sys.modules[name]
+
+
+def test_assets_of_others_take_tables_and_images_as_inputs(downstream: dg.Definitions, tmp_path: Path) -> None:
+    job, lake = downstream.resolve_implicit_global_asset_job_def(), Lake(str(tmp_path / "lake"))
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
+        instance.add_dynamic_partitions("nbia_collections", lake.collections_of(SERIES))
+
+        def made(*names: str, also: tuple[str, ...] = (), partition: str | None = None) -> list[Any]:
+            keys = [*map(dg.AssetKey, names), *(dg.AssetKey(["nbia", name]) for name in also)]
+            run = job.execute_in_process(asset_selection=keys, partition_key=partition, instance=instance)
+            return [run.asset_value(name) for name in names]
+
+        # `nbia/collections` is written in the same run, by a step that hands nothing to the next one.
+        sizes, described = made("bytes_by_modality", "described_collections", also=("collections",))
+        studies, folders, means = made("first_studies", "folders", "mean_hounsfield", partition=BOTH)
+
+    rows = [row for c in lake.collections_of(SERIES) for row in lake.read_table(SERIES, c).to_pylist()]
+    expected = {m: sum(r["FileSize"] for r in rows if r["Modality"] == m) for m in {r["Modality"] for r in rows}}
+    assert dict(zip(sizes.Modality, sizes.FileSize, strict=True)) == expected
+    collections = lake.read_table(COLLECTIONS).to_pylist()
+    assert described.to_pylist() == [
+        {name: row[name] for name in ("Collection", "DescriptionURI")} for row in collections if row["DescriptionURI"]
+    ]
+    rows = [row for row in rows if row["Collection"] == BOTH]
+    days = {p: min(r["StudyDate"] for r in rows if r["PatientID"] == p) for p in {r["PatientID"] for r in rows}}
+    assert studies.rows() == sorted(days.items())
+    assert len(folders) == 9 and all(list(Path(lake.uri, path).glob("*.dcm")) for path in folders.Path)
+    assert means.SeriesInstanceUID.tolist() == sorted(r["SeriesInstanceUID"] for r in rows if r["Modality"] == "CT")
+    assert ((means.Mean > -1000) & (means.Mean < 0)).all()  # a body and the air around it

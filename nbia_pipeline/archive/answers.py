@@ -157,7 +157,7 @@ def _csv_rows(text: str, shape: Shape) -> _Piece:
     # A name that is there twice differs by a blank, which no key has.
     names = [name + " " * header[:number].count(name) for number, name in enumerate(header)]
     piece = _from_rows([{h: c or None for h, c in zip(names, row, strict=True)} for row in whole], shape)
-    why = f"a row whose cells are not those of the header, which has {len(header)}, was left out"
+    why = f"a row was left out that does not have {len(header)} cells, as the header has"
     piece.found += [_left_out(shape, row, why) for row in odd]
     return piece
 

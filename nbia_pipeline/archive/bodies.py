@@ -153,7 +153,7 @@ class Downloads(Calls):
 
         Every file has the MD5 that the archive has of it, is DICOM and of this series; their number and size are those
         that the archive states, or it lists the same instances. The directory appears when all of this is so; one of
-        an earlier download is replaced. See :func:`~nbia_pipeline.mirror.download.download_series`.
+        an earlier download is replaced. Needs the packages filelock and fsspec.
 
         Raises:
             NotAvailable: the archive lists no such series, or does not send it.

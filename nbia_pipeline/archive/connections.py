@@ -60,8 +60,8 @@ class Http(requests.Session):
             what = f"the archive redirects to {where}, which is not an address: check base_url"
         elif resp.request.method == "POST" and resp.status_code in (301, 302, 303):
             what = (
-                f"the archive redirects a form to {where}, and it would get lost: if you trust that address, set "
-                "base_url to its base URL"
+                f"the archive redirects a form to {where}, which would drop its contents: if you trust that address, "
+                "set base_url to its base URL"
             )
         if what:
             resp.close()

@@ -54,7 +54,7 @@ class MetadataCalls(Calls):
         except ArchiveError as e:
             if "series_metadata" not in self._dialect.endpoints or not may_succeed_singly(e):
                 raise
-            what = "many series at once, and is asked for one by one"
+            what = "the metadata of many series at once, so they are requested one by one"
             self.optional_calls.do_without("series_metadata_bulk", what, e)
             table = self._metadata_one_by_one(series_uids)
         else:

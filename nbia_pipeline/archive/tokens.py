@@ -164,7 +164,7 @@ def _grant(reply: dict[str, Any], asked_at: float) -> _Grant:
         # It is not quoted: what cannot be sent may be a token nevertheless.
         sent = "an access_token that no header can hold" if reply.get("access_token") else "no access_token"
         raise BadAnswer(
-            f"the token endpoint sent {sent}: check base_url, or ask those who run the archive",
+            f"the token endpoint sent {sent}: check base_url, or ask the operators of the archive",
             status=200,
             arguments=("base_url",),
         )

@@ -336,7 +336,7 @@ def _expect_success(answer: requests.Response, had_token: bool) -> None:
     if status == 500 and _NO_SUCH_CALL.search(body):
         raise problem(BadAnswer, "the archive has no such endpoint: check base_url and api", "base_url", "api")
     if status == 500 and NO_ROWS in body:
-        raise problem(ServerError, "the archive has nothing to answer")
+        raise problem(ServerError, "the archive says that it has no rows")
     if status in _RETRYABLE:
         kind = ServerError if status == 500 else ArchiveUnreachable
         raise _busy(kind, "the archive could not answer: it may be busy, try again later", answer, body)

@@ -69,13 +69,13 @@ def kept_collections(settings: Settings, listed: list[str], known: Sequence[str]
 
 
 def describe(client: NbiaClient, settings: Settings, before: pa.Table, known: Sequence[str] = ()) -> Fetched:
-    """Return the ``collections`` table: one row per kept collection, with its count and its latest description.
+    """Return the ``collections`` table: one row per mirrored collection, with its count and its latest description.
 
     Where the archive does not answer for one of these, its earlier value stays, or it is null.
 
     Args:
         client: the archive.
-        settings: which collections are kept.
+        settings: which collections are mirrored.
         before: the table as it was.
         known: the collections that the lake has tables of.
     """
@@ -124,7 +124,7 @@ def expect_own_lake(lake: Lake, prefix: str, archive: str) -> dict[str, str]:
     known_prefix, _, known_archive = owner.partition(" ")
     if owner and prefix != known_prefix and own[ARCHIVE] != f"{prefix} {known_archive}":
         raise LakeError(
-            f"the lake {lake.uri} is that of the archive {shown(known_archive)} (assets {shown(known_prefix)}/...): "
+            f"the lake {lake.uri} belongs to the archive {shown(known_archive)} (assets {shown(known_prefix)}/...): "
             "set another lake for this one",
             arguments=("lake",),
         )

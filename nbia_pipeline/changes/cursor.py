@@ -141,6 +141,16 @@ def buckets_of(series: pa.Table, since: date) -> dict[Bucket, str]:
     return {bucket: _digest(text.as_py().encode()) for bucket, text in zip(names, texts, strict=True)}
 
 
+def changed_buckets(before: Cursor, found: Digests) -> dict[Bucket, str | None]:
+    """Return the new or changed buckets of an answer, each with its digest in the last answer.
+
+    Where the collections share slots, these are all the buckets of a slot that changed.
+    """
+    now = _by_slot(found, before.day) if before.shared else found
+    keys = {bucket: _slot(bucket, before.day) if before.shared else bucket for bucket in found}
+    return {bucket: before.digests.get(key) for bucket, key in keys.items() if before.digests.get(key) != now[key]}
+
+
 def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
     """Return the collections with new or changed buckets, each with a digest of these.
 
@@ -152,11 +162,8 @@ def changed_collections(before: Cursor, found: Digests) -> dict[str, str]:
         found: the digests of this answer, from ``before.since(today)`` on.
     """
     changes: dict[str, list[str]] = defaultdict(list)
-    now = _by_slot(found, before.day) if before.shared else found
-    for bucket, digest in found.items():
-        key = _slot(bucket, before.day) if before.shared else bucket
-        if before.digests.get(key) != now[key]:
-            changes[bucket[0]].append(f"{bucket[1]} {before.digests.get(key)} {digest}")
+    for bucket, known in changed_buckets(before, found).items():
+        changes[bucket[0]].append(f"{bucket[1]} {known} {found[bucket]}")
     return {
         collection: _digest(_BETWEEN.join([str(before.sequence), *sorted(lines)]).encode())
         for collection, lines in sorted(changes.items())

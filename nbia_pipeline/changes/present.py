@@ -83,7 +83,7 @@ def collection_listing(lake: Lake) -> CollectionListing:
     try:
         rows, properties = read_listing(lake, COLLECTIONS)
     except DamagedFile as e:
-        log.warning("%s. Until then no collection counts as gone, or as back", e)
+        log.warning("%s. Until then no collection counts as withdrawn or returned", e)
         return CollectionListing(frozenset(), [], moment(None))
     names = frozenset(rows["Collection"].to_pylist())
     return CollectionListing(names, json.loads(properties.get(KEPT, "[]")), moment(properties.get(LISTED_AT)))

@@ -126,7 +126,7 @@ def _fit_positions(lake: Lake, collection: str) -> str | None:
     _ask_for_all_metadata(lake, collection)
     lake.write_table(SERIES_SEEN, state, collection, properties={**properties, CHANGES: str(rows)})
     lost = f"the feed of changes has {rows} rows, and had {known}: {known - rows} are lost"
-    return f"{lost}. What is known of the series is not"
+    return f"{lost}. The state of the series is not lost"
 
 
 def _ask_for_all_metadata(lake: Lake, collection: str) -> None:

@@ -52,7 +52,7 @@ class RestrictedReleases:
             try:
                 rows = member.series(collection)
             except (BadAnswer, NotAvailable, ServerError) as e:
-                log.warning("the releases of %s are not seen: %s", collection, e)
+                log.warning("the sensor cannot see the releases of %s: %s", collection, e)
                 continue
             # New objects, because the tick may read them at any time.
             self.digests = {**self.digests, **buckets_of(rows, since)}
@@ -69,7 +69,9 @@ class RestrictedReleases:
             what = "the collections that only this account may see could not be listed"
         elif self.unseen:
             names = first_of(self.unseen, SHOWN)
-            what = f"not seen, because getUpdatedSeries does not show what the guest may not see: {names}"
+            what = (
+                f"the sensor cannot see the releases of {names}, because getUpdatedSeries shows what the guest may see"
+            )
         else:
             return ""
         return f"{what}; the reconcile schedule finds their changes"

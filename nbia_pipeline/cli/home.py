@@ -6,8 +6,11 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,6 +56,8 @@ EXIT_CODES = (
     ("128+n", "stopped by signal n, such as 130 by Ctrl-C"),
 )
 WRONG_CALL = 2
+
+LINE_SECONDS = 10.0
 
 
 class HomeError(TextError):
@@ -228,6 +233,36 @@ def agreed(question: str) -> bool:
     return False
 
 
+class Live:
+    """One line that is rewritten in place on a terminal, and printed every ten seconds where there is none.
+
+    It is called from a thread of its own. On a terminal the line is gone before any other is printed.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr if OUTPUT.json else sys.stdout
+        self._terminal = self._stream.isatty()
+        self._due = time.monotonic() + LINE_SECONDS
+
+    def __call__(self, line: str) -> None:
+        """Show a line; an empty one removes the last."""
+        if self._terminal:
+            text = shown(line, max(20, shutil.get_terminal_size().columns) - 1)
+            with _PRINTING, suppress(OSError):
+                self._stream.write(f"{_ERASE}{text}")
+                self._stream.flush()
+                _in_place[:] = [self._stream] if line else []
+        elif line and time.monotonic() >= self._due:
+            self._due = time.monotonic() + LINE_SECONDS
+            if not _printed(f"    {line}", self._stream):
+                STOP.hang_up(signal.SIGPIPE, None)
+
+
+_PRINTING = threading.RLock()
+_in_place: list[TextIO] = []
+_ERASE = "\r\x1b[K"
+
+
 def _printed(line: str, stream: TextIO) -> bool:
     """Print a line at once; return False if nobody reads it any more, or what follows."""
     return _printed_as_it_is(shown(line), stream)
@@ -235,7 +270,12 @@ def _printed(line: str, stream: TextIO) -> bool:
 
 def _printed_as_it_is(text: str, stream: TextIO) -> bool:
     try:
-        print(text, file=stream, flush=True)
+        with _PRINTING:
+            for other in _in_place:
+                other.write(_ERASE)
+                other.flush()
+            _in_place.clear()
+            print(text, file=stream, flush=True)
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.EIO):  # the second is that of a terminal that is gone
             raise

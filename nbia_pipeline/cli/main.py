@@ -18,6 +18,7 @@ from nbia_pipeline._version import __version__
 from nbia_pipeline.cli.home import EXIT_CODES, WRONG_CALL, to_stderr, usage_text
 from nbia_pipeline.cli.signals import STOP, handled
 from nbia_pipeline.text import did_you_mean, similar_names
+from nbia_pipeline.variables import VARIABLES
 
 # Each module has a click command of the name `command`: how to write one is in nbia_pipeline.cli.options.
 COMMANDS = {
@@ -38,35 +39,6 @@ COMMANDS = {
 }
 RENAMED = {"news": "released"}
 PROGRAM = "nbia-pipeline"
-
-# Here, because the settings take longer to import than the help may take; a test compares them.
-VARIABLES = (
-    ("NBIA_ARCHIVE", "embedded, tcia, nlst, or a base URL that ends in /nbia-api", "embedded"),
-    ("NBIA_API", "v2 (the guide's, with a token) or v4 (no token needed)", "v2"),
-    ("NBIA_USERNAME", "Account at the archive", "nbia_guest"),
-    ("NBIA_PASSWORD", "Password of the account, empty for the guest; never printed", ""),
-    ("NBIA_CA_BUNDLE", "File of certificates to trust", ""),
-    ("NBIA_MAX_IN_FLIGHT", "Most requests in flight to the archive at a time, per process", "16"),
-    ("NBIA_LAKE", "Directory or URI of the lake", "./lake"),
-    ("NBIA_COLLECTIONS", "Names or globs of the collections whose tables are kept", "*"),
-    ("NBIA_IMAGES", "Names or globs of the collections whose images are mirrored", ""),
-    ("NBIA_METADATA", "How series_metadata is requested on v2", "auto"),
-    (
-        "NBIA_FSYNC",
-        "Whether what is finished is flushed to the disk, so that it survives a loss of power",
-        "on",
-    ),
-    ("NBIA_POLL_SECONDS", "Seconds between two ticks of a sensor", "3600"),
-    ("NBIA_CATALOGUE_CRON", "When the catalog is listed (UTC)", "0 2 * * *"),
-    ("NBIA_RECONCILE_CRON", "When every kept collection is listed in full (UTC)", "0 3 * * *"),
-    (
-        "NBIA_ANNOTATIONS",
-        "Whether the annotation files of mirrored series are fetched beside their images",
-        "on",
-    ),
-    ("NBIA_EXECUTOR", "Where the steps of images run", ""),
-)
-"""Name, meaning and default of the variables: the first part of the descriptions of the settings."""
 
 
 class _Commands(click.Group):

@@ -29,7 +29,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nbia_pipeline.cli.home import EXIT_CODES, OUTPUT, exit_code
+from nbia_pipeline.cli.home import EXIT_CODES, OUTPUT, exit_code, to_stderr
+from nbia_pipeline.text import did_you_mean, first_of, similar_names
 
 if TYPE_CHECKING:
     from nbia_pipeline.lake import Lake
@@ -50,7 +51,12 @@ COMMON = "Common options"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_LISTS = ("modalities", "body_parts", "patients", "series")
+_SELECTED = {
+    "modalities": ("Modality", "modality", 20),
+    "body_parts": ("BodyPartExamined", "body part", 20),
+    "patients": ("PatientID", "PatientID", 5),
+    "series": ("SeriesInstanceUID", "SeriesInstanceUID", 2),
+}
 _LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,6 +70,14 @@ class Options(SimpleNamespace):
 
     ``name_of`` maps a setting to what the person calls it: its option if that was given, else its variable.
     """
+
+
+class _Warnings(logging.Handler):
+    """Prints what our modules warn of, as the command prints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        to_stderr(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 class Option(click.Option):
@@ -229,10 +243,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _logging(*, verbose: bool) -> Iterator[None]:
     """Print what our modules log to stderr, each request to the archive included, if it is asked for."""
     ours = logging.getLogger("nbia_pipeline")
-    before, handler = ours.level, logging.StreamHandler(sys.stderr)
+    before, handler = ours.level, logging.StreamHandler(sys.stderr) if verbose else _Warnings(logging.WARNING)
     handler.setFormatter(logging.Formatter(_LOG))
+    ours.addHandler(handler)
     if verbose:
-        ours.addHandler(handler)
         ours.setLevel(logging.DEBUG)
     try:
         yield
@@ -322,6 +336,16 @@ def with_selection(function: F) -> F:
     return function
 
 
+def with_rate(function: F) -> F:
+    """Add the options that limit what is asked of the archive at a time."""
+    much = functools.partial(option, setting=True)
+    rate = much("--bwlimit", metavar="RATE", help="most bytes per second from the archive, such as 50MB (NBIA_BWLIMIT)")
+    requests = much(
+        "--max-in-flight", type=count, metavar="N", help="most requests to the archive at a time (NBIA_MAX_IN_FLIGHT)"
+    )
+    return rate(requests(function))
+
+
 def one_of(given: Mapping[str, Any], *, needed: bool = False) -> None:
     """Refuse several of some options that exclude each other, by their names; none of them too, if one is needed.
 
@@ -337,7 +361,7 @@ def one_of(given: Mapping[str, Any], *, needed: bool = False) -> None:
 
 def images_fields(options: Options) -> dict[str, Any]:
     """Return the options that were given, as fields of ``ImagesConfig``."""
-    asked: dict[str, Any] = {name: list(getattr(options, name)) for name in _LISTS}
+    asked: dict[str, Any] = {name: list(getattr(options, name)) for name in _SELECTED}
     asked |= {name: getattr(options, name) for name in ("cart", "max_bytes", "max_series")}
     # Dagster's step may have another working directory.
     asked["manifest"] = None if options.manifest is None else str(options.manifest.absolute())
@@ -354,11 +378,45 @@ def selection_of(options: Options, settings: Settings) -> Selection:
     from nbia_pipeline.connect import connect
     from nbia_pipeline.mirror.selection import Selection, with_lists
 
-    selection = Selection(*(tuple(getattr(options, name)) for name in _LISTS))
+    selection = Selection(*(tuple(getattr(options, name)) for name in _SELECTED))
     if options.cart is None:
         return with_lists(selection, manifest=options.manifest)
     with connect(settings) as client:
         return with_lists(selection, manifest=options.manifest, cart=options.cart, client=client)
+
+
+def expect_found(options: Options, selection: Selection, lake: Lake, collections: Sequence[str]) -> None:
+    """Make sure that what is asked for is there, by the tables of the lake.
+
+    Args:
+        options: of :func:`with_selection`.
+        selection: what :func:`selection_of` makes of them.
+        lake: the lake, which has the series of the collections.
+        collections: those whose series may be selected.
+
+    Raises:
+        SelectionError: no series has one of the values, is in the list, or matches all options together.
+    """
+    import pyarrow as pa
+
+    from nbia_pipeline.mirror.selection import Selection, SelectionError
+    from nbia_pipeline.schema.tables import SERIES
+
+    if selection == Selection():
+        return
+    if not collections:
+        raise SelectionError("the images of no collection are mirrored, so none can be selected: name collections")
+    columns = [column for column, *_ in _SELECTED.values()]
+    series = pa.concat_tables([lake.read_table(SERIES, collection, columns=columns) for collection in collections])
+    where = first_of(collections, shown=3)
+    for name, (column, what, shown) in _SELECTED.items():
+        values = sorted(set(series[column].to_pylist()) - {None})
+        for value in getattr(options, name):
+            if not Selection(**{name: (value,)}).apply(series).num_rows:
+                hint = did_you_mean(similar_names(value, values), f"there are {first_of(values, shown)}")
+                raise SelectionError(f"no series of {where} has the {what} {value!r}: {hint}")
+    if not selection.apply(series).num_rows:
+        raise SelectionError(f"no series of {where} matches all of the options that select series, or is in the list")
 
 
 def size(text: str) -> int:

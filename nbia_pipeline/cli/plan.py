@@ -12,6 +12,7 @@ from nbia_pipeline.cli.options import (
     as_command,
     collections_argument,
     existing_lake,
+    expect_found,
     selection_of,
     settings_of,
     with_selection,
@@ -71,6 +72,7 @@ def _plans(
 ) -> tuple[dict[str, Plan], list[str], list[str]]:
     """Return the plan of each collection, what a person should know about them, and which tables cannot be read."""
     selection, selections = selection_of(options, settings), Selections(settings.select)
+    expect_found(options, selection, lake, [c for c in collections if lake.has_table(SERIES, c)])
     parts: dict[str, Missing] = {}
     notes: list[str] = []
     damaged: list[str] = []

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import dagster_home, fail, report, say, to_stderr
-from nbia_pipeline.cli.options import Options, as_command, images_fields, option, settings_of, with_selection
+from nbia_pipeline.cli.home import OUTPUT, Live, dagster_home, fail, report, say, to_stderr
+from nbia_pipeline.cli.options import (
+    Options,
+    as_command,
+    collections_argument,
+    expect_found,
+    images_fields,
+    option,
+    selection_of,
+    settings_of,
+    with_rate,
+    with_selection,
+)
 from nbia_pipeline.cli.signals import STOP, kept_from_children
+from nbia_pipeline.connect import connect
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.mirror.progress import listeners
+from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.settings import Settings, SettingsError, variable_of
+from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from nbia_pipeline.defs.main_job import Outcome
-    from nbia_pipeline.settings import Settings
+
+
+# A line of Progress in the events of a run; the terminal has a livelier one.
+_PROGRESS = re.compile(r"    .+: [\d,]+ of [\d,]+ series, [^;]+/s, [^;]+")
+PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+_INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest."
 
 
 @as_command()
+@collections_argument("names or globs; their images are mirrored in this run (default: those of NBIA_IMAGES)")
 @with_selection
+@with_rate
 @option(
     "--allow-lost-columns",
     is_flag=True,
@@ -39,15 +66,12 @@ def command(options: Options) -> int:
     _do_without_pandas()
     import dagster as dg
 
-    from nbia_pipeline.cli.summary import summary
     from nbia_pipeline.defs.naming import Naming
     from nbia_pipeline.defs.records import kept_open
     from nbia_pipeline.defs.slots import watched
-    from nbia_pipeline.mirror.selection import read_manifest
 
-    settings = settings_of(options)
-    if options.manifest is not None:
-        read_manifest(options.manifest)  # a wrong file is reported before anything begins
+    settings, only = _with_collections(settings_of(options), options.collections)
+    lake, selection = Lake(settings.lake), selection_of(options, settings)  # an error comes before anything begins
     home = dagster_home()
     say(f"nbia-pipeline {__version__}: from {settings.archive} ({settings.api}) to {settings.lake}", "")
     with (
@@ -55,13 +79,16 @@ def command(options: Options) -> int:
         kept_open(),
         dg.DagsterInstance.get() as instance,
         watched(instance, Naming().pool, to_stderr, _terminated),
+        _live_progress(),
     ):
         outcome = run_main_job(
             settings,
             instance,
-            say,
+            lambda line: None if _PROGRESS.fullmatch(line) else say(line),
             images=images_fields(options),
+            collections=only,
             allow_lost_columns=options.allow_lost_columns,
+            on_tables=lambda mirrored: expect_found(options, selection, lake, mirrored),
         )
     report(_figures(settings, outcome))
     say(*summary(outcome, home).split("\n"))
@@ -72,6 +99,40 @@ def command(options: Options) -> int:
     if outcome.interrupted:
         return fail("interrupted; what was finished is kept, and the next run continues from there", STOP.exit_code)
     return 1 if outcome.problems else 0
+
+
+def _with_collections(settings: Settings, patterns: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Return settings which mirror what is named besides what they name, and the names of what is.
+
+    Raises:
+        SettingsError: the archive does not list one of them.
+        ArchiveError: it cannot be asked.
+    """
+    if not patterns:
+        return settings, []
+    with connect(settings) as client:
+        listed = client.collection_values()
+    for name, similar in unmatched(patterns, listed).items():
+        hint = did_you_mean(similar, f"it lists {first_of(listed)}")
+        raise SettingsError(f"the archive lists no collection {name!r} for this account: {hint}")
+    named = matching(patterns, listed)
+    more = {"collections": (*settings.collections, *named), "images": (*(settings.images or ()), *named)}
+    return settings.model_copy(update=more), named
+
+
+@contextmanager
+def _live_progress() -> Iterator[None]:
+    """Show how far the present batch is."""
+    if OUTPUT.quiet:
+        yield
+        return
+    live = Live()
+    listeners.append(live)
+    try:
+        yield
+    finally:
+        listeners.remove(live)
+        live("")
 
 
 def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
@@ -88,6 +149,70 @@ def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def summary(outcome: Outcome, home: Path) -> str:
+    """Return the summary of a run: what the lake has, what was verified, how long it took, how to see it.
+
+    Its events are in the DAGSTER_HOME `home`.
+    """
+    if not outcome.collections:
+        return f"\n{_INTERRUPTED}" if outcome.interrupted else ""
+    header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
+    rows = [_cells(name, figures) for name, figures in outcome.collections.items()]
+    total = sum(outcome.collections.values(), Counter[str]())
+    unwanted = any(f["complete"] and not f["wanted"] for f in outcome.collections.values())
+    table = table_text([header, *rows, _cells("total", total, of_wanted=not unwanted)])
+    return "\n".join(["", table, "", *_sentences(outcome, total, home)])
+
+
+def _cells(name: str, figures: Counter[str], *, of_wanted: bool = True) -> list[str]:
+    """Return a row; where images are not mirrored, it has those that are in the lake all the same."""
+    rows = (str(figures[t.name]) for t in PARTITIONED)
+    complete, wanted = figures["complete"], figures["wanted"]
+    images = f"{complete} of {wanted}" if wanted and of_wanted else str(complete or "-")
+    return [name, *rows, images, str(figures["files"]), size_text(figures["bytes"])]
+
+
+def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
+    n, lines = outcome.fetched, []
+    if not total["wanted"] and not outcome.interrupted:  # else it may not be listed yet what is wanted
+        lines = [f"Images    not mirrored: {variable_of('images')} names the collections whose images are mirrored."]
+    elif n["fetched_series"]:
+        lines = [
+            f"Fetched   {n['fetched_series']} series, {n['fetched_files']} files, {size_text(n['fetched_bytes'])}; "
+            f"{n['skipped_series']} series were already in the lake.",
+            "Verified  when fetched: every file has the MD5 that the archive lists, is DICOM, and is of its series;",
+            "          every series has the SOPInstanceUIDs that the archive lists, and their count.",
+        ]
+    elif total["wanted"]:
+        lines = [f"Fetched   no images: {n['skipped_series']} series were already in the lake."]
+    if n["healed_instances"]:
+        lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
+    if n["quarantined"] or n["unavailable"]:
+        lines.append(
+            f"Missing   {n['quarantined']} series are quarantined, {n['unavailable']} unavailable: table image_series "
+            "has the reasons."
+        )
+    if n["left_series"]:
+        lines.append(f"Pending   {n['left_series']} series, for a later run.")
+    passed = sum(found is None for found in outcome.checks.values())
+    checks = f"{passed} asset checks passed, {len(outcome.failed_checks)} failed"
+    if outcome.warnings:
+        checks += f", {len(outcome.warnings)} warned"
+    if passed + len(outcome.failed_checks) < len(outcome.checks):
+        checks += "; only some images were requested, so missing ones do not count"
+    parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
+    in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
+    dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
+    if outcome.interrupted:
+        lines.insert(0, _INTERRUPTED)
+    return [
+        *lines,
+        f"Checked   {checks}.",
+        f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
+        f"See it    {dev}, then http://localhost:3000",
+    ]
+
+
 def _terminated(run_id: str) -> None:
     """Stop, because somebody canceled a run of this process."""
     if STOP.signal is None:
@@ -100,8 +225,7 @@ def run_main_job(
     instance: dg.DagsterInstance,
     on_progress: Callable[[str], None] = lambda line: None,
     images: Mapping[str, Any] | None = None,
-    *,
-    allow_lost_columns: bool = False,
+    **how: Any,
 ) -> Outcome:
     """Run the main job of the settings in this process; see :func:`nbia_pipeline.defs.main_job.run_main_job`."""
     from nbia_pipeline.definitions import build_definitions
@@ -116,7 +240,7 @@ def run_main_job(
         instance,
         on_progress,
         images,
-        allow_lost_columns=allow_lost_columns,
+        **how,
         stop=STOP,
     )
 

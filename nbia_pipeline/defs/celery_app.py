@@ -1,7 +1,7 @@
 """The Celery app of a worker, by which a batch outlives its worker: ``dagster-celery worker start -A`` this module.
 
 As dagster-celery sets Celery, a worker takes a task off the queue when it begins, and a run whose worker is killed
-waits for ever for a result that nobody makes. Here a task is taken off when it ends. If a process of the worker's pool
+waits forever for a result that nobody makes. Here a task is taken off when it ends. If a process of the worker's pool
 is killed, the task is sent again, three times at most; then the run fails. If the whole worker is killed, or its
 machine, Redis gives the task to another worker once nobody has said for some seconds that it is being worked on. Redis
 measures that from the beginning of the task, so that a longer one would be given to a second worker too; therefore each

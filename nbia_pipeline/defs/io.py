@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from nbia_pipeline.defs.resources import LakeResource
 from nbia_pipeline.lake import LakeError
@@ -42,6 +43,9 @@ class NbiaIOManager(dg.ConfigurableIOManager):
     """
 
     lake: LakeResource
+    names: dict[str, str] = Field(
+        default={}, description="Names of tables, and images, by the asset keys that a translator gave them."
+    )
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Accept the output of an asset that has written its tables itself.
@@ -68,7 +72,8 @@ class NbiaIOManager(dg.ConfigurableIOManager):
             raise dg.Failure(str(e), allow_retries=False) from e
 
     def _load(self, context: dg.InputContext) -> Any:
-        lake, name = self.lake.open(write=False), context.asset_key.path[-1]
+        lake, key = self.lake.open(write=False), context.asset_key
+        name = self.names.get(key.to_user_string(), key.path[-1])
         table = IMAGE_SERIES if name == IMAGES else TABLES.get(name)
         if table is None:
             raise NotInLake(f"{context.asset_key.to_user_string()} is no table of a lake, and cannot be an input")

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -38,7 +39,7 @@ from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.damage import read_or_empty
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.commit import commit_journal
-from nbia_pipeline.mirror.selection import SelectionError
+from nbia_pipeline.mirror.selection import NotRead, SelectionError, Selections
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.schema.tables import (
@@ -55,8 +56,6 @@ from nbia_pipeline.text import did_you_mean, matching, unmatched
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
-IMAGES_COMPLETE = "images complete"
-"""The check that all images are in the lake."""
 
 
 @dataclass
@@ -65,14 +64,14 @@ class Outcome:
 
     Attributes:
         collections: what the lake has now, by collection: the rows of each table; ``wanted`` series, whose files
-            should be there (0 where images are not mirrored); of those that are, verified, the number of ``complete``
-            series, their ``files`` and ``bytes``.
+            should be there (0 where images are not mirrored), and the number of those that are, verified
+            (``complete``); series that are ``not_selected``; ``files`` and ``bytes`` of all complete series.
         fetched: figures of the images by the name that their asset gives them: what this run fetched, repaired,
             skipped and left, and what could not be fetched.
-        partly: True if only some of the images were asked for.
         seconds: how long each part took.
         runs: by job and what it was for, the ID of the run.
-        checks: by asset and check, the result of its last evaluation: None if it passed, else what it found.
+        checks: by asset, check and collection, the result of the last evaluation: None if it passed, else what it
+            found.
         warnings: what the other checks found, whose failure is a hint, not a problem.
         failures: one sentence for every step that failed.
         interrupted: True if it was stopped before it had done everything.
@@ -85,19 +84,12 @@ class Outcome:
     checks: dict[str, str | None] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    partly: bool = False
     interrupted: bool = False
 
     @property
     def failed_checks(self) -> dict[str, str]:
-        """What the checks found that failed last, by asset and check.
-
-        Missing images are not a finding where only some were asked for, unless they could not be fetched.
-        """
-        failed = {name: found for name, found in self.checks.items() if found is not None}
-        if self.partly and not (self.fetched["quarantined"] or self.fetched["unavailable"]):
-            failed.pop(IMAGES_COMPLETE, None)
-        return failed
+        """What the checks found that failed last, by asset, check and collection."""
+        return {name: found for name, found in self.checks.items() if found is not None}
 
     @property
     def problems(self) -> list[str]:
@@ -135,6 +127,7 @@ def run_main_job(
     allow_lost_columns: bool = False,
     tags: Mapping[str, str] | None = None,
     stop: Stop | None = None,
+    on_tables: Callable[[list[str]], None] = lambda collections: None,
 ) -> Outcome:
     """Materialize everything that the settings ask for.
 
@@ -151,18 +144,19 @@ def run_main_job(
         allow_lost_columns: take answers in which a column is empty that was full before.
         tags: those of each run.
         stop: the request to stop that a process has which handles signals itself.
+        on_tables: called when the tables are there, with the collections whose images come next; what it raises ends
+            the run.
 
     Raises:
         LakeError: the lake cannot be read.
     """
-    runner = _Runner(job_of, naming, instance, on_progress, stop or _NoStop(), tags or {})
+    runner = _Runner(job_of, naming, instance, on_progress, stop or _NoStop(), tags or {}, on_tables)
     try:
         with one_login():
             if not _materialize(settings, runner, images, collections, allow_lost_columns=allow_lost_columns):
                 return runner.outcome
     except INTERRUPTS:
         runner.outcome.interrupted = True
-    runner.outcome.partly = bool(images)
     lake = Lake(settings.lake)
     kept = lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
     runner.outcome.collections = {c: summarize(lake, c, settings) for c in sorted(kept)}
@@ -194,6 +188,7 @@ def _materialize(
     for stretch in _stretches(kept, registered):
         runner.run_range(TABLES_JOB, stretch, tables)
     mirrored = [c for c in kept if settings.mirrors_images_of(c) and _rows(lake, SERIES, c)]
+    runner.on_tables(mirrored)
     for stretch in _stretches(mirrored, registered):
         _mirror(runner, lake, stretch, images_config(naming, **_less(images or {}, runner.outcome.fetched)))
     return True
@@ -274,12 +269,21 @@ def figures_since(receipts: pa.Table, began: datetime) -> Counter[str]:
 
 def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
     """Return what the lake has of a collection: see :attr:`Outcome.collections`."""
-    columns = ["Status", "ImageCount", "Bytes"]
+    columns = ["SeriesInstanceUID", "Status", "ImageCount", "Bytes"]
     receipts = read_or_empty(lake, IMAGE_SERIES, collection, columns, lost="Its figures are not shown")
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
     figures = Counter({table.name: _rows(lake, table, collection) for table in PARTITIONED})
+    mirrored = settings.mirrors_images_of(collection)
     figures["complete"] = complete.num_rows
-    figures["wanted"] = figures[SERIES.name] if settings.mirrors_images_of(collection) else 0
+    figures["wanted"] = figures[SERIES.name] if mirrored else 0
+    selections = Selections(settings.select)
+    if mirrored and selections.entry(collection):
+        with suppress(NotRead, DamagedFile):  # the step failed that should have read it
+            series = lake.read_file(SERIES, collection)
+            wanted = selections.wanted(lake, collection, series)["SeriesInstanceUID"]
+            figures["wanted"] = len(wanted)
+            figures["not_selected"] = series.num_rows - len(wanted)
+            figures["complete"] = pc.sum(pc.is_in(complete["SeriesInstanceUID"], value_set=wanted)).as_py() or 0
     figures["files"] = pc.sum(complete["ImageCount"]).as_py() or 0
     figures["bytes"] = pc.sum(complete["Bytes"]).as_py() or 0
     return figures
@@ -301,6 +305,7 @@ class _Runner:
     on_progress: Callable[[str], None]
     stop: Stop
     tags: Mapping[str, str]
+    on_tables: Callable[[list[str]], None]
     outcome: Outcome = field(default_factory=Outcome)
     failed: set[str] = field(default_factory=set)
     """The collections that the last run failed for, as far as its steps name them."""
@@ -381,7 +386,7 @@ class _Runner:
                     self.outcome.fetched[name] += entry.value
 
     def _take_check(self, evaluation: Any) -> None:
-        name = f"{evaluation.asset_key.path[-1]} {evaluation.check_name}"
+        name = " ".join(filter(None, (evaluation.asset_key.path[-1], evaluation.check_name, evaluation.partition)))
         for found in (self.outcome.checks, self.outcome.warnings):
             found.pop(name, None)
         if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.WARN:

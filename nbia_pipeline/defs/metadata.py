@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import table_path
-from nbia_pipeline.lake.table_file import Rows
+from nbia_pipeline.lake.table_file import Rows, pieces_of
 from nbia_pipeline.preview.contact_sheet import contact_sheet
 from nbia_pipeline.preview.sheet import inline_markdown
 from nbia_pipeline.schema import Column, Table
-from nbia_pipeline.text import shown
+from nbia_pipeline.schema import tables as t
+from nbia_pipeline.text import CELL_CHARACTERS, shown, size_text
 
 _TYPE_NAMES = {
     pa.string(): "string",
@@ -67,14 +68,50 @@ def definition_metadata(table: Table) -> dict[str, Any]:
 def materialization_metadata(
     table: Table, lake: Lake, rows: int, size: int, seconds: float, collection: str | None = None
 ) -> dict[str, Any]:
-    """Return the figures of one written table or partition: rows, bytes, seconds and its path."""
+    """Return the figures of one written table or partition: rows, its size for programs and people, seconds, path."""
     count = "dagster/row_count" if collection is None else "dagster/partition_row_count"
     return {
         count: rows,
         "bytes": size,
+        "size": size_text(size),
         "seconds": round(seconds, 3),
         "path": dg.MetadataValue.path(lake.url(table_path(table.name, collection))),
     }
+
+
+# The columns that people look at first; of a table that is not named, all.
+_MAIN = {
+    t.COLLECTIONS: "Collection PatientCount Description",
+    t.PATIENTS: "PatientID PatientSex EthnicGroup SpeciesDescription",
+    t.STUDIES: "PatientID StudyDate StudyDescription PatientAge SeriesCount StudyInstanceUID",
+    t.SERIES: "PatientID Modality BodyPartExamined SeriesDescription ImageCount FileSize DateReleased LicenseName "
+    "SeriesInstanceUID",
+    t.SERIES_METADATA: "PatientID Modality SOPClassUID SeriesDescription Manufacturer PixelSpacing SliceThickness "
+    "SeriesInstanceUID",
+    t.ANNOTATIONS: "PatientID Name Size Finding SeriesInstanceUID",
+}
+PREVIEW_ROWS = 10
+
+
+def preview(table: Table, rows: Rows) -> dict[str, Any]:
+    """Return the first rows of a table, with its main columns, as metadata; nothing where there are no rows."""
+    columns = _MAIN[table].split() if table in _MAIN else table.schema.names
+    first = next((piece for piece in pieces_of(rows, columns) if piece.num_rows), None)
+    return {} if first is None else {"first_rows": first_rows(first, [table.column(name) for name in columns])}
+
+
+def first_rows(rows: pa.Table, columns: Sequence[Column]) -> dg.TableMetadataValue:
+    """Return the first rows as a table for the UI: sizes with a unit, long texts cut, as each event keeps its own."""
+    found = rows.slice(0, PREVIEW_ROWS).select([c.name for c in columns]).to_pylist()
+    return records(
+        ({c.name: _cell(c, row[c.name]) for c in columns} for row in found), {c.name: "string" for c in columns}
+    )
+
+
+def _cell(column: Column, value: Any) -> str:
+    if value is None:
+        return ""
+    return size_text(value) if column.unit == "bytes" else shown(value, CELL_CHARACTERS)
 
 
 def stored_bytes(lake: Lake, table: Table, collection: str) -> int:

@@ -74,7 +74,7 @@ def build_mirror_job(naming: Naming, settings: Settings, job_of: Callable[[str],
     """Return the main job of one archive; `job_of` returns its other jobs by their names."""
 
     @dg.op(
-        name=naming.of(MIRROR_JOB),
+        name=naming.of("mirror_everything"),
         out=dg.Out(dg.Nothing),
         config_schema=MirrorConfig.to_config_schema().as_field(),
     )

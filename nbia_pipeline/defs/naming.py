@@ -45,7 +45,7 @@ class Naming:
         prefix: first part of the asset keys, ``nbia`` unless there is a second archive.
         translator: changes what Dagster is told about the assets, their keys among it.
         conditions: automation conditions by the name of the asset, which the translator may change.
-        partitions: the kept collections of the archive, in their exact spelling.
+        partitions: the mirrored collections of the archive, in their exact spelling.
     """
 
     prefix: str = PREFIX
@@ -68,6 +68,11 @@ class Naming:
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset of this archive, given its name."""
         return self.specs[asset].key
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The names of the assets whose keys do not end with them, by these keys."""
+        return {spec.key.to_user_string(): name for name, spec in self.specs.items() if spec.key.path[-1] != name}
 
     def described(self, asset: dg.AssetsDefinition) -> dg.AssetsDefinition:
         """Return an asset of this archive, which has its key already, with all else that its spec says."""
@@ -118,7 +123,7 @@ def with_partition(collections: Iterable[str]) -> list[str]:
     """Return the collections that can be partitions: without control characters and without three dots."""
     found = list(collections)
     for collection in filter(_NO_PARTITION.search, found):
-        log.warning("the collection %r cannot be a partition of Dagster, and is left out", collection)
+        log.warning("the collection %r is left out: its name cannot be that of a partition in Dagster", collection)
     return [c for c in found if not _NO_PARTITION.search(c)]
 
 

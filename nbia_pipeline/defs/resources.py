@@ -126,7 +126,9 @@ class NbiaResource(Connection, dg.ConfigurableResource):  # type: ignore[type-ar
     """
 
     password: str = PASSWORD
-    tries: int = Field(default=ClientOptions.tries, ge=1, description="Most attempts at one call, the first included.")
+    tries: int = Field(
+        default=ClientOptions.tries, ge=1, description="Maximum number of attempts at one call, including the first."
+    )
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[NbiaResource]:
@@ -169,7 +171,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     uri: str = Field(description="Directory or URI of the lake, like /data/lake or s3://bucket/lake.")
-    fsync: bool = Field(default=True, description="Whether what is finished survives a loss of power; see Lake.")
+    fsync: bool = Field(default=True, description="Whether finished work survives a loss of power; see Lake.")
 
     def open(self, write: bool = True) -> Lake:
         """Return the lake; if it is to be written, after making sure that it can be.

@@ -1,4 +1,4 @@
-"""The schedules: the catalog, and the complete listing of every kept collection.
+"""The schedules: the catalog, and the complete listing of every mirrored collection.
 
 A complete listing finds what the feed of updated series cannot show: withdrawals, revisions without a new date, changed
 licenses, releases back-dated by more than a week. The schedules are off until a person turns them on.
@@ -65,8 +65,8 @@ def _reconcile(naming: Naming, settings: Settings, job: dg.UnresolvedAssetJobDef
         execution_timezone="UTC",
         required_resource_keys={naming.lake},
         description=(
-            "Lists every kept collection in full, and records which series were added, revised, withdrawn or returned. "
-            "Run it after the catalog, which determines which collections there are."
+            "Lists every mirrored collection in full, and records which series were added, revised, withdrawn or "
+            "returned. Run it after the catalog, which determines which collections there are."
         ),
     )
     def reconcile(context: dg.ScheduleEvaluationContext) -> Requests:

@@ -18,13 +18,17 @@ from datetime import date
 from typing import TypeVar
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.archive import ArchiveError, ArchiveUnreachable, ClientOptions
 from nbia_pipeline.changes.cursor import (
+    UNDATED,
     Bucket,
     CursorError,
     buckets_of,
+    changed_buckets,
     changed_collections,
     first_cursor,
     next_cursor,
@@ -52,7 +56,7 @@ from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.mirror.selection import Selections
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import first_of, logger, matching, shown
+from nbia_pipeline.text import first_of, logger, matching, shown, size_text
 
 log = logger(__name__)
 
@@ -64,6 +68,10 @@ TICK_OPTIONS = ClientOptions(connect_timeout=5, read_timeout=20, tries=2, max_ba
 RUN_BYTES = 50_000_000_000
 
 SHOWN = 5
+SHOWN_SERIES = 3
+
+WHY_TAG = "nbia/requested_for"
+"""Tag of a run that a sensor requests: what for."""
 
 IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
@@ -141,14 +149,15 @@ def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorE
     since = (before or first_cursor(today, now)).since(today)
     registered = context.instance.get_dynamic_partitions(str(naming.partitions.name))
 
-    def ask() -> tuple[dict[Bucket, str], dict[str, list[str]], bool]:
+    def ask() -> tuple[dict[Bucket, str], pa.Table, dict[str, list[str]], bool]:
         with archive.client(TICK_OPTIONS) as client:
-            found = buckets_of(client.updated_series(since), since)
+            rows = client.updated_series(since)
+            found = buckets_of(rows, since)
             about = partitions_of({c for c, _ in found}, registered, client.collection_values)
-            return found, about, client.misses_updates
+            return found, rows, about, client.misses_updates
 
     began = time.monotonic()
-    found, about, incomplete = within(TICK_SECONDS, ask)
+    found, rows, about, incomplete = within(TICK_SECONDS, ask)
     note = ""
     if incomplete:
         restricted = _restricted_releases(archive, settings, since, TICK_SECONDS - (time.monotonic() - began))
@@ -164,10 +173,13 @@ def _updated_series_tick(naming: Naming, settings: Settings, context: dg.SensorE
     changed = changed_collections(before, found)
     cursor = next_cursor(before, found, today, changed=bool(changed)).encode()
     by_partition: dict[str, list[str]] = defaultdict(list)
+    why: dict[str, str] = {}
+    released = released_series(rows, changed_buckets(before, found))
     for collection, digest in changed.items():
         for partition in about.get(collection, [collection]):
             by_partition[partition].append(digest)
-    return _requests(naming, settings, by_partition, registered, cursor) or dg.SensorResult(
+            why[partition] = released.get(collection, "")
+    return _requests(naming, settings, context, by_partition, why, registered, cursor) or dg.SensorResult(
         skip_reason=_nothing_new(settings, changed, found, since) + note, cursor=cursor
     )
 
@@ -190,16 +202,51 @@ def _restricted_releases(archive: NbiaResource, settings: Settings, since: date,
     return seen
 
 
+def released_series(rows: pa.Table, buckets: Iterable[Bucket]) -> dict[str, str]:
+    """Return which series an answer has in some buckets, in words by collection: how many, of which days, the first.
+
+    Args:
+        rows: the answer to getUpdatedSeries.
+        buckets: what is new or changed in it.
+    """
+    days: dict[str, list[date]] = defaultdict(list)
+    for collection, day in sorted(buckets):
+        days[collection].append(day)
+    of_day = pc.fill_null(pc.cast(rows["DateReleased"], pa.date32(), safe=False), UNDATED)
+    found = {}
+    for collection, some in days.items():
+        new = pc.and_(pc.equal(rows["Collection"], collection), pc.is_in(of_day, value_set=pa.array(some)))
+        uids = sorted(rows["SeriesInstanceUID"].filter(new).to_pylist())
+        on = first_of([str(day) for day in some if day != UNDATED], SHOWN_SERIES)
+        if uids:
+            many = f"{len(uids):,} series" + (f" released {on}" if on else "")
+            found[collection] = f"{many}: {first_of(uids, SHOWN_SERIES)}"
+    return found
+
+
 def _requests(
-    naming: Naming, settings: Settings, changed: Mapping[str, Sequence[str]], registered: Sequence[str], cursor: str
+    naming: Naming,
+    settings: Settings,
+    context: dg.SensorEvaluationContext,
+    changed: Mapping[str, Sequence[str]],
+    why: Mapping[str, str],
+    registered: Sequence[str],
+    cursor: str,
 ) -> dg.SensorResult | None:
-    """Return one run for each kept collection that changed, and the partitions of those that are new."""
+    """Return one run for each mirrored collection that changed, and the partitions of those that are new.
+
+    Args:
+        changed: the digests of what is new, by partition.
+        why: which series these are, in words; for the log of the tick and the tags of the runs.
+    """
     kept = sorted(with_partition(matching(settings.collections, changed)))
     if not kept:
         return None
     added = [c for c in kept if c not in set(registered)]
     jobs = {c: UPDATE_JOB if settings.mirrors_images_of(c) else TABLES_JOB for c in kept}
-    runs = [_run(naming, jobs[c], c, _short(*changed[c])) for c in kept]
+    runs = [_run(naming, jobs[c], c, _short(*changed[c]), why.get(c, "")) for c in kept]
+    for collection in kept:
+        context.log.info(shown(f"{collection}: {why.get(collection) or 'its releases changed'}"))
     if added:
         # The table of collections must have them too: until then they count as not listed.
         key = f"collections:{_short(added, cursor)}"
@@ -211,13 +258,13 @@ def _requests(
     )
 
 
-def _run(naming: Naming, job: str, collection: str, key: str) -> dg.RunRequest:
+def _run(naming: Naming, job: str, collection: str, key: str, why: str = "") -> dg.RunRequest:
     return dg.RunRequest(
         run_key=f"{collection}:{key}",
         job_name=naming.of(job),
         partition_key=collection,
         run_config=None if job == TABLES_JOB else images_config(naming, retry=False, max_bytes=RUN_BYTES),
-        tags={ARCHIVE_TAG: naming.prefix},
+        tags={ARCHIVE_TAG: naming.prefix, **({WHY_TAG: shown(why)} if why else {})},
     )
 
 
@@ -331,7 +378,12 @@ def _image_backlog_tick(naming: Naming, settings: Settings, context: dg.SensorEv
         if todo:
             # With the day: a run that fetched nothing, because the archive was down, must not be the last one.
             key = f"{_short(*(json.dumps(w.to_json()) for w in todo))}:{today}"
-            runs.append(_run(naming, IMAGES_JOB, collection, key))
+            size = size_text(sum(w.FileSize or 0 for w in todo))
+            why = (
+                f"{len(todo):,} series to fetch, {size}: {first_of([w.SeriesInstanceUID for w in todo], SHOWN_SERIES)}"
+            )
+            context.log.info(shown(f"{collection}: {why}"))
+            runs.append(_run(naming, IMAGES_JOB, collection, key, why))
     if runs:
         return dg.SensorResult(run_requests=runs, cursor=last)
     why = damaged[0] if damaged else _no_backlog(settings, mirrored, sorted(busy & set(mirrored)))

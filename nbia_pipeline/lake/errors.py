@@ -23,7 +23,7 @@ _ACCOUNT = {
 }
 _ENDPOINT = {"s3": "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION"}
 _OF_DISK = {
-    errno.EXDEV: "a lake is on one file system: none of its folders can be a link to another, or a mount",
+    errno.EXDEV: "a lake must be on one file system: none of its folders may be a link to another one, or a mount",
     errno.EISDIR: "it should be a file: move the folder away",
 }
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -35,12 +35,12 @@ _OF_S3 = (
     ("InvalidAccessKeyId", "{store} does not know the access key: check AWS_ACCESS_KEY_ID, or that of AWS_PROFILE"),
     (
         "SignatureDoesNotMatch",
-        "the secret key is not that of the access key, says {store}: check AWS_SECRET_ACCESS_KEY, or that of "
+        "the secret key does not belong to the access key, says {store}: check AWS_SECRET_ACCESS_KEY, or that of "
         "AWS_PROFILE",
     ),
     (
         "ExpiredToken InvalidToken TokenRefreshRequired",
-        "the session of the account is over, says {store}: renew AWS_SESSION_TOKEN, or the session of AWS_PROFILE",
+        "the session of the account has expired, says {store}: renew AWS_SESSION_TOKEN, or the session of AWS_PROFILE",
     ),
     (
         "RequestTimeTooSkewed RequestExpired",
@@ -58,9 +58,9 @@ _OF_S3 = (
     ),
     (
         "AccessDenied AllAccessDisabled AccountProblem NotSignedUp",
-        "{store} does not let the account do that in the bucket {bucket}: let it read, write, delete and list there "
-        "(s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket), or set another account (AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
+        "{store} does not allow the account to do that in the bucket {bucket}: let it read, write, delete and list "
+        "there (s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket), or set another account (AWS_ACCESS_KEY_ID "
+        "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
     ),
     (
         "BadDigest InvalidDigest XAmzContentChecksumMismatch XAmzContentSHA256Mismatch",
@@ -79,7 +79,7 @@ _OF_S3 = (
     ),
     (
         "NoCode ResponseParserError NoStore",
-        "what answers at {store} is no S3: check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL",
+        "the server at {store} does not speak S3: check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL",
     ),
 )
 
@@ -182,7 +182,7 @@ def remedy(error: BaseException, address: str) -> str:
 def _remedy_of_store(error: BaseException, address: str) -> str:
     scheme = address.partition("://")[0]
     store = _SAME.get(scheme, scheme)
-    account = _ACCOUNT.get(store, "as its fsspec package takes it")
+    account = _ACCOUNT.get(store, "as its fsspec package expects it")
     endpoint = f" ({_ENDPOINT[store]})" if store in _ENDPOINT else ""
     set_account = f"set the account of the store ({account})"
     check_account = f"check that the account of the store ({account}) may read and write there"

@@ -317,7 +317,7 @@ class Lake:
 
     exists = _of_store(LocalStore.exists, "look for {}")
     remove = _of_store(LocalStore.remove, "remove {}")
-    remove_all = _of_store(LocalStore.remove_all, "remove what is committed")
+    remove_all = _of_store(LocalStore.remove_all, "remove committed entries of the journal")
     _keep = _of_store(LocalStore.keep, "keep {}")
     names_in = _of_store(LocalStore.names_in, "list {}")
     sizes = _of_store(LocalStore.sizes, "list {}")

@@ -125,8 +125,8 @@ class ObjectLocks:
             self._conditional = refusal(self.fs, path, content) is not None
             if not self._conditional:
                 log.warning(
-                    "the store of %s overwrites objects that it is asked not to (If-None-Match): two machines that "
-                    "write into this lake at the same time can harm it. Let only one write at a time",
+                    "the store of %s ignores conditional writes (If-None-Match), so two machines that write into this "
+                    "lake at the same time can damage it: let only one write at a time",
                     self.folder,
                 )
         return None if self._conditional or self.read(path) == content else FileExistsError(path)
@@ -218,7 +218,7 @@ class _Life:
             try:
                 _remove(self._fs, self.path)
             except OSError as e:
-                log.warning("%s could not be removed (%s): a later run does it", self.path, reason(e))
+                log.warning("%s could not be removed (%s): a later run removes it", self.path, reason(e))
 
     def _beat_on(self) -> None:
         while not self._over.wait(self._timings.beat):

@@ -237,7 +237,7 @@ class ObjectStore(BaseStore):
         try:
             found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads", [])
         except OSError as e:  # it takes a permission of its own, and not every store has it
-            log.info("parts of uploads that were given up are not looked for: %s", reason(e))
+            log.info("cannot list the parts of abandoned uploads: %s", reason(e))
             return 0
         since = time.time() - LEFTOVER_SECONDS
         old = [one for one in found if one["Key"].startswith(prefix) and one["Initiated"].timestamp() < since]

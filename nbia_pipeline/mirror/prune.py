@@ -60,7 +60,7 @@ def mark_withdrawn(lake: Lake, collection: str) -> None:
         if known & withdrawn_series(lake, collection) != marked:
             commit(lake, collection, clear_mark=False)
     except DamagedFile as e:
-        log.warning("the receipts of %s are not marked now: %s", collection, e)
+        log.warning("the receipts of %s cannot be marked as withdrawn now: %s", collection, e)
 
 
 def prunable(lake: Lake, collection: str) -> Prunable | None:

@@ -12,10 +12,12 @@ import pyarrow.compute as pc
 
 from nbia_pipeline import clock
 from nbia_pipeline.lake.layout import series_path
-from nbia_pipeline.mirror.series import NO_NEWER, Columns, WantedSeries, expect_types
+from nbia_pipeline.lake.table_file import Rows, rows_where
+from nbia_pipeline.mirror.series import NO_NEWER, Columns, WantedSeries, expect_types, refresh_failed
 from nbia_pipeline.mirror.unpack import VerifiedInstance
+from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.digests import series_md5
-from nbia_pipeline.schema.status import COMPLETE
+from nbia_pipeline.schema.status import COMPLETE, QUARANTINED, UNAVAILABLE
 
 MD5 = "md5"
 """Each file has the MD5 that the archive has of it; it listed these instances, or has the same digest of the series."""
@@ -110,3 +112,11 @@ class Receipt:
 def fault_of_the_way(receipts: Columns) -> pa.ChunkedArray:
     """Return for each receipt whether a page of a proxy, or the like, is why its series was not fetched."""
     return pc.fill_null(pc.match_substring_regex(receipts["Reason"], _TEXT_FOR_A_ZIP), False)
+
+
+def problem_rows(receipts: Rows) -> list[dict[str, str]]:
+    """Return the series that could not be fetched, or not in their newest version, with the reason."""
+    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
+    which = pc.or_(refused, refresh_failed(receipts))
+    rows = rows_where(receipts, which, ["SeriesInstanceUID", "Status", "Reason"]).to_pylist()
+    return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]

@@ -80,7 +80,7 @@ class Proofs:
             given_up = calls.failed(what, e)
             if not (given_up or self._final) or (self._strict and not calls.lacks(what)):
                 raise NoAnswer(f"the archive does not answer for {what}: {e}") from e
-            calls.do_without(what, f"{what}, so that proofs do without it", e)
+            calls.do_without(what, f"{what}, so series are verified without it", e)
             return None
         calls.answered(what)
         return found

@@ -304,7 +304,7 @@ def _listed_digests(pieces: Iterable[bytes], most: int) -> tuple[dict[str, str] 
     separator, start = "", b""
     for number, line in enumerate(_lines(pieces)):
         if number > most:
-            raise UnsafeZip(f"{MD5_LIST} has more than {most} lines, far more than the archive announced files")
+            raise UnsafeZip(f"{MD5_LIST} has more than {most} lines, far more than the archive announced")
         text = line.decode("utf-8", "replace").lstrip("\ufeff")
         start = start or text.strip()[:80].encode()
         separator = separator or next((s for s in ",;\t" if s in text), "")

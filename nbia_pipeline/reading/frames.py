@@ -8,8 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow import fs
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake import Lake, LakeError
@@ -21,6 +19,7 @@ from nbia_pipeline.text import TextError, did_you_mean, first_of, similar_names
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow.dataset as ds
 
 Names = str | Sequence[str] | None
 
@@ -117,6 +116,9 @@ def dataset(lake: Lake, table: Table, collections: Sequence[str] | None = None) 
     Raises:
         LakeError: the lake cannot be read.
     """
+    import pyarrow.dataset as ds  # which imports pandas
+    from pyarrow import fs
+
     paths, parts = [], []
     for path in lake.sizes(f"{FOLDER}/{table.name}"):
         name = collection_of(path.split("/")[2])

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from nbia_pipeline.address import is_uri
 from nbia_pipeline.lake import Lake
@@ -18,6 +17,7 @@ from nbia_pipeline.schema import TABLES, Table
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow.dataset as ds
 
 CATALOG = "catalog.sql"
 """The file of the views, in the lake."""

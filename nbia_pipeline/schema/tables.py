@@ -91,7 +91,7 @@ def _field_metadata(column: Column, served: str | None) -> dict[str, str]:
 
 _DEIDENTIFIED = "De-identified at submission."
 _CLEANED = "Inspected, and cleaned of protected health information (PHI)."
-_KEPT = "Kept in curation."
+_KEPT = "Not changed in curation."
 
 _COLUMNS = {
     c.name: c
@@ -109,7 +109,7 @@ _COLUMNS = {
             f"Name of the patient. {_DEIDENTIFIED} Often the PatientID, or an empty text.",
             "0010,0010",
         ),
-        Column("PatientBirthDate", DAY, f"Date of birth. {_DEIDENTIFIED} Emptied, as a rule.", "0010,0030"),
+        Column("PatientBirthDate", DAY, f"Date of birth. {_DEIDENTIFIED} Usually empty.", "0010,0030"),
         Column("PatientSex", TEXT, f"Sex of the patient. {_KEPT}", "0010,0040"),
         Column("PatientAge", TEXT, f"Age of the patient at the study, like 061Y. {_KEPT}", "0010,1010"),
         Column("EthnicGroup", TEXT, f"Ethnic group of the patient. {_KEPT}", "0010,2160"),
@@ -125,7 +125,7 @@ _COLUMNS = {
         Column("StudyDescription", TEXT, f"Description of the study. {_CLEANED}", "0008,1030"),
         Column("StudyID", TEXT, f"Identifier of the study given by the site. {_DEIDENTIFIED}", "0020,0010"),
         Column("AdmittingDiagnosesDescription", TEXT, f"Diagnoses at admission. {_CLEANED}", "0008,1080"),
-        Column("LongitudinalTemporalEventType", TEXT, "Event that the offset counts from.", "0012,0053"),
+        Column("LongitudinalTemporalEventType", TEXT, "Event from which the offset counts.", "0012,0053"),
         Column(
             "LongitudinalTemporalOffsetFromEvent",
             REAL,
@@ -197,7 +197,7 @@ _COLUMNS = {
         Column("Bytes", COUNT, "Sum of the sizes of the files in the lake.", unit="bytes"),
         Column("SeriesMD5", TEXT, "MD5 of the sorted MD5s of the files: the server's own formula."),
         Column("FetchedAt", TIME, "When the files were fetched (UTC)."),
-        Column("Attempts", COUNT, "Number of downloads that it took.", unit="downloads"),
+        Column("Attempts", COUNT, "Number of times that the series was downloaded.", unit="downloads"),
         Column("Healed", COUNT, "Instances that were downloaded one by one to complete the series.", unit="instances"),
         Column(
             "Proof",
@@ -252,11 +252,11 @@ _COLUMNS = {
         Column("LicenseText", TEXT, "Text of the license: file LICENSE of getImage; null if the archive serves none."),
         # --- what does not fit
         Column("TableName", TEXT, "Table that the answer fills."),
-        Column("RowKey", TEXT, "Key of the row; null for a row without one, and for what is about all rows."),
+        Column("RowKey", TEXT, "Key of the row; null for a row without a key, and for a finding about all rows."),
         Column("SentValue", TEXT, "Value as the archive sent it; its first 500 characters."),
-        Column("Why", TEXT, "What does not fit, and what became of it."),
+        Column("Why", TEXT, "What does not fit, and what was done about it."),
         Column("VerifiedAt", TIME, "When the files of the series were last read again (UTC)."),
-        Column("Finding", TEXT, "What is wrong with the files; null if nothing is."),
+        Column("Finding", TEXT, "What is wrong with the files; null if they are intact."),
     )
 }
 
@@ -285,7 +285,7 @@ def _values(name: str, column: str, description: str) -> Table:
 
 COLLECTIONS = _table(
     "collections",
-    "One row per kept collection: getCollectionValues, the counts and the descriptions.",
+    "One row per mirrored collection, with its number of patients and its description.",
     "Collection PatientCount Description DescriptionURI DescriptionTimestamp",
     key="Collection",
     partitioned=False,

@@ -118,6 +118,11 @@ class Inventory:
         return len(self._rows)
 
     @property
+    def damaged(self) -> int:
+        """How many were found damaged, and have not been fetched again since."""
+        return pc.sum(pc.invert(self._state["sound"])).as_py() or 0
+
+    @property
     def urgency(self) -> tuple[bool, datetime]:
         """The smallest of all: what was found damaged, then what has gone unchecked for longest."""
         sound = self._state["sound"]

@@ -157,7 +157,7 @@ def test_a_row_of_another_number_of_cells_is_left_out(odd: str, at_the_end: bool
     rows, found = csv("\n".join(lines) + "\n")
     assert rows == BOTH
     reported = [(one.key, one.column, one.why) for one in found]
-    why = "a row whose cells are not those of the header, which has 2, was left out"
+    why = "a row was left out that does not have 2 cells, as the header has"
     assert reported == ([] if odd == '"","",""' else [(None, "SeriesInstanceUID", why)])
 
 

@@ -80,7 +80,7 @@ def test_the_feed_that_was_replaced_last_is_put_back(lake: Lake, caplog: pytest.
     assert (
         f"what was recorded after {hour(0)} (UTC) is lost. The damaged file was moved to {lake.url(aside)}" in put_back
     )
-    assert lost == "the feed of changes has 2 rows, and had 3: 1 are lost. What is known of the series is not"
+    assert lost == "the feed of changes has 2 rows, and had 3: 1 are lost. The state of the series is not lost"
     assert caplog.text.count(lost) == 1 and lake.read_bytes(aside) == b"what a person may still read"
     assert record_changes(lake, "C").rebuilt == []
 

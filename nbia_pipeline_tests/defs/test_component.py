@@ -18,7 +18,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from dagster.components.core.package_entry import discover_package_objects
 from dagster.components.testing.utils import component_defs, create_defs_folder_sandbox
 
-from nbia_pipeline.component import NbiaComponent
+from nbia_pipeline.component import EXAMPLES, NbiaComponent
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.defs.specs.translator import NbiaAssetData
@@ -141,16 +141,20 @@ def test_every_field_of_scaffolded_yaml_can_be_used(tmp_path: Path, monkeypatch:
     used = re.sub(r"^  # (?=\w+:|  )", "  ", text, flags=re.MULTILINE)
     found = yaml.safe_load(used)["attributes"]
     assert list(found) == list(NbiaComponent.model_fields)
-    examples = {"ca_bundle", "images", "executor", "password_env", "translation"}
-    assert {n: v for n, v in found.items() if n not in examples} == {
-        name: list(field.default) if isinstance(field.default, tuple) else field.default
-        for name, field in NbiaComponent.model_fields.items()
-        if name not in examples
-    }
+    defaults = json.loads(json.dumps({name: field.default for name, field in NbiaComponent.model_fields.items()}))
+    assert found == {**defaults, **EXAMPLES}
+    assert not [name for name, value in found.items() if not value and value is not False], "an example is missing"
     ours = {**found, "lake": str(tmp_path / "lake"), "ca_bundle": None, "username": "me"}
     with from_yaml(**ours) as definitions:
         assert {tuple(spec.owners) for spec in definitions.resolve_all_asset_specs()} == {("team:imaging",)}
         assert getattr(definitions.executor, "name", None) == "multiprocess"
+
+
+def test_the_schema_of_the_yaml_has_the_descriptions() -> None:
+    fields = (NbiaComponent.get_model_cls() or NbiaComponent).model_json_schema()["properties"]
+    assert {name: field["description"] for name, field in fields.items()} == {
+        name: field.description for name, field in NbiaComponent.model_fields.items()
+    }
 
 
 def test_dg_finds_the_component_by_its_short_name() -> None:

@@ -163,7 +163,7 @@ def test_a_store_that_ignores_the_condition_is_named_and_its_locks_are_looked_at
             expect_held()
             with pytest.raises(LakeError, match="held by"), object_lock(store, path, timings):
                 pass
-    assert caplog.text.count(f"the store of {path.rpartition('/')[0]} overwrites objects that it is asked not to") == 1
+    assert caplog.text.count(f"the store of {path.rpartition('/')[0]} ignores conditional writes") == 1
 
 
 class Refusing(Store):

@@ -224,7 +224,7 @@ ERRORS: dict[str, tuple[Variables, str, str]] = {
     "may only read": (
         {"AWS_ACCESS_KEY_ID": READER[0], "AWS_SECRET_ACCESS_KEY": READER[1]},
         "Access Denied",
-        r"{store} does not let the account do that in the bucket lake: .*\(s3:GetObject.*AWS_PROFILE",
+        r"{store} does not allow the account to do that in the bucket lake: .*\(s3:GetObject.*AWS_PROFILE",
     ),
 }
 
@@ -297,9 +297,13 @@ OTHER_REGION = (
 @pytest.mark.parametrize(
     ("status", "body", "what"),
     [
-        ("200 OK", PAGE, "what answers at the store at http://127.0.0.1:{port} is no S3: check AWS_ENDPOINT_URL_S3 or"),
-        ("404 Not Found", PAGE, "what answers at the store at http://127.0.0.1:{port} is no S3: check"),
-        ("403 Forbidden", PAGE, "what answers at the store at http://127.0.0.1:{port} is no S3: check"),
+        (
+            "200 OK",
+            PAGE,
+            "the server at the store at http://127.0.0.1:{port} does not speak S3: check AWS_ENDPOINT_URL_S3 or",
+        ),
+        ("404 Not Found", PAGE, "the server at the store at http://127.0.0.1:{port} does not speak S3: check"),
+        ("403 Forbidden", PAGE, "the server at the store at http://127.0.0.1:{port} does not speak S3: check"),
         ("400 Bad Request", OTHER_REGION, "the bucket lake is in another region: set AWS_REGION"),
     ],
 )

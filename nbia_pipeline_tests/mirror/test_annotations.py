@@ -117,7 +117,7 @@ def test_a_name_too_long_for_a_file_system_is_shortened(name: str) -> None:
         ([*IMAGES, ("a.xml", XML), ("b.xml", XML)], len(XML), f"2 with {2 * len(XML)} arrived$"),
         (IMAGES[:1], 5, "0 with 0 arrived; the archive stopped before the last image$"),
         ([], 5, "0 with 0 arrived; the archive stopped"),
-        ([*IMAGES, ("bomb.xml", bytes(20 << 20))], 5, "larger than the archive announced: nothing of it was kept"),
+        ([*IMAGES, ("bomb.xml", bytes(20 << 20))], 5, "larger than the archive announced: nothing of it was stored"),
         ([("1-1.dcm", bytes(20 << 20)), LIST, ("a.xml", "12345")], 5, "more than those in the lake: nothing"),
         ([*IMAGES, *((f"{n}.xml", "") for n in range(1002))], 5, "more than 1000 annotation files: nothing"),
     ],
@@ -357,7 +357,7 @@ def test_older_files_stay_when_nothing_arrives_instead(subject: Subject, uid: st
     subject.sizes[uid] = 7
     subject.write()
     assert subject.run().problems == {uid: subject.rows()[0]["Finding"]}
-    assert subject.rows()[0]["Finding"].endswith("0 with 0 arrived; older files were kept")
+    assert subject.rows()[0]["Finding"].endswith("0 with 0 arrived; the older files stay")
     assert (subject.stored(), subject.run(), subject.asked()) == (before, AnnotationsResult(), 2)
 
 

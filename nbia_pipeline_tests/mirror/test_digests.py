@@ -288,7 +288,7 @@ def test_without_the_digest_call_a_short_zip_is_completed(
     assert receipt.verified_by == ("count+size" if also_series else "md5")
     assert [i.MD5 for i in receipt.instances] == digests()
     warnings = [r.message for r in caplog.records if "does not answer for the MD5 of an image" in r.message]
-    assert len([text for text in warnings if "proofs do without it" in text]) == 1
+    assert len([text for text in warnings if "series are verified without it" in text]) == 1
 
 
 def test_v4_without_the_digest_call(one: OneSeries) -> None:
@@ -347,7 +347,9 @@ def test_what_is_given_up_is_given_up_for_the_client_with_one_warning(one: OneSe
         asked = one.faults.count(OF_IMAGE)
         assert Proofs(client, final=True).md5_of_image("3") is None
         (warning,) = client.warnings
-    assert warning.startswith("the archive does not answer for the MD5 of an image, so that proofs do without it: ")
+    assert warning.startswith(
+        "the archive does not answer for the MD5 of an image, so series are verified without it: "
+    )
     assert one.faults.count(OF_IMAGE) == asked <= 2
 
 

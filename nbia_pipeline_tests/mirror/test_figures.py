@@ -11,6 +11,7 @@ import pytest
 
 from nbia_pipeline.defs.checks import images
 from nbia_pipeline.defs.checks.check import Subject
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.resources import NbiaResource
 from nbia_pipeline.embedded.server.fault_injection import FaultedRequest
 from nbia_pipeline.lake import Lake
@@ -164,8 +165,9 @@ def test_figures_that_lie_together_are_found_by_the_list_in_the_check(
     assert LISTED not in one.asked()
     if digest:
         one.faults.inject("getMD5Hierarchy", answer(200, digest))
-    archive = NbiaResource(archive=one.url, tries=1)
-    report = images.agrees_with_archive(Subject(lake, Settings(archive=one.url, images=("*",)), archive))
+    with NbiaResource(archive=one.url, tries=1).client() as client:
+        subject = Subject(lake, Settings(archive=one.url, images=("*",)), COLLECTION, client)
+        report = images.agrees_with_archive(subject)
     (finding,) = report.findings
     told = "is outdated: getSOPInstanceUIDs lists 6, the lake has 5 (missing 1.1.6)"
     assert (finding.series, finding.what) == (UID, f"series {UID} {told}")
@@ -261,8 +263,8 @@ def test_the_lake_takes_a_series_without_images(empty: OneSeries, lake: Lake) ->
     with empty.client() as client:
         run = read_again(lake, plan_verification(lake, [COLLECTION]), extra_check=digest_check(client))
     assert (run.checked, run.files, run.damaged) == (1, 0, [])
-    subject = Subject(lake, Settings(archive=empty.url, images=("*",)), None)
-    assert list(images.complete(subject).findings) == list(images.intact(subject).findings) == []
+    subject = Subject(lake, Settings(archive=empty.url, images=("*",)), COLLECTION)
+    assert list(images.complete(Naming(), subject).findings) == list(images.intact(subject).findings) == []
     assert contact_sheet(lake, COLLECTION, receipts, series) is None
     assert prunable(lake, COLLECTION) is None
 

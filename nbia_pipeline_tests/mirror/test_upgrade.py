@@ -94,8 +94,11 @@ def with_the_newer_version(rows: dict[str, dict[str, Any]]) -> dict[str, dict[st
 
 
 def with_paths(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    folders = {"1.1": "A-1/1/1.1", "1.2": "A-1/1/1.2", "2.2": FOLDER_22}
-    return {uid: {**row, "Path": f"images/Alpha%20Set/{folders[uid]}" if uid in folders else None} for uid, row in rows.items()}
+    folders = {"1.1": "A-1/1/1.1", "1.2": "A-1/1/1.2", "2.2": "a-2/2/2.2"}
+    return {
+        uid: {**row, "Path": f"images/Alpha%20Set/{folders[uid]}" if uid in folders else None}
+        for uid, row in rows.items()
+    }
 
 
 def asked(served: tuple[str, Faults]) -> Counter[str]:

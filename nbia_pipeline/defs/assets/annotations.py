@@ -10,12 +10,13 @@ from pydantic import Field
 from nbia_pipeline.defs.assets.fetch_op import failed_table
 from nbia_pipeline.defs.assets.partitioned import each_partition, table_asset
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata, stored_bytes
+from nbia_pipeline.defs.metadata import materialization_metadata, preview, stored_bytes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.schema.tables import ANNOTATIONS, SERIES_METADATA
 from nbia_pipeline.settings import Settings
+from nbia_pipeline.text import size_text
 
 
 class AnnotationsConfig(dg.Config):
@@ -56,12 +57,14 @@ def build_annotations_asset(naming: Naming, settings: Settings) -> dg.AssetsDefi
 
 
 def _metadata(lake: Lake, collection: str, result: AnnotationsResult, seconds: float) -> dict[str, Any]:
-    table = lake.read_table(ANNOTATIONS, collection, columns=["SeriesInstanceUID", "Size"])
+    table = lake.read_table(ANNOTATIONS, collection)
     size = stored_bytes(lake, ANNOTATIONS, collection)
     problems = [{"series": uid, "what": what} for uid, what in result.problems.items()]
     return {
         **materialization_metadata(ANNOTATIONS, lake, table.num_rows, size, seconds, collection),
         "annotation_bytes": pc.sum(table["Size"]).as_py() or 0,
+        "annotation_size": size_text(pc.sum(table["Size"]).as_py() or 0),
+        **preview(ANNOTATIONS, table),
         "fetched_series": result.series,
         "fetched_files": result.files,
         "fetched_bytes": result.bytes,

@@ -6,15 +6,17 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from nbia_pipeline.archive import ArchiveError, ClientOptions
-from nbia_pipeline.changes.diff import REVISED, kinds_of
+from nbia_pipeline.changes.diff import ADDED, kinds_of
 from nbia_pipeline.changes.feed import WITHDRAWAL_HOURS, ChangeSummary, record_changes
 from nbia_pipeline.changes.reasons import AskReasons, Reasons
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, record
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata, records, stored_bytes
+from nbia_pipeline.defs.metadata import first_rows, materialization_metadata, stored_bytes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.prune import mark_withdrawn
@@ -24,7 +26,7 @@ from nbia_pipeline.text import logger
 
 log = logger(__name__)
 
-SHOWN = 10
+_SHOWN = ("Change", "ColumnName", "OldValue", "NewValue", "PatientID", "SeriesInstanceUID", "Reason")
 # Reasons are optional: an archive that is down must not hold up the feed for long.
 REASON_OPTIONS = ClientOptions(connect_timeout=10, read_timeout=60, tries=2, max_backoff=5)
 # With at least this many series, a listing that lacks more than half of them deserves a warning.
@@ -110,8 +112,7 @@ def _figures(summary: ChangeSummary) -> dict[str, Any]:
     """Return how many series changed, the first changes, and how many are missing but not withdrawn yet."""
     figures: dict[str, Any] = {**kinds_of(summary.changes), "listed": summary.listed, "missing": summary.missing}
     if summary.changes.num_rows:
-        rows = summary.changes.slice(0, SHOWN).to_pylist()
-        figures["first_changes"] = records(_shown(row) for row in rows)
+        figures["first_changes"] = first_rows(_notable(summary.changes), [SERIES_CHANGES.column(c) for c in _SHOWN])
     warnings = list(summary.rebuilt)
     known = summary.missing + summary.listed
     if summary.missing > summary.listed and known >= LARGE_COLLECTION:
@@ -122,9 +123,7 @@ def _figures(summary: ChangeSummary) -> dict[str, Any]:
     return {**figures, **({"warning": "\n".join(warnings)} if warnings else {})}
 
 
-def _shown(change: dict[str, Any]) -> dict[str, str | int]:
-    values = {name: change[name] for name in ("SeriesInstanceUID", "PatientID", "Change", "Version")}
-    if change["Change"] == REVISED:
-        values |= {"ColumnName": change["ColumnName"], "OldValue": change["OldValue"], "NewValue": change["NewValue"]}
-    texts = {n: v if isinstance(v, int) else "null" if v is None else str(v) for n, v in values.items()}
-    return {**dict.fromkeys(("ColumnName", "OldValue", "NewValue"), ""), **texts}
+def _notable(changes: pa.Table) -> pa.Table:
+    """Return the changes with those first that are not additions, of which there are often thousands."""
+    added = pc.equal(changes["Change"], ADDED)
+    return pa.concat_tables([changes.filter(pc.invert(added)), changes.filter(added)])

@@ -25,18 +25,17 @@ from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import collection_path
-from nbia_pipeline.lake.table_file import Rows, rows_where
+from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
 from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
+from nbia_pipeline.mirror.receipt import problem_rows
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
-from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.reading.sql import write_catalog
-from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import SERIES
 from nbia_pipeline.settings import Settings, SettingsError
-from nbia_pipeline.text import shown
+from nbia_pipeline.text import duration_text, shown, size_text
 
 NAME = "images"
 # The last step waits for the disk or the store most of the time.
@@ -309,20 +308,14 @@ def receipts_metadata(receipts: Rows) -> dict[str, Any]:
     """Return what receipts state: how many have which status, bytes in the lake, and what is missing and why."""
     status = Counter({one["values"]: one["counts"] for one in pc.value_counts(receipts["Status"]).to_pylist()})
     complete = pc.equal(receipts["Status"], COMPLETE)
+    size = pc.sum(receipts["Bytes"].filter(complete)).as_py() or 0
     problems = problem_rows(receipts)
     return {
         **{s: status[s] for s in STATUSES},
-        "bytes": pc.sum(receipts["Bytes"].filter(complete)).as_py() or 0,
+        "size": size_text(size),
+        "bytes": size,
         **({"problems": failed_table(problems)} if problems else {}),
     }
-
-
-def problem_rows(receipts: Rows) -> list[dict[str, str]]:
-    """Return the series that could not be fetched, or not in their newest version, with the reason."""
-    refused = among(receipts["Status"], [QUARANTINED, UNAVAILABLE])
-    which = pc.or_(refused, refresh_failed(receipts))
-    rows = rows_where(receipts, which, ["SeriesInstanceUID", "Status", "Reason"]).to_pylist()
-    return [{"series": r["SeriesInstanceUID"], "what": f"{r['Status']}: {r['Reason']}"} for r in rows]
 
 
 def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
@@ -340,16 +333,23 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         return sum(c[name] for c in counts)
 
     seconds = max(time.time() - started, 1e-3)
+    rate = sum(r["bytes"] for r in reports) / seconds
+    memory = max((r["peak_memory_bytes"] for r in reports), default=0)
+    skipped = done + total("already_there")
     return {
+        "fetched": f"{total('fetched'):,} series, {total('files'):,} files, {size_text(total('bytes'))}; "
+        f"{skipped:,} series were in the lake already",
+        "rate": f"{size_text(rate)}/s over {duration_text(seconds)}",
+        "peak_memory": size_text(memory),
         "fetched_series": total("fetched"),
         "fetched_files": total("files"),
         "fetched_bytes": total("bytes"),
         "healed_instances": total("healed"),
-        "skipped_series": done + total("already_there"),
+        "skipped_series": skipped,
         "left_series": left,
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(sum(r["bytes"] for r in reports) / seconds),
-        "peak_memory_bytes": max((r["peak_memory_bytes"] for r in reports), default=0),
+        "bytes_per_second": round(rate),
+        "peak_memory_bytes": memory,
     }
 
 

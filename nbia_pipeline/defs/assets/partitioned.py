@@ -39,15 +39,20 @@ def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **m
         calls_archive: whether it counts against the pool that limits the steps that call the archive.
         more: arguments of :func:`dagster.asset`.
     """
+    return quiet_asset(
+        key=naming.key(table.name),
+        io_manager_key=naming.io,
+        required_resource_keys={naming.archive, naming.lake},
+        pool=naming.pool if calls_archive else None,
+        **more,
+    )
+
+
+def quiet_asset(**how: Any) -> Decorator:
+    """Return the asset decorator without the warning that the argument `backfill_policy` is in beta."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; the tests fail if it changes
-        decorator: Decorator = dg.asset(
-            key=naming.key(table.name),
-            required_resource_keys={naming.archive, naming.lake},
-            io_manager_key=naming.io,
-            pool=naming.pool if calls_archive else None,
-            **more,
-        )
+        warnings.simplefilter("ignore", dg.BetaWarning)  # the tests fail if it changes
+        decorator: Decorator = dg.asset(**how)
     return decorator
 
 

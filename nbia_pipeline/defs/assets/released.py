@@ -8,7 +8,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from nbia_pipeline import clock
-from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, ask_released
+from nbia_pipeline.changes.released import LOOK_BACK, PATIENT_COLUMNS, STUDY_COLUMNS, Released, ask_released
+from nbia_pipeline.defs.assets.partitioned import quiet_asset
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
@@ -31,30 +32,33 @@ class ReleasedConfig(dg.Config):
 def build_released_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
     """Return the asset of one archive that reports releases; its key is ``news``."""
 
-    @dg.asset(
+    @quiet_asset(
         key=naming.key(NAME),
         partitions_def=naming.partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[naming.key(COLLECTIONS.name)],
         required_resource_keys={naming.archive},
         pool=naming.pool,
     )
     def released(context: dg.AssetExecutionContext, config: ReleasedConfig) -> dg.MaterializeResult[Any]:
-        collection = context.partition_key
-        with as_failure(settings):
-            since = _day(config.since) if config.since else _since(context.instance, naming.key(NAME), collection)
-            with naming.archive_of(context).client() as client:
-                found = ask_released(client, collection, since)
-        return dg.MaterializeResult(
-            metadata={
-                "since": since.isoformat(),
-                "patients": found.patients.num_rows,
-                "studies": found.studies.num_rows,
-                "first_patients": _shown(found.patients, PATIENT_COLUMNS),
-                "first_studies": _shown(found.studies, STUDY_COLUMNS),
-            }
-        )
+        with as_failure(settings), naming.archive_of(context).client() as client:
+            for collection in context.partition_keys:
+                since = _day(config.since) if config.since else _since(context.instance, naming.key(NAME), collection)
+                metadata = _metadata(since, ask_released(client, collection, since))
+                context.add_asset_metadata(metadata, partition_key=collection)
+        return dg.MaterializeResult()
 
     return released
+
+
+def _metadata(since: date, found: Released) -> dict[str, Any]:
+    return {
+        "since": since.isoformat(),
+        "patients": found.patients.num_rows,
+        "studies": found.studies.num_rows,
+        "first_patients": _shown(found.patients, PATIENT_COLUMNS),
+        "first_studies": _shown(found.studies, STUDY_COLUMNS),
+    }
 
 
 def _day(text: str) -> date:

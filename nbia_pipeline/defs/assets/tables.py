@@ -1,7 +1,7 @@
 """The tables, one asset each: some of the entire archive, the others partitioned by collection."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from nbia_pipeline.changes.present import returned_collections, vanished_collect
 from nbia_pipeline.defs.assets.changes import ChangesConfig, build_changes_asset, record_collections
 from nbia_pipeline.defs.assets.partitioned import each_partition, partitioned_asset, table_asset
 from nbia_pipeline.defs.failures import as_failure
-from nbia_pipeline.defs.metadata import materialization_metadata
+from nbia_pipeline.defs.metadata import materialization_metadata, preview
 from nbia_pipeline.defs.naming import Naming, register
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import read_or_empty
@@ -26,7 +26,9 @@ from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import Settings
-from nbia_pipeline.text import shown
+from nbia_pipeline.text import first_of, shown
+
+SHOWN = 20
 
 
 class ListingConfig(dg.Config):
@@ -34,7 +36,7 @@ class ListingConfig(dg.Config):
 
     allow_lost_columns: bool = Field(
         default=False,
-        description="Take an answer in which a column is empty that was full before. Otherwise it is refused, as an "
+        description="Accept an answer in which a column is empty that used to be full. Otherwise it is refused, as an "
         "empty answer is: the archive may have renamed a key.",
     )
 
@@ -80,9 +82,13 @@ def _collections(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
             record_collections(naming, context, lake, [*vanished, *returned_collections(lake)], config)
         kept = lake.read_table(t.COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
         new = register(context.instance, naming.partitions, kept)
-        return dg.MaterializeResult(metadata={**metadata, "new_partitions": len(new), "vanished": len(vanished)})
+        return dg.MaterializeResult(metadata={**metadata, "new_partitions": _names(new), "vanished": _names(vanished)})
 
     return collections
+
+
+def _names(collections: Sequence[str]) -> str:
+    return shown(f"{len(collections)}: {first_of(collections, SHOWN)}" if collections else "none")
 
 
 def _values(naming: Naming, settings: Settings, table: Table) -> dg.AssetsDefinition:
@@ -161,4 +167,5 @@ def _write(
     if collection is None:
         write_catalog(lake)
     warnings = [*client.warnings, *fetched.warnings]
-    return {**figures, **fetched.figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}
+    figures |= {**fetched.figures, **preview(table, fetched.rows)}
+    return {**figures, **({"warning": "\n".join(map(shown, warnings))} if warnings else {})}

@@ -240,11 +240,11 @@ def _last_materialization(
     """Return which materialization a result is about, by which Dagster knows whether it is still valid; its figures."""
     of = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition] if partition else None)
     found = instance.fetch_materializations(of, limit=1).records
-    if not found or found[0].asset_materialization is None:
+    event = found[0].asset_materialization if found else None
+    if event is None:
         return None, {}
-    last = found[0]
-    target = Target(storage_id=last.storage_id, run_id=last.run_id, timestamp=last.timestamp)
-    return target, {name: entry.value for name, entry in last.asset_materialization.metadata.items()}
+    target = Target(storage_id=found[0].storage_id, run_id=found[0].run_id, timestamp=found[0].timestamp)
+    return target, {name: entry.value for name, entry in event.metadata.items()}
 
 
 def _result(check: Check, subject: Subject) -> dict[str, Any]:
@@ -276,5 +276,5 @@ def _result(check: Check, subject: Subject) -> dict[str, Any]:
         "passed": not first,
         "metadata": metadata,
         "description": text,
-        "severity": check.severity if failed else dg.AssetCheckSeverity.WARN,
+        "severity": check.severity if failed or not first else dg.AssetCheckSeverity.WARN,
     }

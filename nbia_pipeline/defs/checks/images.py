@@ -106,10 +106,10 @@ def complete(naming: Naming, subject: Subject) -> Report:
     findings = sorted(found, key=lambda f: f.warning)
     pending, unwanted = sum(f.warning for f in found), series.num_rows - wanted.num_rows
     summary = f"{wanted.num_rows - len(found):,} of {wanted.num_rows:,} series are in the lake"
-    summary += f"; {unwanted:,} are not selected ({subject.settings.name_of('select')})" if unwanted else ""
+    summary += f"; {unwanted:,} not selected ({subject.settings.name_of('select')})" if unwanted else ""
     busy = _fetched_by_others(naming, subject) if pending else False
     if pending:
-        summary += f"; {pending:,} are pending: {_why_pending(subject, found, busy=busy)}"
+        summary += f"; {pending:,} pending: {_why_pending(subject, found, busy=busy)}"
     properties = {"wanted_series": wanted.num_rows, "pending_series": pending, "not_selected_series": unwanted}
     return Report(findings, properties, partial(_run_again, busy), summary)
 
@@ -167,7 +167,8 @@ _NO_RECEIPT: dict[str, Any] = dict.fromkeys(("Status", "Reason", "FetchedAt", "R
 
 def _finding(series: WantedSeries, receipt: Mapping[str, Any]) -> Finding:
     status, why = receipt["Status"] or PENDING, receipt["Reason"] or NOT_FETCHED
-    warning = status in (PENDING, WITHDRAWN) and (receipt["FetchedAt"] is None or why == BEING_REPLACED)
+    never = receipt["FetchedAt"] is None or why == BEING_REPLACED
+    warning = status == WITHDRAWN or (status == PENDING and never)  # withdrawn: pruned, and listed again
     if status == COMPLETE:
         status, why = "outdated", receipt["Reason"] or "the archive changed it since it was fetched"
         warning = receipt["RefreshFailedAt"] is None
@@ -256,7 +257,8 @@ def _chosen(subject: Subject) -> list[dict[str, Any]]:
     rows = range(verified.num_rows)
     chance = random.Random(f"{clock.utc_now().date()} {subject.collection}")  # noqa: S311 - no secret
     most = min(ASKED_PER_COLLECTION, ASKED_AT_MOST - subject.shared.get("asked", 0), len(rows))
-    return verified.take(pa.array(sorted(chance.sample(rows, most)), pa.int64())).to_pylist()
+    chosen: list[dict[str, Any]] = verified.take(pa.array(sorted(chance.sample(rows, most)), pa.int64())).to_pylist()
+    return chosen
 
 
 def _disagreements(client: NbiaClient, subject: Subject, counts: dict[str, int]) -> Iterator[Finding]:

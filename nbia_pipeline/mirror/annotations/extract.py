@@ -78,7 +78,7 @@ def extract(chunks: Iterable[bytes], target: Path, image_bytes: int, announced: 
             left = announced + SPARE_BYTES - sum(f.size for f in files)
             files.append(_store(entry, target, {f.file.casefold() for f in files}, left))
     except _TooMuch as e:
-        return Extracted([], f"{e}: nothing of it was kept")
+        return Extracted([], f"{e}: nothing of it was stored")
     except InvalidZip as e:
         raise BadAnswer(f"the zip with the annotation files cannot be read: {e}") from e
     return Extracted(files, _difference(files, announced, reached))

@@ -239,7 +239,7 @@ def _fetch(client: NbiaClient, lake: Lake, series: AnnotatedSeries) -> list[Row]
         found = client.dcm_image(series.uid, lambda chunks: extract(chunks, files, series.image_bytes, announced))
         older = [row for row in series.older if row["Path"]]
         if older and not found.files:
-            return series.rows(older, f"{found.finding}; older files were kept")
+            return series.rows(older, f"{found.finding}; the older files stay")
         if found.files:
             with lake.lock(Lock.COLLECTION, series.collection):
                 _forget(lake, series.collection, {series.path})

@@ -52,7 +52,7 @@ PIECE_SERIES = 100
 READ_WHOLE_ROWS = 500_000
 
 _UID = "SeriesInstanceUID"
-_LOST_ANNOTATIONS = "The annotation files are fetched again; those of withdrawn series stay without a row"
+_LOST_ANNOTATIONS = "The annotation files are fetched again; those of withdrawn series stay in the lake without a row"
 
 Row = dict[str, Any]
 Judged = tuple[Row, Sequence[VerifiedInstance]]

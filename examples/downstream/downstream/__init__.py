@@ -1,0 +1,1 @@
+"""Assets of one's own beside those of nbia_pipeline."""

@@ -1,0 +1,1 @@
+"""Commands that change nothing, and show what is there."""
