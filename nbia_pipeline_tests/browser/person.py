@@ -72,6 +72,11 @@ class Person:
         found.wait_for(timeout=seconds * 1000)
         return found
 
+    def ends(self, status: str) -> None:
+        """Wait until the page of a run says how it ended, and expect that word."""
+        shown = self.sees(re.compile("^(Success|Failure|Canceled)$"))
+        assert shown.text_content() == status
+
     def picture(self, name: str, height: int = HEIGHT, width: int = WIDTH) -> None:
         """Take a picture of the upper part of the page, and write it if pictures are asked for."""
         self.tab.mouse.move(0, 0)

@@ -30,7 +30,7 @@ def test_first_click_to_first_image(visit: Visit, tmp_path: Path, tell: Callable
         person.click(person.link("nbia_mirror"))
         person.click(person.link("Launchpad"))
         person.click(person.button("Launch Run"))
-        person.sees("Success")
+        person.ends("Success")
         mirrored = time.monotonic()
         person.picture("mirror-run.png")
 
