@@ -41,9 +41,6 @@ NAME = "images"
 # The last step waits for the disk or the store most of the time.
 FINISHED_AT_A_TIME = 4
 
-LEFT_OUT = {"not_asked_series": "unasked", "not_selected_series": "unwanted"}
-"""Metadata, and where the plan says it: series that the selection of the run, and the configuration, leave out."""
-
 STATUSES = (COMPLETE, PENDING, UNAVAILABLE, QUARANTINED, WITHDRAWN)
 
 
@@ -318,7 +315,16 @@ def receipts_metadata(receipts: Rows) -> dict[str, Any]:
     }
 
 
-def run_metadata(started: float, reports: list[Any], counts: list[Any], done: int, left: int) -> dict[str, Any]:
+def run_metadata(
+    started: float,
+    reports: list[Any],
+    counts: list[Any],
+    done: int,
+    left: int,
+    *,
+    unasked: int = 0,
+    unwanted: int = 0,
+) -> dict[str, Any]:
     """Return what a run did, for people and as numbers; its seconds, rate and memory are always those of the run.
 
     Args:
@@ -327,6 +333,8 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         counts: what of these counts, such as that of one collection.
         done: series that were in the lake before.
         left: series that are left for a later run.
+        unasked: series that the selection of the run left out.
+        unwanted: series that the lasting selection leaves out.
     """
 
     def total(name: str) -> int:
@@ -350,6 +358,8 @@ def run_metadata(started: float, reports: list[Any], counts: list[Any], done: in
         "seconds": round(seconds, 3),
         "bytes_per_second": round(rate),
         "peak_memory_bytes": memory,
+        **({"not_asked_series": unasked} if unasked else {}),
+        **({"not_selected_series": unwanted} if unwanted else {}),
     }
 
 
