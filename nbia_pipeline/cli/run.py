@@ -7,14 +7,14 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import OUTPUT, Live, dagster_home, fail, report, say, to_stderr
+from nbia_pipeline.cli.home import dagster_home, fail, live_progress, report, say, to_stderr
 from nbia_pipeline.cli.options import (
     Options,
     as_command,
@@ -30,7 +30,6 @@ from nbia_pipeline.cli.options import (
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.progress import listeners
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 from nbia_pipeline.settings import Settings, SettingsError, variable_of
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
@@ -79,7 +78,7 @@ def command(options: Options) -> int:
         kept_open(),
         dg.DagsterInstance.get() as instance,
         watched(instance, Naming().pool, to_stderr, _terminated),
-        _live_progress(),
+        live_progress(),
     ):
         outcome = run_main_job(
             settings,
@@ -118,21 +117,6 @@ def _with_collections(settings: Settings, patterns: Sequence[str]) -> tuple[Sett
     named = matching(patterns, listed)
     more = {"collections": (*settings.collections, *named), "images": (*(settings.images or ()), *named)}
     return settings.model_copy(update=more), named
-
-
-@contextmanager
-def _live_progress() -> Iterator[None]:
-    """Show how far the present batch is."""
-    if OUTPUT.quiet:
-        yield
-        return
-    live = Live()
-    listeners.append(live)
-    try:
-        yield
-    finally:
-        listeners.remove(live)
-        live("")
 
 
 def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:

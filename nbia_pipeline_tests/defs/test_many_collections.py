@@ -29,7 +29,7 @@ SERIES_OF = {HEAD: 9, PHANTOM: 4, BREAST: 5, DEMO: 9}
 IMAGES = dg.AssetKey(["nbia", "images"])
 RANGE = {"dagster/asset_partition_range_start": HEAD, "dagster/asset_partition_range_end": DEMO}
 ROOT = Path(__file__).parents[2]
-OF_THE_RUN = {"seconds", "bytes_per_second", "peak_memory_bytes"}
+OF_THE_RUN = {"seconds", "bytes_per_second", "peak_memory_bytes", "rate", "peak_memory"}
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,7 @@ def test_a_failed_batch_costs_no_series_of_the_others(archive: TestArchive, pipe
         instance=pipeline.instance,
         reexecution_options=dg.ReexecutionOptions.from_failure(first.run_id, pipeline.instance),
         tags=RANGE,
+        run_config={"execution": {"config": {"in_process": {}}}},
     )
     assert again.success
     assert {c: f["complete"] for c, f in made(pipeline, again).items()} == SERIES_OF
