@@ -5,15 +5,21 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+from base64 import b64decode
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import dagster as dg
+import nbformat
 import pyarrow as pa
 import pytest
+from nbclient import NotebookClient
+from PIL import Image
 
 from nbia_pipeline.embedded.catalog.model import Account, Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
@@ -167,3 +173,24 @@ def test_assets_of_others_take_tables_and_images_as_inputs(downstream: dg.Defini
     assert len(folders) == 9 and all(list(Path(lake.uri, path).glob("*.dcm")) for path in folders.Path)
     assert means.SeriesInstanceUID.tolist() == sorted(r["SeriesInstanceUID"] for r in rows if r["Modality"] == "CT")
     assert ((means.Mean > -1000) & (means.Mean < 0)).all()  # a body and the air around it
+
+
+def test_the_notebook_ends_with_a_segmentation_on_its_slice(
+    demo_archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBIA_ARCHIVE", demo_archive)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
+    shown = png_of(notebook)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert png_of(notebook) == shown, "run the notebook again: the picture that it is stored with is another"
+    mirrored = Lake(str(tmp_path / "lake")).read_table(IMAGE_SERIES, BOTH)
+    assert mirrored["Status"].to_pylist() == ["complete"] * 9
+    red, gray = (Counter(shown)[color] for color in ((255, 40, 40), (0, 0, 0)))
+    assert 9 * 8 <= red <= 9 * 400 and gray > 9 * 1000, "an outline, each pixel of it thrice as wide, around which is air"
+
+
+def png_of(notebook: nbformat.NotebookNode) -> list[tuple[int, int, int]]:
+    """Return the pixels of the picture that the last cell of a notebook shows."""
+    (output,) = notebook.cells[-1].outputs
+    return list(Image.open(BytesIO(b64decode(output.data["image/png"]))).convert("RGB").getdata())
