@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -249,6 +249,8 @@ class Live:
         if self._terminal:
             text = shown(line, max(20, shutil.get_terminal_size().columns) - 1)
             with _PRINTING, suppress(OSError):
+                if not line and not _in_place:
+                    return
                 self._stream.write(f"{_ERASE}{text}")
                 self._stream.flush()
                 _in_place[:] = [self._stream] if line else []
@@ -256,6 +258,23 @@ class Live:
             self._due = time.monotonic() + LINE_SECONDS
             if not _printed(f"    {line}", self._stream):
                 STOP.hang_up(signal.SIGPIPE, None)
+
+
+@contextmanager
+def live_progress() -> Iterator[None]:
+    """Show how far this process is with what it fetches in the block, unless problems only are printed."""
+    from nbia_pipeline.mirror.progress import listeners  # not before the help of all commands
+
+    if OUTPUT.quiet:
+        yield
+        return
+    live = Live()
+    listeners.append(live)
+    try:
+        yield
+    finally:
+        listeners.remove(live)
+        live("")
 
 
 _PRINTING = threading.RLock()
