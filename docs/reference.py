@@ -83,10 +83,10 @@ def param_rows(name: str, command: click.Command, params: Sequence[click.Paramet
 def commands_page() -> str:
     """Return docs/commands.md."""
     text = """\
-Options come before variables ([Variables](variables.md)): `--lake` before `NBIA_LAKE`, `--archive` before
-`NBIA_ARCHIVE`. A variable that the process does not have is taken from the file `.env` in the working directory, a line
-`NAME=value` each; a line that is not of this form is an error. What has a name and is not there, such as a collection,
-a lake, a modality or a cart, is an error as well, with the names that are similar to it.
+An option overrides its [variable](variables.md): `--lake` overrides `NBIA_LAKE`, and `--archive` overrides
+`NBIA_ARCHIVE`. A variable that is not set is read from the file `.env` in the working directory, which has a line
+`NAME=value` for each; any other line is an error. The name of a collection, a cart, a modality, a patient or a series
+that does not exist is an error too, which lists similar names; so is a lake that does not exist, unless `run` makes it.
 
 On a terminal the progress of a run is one line that is rewritten; in a pipe or a file it is a line every ten seconds.
 With `--json` the standard output is one JSON document with the figures of the text, at the end; an error is its
