@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nbia_pipeline.archive import NbiaClient as NbiaClient
     from nbia_pipeline.component import NbiaComponent as NbiaComponent
     from nbia_pipeline.definitions import build_definitions as build_definitions
-    from nbia_pipeline.defs.io import NbiaIOManager as NbiaIOManager
+    from nbia_pipeline.defs.assets.inputs import NbiaIOManager as NbiaIOManager
     from nbia_pipeline.defs.resources import LakeResource as LakeResource
     from nbia_pipeline.defs.resources import NbiaResource as NbiaResource
     from nbia_pipeline.defs.specs.translator import NbiaTranslator as NbiaTranslator
@@ -28,7 +28,7 @@ _MODULES = {
     "Mirror": "mirror.engine",
     "NbiaClient": "archive",
     "NbiaComponent": "component",
-    "NbiaIOManager": "defs.io",
+    "NbiaIOManager": "defs.assets.inputs",
     "NbiaResource": "defs.resources",
     "NbiaTranslator": "defs.specs.translator",
     "Volume": "reading.volume",

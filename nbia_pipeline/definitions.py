@@ -13,11 +13,11 @@ from nbia_pipeline.defs.assets import (
     build_released_asset,
     build_table_assets,
 )
+from nbia_pipeline.defs.assets.inputs import NbiaIOManager
 from nbia_pipeline.defs.cart_job import build_cart_job
 from nbia_pipeline.defs.checks import build_checks
 from nbia_pipeline.defs.executor import executor_of, one_process
 from nbia_pipeline.defs.hand_over import build_step_files
-from nbia_pipeline.defs.io import NbiaIOManager
 from nbia_pipeline.defs.jobs import build_jobs
 from nbia_pipeline.defs.mirror_job import build_mirror_job
 from nbia_pipeline.defs.naming import Naming

@@ -181,7 +181,8 @@ def exit_code(run: Callable[[Any], int], options: Any) -> int:
 
 def usage_text(error: click.UsageError) -> str:
     """Return one sentence about words that a command does not take, and where it is read which it takes."""
-    path = error.ctx.command_path if error.ctx else "nbia-pipeline"
+    ctx = error.ctx or click.get_current_context(silent=True)
+    path = ctx.command_path if ctx else "nbia-pipeline"
     return f"{error.format_message().rstrip('.')} (see `{path} --help`)"
 
 

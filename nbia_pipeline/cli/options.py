@@ -407,7 +407,7 @@ def expect_found(options: Options, selection: Selection, lake: Lake, collections
     series = pa.concat_tables([lake.read_table(SERIES, collection, columns=columns) for collection in collections])
     where = first_of(collections, shown=3)
     for name, (column, what, shown) in _SELECTED.items():
-        values = sorted(set(series[column].to_pylist()) - {None})
+        values = sorted({value.strip() for value in series[column].to_pylist() if value})
         for value in getattr(options, name):
             if not Selection(**{name: (value,)}).apply(series).num_rows:
                 hint = did_you_mean(similar_names(value, values), f"there are {first_of(values, shown)}")

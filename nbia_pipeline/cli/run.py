@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -178,12 +178,14 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         )
     if n["left_series"]:
         lines.append(f"Pending   {n['left_series']} series, for a later run.")
-    passed = sum(found is None for found in outcome.checks.values())
-    checks = f"{passed} asset checks passed, {len(outcome.failed_checks)} failed"
-    if outcome.warnings:
-        checks += f", {len(outcome.warnings)} warned"
-    if passed + len(outcome.failed_checks) < len(outcome.checks):
-        checks += "; only some images were requested, so missing ones do not count"
+    if total["not_selected"]:
+        wanted = total["wanted"] + total["not_selected"]
+        lines.append(f"Selected  {total['wanted']} of {wanted} series, by {variable_of('select')}.")
+    failed, warned = _checks_of(outcome.failed_checks), _checks_of(outcome.warnings)
+    passed = _checks_of(outcome.checks) - failed - warned
+    checks = f"{len(passed)} asset checks passed, {len(failed)} failed"
+    if warned:
+        checks += f", {len(warned)} warned"
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
     dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
@@ -195,6 +197,11 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
         f"See it    {dev}, then http://localhost:3000",
     ]
+
+
+def _checks_of(results: Iterable[str]) -> set[str]:
+    """Return of which checks some results are, by asset and name, whatever collection each is about."""
+    return {" ".join(name.split(" ")[:2]) for name in results}
 
 
 def _terminated(run_id: str) -> None:

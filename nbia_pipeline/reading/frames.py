@@ -63,7 +63,7 @@ def names(given: Names) -> list[str] | None:
 def read(lake: Lake, name: str, collection: Names = None, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a table as an Arrow table; see :meth:`~nbia_pipeline.reading.lake.Lake.frame`."""
     table, chosen = table_named(name), names(columns)
-    _expect(f"table {name} has no column", chosen or (), table.schema.names)
+    expect_columns(table, chosen)
     if not table.partitioned:
         if collection is not None:
             raise NotInLake(f"table {name} is of the entire archive: read it without a collection")
@@ -92,6 +92,15 @@ def collections_in(lake: Lake, table: Table, wanted: Iterable[str] | None = None
     return found
 
 
+def expect_columns(table: Table, columns: Iterable[str] | None) -> None:
+    """Make sure that a table has some columns.
+
+    Raises:
+        NotInLake: it does not have one of them.
+    """
+    _expect(f"table {table.name} has no column", columns or (), table.schema.names)
+
+
 def _expect_lake(lake: Lake) -> None:
     if not lake.exists(FOLDER):
         raise NotInLake(f"there is no lake with tables at {lake.uri}: check its address", arguments=("lake",))
@@ -116,7 +125,7 @@ def dataset(lake: Lake, table: Table, collections: Sequence[str] | None = None) 
     Raises:
         LakeError: the lake cannot be read.
     """
-    import pyarrow.dataset as ds  # which imports pandas
+    import pyarrow.dataset as ds
     from pyarrow import fs
 
     paths, parts = [], []

@@ -101,11 +101,10 @@ def test_what_the_lake_does_not_have_is_an_error_that_says_what_it_has(
     assert text in str(e.value)
 
 
-def test_a_run_and_the_package_import_no_pandas() -> None:
+def test_what_is_optional_is_imported_when_it_is_used() -> None:
     code = (
-        "import sys; import nbia_pipeline; assert 'pyarrow' not in sys.modules\n"
-        "import nbia_pipeline.definitions, nbia_pipeline.cli.main\n"
-        "print({'pandas', 'duckdb', 'polars', 'SimpleITK'} & {*sys.modules})"
+        "import sys, nbia_pipeline; assert 'pyarrow' not in sys.modules; nbia_pipeline.Lake\n"
+        "print({'duckdb', 'pandas', 'polars', 'pydicom', 'SimpleITK'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr

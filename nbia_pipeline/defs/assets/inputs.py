@@ -10,7 +10,16 @@ from pydantic import Field
 
 from nbia_pipeline.defs.resources import LakeResource
 from nbia_pipeline.lake import LakeError
-from nbia_pipeline.reading.frames import MissingExtra, NotInLake, collections_in, dataset, optional, read, to_pandas
+from nbia_pipeline.reading.frames import (
+    MissingExtra,
+    NotInLake,
+    collections_in,
+    dataset,
+    expect_columns,
+    optional,
+    read,
+    to_pandas,
+)
 from nbia_pipeline.reading.images import Images, images_of
 from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.reading.sql import relation
@@ -85,8 +94,9 @@ class NbiaIOManager(dg.ConfigurableIOManager):
         if reader is None:
             known = [*READERS, *(["Images"] if name == IMAGES else [])]
             hint = did_you_mean(similar_names(wanted or "", known), f"it can be {first_of(known)}")
-            raise NotInLake(f"the input {context.name} is of type {wanted}, which the lake cannot give: {hint}")
+            raise NotInLake(f"the input is of type {wanted}, which the lake cannot give: {hint}")
         columns = (context.definition_metadata or {}).get("columns")
+        expect_columns(table, columns)
         return reader(lake, table, collections, None if columns is None else list(columns))
 
 
@@ -95,7 +105,7 @@ def _wanted(context: dg.InputContext) -> str | None:
     kind = context.dagster_type.typing_type
     if kind is Images:
         return "Images"
-    if not isinstance(kind, type):
+    if context.dagster_type.is_any or not isinstance(kind, type):
         return None
     return f"{kind.__module__.partition('.')[0].lstrip('_')}.{kind.__qualname__}"
 
