@@ -74,7 +74,7 @@ def test_a_series_that_cannot_be_verified_fails_the_job(mirror: Any, archive: Te
     result, _ = mirror(collections=[PHANTOM], max_series=1)
     assert not result.success
     (failure,) = [e.step_failure_data.user_failure_data for e in result.all_events if e.is_step_failure]
-    assert failure.description.startswith("images complete: ")
+    assert failure.description.startswith(f"images complete {PHANTOM}: ")
     (problem,) = failure.metadata["problems"].records
     assert problem.data["problem"] == failure.description
     rows = {r.data["collection"]: r.data["images"] for r in failure.metadata["in_the_lake"].records}
