@@ -1,4 +1,4 @@
-# Everything needs Python (3.10 to 3.13), make and a package index, and nothing else.
+# Everything needs Python (3.10 to 3.14), make and a package index, and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -52,7 +52,7 @@ test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that h
 	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/defs/test_terminate.py nbia_pipeline_tests/defs/test_ui.py nbia_pipeline_tests/defs/test_hand_over.py nbia_pipeline_tests/mirror/test_kills.py
 
 docs: $(VENV)/.installed-dev      ## build the documentation site into docs/_build; a warning is an error
-	$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 check-package: $(VENV)/.installed-dev  ## build source distribution and wheel, install the wheel by itself, import all of it
 	$(BIN)/python -m nbia_pipeline_tests.package

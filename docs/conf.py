@@ -27,8 +27,6 @@ html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-# Types of other projects, whose documentation is not at hand without a network, and those of ours that are not public.
-nitpick_ignore_regex = [("py:class", ".*"), ("py:obj", ".*")]
 
 
 def link_to_repository(app: Any, name: str, text: list[str]) -> None:

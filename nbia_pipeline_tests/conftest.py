@@ -40,6 +40,8 @@ settings.load_profile("default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--years", type=int, default=1, help="simulated years to test, 10 at the most")
     parser.addoption("--store", choices=[DISK, *STORES], default=DISK, help="where tests have their lakes")
+    parser.addoption("--browser", help="the Chromium to run the tests of browser/ with: make test-browser")
+    parser.addoption("--screenshots", help="the folder to write the pictures of the documentation to: make screenshots")
     parser.addoption("--every-moment", action="store_true", help="stop runs at every moment that has a name")
 
 

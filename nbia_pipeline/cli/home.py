@@ -11,9 +11,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -148,6 +149,8 @@ OUTPUT = Output()
 
 def _plain(value: Any) -> Any:
     """Return what JSON has no form for: times in ISO 8601, sets and tuples as lists, all else as text."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        value = value.replace(tzinfo=timezone.utc)  # the tables state no zone
     if hasattr(value, "isoformat"):
         return value.isoformat()
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
@@ -178,7 +181,8 @@ def exit_code(run: Callable[[Any], int], options: Any) -> int:
 
 def usage_text(error: click.UsageError) -> str:
     """Return one sentence about words that a command does not take, and where it is read which it takes."""
-    path = error.ctx.command_path if error.ctx else "nbia-pipeline"
+    ctx = error.ctx or click.get_current_context(silent=True)
+    path = ctx.command_path if ctx else "nbia-pipeline"
     return f"{error.format_message().rstrip('.')} (see `{path} --help`)"
 
 
@@ -249,6 +253,8 @@ class Live:
         if self._terminal:
             text = shown(line, max(20, shutil.get_terminal_size().columns) - 1)
             with _PRINTING, suppress(OSError):
+                if not line and not _in_place:
+                    return
                 self._stream.write(f"{_ERASE}{text}")
                 self._stream.flush()
                 _in_place[:] = [self._stream] if line else []
@@ -256,6 +262,23 @@ class Live:
             self._due = time.monotonic() + LINE_SECONDS
             if not _printed(f"    {line}", self._stream):
                 STOP.hang_up(signal.SIGPIPE, None)
+
+
+@contextmanager
+def live_progress() -> Iterator[None]:
+    """Show how far this process is with what it fetches in the block, unless problems only are printed."""
+    from nbia_pipeline.mirror.progress import listeners  # not before the help of all commands
+
+    if OUTPUT.quiet:
+        yield
+        return
+    live = Live()
+    listeners.append(live)
+    try:
+        yield
+    finally:
+        listeners.remove(live)
+        live("")
 
 
 _PRINTING = threading.RLock()

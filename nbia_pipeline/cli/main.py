@@ -25,6 +25,10 @@ COMMANDS = {
     "dev": ("nbia_pipeline.cli.dev", "start the Dagster UI; further options go to `dagster dev`, such as --port 3001"),
     "run": ("nbia_pipeline.cli.run", "materialize tables and images, and show what was done"),
     "plan": ("nbia_pipeline.cli.plan", "show which images a run would fetch, and whether the disk has room for them"),
+    "status": ("nbia_pipeline.cli.show.status", "show what is mirrored, what is missing and why, and how fresh it is"),
+    "ls": ("nbia_pipeline.cli.show.ls", "list the collections, patients, series and files of the lake"),
+    "get": ("nbia_pipeline.cli.get", "download series into a directory, verified, without a lake"),
+    "doctor": ("nbia_pipeline.cli.show.doctor", "check settings, archive, account, lake, disk, clock and versions"),
     "verify": (
         "nbia_pipeline.cli.verify",
         "read the image files in the lake again and compare them with their receipts",

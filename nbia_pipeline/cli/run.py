@@ -7,14 +7,14 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbia_pipeline._version import __version__
-from nbia_pipeline.cli.home import OUTPUT, Live, dagster_home, fail, report, say, to_stderr
+from nbia_pipeline.cli.home import dagster_home, fail, live_progress, report, say, to_stderr
 from nbia_pipeline.cli.options import (
     Options,
     as_command,
@@ -30,7 +30,6 @@ from nbia_pipeline.cli.options import (
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.progress import listeners
 from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
 from nbia_pipeline.settings import Settings, SettingsError, variable_of
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
@@ -79,7 +78,7 @@ def command(options: Options) -> int:
         kept_open(),
         dg.DagsterInstance.get() as instance,
         watched(instance, Naming().pool, to_stderr, _terminated),
-        _live_progress(),
+        live_progress(),
     ):
         outcome = run_main_job(
             settings,
@@ -118,21 +117,6 @@ def _with_collections(settings: Settings, patterns: Sequence[str]) -> tuple[Sett
     named = matching(patterns, listed)
     more = {"collections": (*settings.collections, *named), "images": (*(settings.images or ()), *named)}
     return settings.model_copy(update=more), named
-
-
-@contextmanager
-def _live_progress() -> Iterator[None]:
-    """Show how far the present batch is."""
-    if OUTPUT.quiet:
-        yield
-        return
-    live = Live()
-    listeners.append(live)
-    try:
-        yield
-    finally:
-        listeners.remove(live)
-        live("")
 
 
 def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
@@ -194,12 +178,14 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         )
     if n["left_series"]:
         lines.append(f"Pending   {n['left_series']} series, for a later run.")
-    passed = sum(found is None for found in outcome.checks.values())
-    checks = f"{passed} asset checks passed, {len(outcome.failed_checks)} failed"
-    if outcome.warnings:
-        checks += f", {len(outcome.warnings)} warned"
-    if passed + len(outcome.failed_checks) < len(outcome.checks):
-        checks += "; only some images were requested, so missing ones do not count"
+    if total["not_selected"]:
+        wanted = total["wanted"] + total["not_selected"]
+        lines.append(f"Selected  {total['wanted']} of {wanted} series, by {variable_of('select')}.")
+    failed, warned = _checks_of(outcome.failed_checks), _checks_of(outcome.warnings)
+    passed = _checks_of(outcome.checks) - failed - warned
+    checks = f"{len(passed)} asset checks passed, {len(failed)} failed"
+    if warned:
+        checks += f", {len(warned)} warned"
     parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
     in_checkout = Path("Makefile").is_file() and Path("workspace.yaml").is_file()
     dev = "make dev" if in_checkout else f"DAGSTER_HOME='{home}' nbia-pipeline dev"
@@ -211,6 +197,11 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
         f"See it    {dev}, then http://localhost:3000",
     ]
+
+
+def _checks_of(results: Iterable[str]) -> set[str]:
+    """Return of which checks some results are, by asset and name, whatever collection each is about."""
+    return {" ".join(name.split(" ")[:2]) for name in results}
 
 
 def _terminated(run_id: str) -> None:

@@ -70,6 +70,7 @@ class Outcome:
             skipped and left, and what could not be fetched.
         seconds: how long each part took.
         runs: by job and what it was for, the ID of the run.
+        contact_sheet: of one of the collections whose images were mirrored, as metadata.
         checks: by asset, check and collection, the result of the last evaluation: None if it passed, else what it
             found.
         warnings: what the other checks found, whose failure is a hint, not a problem.
@@ -81,6 +82,7 @@ class Outcome:
     fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     runs: dict[str, str] = field(default_factory=dict)
+    contact_sheet: dg.MarkdownMetadataValue | None = None
     checks: dict[str, str | None] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -384,6 +386,9 @@ class _Runner:
             for name, entry in metadata.items():
                 if isinstance(entry.value, int):
                     self.outcome.fetched[name] += entry.value
+            sheet = metadata.get("contact_sheet")
+            if isinstance(sheet, dg.MarkdownMetadataValue):
+                self.outcome.contact_sheet = self.outcome.contact_sheet or sheet
 
     def _take_check(self, evaluation: Any) -> None:
         name = " ".join(filter(None, (evaluation.asset_key.path[-1], evaluation.check_name, evaluation.partition)))

@@ -79,16 +79,14 @@ def materialization_metadata(
     }
 
 
-# The columns that people look at first; of a table that is not named, all.
+# The columns that people look at first, without the long identifiers; of a table that is not named, all.
 _MAIN = {
     t.COLLECTIONS: "Collection PatientCount Description",
     t.PATIENTS: "PatientID PatientSex EthnicGroup SpeciesDescription",
-    t.STUDIES: "PatientID StudyDate StudyDescription PatientAge SeriesCount StudyInstanceUID",
-    t.SERIES: "PatientID Modality BodyPartExamined SeriesDescription ImageCount FileSize DateReleased LicenseName "
-    "SeriesInstanceUID",
-    t.SERIES_METADATA: "PatientID Modality SOPClassUID SeriesDescription Manufacturer PixelSpacing SliceThickness "
-    "SeriesInstanceUID",
-    t.ANNOTATIONS: "PatientID Name Size Finding SeriesInstanceUID",
+    t.STUDIES: "PatientID StudyDate StudyDescription PatientAge SeriesCount",
+    t.SERIES: "PatientID Modality BodyPartExamined SeriesDescription ImageCount FileSize DateReleased LicenseName",
+    t.SERIES_METADATA: "PatientID Modality SeriesDescription Manufacturer ManufacturerModelName StudyDate ImageCount",
+    t.ANNOTATIONS: "PatientID Name Size Finding",
 }
 PREVIEW_ROWS = 10
 
@@ -111,7 +109,9 @@ def first_rows(rows: pa.Table, columns: Sequence[Column]) -> dg.TableMetadataVal
 def _cell(column: Column, value: Any) -> str:
     if value is None:
         return ""
-    return size_text(value) if column.unit == "bytes" else shown(value, CELL_CHARACTERS)
+    if column.unit == "bytes":
+        return size_text(value)
+    return shown(str(value).removesuffix(" 00:00:00"), CELL_CHARACTERS)
 
 
 def stored_bytes(lake: Lake, table: Table, collection: str) -> int:

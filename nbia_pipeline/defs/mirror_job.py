@@ -142,6 +142,8 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     columns = {name: "string" if isinstance(value, str) else "int" for name, value in rows[0].items()} if rows else {}
     did = outcome.fetched
     return {
+        # First, so that the run's page shows it without a click.
+        **({"contact_sheet": outcome.contact_sheet} if outcome.contact_sheet else {}),
         **({"in_the_lake": records(rows, columns)} if rows else {}),
         "fetched": f"{did['fetched_series']} series, {did['fetched_files']} files, {size_text(did['fetched_bytes'])}",
         "already_in_the_lake": did["skipped_series"],

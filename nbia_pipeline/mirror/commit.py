@@ -104,7 +104,8 @@ def carry_over(
             if not table.equals(others) or not exists or lacks_paths(lake, collection, before):
                 pieces = merged(map(with_paths, before.pieces_where(stays)), table, [(_UID, "ascending")])
                 before, exists = TableFile.of(IMAGE_SERIES.schema, pieces, collection), True
-                lake.write_table(IMAGE_SERIES, before, collection)
+                # Empty: nothing is wanted any more, and nothing was ever fetched.
+                lake.write_table(IMAGE_SERIES, before, collection, may_empty=not len(known))
             lake.remove_all(entry.path for entry in entries)
         return before
 

@@ -17,7 +17,7 @@ import pytest
 from nbia_pipeline.definitions import build_definitions
 from nbia_pipeline.defs.assets import fetch_op
 from nbia_pipeline.defs.assets.fetch_op import batch_report, failed_rows, failed_table
-from nbia_pipeline.defs.assets.images import ImagesConfig, expect_all, problem_rows, run_metadata
+from nbia_pipeline.defs.assets.images import ImagesConfig, expect_all, run_metadata
 from nbia_pipeline.defs.jobs import images_config
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.embedded.control.client import Fault
@@ -26,7 +26,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import contact_sheet_path
 from nbia_pipeline.mirror import engine
 from nbia_pipeline.mirror.download import fetch_batch
-from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.receipt import Receipt, problem_rows
 from nbia_pipeline.mirror.series import WantedSeries
 from nbia_pipeline.preview.sheet import INLINE_CHARACTERS
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES

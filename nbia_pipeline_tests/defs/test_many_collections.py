@@ -29,7 +29,7 @@ SERIES_OF = {HEAD: 9, PHANTOM: 4, BREAST: 5, DEMO: 9}
 IMAGES = dg.AssetKey(["nbia", "images"])
 RANGE = {"dagster/asset_partition_range_start": HEAD, "dagster/asset_partition_range_end": DEMO}
 ROOT = Path(__file__).parents[2]
-OF_THE_RUN = {"seconds", "bytes_per_second", "peak_memory_bytes"}
+OF_THE_RUN = {"seconds", "bytes_per_second", "peak_memory_bytes", "rate", "peak_memory"}
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def complete(pipeline: Pipeline) -> dict[str, int]:
     return {c: Counter(s)["complete"] for c, s in statuses.items()}
 
 
-def checks(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
-    return {e.check_name: e for e in result.get_asset_check_evaluations() if e.asset_key == IMAGES}
+def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str | None], dg.AssetCheckEvaluation]:
+    return {(e.check_name, e.partition): e for e in result.get_asset_check_evaluations() if e.asset_key == IMAGES}
 
 
 def test_one_run_mirrors_all_and_shows_the_figures_of_each(
@@ -102,9 +102,11 @@ def test_one_run_mirrors_all_and_shows_the_figures_of_each(
     assert complete(pipeline) == SERIES_OF
     fetches = [e for e in result.all_events if e.event_type_value == "STEP_START" and "fetch" in str(e.step_key)]
     assert len(fetches) == 1, "small collections share a batch"
+    assert len(checks(result)) == 4 * len(COLLECTIONS)
     assert {c.passed for c in checks(result).values()} == {True}
     assert len(archive.faults.calls("getMD5Hierarchy")) == 27
-    assert checks(result)["agrees_with_archive"].metadata["asked"].value == 27
+    asked = {c: checks(result)["agrees_with_archive", c].metadata["asked"].value for c in COLLECTIONS}
+    assert asked == SERIES_OF
 
     # Each partition shows what it would show after a run of its own.
     alone = changed(pipeline, lake=str(tmp_path / "other"))
@@ -132,13 +134,16 @@ def test_bounds_and_batches_are_those_of_the_run(archive: TestArchive, pipeline:
     assert {c: f["left_series"] for c, f in made(pipeline, result).items()} == {HEAD: 0, PHANTOM: 2, BREAST: 5, DEMO: 9}
     started = [str(e.step_key) for e in result.all_events if e.event_type_value == "STEP_START"]
     assert len([key for key in started if "fetch" in key]) == 3
-    found = checks(result)["complete"]
-    assert not found.passed
-    assert {str(r.data["collection"]): int(str(r.data["findings"])) for r in found.metadata["collections"].records} == {
+    found = {c: checks(result)["complete", c] for c in COLLECTIONS}
+    assert {c: e.metadata["pending_series"].value for c, e in found.items()} == {
+        HEAD: 0,
         PHANTOM: 2,
         BREAST: 5,
         DEMO: 9,
     }
+    assert {e.passed: e.severity for c, e in found.items() if c != HEAD} == {False: dg.AssetCheckSeverity.WARN}
+    assert found[HEAD].passed
+    assert "5 pending: the bounds of the last run left 5." in str(found[BREAST].description)
 
 
 def test_a_selection_applies_to_all_collections(archive: TestArchive, pipeline: Pipeline, tmp_path: Path) -> None:
@@ -206,6 +211,7 @@ def test_a_failed_batch_costs_no_series_of_the_others(archive: TestArchive, pipe
         instance=pipeline.instance,
         reexecution_options=dg.ReexecutionOptions.from_failure(first.run_id, pipeline.instance),
         tags=RANGE,
+        run_config={"execution": {"config": {"in_process": {}}}},
     )
     assert again.success
     assert {c: f["complete"] for c, f in made(pipeline, again).items()} == SERIES_OF

@@ -347,8 +347,8 @@ def run_metadata(
     return {
         "fetched": f"{total('fetched'):,} series, {total('files'):,} files, {size_text(total('bytes'))}; "
         f"{skipped:,} series were in the lake already",
-        "rate": f"{size_text(rate)}/s over {duration_text(seconds)}",
-        "peak_memory": size_text(memory),
+        **({"rate": f"{size_text(rate)}/s in {duration_text(seconds)}"} if reports else {}),
+        **({"peak_memory": size_text(memory)} if reports else {}),
         "fetched_series": total("fetched"),
         "fetched_files": total("files"),
         "fetched_bytes": total("bytes"),
