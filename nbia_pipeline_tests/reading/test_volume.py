@@ -22,7 +22,7 @@ TCGA, QIN = "TCGA-DEMO", "QIN_Breast.v2"
 sitk: Any = SimpleITK  # its types are of no use
 
 
-def close(one: Any, other: Any, **tolerance: float) -> None:
+def close(one: Any, other: Any, **tolerance: Any) -> None:
     np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), **tolerance)
 
 
