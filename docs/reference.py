@@ -82,6 +82,23 @@ def param_rows(name: str, command: click.Command, params: Sequence[click.Paramet
 
 def commands_page() -> str:
     """Return docs/commands.md."""
+    text = """\
+Options come before variables ([Variables](variables.md)): `--lake` before `NBIA_LAKE`, `--archive` before
+`NBIA_ARCHIVE`. A variable that the process does not have is taken from the file `.env` in the working directory, a line
+`NAME=value` each; a line that is not of this form is an error. What has a name and is not there, such as a collection,
+a lake, a modality or a cart, is an error as well, with the names that are similar to it.
+
+On a terminal the progress of a run is one line that is rewritten; in a pipe or a file it is a line every ten seconds.
+With `--json` the standard output is one JSON document with the figures of the text, at the end; an error is its
+`error`. Sizes are in bytes, times are in UTC.
+
+For the completion of commands, options and collections by the Tab key, put this into `~/.bashrc`; for zsh and fish,
+replace `bash_source` by `zsh_source` or `fish_source`:
+
+```
+eval "$(_NBIA_PIPELINE_COMPLETE=bash_source nbia-pipeline)"
+```
+"""
     loaded = {name: importlib.import_module(module).command for name, (module, _) in COMMANDS.items()}
     name, command = next(iter(loaded.items()))
     common = param_rows(name, command, [p for p in command.params if getattr(p, "group", "") == COMMON])
@@ -95,6 +112,8 @@ def commands_page() -> str:
         *rows(("option", "meaning"), *common),
         "",
         *rows(("exit code", "meaning"), *((f"`{code}`", meaning) for code, meaning in EXIT_CODES)),
+        "",
+        *text.splitlines(),
         "",
     ]
     return "\n".join([*intro, *(x for n, c in loaded.items() for x in command_lines(n, c))]).rstrip() + "\n"

@@ -66,15 +66,29 @@ class Person:
         """Return the button of that text."""
         return self.tab.locator("button", has_text=re.compile(f"^{re.escape(text)}$")).first
 
+    def switch(self) -> Locator:
+        """Return the switch of the page of a sensor."""
+        return self.tab.locator("label[class*=formatSwitch]").first
+
+    def ticks(self, result: str) -> Locator:
+        """Wait for a tick of that result on the page of a sensor, and return the link to what it said."""
+        found = self.tab.locator("td a, td button", has_text=re.compile(f"^{result}$")).last
+        found.wait_for(timeout=PATIENCE_SECONDS * 1000)
+        return found
+
     def sees(self, text: str | re.Pattern[str], seconds: float = PATIENCE_SECONDS) -> Locator:
         """Wait until a text is on the page."""
         found = self.tab.get_by_text(text, exact=True).first
         found.wait_for(timeout=seconds * 1000)
         return found
 
+    def counts(self, text: str, number: int) -> None:
+        """Wait until a text is on the page so many times."""
+        self.tab.get_by_text(text, exact=True).nth(number - 1).wait_for(timeout=PATIENCE_SECONDS * 1000)
+
     def ends(self, status: str) -> None:
-        """Wait until the page of a run says how it ended, and expect that word."""
-        shown = self.sees(re.compile("^(Success|Failure|Canceled)$"))
+        """Wait until the page of a run or a backfill says how it ended, and expect that word."""
+        shown = self.sees(re.compile("^(Success|Completed|Failure|Failed|Canceled)$"))
         assert shown.text_content() == status
 
     def picture(self, name: str, height: int = HEIGHT, width: int = WIDTH) -> None:
