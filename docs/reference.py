@@ -82,6 +82,23 @@ def param_rows(name: str, command: click.Command, params: Sequence[click.Paramet
 
 def commands_page() -> str:
     """Return docs/commands.md."""
+    text = """\
+An option overrides its [variable](variables.md): `--lake` overrides `NBIA_LAKE`, and `--archive` overrides
+`NBIA_ARCHIVE`. A variable that is not set is read from the file `.env` in the working directory, which has a line
+`NAME=value` for each; any other line is an error. The name of a collection, a cart, a modality, a patient or a series
+that does not exist is an error too, which lists similar names; so is a lake that does not exist, unless `run` makes it.
+
+On a terminal the progress of a run is one line that is rewritten; in a pipe or a file it is a line every ten seconds.
+With `--json` the standard output is one JSON document with the figures of the text, at the end; an error is its
+`error`. Sizes are in bytes, times are in UTC.
+
+For the completion of commands, options and collections by the Tab key, put this into `~/.bashrc`; for zsh and fish,
+replace `bash_source` by `zsh_source` or `fish_source`:
+
+```
+eval "$(_NBIA_PIPELINE_COMPLETE=bash_source nbia-pipeline)"
+```
+"""
     loaded = {name: importlib.import_module(module).command for name, (module, _) in COMMANDS.items()}
     name, command = next(iter(loaded.items()))
     common = param_rows(name, command, [p for p in command.params if getattr(p, "group", "") == COMMON])
@@ -95,6 +112,8 @@ def commands_page() -> str:
         *rows(("option", "meaning"), *common),
         "",
         *rows(("exit code", "meaning"), *((f"`{code}`", meaning) for code, meaning in EXIT_CODES)),
+        "",
+        *text.splitlines(),
         "",
     ]
     return "\n".join([*intro, *(x for n, c in loaded.items() for x in command_lines(n, c))]).rstrip() + "\n"

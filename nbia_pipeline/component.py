@@ -23,7 +23,6 @@ Translation = Annotated[
 ]
 """A field of YAML with attributes of assets, in which ``asset``, ``archive`` and ``spec`` are those of each asset."""
 
-
 EXAMPLES = {
     "bwlimit": "50MB",
     "ca_bundle": "/etc/ssl/private-archive.pem",

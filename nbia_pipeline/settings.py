@@ -140,8 +140,8 @@ class Pipeline(Connection):
     executor: str | dict[str, dict[str, Any]] | None = Field(
         default=None,
         description="Where the steps of images run: in_process, multiprocess, celery, ray, k8s, or module:name; with "
-        'its configuration as a mapping, such as {"celery": {"broker": {"env": "BROKER"}}}. None: Dagster\'s default, '
-        "a process for each step on the machine of the run. See docs/scale-out.md.",
+        'its configuration as a mapping, such as {"celery": {"broker": {"env": "BROKER"}}}. None: in the process of '
+        "the run. See docs/scale-out.md.",
     )
 
 

@@ -13,16 +13,18 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.cli.main import COMMANDS
+from nbia_pipeline.defs.mirror_job import MirrorConfig
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline.schema.tables import IMAGE_SERIES
-from nbia_pipeline.settings import VARIABLES
+from nbia_pipeline.settings import VARIABLES, Settings
 from nbia_pipeline_tests.helpers.archives import FAST, serving
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,18 @@ def test_every_variable_is_described_and_no_other() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_names_a_variable_that_is_not_there(page: Path) -> None:
     assert set(re.findall(r"\bNBIA_[A-Z_]+\b", page.read_text(encoding="utf-8"))) <= set(VARIABLES)
+
+
+def test_the_selections_on_the_page_about_them_are_accepted() -> None:
+    page = ROOT / "docs" / "restrict.md"
+    (shell,) = re.findall(r"NBIA_SELECT='(.*)'", page.read_text(encoding="utf-8"))
+    selected = Settings.from_env({"NBIA_SELECT": shell}).select
+    (attributes,) = [
+        found["attributes"] for found in map(yaml.safe_load, blocks(page, "yaml")) if "attributes" in found
+    ]
+    assert list(selected) == list(Settings(**attributes).select) == ["LIDC-IDRI", "TCGA-*"]
+    (config,) = [found for found in map(yaml.safe_load, blocks(page, "yaml")) if "attributes" not in found]
+    assert MirrorConfig(**config).collections == ["LIDC-IDRI"]
 
 
 # --- commands, options, tables, columns

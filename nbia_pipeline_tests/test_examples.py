@@ -5,15 +5,22 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import dagster as dg
+import nbformat
+import numpy as np
 import pyarrow as pa
 import pytest
+from nbclient import NotebookClient
+from numpy.typing import NDArray
+from PIL import Image
 
 from nbia_pipeline.embedded.catalog.model import Account, Catalog
 from nbia_pipeline.embedded.demo.catalog import MEMBER, MEMBER_PASSWORD
@@ -167,3 +174,23 @@ def test_assets_of_others_take_tables_and_images_as_inputs(downstream: dg.Defini
     assert len(folders) == 9 and all(list(Path(lake.uri, path).glob("*.dcm")) for path in folders.Path)
     assert means.SeriesInstanceUID.tolist() == sorted(r["SeriesInstanceUID"] for r in rows if r["Modality"] == "CT")
     assert ((means.Mean > -1000) & (means.Mean < 0)).all()  # a body and the air around it
+
+
+def test_the_notebook_ends_with_a_segmentation_on_its_slice(
+    demo_archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBIA_ARCHIVE", demo_archive)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.reads((EXAMPLES / "first_steps.ipynb").read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
+    stored = outline_in(notebook)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert Lake(str(tmp_path / "lake")).read_table(IMAGE_SERIES, BOTH)["Status"].to_pylist() == ["complete"] * 9
+    outline = outline_in(notebook)
+    assert outline.any() and np.array_equal(outline, stored), "its stored picture is another: run it again"
+
+
+def outline_in(notebook: nbformat.NotebookNode) -> NDArray[np.bool_]:
+    """Return where the picture that the last cell of a notebook shows is red."""
+    (output,) = notebook.cells[-1].outputs
+    pixels = np.asarray(Image.open(BytesIO(b64decode(output.data["image/png"]))).convert("RGB"))
+    return np.asarray((pixels == (255, 40, 40)).all(axis=-1))

@@ -29,6 +29,57 @@ def read(**variables: str) -> Settings:
     return Settings.from_env(variables)
 
 
+# --- the selection of series
+
+
+def test_a_selection_is_read_from_json_and_its_manifest_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = '{"LIDC-IDRI": {"modalities": ["CT", "SEG"]}, "*": {"manifest": "some.tcia", "cart": "Ours"}}'
+    assert read(NBIA_SELECT=text).select == {
+        "LIDC-IDRI": {"modalities": ["CT", "SEG"]},
+        "*": {"manifest": str(tmp_path / "some.tcia"), "cart": "Ours"},
+    }
+    assert list(read(NBIA_SELECT=text).select) == ["LIDC-IDRI", "*"], "the first one that matches applies"
+    assert read().select == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("CT", "NBIA_SELECT is not JSON (Expecting value"),
+        ('["CT"]', "NBIA_SELECT is ['CT']: set it to a mapping, such as {"),
+        ('{"A": ["CT"]}', "NBIA_SELECT has 'A', which is ['CT']: set it to a mapping, such as {"),
+        (
+            '{"A": {"modalites": ["CT"]}}',
+            "'modalites' of 'A' in NBIA_SELECT is not something to select by: did you mean m",
+        ),
+        (
+            '{"A": {"colour": ["red"]}}',
+            "is not something to select by: use modalities, body_parts, patients, series, man",
+        ),
+        ('{"A": {"modalities": "CT"}}', "'modalities' of 'A' in NBIA_SELECT is 'CT': set it to a list of one or more"),
+        (
+            '{"A": {"patients": [1]}}',
+            "'patients' of 'A' in NBIA_SELECT is [1]: set it to a list of one or more strings",
+        ),
+        ('{"A": {"series": []}}', "'series' of 'A' in NBIA_SELECT is []: set it to a list of one or more strings, or"),
+        ('{"A": {"cart": " "}}', "'cart' of 'A' in NBIA_SELECT is ' ': set it to a string, or leave it out"),
+        ('{"B": {}}', "NBIA_SELECT names 'B', but NBIA_COLLECTIONS (A*) leaves it out: add it there too"),
+    ],
+)
+def test_a_wrong_selection_is_told_as_it_was_written(text: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(NBIA_SELECT=text, NBIA_COLLECTIONS="A*")
+    assert problem in str(error.value)
+
+
+def test_v4_has_no_carts_to_select_by() -> None:
+    with pytest.raises(SettingsError, match=r"'cart' of 'A' in NBIA_SELECT needs NBIA_API v2"):
+        read(NBIA_SELECT='{"A": {"cart": "Ours"}}', NBIA_API="v4")
+
+
 # --- defaults
 
 

@@ -11,8 +11,10 @@ from nbia_pipeline.embedded.options import archive_options
 
 
 @as_command()
-@option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
-@option("--port", type=click.IntRange(0, 65535), default=8042, show_default=True, help="port to listen on, 0 for any")
+@option("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: 127.0.0.1)")
+@option(
+    "--port", type=click.IntRange(0, 65535), default=8042, metavar="PORT", help="its port, 0 for any (default: 8042)"
+)
 @archive_options
 def command(options: Options) -> int:
     """Serve the embedded archive until Ctrl-C, and print its address.

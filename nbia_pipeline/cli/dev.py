@@ -12,6 +12,7 @@ import click
 from nbia_pipeline.cli.home import dagster_home, fail, to_stderr
 from nbia_pipeline.cli.options import Options, argument, as_command, option, settings_of
 
+PORT_HELP = "port of the UI (default: 3000, or another if it is taken)"
 WORKSPACE = "workspace.yaml"
 WORKSPACE_YAML = """\
 load_from:
@@ -22,8 +23,8 @@ load_from:
 
 
 @as_command(context_settings={"ignore_unknown_options": True})
-@option("-p", "--port", type=click.IntRange(1, 65535), help="port of the UI (default: 3000, or another if it is taken)")
-@option("--host", help="address of the UI (default: 127.0.0.1)")
+@option("-p", "--port", type=click.IntRange(1, 65535), metavar="PORT", help=PORT_HELP)
+@option("--host", metavar="HOST", help="address of the UI (default: 127.0.0.1)")
 @argument("rest", nargs=-1, type=click.UNPROCESSED, metavar="[OPTION]...", help_="further options of `dagster dev`")
 def command(options: Options) -> int:
     """Start the Dagster UI, which becomes this process.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -148,6 +149,8 @@ OUTPUT = Output()
 
 def _plain(value: Any) -> Any:
     """Return what JSON has no form for: times in ISO 8601, sets and tuples as lists, all else as text."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        value = value.replace(tzinfo=timezone.utc)  # the tables state no zone
     if hasattr(value, "isoformat"):
         return value.isoformat()
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
@@ -178,7 +181,8 @@ def exit_code(run: Callable[[Any], int], options: Any) -> int:
 
 def usage_text(error: click.UsageError) -> str:
     """Return one sentence about words that a command does not take, and where it is read which it takes."""
-    path = error.ctx.command_path if error.ctx else "nbia-pipeline"
+    ctx = error.ctx or click.get_current_context(silent=True)
+    path = ctx.command_path if ctx else "nbia-pipeline"
     return f"{error.format_message().rstrip('.')} (see `{path} --help`)"
 
 

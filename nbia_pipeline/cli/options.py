@@ -27,7 +27,6 @@ import functools
 import io
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,7 +37,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from nbia_pipeline.cli.home import EXIT_CODES, OUTPUT, exit_code, to_stderr
-from nbia_pipeline.text import did_you_mean, first_of, similar_names
+from nbia_pipeline.text import bytes_of, did_you_mean, first_of, similar_names
 
 if TYPE_CHECKING:
     from nbia_pipeline.lake import Lake
@@ -49,8 +48,6 @@ ENV_FILE = ".env"
 COMMON = "Common options"
 """The heading of those that every command has."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?B?)", re.IGNORECASE)
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SELECTED = {
     "modalities": ("Modality", "modality", 20),
     "body_parts": ("BodyPartExamined", "body part", 20),
@@ -410,7 +407,7 @@ def expect_found(options: Options, selection: Selection, lake: Lake, collections
     series = pa.concat_tables([lake.read_table(SERIES, collection, columns=columns) for collection in collections])
     where = first_of(collections, shown=3)
     for name, (column, what, shown) in _SELECTED.items():
-        values = sorted(set(series[column].to_pylist()) - {None})
+        values = sorted({value.strip() for value in series[column].to_pylist() if value})
         for value in getattr(options, name):
             if not Selection(**{name: (value,)}).apply(series).num_rows:
                 hint = did_you_mean(similar_names(value, values), f"there are {first_of(values, shown)}")
@@ -425,11 +422,10 @@ def size(text: str) -> int:
     Raises:
         click.BadParameter: it is not valid, or less than a byte.
     """
-    found = _SIZE.fullmatch(text.strip())
-    value = int(float(found[1]) * _UNITS[found[2].lower().removesuffix("b")]) if found else 0
-    if value < 1:
-        raise click.BadParameter(f"{text!r} is not a size: use a value such as 10GB, 500MB or 1.5TB")
-    return value
+    try:
+        return bytes_of(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from None
 
 
 def count(text: str) -> int:

@@ -20,6 +20,7 @@ def archive_options(function: F) -> F:
             "--scale",
             type=click.IntRange(1),
             default=1,
+            metavar="N",
             help="size of the demo images: 1 is small, 100 is gigabytes",
         ),
         click.option(

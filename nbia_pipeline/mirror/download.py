@@ -55,7 +55,7 @@ IN_A_ROW = 3
 _PROCESSORS = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
 
 OnBytes = Callable[[WantedSeries, int], object]
-"""Takes a series, and how many bytes of its files have been unpacked in the present download of it."""
+"""Takes a series, and how many bytes of it have arrived in its present download: unpacked, or read ahead."""
 
 
 def fetch_batch(
@@ -370,9 +370,24 @@ def _download(
     """
 
     def read(chunks: Iterator[bytes]) -> Unpacked:
-        with closing(_in_turns(chunks)) as in_turns:
-            on_bytes(0)  # a stream that broke begins again
-            return unpack(in_turns, files, uid, bounds, on_bytes)
+        received = unpacked = 0  # a stream that broke begins again
+
+        def counted() -> Iterator[bytes]:
+            nonlocal received
+            for chunk in chunks:
+                received += len(chunk)
+                on_bytes(max(received, unpacked))  # what is read ahead is not unpacked yet
+                yield chunk
+
+        def note(total: int) -> None:
+            nonlocal unpacked
+            unpacked = total
+            on_bytes(max(received, unpacked))
+
+        with closing(_in_turns(counted())) as in_turns:
+            found = unpack(in_turns, files, uid, bounds, note)
+        on_bytes(unpacked)
+        return found
 
     try:
         unpacked = client.image_with_md5(uid, read)

@@ -26,6 +26,13 @@ concurrency:
   pools:
     default_limit: 4
 """
+MONITORING = """\
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  cancel_timeout_seconds: 300
+  free_slots_after_run_end_seconds: 60
+"""
 
 
 @pytest.fixture
@@ -58,6 +65,8 @@ def test_a_new_home_bounds_the_pool_and_frees_the_slots_of_runs_that_ended(folde
         assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == FREE_AFTER_SECONDS
         assert instance.run_monitoring_max_runtime_seconds == 0, "a run may take days"
         assert instance.global_op_concurrency_default_limit == 4
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None and queue.max_concurrent_runs == 4
 
 
 def test_monitoring_leaves_runs_alone_that_no_launcher_started(folder: Path) -> None:
@@ -71,8 +80,11 @@ def test_monitoring_leaves_runs_alone_that_no_launcher_started(folder: Path) -> 
         assert after is not None and after.status is dg.DagsterRunStatus.STARTED
 
 
-def test_a_home_of_an_earlier_version_gets_the_present_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(folder, BEFORE_MONITORING)
+@pytest.mark.parametrize("text", [BEFORE_MONITORING, BEFORE_MONITORING + MONITORING], ids=["first", "second"])
+def test_a_home_of_an_earlier_version_gets_the_present_text(
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    file = written(folder, text)
     dagster_home()
     assert file.read_text() == DAGSTER_YAML
     assert [p.name for p in folder.iterdir()] == ["dagster.yaml"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,6 +138,19 @@ def test_a_plan_shows_what_does_not_fit_on_the_disk(
         (["TCGA-demo"], "the lake knows no collection 'TCGA-demo': did you mean TCGA-DEMO?"),
         (["--manifest", "none.tcia"], "cannot read the manifest none.tcia (No such file or directory)"),
         (["--cart", "nobodys"], "the archive lists no series in a shared cart 'nobodys'"),
+        (
+            ["--modality", "CT", "--modality", "XR"],
+            "no series of Lung Phantom CT, TCGA-DEMO has the modality 'XR'",
+        ),
+        (
+            ["--patient", "TCGA-DM-A0O1"],
+            "no series of Lung Phantom CT, TCGA-DEMO has the PatientID 'TCGA-DM-A0O1'",
+        ),
+        (["--series", "1.2.3"], "no series of Lung Phantom CT, TCGA-DEMO has the SeriesInstanceUID '1.2.3': there are"),
+        (
+            ["TCGA*", "--modality", "SEG", "--patient", "TCGA-DM-A002"],
+            "no series of TCGA-DEMO matches all of the",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_clear_sentence(
@@ -150,10 +165,74 @@ def test_what_cannot_be_planned_is_one_clear_sentence(
 def test_an_empty_lake_has_nothing_to_plan(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NBIA_LAKE", str(place / "none"))
+    none = str(place / "none")
+    monkeypatch.setenv("NBIA_LAKE", none)
     assert main(["plan"]) == 2
-    assert "knows no collections yet: run `nbia-pipeline run`" in capsys.readouterr().err
+    assert f"there is no lake in {Lake(none).uri} (NBIA_LAKE): check the address, or" in capsys.readouterr().err
+    assert main(["plan", "--lake", none]) == 2
+    assert " (--lake): check the address" in capsys.readouterr().err
     assert files_below(place / "none") == []
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_plan_is_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "TCGA-DEMO", "--modality", "ct", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)["collections"]
+    assert list(found) == ["TCGA-DEMO"]
+    assert (found["TCGA-DEMO"]["wanted"]["series"], found["TCGA-DEMO"]["in_the_lake"]["series"]) == (4, 2)
+    assert isinstance(found["TCGA-DEMO"]["to_fetch"]["bytes"], int)
+    assert "TCGA-DEMO" in told.err, "what people read"
+    assert main(["plan", "Nope", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"].startswith("the lake knows no collection 'Nope'")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_quiet_plan_prints_problems_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["plan", "-q", "Nope"]) == 2
+    assert "the lake knows no collection 'Nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["tcga-demo"], "the archive lists no collection 'tcga-demo' for this account: did you mean TCGA-DEMO?"),
+        (["--cart", "Nope"], "the archive lists no series in a shared cart 'Nope'"),
+        (["--bwlimit", "fast"], "--bwlimit is 'fast': set it to bytes per second"),
+    ],
+)
+def test_a_run_of_what_is_not_there_begins_nothing(
+    words: list[str],
+    sentence: str,
+    environment: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    environment.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    assert main(["run", *words, "--lake", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"nbia-pipeline: {sentence}")
+    assert (told.out, list(tmp_path.glob("[hn]*"))) == ("", [])
+
+
+def test_a_run_mirrors_the_collections_that_it_is_told(
+    filled: Settings, environment: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    before = files_below(place_at(filled.lake))
+    assert main(["run", "QIN*", "--modality", "XR"]) == 2
+    assert "no series of QIN_Breast.v2 has the modality 'XR': there are MR, " in capsys.readouterr().err
+    assert [f for f in files_below(place_at(filled.lake)) if f not in before and "/images/" in str(f)] == []
+    assert main(["run", "QIN*", "--modality", "MR", "--max-series", "1", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert (found["fetched"]["fetched_series"], found["problems"]) == (1, [])
+    assert found["collections"]["QIN_Breast.v2"]["complete"] == 1
+    assert found["collections"]["TCGA-DEMO"]["complete"] == 2, "as before"
+    assert "Fetched   1 series" in told.err
+    assert os.environ["NBIA_IMAGES"] == ",".join(MIRRORED)
 
 
 @pytest.mark.usefixtures("environment")

@@ -286,6 +286,7 @@ def test_a_crash_at_any_change_leaves_no_receipt_without_files_and_is_made_good(
         prune(CrashingLake(world.settings.lake, changes), shown)
     receipts = world.lake.read_table(IMAGE_SERIES, QIN).to_pylist()
     stated = [r["SeriesInstanceUID"] for r in receipts if r["Bytes"] is not None]
+    assert stated == [r["SeriesInstanceUID"] for r in receipts if r["Path"] is not None]
     assert of_series(files(world), stated) == of_series(before, stated)
     assert main(["prune", "--yes"]) == 0
     assert "Deleted 2 series" in capsys.readouterr().out

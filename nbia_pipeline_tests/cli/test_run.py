@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.slow
 RUN = [sys.executable, "-m", "nbia_pipeline", "run"]
 
 
-def run(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        RUN, cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=240
+        [*RUN, *words], cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=240
     )
 
 
@@ -50,9 +51,12 @@ def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
 def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path, place: Place) -> None:
     before = contents(undisturbed)
     lake = copied(undisturbed / "a lake", place / "a lake")
-    done = run(undisturbed, NBIA_LAKE=lake.uri)
+    done = run(undisturbed, "--json", NBIA_LAKE=lake.uri)
     assert done.returncode == 0, done.stderr
-    assert "Fetched   no images: 27 series were already in the lake." in done.stdout
+    assert "Fetched   no images: 27 series were already in the lake." in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["fetched"]["skipped_series"], told["fetched"]["fetched_bytes"], told["problems"]) == (27, 0, [])
+    assert told["collections"]["TCGA-DEMO"]["files"] == 124
     assert contents(place) == before
     assert leftovers(place) == []
 

@@ -237,10 +237,11 @@ with handled(process_ends=True):
 
 
 def test_a_command_ends_without_a_word_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    (tmp_path / "tables" / "series").mkdir(parents=True)  # a lake without files
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
-        [sys.executable, "-m", "nbia_pipeline", "prune"],
+        [sys.executable, "-m", "nbia_pipeline", "prune", "--lake", str(tmp_path)],
         env=environment(tmp_path),
         stdout=writer,
         stderr=subprocess.PIPE,

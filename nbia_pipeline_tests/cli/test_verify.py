@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -235,13 +236,24 @@ def test_progress_comes_at_a_human_pace(
     monkeypatch.undo()
 
 
-def test_a_lake_without_images_has_nothing_to_read(
-    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["verify", "prune"])
+def test_a_lake_that_is_not_there_is_not_taken_for_a_good_one(
+    command: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NBIA_LAKE", str(place / "none"))
-    assert verify() == 0
-    assert "0 series" in capsys.readouterr()[0]
+    assert main.main([command]) == 2
+    assert "nbia-pipeline: there is no lake in " in capsys.readouterr()[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_read_is_one_json_document(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    uid = damage(lake)
+    capsys.readouterr()
+    assert verify("--json") == 1
+    found = json.loads(capsys.readouterr()[0])
+    assert (found["wanted"], found["checked"], found["stopped"], found["damaged_tables"]) == (9, 9, False, [])
+    assert [(d["collection"], d["series"]) for d in found["damaged"]] == [(COLLECTIONS[0], uid)]
+    assert "missing" in found["damaged"][0]["finding"]
 
 
 @pytest.mark.slow

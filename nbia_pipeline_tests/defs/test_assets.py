@@ -268,3 +268,6 @@ def test_a_name_that_the_archive_listed_once_is_no_misspelling() -> None:
     assert kept_collections(settings, ["A"], known=["B"]) == ["A"]
     with pytest.raises(SettingsError, match="collections has 'B', which matches no collection"):
         kept_collections(settings, ["A"])
+    misspelled = Settings(select={"A-*": {"modalities": ["CT"]}})
+    with pytest.raises(SettingsError, match=r"select has 'A-\*', which matches no collection"):
+        kept_collections(misspelled, ["A"])

@@ -46,7 +46,8 @@ def fetched(ticker: Ticker) -> dict[str, int]:
 
 def test_bounded_runs_go_on_until_everything_is_there(mirror: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbia_pipeline.defs.sensors.RUN_BYTES", 1_500_000)
-    keys, seen = [], []
+    keys: list[str] = []
+    seen: list[int] = []
     for n in range(9):
         tick = mirror.tick(BACKLOG, day(n / 24))
         if not tick.run_requests:
@@ -54,6 +55,8 @@ def test_bounded_runs_go_on_until_everything_is_there(mirror: Ticker, monkeypatc
         (request,) = tick.run_requests
         assert asked(tick) == [("nbia_images", "TCGA-DEMO")]
         keys.append(request.run_key)
+        todo = request.tags["nbia/requested_for"]
+        assert todo.startswith(f"{9 - sum(seen[-1:])} series to fetch, "), todo
         assert mirror.run(request).success
         seen.append(fetched(mirror)["complete"])
     assert seen[-1] == 9

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,6 +110,7 @@ def test_a_release_asks_for_one_run_of_its_collection(ticker: Ticker, control: O
     (request,) = tick.run_requests
     assert (request.job_name, request.partition_key) == ("nbia_update", "TCGA-DEMO")
     assert request.tags["nbia/archive"] == "nbia"
+    assert re.fullmatch(r"1 series released 2026-03-10: [0-9.]+", request.tags["nbia/requested_for"])
     config = request.run_config["ops"]["nbia__images"]["config"]
     assert config == {"retry": False, "max_bytes": RUN_BYTES}
     assert [r["endpoint"] for r in control.requests()] == ["token", "getUpdatedSeries", "logout"]

@@ -163,6 +163,7 @@ def test_a_lake_at_the_root_is_not_in_the_working_directory() -> None:
     ("text", "sentence"),
     [
         ("foo://x", r"cannot be opened \(ValueError: Protocol not known: foo\): set it to a directory"),
+        ("gs://x/y", r"cannot be opened .*: install the package for it, pip install 'nbia-pipeline\[gcs\]'"),
         ("s3x://x", r"cannot be opened .*: set it to a directory, or to a URI whose fsspec package"),
         ("://x", "is '://x': a URI begins with its scheme"),
         ("1://x", "cannot be opened"),

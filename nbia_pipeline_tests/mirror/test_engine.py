@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -87,15 +88,16 @@ def test_a_run_in_steps_fetches_what_is_planned(archive: TestArchive, mirror: Mi
     assert set(statuses(mirror.lake).values()) == {"pending"}
     batches = list(plan.batches(1))
     assert [len(batch) for batch in batches] == [1, 1]
-    arrived: dict[str, int | None] = {}
+    arrived: dict[str, list[int]] = defaultdict(list)
     for batch in batches:
         mirror.fetch(
             batch,
             on_result=lambda receipt: fetched.append(receipt.wanted.SeriesInstanceUID),
-            on_bytes=lambda wanted, size: arrived.update({wanted.SeriesInstanceUID: size}),
+            on_bytes=lambda wanted, size: arrived[wanted.SeriesInstanceUID].append(size),
         )
     assert fetched == [w.SeriesInstanceUID for w in plan.todo]
-    assert arrived == {w.SeriesInstanceUID: w.FileSize for w in plan.todo}
+    assert {uid: sizes[-1] for uid, sizes in arrived.items()} == {w.SeriesInstanceUID: w.FileSize for w in plan.todo}
+    assert all(0 < sizes[0] < sizes[-1] for sizes in arrived.values()), "what is read ahead of a small series counts"
     receipts = mirror.commit(BREAST)
     complete = receipts.filter(pc.equal(receipts["Status"], "complete"))
     assert complete["SeriesInstanceUID"].to_pylist() == sorted(fetched)

@@ -82,6 +82,7 @@ def test_no_receipt_is_complete_when_a_crash_comes_between(
             sizes = list(held(replacing).values())
             moments.add((row["Status"], *sizes))
             indexed = replacing.read_table(INSTANCES, "A")["Size"].to_pylist()
+            assert (row["Status"] == "pending") == (row["Path"] is None)
             assert row["Status"] == "pending" or sizes == indexed == [row["Bytes"]]
     assert ("pending",) in moments or method != "_moved", "it crashed between the two renames, too"
     assert list(held(replacing).values()) == [7]

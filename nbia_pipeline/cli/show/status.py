@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from typing import Any
+from datetime import datetime
 
 from nbia_pipeline.cli.home import WRONG_CALL, fail, report, say, to_stderr
 from nbia_pipeline.cli.options import Options, as_command, collections_argument, existing_lake, settings_of
@@ -39,13 +38,14 @@ def command(options: Options) -> int:
     chosen = matching(options.collections, stored) if options.collections else stored
     found, unreadable = _statuses(lake, settings, chosen)
     listed_at, free = lake.read_properties(COLLECTIONS).get(LISTED_AT), lake.free_bytes()
+    catalog = datetime.fromisoformat(listed_at) if listed_at else None
     report(
         {
             "lake": lake.uri,
             "format": lake.format,
             "free_bytes": free,
-            "catalog_listed_at": listed_at and utc(datetime.fromisoformat(listed_at)),
-            "collections": {name: _figures(one) for name, one in found.items()},
+            "catalog_listed_at": catalog,
+            "collections": {name: asdict(one) for name, one in found.items()},
             "unreadable": unreadable,
         }
     )
@@ -53,7 +53,7 @@ def command(options: Options) -> int:
     say(f"{lake.uri}: {size_text(sum(s.bytes for s in found.values()))} of images, format {lake.format}{of_disk}", "")
     if found:
         say(*_table(found).split("\n"), "")
-    say(f"The list of collections is from {moment(listed_at and datetime.fromisoformat(listed_at))}. Times are in UTC.")
+    say(f"The list of collections is from {_moment(catalog)}. Times are in UTC.")
     for name, one in found.items():
         _tell_problems(name, one)
     for name, why in unreadable.items():
@@ -61,14 +61,9 @@ def command(options: Options) -> int:
     return 0 if all(one.in_order for one in found.values()) and not unreadable else 1
 
 
-def utc(when: datetime | None) -> datetime | None:
-    """Return a time of the tables with its zone."""
-    return when and when.replace(tzinfo=timezone.utc)
-
-
-def moment(when: datetime | str | None) -> str:
+def _moment(when: datetime | None) -> str:
     """Return a time for a person, to the minute."""
-    return f"{when:%Y-%m-%d %H:%M}" if isinstance(when, datetime) else "never"
+    return f"{when:%Y-%m-%d %H:%M}" if when else "never"
 
 
 def _statuses(
@@ -85,10 +80,6 @@ def _statuses(
     return found, unreadable
 
 
-def _figures(one: CollectionStatus) -> dict[str, Any]:
-    return {**asdict(one), **{name: utc(getattr(one, name)) for name in ("listed_at", "fetched_at", "verified_at")}}
-
-
 def _table(found: Mapping[str, CollectionStatus]) -> str:
     header = ["collection", *_COUNTS, "size", "listed", "last fetched", "last read again"]
     rows = [
@@ -96,7 +87,7 @@ def _table(found: Mapping[str, CollectionStatus]) -> str:
             name,
             *(f"{getattr(one, count):,}" for count in _COUNTS),
             size_text(one.bytes),
-            *(moment(when) for when in (one.listed_at, one.fetched_at, one.verified_at)),
+            *(_moment(when) for when in (one.listed_at, one.fetched_at, one.verified_at)),
         ]
         for name, one in found.items()
     ]
