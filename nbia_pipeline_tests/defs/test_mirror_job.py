@@ -56,6 +56,8 @@ def test_one_job_mirrors_what_its_config_asks_for(mirror: Any, tmp_path: Path) -
     assert lake.collections_of(IMAGE_SERIES) == [PHANTOM, DEMO]
     statuses = {c: Counter(lake.read_table(IMAGE_SERIES, c)["Status"].to_pylist()) for c in (PHANTOM, DEMO)}
     (output,) = [e.step_output_data.metadata for e in result.all_events if e.is_successful_output]
+    assert next(iter(output)) == "contact_sheet", "the first row, which the page of the run shows without a click"
+    assert "data:image/" in output["contact_sheet"].value
     rows = {r.data["collection"]: r.data for r in output["in_the_lake"].records}
     assert {c: rows[c]["images"] for c in (PHANTOM, DEMO)} == {
         c: f"{n['complete']} of {n.total()}" for c, n in statuses.items()
