@@ -46,11 +46,12 @@ def test_materialize_all_in_the_lineage(person: Person) -> None:
     person.click(person.button("All"))
     person.click(person.button("Preview"))
     person.sees("Partitions to launch")
-    assert person.tab.get_by_text("4 partitions", exact=True).count() >= 3
+    person.counts("4 partitions", 3)  # at least: the dialog, and assets with that many to launch
     person.click(person.button("OK"))
     person.click(person.button("Launch backfill"))
     person.click(person.link("View"))  # of the message that a backfill was created, which goes by itself
-    person.sees("Completed")
+    person.counts("100% completed", 12)
+    person.counts("Succeeded", 6)  # the backfill, the four assets without partitions, the heading of a column
 
 
 def test_a_damaged_file_is_a_failing_check(site: Site, person: Person) -> None:
@@ -67,7 +68,10 @@ def test_a_damaged_file_is_a_failing_check(site: Site, person: Person) -> None:
         person.open("/assets/nbia/images?view=checks")
         person.click(person.sees("intact"))
         person.sees("Failed")
-        person.sees(re.compile("is damaged, of .* files: changed"))
+        person.click(person.tab.locator("a, [role=tab]", has_text=re.compile("^Partitions$")).last)
+        person.sees("Failed (1)")
+        person.click(person.tab.get_by_text(DAMAGED, exact=True).locator("visible=true").last)
+        person.sees(re.compile("is damaged, of .* files: changed"), 20)
         person.picture("check-failed.png", 620)
     finally:
         file.write_bytes(content)
@@ -111,7 +115,7 @@ def test_a_sensor_turned_on(site: Site, person: Person) -> None:
         person.picture("sensor-runs.png", 560)
         person.open(f"/assets/nbia/series?view=partitions&partition={NEW}")
         person.sees("Latest materialization")
-        person.picture("new-partition.png", 400)
+        person.picture("new-partition.png", 470)
         person.open("/automation")
         person.sees("nbia_updated_series")
         person.picture("automation.png", 430)
