@@ -11,12 +11,21 @@ import pytest
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline_tests.browser.conftest import Visit
+from nbia_pipeline_tests.browser.person import Person
 from nbia_pipeline_tests.helpers.dev_ui import serving_ui
 from nbia_pipeline_tests.helpers.ticker import KNOWN
 
 pytestmark = pytest.mark.slow
 
 MOST_CLICKS = 5
+
+
+def see_contact_sheet(person: Person) -> None:
+    """Click the contact sheet of the page, and expect that the browser shows the picture."""
+    person.click(person.tab.get_by_text("[Show Markdown]").first)
+    image = person.tab.locator("img[src^='data:image/']")
+    image.wait_for()
+    assert int(image.evaluate("image => image.naturalWidth")) > 100
 
 
 def test_first_click_to_first_image(visit: Visit, tmp_path: Path, tell: Callable[[str], None]) -> None:
@@ -34,13 +43,14 @@ def test_first_click_to_first_image(visit: Visit, tmp_path: Path, tell: Callable
         mirrored = time.monotonic()
         person.picture("mirror-run.png")
 
-        sheet = person.tab.get_by_text("[Show Markdown]").last
-        person.click(sheet)
-        image = person.tab.locator("img[src^='data:image/']")
-        image.wait_for()
-        assert int(image.evaluate("image => image.naturalWidth")) > 100
+        see_contact_sheet(person)
         seen = time.monotonic()
         clicks = person.clicks
+
+        person.open(f"/assets/nbia/images?view=partitions&partition={KNOWN[-1]}")
+        person.sees("Latest materialization")
+        see_contact_sheet(person)
+        person.picture("images-asset.png")
 
     lake = Lake(str(tmp_path / "a lake"))
     statuses = {c: lake.read_table(IMAGE_SERIES, c)["Status"].to_pylist() for c in KNOWN}

@@ -38,6 +38,10 @@ def mirror(person: Person) -> None:
 def test_materialize_all_in_the_lineage(person: Person) -> None:
     person.open()
     person.click(person.link("Lineage"))
+    person.button("Materialize all…").wait_for()
+    person.tab.keyboard.press("Alt+KeyE")  # expands all groups
+    person.sees("series_changes")
+    person.picture("asset-graph.png")
     person.click(person.button("Materialize all…"))
     person.click(person.button("All"))
     person.click(person.button("Preview"))
@@ -57,7 +61,7 @@ def test_a_damaged_file_is_a_failing_check(site: Site, person: Person) -> None:
         person.open(f"/assets/nbia/images?view=partitions&partition={DAMAGED}")
         person.sees("Latest materialization")
         person.click(person.button("Materialize…"))
-        person.click(person.button("Launch run"))
+        person.click(person.button("Launch 1 run"))
         person.click(person.link("View"))
         person.ends("Success")
         person.open("/assets/nbia/images?view=checks")
