@@ -7,7 +7,7 @@ SCALE = .venv-scale
 # In two processes, which share the modules: nothing in a test depends on another module's tests.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo dev test test-fast test-dg test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
+.PHONY: demo dev chromium screenshots test test-browser test-fast test-dg test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -56,6 +56,18 @@ docs: $(VENV)/.installed-dev      ## build the documentation site into docs/_bui
 
 check-package: $(VENV)/.installed-dev  ## build source distribution and wheel, install the wheel by itself, import all of it
 	$(BIN)/python -m nbia_pipeline_tests.package
+
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name) 2>/dev/null)))
+BROWSE = $(BIN)/python -m pytest --browser '$(CHROMIUM)' nbia_pipeline_tests/browser
+
+chromium:
+	@test -n '$(CHROMIUM)' || { echo 'No Chromium was found on the PATH. Install it, or name one: CHROMIUM=/path/to/chrome'; exit 2; }
+
+test-browser: chromium $(VENV)/.installed-browser ## click through the UI with a real Chromium; takes minutes
+	$(BROWSE)
+
+screenshots: chromium $(VENV)/.installed-browser ## the same, and take the pictures of the documentation
+	$(BROWSE) --screenshots docs/images
 
 lint: $(VENV)/.installed-dev      ## check style
 	$(BIN)/python -m ruff check .
@@ -113,6 +125,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
 	touch $@
 
 $(PEERS)/.installed: nbia_pipeline_tests/peers/requirements.txt $(VENV)/.installed

@@ -130,6 +130,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not target or (page.parent / target).exists(), target
 
 
+def test_the_browser_tests_take_every_picture_and_a_page_shows_it() -> None:
+    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "nbia_pipeline_tests" / "browser").glob("test_*.py"))
+    shown = {n for page in PAGES for n in re.findall(r"images/([\w-]+\.png)", page.read_text(encoding="utf-8"))}
+    there = {p.name for p in (ROOT / "docs" / "images").iterdir()}
+    assert there == shown == set(re.findall(r'picture\("([\w-]+\.png)"', code))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_module_that_a_page_names_is_there(page: Path) -> None:
     for path in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8")):

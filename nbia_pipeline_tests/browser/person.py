@@ -87,8 +87,8 @@ class Person:
         self.tab.get_by_text(text, exact=True).nth(number - 1).wait_for(timeout=PATIENCE_SECONDS * 1000)
 
     def ends(self, status: str) -> None:
-        """Wait until the page of a run or a backfill says how it ended, and expect that word."""
-        shown = self.sees(re.compile("^(Success|Completed|Failure|Failed|Canceled)$"))
+        """Wait until the page of a run says how it ended, and expect that word."""
+        shown = self.sees(re.compile("^(Success|Failure|Canceled)$"))
         assert shown.text_content() == status
 
     def picture(self, name: str, height: int = HEIGHT, width: int = WIDTH) -> None:

@@ -50,7 +50,7 @@ def test_materialize_all_in_the_lineage(person: Person) -> None:
     person.click(person.button("OK"))
     person.click(person.button("Launch backfill"))
     person.click(person.link("View"))  # of the message that a backfill was created, which goes by itself
-    person.ends("Completed")
+    person.sees("Completed")
 
 
 def test_a_damaged_file_is_a_failing_check(site: Site, person: Person) -> None:
