@@ -86,7 +86,7 @@ class Connection(BaseModel):
     max_in_flight: int = Field(
         default=16,
         description="Most requests in flight to the archive at a time, per process. It begins with at most 8 and uses "
-        "more while they gain something. The pool of the assets limits the processes.",
+        "more while that is faster. The pool of the assets limits the processes.",
     )
     bwlimit: str | None = Field(
         default=None,
@@ -110,9 +110,10 @@ class Pipeline(Connection):
     )
     select: dict[str, dict[str, Any]] = Field(
         default={},
-        description="Which series of a mirrored collection are wanted; of a collection that it does not name, all. A "
-        "mapping of names or globs of collections, of which the first that matches applies, to what must match: lists "
-        "of modalities, body_parts, patients or series, the path of a manifest, the name of a cart; such as "
+        description="Which series of the mirrored collections are wanted: a mapping from names or globs of "
+        "collections to conditions, which must all be met: lists of modalities, body_parts, patients or series, the "
+        "path of a manifest, the name of a cart. The first name or glob that matches a collection applies; without a "
+        "match, all its series are wanted. Example: "
         f"{_EXAMPLE_OF_SELECT}.",
     )
     metadata: str = Field(
@@ -304,7 +305,7 @@ class Settings(Pipeline):
         known = (*SELECTS_BY_LIST, *SELECTS_BY_NAME)
         if field not in known:
             hint = _did_you_mean(field, known) or f": use {', '.join(known)}"
-            raise SettingsError(f"{where} is not something to select by{hint}")
+            raise SettingsError(f"{where} is not a field of a selection{hint}")
         if field in SELECTS_BY_NAME and not (isinstance(value, str) and value.strip()):
             raise SettingsError(f"{where} is {value!r}: set it to a string, or leave it out")
         texts = value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []

@@ -53,11 +53,11 @@ def test_a_selection_is_read_from_json_and_its_manifest_found_from_anywhere(
         ('{"A": ["CT"]}', "NBIA_SELECT has 'A', which is ['CT']: set it to a mapping, such as {"),
         (
             '{"A": {"modalites": ["CT"]}}',
-            "'modalites' of 'A' in NBIA_SELECT is not something to select by: did you mean m",
+            "'modalites' of 'A' in NBIA_SELECT is not a field of a selection: did you mean m",
         ),
         (
             '{"A": {"colour": ["red"]}}',
-            "is not something to select by: use modalities, body_parts, patients, series, man",
+            "is not a field of a selection: use modalities, body_parts, patients, series, man",
         ),
         ('{"A": {"modalities": "CT"}}', "'modalities' of 'A' in NBIA_SELECT is 'CT': set it to a list of one or more"),
         (

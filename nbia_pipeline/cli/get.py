@@ -33,7 +33,12 @@ SHOWN = 10
     "--manifest", type=click.Path(path_type=Path), metavar="FILE", help="those in a manifest (.tcia), table or list"
 )
 @option(
-    "--to", "directory", required=True, type=click.Path(path_type=Path), metavar="DIR", help="where to; made if need be"
+    "--to",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="directory to write to; created if necessary",
 )
 @with_rate
 def command(options: Options) -> int:

@@ -53,7 +53,7 @@ EXIT_CODES = (
     ("0", "all is well"),
     ("1", "something failed, or damage or missing data was found"),
     ("2", "wrong usage: an option, a setting or a name is wrong, and nothing began"),
-    ("3", "ended in order before everything was done, because time ran out"),
+    ("3", "time ran out before everything was done; nothing failed"),
     ("128+n", "stopped by signal n, such as 130 by Ctrl-C"),
 )
 WRONG_CALL = 2
@@ -228,7 +228,7 @@ def agreed(question: str) -> bool:
     The command says then what it left undone, and ends with exit code 1.
     """
     if not sys.stdin.isatty():
-        fail("nothing was deleted: there is no terminal to ask on, so add --yes")
+        fail("nothing was deleted, because there is no terminal to confirm on: add --yes")
         return False
     print(f"{question} Type yes: ", end="", file=sys.stderr if OUTPUT.json else sys.stdout, flush=True)
     if sys.stdin.readline().strip().lower() == "yes":

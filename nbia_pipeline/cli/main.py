@@ -38,7 +38,10 @@ COMMANDS = {
         "nbia_pipeline.cli.released",
         "show the patients and studies of a collection that were released since a given day",
     ),
-    "runs": ("nbia_pipeline.cli.runs", "delete Dagster's records of old runs, or end those that a restart ended"),
+    "runs": (
+        "nbia_pipeline.cli.runs",
+        "delete Dagster's records of old runs, or record runs that a restart ended as failed",
+    ),
     "archive": ("nbia_pipeline.cli.archive", "serve the embedded archive by itself"),
 }
 RENAMED = {"news": "released"}
@@ -80,7 +83,7 @@ class _Commands(click.Group):
             )
         with formatter.section("Exit codes of all commands"):
             formatter.write_dl(EXIT_CODES)
-        with formatter.section("Completion of words by the Tab key"):
+        with formatter.section("Shell completion"):
             formatter.write_text(
                 'Put eval "$(_NBIA_PIPELINE_COMPLETE=bash_source nbia-pipeline)" into ~/.bashrc; zsh and fish have '
                 "zsh_source and fish_source."

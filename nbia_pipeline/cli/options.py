@@ -216,7 +216,7 @@ def _of_file() -> dict[str, str]:
         if binding.error or (binding.key is not None and binding.value is None):
             written = binding.original.string
             line = binding.original.line + written[: len(written) - len(written.lstrip())].count("\n")
-            raise click.UsageError(f"line {line} of {file} is not NAME=value: mend it, or put # before it")
+            raise click.UsageError(f"line {line} of {file} is not NAME=value: correct it, or put # before it")
     values = dotenv_values(stream=io.StringIO(text))
     return {name: value for name, value in values.items() if value is not None and name not in os.environ}
 
@@ -276,8 +276,8 @@ def existing_lake(options: Options, settings: Settings) -> Lake:
     lake = Lake(settings.lake, fsync=settings.fsync)
     if not any(lake.names_in(folder) for folder in (TABLES, IMAGES)):
         raise SettingsError(
-            f"there is no lake in {lake.uri} ({options.name_of('lake')}): check the address, or fill it by "
-            "`nbia-pipeline run`"
+            f"there is no lake in {lake.uri} ({options.name_of('lake')}): check the address, or create it with "
+            f"`nbia-pipeline run`"
         )
     return lake
 
@@ -305,7 +305,9 @@ def _names_of_collections(ctx: click.Context, param: click.Parameter, incomplete
 
 def with_selection(function: F) -> F:
     """Add the options that select series, and those that bound a run."""
-    which = functools.partial(option, group="Which images (repeat an option for any of several; all must match)")
+    which = functools.partial(
+        option, group="Which images (repeat an option to allow several values; different options must all match)"
+    )
     much = functools.partial(option, group="How much (of all collections together; the rest is left for a later run)")
     declared = (
         which("--modality", "modalities", metavar="M", multiple=True, help="of this modality, such as CT"),
@@ -344,14 +346,14 @@ def with_rate(function: F) -> F:
 
 
 def one_of(given: Mapping[str, Any], *, needed: bool = False) -> None:
-    """Refuse several of some options that exclude each other, by their names; none of them too, if one is needed.
+    """Refuse several of some options that cannot be combined, by their names; none of them too, if one is needed.
 
     Raises:
         click.UsageError: too many or too few were given.
     """
     named = [name for name, value in given.items() if value]
     if len(named) > 1:
-        raise click.UsageError(f"{' and '.join(named)} exclude each other")
+        raise click.UsageError(f"{' and '.join(named)} cannot be combined")
     if needed and not named:
         raise click.UsageError(f"give one of {', '.join(given)}")
 
@@ -413,7 +415,10 @@ def expect_found(options: Options, selection: Selection, lake: Lake, collections
                 hint = did_you_mean(similar_names(value, values), f"there are {first_of(values, shown)}")
                 raise SelectionError(f"no series of {where} has the {what} {value!r}: {hint}")
     if not selection.apply(series).num_rows:
-        raise SelectionError(f"no series of {where} matches all of the options that select series, or is in the list")
+        raise SelectionError(
+            f"no series of {where} matches the selection: the options contradict each other, or the list names other "
+            f"series"
+        )
 
 
 def size(text: str) -> int:

@@ -56,12 +56,13 @@ def _collections(lake: Lake, settings: Settings, patterns: Sequence[str]) -> lis
     kept: list[str] = sorted(lake.read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist())
     if not kept:
         raise SettingsError(
-            f"the lake {settings.lake} knows no collections yet: run `nbia-pipeline run`, or materialize `collections` "
+            f"the lake {settings.lake} has no list of collections yet: run `nbia-pipeline run`, or materialize "
+            f"`collections` "
             "and `series`"
         )
     for pattern, similar in unmatched(patterns, kept).items():
-        hint = did_you_mean(similar, f"it knows {first_of(kept)}")
-        raise SettingsError(f"the lake knows no collection {pattern!r}: {hint}")
+        hint = did_you_mean(similar, f"it has {first_of(kept)}")
+        raise SettingsError(f"the lake has no collection {pattern!r}: {hint}")
     if patterns:
         return matching(patterns, kept)
     return [c for c in kept if settings.mirrors_images_of(c)] or kept

@@ -53,7 +53,7 @@ _INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the nex
 @option(
     "--allow-lost-columns",
     is_flag=True,
-    help="take answers in which a column is empty that was full before: the archive no longer sends it",
+    help="accept answers in which a column is empty that used to be full",
 )
 def command(options: Options) -> int:
     """Materialize tables and images, and show what was done.
@@ -96,7 +96,9 @@ def command(options: Options) -> int:
     for problem in outcome.problems:
         to_stderr(problem)
     if outcome.interrupted:
-        return fail("interrupted; what was finished is kept, and the next run continues from there", STOP.exit_code)
+        return fail(
+            "interrupted; finished series are in the lake, and the next run continues from there", STOP.exit_code
+        )
     return 1 if outcome.problems else 0
 
 
@@ -164,7 +166,8 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         lines = [
             f"Fetched   {n['fetched_series']} series, {n['fetched_files']} files, {size_text(n['fetched_bytes'])}; "
             f"{n['skipped_series']} series were already in the lake.",
-            "Verified  when fetched: every file has the MD5 that the archive lists, is DICOM, and is of its series;",
+            "Verified  when fetched: every file has the MD5 that the archive lists, is DICOM, and belongs to its "
+            "series;",
             "          every series has the SOPInstanceUIDs that the archive lists, and their count.",
         ]
     elif total["wanted"]:

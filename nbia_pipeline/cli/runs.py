@@ -10,7 +10,7 @@ from nbia_pipeline.cli.options import Options, as_command, count, one_of, option
 
 
 @as_command()
-@option("--delete-after", type=count, metavar="DAYS", help="delete the runs that are older than that")
+@option("--delete-after", type=count, metavar="DAYS", help="delete the runs that are older than DAYS")
 @option(
     "--lost",
     nargs=2,
@@ -22,7 +22,7 @@ from nbia_pipeline.cli.options import Options, as_command, count, one_of, option
     "--fail",
     nargs=2,
     metavar="ADDRESS FILE",
-    help="wait until the code server answers, and record the runs of the note as failed",
+    help="wait until the code server answers, and record the noted runs as failed",
 )
 @option("--yes", is_flag=True, help="do not ask")
 def command(options: Options) -> int:
@@ -61,7 +61,7 @@ def _delete(options: Options, instance: Any) -> int:
 
     old, kept = old_runs(instance, options.delete_after)
     report({"older": len(old), "kept": kept, "deleted": 0})
-    last = f"; {kept:,} more are the last of an asset or a partition, and stay" if kept else ""
+    last = f"; {kept:,} more stay, because each is the last run of an asset or a partition" if kept else ""
     say(f"Older than {options.delete_after} days: {len(old):,} runs{last}.")
     if not old:
         return 0

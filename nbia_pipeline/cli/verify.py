@@ -56,7 +56,7 @@ def _seconds(text: str) -> int:
 @collections_argument("names or globs (default: all)")
 @option("--all", is_flag=True, help="every series (default)")
 @option("--sample", type=count, metavar="N", help="N series, chosen at random")
-@option("--damaged", is_flag=True, help="only what was found damaged before")
+@option("--damaged", is_flag=True, help="only series that were found damaged before")
 @option("--seed", type=int, metavar="S", help="repeat the --sample of a call that printed this seed")
 @option("--for", "seconds", type=_seconds, metavar="TIME", help="stop after TIME, such as 30m")
 @option("--threads", type=count, default=3, metavar="N", help="series at a time (default: 3)")
@@ -93,7 +93,9 @@ def command(options: Options) -> int:
     stored = matching(options.collections, stored) if options.collections else stored
     waiting = sum(unrepaired(lake, collection) for collection in stored)
     if waiting:
-        to_stderr(f"{waiting:,} series that were found damaged are not fetched again yet: `nbia-pipeline run` does it")
+        to_stderr(
+            f"{waiting:,} series that were found damaged are not fetched again yet: `nbia-pipeline run` fetches them"
+        )
     planned = plan_verification(
         lake,
         stored,
@@ -123,7 +125,9 @@ def command(options: Options) -> int:
     if not done.damaged:
         return left
     if options.repair:
-        options.interrupted = "; what was fetched again is kept, and `nbia-pipeline run` fetches the rest"
+        options.interrupted = (
+            "; the series that were fetched again are in the lake, and `nbia-pipeline run` fetches the rest"
+        )
         return left if _repaired(settings, lake, done.damaged) else 1
     say(f"to repair it: {COMMAND_OUTDATED if all(v.outdated for v in done.damaged) else COMMAND}")
     return 1
@@ -202,4 +206,4 @@ def _print_damage(damaged: Sequence[VerifyResult]) -> None:
 
 def _print_receipt(receipt: Receipt) -> None:
     series = receipt.wanted
-    say(f"  {series.Collection}: series {series.SeriesInstanceUID} {receipt.status}")
+    say(f"  {series.Collection}: series {series.SeriesInstanceUID} is {receipt.status}")

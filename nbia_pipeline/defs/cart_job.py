@@ -46,7 +46,7 @@ DESCRIPTION = (
 class CartConfig(RunBounds):
     """Which cart to fetch, and how much of it."""
 
-    cart: str = Field(min_length=1, description="Name of the shared cart, as the archive has it.")
+    cart: str = Field(min_length=1, description="Name of the shared cart, as the archive spells it.")
 
 
 def build_cart_job(naming: Naming, settings: Settings, executor: dg.ExecutorDefinition | None) -> dg.JobDefinition:

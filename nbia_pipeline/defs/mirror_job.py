@@ -28,7 +28,8 @@ PARENT_TAG = "nbia/parent_run"
 """Tag of the runs that a run of this job consists of: its ID."""
 
 DESCRIPTION = (
-    "Mirrors everything that is set, in order: the catalog, the tables of each collection, the images. Each part is a "
+    "Mirrors everything that the settings select, in order: the catalog, the tables of each collection, the images. "
+    "Each part is a "
     "run of its own in the process of this one, which shows the progress of all. Launch it as it is, or with a "
     "selection, such as `modalities: [CT]` or `max_bytes: 1000000000`."
 )
@@ -39,10 +40,10 @@ class MirrorConfig(ImagesConfig):
     """What one run of the main job mirrors."""
 
     collections: list[str] = Field(
-        default=[], description="Only these collections, or globs such as TCGA-*, of those that are set. None: all."
+        default=[], description="Only these of the configured collections: names, or globs such as TCGA-*. None: all."
     )
     allow_lost_columns: bool = Field(
-        default=False, description="Take answers in which a column is empty that was full before."
+        default=False, description="Accept answers in which a column is empty that used to be full."
     )
 
 

@@ -102,7 +102,8 @@ def fail_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> list[str]
         else:
             instance.report_run_failed(
                 run,
-                "The process of this run ended with its code server, which was restarted. What it had done is kept.",
+                "The process of this run ended with its code server, which was restarted. What it had finished is in "
+                "the lake.",
             )
     return [run.run_id for run in runs]
 

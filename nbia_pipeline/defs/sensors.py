@@ -115,8 +115,9 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             (UPDATE_JOB, TABLES_JOB, CATALOG_JOB),
             naming.archive,
             "Asks the archive what was released since a week before the last tick, and requests one run for each "
-            "collection with something new. On v4 the answer lacks what the guest may not see: with an account, the "
-            "smaller ones of those collections are listed too, and the others are named. The first tick only records "
+            "collection with something new. On v4 the answer leaves out what the guest may not see: with an account, "
+            "the smaller restricted collections are listed as well, and a warning names the others. The first tick "
+            "only records "
             "what is there. To start from an earlier day, set the cursor to that day, such as 2026-01-01.",
         ),
         sensor(
@@ -125,8 +126,8 @@ def build_sensors(naming: Naming, settings: Settings, jobs: Jobs) -> list[dg.Sen
             (IMAGES_JOB,),
             naming.lake,
             "Requests the next bounded run for each mirrored collection with series that are wanted and not fetched, "
-            "one run at a time. It reads the lake only. Quarantined series are left to a person, unavailable ones "
-            "are retried once a day.",
+            "one run at a time. It reads only the lake. Quarantined series are left to you, and unavailable ones are "
+            "retried once a day.",
         ),
     ]
 

@@ -160,8 +160,8 @@ def _has_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
         return False
     instance.report_run_failed(
         run,
-        "The process of this run is gone: it was killed, or its machine was restarted. What it had finished is kept; "
-        "a new run continues from there.",
+        "The process of this run is gone: it was killed, or its machine was restarted. What it had finished is in the "
+        "lake; a new run continues from there.",
     )
     return True
 

@@ -145,7 +145,7 @@ def download_batch(
     Args:
         client: the archive.
         batch: the series.
-        directory: where to; made if need be.
+        directory: directory to write to; created if necessary.
         on_result: called with every outcome, after its files are in place; from any thread.
         on_bytes: as for :func:`fetch_batch`.
 

@@ -66,7 +66,7 @@ def read(lake: Lake, name: str, collection: Names = None, columns: Sequence[str]
     expect_columns(table, chosen)
     if not table.partitioned:
         if collection is not None:
-            raise NotInLake(f"table {name} is of the entire archive: read it without a collection")
+            raise NotInLake(f"table {name} has no partitions: read it without a collection")
         if not lake.has_table(table):
             _expect_lake(lake)
         return lake.read_table(table, columns=chosen)

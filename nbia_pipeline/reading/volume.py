@@ -95,7 +95,7 @@ def volume_of(datasets: Iterable[Dataset], what: str) -> Volume:
         slices = [one for dataset in datasets for one in _slices(dataset)]
         return _stacked(slices)
     except NotAVolume as e:
-        raise NotAVolume(f"{what} is no volume: {e}") from None
+        raise NotAVolume(f"{what} is not a volume: {e}") from None
 
 
 def _slices(dataset: Dataset) -> Iterator[_Slice]:

@@ -108,7 +108,7 @@ def plan_verification(
         collections: which of it.
         sample: read only this many series, chosen at random.
         seed: makes the choice of a sample repeatable.
-        damaged_only: read only what was found damaged before, and not fetched again since.
+        damaged_only: read only series that were found damaged before, and not fetched again since.
     """
     chosen: dict[str, frozenset[str] | None] = dict.fromkeys(collections)
     if sample is not None:

@@ -135,7 +135,7 @@ def test_the_assets_named_use_the_methods_named() -> None:
     files.append(package / "defs" / "sensors.py")
     used = set(re.findall(r"(?:\b_?client|NbiaClient)\.(\w+)", "".join(p.read_text() for p in files)))
     for line in LINES:
-        assert set(line.assets) <= {*TABLES, "images", "job nbia_cart", "news", "sensor"}
+        assert set(line.assets) <= {*TABLES, "images", "nbia_cart", "news", "sensor"}
         assert bool(line.assets) == bool(used.intersection(line.methods)), line
 
 

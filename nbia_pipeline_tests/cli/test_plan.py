@@ -135,7 +135,7 @@ def test_a_plan_shows_what_does_not_fit_on_the_disk(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["TCGA-demo"], "the lake knows no collection 'TCGA-demo': did you mean TCGA-DEMO?"),
+        (["TCGA-demo"], "the lake has no collection 'TCGA-demo': did you mean TCGA-DEMO?"),
         (["--manifest", "none.tcia"], "cannot read the manifest none.tcia (No such file or directory)"),
         (["--cart", "nobodys"], "the archive lists no series in a shared cart 'nobodys'"),
         (
@@ -149,7 +149,7 @@ def test_a_plan_shows_what_does_not_fit_on_the_disk(
         (["--series", "1.2.3"], "no series of Lung Phantom CT, TCGA-DEMO has the SeriesInstanceUID '1.2.3': there are"),
         (
             ["TCGA*", "--modality", "SEG", "--patient", "TCGA-DM-A002"],
-            "no series of TCGA-DEMO matches all of the",
+            "no series of TCGA-DEMO matches the selection",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_the_plan_is_one_json_document(capsys: pytest.CaptureFixture[str]) -> No
     assert isinstance(found["TCGA-DEMO"]["to_fetch"]["bytes"], int)
     assert "TCGA-DEMO" in told.err, "what people read"
     assert main(["plan", "Nope", "--json"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"].startswith("the lake knows no collection 'Nope'")
+    assert json.loads(capsys.readouterr().out)["error"].startswith("the lake has no collection 'Nope'")
 
 
 @pytest.mark.usefixtures("environment")
@@ -192,7 +192,7 @@ def test_a_quiet_plan_prints_problems_only(capsys: pytest.CaptureFixture[str]) -
     assert main(["plan", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
     assert main(["plan", "-q", "Nope"]) == 2
-    assert "the lake knows no collection 'Nope'" in capsys.readouterr().err
+    assert "the lake has no collection 'Nope'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_without_a_terminal_nothing_goes_unless_told(
     assert main(["prune"]) == 1
     said = capsys.readouterr()
     assert f"  {QIN}: 2 series" in said.out
-    assert said.err == "nbia-pipeline: nothing was deleted: there is no terminal to ask on, so add --yes\n"
+    assert said.err == "nbia-pipeline: nothing was deleted, because there is no terminal to confirm on: add --yes\n"
     assert files(world) == before
     assert statuses(world) == {"complete": 3, "withdrawn": 2}
 

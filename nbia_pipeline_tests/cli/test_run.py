@@ -63,8 +63,10 @@ def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path, place: Pla
 
 @pytest.mark.parametrize("files", [1, 150, 300])
 def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
-    undisturbed: Path, tmp_path: Path, place: Place, files: int
+    undisturbed: Path, tmp_path: Path, place: Place, files: int, request: pytest.FixtureRequest
 ) -> None:
+    if files != 150 and not request.config.getoption("--every-moment"):
+        pytest.skip("takes a quarter of a minute: make test-stop")
     images, lake = place / "a lake" / "images", str(place / "a lake")
     environ = environment(tmp_path, NBIA_LAKE=lake)
     with subprocess.Popen(

@@ -80,7 +80,8 @@ def test_old_runs_go_and_every_partition_keeps_its_last_one(
     assert main(["runs", "--delete-after", "30", "--yes"]) == 0
     told = capsys.readouterr().out
     assert told == (
-        "Older than 30 days: 2 runs; 2 more are the last of an asset or a partition, and stay.\nDeleted 2 runs.\n"
+        "Older than 30 days: 2 runs; 2 more stay, because each is the last run of an asset or a partition.\nDeleted 2 "
+        "runs.\n"
     )
     assert {run.run_id for run in records.get_runs()} == {last_of_a, last_of_b, new_catalog}
     assert records.get_materialized_partitions(KEY) == {"A", "B"}

@@ -97,7 +97,7 @@ def test_that_command_mends_it(archive: TestArchive, lake: Lake, capsys: pytest.
     capsys.readouterr()
     assert verify("--damaged", "--mend") == 0
     out, _ = capsys.readouterr()
-    assert "1 series" in out and f"Lung Phantom CT: series {uid} complete" in out
+    assert "1 series" in out and f"Lung Phantom CT: series {uid} is complete" in out
     assert "repaired 1 of 1 damaged series" in out
     assert archive.faults.count("getImageWithMD5Hash") == 1
     assert verify() == 0
@@ -216,7 +216,7 @@ def test_collections_are_chosen_by_name_or_glob(lake: Lake, capsys: pytest.Captu
         (["--for", "0m"], "'0m' is not a duration such as 30m"),
         (["--for", "99999999999h"], "'99999999999h' is not a duration such as 30m"),
         (["--sample", "0"], "'0' is not a number above 0"),
-        (["--sample", "2", "--all"], "--all and --sample exclude each other"),
+        (["--sample", "2", "--all"], "--all and --sample cannot be combined"),
     ],
 )
 def test_a_wrong_call_is_told_from_damage(

@@ -179,7 +179,7 @@ def test_complete_tells_what_is_wrong_with_each_series(lake: Lake, subject: Subj
         (refused, "unavailable: the archive refuses the call", False),
         ({"FileSize": 1}, "outdated: the archive changed it since it was fetched", True),
         ({"FileSize": 1, "Reason": "short", "RefreshFailedAt": now}, "outdated: short", False),
-        (new, "lost: its files were in the lake, and its receipt is gone", False),
+        (new, "lost: its receipt is missing, although its files were in the lake", False),
     ]
     left = iter(state for state, *_ in states)
     uids = [r["SeriesInstanceUID"] for r in change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(next(left, {})))]

@@ -103,12 +103,12 @@ def test_an_asset_without_partitions_gets_all_that_there_are(mirrored: Lake, ins
 @pytest.mark.parametrize(
     ("kind", "options", "text"),
     [
-        (dict, {}, "the input is of type builtins.dict, which the lake cannot give: it can be pandas.DataFrame, "),
+        (dict, {}, "the input is of type builtins.dict, which the lake cannot provide: it can be pandas.DataFrame, "),
         (Images, {}, "the input is of type Images, which the lake cannot give"),
         (pd.DataFrame, {"partition": "Never listed"}, "table series of the lake"),
         (pl.LazyFrame, {"columns": ["Modalty"]}, "table series has no column 'Modalty': did you mean Modality?"),
         (duckdb.DuckDBPyRelation, {"columns": ["Modalty"]}, "table series has no column 'Modalty'"),
-        (ANY, {"of": "other"}, "tcia/other is no table of a lake, and cannot be an input"),
+        (ANY, {"of": "other"}, "tcia/other is not a table of the lake, so it cannot be an input"),
     ],
     ids="dict images partition column sql-column other".split(),
 )

@@ -12,7 +12,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import TABLES
 from nbia_pipeline_tests.helpers.places import Place, files_below, relative
 
-IN_ORDER = "nbia-pipeline: interrupted; what was finished is kept, and the next run continues from there\n"
+IN_ORDER = "nbia-pipeline: interrupted; finished series are in the lake, and the next run continues from there\n"
 """The last line of a run that was stopped."""
 
 

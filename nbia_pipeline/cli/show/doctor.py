@@ -136,14 +136,14 @@ def _of_home() -> Line:
     problem = _not_writable(home)
     if problem:
         return Line("dagster home", FAILED, f"{where}, which cannot be written ({problem})", "set DAGSTER_HOME")
-    return Line("dagster home", OK, where if home.exists() else f"{where}, and made by the first run")
+    return Line("dagster home", OK, where if home.exists() else f"{where}; the first run creates it")
 
 
 def _not_writable(folder: Path) -> str | None:
     """Return why a directory, or the one that it would be made in, cannot be written."""
     there = next((f for f in (folder, *folder.parents) if f.exists()), Path("/"))
     if not there.is_dir():
-        return f"{there} is no directory"
+        return f"{there} is not a directory"
     return None if os.access(there, os.W_OK | os.X_OK) else f"no permission to write to {there}"
 
 
@@ -158,9 +158,9 @@ def _of_lake(settings: Settings) -> Iterator[Line]:
         if folder is not None and not folder.exists():
             problem = _not_writable(folder)
             if problem:
-                yield Line("lake", FAILED, f"{settings.lake} cannot be made ({problem})", f"set {name}")
+                yield Line("lake", FAILED, f"{settings.lake} cannot be created ({problem})", f"set {name}")
             else:
-                yield Line("lake", OK, f"{settings.lake} is not there yet, and made by the first run")
+                yield Line("lake", OK, f"{settings.lake} does not exist yet; the first run creates it")
         else:
             version = lake.format
             lake.check_writable()
@@ -230,7 +230,9 @@ def _of_clock(sent: str | None, now: datetime) -> Line:
     found = f"{duration_text(abs(skew))} {'after' if skew >= 0 else 'before'} that of the archive"
     if abs(skew) <= SKEW_SECONDS:
         return Line("clock", OK, found)
-    return Line("clock", WARNING, found, "set the time of this machine, by which releases are asked for")
+    return Line(
+        "clock", WARNING, found, "set the clock of this machine: the days of requests for releases depend on it"
+    )
 
 
 def _of_calls(client: NbiaClient, settings: Settings, names: list[str]) -> Iterator[Line]:

@@ -23,7 +23,7 @@ _OF_SERIES = ("Modality", "SeriesDate", "SeriesDescription")
 
 
 @as_command()
-@argument("names", nargs=-1, metavar="[COLLECTION [PATIENT [STUDY|SERIES]]]", help_="what to look into (default: all)")
+@argument("names", nargs=-1, metavar="[COLLECTION [PATIENT [STUDY|SERIES]]]", help_="what to list (default: all)")
 def command(options: Options) -> int:
     """List the collections of the lake; the patients of one; the series of a patient or a study; the files of a series.
 
@@ -31,7 +31,7 @@ def command(options: Options) -> int:
     """
     names = options.names
     if len(names) > 3:
-        raise click.UsageError("give a collection, a patient, and a study or a series, at most")
+        raise click.UsageError("give at most a collection, a patient, and a study or a series")
     lake = existing_lake(options, settings_of(options))
     stored = stored_collections(lake)
     if not names:

@@ -24,8 +24,8 @@ class AnnotationsConfig(dg.Config):
 
     retry: bool = Field(
         default=False,
-        description="Ask again for series of which something other than announced arrived. Each of them costs a "
-        "download of all its images.",
+        description="Fetch annotation files again where something other than announced arrived before. Each such "
+        "series costs a download of all its images.",
     )
 
 

@@ -85,7 +85,9 @@ class NbiaIOManager(dg.ConfigurableIOManager):
         name = self.names.get(key.to_user_string(), key.path[-1])
         table = IMAGE_SERIES if name == IMAGES else TABLES.get(name)
         if table is None:
-            raise NotInLake(f"{context.asset_key.to_user_string()} is no table of a lake, and cannot be an input")
+            raise NotInLake(
+                f"{context.asset_key.to_user_string()} is not a table of the lake, so it cannot be an input"
+            )
         collections = _collections(context, lake, table)
         wanted = _wanted(context)
         if name == IMAGES and wanted in (None, "Images"):
@@ -94,7 +96,7 @@ class NbiaIOManager(dg.ConfigurableIOManager):
         if reader is None:
             known = [*READERS, *(["Images"] if name == IMAGES else [])]
             hint = did_you_mean(similar_names(wanted or "", known), f"it can be {first_of(known)}")
-            raise NotInLake(f"the input is of type {wanted}, which the lake cannot give: {hint}")
+            raise NotInLake(f"the input is of type {wanted}, which the lake cannot provide: {hint}")
         columns = (context.definition_metadata or {}).get("columns")
         expect_columns(table, columns)
         return reader(lake, table, collections, None if columns is None else list(columns))

@@ -58,7 +58,7 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
     checks = (
         Check(
             "complete",
-            "Every series that is wanted of the collection is in the lake: complete, verified and as listed now.",
+            "Every wanted series of the collection is in the lake: complete, verified and as listed now.",
             partial(complete, naming),
         ),
         Check(
@@ -69,8 +69,8 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
         ),
         Check(
             "agrees_with_archive",
-            "The archive's own digests of a sample of series, and its lists of instances of some of them, are those of "
-            "the files in the lake.",
+            "The archive's own digests of a sample of series, and its lists of instances of some of them, match the "
+            "files in the lake.",
             agrees_with_archive,
             severity=dg.AssetCheckSeverity.WARN,
             needs_archive=True,
@@ -140,7 +140,7 @@ def _why_pending(subject: Subject, findings: list[Finding], *, busy: bool) -> st
         "another run is fetching the collection": busy,
         f"the disk has no room for {no_room:,}": no_room,
         f"the bounds of the last run left {left - no_room:,}": max(0, left - no_room),
-        f"the last run was not asked for {not_asked:,}": not_asked > 0,
+        f"the selection of the last run left out {not_asked:,}": not_asked > 0,
     }
     return ", ".join(why for why, true in reasons.items() if true) or "no run has fetched them yet"
 
@@ -158,7 +158,11 @@ def incomplete(lake: Lake, collection: str, wanted: Rows) -> Iterator[Finding]:
     for series in todo:
         receipt = by_uid.get(series.SeriesInstanceUID, _NO_RECEIPT)
         if series.SeriesInstanceUID in lost:
-            receipt = {**receipt, "Status": "lost", "Reason": "its files were in the lake, and its receipt is gone"}
+            receipt = {
+                **receipt,
+                "Status": "lost",
+                "Reason": "its receipt is missing, although its files were in the lake",
+            }
         yield _finding(series, receipt)
 
 
