@@ -72,7 +72,7 @@ def test_a_damaged_file_is_a_failing_check(site: Site, person: Person) -> None:
         person.sees("Failed (1)")
         person.click(person.tab.get_by_text(DAMAGED, exact=True).locator("visible=true").last)
         person.sees(re.compile("is damaged, of .* files: changed"), 20)
-        person.picture("check-failed.png", 620)
+        person.picture("check-failed.png", 620, 2000)
     finally:
         file.write_bytes(content)
 
