@@ -85,7 +85,12 @@ def everything(lake: Path) -> dict[str, object]:
     """Return all that a lake has, by table and by path, without what differs from run to run."""
     found: dict[str, object] = {}
     for table in sorted({path.name for path in (lake / "tables").glob("*")} - {_HISTORY}):
-        rows = [{name: value for name, value in row.items() if name not in _MOMENTS} for row in read(lake, table)]
+        rows = [
+            # What is fetched again by a repair or by a run of images has one or the other proof by digests.
+            {name: truth.PROOFS.get(value, value) if name == "Proof" else value for name, value in row.items()}
+            for row in read(lake, table)
+        ]
+        rows = [{name: value for name, value in row.items() if name not in _MOMENTS} for row in rows]
         found[table] = sorted(rows, key=lambda row: json.dumps(row, default=str))
     for top in ("images", "annotations"):
         for path in sorted((lake / top).rglob("*")):

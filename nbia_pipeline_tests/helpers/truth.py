@@ -30,7 +30,8 @@ _RECEIPT = (
 _INSTANCE = "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNumber Path Size MD5".split()
 _FINGERPRINT = ("ImageCount", "FileSize", "TimeStamp", "DateReleased")
 _VISIBLE = 1
-_BY_DIGESTS = {"md5+count+size": "md5"}
+PROOFS = {"md5+count+size": "md5"}
+"""Of the proofs by digests, the one that stands for both."""
 _FILES = ("lake.json", "catalog.sql")
 _FOLDERS = ("images", "annotations", "tables", ".staging")
 
@@ -186,7 +187,7 @@ def finished(lake: Place, archive: Archive, collections: Iterable[str]) -> set[s
 def _receipts(lake: Place) -> Rows:
     rows = _rows(lake, "image_series", _RECEIPT)
     # Which of the two proofs by digests it is depends on what went wrong on the way.
-    return {r["SeriesInstanceUID"]: {**r, "Proof": _BY_DIGESTS.get(r["Proof"], r["Proof"])} for r in rows}
+    return {r["SeriesInstanceUID"]: {**r, "Proof": PROOFS.get(r["Proof"], r["Proof"])} for r in rows}
 
 
 def _same(facts: dict[str, Any], receipt: dict[str, Any]) -> bool:
