@@ -17,7 +17,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import damage_of, missing, read_or_empty, remove_if_damaged
 from nbia_pipeline.lake.layout import IMAGES, NO_COLLECTION, decode
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.mirror.rebuild.tables import rebuild, why_instances_are_lost, why_receipts_are_lost
+from nbia_pipeline.mirror.rebuild.tables import LOST_SELECTION, rebuild, why_instances_are_lost, why_receipts_are_lost
 from nbia_pipeline.mirror.selection import Selection, Selections
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
@@ -142,8 +142,10 @@ def _repair_catalog(client: NbiaClient, lake: Lake, settings: Settings, tables: 
 
 
 def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str, tables: set[Table]) -> None:
-    for table in tables.intersection((t.CONFORMANCE, t.VERIFICATIONS, t.SELECTED_SERIES)):
+    for table in tables.intersection((t.CONFORMANCE, t.VERIFICATIONS)):
         remove_if_damaged(lake, table, collection, _RECORDED_AGAIN)
+    if t.SELECTED_SERIES in tables:
+        remove_if_damaged(lake, t.SELECTED_SERIES, collection, LOST_SELECTION)
     listed = collection in client.collection_values()
     for table in tables.intersection((*LISTED, t.SERIES_METADATA)):
         if not listed:

@@ -35,7 +35,7 @@ def disagreements(lake: Path) -> set[str]:
     """Return what is wrong with a lake at this moment, whatever is happening to it.
 
     A series that has files by its receipt has exactly the rows of ``instances`` that the receipt says, and exactly
-    these files. Each file that ``annotations`` lists is there.
+    these files. Each file that ``annotations`` lists is there. ``catalog.sql`` is whole, or not there.
     """
     found = set()
     rows: dict[str, list[Row]] = defaultdict(list)
@@ -53,7 +53,7 @@ def disagreements(lake: Path) -> set[str]:
     }
     for table in (lake / "tables").glob("*"):
         read(lake, table.name)
-    return found
+    return found | ({"catalog.sql is not whole"} if truth.has_damaged_catalog(lake) else set())
 
 
 def _problem(path: Path, row: Row) -> str | None:

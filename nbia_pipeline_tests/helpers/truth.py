@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import quote
 import duckdb
 
 from nbia_pipeline.embedded.server.archive import Archive
+from nbia_pipeline.schema import TABLES
 from nbia_pipeline_tests.helpers.places import Place, files_below, read_stores, relative
 
 Rows = dict[str, dict[str, Any]]
@@ -29,6 +31,7 @@ _INSTANCE = "SOPInstanceUID SeriesInstanceUID Collection SOPClassUID InstanceNum
 _FINGERPRINT = ("ImageCount", "FileSize", "TimeStamp", "DateReleased")
 _VISIBLE = 1
 _BY_DIGESTS = {"md5+count+size": "md5"}
+_FILES = ("lake.json", "catalog.sql")
 _FOLDERS = ("images", "annotations", "tables", ".staging")
 
 
@@ -137,7 +140,7 @@ def column(lake: Place, name: str) -> dict[str, Any]:
 
 def leftovers(lake: Place) -> list[str]:
     """Return everything in a lake that should not be there between two runs."""
-    strange = [p.name for p in lake.glob("*") if p.name not in (*_FOLDERS, "lake.json")]
+    strange = [p.name for p in lake.glob("*") if p.name not in (*_FOLDERS, *_FILES)]
     staging = lake / ".staging"
     for path in staging.rglob("*") if staging.is_dir() else ():
         top, *rest = relative(path, staging).split("/")
@@ -150,6 +153,16 @@ def leftovers(lake: Place) -> list[str]:
             strange.append(relative(path, lake))
     tables = (p for p in files_below(lake / "tables") if p.name != "part-0.parquet")
     return [*strange, *(relative(p, lake) for p in tables)]
+
+
+def has_damaged_catalog(lake: Path) -> bool:
+    """Return whether ``catalog.sql`` is there and is not whole, with a view of each table."""
+    path = lake / "catalog.sql"
+    if not path.exists():
+        return False
+    text = path.read_bytes().decode(errors="replace")
+    views = re.findall(r'^CREATE OR REPLACE VIEW "(\w+)" AS\n[^;\0]*;$', text, re.MULTILINE)
+    return views != list(TABLES) or not text.endswith(";\n")
 
 
 def receipted(lake: Place) -> Rows:

@@ -139,7 +139,7 @@ def test_a_crash_between_the_tables_costs_no_receipt(place: Place, monkeypatch: 
     for step in ("write_pieces", "write_table", "remove_all"):
         with monkeypatch.context() as patch:
 
-            def crash(self: Lake, *args: object) -> None:
+            def crash(self: Lake, *args: object, **options: object) -> None:
                 raise KeyboardInterrupt
 
             patch.setattr(Lake, step, crash)

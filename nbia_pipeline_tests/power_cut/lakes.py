@@ -72,11 +72,13 @@ class Held:
     Attributes:
         contents: files, receipts and instances.
         tables: rows of each file of a table by its path, without times.
-        unreadable: files of tables that cannot be read.
+        views: content of ``catalog.sql`` without the address of the lake.
+        unreadable: files of tables that cannot be read, and the file of their views.
     """
 
     contents: truth.Contents
     tables: dict[str, list[str]]
+    views: dict[str, str]
     unreadable: list[str]
 
 
@@ -90,6 +92,8 @@ def held(lake: Path) -> Held:
             tables[name] = pq.ParquetFile(path).read().to_pylist()
         except (OSError, pa.ArrowException):
             unreadable.append(name)
+    if truth.has_damaged_catalog(lake):
+        unreadable.append("catalog.sql")
     found = (p for top in ("images", "annotations") for p in (lake / top).rglob("*") if p.is_file())
     files = {p.relative_to(lake).as_posix(): hashlib.md5(p.read_bytes()).hexdigest() for p in found}
     receipts = {r["SeriesInstanceUID"]: r for r in _rows(tables, "image_series")}
@@ -99,7 +103,9 @@ def held(lake: Path) -> Held:
         for name, rows in tables.items()
         if name.split("/")[0] not in _NOT_COMPARED
     }
-    return Held(truth.Contents(files, receipts, instances), timeless, unreadable)
+    catalog = lake / "catalog.sql"
+    views = {catalog.name: catalog.read_text(errors="replace").replace(str(lake), "")} if catalog.exists() else {}
+    return Held(truth.Contents(files, receipts, instances), timeless, views, unreadable)
 
 
 def _rows(tables: dict[str, list[dict[str, Any]]], table: str) -> list[dict[str, Any]]:
@@ -137,7 +143,7 @@ def lost_files(now: truth.Contents, promised: truth.Contents, series: set[str]) 
 
 def differences(one: Held, other: Held) -> str:
     """Return in which files or tables two lakes differ, nothing if they do not."""
-    pairs = ((one.contents.files, other.contents.files), (one.tables, other.tables))
+    pairs = ((one.contents.files, other.contents.files), (one.tables, other.tables), (one.views, other.views))
     names = [name for a, b in pairs for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
     return f"differs from a lake without a cut: {len(names)} files, {names[0]} ..." if names else ""
 

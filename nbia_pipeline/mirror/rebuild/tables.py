@@ -39,7 +39,7 @@ from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.mirror.upgrade import upgraded
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
-from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES, SERIES_SEEN
+from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SELECTED_SERIES, SERIES, SERIES_SEEN
 from nbia_pipeline.text import first_of, logger
 
 log = logger(__name__)
@@ -52,6 +52,7 @@ PIECE_SERIES = 100
 READ_WHOLE_ROWS = 500_000
 
 _UID = "SeriesInstanceUID"
+LOST_SELECTION = "The run of images that comes next reads the manifest or the cart of the setting select again"
 _LOST_ANNOTATIONS = "The annotation files are fetched again; those of withdrawn series stay in the lake without a row"
 
 Row = dict[str, Any]
@@ -103,6 +104,7 @@ def rebuild(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
         rebuild_feed(lake, collection)
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
         remove_if_damaged(lake, ANNOTATIONS, collection, _LOST_ANNOTATIONS)
+        remove_if_damaged(lake, SELECTED_SERIES, collection, LOST_SELECTION)
         receipts_lost = why_receipts_are_lost(lake, collection)
         why = receipts_lost or why_instances_are_lost(lake, collection)
         if not why:
