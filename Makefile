@@ -39,7 +39,7 @@ test-power-cut: $(VENV)/.installed-dev  ## cut the power of disks for half an ho
 scale-out: $(SCALE)/.installed    ## run on Celery and Ray with Redis, PostgreSQL and SeaweedFS, kill workers, compare the lakes (ONLY=Ray: some)
 	$(SCALE)/bin/python -m nbia_pipeline_tests.scale_out --keep $(if $(ONLY),--only '$(ONLY)')
 
-test-dg: $(VENV)/.installed-dev   ## run the commands of dg in a project that create-dagster makes; takes a minute
+test-dg: $(VENV)/.installed-dg    ## run the commands of dg in a project that create-dagster makes; takes a minute
 	NBIA_TEST_DG=1 $(BIN)/python -m pytest nbia_pipeline_tests/test_dg.py
 
 test-damage: $(VENV)/.installed-dev ## damage every table of a lake in every way
@@ -125,6 +125,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-dg: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dg]'
 	touch $@
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev

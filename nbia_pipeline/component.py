@@ -83,7 +83,8 @@ def commented_yaml(type_name: str, given: dict[str, Any]) -> str:
     lines = [HEADER, f"type: {type_name}\n", "\nattributes:\n"]
     for name, field in fields.items():
         is_set = name in given or name in ("archive", "lake")
-        lines += (f"  # {line}\n" for line in textwrap.wrap(field.description or "", 116))
+        explained = textwrap.wrap(field.description or "", 116, break_on_hyphens=False)  # whole names of files
+        lines += (f"  # {line}\n" for line in explained)
         lines += (f"  {'' if is_set else '# '}{line}\n" for line in _yaml(name, given.get(name, values[name])))
         lines.append("\n")
     return "".join(lines).rstrip("\n") + "\n" + ENVIRONMENT

@@ -106,7 +106,7 @@ def test_what_one_dialect_serves_stands_beside_the_same_of_the_other() -> None:
 
 def test_every_public_method_is_in_the_table() -> None:
     public = {n for n in dir(NbiaClient) if not n.startswith("_") and callable(getattr(NbiaClient, n))}
-    public -= {"close", "optional", "again"}
+    public -= {"close", "optional", "again", "download"}  # the last one makes several calls
     assert {m for line in LINES for m in line.methods} == public == set(CALLS)
 
 

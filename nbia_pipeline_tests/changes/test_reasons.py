@@ -156,7 +156,7 @@ class History:
     def look(self, hours: float = 7) -> None:
         self._now += timedelta(hours=hours)
         self._mirror.update_tables(QIN)
-        self._mirror.commit(QIN)
+        self._mirror.plan(QIN)  # what is wanted and has no receipt becomes pending
 
     def vanish(self, others: pa.Table) -> None:
         """List the collections, of which this is not one."""

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from nbia_pipeline.cli import home
 from nbia_pipeline.cli.home import HomeError, dagster_home
+from nbia_pipeline.lake import Lake
+from nbia_pipeline.schema.tables import COLLECTIONS
 from nbia_pipeline_tests.helpers.processes import environment
 
 
@@ -66,7 +69,9 @@ def test_a_name_with_controls_does_not_act_on_the_terminal(tmp_path: Path, monke
 
 
 def test_a_terminal_without_the_letters_of_a_name_gets_escapes(tmp_path: Path) -> None:
-    variables = {"PYTHONIOENCODING": "ascii", "NBIA_LAKE": str(tmp_path / "Lunge à 中")}
+    lake = Lake(str(tmp_path / "Lunge à 中"))
+    lake.write_table(COLLECTIONS, pa.Table.from_pylist([{"Collection": "A"}], schema=COLLECTIONS.schema))
+    variables = {"PYTHONIOENCODING": "ascii", "NBIA_LAKE": lake.uri}
     done = subprocess.run(
         [sys.executable, "-m", "nbia_pipeline", "prune"],
         env={**environment(tmp_path), **variables},

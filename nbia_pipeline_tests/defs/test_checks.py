@@ -222,7 +222,7 @@ def test_a_run_in_progress_is_why_series_are_pending(lake: Lake, subject: Subjec
     with dg.DagsterInstance.ephemeral() as instance:
         of_a_run = replace(subject, instance=instance, run_id="another", last={"left_series": 4, "not_asked_series": 9})
         idle = complete(replace(of_a_run, shared={}))
-        why = "the bounds of the last run left 4, the last run was not asked for 5"
+        why = "the bounds of the last run left 4, the selection of the last run left out 5"
         assert idle.summary == f"0 of 9 series are in the lake; 9 pending: {why}"
         assert idle.remedy(found(idle)) == "nbia-pipeline run"
         dg.DagsterInstance.add_run(instance, run_of("nbia_images", MIXED))

@@ -104,7 +104,7 @@ def test_an_asset_without_partitions_gets_all_that_there_are(mirrored: Lake, ins
     ("kind", "options", "text"),
     [
         (dict, {}, "the input is of type builtins.dict, which the lake cannot provide: it can be pandas.DataFrame, "),
-        (Images, {}, "the input is of type Images, which the lake cannot give"),
+        (Images, {}, "the input is of type Images, which the lake cannot provide"),
         (pd.DataFrame, {"partition": "Never listed"}, "table series of the lake"),
         (pl.LazyFrame, {"columns": ["Modalty"]}, "table series has no column 'Modalty': did you mean Modality?"),
         (duckdb.DuckDBPyRelation, {"columns": ["Modalty"]}, "table series has no column 'Modalty'"),

@@ -67,17 +67,20 @@ def test_a_run_of_the_ui_has_the_steps_of_the_catalog_in_one_process_with_one_lo
     assert logins(archive) == (1, 1)
 
 
-def test_short_jobs_are_one_process_and_those_with_images_are_as_dagster_is_set() -> None:
-    definitions = build_definitions(Settings(lake="/nowhere"))
-    executors = {
-        name: definitions.resolve_job_def(f"nbia_{name}") for name in ("catalogue", "tables", "images", "update")
-    }
-    assert {name: job.executor_def.name for name, job in executors.items()} == {
+@pytest.mark.parametrize(("executor", "of_images"), [(None, "in_process"), ("multiprocess", "multiprocess")])
+def test_short_jobs_are_one_process_and_those_with_images_are_as_the_settings_say(
+    executor: str | None, of_images: str
+) -> None:
+    definitions = build_definitions(Settings(lake="/nowhere", executor=executor))
+    expected = {
         "catalogue": "in_process",
         "tables": "in_process",
-        "images": "multi_or_in_process_executor",
-        "update": "multi_or_in_process_executor",
+        "images": of_images,
+        "update": of_images,
+        "cart": of_images,
     }
+    jobs = {name: definitions.resolve_job_def(f"nbia_{name}") for name in expected}
+    assert {name: job.executor_def.name for name, job in jobs.items()} == expected
 
 
 # --- the resource

@@ -25,7 +25,7 @@ SENSOR = "nbia_updated_series"
 COUNTS, VALUES = "getCollectionValuesAndCounts", "getCollectionValues"
 PUBLIC = ("nbia_update", "TCGA-DEMO")
 OWN = ("nbia_tables", RESTRICTED)
-NOT_SEEN = f"does not show what the guest may not see: {RESTRICTED}; the reconcile schedule finds their changes"
+NOT_SEEN = f"cannot see the releases of {RESTRICTED}, because getUpdatedSeries shows what the guest may see"
 ACCOUNT = {"username": MEMBER, "password": MEMBER_PASSWORD}
 
 

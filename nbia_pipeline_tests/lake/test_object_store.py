@@ -332,7 +332,7 @@ def test_an_account_that_may_not_list_parts_can_plan(
     monkeypatch.setattr(s3._unchecked.fs._target, "call_s3", refuse)
     with caplog.at_level("INFO"):
         assert s3.sweep(keep=set()) == 0
-    assert "parts of uploads that were given up are not looked for: PermissionError: Access Denied." in caplog.text
+    assert "cannot list the parts of abandoned uploads: PermissionError: Access Denied." in caplog.text
 
 
 def test_receipts_are_revoked_before_the_first_older_object_is_replaced(

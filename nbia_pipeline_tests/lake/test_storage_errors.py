@@ -130,7 +130,7 @@ def test_what_a_disk_cannot_do_has_its_own_remedy(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(LakeError, match=r"Is a directory\): it should be a file: move the folder away"):
         Lake(str(tmp_path)).read_table(SERIES, "C")
-    assert "a lake is on one file system" in remedy(OSError(errno.EXDEV, "x"), "/data/lake")
+    assert "a lake must be on one file system" in remedy(OSError(errno.EXDEV, "x"), "/data/lake")
 
 
 def test_an_installed_s3fs_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_collections_and_columns_are_those_that_were_asked_for(mirrored: Lake) -
         (lambda lake: lake.frame("serie"), "there is no table 'serie': did you mean series or series_seen?"),
         (lambda lake: lake.frame("series", "TCGA-DEM"), "has no collection 'TCGA-DEM': did you mean TCGA-DEMO?"),
         (lambda lake: lake.arrow("series", columns=["Modalty"]), "has no column 'Modalty': did you mean Modality?"),
-        (lambda lake: lake.frame("modalities", TCGA), "table modalities is of the entire archive"),
+        (lambda lake: lake.frame("modalities", TCGA), "table modalities has no partitions: read it without"),
         (lambda lake: lake.images("xyz"), "has no collection 'xyz': it can be HeadNeckMix, QIN_Breast.v2, TCGA-DEMO"),
         (
             lambda lake: lake.volume("1.2.3"),

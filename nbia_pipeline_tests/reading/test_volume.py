@@ -155,7 +155,7 @@ def test_what_is_no_volume_is_an_error_that_says_why(
     change(ct)
     with pytest.raises(NotAVolume) as e:
         volume_of(ct, "series 1.2.3")
-    assert str(e.value).startswith("series 1.2.3 is no volume: ") and text in str(e.value)
+    assert str(e.value).startswith("series 1.2.3 is not a volume: ") and text in str(e.value)
 
 
 def test_series_of_the_lake_that_are_none(mirrored: Lake) -> None:

@@ -45,7 +45,8 @@ T = TypeVar("T")
 def build_fetch_op(naming: Naming, settings: Settings, what: str) -> dg.OpDefinition:
     """Return the op that fetches a batch: a list of :class:`WantedSeries` as JSON, of any collections.
 
-    In a run with partitions these are those of the asset `what`; else a batch reports by collection.
+    The op is named after `what`. In a run with partitions these are those of the asset ``images``; else, as for a cart,
+    a batch reports by collection.
     """
 
     @dg.op(
@@ -67,7 +68,7 @@ def build_fetch_op(naming: Naming, settings: Settings, what: str) -> dg.OpDefini
         missing = [w for w in wanted if w.SeriesInstanceUID not in there]
         name = named(collections_of(wanted))
         progress = Progress(name, missing, lambda line: context.log.info(shown(f"{key}, {line}")))
-        with _reported_in_full(context, settings, naming.key(what), lake, missing, progress):
+        with _reported_in_full(context, settings, naming.key("images"), lake, missing, progress):
             if missing:
                 with naming.archive_of(context).client() as client, progress.told():
                     Mirror(client, lake).fetch(missing, on_result=progress.add, on_bytes=progress.arrived)

@@ -231,7 +231,8 @@ def _evaluations(
                     **result,
                 )
             )
-    return made
+    # The UI shows the last result first, and that is to be one of the run's own partitions.
+    return sorted(made, key=lambda evaluation: (evaluation.partition or "") in partitions)
 
 
 def _last_materialization(

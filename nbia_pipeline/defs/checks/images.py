@@ -218,15 +218,14 @@ def intact(subject: Subject) -> Report:
 
 
 def most_urgent(lake: Lake, partitions: list[str]) -> list[str]:
-    """Return others that were not read for long, then the collections of a run, the one read longest ago first.
+    """Return the collections of a run, the one that was read longest ago first, and others that were not read for long.
 
-    Else nothing would read a collection again in which nothing is new. The UI shows the last result first, and that is
-    to be one of the run's own.
+    Else nothing would read a collection again in which nothing is new.
     """
     planned = [part.collection for part in plan_verification(lake, lake.collections_of(IMAGE_SERIES))]
     others = [name for name in planned if name not in partitions][:OTHERS_READ]
-    own = [name for name in planned if name in partitions]
-    return [*others, *own, *(name for name in partitions if name not in planned)]
+    chosen = [name for name in planned if name in partitions or name in others]
+    return [*chosen, *(name for name in partitions if name not in planned)]
 
 
 # --- agrees_with_archive
