@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PEERS = .venv-peers
 SCALE = .venv-scale
-# In two processes, which share the modules: nothing in a test depends on another module's tests.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+# In three processes, which share the modules: nothing in a test depends on another module's tests. Many wait for others,
+# so that two of them leave a third of two processors idle.
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile
 
 .PHONY: demo dev chromium screenshots test test-browser test-fast test-dg test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 

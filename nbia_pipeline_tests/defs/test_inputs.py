@@ -75,9 +75,9 @@ def test_the_type_of_the_parameter_decides(mirrored: Lake, instance: dg.DagsterI
     got = given(mirrored, instance, kinds, (TCGA, QIN), columns=columns)
     types = {**kinds, "series_lazy": pl.DataFrame, "series_any": pd.DataFrame}
     assert {name: type(found) for name, found in got.items()} == types
-    assert got["series_pandas"].equals(mirrored.frame("series", [TCGA, QIN], columns))
+    assert got["series_pandas"].equals(mirrored.frame("series", [QIN, TCGA], columns))
     assert got["series_any"].equals(got["series_pandas"])
-    expected = mirrored.arrow("series", [TCGA, QIN], columns).to_pylist()
+    expected = mirrored.arrow("series", [QIN, TCGA], columns).to_pylist()
     assert len(expected) == 14
     assert got["series_arrow"].to_pylist() == expected
     assert got["series_polars"].to_dicts() == expected

@@ -113,15 +113,15 @@ def _wanted(context: dg.InputContext) -> str | None:
 
 
 def _collections(context: dg.InputContext, lake: Lake, table: Table) -> Collections:
-    """Return the collections of the partitions; of several, those that the lake has."""
+    """Return the collections of the partitions, in the order of the lake; of several, those that the lake has."""
     if not table.partitioned:
         return None
     if not context.has_asset_partitions:
         return collections_in(lake, table)
-    keys = list(context.asset_partition_keys)
-    stored = set(collections_in(lake, table))
-    found = [key for key in keys if key in stored]
-    if missing := [key for key in keys if key not in stored]:
+    keys = set(context.asset_partition_keys)
+    stored = collections_in(lake, table)
+    found = [name for name in stored if name in keys]
+    if missing := sorted(keys.difference(stored)):
         if not found:
             collections_in(lake, table, missing)  # raises
         context.log.warning(shown(f"table {table.name} has no collection {first_of(missing)}: they are left out"))
