@@ -50,7 +50,7 @@ test-hostile: $(VENV)/.installed-dev ## send answers of 3 GB of every hostile ki
 	NBIA_TEST_HOSTILE_BYTES=3000000000 $(BIN)/python -m pytest nbia_pipeline_tests/archive/test_hostile.py
 
 test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that has a name; takes minutes
-	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/cli/test_run.py nbia_pipeline_tests/defs/test_terminate.py nbia_pipeline_tests/defs/test_ui.py nbia_pipeline_tests/defs/test_hand_over.py nbia_pipeline_tests/mirror/test_kills.py
+	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/cli/test_run.py nbia_pipeline_tests/defs/test_terminate.py nbia_pipeline_tests/defs/test_ui.py nbia_pipeline_tests/defs/test_hand_over.py nbia_pipeline_tests/mirror/test_kills.py nbia_pipeline_tests/deploy
 
 docs: $(VENV)/.installed-dev      ## build the documentation site into docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build

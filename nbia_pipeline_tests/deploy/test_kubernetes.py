@@ -65,8 +65,10 @@ def instance(folder: Path, kubeconfig: Path, variables: dict[str, str]) -> Itera
 
 @pytest.mark.slow
 def test_the_steps_of_images_are_executed_by_their_jobs(
-    demo_archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    if not request.config.getoption("--every-moment"):
+        pytest.skip("takes half a minute and more: make test-stop")
     home, lake = tmp_path / "home", str(tmp_path / "lake")
     home.mkdir()
     here = {
