@@ -30,7 +30,7 @@ from nbia_pipeline.cli.options import (
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.schema.tables import PATIENTS, SERIES, SERIES_METADATA, STUDIES
+from nbia_pipeline.schema.tables import COUNTED
 from nbia_pipeline.settings import Settings, SettingsError, variable_of
 from nbia_pipeline.text import did_you_mean, first_of, matching, size_text, table_text, unmatched
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 # A line of Progress in the events of a run; the terminal has a livelier one.
 _PROGRESS = re.compile(r"    .+: [\d,]+ of [\d,]+ series, [^;]+/s, [^;]+")
-PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
 _INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the next run fetches the rest."
 
 
@@ -142,7 +141,7 @@ def summary(outcome: Outcome, home: Path) -> str:
     """
     if not outcome.collections:
         return f"\n{_INTERRUPTED}" if outcome.interrupted else ""
-    header = ["collection", *(t.name for t in PARTITIONED), "images", "files", "size"]
+    header = ["collection", *(t.name for t in COUNTED), "images", "files", "size"]
     rows = [_cells(name, figures) for name, figures in outcome.collections.items()]
     total = sum(outcome.collections.values(), Counter[str]())
     unwanted = any(f["complete"] and not f["wanted"] for f in outcome.collections.values())
@@ -152,7 +151,7 @@ def summary(outcome: Outcome, home: Path) -> str:
 
 def _cells(name: str, figures: Counter[str], *, of_wanted: bool = True) -> list[str]:
     """Return a row; where images are not mirrored, it has those that are in the lake all the same."""
-    rows = (str(figures[t.name]) for t in PARTITIONED)
+    rows = (str(figures[t.name]) for t in COUNTED)
     complete, wanted = figures["complete"], figures["wanted"]
     images = f"{complete} of {wanted}" if wanted and of_wanted else str(complete or "-")
     return [name, *rows, images, str(figures["files"]), size_text(figures["bytes"])]

@@ -44,18 +44,14 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.status import COMPLETE, PENDING, QUARANTINED, UNAVAILABLE
 from nbia_pipeline.schema.tables import (
     COLLECTIONS,
+    COUNTED,
     IMAGE_SERIES,
-    PATIENTS,
     SERIES,
-    SERIES_METADATA,
-    STUDIES,
 )
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import did_you_mean, matching, unmatched
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-PARTITIONED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
 
 
 @dataclass
@@ -274,7 +270,7 @@ def summarize(lake: Lake, collection: str, settings: Settings) -> Counter[str]:
     columns = ["SeriesInstanceUID", "Status", "ImageCount", "Bytes"]
     receipts = read_or_empty(lake, IMAGE_SERIES, collection, columns, lost="Its figures are not shown")
     complete = receipts.filter(pc.equal(receipts["Status"], COMPLETE))
-    figures = Counter({table.name: _rows(lake, table, collection) for table in PARTITIONED})
+    figures = Counter({table.name: _rows(lake, table, collection) for table in COUNTED})
     mirrored = settings.mirrors_images_of(collection)
     figures["complete"] = complete.num_rows
     figures["wanted"] = figures[SERIES.name] if mirrored else 0

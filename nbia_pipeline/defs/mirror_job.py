@@ -16,11 +16,12 @@ from nbia_pipeline.defs.assets.images import ImagesConfig, short_config
 from nbia_pipeline.defs.executor import one_process
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.jobs import ARCHIVE_TAG, MIRROR_JOB, RETRY_WHOLE
-from nbia_pipeline.defs.main_job import PARTITIONED, Outcome, run_main_job
+from nbia_pipeline.defs.main_job import Outcome, run_main_job
 from nbia_pipeline.defs.metadata import records
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.defs.records import kept_open
 from nbia_pipeline.defs.slots import watched
+from nbia_pipeline.schema.tables import COUNTED
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import shown, size_text
 
@@ -133,7 +134,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     rows: list[dict[str, str | int]] = [
         {
             "collection": name,
-            **{table.name: n[table.name] for table in PARTITIONED},
+            **{table.name: n[table.name] for table in COUNTED},
             "images": f"{n['complete']} of {n['wanted']}" if n["wanted"] or n["complete"] else "not mirrored",
             "files": n["files"],
             "size": size_text(n["bytes"]),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 Names = str | Sequence[str] | None
+"""One name, several, or None for all."""
 
 
 class NotInLake(LakeError):

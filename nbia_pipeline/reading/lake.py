@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from nbia_pipeline import lake
+from nbia_pipeline.reading.frames import Names
 
 if TYPE_CHECKING:
     import duckdb
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
     from nbia_pipeline.reading.images import Images
     from nbia_pipeline.reading.volume import Volume
-
-Names = str | Sequence[str] | None
-"""One name, several, or None for all."""
 
 
 class Lake(lake.Lake):

@@ -412,3 +412,6 @@ CONFORMANCE = _table(
 
 TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}
 """Every table of this module by its name, in the order above."""
+
+COUNTED = (PATIENTS, STUDIES, SERIES, SERIES_METADATA)
+"""The tables whose rows the summary of a run counts."""
