@@ -14,7 +14,7 @@ from nbia_pipeline.settings import Settings
 CATALOG = ("collections", "modalities", "body_parts", "manufacturers")
 TABLES = ("patients", "studies", "series", "series_changes", "series_metadata")
 IMAGES = ("images",)
-ANNOTATIONS = ("annotations",)
+ANNOTATIONS = ("annotation_files",)
 
 CATALOG_JOB = "catalogue"
 TABLES_JOB = "tables"

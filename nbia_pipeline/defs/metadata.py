@@ -86,7 +86,7 @@ _MAIN = {
     t.STUDIES: "PatientID StudyDate StudyDescription PatientAge SeriesCount",
     t.SERIES: "PatientID Modality BodyPartExamined SeriesDescription ImageCount FileSize DateReleased LicenseName",
     t.SERIES_METADATA: "PatientID Modality SeriesDescription Manufacturer ManufacturerModelName StudyDate ImageCount",
-    t.ANNOTATIONS: "PatientID Name Size Finding",
+    t.ANNOTATION_FILES: "PatientID Name Size Finding",
 }
 PREVIEW_ROWS = 10
 

@@ -23,7 +23,7 @@ from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.arrow import among, with_column
 from nbia_pipeline.schema.status import WITHDRAWN
-from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SERIES_SEEN
+from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, INSTANCES, SERIES_SEEN
 from nbia_pipeline.text import logger
 
 log = logger(__name__)
@@ -78,7 +78,7 @@ def prunable(lake: Lake, collection: str) -> Prunable | None:
     if not files.num_rows:
         return None
     found = frozenset(pc.unique(files[UID]).to_pylist())
-    annotations = lake.read_table(ANNOTATIONS, collection, columns=[UID, "Size"])
+    annotations = lake.read_table(ANNOTATION_FILES, collection, columns=[UID, "Size"])
     annotations = annotations.filter(pc.and_(among(annotations[UID], found), pc.is_valid(annotations["Size"])))
     files = pa.concat_tables([files, annotations])
     seen = lake.read_table(SERIES_SEEN, collection, columns=[UID, "MissingSince"])

@@ -379,8 +379,8 @@ VERIFICATIONS = _table(
     "SeriesInstanceUID Collection SeriesMD5 VerifiedAt Finding",
     key="SeriesInstanceUID",
 )
-ANNOTATIONS = _table(
-    "annotations",
+ANNOTATION_FILES = _table(
+    "annotation_files",
     "One row per annotation file in the lake, beside the images that SeriesMD5 identifies; of a series whose announced "
     "files did not arrive, one row without a file, whose Finding says so.",
     "SeriesInstanceUID StudyInstanceUID PatientID Collection Name Path Size MD5 AnnotationSize SeriesMD5 FetchedAt "

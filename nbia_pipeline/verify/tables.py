@@ -157,7 +157,7 @@ def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str,
     if t.SERIES_METADATA in tables and listed:
         fetch = partial(metadata_of, client, lake, collection, calls=settings.metadata)
         write_listing(lake, t.SERIES_METADATA, client.api, fetch, collection)
-    if tables.intersection((*OF_IMAGES, t.LICENSES, t.ANNOTATIONS)):
+    if tables.intersection((*OF_IMAGES, t.LICENSES, t.ANNOTATION_FILES)):
         _repair_images(client, lake, settings, collection)
 
 

@@ -23,7 +23,7 @@ from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
-from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES
+from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.pipeline import QIN, LivePipeline
 from nbia_pipeline_tests.helpers.places import Place, copied, place_at
 from nbia_pipeline_tests.helpers.series import Crash
@@ -147,7 +147,7 @@ def annotate(world: LivePipeline, uids: list[str]) -> dict[str, int]:
     receipts = world.lake.read_table(IMAGE_SERIES, QIN).to_pylist()
     rows = [
         {
-            **{name: r[name] for name in ANNOTATIONS.schema.names if name in r},
+            **{name: r[name] for name in ANNOTATION_FILES.schema.names if name in r},
             "Name": "a.xml",
             "Path": f"annotations/{QIN}/{r['PatientID']}/{r['StudyInstanceUID']}/{r['SeriesInstanceUID']}/a.xml",
             "Size": 1000 + n,
@@ -157,7 +157,7 @@ def annotate(world: LivePipeline, uids: list[str]) -> dict[str, int]:
     ]
     for row in rows:
         world.lake.put_bytes(row["Path"], bytes(row["Size"]))
-    world.lake.write_table(ANNOTATIONS, pa.Table.from_pylist(rows, schema=ANNOTATIONS.schema), QIN)
+    world.lake.write_table(ANNOTATION_FILES, pa.Table.from_pylist(rows, schema=ANNOTATION_FILES.schema), QIN)
     return {row["Path"]: row["Size"] for row in rows}
 
 
@@ -179,7 +179,7 @@ def test_annotation_files_go_with_the_images_also_after_a_crash(
     assert main(["prune", "--yes"]) == 0
     assert "Deleted 2 series" in capsys.readouterr().out
     left = of_series(annotated, [kept])
-    assert world.lake.sizes("annotations") == left == dict(world.sql("annotations", "SELECT Path, Size FROM t"))
+    assert world.lake.sizes("annotations") == left == dict(world.sql("annotation_files", "SELECT Path, Size FROM t"))
     assert of_series(files(world), withdrawn) == {}
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
 

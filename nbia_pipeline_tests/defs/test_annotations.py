@@ -20,7 +20,7 @@ from nbia_pipeline.settings import Settings, SettingsError
 from nbia_pipeline_tests.helpers.pipeline import LivePipeline
 
 COLLECTION = "TCGA-DEMO"
-KEY = dg.AssetKey(["nbia", "annotations"])
+KEY = dg.AssetKey(["nbia", "annotation_files"])
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def run_images(world: LivePipeline, uid: str) -> tuple[dict[str, Any], dg.AssetC
     config = images_config(Naming(), series=[uid])
     result = world.run("images", partition_key=COLLECTION, run_config=config)
     assert result.success, world.sentence(result)
-    (event,) = result.asset_materializations_for_node("nbia__annotations")
+    (event,) = result.asset_materializations_for_node("nbia__annotation_files")
     (check,) = (c for c in result.get_asset_check_evaluations() if c.asset_key == KEY)
     return {name: value.value for name, value in event.metadata.items()}, check
 
@@ -62,7 +62,7 @@ def test_the_job_of_images_brings_the_annotation_files_of_what_it_fetched(
     }
     assert (figures["annotation_bytes"], figures["fetched_bytes"], figures["left_series"]) == (size, size, 0)
     assert check.passed
-    found = world.sql("annotations", f"SELECT Name, Path FROM t WHERE SeriesInstanceUID = '{uid}' ORDER BY 1")
+    found = world.sql("annotation_files", f"SELECT Name, Path FROM t WHERE SeriesInstanceUID = '{uid}' ORDER BY 1")
     assert [name for name, _ in found] == ["reading-1.xml", "reading-2.xml"]
     texts = [Path(world.settings.lake, path).read_text() for _, path in found]
     assert [f'reader="{n}"' in text for n, text in enumerate(texts, 1)] == [True, True]

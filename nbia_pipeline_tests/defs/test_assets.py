@@ -124,7 +124,7 @@ def images_metadata(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
         ("series", "Lung Phantom CT", 4),
         ("series", "TCGA-DEMO", 9),
         ("series_changes", "TCGA-DEMO", 9),
-        ("annotations", "TCGA-DEMO", 2),
+        ("annotation_files", "TCGA-DEMO", 2),
     ],
 )
 def test_every_partition_has_its_own_figures(full: Pipeline, asset: str, collection: str, rows: int) -> None:

@@ -227,9 +227,9 @@ def test_annotations_of_a_collection_that_fail_are_named(archive: TestArchive, p
     job = changed(pipeline, annotations=True).definitions.resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=pipeline.instance,
-        asset_selection=[dg.AssetKey(["nbia", "annotations"])],
+        asset_selection=[dg.AssetKey(["nbia", "annotation_files"])],
         tags=RANGE,
         raise_on_error=False,
     )
-    assert set(made(pipeline, result, "annotations")) == {*COLLECTIONS} - {with_files[0]}
+    assert set(made(pipeline, result, "annotation_files")) == {*COLLECTIONS} - {with_files[0]}
     assert failed(result)[FAILED_COLLECTIONS] == with_files[:1]

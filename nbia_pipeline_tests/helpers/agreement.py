@@ -35,7 +35,7 @@ def disagreements(lake: Path) -> set[str]:
     """Return what is wrong with a lake at this moment, whatever is happening to it.
 
     A series that has files by its receipt has exactly the rows of ``instances`` that the receipt says, and exactly
-    these files. Each file that ``annotations`` lists is there. ``catalog.sql`` is whole, or not there.
+    these files. Each file that ``annotation_files`` lists is there. ``catalog.sql`` is whole, or not there.
     """
     found = set()
     rows: dict[str, list[Row]] = defaultdict(list)
@@ -47,7 +47,7 @@ def disagreements(lake: Path) -> set[str]:
             found |= {f"{receipt['Status']} series {uid}: {text}" for text in _wrong_with(lake, receipt, rows[uid])}
         elif receipt["Status"] == "complete":
             found.add(f"complete series {receipt['SeriesInstanceUID']} without a size")
-    listed = [row for row in read(lake, "annotations") if row["Path"]]
+    listed = [row for row in read(lake, "annotation_files") if row["Path"]]
     found |= {
         f"annotations: {row['Path']} is {problem}" for row in listed if (problem := _problem(lake / row["Path"], row))
     }
@@ -57,7 +57,7 @@ def disagreements(lake: Path) -> set[str]:
 
 
 def _problem(path: Path, row: Row) -> str | None:
-    """Return what is wrong with a file, by its row of ``instances`` or ``annotations``."""
+    """Return what is wrong with a file, by its row of ``instances`` or ``annotation_files``."""
     if not path.is_file():
         return "missing"
     content = path.read_bytes()

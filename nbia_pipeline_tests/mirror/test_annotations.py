@@ -29,7 +29,7 @@ from nbia_pipeline.mirror.annotations.fetch import (
     remove_annotations,
 )
 from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, SERIES_METADATA
+from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, SERIES_METADATA
 from nbia_pipeline_tests.helpers import zips
 from nbia_pipeline_tests.helpers.faults import answer, closed_early, html
 from nbia_pipeline_tests.helpers.mirrored_archive import BREAST, MirroredArchive
@@ -189,7 +189,7 @@ class Subject:
         return self.archive.asked(CALL)
 
     def rows(self) -> list[dict[str, Any]]:
-        return list(self.lake.read_table(ANNOTATIONS, BREAST).to_pylist())
+        return list(self.lake.read_table(ANNOTATION_FILES, BREAST).to_pylist())
 
     def stored(self) -> dict[str, bytes]:
         return {path: self.lake.read_bytes(path) or b"" for path in self.lake.sizes("annotations")}
@@ -245,7 +245,7 @@ def test_the_files_lie_beside_the_images_and_in_the_table_and_are_asked_for_once
 
 def test_duckdb_finds_the_files(subject: Subject, uid: str) -> None:
     subject.run()
-    table = f"'{subject.lake.uri}/tables/annotations/*/*.parquet'"
+    table = f"'{subject.lake.uri}/tables/annotation_files/*/*.parquet'"
     found = duckdb.execute(f"SELECT Collection, Path FROM {table} WHERE Name LIKE '%.xml'").fetchall()
     assert [(c, place_at(subject.lake.uri, path).read_text()) for c, path in found] == [(BREAST, XML)]
 

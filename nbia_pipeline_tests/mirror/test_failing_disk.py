@@ -45,7 +45,7 @@ def test_an_operation_that_fails_costs_nothing(sweep: Sweep, name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [
-        ("killed", ["images", "image_series", "instances", "annotations"]),
+        ("killed", ["images", "image_series", "instances", "annotation_files"]),
         ("EIO once", ["images", "image_series", "instances"]),
         ("full from there on", ["images"]),
     ],

@@ -14,13 +14,13 @@ from nbia_pipeline.defs.metadata import materialization_metadata, preview, store
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
-from nbia_pipeline.schema.tables import ANNOTATIONS, SERIES_METADATA
+from nbia_pipeline.schema.tables import ANNOTATION_FILES, SERIES_METADATA
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import size_text
 
 
 class AnnotationsConfig(dg.Config):
-    """What a run of ``annotations`` asks for again."""
+    """What a run of ``annotation_files`` asks for again."""
 
     retry: bool = Field(
         default=False,
@@ -30,16 +30,16 @@ class AnnotationsConfig(dg.Config):
 
 
 def build_annotations_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
-    """Return the ``annotations`` asset of one archive."""
+    """Return the ``annotation_files`` asset of one archive."""
 
     @table_asset(
         naming,
-        ANNOTATIONS,
+        ANNOTATION_FILES,
         partitions_def=naming.partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[naming.key("images"), naming.key(SERIES_METADATA.name)],
     )
-    def annotations(context: dg.AssetExecutionContext, config: AnnotationsConfig) -> dg.MaterializeResult[Any]:
+    def annotation_files(context: dg.AssetExecutionContext, config: AnnotationsConfig) -> dg.MaterializeResult[Any]:
         with as_failure(settings):
             lake = naming.lake_of(context).open()
 
@@ -50,21 +50,21 @@ def build_annotations_asset(naming: Naming, settings: Settings) -> dg.AssetsDefi
                         result = fetch_annotations(client, lake, collection, due)
                 return _metadata(lake, collection, result, time.perf_counter() - started)
 
-            each_partition(naming, settings, ANNOTATIONS, context, lake, make)
+            each_partition(naming, settings, ANNOTATION_FILES, context, lake, make)
         return dg.MaterializeResult()
 
-    return annotations
+    return annotation_files
 
 
 def _metadata(lake: Lake, collection: str, result: AnnotationsResult, seconds: float) -> dict[str, Any]:
-    table = lake.read_table(ANNOTATIONS, collection)
-    size = stored_bytes(lake, ANNOTATIONS, collection)
+    table = lake.read_table(ANNOTATION_FILES, collection)
+    size = stored_bytes(lake, ANNOTATION_FILES, collection)
     problems = [{"series": uid, "what": what} for uid, what in result.problems.items()]
     return {
-        **materialization_metadata(ANNOTATIONS, lake, table.num_rows, size, seconds, collection),
+        **materialization_metadata(ANNOTATION_FILES, lake, table.num_rows, size, seconds, collection),
         "annotation_bytes": pc.sum(table["Size"]).as_py() or 0,
         "annotation_size": size_text(pc.sum(table["Size"]).as_py() or 0),
-        **preview(ANNOTATIONS, table),
+        **preview(ANNOTATION_FILES, table),
         "fetched_series": result.series,
         "fetched_files": result.files,
         "fetched_bytes": result.bytes,

@@ -8,7 +8,7 @@ from nbia_pipeline.defs.checks.check import Finding, Report, Subject, build_chec
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.annotations.fetch import annotations_due
-from nbia_pipeline.schema.tables import ANNOTATIONS
+from nbia_pipeline.schema.tables import ANNOTATION_FILES
 from nbia_pipeline.settings import Settings
 
 
@@ -18,7 +18,7 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
         build_check(
             naming,
             settings,
-            ANNOTATIONS,
+            ANNOTATION_FILES,
             "complete",
             "Every series with complete images has the annotation files that the archive announces.",
             complete,

@@ -126,7 +126,7 @@ def _specs(
         *(table(one, "catalog", freshness_policy=FRESH) for one in (t.COLLECTIONS, *VALUES)),
         *(table(one, "tables", freshness_policy=FRESH, **by_collection) for one in partitioned),
         spec("images", "images", files, IMAGES, metadata=definition_metadata(t.IMAGE_SERIES), **by_collection),
-        table(t.ANNOTATIONS, "images", **by_collection),
+        table(t.ANNOTATION_FILES, "images", **by_collection),
         spec("news", "reports", {"report"}, NEWS, **by_collection),
     ]
 

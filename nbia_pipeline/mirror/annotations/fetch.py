@@ -28,7 +28,7 @@ from nbia_pipeline.mirror.annotations.extract import extract
 from nbia_pipeline.mirror.series import refresh_failed
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE
-from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, SERIES_METADATA
+from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, SERIES_METADATA
 from nbia_pipeline.text import logger
 
 log = logger(__name__)
@@ -52,7 +52,7 @@ class AnnotatedSeries:
 
     Attributes:
         collection: exact spelling.
-        identity: what its rows of ``annotations`` share: its UIDs, PatientID, SeriesMD5 of its receipt and
+        identity: what its rows of ``annotation_files`` share: its UIDs, PatientID, SeriesMD5 of its receipt and
             AnnotationSize, by column.
         image_bytes: size of its images.
         older: its rows in the table.
@@ -125,7 +125,7 @@ def annotated_series(lake: Lake, collection: str) -> list[AnnotatedSeries]:
     usable = pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.invert(refresh_failed(receipts)))
     receipts = receipts.filter(pc.and_(usable, among(receipts[_UID], sizes)))
     older: dict[str, list[Row]] = {}
-    for row in lake.read_table(ANNOTATIONS, collection).to_pylist():
+    for row in lake.read_table(ANNOTATION_FILES, collection).to_pylist():
         older.setdefault(row[_UID], []).append(row)
     return [
         AnnotatedSeries(
@@ -157,7 +157,7 @@ def annotations_due(lake: Lake, collection: str, *, retry: bool = False) -> list
 def fetch_annotations(
     client: NbiaClient, lake: Lake, collection: str, series: Sequence[AnnotatedSeries]
 ) -> AnnotationsResult:
-    """Fetch the annotation files of some series of a collection, and list them in table ``annotations``.
+    """Fetch the annotation files of some series of a collection, and list them in table ``annotation_files``.
 
     What the archive refuses or cannot send is logged in one warning, and is no error; the next run asks again. What
     arrives other than announced is stored nevertheless, and its rows say so.
@@ -214,12 +214,12 @@ def remove_annotations(lake: Lake, collection: str, uids: Iterable[str]) -> pa.T
     Raises:
         LakeError: the lake cannot be written; called again, it finishes.
     """
-    table = lake.read_table(ANNOTATIONS, collection)
+    table = lake.read_table(ANNOTATION_FILES, collection)
     chosen = among(table[_UID], uids)
     gone = table.filter(chosen)
     if gone.num_rows:
         _remove(lake, collection, _folders(gone.to_pylist()))
-        lake.write_table(ANNOTATIONS, table.filter(pc.invert(chosen)), collection, may_empty=True)
+        lake.write_table(ANNOTATION_FILES, table.filter(pc.invert(chosen)), collection, may_empty=True)
     return gone
 
 
@@ -259,7 +259,7 @@ def _forget(lake: Lake, collection: str, folders: set[str]) -> None:
 
     A row without a file remembers each directory, so that what a crash leaves is found again.
     """
-    table = lake.read_table(ANNOTATIONS, collection)
+    table = lake.read_table(ANNOTATION_FILES, collection)
     folder_of = pc.replace_substring_regex(table["Path"], "/[^/]*$", "")
     there = among(folder_of, folders)
     if pc.any(there).as_py():
@@ -270,8 +270,8 @@ def _forget(lake: Lake, collection: str, folders: set[str]) -> None:
 
 
 def _write(lake: Lake, collection: str, kept: pa.Table, rows: Sequence[Row]) -> None:
-    table = pa.concat_tables([kept, pa.Table.from_pylist(rows, schema=ANNOTATIONS.schema)])
-    lake.write_table(ANNOTATIONS, table.sort_by([(_UID, "ascending"), ("Path", "ascending")]), collection)
+    table = pa.concat_tables([kept, pa.Table.from_pylist(rows, schema=ANNOTATION_FILES.schema)])
+    lake.write_table(ANNOTATION_FILES, table.sort_by([(_UID, "ascending"), ("Path", "ascending")]), collection)
 
 
 def _record(lake: Lake, collection: str, fetched: Mapping[str, list[Row]]) -> None:
@@ -280,7 +280,7 @@ def _record(lake: Lake, collection: str, fetched: Mapping[str, list[Row]]) -> No
         return
     rows = [row for of_series in fetched.values() for row in of_series]
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
-        table = lake.read_table(ANNOTATIONS, collection)
+        table = lake.read_table(ANNOTATION_FILES, collection)
         replaced = among(table[_UID], fetched)
         _remove(lake, collection, _folders(table.filter(replaced).to_pylist()) - _folders(rows))
         expect_held()

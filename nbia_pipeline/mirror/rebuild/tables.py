@@ -39,7 +39,7 @@ from nbia_pipeline.mirror.unpack import VerifiedInstance
 from nbia_pipeline.mirror.upgrade import upgraded
 from nbia_pipeline.schema.digests import series_md5
 from nbia_pipeline.schema.status import COMPLETE
-from nbia_pipeline.schema.tables import ANNOTATIONS, IMAGE_SERIES, INSTANCES, SELECTED_SERIES, SERIES, SERIES_SEEN
+from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, INSTANCES, SELECTED_SERIES, SERIES, SERIES_SEEN
 from nbia_pipeline.text import first_of, logger
 
 log = logger(__name__)
@@ -103,7 +103,7 @@ def rebuild(client: NbiaClient, lake: Lake, collection: str, listed: pa.Table | 
     with lake.lock(Lock.CHANGES, collection):
         rebuild_feed(lake, collection)
     with lake.lock(Lock.COLLECTION, collection) as expect_held:
-        remove_if_damaged(lake, ANNOTATIONS, collection, _LOST_ANNOTATIONS)
+        remove_if_damaged(lake, ANNOTATION_FILES, collection, _LOST_ANNOTATIONS)
         remove_if_damaged(lake, SELECTED_SERIES, collection, LOST_SELECTION)
         receipts_lost = why_receipts_are_lost(lake, collection)
         why = receipts_lost or why_instances_are_lost(lake, collection)
