@@ -267,6 +267,11 @@ _V2_SINGLY = "Served by v2 only, with one call per series (setting metadata)."
 _V2_SINGLY_AND_V4 = "Served by v4, and by v2 with one call per series (setting metadata)."
 
 
+def of_tables(names: str) -> tuple[Column, ...]:
+    """Return the columns of these names, separated by spaces, that the tables of this module have."""
+    return tuple(_COLUMNS[name] for name in names.split())
+
+
 def _table(
     name: str,
     description: str,
@@ -275,8 +280,7 @@ def _table(
     partitioned: bool = True,
     served: Mapping[str, str] | None = None,
 ) -> Table:
-    chosen = tuple(_COLUMNS[c] for c in columns.split())
-    return Table(name, description, chosen, tuple(key.split()), partitioned, served or {})
+    return Table(name, description, of_tables(columns), tuple(key.split()), partitioned, served or {})
 
 
 def _values(name: str, column: str, description: str) -> Table:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from nbia_pipeline.schema import TABLES
+from nbia_pipeline.schema.tables import TABLES
 
 VISIBLE = 1
 
