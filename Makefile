@@ -8,7 +8,7 @@ SCALE = .venv-scale
 # so that two of them leave a third of two processors idle.
 PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile
 
-.PHONY: demo dev chromium screenshots test test-browser test-fast test-dg test-damage test-stop test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
+.PHONY: demo dev chromium screenshots test test-browser test-fast test-dg test-damage test-stop test-headers test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -51,6 +51,9 @@ test-hostile: $(VENV)/.installed-dev ## send answers of 3 GB of every hostile ki
 
 test-stop: $(VENV)/.installed-dev ## stop runs by signals at every moment that has a name; takes minutes
 	$(BIN)/python -m pytest --every-moment nbia_pipeline_tests/cli/test_stop.py nbia_pipeline_tests/cli/test_run.py nbia_pipeline_tests/defs/test_terminate.py nbia_pipeline_tests/defs/test_ui.py nbia_pipeline_tests/defs/test_hand_over.py nbia_pipeline_tests/mirror/test_kills.py nbia_pipeline_tests/deploy
+
+test-headers: $(VENV)/.installed-dev ## read headers of every kind: thousands of damaged ones, fifty kills, all files of pydicom and highdicom; takes minutes
+	$(PYTEST) --every-moment nbia_pipeline_tests/headers
 
 docs: $(VENV)/.installed-dev      ## build the documentation site into docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build

@@ -20,7 +20,7 @@ FLOORS = (
     {"_version", "address", "clock", "schema", "stopping", "text", "variables"},
     {"settings"},
     {"archive", "lake", "embedded"},
-    {"changes", "connect", "preview", "reading"},
+    {"changes", "connect", "headers", "preview", "reading"},
     {"mirror"},
     {"verify", "errors"},
     {"defs"},
