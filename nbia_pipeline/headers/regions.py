@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from nbia_pipeline.headers.references import Edge, edges
-from nbia_pipeline.headers.tree import Item, Top, Tree, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
+from nbia_pipeline.headers.tree import Item, Top, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
 
 Code = dict[str, "str | None"]
 Text = Callable[[bytes], str]
