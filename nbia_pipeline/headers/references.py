@@ -160,7 +160,7 @@ def _in_sequence(
         return []
     (sequence, limit), tag = opened, top[index][0]
     at, end, with_vr, _ = sequence
-    if not referring(buffer, at, limit):
+    if tag not in _OF_SERIES and not referring(buffer, at, limit):
         return []
     key = (presents, tag, with_vr, end is None, buffer[at:limit]) if limit - at <= _MEMO_BYTES else None
     if key and (known := _memo.get(key)) is not None:
@@ -189,7 +189,7 @@ def _read(tree: Tree, sequence: object, place: _Place, found: list[_Found]) -> N
     for item in tree.items(sequence):
         start = len(found)
         for tag, value in item.items():
-            if value.__class__ is not bytes and tag not in NO_FILES and tree.refers(value):
+            if value.__class__ is not bytes and _may_refer(tree, tag, value):
                 _read(tree, value, place.inner(tag), found)
         if _INSTANCE in item and not in_study:
             _instance(tree, item, place, found)
@@ -203,6 +203,10 @@ def _read(tree: Tree, sequence: object, place: _Place, found: list[_Found]) -> N
             _inherit(found, start, _AT_STUDY, uid(item.get(_STUDY)) or uid(item.get(_INSTANCE)))
         if in_content and len(found) > start:
             _inherit(found, start, _AT_PURPOSE, _meaning(tree, item, _CONCEPT))
+
+
+def _may_refer(tree: Tree, tag: int, value: object) -> bool:
+    return tag not in NO_FILES and (tag in _OF_SERIES or tree.refers(value))
 
 
 def _inherit(found: list[_Found], start: int, column: int, value: object) -> None:

@@ -6,7 +6,6 @@ a segmentation of 6,000 frames most are in sequences that say nothing here, or r
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ DEPTH = 64
 _SHARED_BYTES = 4096
 _PADDING = b" \0\t\r\n"
 _FIRST_ITEM = b"\xfe\xff\x00\xe0"
+
+_is_whole = re.compile(rb"[+-]?\d{1,12}").fullmatch
 
 referring = re.compile(rb"\x08\x00[\x55\x15]\x11|\x06\x30\x14\x00|\x40\x00\x24\xa1").search
 """Finds what a sequence with references has: one of the tags (0008,1155), (0008,1115), (3006,0014), (0040,A124)."""
@@ -210,12 +211,9 @@ def uid(value: object) -> str | None:
 
 
 def whole_numbers(value: object) -> list[int]:
-    """Return the numbers of a value of VR IS, without those that are none."""
-    found = []
-    for word in value.split(b"\\") if isinstance(value, bytes) else ():
-        with contextlib.suppress(ValueError):
-            found.append(int(word.strip(_PADDING)))
-    return found
+    """Return the numbers of a value of VR IS, without what is none."""
+    words = value.split(b"\\") if isinstance(value, bytes) else ()
+    return [int(word) for padded in words if _is_whole(word := padded.strip(_PADDING))]
 
 
 def shorts(value: object) -> list[int]:

@@ -176,7 +176,7 @@ def sr_tid1500() -> bytes:
 @lru_cache(maxsize=1)
 def presentation_state() -> bytes:
     """Return a grayscale presentation state of all slices of :data:`FIRST`, with a text on the second one."""
-    from highdicom.pr import GrayscaleSoftcopyPresentationState, GraphicAnnotation, GraphicLayer, TextObject
+    from highdicom.pr import GraphicAnnotation, GraphicLayer, GrayscaleSoftcopyPresentationState, TextObject
 
     slices, layer = ct_slices(FIRST), GraphicLayer("LAYER", 1)
     text = TextObject("Here", "PIXEL", anchor_point=(2.0, 2.0))
