@@ -292,7 +292,9 @@ _ACROSS = (
 
 def _stacks(series: _Series, begins: Flags, positions: NDArray[np.int64], one: Flags) -> pa.Array:
     """Return how many images there are at each position; null where that differs, or some have no position."""
-    begin = np.flatnonzero(begins)
+    ends = begins.copy()
+    ends[series.start] = True
+    begin = np.flatnonzero(ends)
     at = np.full(len(begins), np.nan)
     at[begin] = np.diff(begin, append=len(begins))
     known = one & series.all(~np.isnan(series.along)) & (series.range(at) == 0)
