@@ -119,8 +119,8 @@ INSTANCE_HEADERS = Table(
 
 SERIES_GEOMETRY = Table(
     "series_geometry",
-    "One row per series of single-frame CT, MR or PT images without localizers and MIPs: whether it is a regular volume, "
-    "by the definitions and tolerances of IDC's volume_geometry_index.",
+    "One row per series of single-frame CT, MR or PT images, but of localizers and MIPs: whether it is a regular "
+    "volume, by the definitions and tolerances of IDC's volume_geometry_index.",
     (
         *of_tables("SeriesInstanceUID Collection Modality"),
         *_columns("""
