@@ -55,6 +55,8 @@ class Lock(Enum):
     """The table ``verifications`` of a collection."""
     CONFORMANCE = "{collection}~conformance"
     """The table ``conformance`` of a collection."""
+    REFERENCES = "{collection}~references"
+    """The table ``series_references`` of a collection."""
 
     def path(self, collection: str, series_uid: str = "") -> str:
         """Return the path of the lock; only ``SERIES`` takes a SeriesInstanceUID."""
