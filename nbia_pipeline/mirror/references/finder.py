@@ -22,8 +22,8 @@ from nbia_pipeline.text import logger
 
 log = logger(__name__)
 
-QUESTIONS = 200
-"""So many requests one run makes at most to find series that no table lists, or that a reference does not name."""
+QUESTIONS = 1000
+"""So many requests one run makes at most to find out which series no table lists, and which has an instance."""
 
 # The modality of a series with instances of a class, by the class without its root (DICOM PS3.4, B.5; PS3.3,
 # C.7.3.1.1.1): in which series to look for an instance whose series is not stated, as in plans and doses.
@@ -50,6 +50,7 @@ _MODALITY = {
     "88.34": "SR",
     "88.59": "KO",
 }
+_INSTANCE = ["SOPInstanceUID", UID]
 RECEIPT = [*Held._fields, "Status", "Bytes"]
 """The columns of a receipt that :func:`held_of` needs."""
 
@@ -123,7 +124,7 @@ class Finder:
     _places: dict[str, Place | None] = field(default_factory=dict)
     _of_patient: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     _members: dict[str, str] = field(default_factory=dict)
-    _listed_members: set[str] = field(default_factory=set)
+    _asked: set[str] = field(default_factory=set)
 
     def place(self, uid: str) -> Place | None:
         """Return where a series is, None if nowhere; :meth:`locate` has looked."""
@@ -152,66 +153,91 @@ class Finder:
         rows = present(self.lake, rows_among(self.lake, SERIES, UID, uids, SERIES.schema.names))
         found = {uid: rows.slice(n, 1) for n, uid in enumerate(rows[UID].to_pylist())}
         for uid in uids:
-            if uid not in found and uid not in held and (client := self._ask()):
-                answer = client.series(series_uid=uid).cast(SERIES.schema)
+            if self.client is not None and uid not in found and uid not in held and self._may_ask():
+                answer = self.client.series(series_uid=uid).cast(SERIES.schema)
                 if answer.num_rows:
                     found[uid] = answer.slice(0, 1)
         return found
 
-    def _ask(self) -> NbiaClient | None:
-        """Return the archive if another request may be made."""
+    def _may_ask(self) -> bool:
+        """Return whether the archive may be asked once more."""
         stopping.expect_running()
+        if self.client is None or not self.questions:
+            return False
         self.questions -= 1
-        return self.client if self.questions >= 0 else None
+        if not self.questions:
+            log.warning("references lead to series that are not listed: the archive was asked %d times", QUESTIONS)
+        return True
 
     def find(self, edges: pa.Table, referring: Mapping[str, Held]) -> list[tuple[str, str]]:
         """Return pairs of a series and one that it refers to.
 
-        The stated series counts, unless it is nowhere, or in the lake without any of the instances. These are looked
-        for then, as those of references without a series: in the lake, and in the series of the patient that have the
-        modality of their class.
+        The series that is stated counts if it has one of the instances. Otherwise these are looked for, as those
+        without a series are: in the lake, then in the series of the patient that have the modality of their class.
 
         Args:
             edges: as of :func:`~nbia_pipeline.mirror.references.edges.references_of`.
             referring: the series that have these references.
         """
+        edges = edges.append_column("pair", pc.binary_join_element_wise(edges[UID], edges[STATED], " "))
         stated = edges.filter(pc.is_valid(edges[STATED]))
         held = self.locate(pc.unique(stated[STATED]).to_pylist())
-        wrong = self._wrong(stated, held)
-        found = []
-        for referrer, uid in _pairs(stated, UID, STATED):
-            if self.place(uid) is not None and (referrer, uid) not in wrong:
-                found.append((referrer, uid))
-        right = set(found)
-        left = [edge for edge in edges.to_pylist() if (edge[STATED] is None or (edge[UID], edge[STATED]) not in right)]
-        return [*dict.fromkeys([*found, *self._by_instance(left, referring)])]
+        there = pc.is_in(stated[STATED], value_set=pa.array([u for u in self._places if self.place(u)], pa.string()))
+        good = self._true(stated.filter(pc.and_(there, among(stated[STATED], held))), self._in_lake)
+        away = stated.filter(pc.and_(there, pc.invert(among(stated[STATED], held))))
+        good |= self._true(away, self._at_archive)
+        followed = among(stated["pair"], good)
+        # Other references to the same instances, without their series, lead nowhere else.
+        covered = pc.is_in(edges[TARGET], value_set=stated[TARGET].filter(followed).drop_null())
+        open_ = pc.invert(pc.or_(covered, pc.fill_null(among(edges["pair"], good), False)))
+        rest = edges.filter(open_).sort_by([(STATED, "ascending"), (UID, "ascending")]).to_pylist()
+        found = _pairs(stated.filter(followed), UID, STATED)
+        return list(dict.fromkeys([*found, *self._by_instance(rest, referring)]))
 
-    def _wrong(self, stated: pa.Table, held: Mapping[str, Held]) -> set[tuple[str, str]]:
-        """Return which pairs of a series and the one that it states do not go with any of the instances it names."""
-        named = stated.filter(pc.and_(among(stated[STATED], held), pc.is_valid(stated[TARGET])))
-        if not named.num_rows:
+    def _true(self, stated: pa.Table, known: Callable[[pa.Table], pa.Table]) -> set[str]:
+        """Return which pairs of a series and the one that it states are true as far as is known.
+
+        That is if one of the named instances is in the stated series; where its instances are not known, or none is
+        named, the statement counts.
+        """
+        if not stated.num_rows:
             return set()
-        uids = pc.unique(named[STATED]).to_pylist()
-        known = rows_among(self.lake, INSTANCES, UID, uids, ["SOPInstanceUID", UID])
-        at = pc.index_in(named[TARGET], value_set=known["SOPInstanceUID"])
-        true = pc.fill_null(pc.equal(known[UID].combine_chunks().take(at), named[STATED]), False)
-        return {*_pairs(named, UID, STATED)}.difference(_pairs(named.filter(true), UID, STATED))
+        of = known(stated)
+        at = pc.index_in(stated[TARGET], value_set=of["SOPInstanceUID"])
+        where = pc.if_else(pc.is_valid(at), pc.take(of[UID], at), None)
+        true = pc.fill_null(pc.equal(where, stated[STATED]), False)
+        unknown = pc.invert(pc.is_in(stated[STATED], value_set=of[UID].combine_chunks()))
+        believed = pc.or_(pc.is_null(stated[TARGET]), pc.and_(unknown, pc.is_null(where)))
+        return set(stated["pair"].filter(pc.or_(true, believed)).to_pylist())
+
+    def _in_lake(self, stated: pa.Table) -> pa.Table:
+        uids = pc.unique(stated[STATED]).to_pylist()
+        return rows_among(self.lake, INSTANCES, UID, uids, _INSTANCE)
+
+    def _at_archive(self, stated: pa.Table) -> pa.Table:
+        """Return where the instances are that the lake has, and those of the series that the archive is asked for."""
+        named = pc.unique(stated[TARGET]).drop_null().to_pylist()
+        rows = rows_among(self.lake, INSTANCES, "SOPInstanceUID", named, _INSTANCE)
+        self._list_members(pc.unique(stated[STATED]).to_pylist())
+        known = {**self._members, **dict(zip(*(rows[name].to_pylist() for name in _INSTANCE), strict=True))}
+        return pa.table([pa.array(known, pa.string()), pa.array(known.values(), pa.string())], _INSTANCE)
 
     def _by_instance(
         self, edges: list[dict[str, str | None]], referring: Mapping[str, Held]
     ) -> Iterator[tuple[str, str]]:
         wanted = {str(edge[TARGET]) for edge in edges if edge[TARGET]}
-        rows = rows_among(self.lake, INSTANCES, "SOPInstanceUID", wanted, ["SOPInstanceUID", UID])
-        series = dict(zip(rows["SOPInstanceUID"].to_pylist(), rows[UID].to_pylist(), strict=True))
-        self.locate(set(series.values()))
+        rows = rows_among(self.lake, INSTANCES, "SOPInstanceUID", wanted, _INSTANCE)
+        series = dict(zip(*(rows[name].to_pylist() for name in _INSTANCE), strict=True))
+        lost: set[str] = set()
         for edge in edges:
             referrer, target = str(edge[UID]), edge[TARGET]
             uid = series.get(str(target)) or (self._look_for(edge, referring[referrer]) if target else None)
             self.locate([uid] if uid else [])
             if uid is not None and self.place(uid) is not None:
                 yield referrer, uid
-            else:
+            elif target not in lost:
                 self.lost.setdefault(str(edge[STATED] or target), referrer)
+                lost.add(str(target))
 
     def _look_for(self, edge: Mapping[str, str | None], referrer: Held) -> str | None:
         """Ask the archive for the instances of series that may have the one that is named; return the one that has."""
@@ -221,10 +247,20 @@ class Finder:
         for _, uid in sorted(series, key=lambda one: one[0] not in near):
             if target in self._members:
                 break
-            if uid not in self._listed_members and (client := self._ask()):
-                self._members.update(dict.fromkeys(client.sop_instance_uids(uid), uid))
-                self._listed_members.add(uid)
+            self._list_members([uid])
         return self._members.get(target)
+
+    def _list_members(self, uids: Iterable[str]) -> None:
+        """Ask the archive for the instances of some series that it was not asked for yet."""
+        new = [uid for uid in uids if uid not in self._asked and self._may_ask()]
+        if not new or self.client is None:
+            return
+        self._asked.update(new)
+        most = self.client.max_in_flight
+        with stopping.threads(most, "nbia-references") as pool:
+            calls = (partial(self.client.sop_instance_uids, uid) for uid in new)
+            for uid, members in zip(new, stopping.in_order(pool, calls, most), strict=True):
+                self._members.update(dict.fromkeys(members, uid))
 
     def _alike(self, patient: str, modality: str | None) -> list[tuple[str, str]]:
         """Return study and UID of the series of a patient that have a modality; none without the archive."""
