@@ -1,7 +1,8 @@
 """Sequences as items with their elements, read no deeper than somebody looks; for references and annotations.
 
-They are not made of :func:`nbia_pipeline.headers.elements.walk`, which visits every element: of the 280,000 elements in
-a segmentation of 6,000 frames most are in sequences that say nothing here, or repeat another frame's, byte for byte.
+They are not made of :func:`nbia_pipeline.headers.parse.elements.walk`, which visits every element: of the 280,000
+elements in a segmentation of 6,000 frames most are in sequences that say nothing here, or repeat another frame's, byte
+for byte.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
-from nbia_pipeline.headers.elements import EXPLICIT_HEAD, IMPLICIT_HEAD, LONG, LONG_FORM, UNDEFINED, vr_of
+from nbia_pipeline.headers.parse.elements import EXPLICIT_HEAD, IMPLICIT_HEAD, LONG, LONG_FORM, UNDEFINED, vr_of
 
 DEPTH = 64
 """Sequences in each other that are read."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from nbia_pipeline.headers.tree import (
+from nbia_pipeline.headers.graph.tree import (
     Item,
     Top,
     Tree,
