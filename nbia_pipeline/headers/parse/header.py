@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbia_pipeline.headers.charset import DEFAULT
-from nbia_pipeline.headers.typed import NAMES
+from nbia_pipeline.headers.parse.charset import DEFAULT
+from nbia_pipeline.headers.parse.typed import NAMES
 
 Place = tuple[int, str, int, int]
 """Tag, VR, position of the value and its length."""
@@ -17,7 +17,7 @@ class Header:
     """What the header of a file says.
 
     Attributes:
-        values: of the columns of :data:`~nbia_pipeline.headers.typed.NAMES`, in their order.
+        values: of the columns of :data:`~nbia_pipeline.headers.parse.typed.NAMES`, in their order.
         json: elements as DICOM JSON; None if the file cannot be read.
         meta: those of group 0002.
         elements: number of elements of the data set.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nbia_pipeline.headers.header import Header
-from nbia_pipeline.headers.walker import More
+from nbia_pipeline.headers.parse.header import Header
+from nbia_pipeline.headers.parse.walker import More
 
 
 def read_odd(path: str, head: bytes, size: int, more: More) -> Header:
