@@ -125,7 +125,7 @@ class _Reading:
         """
         found, file = self._found, self._file
         data, places = self._dataset(file)
-        if not _makes_sense(data):
+        if not _makes_sense(data, self._head[128:132] == b"DICM"):
             raise Odd("no data set is found in it")
         found.meta = self._meta(data)
         self._begin(data)
@@ -273,10 +273,10 @@ class _Reading:
         return end
 
 
-def _makes_sense(data: Dataset) -> bool:
+def _makes_sense(data: Dataset, has_prefix: bool) -> bool:
     """Return whether most elements are of the standard: pydicom finds some in anything."""
-    known = [vr_of(int(tag)) != "UN" for tag in data.keys() if tag >> 16 > 2 and not tag >> 16 & 1]
-    return sum(known) * 2 > len(known)
+    known = [vr_of(tag) != "UN" for tag in map(int, data.keys()) if tag >> 16 > 2 and not tag >> 16 & 1]
+    return sum(known) * 2 > len(known) if known else len(data) > 0 and has_prefix
 
 
 def _begin(place: Place) -> int:

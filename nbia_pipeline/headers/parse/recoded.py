@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import pack
+from typing import Any
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -35,7 +36,10 @@ def members(data: Dataset, signed: bool = False) -> Iterator[tuple[int, str, Val
     creators: Creators = {}
     signed = is_signed(data, signed)
     # All of them first: pydicom converts some elements when it is asked for others.
-    for tag, found in [(int(tag), data.get_item(tag, keep_deferred=True)) for tag in sorted(data.keys())]:
+    all_of_them: list[tuple[int, Any]] = [
+        (int(tag), data.get_item(tag, keep_deferred=True)) for tag in sorted(data.keys())
+    ]
+    for tag, found in all_of_them:
         vr, raw = _vr(found, creators), found.value
         if isinstance(raw, bytes) and tag & 0x10000 and 0x10 <= tag & 0xFFFF < 0x100:
             creators[tag & 0xFFFF0000 | (tag & 0xFF) << 8] = raw
@@ -53,8 +57,9 @@ def members(data: Dataset, signed: bool = False) -> Iterator[tuple[int, str, Val
 
 def is_signed(data: Dataset, around: bool = False) -> bool:
     """Return whether PixelRepresentation of a data set is 1."""
-    stated = data.get_item(PIXEL_REPRESENTATION, keep_deferred=True) if PIXEL_REPRESENTATION in data else None
-    return b"\1" in stated.value if isinstance(getattr(stated, "value", None), bytes) else around
+    stated: Any = data.get_item(PIXEL_REPRESENTATION, keep_deferred=True) if PIXEL_REPRESENTATION in data else None
+    value = getattr(stated, "value", None)
+    return b"\1" in value if isinstance(value, bytes) else around
 
 
 def encoded(tag: int, vr: str, value: Value, signed: bool = False) -> bytes:
