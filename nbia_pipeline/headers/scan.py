@@ -139,5 +139,6 @@ class Names:
         """Return the numbers of a column of texts."""
         coded = pc.dictionary_encode(column.combine_chunks())
         known = [*map(self.number, coded.dictionary.to_pylist()), -1]
-        numbers: Numbers = np.array(known, np.int64)
-        return numbers[pc.fill_null(coded.indices, len(known) - 1).to_numpy(zero_copy_only=False)]
+        at = pc.fill_null(coded.indices, len(known) - 1).to_numpy(zero_copy_only=False)
+        numbers: Numbers = np.array(known, np.int64)[at]
+        return numbers
