@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ from nbia_pipeline.embedded.demo.tables import (
     PROTOCOLS,
     RESTRICTED,
     CollectionSpec,
+    Place,
+    SeriesSpec,
     StudySpec,
 )
 from nbia_pipeline.embedded.phantoms.anatomy import ANATOMIES, Geometry
@@ -86,32 +89,47 @@ def _columns(collection: CollectionSpec, study: StudySpec, number: int) -> dict[
     }
 
 
-def _study_plans(collection: CollectionSpec, study: StudySpec, scale: int) -> list[SeriesPlan]:
-    frame = uid_of(collection.name, study.patient_id, study.day, "frame of reference")
-    plans: list[SeriesPlan] = []
+def _drawn_plan(
+    series: SeriesSpec, row: dict[str, Any], sources: list[SeriesPlan], study: StudySpec, anatomy: str
+) -> SeriesPlan:
+    """Return the plan of what describes or refers to `sources`; it lies in the frame of reference of the first."""
+    source, *others = sources
+    if series.flaw == "unknown images":
+        source = replace(source, row={**source.row, "SeriesInstanceUID": uid_of(row["SeriesInstanceUID"], "unknown")})
+    frame = source.frame_of_reference
+    return SeriesPlan(
+        row, anatomy, study.growth, source.geometry, (), frame, series.numbered, source, tuple(others), series.flaw
+    )
+
+
+def _add_plans(plans: dict[Place, SeriesPlan], collection: CollectionSpec, study: StudySpec, scale: int) -> None:
+    """Add the plans of a study to `plans`; what its series refer to is among them already."""
+    key = (collection.name, study.patient_id, study.day)
+    frame = uid_of(*key, "frame of reference")
     for number, series in enumerate(study.series, 1):
-        anatomy = series.anatomy or collection.anatomy
+        anatomy, row = series.anatomy or collection.anatomy, _columns(collection, study, number)
+        if not series.contrasts:
+            sources = [plans[(*key, place) if isinstance(place, int) else place] for place in series.sources]
+            plans[(*key, number)] = _drawn_plan(series, row, sources, study, anatomy)
+            continue
         kind = ANATOMIES[anatomy]
         # Other planes than the axial one cut the whole width of the body.
         extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
-        row = _columns(collection, study, number)
         geometry = scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
-        source = None if series.contrasts else plans[0]
-        geometry = source.geometry if source else geometry
-        plans.append(SeriesPlan(row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered, source))
-    return plans
+        plans[(*key, number)] = SeriesPlan(
+            row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered
+        )
 
 
 def demo_plans(scale: int = 1) -> list[SeriesPlan]:
     """Return the plans of all series of the demo, in the order of the catalog; see :func:`demo_catalog`."""
     if scale < 1:
         raise ValueError(f"the scale must be 1 or more, not {scale}")
-    return [
-        plan
-        for collection in COLLECTIONS
-        for study in collection.studies
-        for plan in _study_plans(collection, study, scale)
-    ]
+    plans: dict[Place, SeriesPlan] = {}
+    for collection in COLLECTIONS:
+        for study in collection.studies:
+            _add_plans(plans, collection, study, scale)
+    return list(plans.values())
 
 
 def _cart(plans: list[SeriesPlan]) -> tuple[str, ...]:
@@ -135,14 +153,14 @@ def _annotations() -> dict[str, dict[str, bytes]]:
 
 
 def demo_catalog(scale: int = 1) -> Catalog:
-    """Return the demo: 5 collections (one of them restricted), 12 patients, 31 series, 14 MB at scale 1.
+    """Return the demo: 5 collections (one of them restricted), 12 patients, 43 series, 14 MB at scale 1.
 
     The stacks cover the same part of the body at every scale (see :func:`scaled_geometry`): an image of 128 pixels
     has 512 at scale 4, and at scale 100 25 times as many slices. UIDs and rows are the same, but for counts, sizes,
-    spacings and the additional instances. SEG and RTSTRUCT series stay single files, with more frames.
+    spacings and the additional instances. What is drawn stays a single file, with more frames.
 
     Args:
-        scale: 1 or more; 4 makes 205 MB, 100 makes 5.3 GB. Files are made when they are read.
+        scale: 1 or more; 4 makes 206 MB, 100 makes 5.3 GB. Files are made when they are read.
 
     Raises:
         ValueError: the scale is below 1.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from nbia_pipeline.embedded.catalog import holdings
 
@@ -25,6 +25,10 @@ BYNC4 = (
 _LIMITED = ("TCIA Restricted License", "https://www.cancerimagingarchive.net/data-usage-policies-and-restrictions/")
 
 
+Place: TypeAlias = tuple[str, str, str, int]
+"""Collection, PatientID, StudyDate and number of a series."""
+
+
 @dataclass(frozen=True)
 class SeriesSpec:
     """What is special about a series.
@@ -32,7 +36,7 @@ class SeriesSpec:
     Attributes:
         modality: Modality (0008,0060).
         description: SeriesDescription (0008,103E), or None.
-        contrasts: contrast of each acquisition; none for what describes the study's first series.
+        contrasts: contrast of each acquisition; none for what describes other series.
         slices: number of slices at scale 1.
         matrix: rows and columns at scale 1.
         plane: key of :data:`nbia_pipeline.embedded.phantoms.anatomy.PLANES`.
@@ -40,6 +44,9 @@ class SeriesSpec:
         numbered: False if AcquisitionNumber (0020,0012) is missing.
         columns: values that override the derived ones, by column name.
         annotations: annotation files, text by name.
+        sources: what it describes or refers to, images first: series of its study by number, others by
+            collection, PatientID, StudyDate and number.
+        flaw: what is wrong with its references, see :class:`nbia_pipeline.embedded.phantoms.dicom_files.SeriesPlan`.
     """
 
     modality: str
@@ -52,6 +59,8 @@ class SeriesSpec:
     numbered: bool = True
     columns: dict[str, Any] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+    sources: tuple[int | Place, ...] = (1,)
+    flaw: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class StudySpec:
         day: StudyDate (0008,0020), ISO 8601.
         description: StudyDescription (0008,1030).
         released: day of the release, ISO 8601.
-        series: its series; SEG and RTSTRUCT describe the first one.
+        series: its series.
         growth: factor of the lesion's radii at that time.
         columns: values that override the derived ones of all its series, by column name.
     """
@@ -125,8 +134,11 @@ def _pt(description: str, **columns: Any) -> SeriesSpec:
     return SeriesSpec("PT", description, ("pet",), 18, 64, numbered=False, columns=columns)
 
 
-def _drawn(modality: str, description: str, **columns: Any) -> SeriesSpec:
-    return SeriesSpec(modality, description, columns={"ThirdPartyAnalysis": "YES", **columns})
+def _drawn(
+    modality: str, description: str, *sources: int | Place, flaw: str | None = None, **columns: Any
+) -> SeriesSpec:
+    columns = {"ThirdPartyAnalysis": "YES", **columns}
+    return SeriesSpec(modality, description, columns=columns, sources=sources or (1,), flaw=flaw)
 
 
 _READINGS = {
@@ -140,6 +152,9 @@ _READINGS = {
     ),
 }
 _DOSE_GOALS = {"dose goals (final).csv": "structure,goal,unit\nGTV-1,70,Gy\nSpinal cord,45,Gy\nParotid – left,26,Gy\n"}
+
+_PLANNING_CT = ("HeadNeckMix", "HNM-001", "2011-04-18", 1)
+_CHEST_CT = ("TCGA-DEMO", "TCGA-DM-A002", "2005-07-04", 1)
 
 COLLECTIONS = (
     CollectionSpec(
@@ -215,7 +230,7 @@ COLLECTIONS = (
     ),
     CollectionSpec(
         "HeadNeckMix",
-        "Head scans with planning contours",
+        "Head scans with planning contours, and every kind of object that refers to images",
         "head",
         BYNC4,
         (
@@ -228,18 +243,31 @@ COLLECTIONS = (
                     ),
                     _drawn("RTSTRUCT", "GTV & organs/1", Manufacturer="ADAC"),
                     _pt("FDG PET"),
+                    _drawn("RTPLAN", "Plan 70 Gy", 1, 2),
+                    _drawn("RTDOSE", "Dose of the plan", 1, 4),
+                    _drawn("SEG", "Lesion, from CT and PET", 1, 3),
+                    _drawn("SR", "Volume of the lesion", 1, 6),
+                    _drawn("PR", "Lesion marked on CT"),
+                    _drawn("KO", "For the tumor board", 1, 3),
                 ),
                 _study(
                     *("2011-10-03", "MR follow-up", "2021-11-30"),
                     _mr("t1_se_tra", "t1"),
                     _mr("t2_tse_tra", "t2", DateReleased=None),
                     _mr("t2_flair_sag", "flair", plane="sagittal", numbered=False, SeriesDate=None),
+                    _drawn("REG", "t1 on the planning CT", _PLANNING_CT, 1),
+                    _drawn("SEG", "Lesion, from the planning CT", _PLANNING_CT),
+                    _drawn("SEG", "Lesion, t1 named as t2", 1, 2, flaw="wrong series"),
                     growth=0.6,
                 ),
             ),
             *_patient(
                 "HNM-002",
-                _study("2012-05-07", "MR Head", "2020-01-15", _mr(None, "t1", BodyPartExamined=None)),
+                _study(
+                    *("2012-05-07", "MR Head", "2020-01-15"),
+                    _mr(None, "t1", BodyPartExamined=None),
+                    _drawn("RTSTRUCT", "Contours without images", flaw="no references"),
+                ),
                 PatientSex="F",
             ),
             *_patient(
@@ -248,6 +276,8 @@ COLLECTIONS = (
                     *("2007-01-09", "RT Planning", "2021-11-30"),
                     _ct("Planning CT"),
                     _drawn("RTSTRUCT", "Contours (final, v2)"),
+                    _drawn("SEG", "Lesion, from images nobody has", flaw="unknown images"),
+                    _drawn("SEG", "Lesion, from the chest CT", _CHEST_CT),
                 ),
             ),
         ),
@@ -307,7 +337,11 @@ COLLECTIONS = (
 # Values by anatomy or modality.
 BODY_PARTS = {"torso": "CHEST", "head": "HEAD", "breast": "BREAST"}
 PROTOCOLS = {"CT": "Routine 120 kVp", "MR": "Standard/3T", "PT": "WB FDG"}
-MODELS = {"CT": "Phantom CT 64", "MR": "Phantom MR 3T", "PT": "Phantom PET", "SEG": "Reader", "RTSTRUCT": "Planner"}
+MODELS = {
+    **{"CT": "Phantom CT 64", "MR": "Phantom MR 3T", "PT": "Phantom PET", "SEG": "Reader"},
+    **dict.fromkeys(("RTSTRUCT", "RTPLAN", "RTDOSE"), "Planner"),
+    **dict.fromkeys(("SR", "PR", "KO", "REG"), "Workstation"),
+}
 DEFAULTS: dict[str, Any] = {
     **holdings.DEFAULTS,
     "Site": None,

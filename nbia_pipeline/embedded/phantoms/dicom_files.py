@@ -37,8 +37,17 @@ SOP_CLASSES = {
     "PT": "1.2.840.10008.5.1.4.1.1.128",
     "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
     "RTSTRUCT": "1.2.840.10008.5.1.4.1.1.481.3",
+    "RTPLAN": "1.2.840.10008.5.1.4.1.1.481.5",
+    "RTDOSE": "1.2.840.10008.5.1.4.1.1.481.2",
+    "SR": "1.2.840.10008.5.1.4.1.1.88.33",
+    "PR": "1.2.840.10008.5.1.4.1.1.11.1",
+    "KO": "1.2.840.10008.5.1.4.1.1.88.59",
+    "REG": "1.2.840.10008.5.1.4.1.1.66.1",
 }
 """SOPClassUID (0008,0016) by Modality (0008,0060)."""
+
+WITHOUT_POSITIONS = ("SR", "PR", "KO")
+"""What has no frame of reference."""
 
 CT_INTERCEPT = -1024
 BECQUEREL_PER_SUV = 5000.0
@@ -68,7 +77,11 @@ class SeriesPlan:
         contrasts: contrast of each acquisition; more than one where the stack is scanned repeatedly.
         frame_of_reference: FrameOfReferenceUID (0020,0052).
         numbered: False if AcquisitionNumber (0020,0012) is missing.
-        source: the images that a SEG or RTSTRUCT series describes; None for images themselves.
+        source: the images that it describes or refers to; None for images themselves.
+        others: further series that it refers to: more images, or the RTSTRUCT of an RTPLAN, the RTPLAN of an RTDOSE,
+            the SEG of an SR.
+        flaw: what is wrong with its references: None; "wrong series" (the source's instances are stated to be of
+            the first other series), "unknown images" (the source is in no archive), "no references".
         revision: 0 at first; another one makes other contents under the same UIDs, of the same sizes for images.
     """
 
@@ -80,6 +93,8 @@ class SeriesPlan:
     frame_of_reference: str
     numbered: bool = True
     source: SeriesPlan | None = None
+    others: tuple[SeriesPlan, ...] = ()
+    flaw: str | None = None
     revision: int = 0
 
     @property
@@ -188,9 +203,9 @@ def common(plan: SeriesPlan) -> Dataset:
         PatientSpeciesCodeSequence=[code(str(row["SpeciesCode"]), "SCT", str(row["SpeciesDescription"]))],
         PatientIdentityRemoved="YES",
         DeidentificationMethod="Synthetic: there is no patient",
-        FrameOfReferenceUID=plan.frame_of_reference,
-        PositionReferenceIndicator="",
     )
+    if plan.modality not in WITHOUT_POSITIONS:
+        fill(dataset, FrameOfReferenceUID=plan.frame_of_reference, PositionReferenceIndicator="")
     if plan.source and plan.revision:
         # What is drawn has no noise to differ in.
         put(dataset, "InstanceCreationTime", f"{plan.revision % 240000:06d}")

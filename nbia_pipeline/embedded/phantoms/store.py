@@ -9,14 +9,33 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nbia_pipeline.embedded.catalog.model import ImageStore, StoredInstance
+from nbia_pipeline.embedded.phantoms.anatomy import Geometry
 from nbia_pipeline.embedded.phantoms.annotations import segmentation, structure_set
 from nbia_pipeline.embedded.phantoms.dicom_files import SeriesPlan, decimal, image_file, image_sizes
+from nbia_pipeline.embedded.phantoms.documents import key_objects, presentation_state, registration, report
+from nbia_pipeline.embedded.phantoms.radiotherapy import dose, dose_grid, treatment_plan
 
 CACHE_BYTES = 64 * 1024 * 1024
 
 _Key = tuple[str, int]
 
-_WHOLE_SERIES = {"SEG": segmentation, "RTSTRUCT": structure_set}
+_WHOLE_SERIES = {
+    "SEG": segmentation,
+    "RTSTRUCT": structure_set,
+    "RTPLAN": treatment_plan,
+    "RTDOSE": dose,
+    "SR": report,
+    "PR": presentation_state,
+    "KO": key_objects,
+    "REG": registration,
+}
+
+
+def _grid(plan: SeriesPlan) -> Geometry | None:
+    """Return where the pixels of the files lie; None where they have none."""
+    if plan.source is None:
+        return plan.geometry
+    return {"SEG": plan.source.geometry, "RTDOSE": dose_grid(plan)}.get(plan.modality)
 
 
 class PhantomStore:
@@ -88,15 +107,13 @@ class PhantomStore:
     def columns(self, series_uid: str) -> dict[str, Any]:
         """Return the columns of a catalog that follow from the files of a planned series."""
         plan, instances = self._plans[series_uid], self.instances(series_uid)
-        geometry = (plan.source or plan).geometry
-        # A structure set has no pixels, hence no spacing.
-        sliced = plan.modality != "RTSTRUCT"
+        grid = _grid(plan)
         return {
             "ImageCount": len(instances),
             "FileSize": sum(instance.size for instance in instances),
             "SOPClassUID": plan.sop_class,
-            "PixelSpacing(mm)-Row": decimal(geometry.spacing) if sliced else None,
-            "SliceThickness(mm)": decimal(geometry.thickness) if sliced else None,
+            "PixelSpacing(mm)-Row": decimal(grid.spacing) if grid else None,
+            "SliceThickness(mm)": decimal(grid.thickness) if grid else None,
         }
 
     def _by_uid(self, plan: SeriesPlan) -> dict[str, StoredInstance]:
