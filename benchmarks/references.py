@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from measuring import run_measured, timed, verdict
 
-from nbia_pipeline.headers.resolve import write_references
+from nbia_pipeline.headers.graph.resolve import write_references
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.headers import INSTANCE_REFERENCES
