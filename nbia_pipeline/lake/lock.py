@@ -57,6 +57,8 @@ class Lock(Enum):
     """The table ``conformance`` of a collection."""
     HEADERS = "{collection}~headers.{series}"
     """One part of the tables of headers of a collection; in the place of a SeriesInstanceUID is its number."""
+    REFERENCES = "{collection}~references"
+    """The table ``series_references`` of a collection."""
 
     def path(self, collection: str, series_uid: str = "") -> str:
         """Return the path of the lock; only ``SERIES`` takes a SeriesInstanceUID, and ``HEADERS`` a number."""
