@@ -26,6 +26,9 @@ from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX,
 LARGE = 1 << 16
 """An element whose value has more bytes stays in the file."""
 
+NEEDED = frozenset((0x00081155, 0x00620001))
+"""Elements that are no sequences and that references or annotations depend on: they are in `top` as well."""
+
 _CTP_ELEMENT = 0x00130010
 _CTP_COLLECTION = INDEX["CTPCollection"]
 _MOST_REMEMBERED = 1 << 25  # bytes of elements
@@ -34,14 +37,14 @@ _LONGEST_REMEMBERED = 1 << 12
 
 
 class Entry(NamedTuple):
-    """An element as it was read: its bytes, its JSON with tag and comma, and its values in columns."""
+    """An element as it was read: its bytes, its JSON with tag and comma, its values in columns, its place in `top`."""
 
     tag: int
     raw: bytes
     json: str
     columns: tuple[tuple[int, Any], ...] = ()
     problems: tuple[str, ...] = ()
-    place: tuple[str, int, int] | None = None  # of a sequence: VR, position of the value after `raw`'s, stated length
+    place: tuple[str, int, int] | None = None  # VR, position of the value in `raw`, stated length
 
 
 class _Run(NamedTuple):
@@ -213,7 +216,8 @@ class Elements:
         columns = columns_of(tag, values)
         if tag & 0xFFFF00FF == _CTP_ELEMENT and values and self.around.creators.get(tag & ~0xFF, b"").strip() == b"CTP":
             columns = ((_CTP_COLLECTION, str(values[0])),)
-        return Entry(tag, raw, json, columns, wrong)
+        place = (vr, len(raw) - len(value), len(value)) if tag in NEEDED else None
+        return Entry(tag, raw, json, columns, wrong, place)
 
     def _sequence(self, buffer: bytes, at: int, tag: int, begin: int, length: int) -> Entry:
         if length != UNDEFINED:
