@@ -27,6 +27,7 @@ EXAMPLES = {
     "bwlimit": "50MB",
     "ca_bundle": "/etc/ssl/private-archive.pem",
     "images": ["TCGA-LUAD"],
+    "headers": ["TCGA-LUAD"],
     "select": {"TCGA-LUAD": {"modalities": ["CT", "SEG"]}},
     "executor": {"multiprocess": {"max_concurrent": 4}},
     "password_env": "NBIA_PASSWORD",

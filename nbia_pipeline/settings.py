@@ -29,6 +29,8 @@ SELECTS_BY_LIST = ("modalities", "body_parts", "patients", "series")
 SELECTS_BY_NAME = ("manifest", "cart")
 """Fields of an entry of ``select``: lists of values, and the two that name a list of series."""
 
+_MAY_BE_EMPTY = ("images", "headers")
+
 MIN_POLL_SECONDS = 60  # the server caches its answers that long
 
 PASSWORD: Any = Field(
@@ -107,6 +109,11 @@ class Pipeline(Connection):
         default=None,
         description="Names or globs of the collections whose images are mirrored. None: all for the embedded archive, "
         "none for any other.",
+    )
+    headers: tuple[str, ...] | None = Field(
+        default=None,
+        description="Names or globs of the collections whose files' headers are read into tables. None: of all whose "
+        "images are mirrored. An empty list turns it off. See docs/headers.md.",
     )
     select: dict[str, dict[str, Any]] = Field(
         default={},
@@ -194,7 +201,7 @@ class Settings(Pipeline):
     ) -> Settings:
         """Read the ``NBIA_*`` variables; an unset or empty one takes its default.
 
-        Only ``NBIA_IMAGES`` may be set and empty: no images.
+        Only ``NBIA_IMAGES`` and ``NBIA_HEADERS`` may be set and empty: no images, no headers.
 
         Args:
             environ: the variables. None: those of the process.
@@ -208,8 +215,8 @@ class Settings(Pipeline):
         given: dict[str, Any] = {}
         for name in cls.model_fields:
             text = env.get(variable_of(name))
-            if text or (text is not None and name == "images"):
-                given[name] = split_names(text) if name in ("collections", "images") else text
+            if text or (text is not None and name in _MAY_BE_EMPTY):
+                given[name] = split_names(text) if name in ("collections", *_MAY_BE_EMPTY) else text
         if "select" in given:
             given["select"] = _from_json(name_of("select"), given["select"], _EXAMPLE_OF_SELECT)
         return cls(name_of, **given)
@@ -225,7 +232,22 @@ class Settings(Pipeline):
 
     def mirrors_images_of(self, collection: str) -> bool:
         """Return whether the images of `collection` are mirrored."""
-        return bool(matching(self.images or (), [collection]))
+        return bool(matching(self.names_of("images"), [collection]))
+
+    def reads_headers_of(self, collection: str) -> bool:
+        """Return whether the headers of the files of `collection` are read: by default, if its images are mirrored."""
+        return bool(matching(self.names_of("headers"), [collection]))
+
+    @property
+    def reads_headers(self) -> bool:
+        """Whether there are assets that read headers."""
+        return self.headers != ()
+
+    def names_of(self, field: str) -> tuple[str, ...]:
+        """Return the names and globs of collections, images or headers; where those of headers are left out, images."""
+        as_images = field == "headers" and self.headers is None
+        names: tuple[str, ...] | None = getattr(self, "images" if as_images else field)
+        return names or ()
 
     def _check_archive(self) -> None:
         if self.api not in ("v2", "v4"):
@@ -278,12 +300,13 @@ class Settings(Pipeline):
             raise SettingsError(f"{collections} is empty: name collections or globs, or leave it out for all")
         if self.images is None:
             object.__setattr__(self, "images", ("*",) if self.archive == EMBEDDED else ())
-        for name in self.images or ():
-            if not is_glob(name) and not matching(self.collections, [name]):
-                raise SettingsError(
-                    f"{self.name_of('images')} names {name!r}, but {collections} ({', '.join(self.collections)}) "
-                    "leaves it out: its images need its series table, so add it there too"
-                )
+        for field in _MAY_BE_EMPTY:
+            for name in getattr(self, field) or ():
+                if not is_glob(name) and not matching(self.collections, [name]):
+                    raise SettingsError(
+                        f"{self.name_of(field)} names {name!r}, but {collections} ({', '.join(self.collections)}) "
+                        f"leaves it out: its {field} need its series table, so add it there too"
+                    )
 
     def _check_select(self) -> None:
         name = self.name_of("select")
@@ -339,6 +362,7 @@ def _not_valid(found: Mapping[str, Any], model: type[BaseModel], name_of: Callab
     kinds = {
         "collections": "a list of names or globs",
         "images": "a list of names or globs",
+        "headers": "a list of names or globs",
         "executor": f"a name, or one name with its configuration, such as {_EXAMPLE}",
         "select": f"a mapping, such as {_EXAMPLE_OF_SELECT}",
     }

@@ -12,6 +12,7 @@ VARIABLES = (
     ("NBIA_LAKE", "Directory or URI of the lake, such as /data/tcia or s3://bucket/tcia", "./lake"),
     ("NBIA_COLLECTIONS", "Names or globs of the collections whose tables are mirrored", "*"),
     ("NBIA_IMAGES", "Names or globs of the collections whose images are mirrored", ""),
+    ("NBIA_HEADERS", "Names or globs of the collections whose files' headers are read into tables", ""),
     ("NBIA_SELECT", "Which series of the mirrored collections are wanted", ""),
     ("NBIA_METADATA", "How series_metadata is requested on v2", "auto"),
     ("NBIA_FSYNC", "Whether what is finished is flushed to the disk, so that it survives a loss of power", "true"),

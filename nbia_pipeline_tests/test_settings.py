@@ -120,6 +120,7 @@ def test_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch)
         ("NBIA_LAKE", "s3://bucket/lake", "lake", "s3://bucket/lake"),
         ("NBIA_COLLECTIONS", "RIDER Lung CT, TCGA-*,", "collections", ("RIDER Lung CT", "TCGA-*")),
         ("NBIA_IMAGES", "LIDC-IDRI ,QIN*", "images", ("LIDC-IDRI", "QIN*")),
+        ("NBIA_HEADERS", "LIDC-IDRI,QIN*", "headers", ("LIDC-IDRI", "QIN*")),
         ("NBIA_METADATA", "single", "metadata", "single"),
         ("NBIA_METADATA", "bulk", "metadata", "bulk"),
         ("NBIA_POLL_SECONDS", " 600", "poll_seconds", 600),
@@ -275,6 +276,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lake": " "}, "{lake} is empty"),
     ({"collections": " , "}, "{collections} is empty"),
     ({"collections": "A,B*", "images": "C"}, "{images} names 'C', but {collections} (A, B*) leaves it out"),
+    ({"collections": "A,B*", "headers": "B1,C"}, "{headers} names 'C', but {collections} (A, B*) leaves it out"),
     ({"ca_bundle": "/no/such"}, "{ca_bundle} is '/no/such': there is no such file"),
     ({"poll_seconds": "59"}, "{poll_seconds} is 59: set it to 60 or more"),
     ({"poll_seconds": "hourly"}, "{poll_seconds} is 'hourly': set it to a whole number"),
@@ -286,7 +288,7 @@ def test_an_error_names_what_was_written(given: dict[str, Any], sentence: str) -
     variables = {name: f"NBIA_{name.upper()}" for name in Settings.model_fields}
     with pytest.raises(SettingsError, match="^" + re.escape(sentence.format(**variables))):
         read(**{variables[name]: text for name, text in given.items()})
-    lists = {name: split_names(text) for name, text in given.items() if name in ("collections", "images")}
+    lists = {name: split_names(text) for name, text in given.items() if name in ("collections", "images", "headers")}
     of_python = re.escape(sentence.format(**{name: name for name in variables}))
     with pytest.raises(SettingsError, match="^" + of_python):
         Settings(**{**given, **lists})
@@ -393,6 +395,18 @@ def test_no_help_of_a_command_waits_for_dagster(command: str) -> None:
 )
 def test_images_are_mirrored_by_name_or_glob(images: str, collection: str, mirrored: bool) -> None:
     assert read(NBIA_IMAGES=images).mirrors_images_of(collection) is mirrored
+
+
+@pytest.mark.parametrize(
+    ("headers", "read_of"),
+    [(None, ["A1", "B"]), ("", []), ("A*", ["A1"]), ("C", ["C"]), ("*", ["A1", "B", "C"])],
+)
+def test_headers_are_read_where_images_are_mirrored_unless_others_are_named(
+    headers: str | None, read_of: list[str]
+) -> None:
+    settings = read(NBIA_IMAGES="A*,B", **({} if headers is None else {"NBIA_HEADERS": headers}))
+    assert [c for c in ("A1", "B", "C") if settings.reads_headers_of(c)] == read_of
+    assert settings.reads_headers is (headers != "")
 
 
 @given(st.lists(NAMES.filter(lambda n: "," not in n and n.strip() == n)), st.sampled_from([",", " , ", ",,", ",\t"]))

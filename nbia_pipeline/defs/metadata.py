@@ -47,7 +47,7 @@ def _column(column: Column, in_key: bool, served: str | None) -> dg.TableColumn:
     unit = f" Unit: {column.unit}." if column.unit else ""
     return dg.TableColumn(
         name=column.name,
-        type=_TYPE_NAMES[column.type],
+        type=_TYPE_NAMES.get(column.type, str(column.type)),
         description=column.description + unit + tag + (f" {served}" if served else ""),
         constraints=dg.TableColumnConstraints(nullable=not in_key, unique=False),
         tags={"dicom": column.tag.replace(",", "-")} if column.tag else {},

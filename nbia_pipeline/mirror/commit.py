@@ -17,7 +17,7 @@ from nbia_pipeline.lake.layout import instance_name, series_path
 from nbia_pipeline.lake.table_file import Rows, TableFile, rows_where
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.journal import Entry
-from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.receipt import Receipt, says_for_whom
 from nbia_pipeline.mirror.series import (
     COLUMNS,
     FINGERPRINT,
@@ -116,11 +116,12 @@ def _settled(
     """Return which receipts stay as they are, and the rows of the listed series that have none of these.
 
     What becomes of a series does not depend on any other, so that a commit has in memory only those that may change.
-    They are few, but for a first run: of a complete series without a Reason nothing changes, unless it is withdrawn.
+    They are few, but for a first run: of a complete series without a problem nothing changes, unless it is withdrawn.
     """
     at = places_in(series[_UID], receipts[_UID])
     stays = pc.and_(pc.equal(receipts["Status"], COMPLETE), pc.invert(among(receipts[_UID], _by_uid(fresh))))
-    for name in ("Reason", *NO_NEWER):
+    stays = pc.and_(stays, pc.or_(pc.is_null(receipts["Reason"]), says_for_whom(receipts)))
+    for name in NO_NEWER:
         stays = pc.and_(stays, pc.is_null(receipts[name]))
     listed = pc.is_in(pa.array(range(receipts.num_rows), at.type), value_set=at)
     stays = pc.and_(stays, pc.or_(listed, pc.invert(among(receipts[_UID], withdrawn))))
@@ -313,13 +314,15 @@ def as_listed(
     newly_gone = pc.and_(gone, pc.not_equal(table["Status"], WITHDRAWN))
     again = pc.if_else(pc.is_valid(table["RefreshFailedAt"]), NOT_REFRESHED, _NO_TEXT)
     why = pc.if_else(returned, again, table["Reason"])
+    why = pc.if_else(pc.and_(newly_gone, says_for_whom(table)), _NO_TEXT, why)
     why = pc.coalesce(pc.if_else(newly_gone, values_by(table[_UID], reasons), _NO_TEXT), why)
     table = with_column(with_column(table, "Status", status), "Reason", why)
     # What could not be refreshed may be what is listed again: then nothing is wrong with it.
     current = pc.and_(is_listed, same_contents(in_order_of(table, listed), table))
     current = pc.and_(current, pc.equal(status, COMPLETE))
     for name in ("Reason", *NO_NEWER):
-        table = with_column(table, name, pc.if_else(current, pa.scalar(None, table[name].type), table[name]))
+        settled = pc.and_not(current, says_for_whom(table)) if name == "Reason" else current
+        table = with_column(table, name, pc.if_else(settled, pa.scalar(None, table[name].type), table[name]))
     as_before = pc.and_(same_contents(in_order_of(table, listed), table), pc.is_valid(table["Reason"]))
     stale = pc.and_not(pc.and_(pc.equal(status, PENDING), is_listed), as_before)
     table = table.filter(pc.invert(stale))

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -56,6 +56,7 @@ _PROCESSORS = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
 
 OnBytes = Callable[[WantedSeries, int], object]
 """Takes a series, and how many bytes of it have arrived in its present download: unpacked, or read ahead."""
+NOBODY: Mapping[str, str] = {}
 
 
 def fetch_batch(
@@ -65,6 +66,7 @@ def fetch_batch(
     *,
     streams: int | None = None,
     ask_list: bool = False,
+    for_whom: Mapping[str, str] = NOBODY,
     on_result: Callable[[Receipt], None] = lambda receipt: None,
     on_bytes: OnBytes = lambda wanted, size: None,
 ) -> list[Receipt]:
@@ -80,6 +82,7 @@ def fetch_batch(
         streams: series at a time; None: as many as keep the requests in flight that the client's limit allows. How
             many there are is up to :class:`~nbia_pipeline.archive.rate_limit.Limiter`.
         ask_list: ask for the list of instances of every series, also where count and size prove the set.
+        for_whom: whose references led to a series, by its UID, for the Reason of its receipt.
         on_result: called with every outcome, from any thread.
         on_bytes: called with what has arrived of a series, from any thread.
 
@@ -95,7 +98,8 @@ def fetch_batch(
     reasons = Reasons(client)
 
     def fetch(wanted: WantedSeries) -> Receipt:
-        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list, on_bytes=on_bytes)
+        who = for_whom.get(wanted.SeriesInstanceUID)
+        receipt = fetch_series(client, lake, wanted, reasons, ask_list=ask_list, for_whom=who, on_bytes=on_bytes)
         on_result(receipt)
         return receipt
 
@@ -263,6 +267,7 @@ def fetch_series(
     reasons: Reasons | None = None,
     *,
     ask_list: bool = False,
+    for_whom: str | None = None,
     on_bytes: OnBytes = lambda wanted, size: None,
 ) -> Receipt:
     """Fetch one series: complete, verified and published, or not at all.
@@ -273,7 +278,8 @@ def fetch_series(
         wanted: which series.
         reasons: asks why the archive refuses it; share one among the series of a batch.
         ask_list: see :func:`fetch_batch`.
-        on_bytes: same.
+        for_whom: whose references led to the series.
+        on_bytes: as for :func:`fetch_batch`.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses the account, or something answers in its place.
@@ -317,7 +323,7 @@ def fetch_series(
             if not receipt.instances and lake.names_in(path):
                 why = "the archive has no images of it any more; those in the lake stay"
                 return record_failure(lake, Receipt(wanted, UNAVAILABLE, attempt, reason=why))
-            receipt = replace(receipt, wanted=wanted, attempts=attempt)
+            receipt = replace(receipt, wanted=wanted, attempts=attempt, reason=for_whom)
             publish_series(lake, receipt, work / "files")
             return receipt
     return record_failure(lake, Receipt(wanted, QUARANTINED, TRIES, reason=reason))

@@ -20,12 +20,13 @@ from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror import journal
 from nbia_pipeline.mirror.annotations.fetch import AnnotationsResult, annotations_due, fetch_annotations
 from nbia_pipeline.mirror.commit import carry_over, commit, current_receipts, defer
-from nbia_pipeline.mirror.download import OnBytes, fetch_batch
+from nbia_pipeline.mirror.download import NOBODY, OnBytes, fetch_batch
 from nbia_pipeline.mirror.licenses import keep_licenses
 from nbia_pipeline.mirror.plan import EVERYTHING, NO_BOUNDS, Bounds, Missing, Plan, choose, compare
 from nbia_pipeline.mirror.progress import Progress
 from nbia_pipeline.mirror.rebuild.tables import rebuild
 from nbia_pipeline.mirror.receipt import Receipt
+from nbia_pipeline.mirror.references.closure import IMAGES, Followed, follow, selected
 from nbia_pipeline.mirror.selection import ALL_WANTED, Selection, SelectionError, Selections, cart_series
 from nbia_pipeline.mirror.series import WantedSeries, named, wanted_series
 from nbia_pipeline.reading.sql import write_catalog
@@ -51,6 +52,7 @@ class MirrorResult:
         bytes: how large these files are.
         left: how many were left for a later run, because of the bounds or the room on the disk.
         failed: why a series could not be fetched, by SeriesInstanceUID.
+        referenced: what references led to besides; None if they were not followed.
     """
 
     wanted: int
@@ -60,6 +62,7 @@ class MirrorResult:
     bytes: int
     left: int
     failed: Mapping[str, str]
+    referenced: Followed | None = None
 
 
 class Mirror:
@@ -106,6 +109,7 @@ class Mirror:
         selection: Selection = EVERYTHING,
         bounds: Bounds = NO_BOUNDS,
         *,
+        with_references: Sequence[str] = (),
         on_progress: OnProgress = lambda line: None,
     ) -> MirrorResult:
         """Mirror a collection: its tables, then every series that is wanted and not in the lake, verified.
@@ -116,6 +120,7 @@ class Mirror:
             collection: exact spelling.
             selection: which of its series are wanted; all by default.
             bounds: how much to fetch.
+            with_references: what to fetch besides; see :meth:`fetch_references`. None: nothing.
             on_progress: takes a line from time to time, from any thread.
 
         Raises:
@@ -131,20 +136,28 @@ class Mirror:
                     self.fetch(batch, on_result=progress.add, on_bytes=progress.arrived)
         finally:
             self.commit(collection)
+        fetched = [r for r in progress.receipts if r.status == COMPLETE]
+        size = sum(i.Size for r in fetched for i in r.instances)
+        referenced = None
+        if with_references:
+            before = (len(fetched), size)
+            referenced = self.fetch_references(
+                [collection], selection, with_references, bounds, fetched=before, on_progress=on_progress
+            )
         if self.annotations:
             self.fetch_annotations(collection)
         write_catalog(self.lake)
-        fetched = [r for r in progress.receipts if r.status == COMPLETE]
         return MirrorResult(
             wanted=plan.wanted_figures.series,
             already_there=plan.done,
             fetched=len(fetched),
             files=sum(len(r.instances) for r in fetched),
-            bytes=sum(i.Size for r in fetched for i in r.instances),
+            bytes=size,
             left=len(plan.left) + len(plan.no_room),
             failed={
                 r.wanted.SeriesInstanceUID: f"{r.status}: {r.reason}" for r in progress.receipts if r.status != COMPLETE
             },
+            referenced=referenced,
         )
 
     def update_tables(self, collection: str, *, allow_lost_columns: bool = False) -> None:
@@ -243,6 +256,23 @@ class Mirror:
             LakeError: as for :meth:`plan`.
         """
         rows = cart_series(self.client, self.lake, name)
+        return self.plan_series(f"cart {name}", rows, bounds, on_progress=on_progress), wanted_series(rows)
+
+    def plan_series(
+        self, what: str, rows: pa.Table, bounds: Bounds = NO_BOUNDS, *, on_progress: OnProgress = lambda line: None
+    ) -> Plan:
+        """Return what to fetch of some series of any collections, as :meth:`plan` does of those of one.
+
+        Args:
+            what: what they are, for a person.
+            rows: of table ``series``.
+            bounds: how much to fetch.
+            on_progress: takes the plan in one line.
+
+        Raises:
+            ArchiveError: the archive cannot be asked for the licenses.
+            LakeError: as for :meth:`plan`.
+        """
 
         def rows_of(collection: str) -> tuple[Rows, Rows, Rows]:
             series = rows.filter(pc.equal(rows["Collection"], collection))
@@ -252,16 +282,17 @@ class Mirror:
             return series, series, present_series(self.lake, collection) if listed else series
 
         collections = pc.unique(rows["Collection"]).to_pylist()
-        plan, failed = self._plan(f"cart {name}", collections, rows_of, EVERYTHING, bounds, on_progress)
+        plan, failed = self._plan(what, collections, rows_of, EVERYTHING, bounds, on_progress)
         for error in failed.values():
             raise error
-        return plan, wanted_series(rows)
+        return plan
 
     def fetch(
         self,
         batch: Sequence[WantedSeries],
         *,
         ask_list: bool = False,
+        for_whom: Mapping[str, str] = NOBODY,
         on_result: Callable[[Receipt], None] = lambda receipt: None,
         on_bytes: OnBytes = lambda wanted, size: None,
     ) -> list[Receipt]:
@@ -272,9 +303,39 @@ class Mirror:
             batch,
             streams=self.streams,
             ask_list=ask_list,
+            for_whom=for_whom,
             on_result=on_result,
             on_bytes=on_bytes,
         )
+
+    def fetch_references(
+        self,
+        collections: Sequence[str],
+        selection: Selection = EVERYTHING,
+        kinds: Sequence[str] = (IMAGES,),
+        bounds: Bounds = NO_BOUNDS,
+        *,
+        fetched: tuple[int, int] = (0, 0),
+        on_progress: OnProgress = lambda line: None,
+    ) -> Followed:
+        """Fetch what the references of selected series lead to, in whatever study and collection.
+
+        It begins with those in the lake, and goes on until nothing is new; see :mod:`nbia_pipeline.mirror.references`.
+
+        Args:
+            collections: exact spelling.
+            selection: which of their series are selected.
+            kinds: ``images`` for what these refer to, ``annotations`` for what refers to them.
+            bounds: how much to fetch.
+            fetched: how many series and bytes of that were fetched before.
+            on_progress: takes a line from time to time, from any thread.
+
+        Raises:
+            ArchiveError: the archive cannot be asked; what was fetched is committed.
+            LakeError: the lake cannot be read or written.
+        """
+        begin = selected(self.lake, collections, selection, self.selections)
+        return follow(self, begin, kinds, bounds, fetched=fetched, on_progress=on_progress)
 
     def commit(self, collection: str, *, clear_mark: bool = True) -> pa.Table:
         """Enter what was fetched into the tables ``image_series`` and ``instances``, and return the receipts."""

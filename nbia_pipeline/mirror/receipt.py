@@ -27,6 +27,11 @@ COUNT_AND_SIZE = "count+size"
 """The archive has no digests; the files have its ImageCount and FileSize."""
 BY_DIGESTS = (MD5, MD5_AND_FIGURES)
 
+REFERENCED = "referenced by "
+"""How the Reason of a complete series begins that was fetched because another one refers to it."""
+MAY_REFER = "may refer to "
+"""How that of a series of annotations begins that was fetched to read whether it refers to the images of a patient."""
+
 # What earlier versions wrote where a text came instead of a zip: now that is a BadAnswer, and no outcome of a series.
 # Of a zip that is damaged further in, the bytes shown there are no text.
 _TEXT_FOR_A_ZIP = r"""is (no|not a) zip: b['"](\\xef\\xbb\\xbf|([ -\[\]-~]|\\[nrt]){4})"""
@@ -43,7 +48,7 @@ class Receipt:
         status: ``complete``, ``unavailable`` or ``quarantined``.
         attempts: how many downloads it took.
         instances: the verified files; none unless complete.
-        reason: why it is not complete.
+        reason: why it is not complete; of a complete one, for whom it was fetched, if a reference led to it.
         repaired: instances that were fetched one by one.
         verified_by: how the files were verified: :data:`MD5`, :data:`MD5_AND_FIGURES` or :data:`COUNT_AND_SIZE`.
         fetched_at: when (UTC, without a zone).
@@ -112,6 +117,12 @@ class Receipt:
 def fault_of_the_way(receipts: Columns) -> pa.ChunkedArray:
     """Return for each receipt whether a page of a proxy, or the like, is why its series was not fetched."""
     return pc.fill_null(pc.match_substring_regex(receipts["Reason"], _TEXT_FOR_A_ZIP), False)
+
+
+def says_for_whom(receipts: Columns) -> pa.ChunkedArray:
+    """Return for each receipt whether its Reason is no problem, but states whose references led to its series."""
+    begins = (pc.starts_with(receipts["Reason"], text) for text in (REFERENCED, MAY_REFER))
+    return pc.fill_null(pc.or_(*begins), False)
 
 
 def problem_rows(receipts: Rows) -> list[dict[str, str]]:

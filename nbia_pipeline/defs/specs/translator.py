@@ -15,7 +15,7 @@ import dagster as dg
 from nbia_pipeline.changes.catalog import VALUES
 from nbia_pipeline.changes.listing import LISTED
 from nbia_pipeline.defs.metadata import definition_metadata
-from nbia_pipeline.schema import Table
+from nbia_pipeline.schema import Table, headers
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.settings import SettingsError
 
@@ -26,6 +26,10 @@ FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=2), fail_windo
 IMAGES = (
     "The image files of the collection, one per instance, each verified. A series is in the lake complete or not at "
     "all; its receipt is in table image_series, and its files are listed in table instances."
+)
+HEADERS = (
+    "The headers of the image files of the collection, every element of each: tables instance_headers, "
+    "series_geometry, instance_references and annotations."
 )
 NEWS = "Report: the patients and studies of the collection that have a series released since a given day."
 
@@ -121,12 +125,16 @@ def _specs(
         return spec(table.name, group, {"parquet"}, table.description, metadata=definition_metadata(table), **more)
 
     files, by_collection = {"dicom", "file"}, {"partitions_def": collections}
+    references = headers.SERIES_REFERENCES
+    of_headers, of_references = definition_metadata(headers.INSTANCE_HEADERS), definition_metadata(references)
     partitioned = (*LISTED, t.SERIES_CHANGES, t.SERIES_METADATA)
     return [
         *(table(one, "catalog", freshness_policy=FRESH) for one in (t.COLLECTIONS, *VALUES)),
         *(table(one, "tables", freshness_policy=FRESH, **by_collection) for one in partitioned),
         spec("images", "images", files, IMAGES, metadata=definition_metadata(t.IMAGE_SERIES), **by_collection),
         table(t.ANNOTATION_FILES, "images", **by_collection),
+        spec("headers", "headers", {"parquet"}, HEADERS, metadata=of_headers, **by_collection),
+        spec("references", "headers", {"parquet"}, references.description, metadata=of_references, **by_collection),
         spec("news", "reports", {"report"}, NEWS, **by_collection),
     ]
 
