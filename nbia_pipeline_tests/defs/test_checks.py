@@ -195,7 +195,7 @@ def test_complete_tells_what_is_wrong_with_each_series(lake: Lake, subject: Subj
     errors = {f"--series {uid}" for uid, (*_, warning) in zip(uids, states, strict=False) if not warning}
     command, *named = str(report.remedy(findings)).split(" --")
     assert (command, {f"--{name}" for name in named}) == ("nbia-pipeline run", errors)
-    assert report.summary == "1 of 9 series are in the lake; 4 pending: the disk has no room for 1"
+    assert report.summary == "13 of 21 series are in the lake; 4 pending: the disk has no room for 1"
 
 
 def test_what_is_refused_within_a_day_of_its_release_is_a_warning(
@@ -220,15 +220,17 @@ def test_a_run_in_progress_is_why_series_are_pending(lake: Lake, subject: Subjec
     change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(pending))
     lake.write_table(INSTANCES, INSTANCES.schema.empty_table(), MIXED, may_empty=True)
     with dg.DagsterInstance.ephemeral() as instance:
-        of_a_run = replace(subject, instance=instance, run_id="another", last={"left_series": 4, "not_asked_series": 9})
+        of_a_run = replace(
+            subject, instance=instance, run_id="another", last={"left_series": 4, "not_asked_series": 21}
+        )
         idle = complete(replace(of_a_run, shared={}))
-        why = "the bounds of the last run left 4, the selection of the last run left out 5"
-        assert idle.summary == f"0 of 9 series are in the lake; 9 pending: {why}"
+        why = "the bounds of the last run left 4, the selection of the last run left out 17"
+        assert idle.summary == f"0 of 21 series are in the lake; 21 pending: {why}"
         assert idle.remedy(found(idle)) == "nbia-pipeline run"
         dg.DagsterInstance.add_run(instance, run_of("nbia_images", MIXED))
         busy = complete(replace(of_a_run, shared={}))
         assert (
-            busy.summary == f"0 of 9 series are in the lake; 9 pending: another run is fetching the collection, {why}"
+            busy.summary == f"0 of 21 series are in the lake; 21 pending: another run is fetching the collection, {why}"
         )
         assert busy.remedy(found(busy)) is None
         (run,) = instance.get_runs()
