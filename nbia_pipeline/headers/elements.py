@@ -25,7 +25,10 @@ LONG = Struct("<L").unpack_from
 _LONGEST_UNKNOWN = 0xFFFF
 _ITEM_BYTES = b"\xfe\xff\x00\xe0"
 
-_Place = tuple[bool, int, bool, dict[int, bytes]]
+Creators = dict[int, bytes]
+"""Private creators of a data set, by the first tag of their blocks."""
+
+_Place = tuple[bool, int, bool, Creators]
 """What is around an element: whether it is a sequence, where it ends, if that is known, and its private creators."""
 
 
@@ -33,7 +36,9 @@ class Odd(Exception):
     """The bytes do not go on as those of an ordinary data set; pydicom may know more."""
 
 
-def walk(buffer: bytes, at: int, end: int, explicit: bool) -> Iterator[tuple[int, str, int, int]]:
+def walk(
+    buffer: bytes, at: int, end: int, explicit: bool, creators: Creators | None = None
+) -> Iterator[tuple[int, str, int, int]]:
     """Yield the elements of a data set, depth first and in the order of the file.
 
     A sequence comes before its items, an item before its elements, whether their lengths are defined or not.
@@ -43,6 +48,7 @@ def walk(buffer: bytes, at: int, end: int, explicit: bool) -> Iterator[tuple[int
         at: where its first element begins.
         end: where it ends.
         explicit: whether elements state their VR.
+        creators: private creators that come before, see :func:`element`.
 
     Yields:
         Tag, VR, position of the value in `buffer`, and its length in bytes, which may be :data:`UNDEFINED` for a
@@ -54,9 +60,9 @@ def walk(buffer: bytes, at: int, end: int, explicit: bool) -> Iterator[tuple[int
         Odd: the bytes do not go on as they should.
     """
     around: list[_Place] = []
-    here: _Place = False, end, True, {}
+    here: _Place = False, end, True, creators or {}
     while True:
-        in_items, limit, defined, creators = here
+        in_items, limit, defined, known = here
         # Nearly all elements are public ones in the short form: these first, a few times as fast as the others.
         while explicit and not in_items and at + 8 <= limit:
             group, number, stated, length = EXPLICIT_HEAD(buffer, at)
@@ -70,9 +76,7 @@ def walk(buffer: bytes, at: int, end: int, explicit: bool) -> Iterator[tuple[int
             yield (SEQUENCE_END if in_items else ITEM_END), "", at, 0
             here = around.pop()
             continue
-        tag, vr, at, length = (
-            _delimiter(buffer, at, limit) if in_items else element(buffer, at, limit, explicit, creators)
-        )
+        tag, vr, at, length = _delimiter(buffer, at, limit) if in_items else element(buffer, at, limit, explicit, known)
         if vr == "SQ" or tag == ITEM:
             yield tag, vr, at, length
             around.append(here)
@@ -87,9 +91,7 @@ def walk(buffer: bytes, at: int, end: int, explicit: bool) -> Iterator[tuple[int
             at += length
 
 
-def element(
-    buffer: bytes, at: int, limit: int, explicit: bool, creators: dict[int, bytes]
-) -> tuple[int, str, int, int]:
+def element(buffer: bytes, at: int, limit: int, explicit: bool, creators: Creators) -> tuple[int, str, int, int]:
     """Return the element at a position as :func:`walk` yields it.
 
     Args:

@@ -53,6 +53,11 @@ class BaseStore:
             return None
         return content
 
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """Return some bytes of a file, fewer where it ends before; it must be there."""
+        content: bytes = self.fs.cat_file(self.full(path), start=offset, end=offset + length)
+        return content
+
     def read_first(self, path: str) -> bytes | None:
         """Return the content of a small file, the first that is read of a lake, None if there is no such file."""
         return self.read(path)

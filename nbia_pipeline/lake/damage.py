@@ -23,12 +23,19 @@ def damage_of(lake: Lake, table: Table, collection: str | None = None, *, rows: 
         collection: the partition, None for an unpartitioned table.
         rows: read all rows, and not only the end of the file.
 
+    Of a table in shards, that is the first of its files that is damaged.
+
     Raises:
         LakeError: the file cannot be read, which says nothing about its content.
     """
+    parts = lake.parts_of(table, collection)
+    return next(filter(None, (_damage_of(lake, table, collection, part, rows) for part in parts)), None)
+
+
+def _damage_of(lake: Lake, table: Table, collection: str | None, part: int, rows: bool) -> DamagedFile | None:
     try:
-        lake.read_properties(table, collection)
-        for _ in lake.read_pieces(table, collection) if rows else ():
+        lake.read_properties(table, collection, part=part)
+        for _ in lake.read_pieces(table, collection, part=part) if rows else ():
             pass
     except DamagedFile as e:
         return e
@@ -66,7 +73,7 @@ def read_or_empty(
 
 
 def remove_if_damaged(lake: Lake, table: Table, collection: str, lost: str) -> bool:
-    """Remove the file of a table if it is damaged, with a warning; return whether it was.
+    """Remove the file of a table if it is damaged, with a warning; return whether it was. Of parts, those that are.
 
     Args:
         lake: the lake.
@@ -77,12 +84,14 @@ def remove_if_damaged(lake: Lake, table: Table, collection: str, lost: str) -> b
     Raises:
         LakeError: the lake cannot be read or written.
     """
-    damage = damage_of(lake, table, collection)
-    if damage is None:
-        return False
-    log.warning("%s. %s", damage, lost)
-    lake.remove(table_path(table.name, collection))
-    return True
+    found = False
+    for part in lake.parts_of(table, collection):
+        damage = _damage_of(lake, table, collection, part, rows=True)
+        if damage:
+            log.warning("%s. %s", damage, lost)
+            lake.remove(table_path(table.name, collection, part))
+            found = True
+    return found
 
 
 def put_back(lake: Lake, table: Table, collection: str) -> bool:

@@ -53,6 +53,7 @@ _WORDS_WITH_A_TYPE = frozenset(
     "null none nil na nan nat true false t f yes no y n on off inf infinity epoch now today tomorrow yesterday".split()
 )
 
+_PART = re.compile(r"part-(0|[1-9]\d{0,8})\.parquet")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
 
 # What file managers, file systems and editors leave in any folder. In lower case; `*` stands for anything.
@@ -102,10 +103,16 @@ def decode(segment: str) -> str:
     return unquote(segment, errors="replace")
 
 
-def table_path(table: str, collection: str | None = None) -> str:
-    """Return the path of a table's file, or of one collection's file of it."""
+def table_path(table: str, collection: str | None = None, part: int = 0) -> str:
+    """Return the path of a table's file, or of one collection's file of it; of a table in shards, of one part."""
     partition = f"/{PARTITION}={_as_partition(collection)}" if collection is not None else ""
-    return f"{TABLES}/{table}{partition}/{PART}"
+    return f"{TABLES}/{table}{partition}/part-{part}.parquet"
+
+
+def part_of(name: str) -> int | None:
+    """Return the number of the part of a table that is in a file of that name, None if it is another file."""
+    number = _PART.fullmatch(name)
+    return int(number[1]) if number else None
 
 
 def earlier_path(path: str) -> str:

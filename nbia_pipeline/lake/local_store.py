@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nbia_pipeline.lake.base_store import MISSING, NO_DIGESTS, BaseStore, BeforeReplacing, Digests, Record
-from nbia_pipeline.lake.disk import delete, link_or_copy, removed_if_empty
 from nbia_pipeline.lake.errors import LakeError
 from nbia_pipeline.lake.flush import Flush
-from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, RUNS, STAGING, is_foreign
+from nbia_pipeline.lake.layout import EARLIER, JOURNAL, LOCKS, RUNS, STAGING, is_folder_note, is_foreign
 from nbia_pipeline.lake.lock import LEFTOVER_SECONDS, ExpectHeld, Lock, abandoned, file_lock, this_process
 
 
@@ -80,7 +79,7 @@ class LocalStore(BaseStore):
         """Keep a file under another path too, before another one replaces it."""
         staged = self._new_name()
         try:
-            link_or_copy(self._folder / path, staged)
+            _link_or_copy(self._folder / path, staged)
             self.put_file(staged, kept)
         finally:
             staged.unlink(missing_ok=True)
@@ -208,9 +207,9 @@ class LocalStore(BaseStore):
         if folder.is_dir():
             aside = self._new_name(".old")
             folder.rename(aside)
-            delete(aside)
+            _delete(aside)
         for above in folder.relative_to(self._folder).parents:
-            if len(above.parts) == 1 or not removed_if_empty(self._folder / above):
+            if len(above.parts) == 1 or not _removed_if_empty(self._folder / above):
                 return
 
     def lock(self, lock: Lock, collection: str, series_uid: str = "") -> AbstractContextManager[ExpectHeld]:
@@ -250,3 +249,36 @@ def _is_old(folder: Path) -> bool:
     with suppress(FileNotFoundError):  # its run removed something meanwhile
         return all(path.stat().st_mtime < since for path in (folder, *folder.rglob("*")))
     return False
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, so that it stays when another file replaces the first; copy it where links fail.
+
+    The data of the file are on the disk already. A copy is as new as what is written after it, and without flushes
+    could be lost together with that.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links; whatever else is wrong, the copy shows it
+        shutil.copyfile(source, target)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder. What others hold open in it, such as ``.nfs*``, stays, out of the way, until a later sweep."""
+    shutil.rmtree(folder, ignore_errors=True)
+    left = (file for file in folder.rglob("*") if not file.is_dir())
+    if not all(is_foreign(file.relative_to(folder).as_posix()) for file in left):
+        shutil.rmtree(folder)  # raises the reason
+
+
+def _removed_if_empty(folder: Path) -> bool:
+    """Remove a folder that is empty, or has nothing but what a file manager noted about what was in it."""
+    try:
+        left = list(folder.iterdir())
+        if all(is_folder_note(entry.name) and entry.is_file() for entry in left):
+            for entry in left:
+                entry.unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError as e:  # if it is still there, it is not empty
+        return isinstance(e, FileNotFoundError)
+    return True

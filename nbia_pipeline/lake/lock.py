@@ -55,10 +55,14 @@ class Lock(Enum):
     """The table ``verifications`` of a collection."""
     CONFORMANCE = "{collection}~conformance"
     """The table ``conformance`` of a collection."""
+    HEADERS = "{collection}~headers.{series}"
+    """One part of the tables of headers of a collection; in the place of a SeriesInstanceUID is its number."""
+    REFERENCES = "{collection}~references"
+    """The table ``series_references`` of a collection."""
 
     def path(self, collection: str, series_uid: str = "") -> str:
-        """Return the path of the lock; only ``SERIES`` takes a SeriesInstanceUID."""
-        series = encode(series_uid) if self is Lock.SERIES else ""
+        """Return the path of the lock; only ``SERIES`` takes a SeriesInstanceUID, and ``HEADERS`` a number."""
+        series = encode(series_uid) if self in (Lock.SERIES, Lock.HEADERS) else ""
         return f"{LOCKS}/{self.value.format(collection=encode(collection), series=series)}.lock"
 
 

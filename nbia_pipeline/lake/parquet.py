@@ -72,11 +72,11 @@ def opened(file: Any) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def groups_of(file: Any) -> Iterator[pa.Table]:
-    """Yield the row groups of an open file."""
+def groups_of(file: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of an open file, with all columns or some."""
     parquet = opened(file)
     for group in range(parquet.num_row_groups):
-        yield parquet.read_row_group(group, use_threads=False)
+        yield parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
 def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -130,26 +130,50 @@ def write_groups(file: Any, schema: pa.Schema, pieces: Iterable[pa.Table], rows:
     Every row group but the last has between `rows` and twice as many, however small or large the pieces are, and
     keeps that size in a table that is rewritten many times, a little longer each time.
     """
-    written = 0
-    with pq.ParquetWriter(file, schema, **WRITTEN) as writer:
-        for group in _gathered(pieces, rows):
-            parts = max(1, group.num_rows // rows)
-            writer.write_table(group, row_group_size=max(1, -(-group.num_rows // parts)))
-            written += group.num_rows
-    return written
+    with GroupWriter(file, schema, rows) as writer:
+        for piece in pieces:
+            writer.add(piece)
+    return writer.rows
 
 
-def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    gathered: list[pa.Table] = []
-    count = 0
-    for piece in pieces:
-        gathered.append(piece)
-        count += piece.num_rows
-        if count >= rows:
-            yield pa.concat_tables(gathered)
-            gathered, count = [], 0
-    if count:
-        yield pa.concat_tables(gathered)
+class GroupWriter:
+    """Writes pieces of a table to an open file as :func:`write_groups` does, which come from somewhere else.
+
+    Args:
+        file: the file.
+        schema: of the pieces.
+        rows: of a row group, at least.
+
+    Attributes:
+        rows: how many were added.
+    """
+
+    def __init__(self, file: Any, schema: pa.Schema, rows: int = ROW_GROUP_ROWS) -> None:
+        self.rows = 0
+        self._group_rows, self._gathered, self._waiting = rows, list[pa.Table](), 0
+        self._writer = pq.ParquetWriter(file, schema, **WRITTEN)
+
+    def add(self, piece: pa.Table) -> None:
+        """Add rows."""
+        self._gathered.append(piece)
+        self._waiting += piece.num_rows
+        if self._waiting >= self._group_rows:
+            self._write()
+
+    def _write(self) -> None:
+        group = pa.concat_tables(self._gathered)
+        self.rows += group.num_rows
+        self._gathered, self._waiting = [], 0
+        parts = max(1, group.num_rows // self._group_rows)
+        self._writer.write_table(group, row_group_size=max(1, -(-group.num_rows // parts)))
+
+    def __enter__(self) -> GroupWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self._waiting:
+            self._write()
+        self._writer.close()
 
 
 def with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
@@ -157,6 +181,11 @@ def with_partition(rows: pa.Table, collection: str | None) -> pa.Table:
     if collection is None:
         return rows
     return rows.append_column(PARTITION, pa.repeat(pa.scalar(collection), rows.num_rows))
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of the file of one collection of a table, which leaves out the column that is in its path."""
+    return schema.remove(schema.get_field_index(PARTITION))
 
 
 def with_properties(schema: pa.Schema, properties: Mapping[str, str]) -> pa.Schema:

@@ -53,7 +53,7 @@ class TableFile:
             collection: the partition.
             properties: of the file.
         """
-        stored = schema if collection is None else schema.remove(schema.get_field_index(PARTITION))
+        stored = schema if collection is None else parquet.stored_schema(schema)
         stored = parquet.with_properties(stored, properties)
         sink = pa.BufferOutputStream()
         parquet.write_groups(sink, stored, (piece.select(stored.names).cast(stored) for piece in pieces))

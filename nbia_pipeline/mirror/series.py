@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.lake.table_file import Rows, pieces_of
 from nbia_pipeline.schema.arrow import places_in, same_times, same_values, taken
-from nbia_pipeline.schema.status import COMPLETE, WITHDRAWN
+from nbia_pipeline.schema.status import with_files
 from nbia_pipeline.schema.tables import SERIES
 
 
@@ -143,8 +143,7 @@ Columns: TypeAlias = Rows | InOrder
 
 def has_files(receipts: Columns) -> pa.ChunkedArray:
     """Return for each receipt whether the lake has the files of its series; those of a withdrawn one stay."""
-    withdrawn = pc.and_(pc.equal(receipts["Status"], WITHDRAWN), pc.is_valid(receipts["Bytes"]))
-    return pc.fill_null(pc.or_kleene(pc.equal(receipts["Status"], COMPLETE), withdrawn), False)
+    return with_files(receipts["Status"], receipts["Bytes"])
 
 
 def refresh_failed(receipts: Columns) -> pa.ChunkedArray:

@@ -115,6 +115,7 @@ INSTANCE_HEADERS = Table(
     "One row per file in the lake, with its header: common elements as columns, all of them in Header.",
     (*_IDENTITY, *_ELEMENTS[:2], _VERSION, *of_tables("Path"), *_ELEMENTS[2:], *_REST),
     key=("SOPInstanceUID",),
+    sharded=True,
 )
 
 SERIES_GEOMETRY = Table(
@@ -151,6 +152,7 @@ RegularVolume flag - - Whether all of the above are true.
 """),
     ),
     key=("SeriesInstanceUID",),
+    sharded=True,
 )
 
 INSTANCE_REFERENCES = Table(
@@ -173,6 +175,7 @@ Times int - - How often the instance names the target in this role.
         _VERSION,
     ),
     key=("SOPInstanceUID", "Role", "ReferencedSOPInstanceUID"),
+    sharded=True,
 )
 
 SERIES_REFERENCES = Table(
@@ -222,6 +225,7 @@ Slices int - slices Different images that it is drawn on.
         Column("AnatomicRegion", CODE, "AnatomicRegionSequence.", "0008,2218"),
     ),
     key=("SOPInstanceUID", "Kind", "Number"),
+    sharded=True,
 )
 
 SHARDED = (INSTANCE_HEADERS, SERIES_GEOMETRY, INSTANCE_REFERENCES, ANNOTATIONS)

@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 COMPLETE = "complete"
 """All files of the series are in the lake, verified."""
 
@@ -48,6 +51,23 @@ SERVED = "served"
 ABSENT_AT = "absent_at"
 """Of ``series_seen``: ``listed_at`` of the last list of collections that lacked this one, if it was recorded."""
 
+HOLDS = "holds"
+"""Of a part of ``instance_headers``: MD5 of the series in it, each as ``SeriesInstanceUID:SeriesMD5``, sorted."""
+
+SHARDS = "shards"
+"""Of the same: how many parts the collection has."""
+
+
+def with_files(status: pa.ChunkedArray, size: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return for each receipt whether the lake has the files of its series; those of a withdrawn one stay.
+
+    Args:
+        status: column Status of the receipts.
+        size: column Bytes of the receipts.
+    """
+    withdrawn = pc.and_(pc.equal(status, WITHDRAWN), pc.is_valid(size))
+    return pc.fill_null(pc.or_kleene(pc.equal(status, COMPLETE), withdrawn), False)
+
 
 def _is_time(text: str) -> bool:
     return datetime.fromisoformat(text).tzinfo is None
@@ -62,6 +82,7 @@ _KINDS: dict[str, Callable[[str], bool]] = {
     LISTED_AT: _is_time,
     ABSENT_AT: _is_time,
     KEPT: _are_names,
+    SHARDS: lambda text: text in ("1", "4", "16", "64", "256"),
     CHANGES: lambda text: text.isdecimal() and len(text) <= len(str(2**63)),
 }
 

@@ -59,6 +59,7 @@ class Table:
         key: names of the columns that identify a row.
         partitioned: True if the lake keeps one partition per collection.
         served: by column, which version of the API serves it, and how, where that is not simply both.
+        sharded: True if a partition can have several files, ``part-<k>.parquet``, by the series.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Table:
     key: tuple[str, ...]
     partitioned: bool = True
     served: Mapping[str, str] = field(default_factory=dict, hash=False)
+    sharded: bool = False
 
     def column(self, name: str) -> Column:
         """Return the column called `name`; raises KeyError if the table has none."""

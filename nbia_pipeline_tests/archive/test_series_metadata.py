@@ -98,7 +98,7 @@ def test_many_series_are_asked_for_in_runs(
     uids = uids_of(visible(demo))
     with archive.client() as client:
         assert sorted(uids_of(client.series_metadata(uids).to_pylist())) == sorted(uids)
-    assert archive.faults.count("getSeriesMetadata2") == -(-len(uids) // 10) == 3
+    assert archive.faults.count("getSeriesMetadata2") == -(-len(uids) // 10) == 4
 
 
 def test_no_series_have_no_metadata_and_nobody_is_asked(archive: TestArchive) -> None:

@@ -20,7 +20,7 @@ from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, QIN
 
 pytestmark = pytest.mark.slow
 
-SERIES_OF = dict(zip(COLLECTIONS, (9, 4, 5, 9), strict=True))
+SERIES_OF = dict(zip(COLLECTIONS, (21, 4, 5, 9), strict=True))
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_a_batch_that_fails_costs_its_collection_and_no_other(
     ranges = [line.split("   ")[1].strip() for line in lines if line.startswith("  images ")]
     head, phantom, _, demo = COLLECTIONS
     assert ranges == [f"{head} to {demo}", f"{head} to {phantom}", demo]
-    assert (outcome.fetched["fetched_series"], outcome.fetched["skipped_series"]) == (22, 0)
+    assert (outcome.fetched["fetched_series"], outcome.fetched["skipped_series"]) == (34, 0)
     (failure,) = outcome.failures
     assert QIN in failure and "401" in failure
-    assert any("27 series to fetch" in line for line in lines), "a person sees the plan"
+    assert any("39 series to fetch" in line for line in lines), "a person sees the plan"
 
 
 def test_a_bound_is_one_of_all_ranges() -> None:

@@ -42,8 +42,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     out = (undisturbed / "out").read_text()
-    assert "total                  10       14      27               27  27 of 27    383  11.8 MB" in out
-    assert "Fetched   27 series, 383 files, 11.8 MB; 0 series were already in the lake." in out
+    assert "total                  10       14      39               39  39 of 39    395  12.0 MB" in out
+    assert "Fetched   39 series, 395 files, 12.0 MB; 0 series were already in the lake." in out
     assert "asset checks passed, 0 failed" in out
     assert "nbia-pipeline dev, then http://localhost:3000" in out
 
@@ -53,9 +53,9 @@ def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path, place: Pla
     lake = copied(undisturbed / "a lake", place / "a lake")
     done = run(undisturbed, "--json", NBIA_LAKE=lake.uri)
     assert done.returncode == 0, done.stderr
-    assert "Fetched   no images: 27 series were already in the lake." in done.stderr
+    assert "Fetched   no images: 39 series were already in the lake." in done.stderr
     told = json.loads(done.stdout)
-    assert (told["fetched"]["skipped_series"], told["fetched"]["fetched_bytes"], told["problems"]) == (27, 0, [])
+    assert (told["fetched"]["skipped_series"], told["fetched"]["fetched_bytes"], told["problems"]) == (39, 0, [])
     assert told["collections"]["TCGA-DEMO"]["files"] == 124
     assert contents(place) == before
     assert leftovers(place) == []

@@ -185,7 +185,7 @@ def test_a_token_that_dies_under_calls_in_flight_loses_nothing(archive: TestArch
     assert pipeline.run("catalogue").success
     assert pipeline.run_tables().success
     assert pipeline.run("images", partition_key="QIN_Breast.v2").success
-    assert pipeline.sql("series", "SELECT count(*) FROM t") == [(27,)]
+    assert pipeline.sql("series", "SELECT count(*) FROM t") == [(39,)]
     assert pipeline.sql("image_series", "SELECT Status, count(*) FROM t GROUP BY 1") == [("complete", 5)]
 
 
@@ -240,7 +240,7 @@ def test_v4_fills_the_same_tables(archive: TestArchive, tmp_path: Path) -> None:
         v4 = Pipeline(Settings(archive=archive.url, api="v4", lake=str(tmp_path / "lake")), instance)
         assert v4.run("catalogue").success
         assert v4.run_tables().success
-        assert v4.sql("series", "SELECT count(*), count(Site) FROM t") == [(27, 27)]
+        assert v4.sql("series", "SELECT count(*), count(Site) FROM t") == [(39, 39)]
 
 
 def test_the_definitions_load_and_carry_what_the_ui_shows(full: Pipeline) -> None:

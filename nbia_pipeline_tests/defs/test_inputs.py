@@ -96,8 +96,8 @@ def test_images_are_series_with_their_files_or_their_receipts(mirrored: Lake, in
 
 def test_an_asset_without_partitions_gets_all_that_there_are(mirrored: Lake, instance: dg.DagsterInstance) -> None:
     got = given(mirrored, instance, {"series_lazy": pl.LazyFrame, "images_own": Images}, None)
-    assert dict(got["series_lazy"]["Collection"].value_counts().rows()) == {TCGA: 9, QIN: 5, HEAD: 9}
-    assert len(list(got["images_own"])) == 9 + 5 + 2
+    assert dict(got["series_lazy"]["Collection"].value_counts().rows()) == {TCGA: 9, QIN: 5, HEAD: 21}
+    assert len(list(got["images_own"])) == 9 + 5 + 3
 
 
 @pytest.mark.parametrize(

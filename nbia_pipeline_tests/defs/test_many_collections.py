@@ -25,7 +25,7 @@ from nbia_pipeline_tests.helpers.pipeline import COLLECTIONS, Pipeline
 pytestmark = pytest.mark.slow
 
 HEAD, PHANTOM, BREAST, DEMO = COLLECTIONS
-SERIES_OF = {HEAD: 9, PHANTOM: 4, BREAST: 5, DEMO: 9}
+SERIES_OF = {HEAD: 21, PHANTOM: 4, BREAST: 5, DEMO: 9}
 IMAGES = dg.AssetKey(["nbia", "images"])
 RANGE = {"dagster/asset_partition_range_start": HEAD, "dagster/asset_partition_range_end": DEMO}
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_one_run_mirrors_all_and_shows_the_figures_of_each(
     assert len(fetches) == 1, "small collections share a batch"
     assert len(checks(result)) == 4 * len(COLLECTIONS)
     assert {c.passed for c in checks(result).values()} == {True}
-    assert len(archive.faults.calls("getMD5Hierarchy")) == 27
+    assert len(archive.faults.calls("getMD5Hierarchy")) == 39
     asked = {c: checks(result)["agrees_with_archive", c].metadata["asked"].value for c in COLLECTIONS}
     assert asked == SERIES_OF
 
@@ -129,8 +129,8 @@ def test_one_run_mirrors_all_and_shows_the_figures_of_each(
 
 
 def test_bounds_and_batches_are_those_of_the_run(archive: TestArchive, pipeline: Pipeline) -> None:
-    result = run(pipeline, max_series=11, batch_series=4)
-    assert complete(pipeline) == {HEAD: 9, PHANTOM: 2, BREAST: 0, DEMO: 0}
+    result = run(pipeline, max_series=23, batch_series=8)
+    assert complete(pipeline) == {HEAD: 21, PHANTOM: 2, BREAST: 0, DEMO: 0}
     assert {c: f["left_series"] for c, f in made(pipeline, result).items()} == {HEAD: 0, PHANTOM: 2, BREAST: 5, DEMO: 9}
     started = [str(e.step_key) for e in result.all_events if e.event_type_value == "STEP_START"]
     assert len([key for key in started if "fetch" in key]) == 3

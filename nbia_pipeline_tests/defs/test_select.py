@@ -61,9 +61,9 @@ def test_a_selection_stays_and_another_one_deletes_nothing(make: Make, url: str)
     assert statuses(ticker, MIXED) == dict.fromkeys(ct, "complete")
     check = evaluation(result)
     assert (check.passed, check.partition) == (True, MIXED)
-    said = f"{len(ct)} of {len(ct)} series are in the lake; {9 - len(ct)} not selected (select)"
+    said = f"{len(ct)} of {len(ct)} series are in the lake; {21 - len(ct)} not selected (select)"
     assert said in str(check.description)
-    assert check.metadata["not_selected_series"].value == 9 - len(ct)
+    assert check.metadata["not_selected_series"].value == 21 - len(ct)
     tick = ticker.tick(BACKLOG, day(1))
     assert tick.run_requests == [] and "Nothing to fetch: all wanted series of 1 collection" in tick.skip_message
 

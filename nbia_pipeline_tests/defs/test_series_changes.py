@@ -274,9 +274,9 @@ def test_all_partitions_in_one_run_read_as_one_data_set(world: LivePipeline) -> 
     counts = world.sql(
         "series_changes", "SELECT Collection, count(*) FROM t WHERE Change = 'added' GROUP BY 1 ORDER BY 1"
     )
-    assert counts == [("HeadNeckMix", 9), ("Lung Phantom CT", 4), ("QIN_Breast.v2", 5), ("TCGA-DEMO", 9)]
+    assert counts == [("HeadNeckMix", 21), ("Lung Phantom CT", 4), ("QIN_Breast.v2", 5), ("TCGA-DEMO", 9)]
     keys = world.sql("series_changes", "SELECT count(DISTINCT (SeriesInstanceUID, Version, ColumnName)) FROM t")
-    assert keys == [(27,)]
+    assert keys == [(39,)]
 
 
 def test_a_collection_that_fails_does_not_keep_the_changes_of_the_others_back(world: LivePipeline) -> None:

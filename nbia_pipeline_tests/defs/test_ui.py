@@ -39,7 +39,7 @@ def test_a_person_can_materialise_everything_from_the_ui(dev: Page, tmp_path: Pa
     assert dev.materialize("nbia_mirror") == "SUCCESS"
     lake = Lake(str(tmp_path / "a lake"))
     statuses = {c: lake.read_table(IMAGE_SERIES, c)["Status"].to_pylist() for c in KNOWN}
-    assert statuses == {c: ["complete"] * n for c, n in zip(KNOWN, (9, 4, 5, 9), strict=True)}
+    assert statuses == {c: ["complete"] * n for c, n in zip(KNOWN, (21, 4, 5, 9), strict=True)}
 
     records = list((tmp_path / "tmp").glob("nbia-pipeline-*/*.json"))
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -90,7 +90,7 @@ def test_a_backfill_of_scattered_partitions_is_a_run_for_each_stretch(
         assert [dev.end_of(run) for run in runs] == ["SUCCESS", "SUCCESS"]
         assert instance.get_materialized_partitions(dg.AssetKey(["nbia", "images"])) == {*KNOWN} - {QIN}
     statuses = {c: lake.read_table(IMAGE_SERIES, c)["Status"].to_pylist() for c in KNOWN}
-    assert statuses == {c: ["complete"] * n for c, n in zip(KNOWN, (9, 4, 0, 9), strict=True)}
+    assert statuses == {c: ["complete"] * n for c, n in zip(KNOWN, (21, 4, 0, 9), strict=True)}
 
 
 def test_terminate_in_the_ui(archive: TestArchive, tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -64,10 +64,11 @@ def test_collections_accounts_and_descriptions() -> None:
 
 
 def test_numbers_of_rows() -> None:
-    assert len(rows()) == 31
+    assert len(rows()) == 43
     assert len({(row["Collection"], row["PatientID"]) for row in rows()}) == 12
-    assert len(set(values("SeriesInstanceUID"))) == 31
-    assert set(values("Modality")) == {"CT", "MR", "PT", "SEG", "RTSTRUCT"}
+    assert len(set(values("SeriesInstanceUID"))) == 43
+    drawn = {"SEG": 8, "RTSTRUCT": 4, **dict.fromkeys(("RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG"), 1)}
+    assert Counter(values("Modality")) == {"CT": 12, "MR": 10, "PT": 3, **drawn}
     size = sum(values("FileSize"))
     assert 5_000_000 < size < 15_000_000
 
@@ -189,7 +190,7 @@ def test_facts_per_collection_and_study() -> None:
     fractional = {row["StudyInstanceUID"] for row in rows() if (row["LongitudinalTemporalOffsetFromEvent"] or 0) % 1}
     assert len(fractional) == 1
     for row in rows():
-        assert row["ThirdPartyAnalysis"] == ("YES" if row["Modality"] in ("SEG", "RTSTRUCT") else "NO")
+        assert row["ThirdPartyAnalysis"] == ("NO" if row["Modality"] in ("CT", "MR", "PT") else "YES")
 
 
 def test_facts_of_a_study_agree_between_its_series() -> None:

@@ -79,7 +79,7 @@ def test_sizes_are_known_before_rendering() -> None:
 
 @pytest.mark.parametrize("scale", [3, 9])
 def test_sizes_are_known_at_other_scales(scale: int) -> None:
-    for modality in ("CT", "MR", "PT", "SEG", "RTSTRUCT"):
+    for modality in ("CT", "MR", "PT", "SEG", "RTSTRUCT", "RTDOSE", "SR"):
         plan = next(p for p in demo_plans(scale) if p.modality == modality)
         store = PhantomStore([plan])
         instances = store.instances(plan.uid)
@@ -184,10 +184,10 @@ def test_two_processes_make_the_same_bytes() -> None:
 def test_pixels_are_the_same_on_every_machine() -> None:
     # A constant: it changes only when somebody changes the phantoms on purpose.
     total = hashlib.sha256()
-    for plan, ds in all_files().values():
-        if plan.modality != "RTSTRUCT":
+    for _, ds in all_files().values():
+        if "PixelData" in ds:
             total.update(ds.PixelData)
-    assert total.hexdigest() == "7ef24ab87b8422248c31f110511a9ad49f426df2e4102422e51cdb38ec7d6cd1"
+    assert total.hexdigest() == "e4fc50ee9aa900c6980187557d12fe8a04c79a10b7ef798f3fe04cc203361869"
 
 
 # --- images
@@ -316,25 +316,42 @@ def test_segmentations_decode_to_the_lesion() -> None:
             assert np.array_equal(frame.astype(bool), expected)
 
 
-def test_segmentation_references_resolve() -> None:
+def test_segmentations_name_the_image_of_each_frame() -> None:
     for plan, ds in files_of("SEG"):
-        series = ds.ReferencedSeriesSequence[0]
-        listed = {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence}
-        assert ds.FrameOfReferenceUID == BY_UID[series.SeriesInstanceUID].frame_of_reference
+        if plan.flaw:
+            continue
+        own, others = (
+            ds.get("ReferencedSeriesSequence", []),
+            ds.get("StudiesContainingOtherReferencedInstancesSequence"),
+        )
+        stated = [(ds.StudyInstanceUID, series) for series in own]
+        stated += [
+            (study.StudyInstanceUID, series) for study in others or [] for series in study.ReferencedSeriesSequence
+        ]
+        listed = {
+            item.ReferencedSOPInstanceUID: (study, series.SeriesInstanceUID)
+            for study, series in stated
+            for item in series.ReferencedInstanceSequence
+        }
+        named = set()
         for frame in ds.PerFrameFunctionalGroupsSequence:
-            reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
-            images, image = all_files()[reference.ReferencedSOPInstanceUID]
-            assert reference.ReferencedSOPInstanceUID in listed
-            assert images.uid == series.SeriesInstanceUID
-            assert reference.ReferencedSOPClassUID == image.SOPClassUID
-            assert image.StudyInstanceUID == ds.StudyInstanceUID == plan.row["StudyInstanceUID"]
-            position = frame.PlanePositionSequence[0].ImagePositionPatient
-            assert position == image.ImagePositionPatient
+            for reference in frame.DerivationImageSequence[0].SourceImageSequence:
+                images, image = all_files()[reference.ReferencedSOPInstanceUID]
+                named.add(reference.ReferencedSOPInstanceUID)
+                assert listed[reference.ReferencedSOPInstanceUID] == (image.StudyInstanceUID, images.uid)
+                assert reference.ReferencedSOPClassUID == image.SOPClassUID
+                assert image.FrameOfReferenceUID == ds.FrameOfReferenceUID
+                assert frame.PlanePositionSequence[0].ImagePositionPatient == image.ImagePositionPatient
+        assert named == set(listed)
 
 
 def test_structure_set_references_resolve() -> None:
     for plan, ds in files_of("RTSTRUCT"):
         frame = ds.ReferencedFrameOfReferenceSequence[0]
+        if plan.flaw:
+            assert frame.FrameOfReferenceUID == plan.frame_of_reference and "RTReferencedStudySequence" not in frame
+            assert not any("ContourImageSequence" in c for roi in ds.ROIContourSequence for c in roi.ContourSequence)
+            continue
         study = frame.RTReferencedStudySequence[0]
         series = study.RTReferencedSeriesSequence[0]
         images = BY_UID[series.SeriesInstanceUID]
@@ -355,11 +372,12 @@ def test_contours_are_closed_polygons_on_their_slice_around_the_lesion() -> None
         for roi in ds.ROIContourSequence:
             assert len(roi.ContourSequence) >= 1
             for contour in roi.ContourSequence:
-                _, image = all_files()[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
                 points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
                 assert contour.ContourGeometricType == "CLOSED_PLANAR"
                 assert len(points) == contour.NumberOfContourPoints
-                assert np.allclose(points[:, 2], float(image.ImagePositionPatient[2]), atol=0.001)
+                for reference in contour.get("ContourImageSequence", []):
+                    _, image = all_files()[reference.ReferencedSOPInstanceUID]
+                    assert np.allclose(points[:, 2], float(image.ImagePositionPatient[2]), atol=0.001)
         first = ds.ROIContourSequence[0].ContourSequence[0]
         center = np.array(first.ContourData, dtype=float).reshape(-1, 3).mean(axis=0)
         assert np.allclose(center[:2], plan.source.subject.lesion.center[:2], atol=0.01)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MIRROR = [sys.executable, "-m", "nbia_pipeline_tests.helpers.mirror_once"]
 KILLED = -signal.SIGKILL
-SERIES = 27
+SERIES = 39
 
 COUNTED: dict[str, tuple[int, int, int]] = {}
 

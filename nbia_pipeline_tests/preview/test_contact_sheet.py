@@ -324,5 +324,5 @@ def test_a_lake_on_an_object_store_has_one_too(demo: Catalog) -> None:
     lake = Lake("memory://contact-sheet-test/lake")
     fill(lake, demo, "HeadNeckMix")
     sheet = sheet_of(lake, "HeadNeckMix")
-    assert (sheet.series, sheet.undrawn) == (9, {})
+    assert (sheet.series, sheet.undrawn) == (21, {})
     assert not sheet_of(lake, "HeadNeckMix").drawn

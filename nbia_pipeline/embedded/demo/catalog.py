@@ -160,7 +160,7 @@ def demo_catalog(scale: int = 1) -> Catalog:
     spacings and the additional instances. What is drawn stays a single file, with more frames.
 
     Args:
-        scale: 1 or more; 4 makes 205 MB, 100 makes 5.3 GB. Files are made when they are read.
+        scale: 1 or more; 4 makes 206 MB, 100 makes 5.3 GB. Files are made when they are read.
 
     Raises:
         ValueError: the scale is below 1.

@@ -91,7 +91,7 @@ def _volume(plan: SeriesPlan) -> str:
 
 
 def _measurements(plan: SeriesPlan) -> list[Dataset]:
-    """Return the measurement groups of a segment (TID 1411), and of its first two frames (TID 1410)."""
+    """Return the measurement groups of a segment (TID 1411), and of its second frame (TID 1410)."""
     images, segments = source_of(plan), plan.others[0]
     identity = (
         _content("TEXT", code("112039", "DCM", "Tracking Identifier"), "HAS OBS CONTEXT", TextValue="Lesion 1"),
@@ -112,12 +112,9 @@ def _measurements(plan: SeriesPlan) -> list[Dataset]:
             *identity,
             _image(
                 code("121214", "DCM", "Referenced Segmentation Frame"),
-                reference(segments, 0, ReferencedFrameNumber=["1", "2"], ReferencedSegmentNumber=1),
+                reference(segments, 0, ReferencedFrameNumber="2", ReferencedSegmentNumber=1),
             ),
-            *(
-                _image(code("121233", "DCM", "Source image for segmentation"), reference(images, index))
-                for index in _shown(plan)[:2]
-            ),
+            _image(code("121233", "DCM", "Source image for segmentation"), reference(images, _shown(plan)[1])),
         ),
     ]
 

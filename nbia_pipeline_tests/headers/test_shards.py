@@ -1,0 +1,272 @@
+"""The tables of headers in parts: what is read again, what a kill leaves, and how a part becomes several."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbia_pipeline.headers.shards import Shard, ShardReport, plan, plan_headers, remove_series, shard_of, write_shard
+from nbia_pipeline.lake import Lake, LakeError
+from nbia_pipeline.lake.layout import table_path
+from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_GEOMETRY, SHARDED
+from nbia_pipeline.schema.status import WITHDRAWN
+from nbia_pipeline_tests.helpers.held import NAME, Held, states, uid_of
+from nbia_pipeline_tests.helpers.series import Crash
+
+SERIES, FILES = 24, 3
+MOST = 2 * SERIES * FILES // 4
+"""Instances of a part: four parts."""
+ROOT = Path(__file__).parents[2]
+
+_opened: list[str] | None = None
+
+
+def _hook(event: str, arguments: tuple[object, ...]) -> None:
+    if _opened is not None and event == "open" and str(arguments[0]).endswith(".dcm"):
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_hook)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The image files that this process opens from now on."""
+    global _opened
+    _opened = []
+    yield _opened
+    _opened = None
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """A lake whose tables of headers are there, in four parts."""
+    held = Held(Lake(str(tmp_path_factory.mktemp("first") / "lake")))
+    held.put(range(SERIES), FILES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "MOST_INSTANCES", MOST)
+        make(held)
+    return held
+
+
+@pytest.fixture
+def held(first: Held, tmp_path: Path) -> Held:
+    """A copy of it."""
+    shutil.copytree(first.lake.uri, tmp_path / "lake")
+    return first.at(Lake(str(tmp_path / "lake")))
+
+
+def make(held: Held, **options: int | bool) -> list[ShardReport]:
+    """Do what a run of the asset does."""
+    found = plan_headers(held.lake, NAME, **options)  # type: ignore[arg-type]
+    return [write_shard(held.lake, Shard.from_json(shard.to_json())) for shard in found]
+
+
+def expect_whole(held: Held, shards: int = 4) -> None:
+    """Each series is in each table once, in the version of its receipt, and in its part; nothing is left to do."""
+    assert plan_headers(held.lake, NAME) == []
+    assert states(held.lake.read_table(INSTANCE_HEADERS, NAME)) == held.expected()
+    assert held.lake.count_rows(INSTANCE_HEADERS, NAME) == sum(held.counts.values())
+    geometry = held.lake.read_table(SERIES_GEOMETRY, NAME).to_pylist()
+    assert {row["SeriesInstanceUID"]: row["Instances"] for row in geometry} == {
+        uid_of(number): count for number, count in held.counts.items()
+    }
+    assert len(geometry) == len(held.counts)
+    for part in held.lake.parts_of(INSTANCE_HEADERS, NAME):
+        rows = held.lake.read_table(INSTANCE_HEADERS, NAME, ["SeriesInstanceUID", "InstanceNumber"], part=part)
+        order = [tuple(row.values()) for row in rows.to_pylist()]
+        assert order == sorted(order)
+        assert {shard_of(uid, shards) for uid, _ in order} <= {part}
+
+
+def files_of(held: Held) -> dict[str, int]:
+    """Return the files of the tables of headers, each with its inode: a new one is another."""
+    folders = [Path(held.lake.uri, "tables", table.name) for table in SHARDED]
+    return {f"{p.parts[-3]}/{p.name}": p.stat().st_ino for folder in folders for p in folder.rglob("part-*.parquet")}
+
+
+def test_only_the_files_of_a_revised_series_are_read_and_one_part_is_written(held: Held, opened: list[str]) -> None:
+    before = files_of(held)
+    assert make(held) == [] and opened == []
+    held.put([7], FILES + 1, version=2)
+    opened.clear()
+    (report,) = make(held)
+    part = shard_of(uid_of(7), 4)
+    assert sorted(opened) == [held.lake.url(held.path(7, index)) for index in range(FILES + 1)]
+    assert (report.part, report.series_read, report.instances_read) == (part, 1, FILES + 1)
+    changed = {name for name, inode in files_of(held).items() if before[name] != inode}
+    assert changed == {f"{table.name}/part-{part}.parquet" for table in SHARDED}
+    assert states(held.lake.read_table(INSTANCE_HEADERS, NAME))[7] == Counter({2: FILES + 1})
+    expect_whole(held)
+
+
+def test_series_come_and_go(held: Held, opened: list[str]) -> None:
+    held.put([100, 101], 2)
+    held.drop(3)
+    held.receipt(4, Status=WITHDRAWN, Bytes=None)  # pruned
+    held.receipt(5, Status=WITHDRAWN)  # still there
+    held.write()
+    opened.clear()
+    make(held)
+    assert len(opened) == 4
+    held.versions.pop(4), held.counts.pop(4)
+    expect_whole(held)
+
+
+def test_a_file_that_cannot_be_read_is_a_row_with_a_problem(held: Held, opened: list[str]) -> None:
+    held.put([0, 1], version=2)
+    Path(held.lake.url(held.path(0, 1))).unlink()
+    Path(held.lake.url(held.path(1, 0))).write_bytes(b"no DICOM")
+    reports = make(held)
+    assert sum(r.unreadable for r in reports) == sum(r.problems for r in reports) == 2
+    found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
+    assert found[0] == found[1] == Counter({2: FILES - 1, 0: 1})
+    assert plan_headers(held.lake, NAME) == []
+    # When its part is written the next time, such a series is read again.
+    held.put([0], version=2)
+    held.put([next(n for n in range(200, 300) if shard_of(uid_of(n), 4) == shard_of(uid_of(0), 4))])
+    make(held)
+    assert states(held.lake.read_table(INSTANCE_HEADERS, NAME))[0] == Counter({2: FILES})
+
+
+def test_a_lake_that_is_gone_is_an_error(held: Held) -> None:
+    held.put([0], version=2)
+    found = plan_headers(held.lake, NAME)
+    Path(held.lake.url("images")).rename(held.lake.url("elsewhere"))
+    with pytest.raises(LakeError, match="cannot read image files in the lake"):
+        write_shard(held.lake, found[0])
+    assert states(held.lake.read_table(INSTANCE_HEADERS, NAME))[0] == Counter({1: FILES})
+
+
+def test_a_run_that_is_bounded_is_continued_by_the_next(held: Held) -> None:
+    held.put(range(SERIES), version=2)
+    read = []
+    for _ in range(SERIES):
+        reports = make(held, max_instances=4 * FILES + 1)  # a series is read as a whole
+        read.append(sum(report.series_read for report in reports))
+        found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
+        assert len(found) == SERIES and all(len(versions) == 1 for versions in found.values())
+        if not reports:
+            break
+    assert sum(read) == SERIES and read[0] == 5
+    expect_whole(held)
+
+
+def test_full_reads_all_and_makes_more_parts(held: Held, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MOST_INSTANCES", MOST // 4)
+    assert plan_headers(held.lake, NAME) == [], "there are never more parts by themselves"
+    found = plan_headers(held.lake, NAME, full=True)
+    assert {shard.shards for shard in found} == {16} and sum(shard.instances for shard in found) == SERIES * FILES
+    # In whatever order: the first one of a part of before makes all of those that it becomes.
+    for number, shard in enumerate(random.Random(1).sample(found, len(found))):
+        write_shard(held.lake, shard)
+        rows = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
+        assert rows.keys() == held.counts.keys(), number
+    assert len(opened) == SERIES * FILES
+    expect_whole(held, 16)
+
+
+def test_a_part_that_is_damaged_or_lacks_a_table_is_read_again(held: Held, opened: list[str]) -> None:
+    tables = {part: SHARDED[part] for part in range(3)}
+    for part, table in tables.items():
+        path = Path(held.lake.url(table_path(table.name, NAME, part)))
+        path.write_bytes(path.read_bytes()[: -part * 1000]) if part else path.unlink()
+    reports = make(held)
+    assert [report.part for report in reports] == [0, 1, 2]
+    assert len(opened) == sum(report.instances for report in reports)
+    expect_whole(held)
+
+
+def test_damage_inside_a_part_is_noticed_while_its_rows_are_carried_over(held: Held) -> None:
+    part = shard_of(uid_of(7), 4)
+    path = Path(held.lake.url(table_path(INSTANCE_HEADERS.name, NAME, part)))
+    content = bytearray(path.read_bytes())
+    content[100:140] = bytes(40)
+    path.write_bytes(content)
+    held.put([7], version=2)
+    (report,) = make(held)
+    assert report.series_read == report.series
+    expect_whole(held)
+
+
+def test_the_rows_of_series_that_are_pruned_go_at_once(held: Held, opened: list[str]) -> None:
+    gone = (2, 9)
+    Path(held.lake.url(table_path(INSTANCE_HEADERS.name, NAME, 3))).write_bytes(b"")
+    remove_series(held.lake, NAME, map(uid_of, gone))
+    held.drop(*gone)
+    assert opened == []
+    found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
+    assert not found.keys() & {*gone}
+    assert {shard_of(uid_of(number), 4) for number in found} == {0, 1, 2}, "what was damaged is made again"
+    assert [shard.part for shard in plan_headers(held.lake, NAME)] == [3]
+    make(held)
+    expect_whole(held)
+    remove_series(held.lake, NAME, [uid_of(number) for number in held.counts])
+    assert held.lake.count_rows(INSTANCE_HEADERS, NAME) == held.lake.count_rows(SERIES_GEOMETRY, NAME) == 0
+
+
+# --- kills
+
+KILLS, ALWAYS = 50, 3
+
+
+def once(lake: Lake, most: int, full: bool, die_at: int) -> str | None:
+    """Make the tables in a process; return what it said, None if it was killed."""
+    words = [lake.uri, NAME, str(most), str(int(full)), str(die_at)]
+    command = [sys.executable, "-m", "nbia_pipeline_tests.helpers.headers_once", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.stdout if done.returncode == 0 else None
+
+
+def test_a_kill_loses_no_series_and_leaves_none_half(held: Held, request: pytest.FixtureRequest) -> None:
+    kills = KILLS if request.config.getoption("--every-moment") else ALWAYS
+    chance = random.Random(15)
+    version = 1
+    for _ in range(kills):
+        if not plan_headers(held.lake, NAME):
+            version += 1
+            held.put(range(0, SERIES, 2), version=version)
+        died = once(held.lake, MOST, False, chance.randint(1, 40)) is None
+        found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
+        assert found.keys() == held.counts.keys()
+        for number, versions in found.items():
+            known = {1} if number % 2 else {version - 1, version}
+            assert set(versions) <= known and list(versions.values()) == [FILES], (number, versions, died)
+    make(held)
+    expect_whole(held)
+
+
+def test_a_crash_while_parts_are_divided_loses_no_series(
+    first: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(plan, "MOST_INSTANCES", MOST // 4)
+    moves = range(1, 16 * 4 + 12 * 4) if request.config.getoption("--every-moment") else (2, 9, 30)
+    put = Lake.put_part
+    for last in moves:
+        shutil.copytree(first.lake.uri, tmp_path / f"{last}")
+        held = first.at(Lake(str(tmp_path / f"{last}")))
+        calls = iter(range(last))
+
+        def put_part(*words: Any, calls: Iterator[int] = calls) -> None:
+            if next(calls, None) is None:
+                raise Crash
+            put(*words)
+
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(Lake, "put_part", put_part)
+            make(held, full=True)
+        found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
+        assert found.keys() == held.counts.keys(), last
+        assert all(set(versions) == {1} for versions in found.values())
+        make(held)
+        expect_whole(held, 16)
