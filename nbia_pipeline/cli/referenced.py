@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nbia_pipeline.cli.options import F, Options, option
+from nbia_pipeline.mirror.plan import Figures
 from nbia_pipeline.text import size_text
+
+if TYPE_CHECKING:
+    from nbia_pipeline.mirror.references.preview import Foreseen
 
 _KINDS = {"images": ["images"], "annotations": ["annotations"], "both": ["images", "annotations"]}
 
@@ -54,3 +59,27 @@ def references_lines(n: Mapping[str, int]) -> list[str]:
     named = {"left": "are left for a later run", "failed": "could not be fetched", "not_found": "could not be resolved"}
     parts += [f"{n[f'referenced_{name}']} {text}" for name, text in named.items() if n[f"referenced_{name}"]]
     return [f"Referred  to {'; '.join(parts)}."]
+
+
+def foreseen_figures(foreseen: Foreseen) -> dict[str, Any]:
+    """Return what is known of references before a run, for ``--json``."""
+    return {
+        "to_fetch": asdict(Figures.of(foreseen.series.values())),
+        "in_the_lake": foreseen.there,
+        "unread": len(foreseen.unread),
+        "unlisted": len(foreseen.unlisted),
+    }
+
+
+def foreseen_note(foreseen: Foreseen) -> str:
+    """Return the same as a sentence, in which counts what follows from what is in the lake."""
+    known = Figures.of(foreseen.series.values())
+    parts = [
+        f"references lead to {known.series} series to fetch besides ({known.files:,} files, {size_text(known.bytes)}), "
+        f"within the same bounds, and to {foreseen.there} in the lake"
+    ]
+    if foreseen.unlisted:
+        parts.append(f"targets in no table, which a run asks the archive for: {len(foreseen.unlisted)}")
+    if foreseen.unread:
+        parts.append(f"series of annotations to fetch and read before the rest is known: {len(foreseen.unread)}")
+    return "; ".join(parts)
