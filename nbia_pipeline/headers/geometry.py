@@ -220,6 +220,11 @@ def _known(flags: Flags, by: Reals) -> pa.Array:
     return pa.array(flags, mask=np.isnan(by))
 
 
+def _is_true(flags: pa.Array) -> Flags:
+    true: Flags = flags.fill_null(False).to_numpy(zero_copy_only=False)
+    return true
+
+
 def _aligned(series: _Series, direction: Reals) -> pa.Array:
     shift = series.range(_finite(_dot(series.position, direction)))
     return _known(shift < IN_PLANE_MM, shift)
@@ -259,7 +264,8 @@ def _lists(numbers: Reals, known: Flags) -> pa.Array:
 def _distances(series: _Series, one: Flags, flags: dict[str, Any]) -> dict[str, Any]:
     """Return what the positions along the normal say: how many there are, how far apart, how many are missing."""
     usual = series.median(np.where(series.gap > NOISE_MM, series.gap, np.nan))
-    same = np.fmax(NOISE_MM, SPACING_SHARE * usual)
+    # Evenly spread positions are different ones, however near they are.
+    same = np.where(_is_true(flags["UniformSliceSpacing"]), 0, np.fmax(NOISE_MM, SPACING_SHARE * usual))
     step = np.where(series.gap > same[series.of], series.gap, np.nan)  # from a position to the next
     begins = ~np.isnan(step)
     begins[series.start] = ~np.isnan(series.along[series.start])
@@ -270,7 +276,7 @@ def _distances(series: _Series, one: Flags, flags: dict[str, Any]) -> dict[str, 
     missing = np.nan_to_num(np.add.reduceat(np.nan_to_num(steps - 1), series.start))
     distance = _mean_distance(series, positions + missing)
     off = series.greatest(np.abs(step - steps * distance[series.of]) / np.fmax(steps, 1))
-    otherwise = [flags[name].fill_null(False).to_numpy(zero_copy_only=False) for name in _ACROSS]
+    otherwise = [_is_true(flags[name]) for name in _ACROSS]
     gapless = np.logical_and.reduce([one, off < SPACING_SHARE * distance, missing < 2**53, *otherwise])
 
     distance = np.where(one, np.where(gapless, distance, usual), np.nan)

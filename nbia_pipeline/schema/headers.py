@@ -120,35 +120,35 @@ INSTANCE_HEADERS = Table(
 
 SERIES_GEOMETRY = Table(
     "series_geometry",
-    "One row per series of planes (CT, MR, PT of single frames): whether it is a regular volume, by the definitions "
-    "and tolerances of IDC's volume_geometry_index.",
+    "One row per series of single-frame CT, MR or PT images, but of localizers and MIPs: whether it is a regular "
+    "volume, by the definitions and tolerances of IDC's volume_geometry_index.",
     (
         *of_tables("SeriesInstanceUID Collection Modality"),
         *_columns("""
 FrameOfReferenceUID text 0020,0052 - Identifier of the coordinate system; null if the series has several.
-Plane text - - axial, sagittal, coronal or oblique: by the normal of the slices.
-Instances int - instances Number of instances.
-Positions int - - Number of different positions of a slice.
-Stacks int - - Instances at a position: phases, echoes and the like; null if positions differ in it.
-MissingSlices int - slices Positions that are missing in an otherwise regular stack.
-Rows int 0028,0010 pixels Number of rows; null if instances differ.
-Columns int 0028,0011 pixels Number of columns; null if instances differ.
-PixelSpacing reals 0028,0030 mm Distance of adjacent rows and columns; null if instances differ.
-ImageOrientationPatient reals 0020,0037 - Direction cosines of rows and columns, of the first slice.
-Origin reals 0020,0032 mm Position of the first slice along the normal.
-SliceSpacing real - mm Median distance of adjacent positions along the normal.
-SliceThickness real 0018,0050 mm Nominal thickness of a slice; null if instances differ.
+Plane text - - axial, sagittal or coronal if the normal is within 37 degrees of that of such a plane; else oblique.
+Instances int - instances Number of single-frame images.
+Positions int - - Number of different positions along the normal; null if orientations differ.
+Stacks int - - Images at each position: phases, echoes and the like; null if positions differ in it.
+MissingSlices int - slices Positions that are missing in an otherwise regular stack; null if it is none.
+Rows int 0028,0010 pixels Number of rows; null if images differ.
+Columns int 0028,0011 pixels Number of columns; null if images differ.
+PixelSpacing reals 0028,0030 mm Distance of adjacent rows and columns; null if images differ.
+ImageOrientationPatient reals 0020,0037 - Direction cosines of rows and columns of the first slice; null if they differ.
+Origin reals 0020,0032 mm Position of the first slice along the normal; null if orientations differ.
+SliceSpacing real - mm Mean distance of adjacent slices, missing ones counted; the median if they are uneven.
+SliceThickness real 0018,0050 mm Nominal thickness of a slice; null if images differ.
 Extent real - mm Distance of the first and the last position, and one SliceSpacing.
 ObliquityDegrees real - degrees Angle between the normal and the nearest axis of the patient.
-SingleOrientation flag - - Whether all instances have one orientation.
-OrthogonalOrientation flag - - Whether rows and columns are at right angles.
-UniqueSlicePositions flag - - Whether no two instances are at one position.
-ConsistentInPlaneRow flag - - Whether the slices are aligned along the rows.
-ConsistentInPlaneColumn flag - - Whether the slices are aligned along the columns.
-ConsistentPixelSpacing flag - - Whether all instances have one PixelSpacing.
-ConsistentImageDimensions flag - - Whether all instances have as many rows and columns.
-UniformSliceSpacing flag - - Whether adjacent positions have one distance.
-RegularVolume flag - - Whether all of the above are true.
+SingleOrientation flag - - Whether all images state the same ImageOrientationPatient.
+OrthogonalOrientation flag - - Whether the normal, the product of both directions, has a length within 0.01 of 1.
+UniqueSlicePositions flag - - Whether no two images are at one position along the normal.
+ConsistentInPlaneRow flag - - Whether slices are shifted by less than 0.1 mm along their rows.
+ConsistentInPlaneColumn flag - - Whether slices are shifted by less than 0.1 mm along their columns.
+ConsistentPixelSpacing flag - - Whether all images state the same PixelSpacing.
+ConsistentImageDimensions flag - - Whether all images have as many Rows and Columns.
+UniformSliceSpacing flag - - Whether all distances are within 1 % of their mean; null for one slice.
+RegularVolume flag - - Whether all flags are true; null if one is null and none false.
 """),
     ),
     key=("SeriesInstanceUID",),

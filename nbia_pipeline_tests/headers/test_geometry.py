@@ -189,6 +189,7 @@ CASES: dict[str, tuple[Rows, bool | None, set[str]]] = {
     **{name: (stack(plane, evenly(N)), True, set()) for name, plane in PLANES.items()},
     "descending": (stack(AXIAL, evenly(N, -2.5)), True, set()),
     "any order": (EVEN[::2] + EVEN[1::2], True, set()),
+    "a tenth of a micrometer": (stack(AXIAL, evenly(N, 0.0001)), True, set()),
     "tenth of a millimeter": (stack(AXIAL, evenly(N, 0.1)), True, set()),
     "magnetic resonance": (stack(NODDING, evenly(N), SOPClassUID=MR, Modality="MR"), True, set()),
     "positrons": (stack(AXIAL, evenly(N), SOPClassUID=PT, Modality="PT"), True, set()),
@@ -300,10 +301,19 @@ ODD: dict[str, list[Any]] = {
 }
 
 
-@settings(max_examples=25)
-@given(st.lists(any_series(), min_size=1, max_size=8))
-def test_idc_says_the_same_of_any_series(database: duckdb.DuckDBPyConnection, drawn: list[Rows]) -> None:
-    assert_the_same(database, {f"{k}": images for k, images in enumerate(drawn)})
+@pytest.mark.parametrize("examples", [20, 300])
+def test_idc_says_the_same_of_any_series(
+    database: duckdb.DuckDBPyConnection, examples: int, request: pytest.FixtureRequest
+) -> None:
+    if examples > 20 and not request.config.getoption("--every-moment"):
+        pytest.skip("make test-headers draws so many")
+
+    @settings(max_examples=examples)
+    @given(st.lists(any_series(), min_size=1, max_size=8))
+    def check(drawn: list[Rows]) -> None:
+        assert_the_same(database, {f"{k}": images for k, images in enumerate(drawn)})
+
+    check()
 
 
 # --- what it does not say

@@ -9,8 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nbia_pipeline.headers.resolve import affected, neighbors, orphans, problems, resolve_references, write_references
-from nbia_pipeline.headers.scan import numbers_of
+from nbia_pipeline.headers.graph.resolve import (
+    affected,
+    neighbors,
+    orphans,
+    problems,
+    resolve_references,
+    write_references,
+)
+from nbia_pipeline.headers.graph.scan import numbers_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, INSTANCE_REFERENCES, SERIES_REFERENCES

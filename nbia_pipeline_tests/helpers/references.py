@@ -12,9 +12,9 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from nbia_pipeline.headers.elements import ITEM, ITEM_END, SEQUENCE_END, walk
-from nbia_pipeline.headers.references import MANAGEMENT, NO_FILES, Edge, edges
-from nbia_pipeline.headers.regions import Region, regions
+from nbia_pipeline.headers.graph.edges import MANAGEMENT, NO_FILES, Edge, edges
+from nbia_pipeline.headers.graph.regions import Region, regions
+from nbia_pipeline.headers.parse.elements import ITEM, ITEM_END, SEQUENCE_END, walk
 
 RT_STUDY = 0x30060012
 

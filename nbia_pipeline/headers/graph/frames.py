@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.headers.scan import Among, scan
+from nbia_pipeline.headers.graph.scan import Among, scan
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS

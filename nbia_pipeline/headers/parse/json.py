@@ -15,8 +15,8 @@ from functools import lru_cache
 from json.encoder import encode_basestring as quoted
 from struct import Struct, calcsize, unpack
 
-from nbia_pipeline.headers.charset import DEFAULT, decoded, encodings_of
-from nbia_pipeline.headers.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Creators, Odd, walk
+from nbia_pipeline.headers.parse.charset import DEFAULT, decoded, encodings_of
+from nbia_pipeline.headers.parse.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Creators, Odd, walk
 
 Value = str | int | float
 Values = list[Value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbia_pipeline.headers.typed import NAMES
+from nbia_pipeline.headers.parse.typed import NAMES
 
 Place = tuple[int, str, int, int]
 """Tag, VR, position of the value and its length."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from nbia_pipeline.headers.elements import ITEM, ITEM_END, Creators, Odd, walk
-from nbia_pipeline.headers.json import Values, fragment
+from nbia_pipeline.headers.parse.elements import ITEM, ITEM_END, Creators, Odd, walk
+from nbia_pipeline.headers.parse.json import Values, fragment
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, REALS, TEXTS
 from nbia_pipeline.schema.tables import COUNT, DAY, REAL, TEXT
 

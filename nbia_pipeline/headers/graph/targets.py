@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import stopping
-from nbia_pipeline.headers.scan import Among, Names, Numbers, filled, numbers_of, scan
+from nbia_pipeline.headers.graph.scan import Among, Names, Numbers, filled, numbers_of, scan
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.headers import INSTANCE_REFERENCES

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nbia_pipeline.headers.scan import Among, scan
+from nbia_pipeline.headers.graph.scan import Among, scan
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among

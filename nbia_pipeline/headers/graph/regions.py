@@ -7,8 +7,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from nbia_pipeline.headers.references import Edge, edges
-from nbia_pipeline.headers.tree import Item, Top, Tree, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
+from nbia_pipeline.headers.graph.edges import Edge, edges
+from nbia_pipeline.headers.graph.tree import (
+    Item,
+    Top,
+    Tree,
+    forget,
+    shorts,
+    top_sequence,
+    tree_of,
+    uid,
+    uids,
+    whole_numbers,
+)
 
 Code = dict[str, "str | None"]
 Text = Callable[[bytes], str]

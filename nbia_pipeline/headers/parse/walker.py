@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import error as StructError
 
-from nbia_pipeline.headers.elements import IMPLICIT_HEAD, ITEM, SEQUENCE_END, UNDEFINED, Odd, element, walk
-from nbia_pipeline.headers.header import Header
-from nbia_pipeline.headers.json import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET, Nested, bulk, settled
-from nbia_pipeline.headers.template import LARGE, Differs, Elements, Entry
-from nbia_pipeline.headers.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
+from nbia_pipeline.headers.parse.elements import IMPLICIT_HEAD, ITEM, SEQUENCE_END, UNDEFINED, Odd, element, walk
+from nbia_pipeline.headers.parse.header import Header
+from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET, Nested, bulk, settled
+from nbia_pipeline.headers.parse.template import LARGE, Differs, Elements, Entry
+from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
 
 MOST_BYTES = 1 << 29
 """So much of a header is in memory; pydicom reads a larger one, in pieces."""

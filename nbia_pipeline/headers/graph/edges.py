@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from nbia_pipeline.headers.tree import (
+from nbia_pipeline.headers.graph.tree import (
     Item,
     Top,
     Tree,

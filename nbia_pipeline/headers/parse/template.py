@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from nbia_pipeline.headers.elements import EXPLICIT_HEAD, SHORT_FORM, UNDEFINED, Odd, element
-from nbia_pipeline.headers.header import Header, Place
-from nbia_pipeline.headers.json import (
+from nbia_pipeline.headers.parse.elements import EXPLICIT_HEAD, SHORT_FORM, UNDEFINED, Odd, element
+from nbia_pipeline.headers.parse.header import Header, Place
+from nbia_pipeline.headers.parse.json import (
     PIXEL_REPRESENTATION,
     SPECIFIC_CHARACTER_SET,
     Around,
@@ -21,7 +21,7 @@ from nbia_pipeline.headers.json import (
     settled,
     unknown,
 )
-from nbia_pipeline.headers.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, NAMES, columns_of, first_dose
+from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, NAMES, columns_of, first_dose
 
 LARGE = 1 << 16
 """An element whose value has more bytes stays in the file."""
