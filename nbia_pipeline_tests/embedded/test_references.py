@@ -114,7 +114,7 @@ def test_closures_are_those_of_the_references() -> None:
         todo = [key]
         while todo:
             for target in REFERENCES.get(todo.pop(), ()):
-                to = target.stated or target.series
+                to = target.series
                 by_frame = target.role in ("frame_source", "frame_of_reference")
                 if isinstance(to, tuple) and to not in reached and not by_frame:
                     reached.add(to)
