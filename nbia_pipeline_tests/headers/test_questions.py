@@ -10,37 +10,17 @@ from typing import Any
 import duckdb
 import pytest
 
-from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline.headers.graph.resolve import write_references
-from nbia_pipeline.headers.shards import plan_headers, write_shard
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.reading.sql import write_catalog
-from nbia_pipeline_tests.helpers.archives import FAST
 
 PAGE = (Path(__file__).parents[2] / "docs" / "headers.md").read_text(encoding="utf-8")
 QUESTIONS = re.findall(r"^### (.*\?)\n.*?^```sql\n(.*?)^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def database(
-    demo: Catalog, demo_archive: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The views of a lake with the collections of the demo that a guest sees."""
-    lake = Lake(str(tmp_path_factory.mktemp("questions") / "lake"))
-    with NbiaClient(demo_archive, options=FAST) as client:
-        names = sorted(client.collection_values())
-        for name in names:
-            Mirror(client, lake).run(name)
-    for name in names:
-        for shard in plan_headers(lake, name):
-            write_shard(lake, shard)
-    for name in names:
-        write_references(lake, name)
-    write_catalog(lake)
+def database(read_demo: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The views of a lake with the demo."""
     with duckdb.connect() as connection:
-        connection.execute((Path(lake.uri) / "catalog.sql").read_text(encoding="utf-8"))
+        connection.execute((Path(read_demo.uri) / "catalog.sql").read_text(encoding="utf-8"))
         yield connection
 
 
