@@ -212,8 +212,8 @@ _COLUMNS = {
         Column(
             "Reason",
             TEXT,
-            "Why the series is withdrawn, not complete, or not in its newest version, for people; null if that is not "
-            "known.",
+            "Why the series is withdrawn, not complete, or not in its newest version, for people; of a complete one, "
+            "for whose references it was fetched. Null if there is no reason, or it is not known.",
         ),
         Column(
             "RefreshFailedAt",
