@@ -289,7 +289,7 @@ def build_plan_op(
     return plan_op
 
 
-def short_config(config_type: type[RunBounds], op: dg.OpDefinition, *, of_job: bool = False) -> dg.ConfigMapping:
+def short_config(config_type: type[dg.Config], op: dg.OpDefinition, *, of_job: bool = False) -> dg.ConfigMapping:
     """Return the mapping by which the config of a graph, or the run config of a job, is that of one of its ops."""
 
     def mapped(config: dict[str, Any]) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:
     if missing:
         raise dg.Failure(
             f"the executor did not run {len(missing)} of {len(summary['batches'])} batches: launch a new run instead "
-            "of a re-execution from failure: it fetches only what is missing",
+            "of a re-execution from failure: it does only what is missing",
             allow_retries=False,
         )
 
