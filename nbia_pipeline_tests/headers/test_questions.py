@@ -20,7 +20,7 @@ from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline_tests.helpers.archives import FAST
 
 PAGE = (Path(__file__).parents[2] / "docs" / "headers.md").read_text(encoding="utf-8")
-QUESTIONS = re.findall(r"^### (.*\?)\n.*?^```sql\n(.*?)^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE | re.DOTALL)
+QUESTIONS = re.findall(r"^### (.*\?)\n(?s:.*?)^```sql\n(?s:(.*?))^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
