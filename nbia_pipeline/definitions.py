@@ -9,6 +9,7 @@ import dagster as dg
 
 from nbia_pipeline.defs.assets import (
     build_annotations_asset,
+    build_headers_asset,
     build_images_asset,
     build_released_asset,
     build_table_assets,
@@ -69,6 +70,7 @@ def build_definitions(
         *build_table_assets(naming, settings),
         build_images_asset(naming, settings),
         *([build_annotations_asset(naming, settings)] if settings.annotations else []),
+        *([build_headers_asset(naming, settings)] if settings.reads_headers else []),
         build_released_asset(naming, settings),
     )
 

@@ -42,8 +42,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     out = (undisturbed / "out").read_text()
-    assert "total                  10       14      39               39  39 of 39    395  12.0 MB" in out
-    assert "Fetched   39 series, 395 files, 12.0 MB; 0 series were already in the lake." in out
+    assert "total                  10       14      39               39  39 of 39    395  11.9 MB" in out
+    assert "Fetched   39 series, 395 files, 11.9 MB; 0 series were already in the lake." in out
     assert "asset checks passed, 0 failed" in out
     assert "nbia-pipeline dev, then http://localhost:3000" in out
 

@@ -50,7 +50,7 @@ def full(demo_archive: str, tmp_path_factory: pytest.TempPathFactory, instance: 
 def pipeline(archive: TestArchive, tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline of one's own on an archive that can misbehave."""
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
-        yield Pipeline(Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",)), instance)
+        yield Pipeline(Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",), headers=()), instance)
 
 
 def served(demo: Catalog) -> list[dict[str, Any]]:

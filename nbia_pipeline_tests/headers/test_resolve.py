@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nbia_pipeline.headers.graph.numbers import numbers_of
 from nbia_pipeline.headers.graph.resolve import (
     affected,
     neighbors,
@@ -17,7 +18,6 @@ from nbia_pipeline.headers.graph.resolve import (
     resolve_references,
     write_references,
 )
-from nbia_pipeline.headers.graph.scan import numbers_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, INSTANCE_REFERENCES, SERIES_REFERENCES

@@ -122,14 +122,14 @@ IMAGES_OF: dict[Key, frozenset[Key]] = {
     KEYS: frozenset({CT, PET}),
     REGISTRATION: frozenset({CT, T1}),
     SEG_OF_OTHER_STUDY: frozenset({CT}),
-    SEG_OF_WRONG_SERIES: frozenset({T2}),
+    SEG_OF_WRONG_SERIES: frozenset({T1}),
     STRUCTURES_WITHOUT_REFERENCES: frozenset(),
     SECOND_STRUCTURES: frozenset({SECOND_CT}),
     ORPHAN: frozenset(),
     SEG_OF_OTHER_COLLECTION: frozenset({CHEST_CT}),
     BREAST_SEG: frozenset({BREAST_MR}),
 }
-"""What each of them refers to, directly or not, as far as a lake knows that has nothing else.
+"""The closure of each of them: all that it refers to, directly or not, by stated references.
 
-SEG_OF_WRONG_SERIES leads to the stated series; that another one has the instances is known once its files are there.
+SEG_OF_WRONG_SERIES leads to the series that has the instances, not to the one that it states.
 """

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nbia_pipeline.headers.graph.scan import Among, scan
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.parquet import Among
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.status import COMPLETE, WITHDRAWN
@@ -95,5 +95,5 @@ def series_of(lake: Lake, name: str, uids: Collection[str]) -> dict[str, KnownSe
 def _rows(
     lake: Lake, table: Table, collection: str, uids: Collection[str], columns: list[str]
 ) -> Iterator[dict[str, Any]]:
-    for piece in scan(lake, table, collection, columns, (_UID, Among(uids))):
+    for piece in lake.read_pieces(table, collection, columns, where=(_UID, Among(uids))):
         yield from piece.filter(among(piece[_UID], uids)).to_pylist()

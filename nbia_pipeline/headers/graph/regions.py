@@ -8,18 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from nbia_pipeline.headers.graph.edges import Edge, edges
-from nbia_pipeline.headers.graph.tree import (
-    Item,
-    Top,
-    Tree,
-    forget,
-    shorts,
-    top_sequence,
-    tree_of,
-    uid,
-    uids,
-    whole_numbers,
-)
+from nbia_pipeline.headers.graph.tree import Item, Top, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
 
 Code = dict[str, "str | None"]
 Text = Callable[[bytes], str]
@@ -70,7 +59,7 @@ def regions(
         explicit: whether they have VRs.
         text: decodes text by the character set of the data set.
         problems: gets a sentence for what cannot be read.
-        references: what :func:`nbia_pipeline.headers.references.edges` returned for the instance, if it is known.
+        references: what :func:`nbia_pipeline.headers.graph.edges.edges` returned for the instance, if it is known.
     """
     places = {tag: index for index, (tag, _, _, _) in enumerate(top) if tag in _OPENED}
     if _SEGMENTS not in places and _ROIS not in places:

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.headers.graph.frames import NO_IMAGES, same_frame
 from nbia_pipeline.headers.graph.known import KnownSeries, known_series, series_of
-from nbia_pipeline.headers.graph.scan import Among
 from nbia_pipeline.headers.graph.targets import Holders, Pair, References, pairs, read_references
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.lake.lock import Lock
+from nbia_pipeline.lake.parquet import Among
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.headers import SERIES_REFERENCES
 from nbia_pipeline.schema.tables import INSTANCES

@@ -128,7 +128,7 @@ class Walker:
             found.size = size
         else:
             self._ordinary_pixels(head, at, size, more, found)
-        found.values = data.values[:]
+        found.values, found.encodings = data.values[:], data.around.encodings
         found.values[_SYNTAX] = syntax
         found.json, found.meta = _object(parts), _object(parts_of_meta)
         return found
@@ -153,6 +153,7 @@ class Walker:
         syntax = found.values[_SYNTAX]
         found.explicit, found.elements = _is_explicit(syntax, window.need(at + 8), at), 0
         _Reading(self._data[found.explicit], path, window, found, parts).read(at)
+        found.encodings = self._data[found.explicit].around.encodings
         if found.size is None:
             found.size = window.size
         found.json, found.meta, found.buffer = _object(parts), _object(parts_of_meta), window.buffer
