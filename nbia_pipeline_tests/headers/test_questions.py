@@ -13,7 +13,7 @@ import pytest
 from nbia_pipeline.lake import Lake
 
 PAGE = (Path(__file__).parents[2] / "docs" / "headers.md").read_text(encoding="utf-8")
-QUESTIONS = re.findall(r"^### (.*\?)\n.*?^```sql\n(.*?)^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE | re.DOTALL)
+QUESTIONS = re.findall(r"^### (.*\?)\n(?s:.*?)^```sql\n(?s:(.*?))^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
