@@ -27,6 +27,7 @@ from nbia_pipeline.cli.options import (
     with_rate,
     with_selection,
 )
+from nbia_pipeline.cli.referenced import references_fields, references_lines, with_references
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
@@ -48,6 +49,7 @@ _INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the nex
 @as_command()
 @collections_argument("names or globs; their images are mirrored in this run (default: those of NBIA_IMAGES)")
 @with_selection
+@with_references
 @with_rate
 @option(
     "--allow-lost-columns",
@@ -83,7 +85,7 @@ def command(options: Options) -> int:
             settings,
             instance,
             lambda line: None if _PROGRESS.fullmatch(line) else say(line),
-            images=images_fields(options),
+            images={**images_fields(options), **references_fields(options)},
             collections=only,
             allow_lost_columns=options.allow_lost_columns,
             on_tables=lambda mirrored: expect_found(options, selection, lake, mirrored),
@@ -171,6 +173,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         ]
     elif total["wanted"]:
         lines = [f"Fetched   no images: {n['skipped_series']} series were already in the lake."]
+    lines += references_lines(n)
     if n["healed_instances"]:
         lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
     if n["quarantined"] or n["unavailable"]:

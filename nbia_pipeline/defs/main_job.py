@@ -207,9 +207,9 @@ def _stretches(collections: list[str], registered: list[str]) -> list[list[str]]
 def _less(images: Mapping[str, Any], fetched: Mapping[str, int]) -> dict[str, Any]:
     """Return what is asked for, with bounds that are less what was fetched; a plan alone where one is used up."""
     left = dict(images)
-    for bound, name in (("max_bytes", "fetched_bytes"), ("max_series", "fetched_series")):
+    for bound, what in (("max_bytes", "bytes"), ("max_series", "series")):
         if bound in left:
-            left[bound] -= fetched.get(name, 0)
+            left[bound] -= fetched.get(f"fetched_{what}", 0) + fetched.get(f"referenced_{what}", 0)
     if any(left.get(bound, 1) < 1 for bound in ("max_bytes", "max_series")):
         left = {**left, "max_bytes": None, "max_series": 0}
     return left
@@ -382,6 +382,12 @@ class _Runner:
             for name, entry in metadata.items():
                 if isinstance(entry.value, int):
                     self.outcome.fetched[name] += entry.value
+            failed = metadata.get("referenced_failed")
+            if failed is not None and failed.value:
+                self.outcome.failures.append(
+                    f"{failed.value} series that references lead to could not be fetched: table image_series has the "
+                    "reasons"
+                )
             sheet = metadata.get("contact_sheet")
             if isinstance(sheet, dg.MarkdownMetadataValue):
                 self.outcome.contact_sheet = self.outcome.contact_sheet or sheet

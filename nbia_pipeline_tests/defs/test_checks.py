@@ -110,7 +110,7 @@ def evaluate(archive: TestArchive, lake: Lake, tmp_path: Path) -> Iterator[Evalu
 
         def run() -> dict[tuple[str, str | None], dg.AssetCheckEvaluation]:
             definitions = dg.Definitions.merge(
-                build_definitions(Settings(archive=archive.url, lake=lake.uri, images=("*",))),
+                build_definitions(Settings(archive=archive.url, lake=lake.uri, images=("*",), headers=())),
                 dg.Definitions(jobs=[dg.define_asset_job("only_checks", selection=selection)]),
             )
             result = definitions.resolve_job_def("only_checks").execute_in_process(instance=instance)

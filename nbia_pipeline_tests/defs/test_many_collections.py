@@ -48,7 +48,7 @@ def tables(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(archive: TestArchive, tables: Path, tmp_path: Path) -> Iterator[Pipeline]:
     """A code location without annotations over a copy of that lake."""
     shutil.copytree(tables, tmp_path / "lake")
-    settings = Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",), annotations=False)
+    settings = Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",), annotations=False, headers=())
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
         instance.add_dynamic_partitions("nbia_collections", COLLECTIONS)
         yield Pipeline(settings, instance)

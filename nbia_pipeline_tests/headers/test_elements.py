@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from nbia_pipeline.headers.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Odd, walk
+from nbia_pipeline.headers.parse.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Odd, walk
 from nbia_pipeline_tests.helpers.dicom_bytes import element, nested
 
 EMPTY = (0x00081140, "SQ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,15 +13,15 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from nbia_pipeline.headers.elements import ITEM, ITEM_END, SEQUENCE_END, walk
-from nbia_pipeline.headers.references import MANAGEMENT, NO_FILES, Edge, edges
-from nbia_pipeline.headers.regions import Region, regions
+from nbia_pipeline.headers.graph.edges import MANAGEMENT, NO_FILES, Edge, edges
+from nbia_pipeline.headers.graph.regions import Region, regions
+from nbia_pipeline.headers.parse.elements import ITEM, ITEM_END, SEQUENCE_END, Odd, walk
 
 RT_STUDY = 0x30060012
 
 
 class Opened(NamedTuple):
-    """A data set as :func:`nbia_pipeline.headers.references.edges` takes it."""
+    """A data set as :func:`nbia_pipeline.headers.graph.edges.edges` takes it."""
 
     sop_class: str
     top: list[tuple[int, str, int, int]]
@@ -32,9 +33,11 @@ def opened(file: bytes) -> Opened:
     """Return the data set of a file; what is not plain little endian, or has no meta group, is written anew."""
     data = pydicom.dcmread(io.BytesIO(file), force=True)
     syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
-    if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) and file[128:132] == b"DICM":
-        at = 144 + data.file_meta.FileMetaInformationGroupLength
-        return of_bytes(file[at:], syntax == ExplicitVRLittleEndian, str(data.get("SOPClassUID", "")))
+    length = data.file_meta.get("FileMetaInformationGroupLength") if syntax else None
+    if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) and length is not None:
+        at = 144 + length
+        with contextlib.suppress(Odd):
+            return of_bytes(file[at:], syntax == ExplicitVRLittleEndian, str(data.get("SOPClassUID", "")))
     return of_dataset(data)
 
 
@@ -71,9 +74,9 @@ def edges_of(what: Opened, problems: list[str] | None = None) -> list[Edge]:
     return edges(*what, lambda raw: raw.decode("latin1"), problems)
 
 
-def regions_of(what: Opened, problems: list[str] | None = None) -> list[Region]:
+def regions_of(what: Opened, problems: list[str] | None = None, references: list[Edge] | None = None) -> list[Region]:
     """Return the segments and ROIs of a data set in ASCII or Latin-1."""
-    return regions(*what, lambda raw: raw.decode("latin1"), problems)
+    return regions(*what, lambda raw: raw.decode("latin1"), problems, references)
 
 
 def by_pydicom(data: Dataset, around: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -82,7 +85,11 @@ def by_pydicom(data: Dataset, around: tuple[int, ...] = ()) -> Iterator[tuple[tu
         if element.VR == "SQ":
             for item in element.value:
                 yield from by_pydicom(item, (*around, int(element.tag)))
-        elif element.tag == 0x00081155 and not set(around) & NO_FILES and around[-1:] != (RT_STUDY,):
-            if not str(data.get("ReferencedSOPClassUID", "")).startswith(MANAGEMENT):
-                values = [element.value] if element.VM == 1 else element.value or ()
-                yield from ((around, name) for value in values if (name := str(value).strip(" \0\t\r\n")))
+        elif element.tag == 0x00081155 and _names_a_file(data, around):
+            values = [element.value] if element.VM == 1 else element.value or ()
+            yield from ((around, name) for value in values if (name := str(value).strip(" \0\t\r\n")))
+
+
+def _names_a_file(data: Dataset, around: tuple[int, ...]) -> bool:
+    kind = str(data.get("ReferencedSOPClassUID", ""))
+    return not set(around) & NO_FILES and around[-1:] != (RT_STUDY,) and not kind.startswith(MANAGEMENT)

@@ -1,31 +1,27 @@
 """Sequences as items with their elements, read no deeper than somebody looks; for references and annotations.
 
-They are not made of :func:`nbia_pipeline.headers.elements.walk`, which visits every element: of the 280,000 elements in
-a segmentation of 6,000 frames most are in sequences that say nothing here, or repeat another frame's, byte for byte.
+They are not made of :func:`nbia_pipeline.headers.parse.elements.walk`, which visits every element: of the 280,000
+elements in a segmentation of 6,000 frames most are in sequences that say nothing here, or repeat another frame's, byte
+for byte.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
-from pydicom.datadict import dictionary_VR
+from nbia_pipeline.headers.parse.elements import EXPLICIT_HEAD, IMPLICIT_HEAD, LONG, LONG_FORM, UNDEFINED, vr_of
 
-UNDEFINED = 0xFFFFFFFF
 DEPTH = 64
 """Sequences in each other that are read."""
 
 _SHARED_BYTES = 4096
 _PADDING = b" \0\t\r\n"
-_DELIMITERS, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xE000, 0xE00D, 0xE0DD
 _FIRST_ITEM = b"\xfe\xff\x00\xe0"
-_LONG_FORM = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_explicit_head = struct.Struct("<HH2sH").unpack_from
-_implicit_head = struct.Struct("<HHI").unpack_from
-_long_length = struct.Struct("<I").unpack_from
+
+_is_whole = re.compile(rb"[+-]?\d{1,12}").fullmatch
 
 referring = re.compile(rb"\x08\x00[\x55\x15]\x11|\x06\x30\x14\x00|\x40\x00\x24\xa1").search
 """Finds what a sequence with references has: one of the tags (0008,1155), (0008,1115), (3006,0014), (0040,A124)."""
@@ -74,7 +70,7 @@ class Tree:
         if not isinstance(sequence, tuple):
             return []
         at, end, explicit, depth = sequence
-        key = at if end is None or end - at > _SHARED_BYTES else (self.buffer[at:end], explicit, depth)
+        key = at if end is None or end - at > _SHARED_BYTES else (self.buffer[at:end], explicit)
         found = self._read.get(key)
         if found is None:
             self._read[key] = found = []
@@ -86,7 +82,10 @@ class Tree:
 
     def first(self, item: Item, *tags: int) -> Item:
         """Return the first item of the sequence in an item that is the first of `tags` to have one; else nothing."""
-        return next((items[0] for tag in tags if (items := self.items(item.get(tag)))), {})
+        for tag in tags:
+            if tag in item and (items := self.items(item[tag])):
+                return items[0]
+        return {}
 
     def raw(self, value: object) -> bytes:
         """Return the bytes of a sequence that nobody has looked into; none of anything else."""
@@ -106,61 +105,72 @@ class Tree:
         """
         if depth > DEPTH:
             raise Unreadable(f"more than {DEPTH} sequences are in each other")
-        buffer = self.buffer
-        while end is None or at < end:
-            group, element, length = _implicit_head(buffer, at)
+        buffer, limit = self.buffer, len(self.buffer) if end is None else end
+        while at < limit:
+            group, number, length = IMPLICIT_HEAD(buffer, at)
             at += 8
-            if group != _DELIMITERS or (element != _ITEM and (element != _SEQUENCE_END or end is not None)):
+            if group != 0xFFFE or number != 0xE000:
+                if group == 0xFFFE and number == 0xE0DD and end is None:
+                    return at
                 raise Unreadable("no item is where one should begin")
-            if element == _SEQUENCE_END:
-                return at
             item: Item = {}
             items.append(item)
-            last = None if length == UNDEFINED else at + length
-            stop = last or len(buffer)
-            while at < stop:
-                group, element, vr, length = _explicit_head(buffer, at)
-                if group == _DELIMITERS:
-                    if element == _ITEM_END and last is None:
-                        at += 8
-                        break
-                    raise Unreadable("an item ends where it should not")
-                tag = group << 16 | element
-                at += 8
-                if not explicit:
-                    (length,) = _long_length(buffer, at - 4)
-                    vr = _vr(tag)
-                elif vr in _LONG_FORM:
-                    (length,) = _long_length(buffer, at)
-                    at += 4
-                if length == UNDEFINED:
-                    # Without a VR its items are in implicit form (PS3.5, 6.2.2).
-                    nested: list[Item] = []
-                    item[tag] = nested
-                    at = self._items(at, None, explicit and vr == b"SQ", depth + 1, nested)
-                    continue
-                after = at + length
-                if after > stop:
-                    raise Unreadable(f"{tag:08X} is longer than what it is in")
-                if vr == b"SQ":
-                    item[tag] = (at, after, explicit, depth + 1)
-                elif vr == b"UN" and buffer.startswith(_FIRST_ITEM, at, after):
-                    item[tag] = (at, after, False, depth + 1)
-                else:
-                    item[tag] = buffer[at:after]
-                at = after
-            else:
-                if last is None:
-                    raise Unreadable("an item has no end")
+            at = self._elements(at, limit, length, explicit, depth, item)
+        if end is None:
+            raise Unreadable("it has no end")
         return at
 
+    def _elements(self, at: int, limit: int, length: int, explicit: bool, depth: int, item: Item) -> int:
+        """Read the elements of an item; return where it ends."""
+        buffer, stop = self.buffer, limit if length == UNDEFINED else at + length
+        if stop > limit:
+            raise Unreadable("an item is longer than what it is in")
+        while at < stop:
+            group, number, vr, short = EXPLICIT_HEAD(buffer, at)
+            if group == 0xFFFE:
+                if number == 0xE00D and length == UNDEFINED:
+                    return at + 8
+                raise Unreadable("an item ends where it should not")
+            if vr in LONG_FORM or not explicit:
+                at = self._long(at, stop, explicit, depth, item)
+                continue
+            after = at + 8 + short
+            if after > stop:
+                raise Unreadable("an element is longer than what it is in")
+            item[group << 16 | number] = buffer[at + 8 : after]
+            at = after
+        if length == UNDEFINED:
+            raise Unreadable("an item has no end")
+        return at
 
-@lru_cache(maxsize=8192)
-def _vr(tag: int) -> bytes:
-    try:
-        return dictionary_VR(tag).encode()
-    except KeyError:
-        return b"UN"
+    def _long(self, at: int, stop: int, explicit: bool, depth: int, item: Item) -> int:
+        """Read an element with four bytes of length; return where it ends."""
+        buffer = self.buffer
+        if explicit:
+            group, number, vr, _ = EXPLICIT_HEAD(buffer, at)
+            tag, sequence, unknown = group << 16 | number, vr == b"SQ", vr == b"UN"
+            (length,) = LONG(buffer, at + 8)
+            at += 12
+        else:
+            group, number, length = IMPLICIT_HEAD(buffer, at)
+            tag = group << 16 | number
+            sequence, unknown = (known := vr_of(tag)) == "SQ", known == "UN"
+            at += 8
+        if length == UNDEFINED:
+            nested: list[Item] = []
+            item[tag] = nested
+            # Without a VR its items are in implicit form (PS3.5, 6.2.2).
+            return self._items(at, None, explicit and sequence, depth + 1, nested)
+        after = at + length
+        if after > stop:
+            raise Unreadable("an element is longer than what it is in")
+        if sequence:
+            item[tag] = at, after, explicit, depth + 1
+        elif unknown and buffer.startswith(_FIRST_ITEM, at, after):
+            item[tag] = at, after, False, depth + 1
+        else:
+            item[tag] = buffer[at:after]
+        return after
 
 
 _last: Tree | None = None
@@ -168,7 +178,7 @@ _last: Tree | None = None
 
 def tree_of(buffer: bytes, problems: list[str]) -> Tree:
     """Return the tree of a data set: the last one, if it is of the same bytes, with what was read of it."""
-    global _last  # noqa: PLW0603 - what edges() has read serves regions()
+    global _last
     tree = _last
     if tree is None or tree.buffer is not buffer:
         _last = tree = Tree(buffer, problems)
@@ -178,7 +188,7 @@ def tree_of(buffer: bytes, problems: list[str]) -> Tree:
 
 def top_sequence(top: Top, index: int, buffer: bytes, explicit: bool) -> tuple[Unread, int] | None:
     """Return the sequence that is element `index` of a data set, and up to where its bytes are at most; or None."""
-    tag, vr, at, length = top[index]
+    _, vr, at, length = top[index]
     if vr == "UN" and buffer.startswith(_FIRST_ITEM, at):
         explicit = False
     elif vr != "SQ":
@@ -188,24 +198,23 @@ def top_sequence(top: Top, index: int, buffer: bytes, explicit: bool) -> tuple[U
     return (at, None, explicit, 1), top[index + 1][2] if index + 1 < len(top) else len(buffer)
 
 
-def uids(value: object) -> list[str]:
+@lru_cache(maxsize=16384)
+def uids(value: object) -> tuple[str, ...]:
     """Return the UIDs of a value, without what they are padded with, and without empty ones."""
-    words = value.split(b"\\") if isinstance(value, bytes) else []
-    return [name for word in words if (name := word.strip(_PADDING).decode("latin1"))]
+    if not isinstance(value, bytes):
+        return ()
+    return tuple(name for word in value.split(b"\\") if (name := word.strip(_PADDING).decode("latin1")))
 
 
 def uid(value: object) -> str | None:
     """Return the first UID of a value, or None."""
-    return next(iter(uids(value)), None)
+    return next(iter(uids(value)), None) if value else None
 
 
 def whole_numbers(value: object) -> list[int]:
-    """Return the numbers of a value of VR IS, without those that are none."""
-    found = []
-    for word in value.split(b"\\") if isinstance(value, bytes) else ():
-        with contextlib.suppress(ValueError):
-            found.append(int(word.strip(_PADDING)))
-    return found
+    """Return the numbers of a value of VR IS, without what is none."""
+    words = value.split(b"\\") if isinstance(value, bytes) else ()
+    return [int(word) for padded in words if _is_whole(word := padded.strip(_PADDING))]
 
 
 def shorts(value: object) -> list[int]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from nbia_pipeline.headers.tree import (
+from nbia_pipeline.headers.graph.tree import (
     Item,
     Top,
     Tree,
@@ -46,7 +44,7 @@ MANAGEMENT = (
     "1.2.840.10008.5.1.4.34.4.",
     "1.2.840.10008.5.1.4.34.6.",
 )
-"""How the SOP classes begin whose instances are no files: patients, visits, studies, results, procedure steps (PS3.6, A)."""
+"""How the SOP classes begin whose instances are no files: patients, visits, studies, procedure steps (PS3.6, A)."""
 
 NO_FILES = frozenset((0x00081110, 0x00081111, 0x00081120))
 """ReferencedStudySequence, ReferencedPerformedProcedureStepSequence, ReferencedPatientSequence: they name no files."""
@@ -91,19 +89,32 @@ _SEQUENCES = ("SQ", "UN")
 _MEMO_BYTES, _MEMO_ENTRIES = 2048, 4096
 
 
-@dataclass(slots=True)
-class _Found:
-    """An item that refers to something, with what its place says of it."""
+# An edge while it is made: a list of its columns. Purpose is bytes still.
+_Found = list[Any]
+_AT_INSTANCE, _AT_CLASS, _AT_SERIES, _AT_STUDY, _AT_PURPOSE, _AT_TIMES, _AT_FRAMES, _AT_SEGMENTS = range(2, 10)
+_STATED = (_AT_CLASS, _AT_SERIES, _AT_STUDY, _AT_PURPOSE)
 
-    role: str
-    path: str
-    instance: str | None
-    kind: str | None = None
-    series: str | None = None
-    study: str | None = None
-    purpose: bytes | None = None
-    frames: Sequence[int] = ()
-    segments: Sequence[int] = ()
+
+class _Place:
+    """A place of references: the sequences around them, and the role that follows from these."""
+
+    def __init__(self, path: tuple[int, ...], presents: bool) -> None:
+        self.tag, self._path, self._presents = path[-1], path, presents
+        self.where = ".".join(f"{tag:08X}" for tag in path)
+        fitting = (role for fits, role in _ROLES if fits(self.where))
+        self.role = "presented" if presents and _presented(self.where) else next(fitting, OTHER)
+        self.within: dict[int, _Place] = {}
+
+    def inner(self, tag: int) -> _Place:
+        """Return the place within a sequence of this place's items."""
+        found = self.within.get(tag)
+        if found is None:
+            found = self.within[tag] = _Place((*self._path, tag), self._presents)
+        return found
+
+    def found(self, instance: str | None, kind: str | None = None, series: str | None = None) -> _Found:
+        """Return an edge of this place."""
+        return [self.role, self.where, instance, kind, series, None, None, 1, [], []]
 
 
 def edges(
@@ -136,75 +147,91 @@ def edges(
         if vr in _SEQUENCES and tag not in NO_FILES:
             found += _in_sequence(presents, top, index, buffer, explicit, complaints)
         elif tag == _INSTANCE:
-            found += [_Found(OTHER, "", name) for name in uids(buffer[at : at + length])]
+            found += [[OTHER, "", name, *[None] * 4, 1, [], []] for name in uids(buffer[at : at + length])]
     return _merged(found, text) if found else []
 
 
 def _in_sequence(
     presents: bool, top: Top, index: int, buffer: bytes, explicit: bool, problems: list[str]
 ) -> list[_Found]:
-    """Return what a top-level sequence refers to; small ones are remembered, since the slices of a series repeat them."""
+    """Return what a top-level sequence refers to; small ones are remembered, since slices of a series repeat them."""
     opened = top_sequence(top, index, buffer, explicit)
     if opened is None:
         return []
     (sequence, limit), tag = opened, top[index][0]
     at, end, with_vr, _ = sequence
-    if not referring(buffer, at, limit):
+    if tag not in _OF_SERIES and not referring(buffer, at, limit):
         return []
     key = (presents, tag, with_vr, end is None, buffer[at:limit]) if limit - at <= _MEMO_BYTES else None
     if key and (known := _memo.get(key)) is not None:
-        return known
+        return _copied(known)
     tree = tree_of(buffer, problems)
     tree.place = f"{tag:08X}"
     before, found = len(problems), list[_Found]()
-    _read(tree, sequence, (tag,), presents, found)
+    _read(tree, sequence, _Place((tag,), presents), found)
     if key and len(problems) == before:
         if len(_memo) >= _MEMO_ENTRIES:
             _memo.clear()
-        _memo[key] = found
+        _memo[key] = _copied(found)
     return found
+
+
+def _copied(found: list[_Found]) -> list[_Found]:
+    return [[*one[:_AT_FRAMES], list(one[_AT_FRAMES]), list(one[_AT_SEGMENTS])] for one in found]
 
 
 _memo: dict[tuple[object, ...], list[_Found]] = {}
 
 
-def _read(tree: Tree, sequence: object, path: tuple[int, ...], presents: bool, found: list[_Found]) -> None:
+def _read(tree: Tree, sequence: object, place: _Place, found: list[_Found]) -> None:
     """Append what the items of a sequence refer to, those within them first."""
+    in_study, in_content = place.tag == _RT_STUDY, place.tag == _CONTENT
     for item in tree.items(sequence):
         start = len(found)
         for tag, value in item.items():
-            if value.__class__ is not bytes and tag not in NO_FILES and tree.refers(value):
-                _read(tree, value, (*path, tag), presents, found)
-        if _INSTANCE in item:
-            _instance(tree, item, path, presents, found)
-        elif _UID_VALUE in item and path[-1] == _CONTENT and _concept(tree, item) == _SOURCE_SERIES:
-            found.append(_Found(*_role(path, presents), None, series=uid(item[_UID_VALUE])))
-        series, study = uid(item.get(_SERIES)), uid(item.get(_STUDY))
-        if path[-1] == _RT_STUDY:
-            study = study or uid(item.get(_INSTANCE))
-        if series and len(found) == start and path[-1] in _OF_SERIES:
-            found.append(_Found(*_role(path, presents), None))
-        purpose = _meaning(tree, item, _CONCEPT) if path[-1] == _CONTENT and len(found) > start else None
-        if series or study or purpose:
-            # Tags ascend: what the item states may come after the sequences that it holds for.
-            for one in found[start:]:
-                one.series, one.study = one.series or series, one.study or study
-                one.purpose = one.purpose or purpose
+            if value.__class__ is not bytes and _may_refer(tree, tag, value):
+                _read(tree, value, place.inner(tag), found)
+        if _INSTANCE in item and not in_study:
+            _instance(tree, item, place, found)
+        elif in_content and _UID_VALUE in item and _is_source_series(tree, item):
+            found.append(place.found(None, None, uid(item[_UID_VALUE])))
+        if _SERIES in item:
+            if len(found) == start and place.tag in _OF_SERIES and uid(item[_SERIES]):
+                found.append(place.found(None))
+            _inherit(found, start, _AT_SERIES, uid(item[_SERIES]))
+        if _STUDY in item or in_study:
+            _inherit(found, start, _AT_STUDY, uid(item.get(_STUDY)) or uid(item.get(_INSTANCE)))
+        if in_content and len(found) > start:
+            _inherit(found, start, _AT_PURPOSE, _meaning(tree, item, _CONCEPT))
 
 
-def _instance(tree: Tree, item: Item, path: tuple[int, ...], presents: bool, found: list[_Found]) -> None:
-    """Append the reference of an item with a ReferencedSOPInstanceUID, if that names a file."""
+def _may_refer(tree: Tree, tag: int, value: object) -> bool:
+    return tag not in NO_FILES and (tag in _OF_SERIES or tree.refers(value))
+
+
+def _inherit(found: list[_Found], start: int, column: int, value: object) -> None:
+    """Let the references within an item have what it states; tags ascend, so that it may come after them."""
+    for one in found[start:]:
+        one[column] = one[column] or value
+
+
+def _instance(tree: Tree, item: Item, place: _Place, found: list[_Found]) -> None:
+    """Append the reference of an item with a ReferencedSOPInstanceUID, if it may name a file."""
     kind = uid(item.get(_CLASS))
-    if path[-1] == _RT_STUDY or (kind or "").startswith(MANAGEMENT):
+    if kind and kind.startswith(MANAGEMENT):
         return
     names = uids(item[_INSTANCE])
     if not names:
         tree.problem("a ReferencedSOPInstanceUID is empty")
-    role, where = _role(path, presents)
-    purpose = _meaning(tree, item, _PURPOSE) if _PURPOSE in item else None
-    frames = whole_numbers(item[_FRAMES]) if _FRAMES in item else ()
-    segments = shorts(item[_SEGMENTS]) if _SEGMENTS in item else ()
-    found += [_Found(role, where, name, kind, None, None, purpose, frames, segments) for name in names]
+    for name in names:
+        one = place.found(name, kind)
+        if _PURPOSE in item:
+            one[_AT_PURPOSE] = _meaning(tree, item, _PURPOSE)
+        if _FRAMES in item:
+            one[_AT_FRAMES] = whole_numbers(item[_FRAMES])
+        if _SEGMENTS in item:
+            one[_AT_SEGMENTS] = shorts(item[_SEGMENTS])
+        found.append(one)
 
 
 def _meaning(tree: Tree, item: Item, tag: int) -> bytes | None:
@@ -212,41 +239,28 @@ def _meaning(tree: Tree, item: Item, tag: int) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _concept(tree: Tree, item: Item) -> tuple[str | None, str | None]:
+def _is_source_series(tree: Tree, item: Item) -> bool:
     code = tree.first(item, _CONCEPT)
-    return uid(code.get(_CODE_VALUE)), uid(code.get(_CODE_SCHEME))
-
-
-@lru_cache(maxsize=4096)
-def _role(path: tuple[int, ...], presents: bool) -> tuple[str, str]:
-    """Return the role of a reference by the tags of the sequences around it, and these tags as text."""
-    where = ".".join(f"{tag:08X}" for tag in path)
-    if presents and _presented(where):
-        return "presented", where
-    return next((role for fits, role in _ROLES if fits(where)), OTHER), where
+    return (uid(code.get(_CODE_VALUE)), uid(code.get(_CODE_SCHEME))) == _SOURCE_SERIES
 
 
 def _merged(found: list[_Found], text: Callable[[bytes], str]) -> list[Edge]:
-    """Return one edge for each role and target: counted, with what the first one states, and all frames and segments."""
-    groups: dict[tuple[str, str | None, str | None], list[_Found]] = {}
+    """Return one edge for each role and target: counted, with what the first ones state, and all frames."""
+    groups: dict[tuple[object, ...], _Found] = {}
     for one in found:
-        key = (one.role, one.instance, None if one.instance else one.series)
-        groups.setdefault(key, []).append(one)
-    return [_edge(group, text) for group in groups.values()]
-
-
-def _edge(group: list[_Found], text: Callable[[bytes], str]) -> Edge:
-    first = group[0]
-    purpose = next((one.purpose for one in group if one.purpose), None)
-    return Edge(
-        first.role,
-        first.path,
-        first.instance,
-        next((one.kind for one in group if one.kind), None),
-        next((one.series for one in group if one.series), None),
-        next((one.study for one in group if one.study), None),
-        text(purpose).strip(" \0") or None if purpose else None,
-        len(group),
-        sorted({n for one in group for n in one.frames}) or None,
-        sorted({n for one in group for n in one.segments}) or None,
-    )
+        key = one[0], one[_AT_INSTANCE], None if one[_AT_INSTANCE] else one[_AT_SERIES]
+        first = groups.setdefault(key, one)
+        if first is not one:
+            first[_AT_TIMES] += 1
+            for column in _STATED:
+                first[column] = first[column] or one[column]
+            first[_AT_FRAMES] += one[_AT_FRAMES]
+            first[_AT_SEGMENTS] += one[_AT_SEGMENTS]
+    meanings: dict[bytes | None, str | None] = {None: None}
+    for one in groups.values():
+        if (raw := one[_AT_PURPOSE]) not in meanings:
+            meanings[raw] = text(raw).strip(" \0") or None
+        one[_AT_PURPOSE] = meanings[raw]
+        one[_AT_FRAMES] = sorted(set(one[_AT_FRAMES])) or None
+        one[_AT_SEGMENTS] = sorted(set(one[_AT_SEGMENTS])) or None
+    return [Edge._make(one) for one in groups.values()]

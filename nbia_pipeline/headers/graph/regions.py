@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from nbia_pipeline.headers.references import Edge, edges
-from nbia_pipeline.headers.tree import Item, Top, Tree, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
+from nbia_pipeline.headers.graph.edges import Edge, edges
+from nbia_pipeline.headers.graph.tree import Item, Top, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
 
 Code = dict[str, "str | None"]
 Text = Callable[[bytes], str]
@@ -34,7 +34,7 @@ class Region(NamedTuple):
     AnatomicRegion: Code | None
 
 
-_SEGMENTS, _FRAMES, _SHARED, _SEGMENTATION_TYPE = 0x00620002, 0x52009230, 0x52009229, 0x00620001
+_SEGMENTS, _FRAMES, _SHARED = 0x00620002, 0x52009230, 0x52009229
 _ROIS, _CONTOURS, _OBSERVATIONS = 0x30060020, 0x30060039, 0x30060080
 _CATEGORY, _TYPE, _ROI_TYPE, _ANATOMY = 0x00620003, 0x0062000F, 0x30060086, 0x00082218
 _INSTANCE, _FRAME_NUMBERS = 0x00081155, 0x00081160
@@ -59,7 +59,7 @@ def regions(
         explicit: whether they have VRs.
         text: decodes text by the character set of the data set.
         problems: gets a sentence for what cannot be read.
-        references: what :func:`nbia_pipeline.headers.references.edges` returned for the instance, if it is known.
+        references: what :func:`nbia_pipeline.headers.graph.edges.edges` returned for the instance, if it is known.
     """
     places = {tag: index for index, (tag, _, _, _) in enumerate(top) if tag in _OPENED}
     if _SEGMENTS not in places and _ROIS not in places:
@@ -73,7 +73,7 @@ def regions(
     return found
 
 
-_OPENED = frozenset((_SEGMENTS, _FRAMES, _SHARED, _SEGMENTATION_TYPE, _ROIS, _CONTOURS, _OBSERVATIONS))
+_OPENED = frozenset((_SEGMENTS, _FRAMES, _SHARED, _ROIS, _CONTOURS, _OBSERVATIONS))
 
 
 class _File:
@@ -101,12 +101,6 @@ class _File:
         opened = top_sequence(self.top, index, self.buffer, self.explicit) if index is not None else None
         self.tree.place = f"{tag:08X}"
         return self.tree.items(opened[0]) if opened else []
-
-    def is_labelmap(self) -> bool:
-        """Return whether frames have no segment of their own, since each pixel has one."""
-        index = self.places.get(_SEGMENTATION_TYPE)
-        _, _, at, length = self.top[index] if index is not None else (0, "", 0, 0)
-        return self.buffer[at : at + length].strip(b" \0") == b"LABELMAP"
 
     def word(self, item: Item, *tags: int) -> str | None:
         """Return the text of the first of some elements that has one."""
@@ -153,10 +147,11 @@ def _segments(file: _File) -> Iterator[Region]:
     for segments, place, instances in _frames(file):
         for number in segments:
             drawn[number].add(place, instances)
-    counted = _FRAMES in file.places and not file.is_labelmap()
+    # The frames of a label map have no segment, since each pixel has one.
+    counted = bool(drawn)
     for item in file.items(_SEGMENTS):
         number = next(iter(shorts(item.get(0x00620004))), None)
-        on = drawn[number] if number is not None else _Drawn()
+        on = _Drawn() if number is None else drawn[number]
         yield Region(
             "segment",
             number,

@@ -1,0 +1,1 @@
+"""One file: its elements as JSON and columns, by our own walk over its bytes or by pydicom."""
