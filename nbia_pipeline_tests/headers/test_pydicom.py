@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pydicom
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from nbia_pipeline_tests.helpers.headers import (
+    by_pydicom,
     demo_files,
     differences,
     highdicom_files,
-    parsed,
     pydicom_files,
     quiet,
     row,
@@ -55,18 +55,22 @@ def test_every_byte_is_somewhere() -> None:
         for name, data in files.items():
             if name in NOT_READ:
                 continue
-            theirs = pydicom.dcmread(pydicom.filebase.DicomBytesIO(data), force=True)
+            theirs = by_pydicom(data)
             if theirs.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
                 continue
             assert unaccounted(row(data), data) == 0, name
 
 
-def test_a_data_set_of_pydicom_has_the_same_tags() -> None:
+def test_a_data_set_of_pydicom_has_the_same_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else pydicom reads what is no value of its VR by the VR of the tag, and raises.
+    monkeypatch.setattr(pydicom.config, "replace_un_with_known_vr", False)
     files = {**pydicom_files(), **demo_files(), **highdicom_files()}
     with quiet():
         for name, data in files.items():
             if name in NOT_READ:
                 continue
+            theirs = by_pydicom(data)
             again = pydicom.Dataset.from_json(row(data)["Header"], lambda uri: b"")
-            theirs = pydicom.dcmread(pydicom.filebase.DicomBytesIO(data), force=True)
-            assert [*again.keys()] == [tag for tag in theirs.keys() if tag & 0xFFFF and tag >> 16 != 0x7FE0], name
+            assert [*again.keys()] == [tag for tag in sorted(theirs.keys()) if tag & 0xFFFF and tag >> 16 != 0x7FE0], (
+                name
+            )

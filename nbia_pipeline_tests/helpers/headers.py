@@ -150,7 +150,7 @@ def _expected(data: Dataset, tag: Any) -> dict[str, Any]:
             return {"vr": "SQ", "Value": [expected(item, False) for item in element.value]}
         found = element.to_json_dict(None, 1024)
         json.dumps(found)
-    except Exception:  # pydicom raises for the data set as a whole
+    except Exception:  # noqa: BLE001 - pydicom raises anything, for the data set as a whole
         return {"vr": "UN", "InlineBinary": base64.b64encode(raw.value).decode()}
     if "Value" in found:
         found["Value"] = [_value(found["vr"], value, one) for value, one in _pairs(element, found["Value"])]
@@ -216,7 +216,7 @@ def unaccounted(found: Row, data: bytes) -> int:
 
 def _accounted(data: Dataset, json_of: dict[str, Any], omitted: dict[str, Any], found: Row) -> int:
     total = 0
-    for tag in data.keys():
+    for tag in sorted(data.keys()):
         raw, name = data.get_item(tag, keep_deferred=True), f"{int(tag):08X}"
         size = _size(raw, data)
         total += size
@@ -249,7 +249,7 @@ def _size(raw: Any, data: Dataset) -> int:
 
 
 def _items_size(item: Dataset) -> int:
-    elements = sum(_size(item.get_item(tag, keep_deferred=True), item) for tag in item.keys())
+    elements = sum(_size(item.get_item(tag, keep_deferred=True), item) for tag in sorted(item.keys()))
     return elements + 8 * bool(item.is_undefined_length_sequence_item)
 
 
