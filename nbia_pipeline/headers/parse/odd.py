@@ -20,7 +20,7 @@ from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of
 from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Odd, vr_of
 from nbia_pipeline.headers.parse.header import Header, More, Place
 from nbia_pipeline.headers.parse.json import SPECIFIC_CHARACTER_SET, Nested, bulk
-from nbia_pipeline.headers.parse.recoded import Value, encoded, is_signed, members
+from nbia_pipeline.headers.parse.recoded import Value, as_bytes, encoded, is_signed, members
 from nbia_pipeline.headers.parse.source import File, readings
 from nbia_pipeline.headers.parse.template import LARGE, NEEDED, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
@@ -192,9 +192,8 @@ class _Reading:
     def _begin(self, data: Dataset) -> None:
         self._elements.begin()
         stated = data.get_item(SPECIFIC_CHARACTER_SET) if SPECIFIC_CHARACTER_SET in data else None
-        value = getattr(stated, "value", None)
-        around = self._elements.around
-        around.encodings = encodings_of(value) if isinstance(value, bytes) else DEFAULT
+        value, around = as_bytes(getattr(stated, "value", None)), self._elements.around
+        around.encodings = encodings_of(value) if value else DEFAULT
         around.signed = is_signed(data)
         self._elements.use_encodings()
 
