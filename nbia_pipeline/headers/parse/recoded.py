@@ -16,6 +16,7 @@ from pydicom.sequence import Sequence
 
 from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Creators, vr_of
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, settled
+from nbia_pipeline.headers.parse.source import BIG, EXPLICIT, IMPLICIT
 
 Value = bytes | list[Dataset] | None
 
@@ -62,6 +63,15 @@ def as_bytes(value: object) -> bytes:
         return value
     texts = value if isinstance(value, MultiValue) else [value] if isinstance(value, str) else []
     return "\\".join(map(str, texts)).encode("latin1", "replace")
+
+
+def syntax_of(data: Dataset) -> bytes:
+    """Return a transfer syntax that elements of a data set have, which may not be the one that the file states."""
+    for tag in sorted(data.keys()):
+        found: Any = data.get_item(tag, keep_deferred=True)
+        if isinstance(found, RawDataElement):
+            return IMPLICIT if found.is_implicit_VR else EXPLICIT if found.is_little_endian else BIG
+    return EXPLICIT
 
 
 def is_signed(data: Dataset, around: bool = False) -> bool:
