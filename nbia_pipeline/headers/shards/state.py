@@ -92,7 +92,7 @@ def stated_of(lake: Lake, collection: str, part: int) -> Stated | None:
         found = [lake.read_properties(table, collection, part=part) for table in SHARDED]
     except DamagedFile:
         return None
-    agree = all(one == found[0] and HOLDS in one and SHARDS in one for one in found)
+    agree = all(one == found[0] and one.get(HOLDS) and SHARDS in one for one in found)
     return Stated(int(found[0][SHARDS]), found[0][HOLDS]) if agree else None
 
 

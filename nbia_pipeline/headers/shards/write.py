@@ -106,6 +106,8 @@ def _write(
     kept: Mapping[str, str],
     fresh: Fresh,
     expect_held: ExpectHeld,
+    *,
+    agree: bool = True,
 ) -> ShardReport:
     """Write the four tables of a part, with rows of another part and of files.
 
@@ -115,10 +117,12 @@ def _write(
         kept: the series whose rows are kept, with their versions.
         fresh: the series that are read.
         expect_held: of the lock of the part.
+        agree: whether the rows that are kept are of the same series and versions in all tables; else the next run is
+            to read them again.
     """
     collection, part, shards, source = place
     holds = {**kept, **fresh.versions}
-    facts = {SHARDS: str(shards), HOLDS: digest_of(holds)}
+    facts = {SHARDS: str(shards), HOLDS: digest_of(holds) if agree else ""}
     earlier = {table: Rows(lake.read_pieces(table, collection, part=source)) for table in SHARDED if kept}
     with lake.workspace() as work:
         with Writers(lake, work, facts) as writers:
@@ -163,13 +167,15 @@ def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
 
 def _remove_from(lake: Lake, collection: str, part: int, gone: frozenset[str], expect_held: ExpectHeld) -> None:
     try:
-        stated = stated_of(lake, collection, part)
-        held = held_in(lake, collection, part, part, stated.shards) if stated else {}
+        agree = stated_of(lake, collection, part) is not None
+        shards = int(lake.read_properties(INSTANCE_HEADERS, collection, part=part).get(SHARDS, 0))
+        held = held_in(lake, collection, part, part, shards) if shards else {}
         kept = {uid: version for uid, (version, _) in held.items() if uid not in gone}
-        if stated and len(kept) < len(held):
-            _write(lake, (collection, part, stated.shards, part), kept, Fresh(lake, {}, {}), expect_held)
+        if shards and (len(kept) < len(held) or not agree):
+            fresh = Fresh(lake, {}, {})
+            _write(lake, (collection, part, shards, part), kept, fresh, expect_held, agree=agree)
     except DamagedFile as e:
         log.warning("%s", e)
-        stated = None
-    if stated is None:
+        shards = 0
+    if not shards:
         lake.remove_all(table_path(table.name, collection, part) for table in SHARDED)
