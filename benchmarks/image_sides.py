@@ -87,7 +87,7 @@ def dagster(job: Job) -> None:
     os.environ["DAGSTER_HOME"] = str(Path(job.folder) / "dagster_home")
     dagster_home()
     only = (job.collection,)
-    settings = Settings(archive=job.url, lake=str(job.files), collections=only, images=only)
+    settings = Settings(archive=job.url, lake=str(job.files), collections=only, images=only, headers=())
     marks: list[tuple[str, float]] = []
     with kept_open(), dg.DagsterInstance.get() as instance:  # as the command does
         outcome = run_main_job(settings, instance, lambda line: marks.append((line, cpu_seconds())))

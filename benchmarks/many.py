@@ -223,7 +223,9 @@ def main() -> int:
             ("a run each", [(c, c) for c in collections]),
         ):
             folder = Path(at) / what.replace(" ", "-")
-            settings = Settings(archive=doors["url"], lake=str(folder / "lake"), images=("*",), annotations=False)
+            settings = Settings(
+                archive=doors["url"], lake=str(folder / "lake"), images=("*",), annotations=False, headers=()
+            )
             (folder / "home").mkdir(parents=True)
             with kept_open(), dg.DagsterInstance.local_temp(str(folder / "home")) as instance:
                 tables(settings, instance, collections)
@@ -236,7 +238,9 @@ def main() -> int:
             home = Path(at) / "home"
             home.mkdir()
             (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
-            settings = Settings(archive=doors["url"], lake=str(Path(at) / "queued"), images=("*",), annotations=False)
+            settings = Settings(
+                archive=doors["url"], lake=str(Path(at) / "queued"), images=("*",), annotations=False, headers=()
+            )
             for cost in queued(settings, home, collections[: options.queued], control):
                 print(f"queued: {cost}", flush=True)
                 results.add(f"images of {options.queued} collections, {cost.runs} runs of the daemon", *_figures(cost))

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from nbia_pipeline.archive.endpoints import DIALECTS
-from nbia_pipeline.schema import TABLES, Form, Shape, Table, normalize, shapes
+from nbia_pipeline.schema import TABLES, Form, Shape, Table, headers, normalize, shapes, tables
 
 SHAPES = [s for s in vars(shapes).values() if isinstance(s, Shape)]
 ENDPOINT_SHAPES = {e.shape.name: e.shape for d in DIALECTS.values() for e in d.endpoints.values() if e.shape}
@@ -201,7 +201,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("table", tables.TABLES.values(), ids=lambda t: t.name)
 def test_days_times_and_counts_have_their_types_and_everything_else_is_text(table: Table) -> None:
     expected = {
         **dict.fromkeys(DAYS, pa.date32()),
@@ -217,9 +217,23 @@ def test_days_times_and_counts_have_their_types_and_everything_else_is_text(tabl
 
 def test_a_column_means_the_same_in_every_table() -> None:
     seen: dict[str, object] = {}
-    for table in TABLES.values():
+    for table in tables.TABLES.values():
         for column in table.columns:
             assert seen.setdefault(column.name, column) == column
+
+
+def test_a_column_of_the_headers_has_one_type_and_is_of_one_element() -> None:
+    seen: dict[str, object] = {}
+    for table in headers.TABLES.values():
+        for column in table.columns:
+            this = (column.type, column.tag)
+            # Of a reference its frames, of a segment how many.
+            assert seen.setdefault(column.name, this) == this or column.name == "Frames"
+    known = {column.name: column for table in tables.TABLES.values() for column in table.columns}
+    names = {column.name for table in headers.TABLES.values() for column in table.columns if column.name in known}
+    assert {name for name in names if known[name].tag and seen[name] != (known[name].type, known[name].tag)} == {
+        *("PixelSpacing", "SliceThickness"),  # of a series a text of all values
+    }
 
 
 SERVED_BY = [("patients", "patients"), ("studies", "studies"), ("series", "series")]
@@ -293,7 +307,7 @@ OF_THE_GUIDE = (
 
 @pytest.mark.parametrize(("column", "statement"), CURATION.items(), ids=lambda x: x if " " not in x else "")
 def test_a_column_says_what_curation_did_to_it(column: str, statement: str) -> None:
-    described = [t.column(column).description for t in TABLES.values() if column in t.schema.names]
+    described = [t.column(column).description for t in tables.TABLES.values() if column in t.schema.names]
     assert described
     assert all(statement in text for text in described)
 
@@ -305,7 +319,7 @@ def test_every_attribute_of_the_guide_is_known_to_be_curated_or_not(shape: Shape
 
 
 def test_no_other_column_claims_to_be_curated() -> None:
-    columns = {c.name: c.description for t in TABLES.values() for c in t.columns if c.name not in CURATION}
+    columns = {c.name: c.description for t in tables.TABLES.values() for c in t.columns if c.name not in CURATION}
     words = ("De-identified", "cleaned", "SNOMED", "curation")
     assert [name for name, text in columns.items() if any(word in text for word in words)] == []
 

@@ -17,9 +17,11 @@ from nbia_pipeline.cli.options import (
     settings_of,
     with_selection,
 )
+from nbia_pipeline.cli.referenced import foreseen_figures, foreseen_note, with_references
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.mirror.engine import preview
 from nbia_pipeline.mirror.plan import Bounds, Figures, Missing, Plan, choose, room_for_files
+from nbia_pipeline.mirror.references.preview import Foreseen, foresee
 from nbia_pipeline.mirror.selection import NotRead, Selections
 from nbia_pipeline.schema.tables import COLLECTIONS, SERIES
 from nbia_pipeline.settings import Settings, SettingsError
@@ -31,6 +33,7 @@ _PARTS = ("wanted", "in the lake", "to fetch", "left")
 @as_command()
 @collections_argument("names or globs (default: those whose images are mirrored; if there are none, all)")
 @with_selection
+@with_references
 def command(options: Options) -> int:
     """Show what a run would fetch, judging by the tables in the lake.
 
@@ -42,7 +45,12 @@ def command(options: Options) -> int:
     collections = _collections(lake, settings, options.collections)
     plans, notes, damaged = _plans(lake, settings, collections, options)
     free = lake.free_bytes()
-    report({"lake": settings.lake, "free_bytes": free, "notes": notes, "damaged": damaged, **_figures(plans)})
+    figures = _figures(plans)
+    foreseen = _foreseen(lake, settings, list(plans), options)
+    if foreseen is not None:
+        figures["references"] = foreseen_figures(foreseen)
+        notes.append(foreseen_note(foreseen))
+    report({"lake": settings.lake, "free_bytes": free, "notes": notes, "damaged": damaged, **figures})
     say(*_table(plans).split("\n"), "")
     say(f"Free      {'unknown: the lake is on an object store' if free is None else size_text(free)}")
     for note in notes:
@@ -106,6 +114,14 @@ def _plans(
     if unselected:
         notes.append(f"{unselected} series are not selected, and not counted above")
     return plans, notes, damaged
+
+
+def _foreseen(lake: Lake, settings: Settings, collections: list[str], options: Options) -> Foreseen | None:
+    """Return what references lead to, None if they are not to be followed."""
+    if not options.with_references:
+        return None
+    selections = Selections(settings.select)
+    return foresee(lake, collections, selection_of(options, settings), selections, options.with_references)
 
 
 def _by_collection(plan: Plan) -> dict[str, Plan]:

@@ -27,6 +27,7 @@ from nbia_pipeline.cli.options import (
     with_rate,
     with_selection,
 )
+from nbia_pipeline.cli.referenced import references_fields, references_lines, with_references
 from nbia_pipeline.cli.signals import STOP, kept_from_children
 from nbia_pipeline.connect import connect
 from nbia_pipeline.lake import Lake
@@ -48,6 +49,7 @@ _INTERRUPTED = "Stopped   interrupted: what was finished is in the lake; the nex
 @as_command()
 @collections_argument("names or globs; their images are mirrored in this run (default: those of NBIA_IMAGES)")
 @with_selection
+@with_references
 @with_rate
 @option(
     "--allow-lost-columns",
@@ -83,7 +85,7 @@ def command(options: Options) -> int:
             settings,
             instance,
             lambda line: None if _PROGRESS.fullmatch(line) else say(line),
-            images=images_fields(options),
+            images={**images_fields(options), **references_fields(options)},
             collections=only,
             allow_lost_columns=options.allow_lost_columns,
             on_tables=lambda mirrored: expect_found(options, selection, lake, mirrored),
@@ -126,6 +128,7 @@ def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "lake": settings.lake,
         "collections": outcome.collections,
         "fetched": outcome.fetched,
+        "headers": outcome.of_headers,
         "checks": outcome.checks,
         "warnings": outcome.warnings,
         "problems": outcome.problems,
@@ -171,6 +174,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         ]
     elif total["wanted"]:
         lines = [f"Fetched   no images: {n['skipped_series']} series were already in the lake."]
+    lines += references_lines(n)
     if n["healed_instances"]:
         lines.append(f"Repaired  {n['healed_instances']} images that were missing or damaged, one by one.")
     if n["quarantined"] or n["unavailable"]:
@@ -183,6 +187,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     if total["not_selected"]:
         wanted = total["wanted"] + total["not_selected"]
         lines.append(f"Selected  {total['wanted']} of {wanted} series, by {variable_of('select')}.")
+    lines += _of_headers(outcome.of_headers)
     failed, warned = _checks_of(outcome.failed_checks), _checks_of(outcome.warnings)
     passed = _checks_of(outcome.checks) - failed - warned
     checks = f"{len(passed)} asset checks passed, {len(failed)} failed"
@@ -198,6 +203,18 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         f"Checked   {checks}.",
         f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
         f"See it    {dev}, then http://localhost:3000",
+    ]
+
+
+def _of_headers(n: Mapping[str, int]) -> list[str]:
+    """Return what is known of headers and references, and what is wrong with them."""
+    if not n["files"]:
+        return []
+    problems = f", {n['files_with_problems']} with problems" if n["files_with_problems"] else ""
+    orphans = f", {n['orphans']} of annotations without their images" if n["orphans"] else ""
+    return [
+        f"Headers   of {n['files']} files are in the tables{problems}; {n['read_files']} were read now.",
+        f"          They refer to series {n['references']} times{orphans}.",
     ]
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op
+from nbia_pipeline.defs.assets.follow_op import asked_of, build_follow_op, references_metadata
 from nbia_pipeline.defs.assets.images import (
     RunBounds,
     build_plan_op,
@@ -31,6 +32,7 @@ from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.mirror.plan import Plan, make_plan
+from nbia_pipeline.mirror.selection import ALL_WANTED, Selection
 from nbia_pipeline.mirror.series import WantedSeries, as_table, collections_of
 from nbia_pipeline.schema.status import PENDING
 from nbia_pipeline.schema.tables import IMAGE_SERIES
@@ -53,12 +55,15 @@ def build_cart_job(naming: Naming, settings: Settings, executor: dg.ExecutorDefi
     """Return the job that mirrors one shared cart, whose name is in its run config."""
     plan = build_plan_op(naming, settings, CART_JOB, CartConfig, _plan)
     fetch = build_fetch_op(naming, settings, CART_JOB)
+    follow = build_follow_op(naming, settings, CART_JOB, ALL_WANTED)
 
     @dg.op(name=naming.of(f"finish_{CART_JOB}"), out=dg.Out(dg.Nothing), required_resource_keys={naming.lake})
-    def finish(context: dg.OpExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
+    def finish(context: dg.OpExecutionContext, summaries: list[Any], reports: list[Any]) -> Any:
+        summary, followed = summaries[0], summaries[1:]
         expect_all(summary, reports)
         with as_failure(settings):
             figures, missing = _finish(naming.lake_of(context).open(), summary, reports)
+        figures |= references_metadata([one for f in followed for one in f["references"].values()])
         if missing:
             raise dg.Failure(
                 shown(
@@ -72,8 +77,9 @@ def build_cart_job(naming: Naming, settings: Settings, executor: dg.ExecutorDefi
 
     @dg.graph(name=naming.of(CART_JOB))
     def cart() -> Any:
-        found, summary = plan()
-        return finish(summary, found.map(fetch).collect())
+        found, summary, asked = plan()
+        reports = found.map(fetch).collect()
+        return finish([summary, follow(asked, reports)], reports)
 
     return cart.to_job(
         description=DESCRIPTION,
@@ -85,7 +91,9 @@ def build_cart_job(naming: Naming, settings: Settings, executor: dg.ExecutorDefi
 
 def _plan(context: dg.OpExecutionContext, config: CartConfig, mirror: Mirror) -> tuple[Plan, dict[str, Any]]:
     plan, wanted = mirror.plan_cart(config.cart, config.bounds(), on_progress=partial(tell, context))
+    selection = Selection(series=tuple(w.SeriesInstanceUID for w in wanted))
     return plan, {
+        **asked_of(config.with_references, collections_of(wanted), selection, config.bounds()),
         "cart": config.cart,
         "series": [w.to_json() for w in wanted],
         "before": {"done": plan.done, "left": len(plan.left) + len(plan.no_room)},

@@ -15,6 +15,7 @@ CATALOG = ("collections", "modalities", "body_parts", "manufacturers")
 TABLES = ("patients", "studies", "series", "series_changes", "series_metadata")
 IMAGES = ("images",)
 ANNOTATIONS = ("annotation_files",)
+HEADERS = ("headers", "references")
 
 CATALOG_JOB = "catalogue"
 TABLES_JOB = "tables"
@@ -36,6 +37,11 @@ RANGE_END = "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 
 
+def with_images(settings: Settings) -> tuple[str, ...]:
+    """Return the assets of the images, with those that the settings have after them."""
+    return (*IMAGES, *(ANNOTATIONS if settings.annotations else ()), *(HEADERS if settings.reads_headers else ()))
+
+
 Jobs = dict[str, "dg.UnresolvedAssetJobDefinition"]  # a name for type checkers only
 """The jobs of an archive, by what they do: one of the constants above."""
 
@@ -55,7 +61,7 @@ def build_jobs(naming: Naming, settings: Settings, executor: dg.ExecutorDefiniti
             naming.of(what), selection=selection, description=description, tags=tags, executor_def=executor
         )
 
-    images = (*IMAGES, *(ANNOTATIONS if settings.annotations else ()))
+    images = with_images(settings)
     jobs: tuple[tuple[str, Sequence[str], str, dg.ExecutorDefinition], ...] = (
         (
             CATALOG_JOB,
@@ -69,7 +75,12 @@ def build_jobs(naming: Naming, settings: Settings, executor: dg.ExecutorDefiniti
             "Patients, studies, series, their changes and their metadata, by collection.",
             one_process,
         ),
-        (IMAGES_JOB, images, "The image files of a collection, verified, and its annotation files.", executor),
+        (
+            IMAGES_JOB,
+            images,
+            "The image files of a collection, verified; its annotation files; the headers of all.",
+            executor,
+        ),
         (UPDATE_JOB, (*TABLES, *images), "The tables of a collection, then its image files.", executor),
     )
     return {what: job(what, assets, text, where) for what, assets, text, where in jobs}

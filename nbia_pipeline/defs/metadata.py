@@ -15,6 +15,7 @@ from nbia_pipeline.lake.table_file import Rows, pieces_of
 from nbia_pipeline.preview.contact_sheet import contact_sheet
 from nbia_pipeline.preview.sheet import inline_markdown
 from nbia_pipeline.schema import Column, Table
+from nbia_pipeline.schema import headers as h
 from nbia_pipeline.schema import tables as t
 from nbia_pipeline.text import CELL_CHARACTERS, shown, size_text
 
@@ -70,12 +71,13 @@ def materialization_metadata(
 ) -> dict[str, Any]:
     """Return the figures of one written table or partition: rows, its size for programs and people, seconds, path."""
     count = "dagster/row_count" if collection is None else "dagster/partition_row_count"
+    path = table_path(table.name, collection)
     return {
         count: rows,
         "bytes": size,
         "size": size_text(size),
         "seconds": round(seconds, 3),
-        "path": dg.MetadataValue.path(lake.url(table_path(table.name, collection))),
+        "path": dg.MetadataValue.path(lake.url(path.rpartition("/")[0] if table.sharded else path)),
     }
 
 
@@ -87,6 +89,8 @@ _MAIN = {
     t.SERIES: "PatientID Modality BodyPartExamined SeriesDescription ImageCount FileSize DateReleased LicenseName",
     t.SERIES_METADATA: "PatientID Modality SeriesDescription Manufacturer ManufacturerModelName StudyDate ImageCount",
     t.ANNOTATION_FILES: "PatientID Name Size Finding",
+    h.INSTANCE_HEADERS: "PatientID Modality InstanceNumber Rows Columns PixelSpacing SliceThickness ElementCount",
+    h.SERIES_REFERENCES: "Modality Role ReferencedCollection ReferencedModality Resolution ReferencedInstances Missing",
 }
 PREVIEW_ROWS = 10
 
@@ -96,6 +100,13 @@ def preview(table: Table, rows: Rows) -> dict[str, Any]:
     columns = _MAIN[table].split() if table in _MAIN else table.schema.names
     first = next((piece for piece in pieces_of(rows, columns) if piece.num_rows), None)
     return {} if first is None else {"first_rows": first_rows(first, [table.column(name) for name in columns])}
+
+
+def preview_of(lake: Lake, table: Table, collection: str) -> dict[str, Any]:
+    """Return the first rows of one collection of a table as :func:`preview` does, without reading the others."""
+    columns = _MAIN[table].split()
+    first = next((piece for piece in lake.read_pieces(table, collection, columns) if piece.num_rows), None)
+    return {} if first is None else preview(table, first)
 
 
 def first_rows(rows: pa.Table, columns: Sequence[Column]) -> dg.TableMetadataValue:

@@ -148,6 +148,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         **({"contact_sheet": outcome.contact_sheet} if outcome.contact_sheet else {}),
         **({"in_the_lake": records(rows, columns)} if rows else {}),
         "fetched": f"{did['fetched_series']} series, {did['fetched_files']} files, {size_text(did['fetched_bytes'])}",
+        **({"referenced": _referenced(did)} if "referenced_series" in did else {}),
         "already_in_the_lake": did["skipped_series"],
         "left_for_later": did["left_series"],
         **({"problems": records({"problem": text} for text in outcome.problems)} if outcome.problems else {}),
@@ -159,3 +160,8 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "duration": ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items()),
         **{f"run: {label}": dg.MetadataValue.dagster_run(run_id) for label, run_id in outcome.runs.items()},
     }
+
+
+def _referenced(did: Mapping[str, int]) -> str:
+    fetched = f"{did['referenced_series']} series, {size_text(did['referenced_bytes'])}"
+    return f"{fetched}; {did['referenced_not_found']} could not be resolved"

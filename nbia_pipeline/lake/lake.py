@@ -154,13 +154,17 @@ class Lake(Files):
         columns: list[str] | None = None,
         *,
         part: int | None = None,
+        where: parquet.Where | None = None,
     ) -> Iterator[pa.Table]:
-        """Yield a table as :meth:`read_table` does, piece by piece, so that memory does not grow with it."""
+        """Yield a table as :meth:`read_table` does, piece by piece, so that memory does not grow with it.
+
+        Pieces that can have no row whose value in a column is one of some texts are not read, if `where` names these.
+        """
         schema = _schema(table, columns)
         stored = None if columns is None else [name for name in columns if collection is None or name != PARTITION]
         for number in self._parts(table, collection, part):
             with self._table_file(table, collection, number) as file:
-                for piece in parquet.groups_of(file, stored) if file else ():
+                for piece in parquet.groups_of(file, stored, where) if file else ():
                     yield parquet.conform(parquet.with_partition(piece, collection), schema)
 
     def write_pieces(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,11 +73,34 @@ def opened(file: Any) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def groups_of(file: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the row groups of an open file, with all columns or some."""
+class Among:
+    """Some texts, by which row groups are chosen that can contain any of them.
+
+    Args:
+        texts: the texts, or their first characters.
+        length: how many characters of a text are compared; None for all.
+    """
+
+    def __init__(self, texts: Iterable[str], length: int | None = None) -> None:
+        self._texts = sorted(texts)
+        self._length = length
+
+    def any_between(self, least: str, greatest: str) -> bool:
+        """Return whether one of them can be between two texts, these included."""
+        at = bisect_left(self._texts, least[: self._length])
+        return at < len(self._texts) and self._texts[at] <= greatest[: self._length]
+
+
+Where: TypeAlias = tuple[str, Among]
+"""A column, and what it has in the row groups that are read."""
+
+
+def groups_of(file: Any, columns: list[str] | None = None, where: Where | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of an open file, or those that can contain such rows, with all columns or some."""
     parquet = opened(file)
     for group in range(parquet.num_row_groups):
-        yield parquet.read_row_group(group, columns=columns, use_threads=False)
+        if where is None or _may_contain(parquet.metadata.row_group(group), *where):
+            yield parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
 def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -86,14 +110,15 @@ def rows_among(file: Any, column: str, values: Collection[str], schema: pa.Schem
     _expect_columns(stored.names, [column])
     if column in stored.names and not pa.types.is_string(stored.field(column).type):
         raise pa.ArrowInvalid(f"{column} is of type {stored.field(column).type}")
+    wanted = Among(values)
     for group in range(parquet.num_row_groups):
-        if _may_contain(parquet.metadata.row_group(group), column, values):
+        if _may_contain(parquet.metadata.row_group(group), column, wanted):
             rows = parquet.read_row_group(group, columns=[*{*schema.names, column}], use_threads=False)
             _expect_values(rows.select([column]))
             yield conform(rows.filter(among(rows[column], values)), schema)
 
 
-def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:
+def _may_contain(group: Any, column: str, values: Among) -> bool:
     """Return whether a row group can contain one of `values`, by its least and its greatest value."""
     chunks = (chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema == column)
     chunk = next(chunks, None)
@@ -101,7 +126,7 @@ def _may_contain(group: Any, column: str, values: Collection[str]) -> bool:
         return False
     known = chunk.statistics
     try:
-        return known is None or not known.has_min_max or any(known.min <= value <= known.max for value in values)
+        return known is None or not known.has_min_max or values.any_between(known.min, known.max)
     except ValueError:  # a text that is not UTF-8: reading it shows that
         return True
 

@@ -123,4 +123,9 @@ def _literal(address: str) -> str:
 
 
 def _sql_type(type_: pa.DataType) -> str:
-    return f"{_sql_type(type_.value_type)}[]" if pa.types.is_list(type_) else _TYPES[type_]
+    if pa.types.is_list(type_):
+        return f"{_sql_type(type_.value_type)}[]"
+    if pa.types.is_struct(type_):
+        fields = (f'"{field.name}" {_sql_type(field.type)}' for field in type_.fields)
+        return f"STRUCT({', '.join(fields)})"
+    return _TYPES[type_]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -77,7 +78,7 @@ class Table:
                 return column
         raise KeyError(f"table {self.name} has no column {name}")
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """Arrow schema; each field carries its description, DICOM tag, unit and who serves it as metadata."""
         return pa.schema(
@@ -211,8 +212,8 @@ _COLUMNS = {
         Column(
             "Reason",
             TEXT,
-            "Why the series is withdrawn, not complete, or not in its newest version, for people; null if that is not "
-            "known.",
+            "Why the series is withdrawn, not complete, or not in its newest version, for people; of a complete one, "
+            "for whose references it was fetched. Null if there is no reason, or it is not known.",
         ),
         Column(
             "RefreshFailedAt",

@@ -36,12 +36,12 @@ def complete(lake: Lake) -> dict[str, int]:
 def test_a_batch_that_fails_costs_its_collection_and_no_other(
     archive: TestArchive, lake: Lake, instance: dg.DagsterInstance
 ) -> None:
-    settings = Settings(archive=archive.url, lake=lake.uri, images=("*",), annotations=False)
+    settings = Settings(archive=archive.url, lake=lake.uri, images=("*",), annotations=False, headers=())
     with archive.client() as client:
         refused = client.series(QIN)["SeriesInstanceUID"].to_pylist()
     archive.faults.inject("getImageWithMD5Hash", *(replace(answer(401), series=uid) for uid in refused), times=9)
     lines: list[str] = []
-    outcome = run_main_job(settings, instance, lines.append, {"batch_series": 9})
+    outcome = run_main_job(settings, instance, lines.append, {"batch_series": 25})
     assert complete(lake) == {**SERIES_OF, QIN: 0}
     # A failed batch ends the first run; the others' materializations and checks come with a second.
     images = dg.AssetKey(["nbia", "images"])

@@ -28,7 +28,7 @@ MIRRORED = ("TCGA-DEMO", "Lung Phantom CT")
 def first(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A lake with the tables of four collections; of two, CT images bounded to two series each."""
     folder = tmp_path_factory.mktemp("plan")
-    settings = Settings(archive=demo_archive, lake=str(folder / "lake"), images=MIRRORED)
+    settings = Settings(archive=demo_archive, lake=str(folder / "lake"), images=MIRRORED, headers=())
     first = settings.model_copy(update={"images": MIRRORED[:1]})
     with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
         asked = {"modalities": ["ct"], "max_series": 2}

@@ -110,7 +110,7 @@ def main_job(lake: Path, url: str, home: Path) -> dict[str, int]:
     """Do what a run does, without signals, and return the figures of the images."""
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        settings = Settings(archive=url, lake=str(lake), collections=(QIN,), images=("*",))
+        settings = Settings(archive=url, lake=str(lake), collections=(QIN,), images=("*",), headers=())
         outcome = run_main_job(settings, instance)
     assert outcome.problems == []
     return dict(outcome.fetched)

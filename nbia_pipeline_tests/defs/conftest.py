@@ -60,7 +60,7 @@ def make(url: str, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("nbia_pipeline.defs.sensors.TICK_OPTIONS", QUICK)
 
     def make(**settings: Any) -> Ticker:
-        known = {"archive": url, "lake": str(tmp_path / "lake"), "images": ("TCGA-*",)}
+        known = {"archive": url, "lake": str(tmp_path / "lake"), "images": ("TCGA-*",), "headers": ()}
         ticker = Ticker(Settings(**{**known, **settings}), instance, monkeypatch)
         ticker.register(*KNOWN)
         return ticker

@@ -57,6 +57,12 @@ def mirrored(demo_archive: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return Path(lake.uri)
 
 
+@pytest.fixture(autouse=True)
+def _all_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more series than these, each day asks for others."""
+    monkeypatch.setattr(images, "ASKED_PER_COLLECTION", max(COUNTS.values()))
+
+
 @pytest.fixture
 def lake(mirrored: Path, tmp_path: Path) -> Lake:
     """A copy of that lake, to be damaged."""
@@ -104,7 +110,7 @@ def evaluate(archive: TestArchive, lake: Lake, tmp_path: Path) -> Iterator[Evalu
 
         def run() -> dict[tuple[str, str | None], dg.AssetCheckEvaluation]:
             definitions = dg.Definitions.merge(
-                build_definitions(Settings(archive=archive.url, lake=lake.uri, images=("*",))),
+                build_definitions(Settings(archive=archive.url, lake=lake.uri, images=("*",), headers=())),
                 dg.Definitions(jobs=[dg.define_asset_job("only_checks", selection=selection)]),
             )
             result = definitions.resolve_job_def("only_checks").execute_in_process(instance=instance)
@@ -148,7 +154,7 @@ def test_findings_are_named_in_a_table_with_the_command_that_mends_them(
     command = "nbia-pipeline run " + " ".join(f"--series {r['SeriesInstanceUID']}" for r in rows[:5])
     assert complete.metadata["remedy"].value == f"`{command}`"
     assert complete.description is not None
-    assert f"It failed with 9 findings; the first: `series {uid} is quarantined: short by one" in complete.description
+    assert f"It failed with 21 findings; the first: `series {uid} is quarantined: short by one" in complete.description
     assert "To fix it: `nbia-pipeline run --series" in complete.description
     # Nothing is held, so that nothing lacks a licence or can be damaged; and the other collection is well.
     assert [of for of, check in checks.items() if not check.passed] == [("complete", MIXED)]
@@ -195,7 +201,7 @@ def test_complete_tells_what_is_wrong_with_each_series(lake: Lake, subject: Subj
     errors = {f"--series {uid}" for uid, (*_, warning) in zip(uids, states, strict=False) if not warning}
     command, *named = str(report.remedy(findings)).split(" --")
     assert (command, {f"--{name}" for name in named}) == ("nbia-pipeline run", errors)
-    assert report.summary == "1 of 9 series are in the lake; 4 pending: the disk has no room for 1"
+    assert report.summary == "13 of 21 series are in the lake; 4 pending: the disk has no room for 1"
 
 
 def test_what_is_refused_within_a_day_of_its_release_is_a_warning(
@@ -220,15 +226,17 @@ def test_a_run_in_progress_is_why_series_are_pending(lake: Lake, subject: Subjec
     change(lake, IMAGE_SERIES, MIXED, lambda r: r.update(pending))
     lake.write_table(INSTANCES, INSTANCES.schema.empty_table(), MIXED, may_empty=True)
     with dg.DagsterInstance.ephemeral() as instance:
-        of_a_run = replace(subject, instance=instance, run_id="another", last={"left_series": 4, "not_asked_series": 9})
+        of_a_run = replace(
+            subject, instance=instance, run_id="another", last={"left_series": 4, "not_asked_series": 21}
+        )
         idle = complete(replace(of_a_run, shared={}))
-        why = "the bounds of the last run left 4, the selection of the last run left out 5"
-        assert idle.summary == f"0 of 9 series are in the lake; 9 pending: {why}"
+        why = "the bounds of the last run left 4, the selection of the last run left out 17"
+        assert idle.summary == f"0 of 21 series are in the lake; 21 pending: {why}"
         assert idle.remedy(found(idle)) == "nbia-pipeline run"
         dg.DagsterInstance.add_run(instance, run_of("nbia_images", MIXED))
         busy = complete(replace(of_a_run, shared={}))
         assert (
-            busy.summary == f"0 of 9 series are in the lake; 9 pending: another run is fetching the collection, {why}"
+            busy.summary == f"0 of 21 series are in the lake; 21 pending: another run is fetching the collection, {why}"
         )
         assert busy.remedy(found(busy)) is None
         (run,) = instance.get_runs()
@@ -439,7 +447,7 @@ def test_a_licence_without_text_is_found_once_for_all_its_series(lake: Lake, sub
     (license,) = change(lake, LICENSES, MIXED, lambda r: r.update(LicenseText=None, Path=None))
     (finding,) = found(images.licensed(subject))
     assert finding.what.startswith(f"the text of {license['LicenseName']!r} is not in the lake")
-    assert "; 9 series have it: " in finding.what
+    assert "; 21 series have it: " in finding.what
 
 
 def test_series_without_a_licence_are_found(lake: Lake, subject: Subject) -> None:

@@ -48,7 +48,7 @@ MULTIPROCESS: dict[str, Any] = {
 
 def images_job(archive: str, lake: str) -> dg.JobDefinition:
     """Return the job, as every process of a run builds it for itself."""
-    settings = Settings(archive=archive, lake=lake, images=("*",), annotations=False)
+    settings = Settings(archive=archive, lake=lake, images=("*",), annotations=False, headers=())
     return build_definitions(settings, executor=dg.multi_or_in_process_executor).resolve_job_def("nbia_images")
 
 

@@ -37,7 +37,7 @@ def logins(archive: TestArchive) -> tuple[int, int]:
 
 
 def test_the_main_job_logs_in_once_and_asks_for_each_thing_once(archive: TestArchive, tmp_path: Path) -> None:
-    settings = Settings(archive=archive.url, lake=str(tmp_path / "lake"), collections=(QIN,), images=(QIN,))
+    settings = Settings(archive=archive.url, lake=str(tmp_path / "lake"), collections=(QIN,), images=(QIN,), headers=())
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
         outcome = run_main_job(settings, instance)
     assert outcome.problems == []

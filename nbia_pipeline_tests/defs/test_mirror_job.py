@@ -32,7 +32,7 @@ def examples() -> dict[str, Any]:
 
 @pytest.fixture
 def mirror(archive: TestArchive, tmp_path: Path) -> Iterator[Any]:
-    settings = Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",))
+    settings = Settings(archive=archive.url, lake=str(tmp_path / "lake"), images=("*",), headers=())
     job = build_definitions(settings).resolve_job_def("nbia_mirror")
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
 

@@ -356,7 +356,7 @@ def test_the_main_job_in_dagster_without_any_optional_call(
 ) -> None:
     without(archive, *NULL_WITHOUT, *ONLY_V2, *ONLY_V4)
     settings = Settings(
-        archive=archive.url, api=api, lake=str(tmp_path / "lake"), collections=(SMALL,), images=(SMALL,)
+        archive=archive.url, api=api, lake=str(tmp_path / "lake"), collections=(SMALL,), images=(SMALL,), headers=()
     )
     pipeline = Pipeline(settings, instance)
     catalog = pipeline.run("catalogue")

@@ -20,7 +20,13 @@ SERVICES = ("nbia-code.service", "nbia-daemon.service", "nbia-webserver.service"
 def test_a_mirror_runs_by_the_commands_of_the_units(demo_archive: str, request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--every-moment"):
         pytest.skip("takes half a minute and more: make test-stop")
-    given = {"NBIA_ARCHIVE": demo_archive, "NBIA_API": "v2", "NBIA_COLLECTIONS": QIN, "NBIA_IMAGES": QIN}
+    given = {
+        "NBIA_ARCHIVE": demo_archive,
+        "NBIA_API": "v2",
+        "NBIA_COLLECTIONS": QIN,
+        "NBIA_IMAGES": QIN,
+        "NBIA_HEADERS": "",
+    }
     with postgres() as server, machine({**given, **server.variables, "NBIA_EXECUTOR": "in_process"}) as here:
         for unit in SERVICES:
             here.start(unit)

@@ -86,8 +86,10 @@ def found(plan: SeriesPlan) -> set[Target]:
             named.setdefault((ROLES[path], home, stated), set()).add(one.ReferencedSOPInstanceUID)
     keys = {uid(key): key for key in (p_key(p) for p in PLANS)}
     targets = set()
+    by_any = {one: str(stated) for (_, _, stated), instances in named.items() if stated for one in instances}
     for (role, home, stated), instances in named.items():
         if home is None:
+            (stated,) = {by_any[one] for one in instances}
             targets.add(Target(role, stated, len(instances), None, "unknown", missing=len(instances)))
         else:
             moved = stated not in (None, home)
@@ -114,7 +116,7 @@ def test_closures_are_those_of_the_references() -> None:
         todo = [key]
         while todo:
             for target in REFERENCES.get(todo.pop(), ()):
-                to = target.stated or target.series
+                to = target.series
                 by_frame = target.role in ("frame_source", "frame_of_reference")
                 if isinstance(to, tuple) and to not in reached and not by_frame:
                     reached.add(to)
@@ -151,9 +153,12 @@ def test_mandatory_modules_are_complete(plan: SeriesPlan) -> None:
 
 
 def test_documents_are_read_by_others() -> None:
-    report = highdicom.sr.srread(BytesIO(content(uid(expected.REPORT))))
-    (volumetric,) = report.content.get_volumetric_roi_measurement_groups()
-    (planar,) = report.content.get_planar_roi_measurement_groups()
+    report = highdicom.sr.srread(BytesIO(content(uid(expected.REPORT)))).content
+    assert isinstance(report, highdicom.sr.MeasurementReport)
+    (volumetric,), (planar,) = (
+        report.get_volumetric_roi_measurement_groups(),
+        report.get_planar_roi_measurement_groups(),
+    )
     source = volumetric.referenced_segment.source_series_for_segmentation
     assert str(source.value) == uid(expected.CT)
     ((measured,), (segment,)) = volumetric.get_measurements(), planar.referenced_segmentation_frame[:1]

@@ -8,21 +8,24 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from nbia_pipeline.headers.shards import Shard, ShardReport, plan, plan_headers, remove_series, shard_of, write_shard
+from nbia_pipeline.headers.shards.files import HEAD_BYTES
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import table_path
+from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_GEOMETRY, SHARDED
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline_tests.helpers.held import NAME, Held, states, uid_of
 from nbia_pipeline_tests.helpers.series import Crash
 
-SERIES, FILES = 24, 3
+SERIES, FILES = 16, 3
 MOST = 2 * SERIES * FILES // 4
 """Instances of a part: four parts."""
 ROOT = Path(__file__).parents[2]
@@ -58,11 +61,15 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Held:
     return held
 
 
+def copy_of(held: Held, folder: Path) -> Held:
+    shutil.copytree(held.lake.uri, folder)
+    return held.at(Lake(str(folder)))
+
+
 @pytest.fixture
 def held(first: Held, tmp_path: Path) -> Held:
     """A copy of it."""
-    shutil.copytree(first.lake.uri, tmp_path / "lake")
-    return first.at(Lake(str(tmp_path / "lake")))
+    return copy_of(first, tmp_path / "lake")
 
 
 def make(held: Held, **options: int | bool) -> list[ShardReport]:
@@ -71,7 +78,7 @@ def make(held: Held, **options: int | bool) -> list[ShardReport]:
     return [write_shard(held.lake, Shard.from_json(shard.to_json())) for shard in found]
 
 
-def expect_whole(held: Held, shards: int = 4) -> None:
+def expect_whole(held: Held) -> None:
     """Each series is in each table once, in the version of its receipt, and in its part; nothing is left to do."""
     assert plan_headers(held.lake, NAME) == []
     assert states(held.lake.read_table(INSTANCE_HEADERS, NAME)) == held.expected()
@@ -85,7 +92,7 @@ def expect_whole(held: Held, shards: int = 4) -> None:
         rows = held.lake.read_table(INSTANCE_HEADERS, NAME, ["SeriesInstanceUID", "InstanceNumber"], part=part)
         order = [tuple(row.values()) for row in rows.to_pylist()]
         assert order == sorted(order)
-        assert {shard_of(uid, shards) for uid, _ in order} <= {part}
+        assert {shard_of(uid, 4) for uid, _ in order} <= {part}
 
 
 def files_of(held: Held) -> dict[str, int]:
@@ -148,31 +155,45 @@ def test_a_lake_that_is_gone_is_an_error(held: Held) -> None:
 
 
 def test_a_run_that_is_bounded_is_continued_by_the_next(held: Held) -> None:
-    held.put(range(SERIES), version=2)
+    revised = [number for number in held.counts if shard_of(uid_of(number), 4) < 2]
+    held.put(revised, version=2)
     read = []
-    for _ in range(SERIES):
+    for _ in revised:
         reports = make(held, max_instances=4 * FILES + 1)  # a series is read as a whole
         read.append(sum(report.series_read for report in reports))
         found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
         assert len(found) == SERIES and all(len(versions) == 1 for versions in found.values())
         if not reports:
             break
-    assert sum(read) == SERIES and read[0] == 5
+    assert sum(read) == len(revised) > read[0] == 5
     expect_whole(held)
 
 
-def test_full_reads_all_and_makes_more_parts(held: Held, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "MOST_INSTANCES", MOST // 4)
+@pytest.fixture(scope="module")
+def one_part(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """A lake whose tables of headers have one part."""
+    held = Held(Lake(str(tmp_path_factory.mktemp("one") / "lake")))
+    held.put(range(8), FILES)
+    make(held)
+    return held
+
+
+def test_full_reads_all_and_makes_more_parts(
+    one_part: Held, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = copy_of(one_part, tmp_path / "lake")
+    monkeypatch.setattr(plan, "MOST_INSTANCES", 4 * FILES)
     assert plan_headers(held.lake, NAME) == [], "there are never more parts by themselves"
     found = plan_headers(held.lake, NAME, full=True)
-    assert {shard.shards for shard in found} == {16} and sum(shard.instances for shard in found) == SERIES * FILES
+    assert {shard.shards for shard in found} == {4} and sum(shard.instances for shard in found) == 8 * FILES
+    opened.clear()
     # In whatever order: the first one of a part of before makes all of those that it becomes.
     for number, shard in enumerate(random.Random(1).sample(found, len(found))):
         write_shard(held.lake, shard)
         rows = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
         assert rows.keys() == held.counts.keys(), number
-    assert len(opened) == SERIES * FILES
-    expect_whole(held, 16)
+    assert len(opened) == 8 * FILES
+    expect_whole(held)
 
 
 def test_a_part_that_is_damaged_or_lacks_a_table_is_read_again(held: Held, opened: list[str]) -> None:
@@ -214,6 +235,49 @@ def test_the_rows_of_series_that_are_pruned_go_at_once(held: Held, opened: list[
     assert held.lake.count_rows(INSTANCE_HEADERS, NAME) == held.lake.count_rows(SERIES_GEOMETRY, NAME) == 0
 
 
+@pytest.mark.stores("moto")
+@pytest.mark.not_on_disk
+def test_of_a_lake_in_an_object_store_the_first_bytes_of_each_file_are_read(
+    lake: Lake, first: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(lake)
+    held.put(range(4), FILES)
+    held.put([4], 1)
+    lake.put_bytes(held.path(2, 1), b"")
+    lake.remove(held.path(3, 1))
+    asked: list[tuple[str, Any]] = []
+    call = S3FileSystem._call_s3
+
+    async def watched(self: Any, method: str, *words: Any, **arguments: Any) -> Any:
+        asked.append((str(arguments.get("Key")).partition("/images/")[2], method, arguments.get("Range")))
+        return await call(self, method, *words, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3FileSystem, "_call_s3", watched)
+        (report,) = make(held)
+    assert (report.instances, report.instances_read, report.unreadable) == (13, 13, 2)
+    paths = [held.path(number, index) for number in range(4) for index in range(FILES)] + [held.path(4)]
+    wanted = [(path.removeprefix("images/"), "get_object", f"bytes=0-{HEAD_BYTES - 1}") for path in paths]
+    assert sorted(one for one in asked if one[0].endswith(".dcm")) == sorted(wanted)
+    assert states(lake.read_table(INSTANCE_HEADERS, NAME)) == {
+        **{number: Counter({1: FILES}) for number in range(2)},
+        **{number: Counter({1: FILES - 1, 0: 1}) for number in (2, 3)},
+        4: Counter({1: 1}),
+    }
+    assert make(held) == []
+    monkeypatch.setattr(ObjectStore, "read_range", raising(ConnectionError("no route")))
+    held.put([0], version=2)
+    with pytest.raises(LakeError, match="no route"):
+        make(held)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
 # --- kills
 
 KILLS, ALWAYS = 50, 3
@@ -247,14 +311,13 @@ def test_a_kill_loses_no_series_and_leaves_none_half(held: Held, request: pytest
 
 
 def test_a_crash_while_parts_are_divided_loses_no_series(
-    first: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    one_part: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(plan, "MOST_INSTANCES", MOST // 4)
-    moves = range(1, 16 * 4 + 12 * 4) if request.config.getoption("--every-moment") else (2, 9, 30)
+    monkeypatch.setattr(plan, "MOST_INSTANCES", 4 * FILES)
+    moves = range(1, (4 + 3) * 4) if request.config.getoption("--every-moment") else (2, 17)
     put = Lake.put_part
     for last in moves:
-        shutil.copytree(first.lake.uri, tmp_path / f"{last}")
-        held = first.at(Lake(str(tmp_path / f"{last}")))
+        held = copy_of(one_part, tmp_path / f"{last}")
         calls = iter(range(last))
 
         def put_part(*words: Any, calls: Iterator[int] = calls) -> None:
@@ -269,4 +332,4 @@ def test_a_crash_while_parts_are_divided_loses_no_series(
         assert found.keys() == held.counts.keys(), last
         assert all(set(versions) == {1} for versions in found.values())
         make(held)
-        expect_whole(held, 16)
+        expect_whole(held)

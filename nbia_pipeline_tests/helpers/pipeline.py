@@ -63,7 +63,7 @@ class LivePipeline(Pipeline):
     """An archive that can be changed, a pipeline on it, and a clock that both live by."""
 
     def __init__(self, url: str, control: Operations, lake: Place, instance: dg.DagsterInstance, api: str) -> None:
-        super().__init__(Settings(archive=url, api=api, lake=str(lake), images=("*",)), instance)
+        super().__init__(Settings(archive=url, api=api, lake=str(lake), images=("*",), headers=()), instance)
         self.control = control
         self.time = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - the tables state no zone
         self.later(0)

@@ -22,6 +22,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
         **inherited,
         "DAGSTER_HOME": str(folder / "home"),
         "NBIA_LAKE": str(folder / "a lake"),
+        "NBIA_HEADERS": "",
         **variables,
     }
 

@@ -184,7 +184,7 @@ def test_the_main_job_runs_on_the_lake_and_ends_with_the_same_receipts(
     served: tuple[str, Faults], lake: Lake, tmp_path: Path
 ) -> None:
     before = receipts(lake)
-    settings = Settings(archive=served[0], lake=lake.uri, collections=(ALPHA, BETA), images=(ALPHA, BETA))
+    settings = Settings(archive=served[0], lake=lake.uri, collections=(ALPHA, BETA), images=(ALPHA, BETA), headers=())
     with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
         outcome = run_main_job(settings, instance, images={"retry": False})
     assert outcome.failures == []

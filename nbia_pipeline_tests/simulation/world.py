@@ -65,7 +65,7 @@ class ArchiveYear:
         self._app = app
         self.control: Operations = app.state.archive.control
         self.zone = timedelta(hours=how.pop("zone", 0))
-        settings = Settings(archive=url, lake=str(folder / "lake"), images=MIRRORED)
+        settings = Settings(archive=url, lake=str(folder / "lake"), images=MIRRORED, headers=())
         self.lake = Lake(settings.lake)
         self.daemon = Daemon(settings, instance, str(folder), **how)
         self.history = History()

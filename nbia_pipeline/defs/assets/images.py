@@ -18,6 +18,7 @@ from pydantic import Field
 from nbia_pipeline import stopping
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.defs.assets.fetch_op import build_fetch_op, digest_of, failed_table
+from nbia_pipeline.defs.assets.follow_op import asked_of, build_follow_op, references_metadata
 from nbia_pipeline.defs.assets.partitioned import failure_of, record
 from nbia_pipeline.defs.failures import as_failure
 from nbia_pipeline.defs.metadata import LABELS, contact_sheet_metadata, histogram, size_classes
@@ -28,7 +29,7 @@ from nbia_pipeline.lake.layout import collection_path
 from nbia_pipeline.lake.table_file import Rows
 from nbia_pipeline.mirror.commit import carry_over
 from nbia_pipeline.mirror.engine import Mirror, listed_series
-from nbia_pipeline.mirror.plan import BATCH_SERIES, Bounds, Plan
+from nbia_pipeline.mirror.plan import BATCH_SERIES, EVERYTHING, NO_BOUNDS, Bounds, Plan
 from nbia_pipeline.mirror.receipt import problem_rows
 from nbia_pipeline.mirror.selection import Selection, SelectionError, Selections, with_lists
 from nbia_pipeline.reading.sql import write_catalog
@@ -65,6 +66,12 @@ class RunBounds(dg.Config):
         ge=1,
         description="Most series per batch. A batch is the unit that a process takes and that re-execution repeats; it "
         "has about 10 GB, where each series counts 1 MB besides its bytes.",
+    )
+
+    with_references: list[str] = Field(
+        default=[],
+        description="Fetch besides, within the same bounds: `images`, what the selected series refer to, also in other "
+        "studies and collections; `annotations`, what refers to them.",
     )
 
     def bounds(self) -> Bounds:
@@ -107,6 +114,7 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
     after = {"after": dg.In(dg.Nothing)}
     plan = build_plan_op(naming, settings, NAME, ImagesConfig, partial(_plan, settings), after)
     fetch, finish = build_fetch_op(naming, settings, NAME), _build_finish_op(naming, settings)
+    follow = build_follow_op(naming, settings, NAME, Selections(settings.select))
 
     # Not a `graph_asset`, which knows no policy for backfills.
     @dg.graph_multi_asset(
@@ -118,8 +126,9 @@ def build_images_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinitio
         config=short_config(ImagesConfig, plan),
     )
     def images(series: Any) -> Any:
-        found, summary = plan(series)
-        return finish(summary, found.map(fetch).collect())
+        found, summary, asked = plan(series)
+        reports = found.map(fetch).collect()
+        return finish([summary, follow(asked, reports)], reports)
 
     return images
 
@@ -137,10 +146,12 @@ def _plan(
         if c not in mirrored
     }
     plan = Plan([], [], [], {})
+    asked = asked_of(config.with_references, [], EVERYTHING, NO_BOUNDS)
     if mirrored:
         selection = config.selection(mirror.client)
         plan, unplanned = mirror.plan_all(mirrored, selection, config.bounds(), on_progress=partial(tell, context))
         failed |= unplanned
+        asked = asked_of(config.with_references, list(plan.parts), selection, config.bounds())
     if failed and not plan.parts:
         if len(failed) == 1:
             raise next(iter(failed.values()))
@@ -153,6 +164,7 @@ def _plan(
     return plan, {
         "partitions": partitions,
         "failed": {c: error_text(e, settings.name_of) for c, e in failed.items()},
+        **asked,
     }
 
 
@@ -167,7 +179,8 @@ def _build_finish_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
         out=dg.Out(dg.Nothing, io_manager_key=naming.io),
         required_resource_keys={naming.lake},
     )
-    def finish_op(context: dg.AssetExecutionContext, summary: dict[str, Any], reports: list[Any]) -> Any:
+    def finish_op(context: dg.AssetExecutionContext, summaries: list[Any], reports: list[Any]) -> Any:
+        summary, followed = summaries[0], summaries[1:]
         expect_all(summary, reports)
         with as_failure(settings):
             lake = naming.lake_of(context).open()
@@ -175,7 +188,8 @@ def _build_finish_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
             write_catalog(lake)
         for name, known in made.items():
             of_run = run_metadata(summary["started"], reports, counts_of(reports, name), **summary["partitions"][name])
-            made[name] = {**known, **of_run}
+            of_references = references_metadata([f["references"][name] for f in followed if name in f["references"]])
+            made[name] = {**known, **of_run, **of_references}
         if failed:  # an output would be one of all partitions
             record(context, naming.key(NAME), made)
             raise failure_of(failed, len(made))
@@ -236,6 +250,8 @@ def build_plan_op(
 ) -> dg.OpDefinition:
     """Return the op that plans: it has the outputs ``found``, one for each batch, and ``summary`` for the last op.
 
+    A third one, ``asked``, is there if references are to be followed, for the op that does this, which is skipped else.
+
     Args:
         what: what is fetched, as part of the op's name.
         config_type: what a run can be asked for.
@@ -249,6 +265,7 @@ def build_plan_op(
         out={
             "found": dg.DynamicOut(list, io_manager_key=naming.steps),
             "summary": dg.Out(dict, io_manager_key=naming.steps),
+            "asked": dg.Out(dict, io_manager_key=naming.steps, is_required=False),
         },
         config_schema=config_type.to_config_schema().as_field(),
         required_resource_keys={naming.archive, naming.lake},
@@ -264,12 +281,15 @@ def build_plan_op(
             key, content = f"b{number:05d}", [w.to_json() for w in batch]
             batches[key] = digest_of(content)
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
+        asked = more.pop("references", None)
         yield dg.Output({"batches": batches, "started": started, **more}, output_name="summary")
+        if asked:
+            yield dg.Output(asked, output_name="asked")
 
     return plan_op
 
 
-def short_config(config_type: type[RunBounds], op: dg.OpDefinition, *, of_job: bool = False) -> dg.ConfigMapping:
+def short_config(config_type: type[dg.Config], op: dg.OpDefinition, *, of_job: bool = False) -> dg.ConfigMapping:
     """Return the mapping by which the config of a graph, or the run config of a job, is that of one of its ops."""
 
     def mapped(config: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +316,7 @@ def expect_all(summary: dict[str, Any], reports: list[Any]) -> None:
     if missing:
         raise dg.Failure(
             f"the executor did not run {len(missing)} of {len(summary['batches'])} batches: launch a new run instead "
-            "of a re-execution from failure: it fetches only what is missing",
+            "of a re-execution from failure: it does only what is missing",
             allow_retries=False,
         )
 

@@ -31,16 +31,17 @@ FAILED_COLLECTIONS = "failed_collections"
 Decorator = Callable[[Callable[..., Any]], dg.AssetsDefinition]
 
 
-def table_asset(naming: Naming, table: Table, *, calls_archive: bool = True, **more: Any) -> Decorator:
+def table_asset(naming: Naming, table: Table, *, asset: str = "", calls_archive: bool = True, **more: Any) -> Decorator:
     """Return the asset decorator with what all tables share.
 
     Args:
         table: which one.
+        asset: name of the asset; that of the table by default.
         calls_archive: whether it counts against the pool that limits the steps that call the archive.
         more: arguments of :func:`dagster.asset`.
     """
     return quiet_asset(
-        key=naming.key(table.name),
+        key=naming.key(asset or table.name),
         io_manager_key=naming.io,
         required_resource_keys={naming.archive, naming.lake},
         pool=naming.pool if calls_archive else None,
@@ -84,6 +85,7 @@ def each_partition(
     lake: Lake,
     make: Callable[[str], dict[str, Any]],
     salvage: Callable[[list[str]], None] = lambda made: None,
+    asset: str = "",
 ) -> None:
     """Make the partitions of a run, each by itself, so that one that fails does not stop the others.
 
@@ -91,6 +93,7 @@ def each_partition(
         table: whose partitions they are.
         make: makes the partition of a collection and returns its metadata; called from several threads.
         salvage: called with the collections that were made if others failed: Dagster then skips the next steps.
+        asset: name of the asset; that of the table by default.
 
     Raises:
         dagster.Failure: some could not be made.
@@ -111,7 +114,7 @@ def each_partition(
                 context.add_asset_metadata(made[collection], partition_key=collection)
     write_catalog(lake)
     if failed:
-        record(context, naming.key(table.name), made)
+        record(context, naming.key(asset or table.name), made)
         salvage(list(made))
         raise failure_of(failed, len(made))
 
@@ -126,7 +129,7 @@ def failure_of(failed: Mapping[str, str], made: int) -> dg.Failure:
     first, why = next(iter(failed.items()))
     names: dict[str, Any] = {FAILED_COLLECTIONS: dg.MetadataValue.json(list(failed))}
     if len(failed) == 1 and not made:
-        return dg.Failure(why, metadata={"collection": shown(first), **names})
+        return dg.Failure(why, metadata={"collection": shown(first), **names}, allow_retries=False)
     return dg.Failure(
         shown(f"{len(failed)} of {len(failed) + made} collections failed, the first: {first}: {why}"),
         metadata={"failed": records({"collection": c, "reason": text} for c, text in failed.items()), **names},

@@ -6,7 +6,7 @@ cover everything each time show what they covered.
 
 import dagster as dg
 
-from nbia_pipeline.defs.checks import annotations, images, tables
+from nbia_pipeline.defs.checks import annotations, headers, images, tables
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.settings import Settings
 
@@ -16,4 +16,6 @@ __all__ = ["build_checks"]
 def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one archive."""
     optional = annotations.build_checks(naming, settings) if settings.annotations else []
+    if settings.reads_headers:
+        optional += headers.build_checks(naming, settings)
     return [*tables.build_checks(naming, settings), *images.build_checks(naming, settings), *optional]

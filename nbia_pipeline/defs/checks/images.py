@@ -22,7 +22,7 @@ from nbia_pipeline.lake.table_file import Rows, pieces_where
 from nbia_pipeline.mirror.commit import NO_ROOM, NOT_FETCHED
 from nbia_pipeline.mirror.journal import BEING_REPLACED
 from nbia_pipeline.mirror.plan import RETRY_AFTER, make_plan
-from nbia_pipeline.mirror.receipt import BY_DIGESTS, MD5_AND_FIGURES
+from nbia_pipeline.mirror.receipt import BY_DIGESTS, MAY_REFER, MD5_AND_FIGURES, REFERENCED
 from nbia_pipeline.mirror.repair import ADVICE
 from nbia_pipeline.mirror.selection import NotRead, Selections
 from nbia_pipeline.mirror.series import WantedSeries, has_files, in_order_of
@@ -174,7 +174,9 @@ def _finding(series: WantedSeries, receipt: Mapping[str, Any]) -> Finding:
     never = receipt["FetchedAt"] is None or why == BEING_REPLACED
     warning = status == WITHDRAWN or (status == PENDING and never)  # withdrawn: pruned, and listed again
     if status == COMPLETE:
-        status, why = "outdated", receipt["Reason"] or "the archive changed it since it was fetched"
+        status = "outdated"
+        if not receipt["Reason"] or why.startswith((REFERENCED, MAY_REFER)):
+            why = "the archive changed it since it was fetched"
         warning = receipt["RefreshFailedAt"] is None
     elif status == UNAVAILABLE:
         warning = _is_new(series)

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from nbia_pipeline.defs.jobs import ANNOTATIONS, ARCHIVE_TAG, CATALOG, IMAGES, RETRY_WHOLE, TABLES
+from nbia_pipeline.defs.jobs import ARCHIVE_TAG, CATALOG, HEADERS, RETRY_WHOLE, TABLES, with_images
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.tables import COLLECTIONS
@@ -23,27 +23,27 @@ _When: Any = dg.AutomationCondition  # its overloads know no mixture of conditio
 
 
 class Kept(dg.AutomationCondition[dg.AssetKey]):
-    """True for the collections that the archive lists and the settings keep; of images, for those that are mirrored.
+    """True for the collections that the archive lists and a setting keeps.
 
     Args:
         settings: of the archive; the list is the table ``collections`` of its lake.
-        images: whether it is about images.
+        setting: the field with names and globs: collections, images or headers.
     """
 
-    def __init__(self, settings: Settings, *, images: bool = False) -> None:
+    def __init__(self, settings: Settings, setting: str = "collections") -> None:
         self._settings = settings
-        self._images = images
+        self._setting = setting
 
     @property
     def name(self) -> str:
         """What the UI calls it."""
-        return "collection_mirrored" if self._images else "collection_kept"
+        return {"images": "collection_mirrored", "headers": "collection_read"}.get(self._setting, "collection_kept")
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
         """Return which of the candidates are kept; the lake is read only where there are some."""
         wanted = context.candidate_subset
         if not wanted.is_empty:
-            patterns = self._settings.images or () if self._images else self._settings.collections
+            patterns = self._settings.names_of(self._setting)
             listed = Lake(self._settings.lake).read_table(COLLECTIONS, columns=["Collection"])["Collection"].to_pylist()
             kept = set(matching(patterns, listed)) & wanted.expensively_compute_partition_keys()
             wanted = wanted.compute_intersection_with_partition_keys(kept)
@@ -59,11 +59,14 @@ def conditions_of(settings: Settings) -> dict[str, dg.AutomationCondition[Any]]:
         return {}
     due = _When.newly_missing() | _When.cron_tick_passed(settings.reconcile_cron)
     listed = due.since_last_handled() & ~_When.in_progress() & Kept(settings)
-    mirrored = _When.eager() & Kept(settings, images=True)
+    mirrored = _When.eager() & Kept(settings, "images")
+    read = _When.eager() & Kept(settings, "headers")
+    with_files = with_images(settings)
     return {
         **dict.fromkeys(CATALOG, _When.on_cron(settings.catalogue_cron)),
         **dict.fromkeys(TABLES, listed.with_label("new collection, or time to list it")),
-        **dict.fromkeys((*IMAGES, *ANNOTATIONS), mirrored.with_label("listed or fetched since the last run")),
+        **dict.fromkeys(with_files, mirrored.with_label("listed or fetched since the last run")),
+        **dict.fromkeys(set(HEADERS).intersection(with_files), read.with_label("fetched or read since the last run")),
     }
 
 

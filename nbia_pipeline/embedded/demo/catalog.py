@@ -104,21 +104,23 @@ def _drawn_plan(
 
 def _add_plans(plans: dict[Place, SeriesPlan], collection: CollectionSpec, study: StudySpec, scale: int) -> None:
     """Add the plans of a study to `plans`; what its series refer to is among them already."""
-    key = (collection.name, study.patient_id, study.day)
-    frame = uid_of(*key, "frame of reference")
+
+    def place(number: int) -> Place:
+        return collection.name, study.patient_id, study.day, number
+
+    frame = uid_of(collection.name, study.patient_id, study.day, "frame of reference")
     for number, series in enumerate(study.series, 1):
         anatomy, row = series.anatomy or collection.anatomy, _columns(collection, study, number)
         if not series.contrasts:
-            sources = [plans[(*key, place) if isinstance(place, int) else place] for place in series.sources]
-            plans[(*key, number)] = _drawn_plan(series, row, sources, study, anatomy)
+            sources = [plans[place(one) if isinstance(one, int) else one] for one in series.sources]
+            plans[place(number)] = _drawn_plan(series, row, sources, study, anatomy)
             continue
         kind = ANATOMIES[anatomy]
         # Other planes than the axial one cut the whole width of the body.
         extent = kind.extent if series.plane == "axial" else kind.field_of_view * 0.6
         geometry = scaled_geometry(scale, series.matrix, series.slices, kind.field_of_view, extent, series.plane)
-        plans[(*key, number)] = SeriesPlan(
-            row, anatomy, study.growth, geometry, series.contrasts, frame, series.numbered
-        )
+        contrasts = series.contrasts
+        plans[place(number)] = SeriesPlan(row, anatomy, study.growth, geometry, contrasts, frame, series.numbered)
 
 
 def demo_plans(scale: int = 1) -> list[SeriesPlan]:

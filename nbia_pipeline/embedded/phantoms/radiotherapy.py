@@ -59,8 +59,10 @@ def _steps(plan: SeriesPlan, grid: Geometry) -> NDArray[np.uint16]:
         ((points - lesion.center[axis]) / lesion.radii[axis]) ** 2 for axis, points in enumerate([*across, along])
     )
     distance = z[:, None, None] + y[None, :, None] + x[None, None, :]
-    dose = PRESCRIBED_GY * np.minimum(1, 2 / (1 + distance))
-    return np.rint(dose * _STEPS_PER_GY).astype("<u2")
+    steps: NDArray[np.uint16] = np.rint(np.minimum(1, 2 / (1 + distance)) * (PRESCRIBED_GY * _STEPS_PER_GY)).astype(
+        "<u2"
+    )
+    return steps
 
 
 def dose(plan: SeriesPlan) -> bytes:

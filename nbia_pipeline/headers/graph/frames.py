@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nbia_pipeline.headers.graph.scan import Among, scan
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.parquet import Among
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS
 from nbia_pipeline.schema.tables import IMAGE_SERIES
@@ -24,6 +24,7 @@ NO_IMAGES = frozenset(
 DICOM PS3.3, C.7.3.1.1.1."""
 
 _UID, _STUDY, _FRAME = "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"
+_COLUMNS = [_UID, _STUDY, _FRAME, "Modality"]
 
 
 def same_frame(lake: Lake, collection: str, others: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -40,8 +41,8 @@ def same_frame(lake: Lake, collection: str, others: Collection[str]) -> Iterator
         LakeError: the lake cannot be read.
     """
     alone: dict[tuple[str, str], set[str]] = {}
-    for piece in scan(
-        lake, INSTANCE_HEADERS, collection, [_UID, _STUDY, _FRAME, "Modality"], ("Modality", Among(DRAWN))
+    for piece in lake.read_pieces(
+        INSTANCE_HEADERS, collection, [_UID, _STUDY, _FRAME, "Modality"], where=("Modality", Among(DRAWN))
     ):
         piece = piece.filter(pc.and_(among(piece["Modality"], DRAWN), pc.invert(among(piece[_UID], others))))
         for uid, study, frame in _different(piece):
@@ -56,12 +57,12 @@ def same_frame(lake: Lake, collection: str, others: Collection[str]) -> Iterator
 
 def _images(lake: Lake, collection: str, studies: Collection[str]) -> set[tuple[str, tuple[str, str]]]:
     """Return the series of images of some studies in a collection, with their study and FrameOfReferenceUID."""
-    receipts = scan(lake, IMAGE_SERIES, collection, [_UID, _STUDY])
+    receipts = lake.read_pieces(IMAGE_SERIES, collection, [_UID, _STUDY])
     series = {uid for piece in receipts for uid in piece.filter(among(piece[_STUDY], studies))[_UID].to_pylist()}
     found = set()
     if series:
-        for piece in scan(
-            lake, INSTANCE_HEADERS, collection, [_UID, _STUDY, _FRAME, "Modality"], (_UID, Among(series))
+        for piece in lake.read_pieces(
+            INSTANCE_HEADERS, collection, [_UID, _STUDY, _FRAME, "Modality"], where=(_UID, Among(series))
         ):
             wanted = pc.and_(among(piece[_UID], series), pc.invert(among(piece["Modality"], NO_IMAGES)))
             found |= {(uid, (study, frame)) for uid, study, frame in _different(piece.filter(wanted))}

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline import stopping
-from nbia_pipeline.headers.graph.scan import Among, Names, Numbers, filled, numbers_of, scan
+from nbia_pipeline.headers.graph.numbers import Names, Numbers, filled, numbers_of
 from nbia_pipeline.lake import Lake
+from nbia_pipeline.lake.parquet import Among
 from nbia_pipeline.schema.arrow import among
 from nbia_pipeline.schema.headers import INSTANCE_REFERENCES
 from nbia_pipeline.schema.tables import INSTANCES
@@ -59,7 +60,7 @@ class References:
 
     @property
     def where(self) -> tuple[str, Among] | None:
-        """In which row groups of ``instances`` targets can be, for :func:`~nbia_pipeline.headers.scan.scan`."""
+        """In which row groups of ``instances`` targets can be, for :meth:`Lake.read_pieces`."""
         return (_SOP, self.beginnings) if self.beginnings else None
 
 
@@ -79,7 +80,8 @@ def read_references(lake: Lake, collection: str, only: Collection[str] | None = 
     groups, targets = [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
     beginnings: set[str] = set()
     where = None if only is None else (_UID, Among(only))
-    for piece in scan(lake, INSTANCE_REFERENCES, collection, [_UID, "Role", _TARGET, _STATED], where):
+    for piece in lake.read_pieces(INSTANCE_REFERENCES, collection, [_UID, "Role", _TARGET, _STATED], where=where):
+        stopping.expect_running()
         if only is not None:
             piece = piece.filter(among(piece[_UID], only))
         if not piece.num_rows:
@@ -95,7 +97,8 @@ def read_references(lake: Lake, collection: str, only: Collection[str] | None = 
         targets.append(target[target != 0])
     found.groups = list(known)
     found.group = np.concatenate(groups)
-    found.targets, found.target = _distinct(np.concatenate(targets))
+    groups.clear()
+    found.targets, found.target = _distinct(targets)
     if len(beginnings) < MOST_BEGINNINGS:
         found.beginnings = Among(beginnings, BEGINNING)
     return found
@@ -110,15 +113,18 @@ def _places(series: Numbers, role: Numbers, other: Numbers, known: dict[tuple[in
     return np.array([known.setdefault(triple, len(known)) for triple in triples], np.int32)[places]
 
 
-def _distinct(numbers: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the different numbers in order, and the place of each number among them."""
+def _distinct(pieces: list[Numbers]) -> tuple[Numbers, Numbers]:
+    """Return the different numbers in order, and the place of each number among them; the pieces are gone then."""
+    numbers = np.concatenate(pieces)
+    pieces.clear()
     order = np.argsort(numbers)
     numbers = numbers[order]
     new = np.ones(len(numbers), bool)
     new[1:] = numbers[1:] != numbers[:-1]
-    places = np.empty(len(numbers), np.int32)
+    numbers = numbers[new]
+    places = np.empty(len(order), np.int32)
     places[order] = np.cumsum(new, dtype=np.int32) - 1
-    return numbers[new], places
+    return numbers, places
 
 
 class Holders:
@@ -144,12 +150,13 @@ class Holders:
         Args:
             lake: the lake.
             collection: which partition.
-            where: in which row groups, see :func:`~nbia_pipeline.headers.scan.scan`.
+            where: in which row groups, see :meth:`Lake.read_pieces`.
 
         Raises:
             LakeError: the lake cannot be read.
         """
-        for piece in scan(lake, INSTANCES, collection, [_SOP, _UID], where):
+        for piece in lake.read_pieces(INSTANCES, collection, [_SOP, _UID], where=where):
+            stopping.expect_running()
             numbers = numbers_of(piece[_SOP])
             order = np.argsort(numbers)
             at = np.searchsorted(self._references.targets, numbers[order])
@@ -236,11 +243,13 @@ def _stated(references: References, groups: Numbers) -> Numbers:
 def _counted(known: dict[tuple[int, int, int], int], counted: Numbers) -> list[Pair]:
     """Return the pairs; `counted` has place, target and case of each reference, in this order, in one number."""
     counted.sort()
-    same = np.zeros(len(counted), bool)
-    same[:-1] = counted[:-1] >> np.uint64(2) == counted[1:] >> np.uint64(2)
-    counted = counted[~same]
-    place, case = (counted >> np.uint64(34)).astype(np.int64), counted & np.uint64(3)
-    columns = (
-        np.bincount(rows, minlength=len(known)) for rows in (place, place[case == _MOVED], place[case == _ABSENT])
-    )
-    return [Pair(*key, *counts) for key, *counts in zip(known, *(c.tolist() for c in columns), strict=True)]
+    counts = np.zeros((3, len(known)), np.int64)
+    for first in range(0, len(counted), PIECE):
+        piece = counted[first : first + PIECE + 1]  # and the one behind it
+        last = np.ones(len(piece), bool)
+        last[:-1] = piece[:-1] >> np.uint64(2) != piece[1:] >> np.uint64(2)
+        piece = piece[:PIECE][last[:PIECE]]
+        place, case = (piece >> np.uint64(34)).astype(np.int64), piece & np.uint64(3)
+        counts += [np.bincount(place[case == one], minlength=len(known)) for one in (_THERE, _MOVED, _ABSENT)]
+    _, moved, absent = counts.tolist()
+    return [Pair(*key, *of) for key, *of in zip(known, counts.sum(axis=0).tolist(), moved, absent, strict=True)]

@@ -53,6 +53,14 @@ def decoded(value: bytes, encodings: tuple[str, ...]) -> str:
     return text
 
 
+def replaced(value: bytes, encodings: tuple[str, ...]) -> str:
+    """Return the text of a value, with a replacement character for what cannot be decoded."""
+    try:
+        return decoded(value, encodings)
+    except (ValueError, LookupError):
+        return value.decode(errors="replace")
+
+
 def _part(part: bytes, encodings: tuple[str, ...]) -> str:
     """Decode what begins with an escape sequence, or comes before the first one."""
     if not part.startswith(b"\x1b"):

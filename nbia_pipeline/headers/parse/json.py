@@ -54,7 +54,7 @@ def fragment(tag: int, vr: str, value: bytes, encodings: tuple[str, ...]) -> tup
         tag: of the element.
         vr: one that is not ambiguous.
         value: its bytes, little endian.
-        encodings: of text, from :func:`~nbia_pipeline.headers.charset.encodings_of`.
+        encodings: of text, from :func:`~nbia_pipeline.headers.parse.charset.encodings_of`.
 
     Returns:
         A JSON object, and the values of a text as texts, of a number as numbers; those of bytes are left out.
@@ -90,7 +90,7 @@ def problem(tag: int, vr: str, value: bytes) -> str:
 
 def bulk(vr: str, path: str, offset: int, length: int) -> str:
     """Return the JSON of an element whose value is in the file only."""
-    uri = quoted(f"{path}?offset={offset}&length={length}")
+    uri = quoted(f"{path}{'&' if '?' in path else '?'}offset={offset}&length={length}")
     return f'{{"vr":"{vr}","BulkDataURI":{uri}}}'
 
 
@@ -129,7 +129,7 @@ class Around:
     Attributes:
         encodings: of text.
         signed: whether PixelRepresentation is 1; None if it may follow.
-        creators: see :func:`~nbia_pipeline.headers.elements.element`.
+        creators: see :func:`~nbia_pipeline.headers.parse.elements.element`.
     """
 
     encodings: tuple[str, ...] = DEFAULT

@@ -26,7 +26,10 @@ from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX,
 LARGE = 1 << 16
 """An element whose value has more bytes stays in the file."""
 
-_CTP_ELEMENT = 0x00130010
+NEEDED = frozenset((0x00081155, 0x00620001))
+"""Elements that are no sequences and that references or annotations depend on: they are in `top` as well."""
+
+_CTP_ELEMENT, _CTP_GROUP = 0x00130010, 0x0013
 _CTP_COLLECTION = INDEX["CTPCollection"]
 _MOST_REMEMBERED = 1 << 25  # bytes of elements
 _MOST_ENCODINGS = 16
@@ -34,14 +37,14 @@ _LONGEST_REMEMBERED = 1 << 12
 
 
 class Entry(NamedTuple):
-    """An element as it was read: its bytes, its JSON with tag and comma, and its values in columns."""
+    """An element as it was read: its bytes, its JSON with tag and comma, its values in columns, its place in `top`."""
 
     tag: int
     raw: bytes
     json: str
     columns: tuple[tuple[int, Any], ...] = ()
     problems: tuple[str, ...] = ()
-    place: tuple[str, int, int] | None = None  # of a sequence: VR, position of the value after `raw`'s, stated length
+    place: tuple[str, int, int] | None = None  # VR, position of the value in `raw`, stated length
 
 
 class _Run(NamedTuple):
@@ -182,8 +185,8 @@ class Elements:
         """
         limit = len(buffer) if limit is None else limit
         if self.explicit and at + 8 <= limit:
-            group, _, stated, length = EXPLICIT_HEAD(buffer, at)
-            if stated in SHORT_FORM and not group & 1:
+            group, number, stated, length = EXPLICIT_HEAD(buffer, at)
+            if stated in SHORT_FORM and (not group & 1 or (number > 0xFF and group != _CTP_GROUP)):
                 raw = buffer[at : at + 8 + length]
                 found = self._memo.get(raw)
                 if found is not None:
@@ -196,13 +199,14 @@ class Elements:
         vr = settled(vr, None if tag < PIXEL_REPRESENTATION else self.around.signed, length)
         raw = buffer[at : begin + length]
         # What the same bytes mean depends on what is around them where they do not state their VR.
-        key = raw if self.explicit and not tag & 0x10000 else (vr, raw)
+        key = raw if self.explicit and raw[4:6] != b"UN" else (vr, raw)
         found = self._memo.get(key)
-        if found is None or tag & 0xFFFF00FF == _CTP_ELEMENT:
-            found = self._remember(key, self._read(tag, vr, raw, buffer[begin : begin + length]))
+        if found is None or tag >> 16 == _CTP_GROUP:
+            found = self._remember(key, self.read(tag, vr, raw, buffer[begin : begin + length]))
         return found
 
-    def _read(self, tag: int, vr: str, raw: bytes, value: bytes) -> Entry:
+    def read(self, tag: int, vr: str, raw: bytes, value: bytes) -> Entry:
+        """Return an element that is no sequence; `raw` is all of it, in the encoding of the data set."""
         wrong: tuple[str, ...] = ()
         values: Values = []
         try:
@@ -213,7 +217,8 @@ class Elements:
         columns = columns_of(tag, values)
         if tag & 0xFFFF00FF == _CTP_ELEMENT and values and self.around.creators.get(tag & ~0xFF, b"").strip() == b"CTP":
             columns = ((_CTP_COLLECTION, str(values[0])),)
-        return Entry(tag, raw, json, columns, wrong)
+        place = (vr, len(raw) - len(value), len(value)) if tag in NEEDED else None
+        return Entry(tag, raw, json, columns, wrong, place)
 
     def _sequence(self, buffer: bytes, at: int, tag: int, begin: int, length: int) -> Entry:
         if length != UNDEFINED:

@@ -90,7 +90,7 @@ class Followed:
         parts = [f"{len(self.fetched)} series fetched", f"{self.there} in the lake before"]
         parts += [f"{len(self.left)} left for a later run"] if self.left else []
         parts += [f"{failed} could not be fetched"] if failed else []
-        parts += [f"{len(self.lost)} targets not found"] if self.lost else []
+        parts += [f"{len(self.lost)} could not be resolved"] if self.lost else []
         return ", ".join(parts)
 
 
@@ -118,7 +118,7 @@ def follow(
         LakeError: the lake cannot be read or written.
     """
     closure = _Closure(mirror, bounds, fetched, on_progress)
-    closure.follow(series, kinds)
+    closure.follow(series, kinds, {one.PatientID for one in series})
     closure.result.there = closure.there
     on_progress(f"{WHAT}: {closure.result.text()}")
     return closure.result
@@ -136,22 +136,22 @@ class Closure(ABC):
     def take(self, rows: pa.Table, reasons: Mapping[str, str]) -> list[str]:
         """Take rows of ``series`` that references lead to, and for whom; return which came into the lake now."""
 
-    def follow(self, series: Sequence[Held], kinds: Sequence[str]) -> None:
-        """Begin with some series, and go on until nothing is new."""
+    def follow(self, series: Sequence[Held], kinds: Sequence[str], patients: Collection[str]) -> None:
+        """Begin with some series, and the annotations of some patients, and go on until nothing is new."""
         begin = list(series)
-        if ANNOTATIONS in kinds and begin:
-            begin += self._annotations(begin)
+        if ANNOTATIONS in kinds:
+            begin += self._annotations(begin, patients)
         if IMAGES in kinds:
             self._images(begin)
 
-    def _annotations(self, images: Sequence[Held]) -> list[Held]:
-        """Fetch the annotations of the patients of some series, and return those that refer to any of these."""
+    def _annotations(self, images: Sequence[Held], patients: Collection[str]) -> list[Held]:
+        """Take the annotations of some patients, and return those in the lake that refer to any of some images."""
         known = {one.SeriesInstanceUID for one in images}
-        rows = annotations_of(self.lake, {one.PatientID for one in images})
+        rows = annotations_of(self.lake, patients)
         rows = rows.filter(pc.invert(among(rows[UID], known)))
-        patients = dict(zip(rows[UID].to_pylist(), rows["PatientID"].to_pylist(), strict=True))
-        self.take(rows, {uid: f"{MAY_REFER}the images of patient {of}" for uid, of in patients.items()})
-        return _referring_to(self.lake, known, self.finder.locate(patients))
+        patient = dict(zip(rows[UID].to_pylist(), rows["PatientID"].to_pylist(), strict=True))
+        self.take(rows, {uid: f"{MAY_REFER}the images of patient {of}" for uid, of in patient.items()})
+        return _referring_to(self.lake, known, self.finder.locate(patient))
 
     def _images(self, series: Sequence[Held]) -> None:
         """Fetch what some series refer to, then what that refers to, until nothing is new."""
