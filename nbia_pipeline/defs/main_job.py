@@ -361,7 +361,8 @@ class _Runner:
 
     def _tell(self, entry: Any) -> None:
         """Pass on what a step tells a person: its plan, and how far a batch is."""
-        if entry.dagster_event is None and entry.level == logging.INFO:
+        skipped = entry.user_message.startswith("Skipping step ")  # Dagster's own, of what was not asked for
+        if entry.dagster_event is None and entry.level == logging.INFO and not skipped:
             self.on_progress(f"    {entry.user_message}")
 
     def _take(self, event: dg.DagsterEvent) -> None:
