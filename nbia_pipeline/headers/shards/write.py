@@ -23,6 +23,7 @@ from nbia_pipeline.headers.shards.state import (
 )
 from nbia_pipeline.headers.shards.tables import Fresh, Rows, ShardReport, Writers, kept_rows
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
+from nbia_pipeline.lake.damage import remove_if_damaged
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.lake.lock import ExpectHeld
 from nbia_pipeline.schema.arrow import among
@@ -146,7 +147,7 @@ def _write(
 def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     """Remove the rows of some series from all tables of headers.
 
-    A part that is damaged is removed: the next run makes it again.
+    A file that is damaged is removed: the next run makes it again.
 
     Raises:
         LakeError: the lake cannot be read or written; called again, it finishes.
@@ -156,11 +157,12 @@ def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
         if stated is None or any(shard_of(uid, stated.shards) == part for uid in gone):
             with lake.lock(Lock.HEADERS, collection, str(part)) as expect_held:
                 _remove_from(lake, collection, part, gone, expect_held)
-    rows = lake.read_table(SERIES_REFERENCES, collection)
-    kept = rows.filter(pc.invert(among(rows[UID], gone)))
-    if kept.num_rows < rows.num_rows:
-        properties = lake.read_properties(SERIES_REFERENCES, collection)
-        lake.write_table(SERIES_REFERENCES, kept, collection, properties=properties, may_empty=True)
+    with lake.lock(Lock.REFERENCES, collection):
+        remove_if_damaged(lake, SERIES_REFERENCES, collection, "The next run makes it again")
+        rows = lake.read_table(SERIES_REFERENCES, collection)
+        kept = rows.filter(pc.invert(among(rows[UID], gone)))
+        if kept.num_rows < rows.num_rows:
+            lake.write_table(SERIES_REFERENCES, kept, collection, may_empty=True)
 
 
 def _remove_from(lake: Lake, collection: str, part: int, gone: frozenset[str], expect_held: ExpectHeld) -> None:
