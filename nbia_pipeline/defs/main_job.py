@@ -51,6 +51,8 @@ from nbia_pipeline.schema.tables import (
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import did_you_mean, matching, unmatched
 
+# Dagster's own words about a step that has nothing to do, such as one that follows references where nobody asked for it.
+_SKIPPED = "Skipping step "
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -361,7 +363,7 @@ class _Runner:
 
     def _tell(self, entry: Any) -> None:
         """Pass on what a step tells a person: its plan, and how far a batch is."""
-        if entry.dagster_event is None and entry.level == logging.INFO:
+        if entry.dagster_event is None and entry.level == logging.INFO and not entry.user_message.startswith(_SKIPPED):
             self.on_progress(f"    {entry.user_message}")
 
     def _take(self, event: dg.DagsterEvent) -> None:

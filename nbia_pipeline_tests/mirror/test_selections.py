@@ -64,8 +64,8 @@ def test_only_what_is_wanted_is_pending_and_planned(client: NbiaClient, lake: La
     of_ct = mirror(client, lake, modalities=["CT"])
     plan = of_ct.plan(COLLECTION, bounds=PLAN_ALONE)
     assert {w.SeriesInstanceUID for w in plan.left} == ct and receipts(lake) == dict.fromkeys(ct, "pending")
-    assert (plan.wanted_figures.series, plan.unselected) == (len(ct), 9 - len(ct))
-    assert plan.text().endswith(f"{9 - len(ct)} not selected")
+    assert (plan.wanted_figures.series, plan.unselected) == (len(ct), 21 - len(ct))
+    assert plan.text().endswith(f"{21 - len(ct)} not selected")
     # With the run's own selection, both must match.
     assert of_ct.plan(COLLECTION, Selection(modalities=("MR",)), PLAN_ALONE).left == []
     one = min(ct)

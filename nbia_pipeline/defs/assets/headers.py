@@ -88,15 +88,16 @@ def _build_plan_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
         with as_failure(settings):
             lake = naming.lake_of(context).open()
             stale, failed = _plan(settings, lake, list(context.partition_keys), full=config.full)
-        planned = list(bounded(stale, config.max_instances))
         batches = {}
-        for number, step in enumerate(in_steps(planned)):
+        for number, step in enumerate(in_steps(bounded(stale, config.max_instances))):
             key, content = f"h{number:05d}", [shard.to_json() for shard in step]
             batches[key] = digest_of(content)
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
-        left = Counter(_files_of(stale))
-        left.subtract(_files_of(planned))
-        yield dg.Output({"batches": batches, "started": started, "left": left, "failed": failed}, output_name="summary")
+        files: Counter[str] = Counter()
+        for shard in stale:
+            files[shard.collection] += shard.instances
+        known = {"batches": batches, "started": started, "files": files, "failed": failed}
+        yield dg.Output(known, output_name="summary")
 
     return plan_op
 
@@ -129,15 +130,8 @@ def bounded(shards: Iterable[Shard], most: int | None) -> Iterator[Shard]:
 
 
 def files_to_read(shard: Shard) -> int:
-    """Return how many files a shard is planned to read."""
+    """Return how many files a shard is planned to read, or some more: a series is read as a whole."""
     return shard.instances if shard.most is None else min(shard.instances, shard.most)
-
-
-def _files_of(shards: Iterable[Shard]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for shard in shards:
-        counts[shard.collection] += files_to_read(shard)
-    return counts
 
 
 def in_steps(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
@@ -230,12 +224,12 @@ def off(settings: Settings) -> dict[str, Any]:
 
 
 def _figures(summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
-    """Return what a run did: seconds, files by collection that were read and are left, and its peak memory."""
+    """Return what a run did: seconds, files to read and files read by collection, and its peak memory."""
     read: Counter[str] = Counter()
     for report in (ShardReport.from_json(one) for r in reports for one in r["shards"]):
         read[report.collection] += report.instances_read
     memory = max((r["peak_memory_bytes"] for r in reports), default=0)
-    return {"seconds": time.time() - summary["started"], "read": read, "left": summary["left"], "memory": memory}
+    return {"seconds": time.time() - summary["started"], "read": read, "files": summary["files"], "memory": memory}
 
 
 def _metadata(lake: Lake, collection: str, of_run: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +240,7 @@ def _metadata(lake: Lake, collection: str, of_run: dict[str, Any]) -> dict[str, 
         **materialization_metadata(INSTANCE_HEADERS, lake, rows, size, seconds, collection),
         "bytes_per_file": round(size / rows) if rows else 0,
         "read_files": of_run["read"][collection],
-        "left_files": of_run["left"].get(collection, 0),
+        "left_files": of_run["files"].get(collection, 0) - of_run["read"][collection],
         **(rate if files else {}),
         **_geometry(lake, collection),
         INSTANCE_REFERENCES.name: lake.count_rows(INSTANCE_REFERENCES, collection),

@@ -104,6 +104,11 @@ def readings(head: bytes, size: int, more: More) -> Iterator[File]:
     yield File(b"", 128, head, size, more)
 
 
+def inflated(content: bytes) -> bytes:
+    """Return the inflated data set of a deflated file, by whose positions BulkDataURI of such a file goes."""
+    return _inflated(_meta(content)[1], content, len(content), lambda offset, length: b"")
+
+
 def _before(syntax: bytes) -> bytes:
     return _PREAMBLE + _PREFIX + pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax
 
