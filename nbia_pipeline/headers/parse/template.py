@@ -90,7 +90,7 @@ class Elements:
         changed = False
         for first, last, raw, json, top, problems in self._runs:
             if raw is None:
-                at = self._one(first, buffer, at, found, parts)
+                at = self._changing(first, buffer, at, found, parts)
             elif buffer.startswith(raw, at):
                 parts.append(json)
                 if top:
@@ -106,6 +106,25 @@ class Elements:
             self._arrange()
         found.elements += len(self._entries)
         return at
+
+    def _changing(self, n: int, buffer: bytes, at: int, found: Header, parts: list[str]) -> int:
+        """Read an element that changes from file to file, if it is known from an earlier one, as :meth:`_one` does."""
+        entry = self._entries[n]
+        if buffer.startswith(entry.raw, at):
+            known: Entry | None = entry
+        elif self.explicit:
+            _, _, _, length = EXPLICIT_HEAD(buffer, at)
+            known = self._memo.get(buffer[at : at + 8 + length])
+        else:
+            known = None
+        if known is None or known.tag != entry.tag or known.place or known.problems:
+            return self._one(n, buffer, at, found, parts)
+        if known is not entry:
+            self._entries[n] = known
+            for index, value in known.columns:
+                self.values[index] = value
+        parts.append(known.json)
+        return at + len(known.raw)
 
     def _one(self, n: int, buffer: bytes, at: int, found: Header, parts: list[str]) -> int:
         """Read the element at a place of the template."""
@@ -191,6 +210,9 @@ class Elements:
                 found = self._memo.get(raw)
                 if found is not None:
                     return found
+                if len(raw) < 8 + length or group == 0:
+                    raise Odd(f"no element at byte {at}")
+                return self._remember(raw, self.read(group << 16 | number, SHORT_FORM[stated], raw, raw[8:]))
         tag, vr, begin, length = element(buffer, at, limit, self.explicit, self.around.creators)
         if vr == "SQ":
             return self._sequence(buffer, at, tag, begin, length)
