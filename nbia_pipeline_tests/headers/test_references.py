@@ -223,6 +223,16 @@ def test_what_does_not_go_on_is_a_problem_and_what_comes_before_counts() -> None
         assert problems == [f"00081140: {text}"]
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_an_item_does_not_go_beyond_its_sequence(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "_LONG_BYTES", 0 if long else 1 << 30)
+    data = sequence(0x00081140, *(item(f"1.{n}") for n in range(1, 5)))
+    problems: list[str] = []
+    edges = edges_of(Opened(CT, [(0x00081140, "SQ", 12, len(data) - 14)], data, True), problems)
+    assert [e.ReferencedSOPInstanceUID for e in edges] == ["1.1", "1.2", "1.3"]
+    assert problems == ["00081140: an item is longer than what it is in"]
+
+
 def test_sequences_in_each_other_end_somewhere() -> None:
     deep = item()
     for _ in range(DEPTH):
