@@ -11,6 +11,7 @@ from nbia_pipeline.defs.assets import (
     build_annotations_asset,
     build_headers_asset,
     build_images_asset,
+    build_references_asset,
     build_released_asset,
     build_table_assets,
 )
@@ -29,6 +30,7 @@ from nbia_pipeline.defs.specs.conditions import build_automation, conditions_of
 from nbia_pipeline.defs.specs.translator import NbiaTranslator
 from nbia_pipeline.settings import Connection, Settings, variable_of
 
+HEADERS = (build_headers_asset, build_references_asset)
 PASSWORD_ENV = variable_of("password")
 
 
@@ -70,7 +72,7 @@ def build_definitions(
         *build_table_assets(naming, settings),
         build_images_asset(naming, settings),
         *([build_annotations_asset(naming, settings)] if settings.annotations else []),
-        *([build_headers_asset(naming, settings)] if settings.reads_headers else []),
+        *(build(naming, settings) for build in HEADERS if settings.reads_headers),
         build_released_asset(naming, settings),
     )
 

@@ -28,6 +28,10 @@ COMMANDS = {
     "status": ("nbia_pipeline.cli.show.status", "show what is mirrored, what is missing and why, and how fresh it is"),
     "ls": ("nbia_pipeline.cli.show.ls", "list the collections, patients, series and files of the lake"),
     "headers": ("nbia_pipeline.cli.show.headers", "show the values of elements in the headers of a collection"),
+    "references": (
+        "nbia_pipeline.cli.show.references",
+        "show what a series refers to, such as the images of a segmentation, and what refers to it",
+    ),
     "get": ("nbia_pipeline.cli.get", "download series into a directory, verified, without a lake"),
     "doctor": ("nbia_pipeline.cli.show.doctor", "check settings, archive, account, lake, disk, clock and versions"),
     "verify": (

@@ -15,7 +15,7 @@ CATALOG = ("collections", "modalities", "body_parts", "manufacturers")
 TABLES = ("patients", "studies", "series", "series_changes", "series_metadata")
 IMAGES = ("images",)
 ANNOTATIONS = ("annotation_files",)
-HEADERS = ("headers",)
+HEADERS = ("headers", "references")
 
 CATALOG_JOB = "catalogue"
 TABLES_JOB = "tables"

@@ -13,10 +13,10 @@ from nbia_pipeline.headers.graph.edges import Edge, edges
 from nbia_pipeline.headers.graph.regions import Region, regions
 from nbia_pipeline.headers.parse.charset import replaced
 from nbia_pipeline.headers.parse.elements import Odd
-from nbia_pipeline.headers.parse.header import Header
+from nbia_pipeline.headers.parse.header import Header, More
 from nbia_pipeline.headers.parse.odd import read_odd
 from nbia_pipeline.headers.parse.typed import INDEX, NAMES
-from nbia_pipeline.headers.parse.walker import More, Walker
+from nbia_pipeline.headers.parse.walker import Walker
 from nbia_pipeline.schema.headers import ANNOTATIONS, INSTANCE_HEADERS, INSTANCE_REFERENCES
 from nbia_pipeline.schema.tables import Table
 

@@ -17,6 +17,9 @@ from nbia_pipeline.address import HIDDEN, without_secrets
 
 T = TypeVar("T")
 
+CONNECTIONS = 32
+"""To an object store, of one process."""
+
 _CHANGED = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 Run = Callable[..., Any]
@@ -85,9 +88,14 @@ class NoStore(OSError):
 
 def options_of(scheme: str) -> dict[str, Any]:
     """Return the options of the file system of a URI that its package does not take from the environment."""
-    # botocore takes the region from AWS_DEFAULT_REGION only, unlike the other tools of AWS.
+    if scheme not in ("s3", "s3a"):
+        return {}
+    # botocore takes the region from AWS_DEFAULT_REGION only, unlike the other tools of AWS, and has 10 connections.
     region = os.environ.get("AWS_REGION")
-    return {"client_kwargs": {"region_name": region}} if region and scheme in ("s3", "s3a") else {}
+    return {
+        "config_kwargs": {"max_pool_connections": CONNECTIONS},
+        **({"client_kwargs": {"region_name": region}} if region else {}),
+    }
 
 
 class Guarded:

@@ -1,8 +1,9 @@
 """The files of withdrawn series: their receipts say so, and on request images and annotation files are deleted.
 
 A pruned series keeps its receipt, which then states no size; if the archive lists it again, it is fetched. The receipt
-is written first, then the files are deleted, annotation files last, then the rows in ``instances``: whatever a crash
-leaves is found by these, and the next prune finishes it. At no time does a receipt state files that are not there.
+is written first, then the files are deleted, annotation files last, then what the tables of headers say of them, then
+the rows in ``instances``: whatever a crash leaves is found by these, and the next prune finishes it. At no time does a
+receipt state files that are not there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.changes.present import withdrawn_series
+from nbia_pipeline.headers.shards import remove_series
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
 from nbia_pipeline.mirror.annotations.fetch import remove_annotations
 from nbia_pipeline.mirror.commit import commit
@@ -110,6 +112,8 @@ def prune(lake: Lake, what: Prunable) -> Prunable | None:
             lake.remove_folder(folder)
         expect_held()
         annotations = remove_annotations(lake, what.collection, uids)
+        expect_held()
+        remove_series(lake, what.collection, uids)
         sizes = [*gone["Size"].to_pylist(), *annotations["Size"].drop_null().to_pylist()]
         kept = instances.filter(pc.invert(chosen))
         lake.write_table(INSTANCES, kept, what.collection, may_empty=True)

@@ -105,9 +105,27 @@ def _slices(dataset: Dataset) -> Iterator[_Slice]:
         raise NotAVolume("its images are in color")
     frames = _pixels(dataset)
     shared = _first(dataset, "SharedFunctionalGroupsSequence")
-    groups = dataset.get("PerFrameFunctionalGroupsSequence") or [None] * len(frames)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or _planes_of_dose(dataset) or [None] * len(frames)
     for pixels, group in zip(frames, groups, strict=False):
         yield _slice(pixels, [part for part in (group, shared, dataset) if part is not None], dataset)
+
+
+def _planes_of_dose(dataset: Dataset) -> list[Dataset]:
+    """Return what the planes of an RT dose have each for itself (DICOM part 3, C.8.8.3.2); none of other files."""
+    offsets, scaling = dataset.get("GridFrameOffsetVector"), dataset.get("DoseGridScaling")
+    if not offsets or scaling is None:
+        return []
+    first = _numbers([dataset], "", "ImagePositionPatient", 3)
+    orientation = _numbers([dataset], "", "ImageOrientationPatient", 6)
+    planes = []
+    for offset in offsets:
+        # Relative to the first plane, or, where the first is not 0, coordinates of axial planes.
+        position = first + np.cross(orientation[:3], orientation[3:]) * float(offset - offsets[0])
+        plane = Dataset()
+        plane.ImagePositionPatient = [f"{v:.10g}" for v in position]
+        plane.RescaleSlope = scaling
+        planes.append(plane)
+    return planes
 
 
 def _slice(pixels: NDArray[Any], parts: list[Dataset], dataset: Dataset) -> _Slice:

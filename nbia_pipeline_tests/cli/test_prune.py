@@ -7,10 +7,11 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -21,8 +22,10 @@ from nbia_pipeline.cli.main import main
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.headers.shards import Shard, plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
+from nbia_pipeline.schema.headers import SHARDED
 from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.pipeline import QIN, LivePipeline
 from nbia_pipeline_tests.helpers.places import Place, copied, place_at
@@ -63,6 +66,8 @@ def prepared(demo: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             gone = sorted(world.uids())[:2]
             world.look()
             world.materialize("images")
+            for shard in plan_headers(world.lake, QIN):
+                write_shard(world.lake, shard)
             world.control.hide(gone)
             world.look()
             world.look(6)
@@ -99,6 +104,13 @@ def of_series(found: dict[str, int], uids: list[str]) -> dict[str, int]:
     return {path: size for path, size in found.items() if path.split("/")[-2] in uids}
 
 
+def headers_agree(world: LivePipeline, left: Sequence[Shard] = ()) -> bool:
+    """Return whether the tables of headers are of the series whose files are there, and of no others."""
+    found = [set(world.lake.read_table(table, QIN)["SeriesInstanceUID"].to_pylist()) for table in SHARDED[:2]]
+    there = {path.split("/")[-2] for path in files(world)}
+    return found[0] == there and found[1] <= there and plan_headers(world.lake, QIN) == [*left]
+
+
 def statuses(world: LivePipeline) -> dict[str, int]:
     return dict(world.sql("image_series", "SELECT Status, count(*) FROM t GROUP BY 1"))
 
@@ -117,6 +129,7 @@ def test_it_deletes_what_is_withdrawn_and_nothing_else(
     after = files(world)
     assert after == {path: size for path, size in before.items() if path not in gone}
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == after
+    assert headers_agree(world)
     rows = world.sql(
         "image_series", "SELECT SeriesInstanceUID, Bytes, Reason FROM t WHERE Status = 'withdrawn' ORDER BY 1"
     )
@@ -264,6 +277,10 @@ class CrashingLake(Lake):
         self._change()
         super().put_bytes(path, data)
 
+    def put_part(self, *words: Any) -> None:
+        self._change()
+        super().put_part(*words)
+
     def remove_folder(self, path: str) -> None:
         self._change()
         super().remove_folder(path)
@@ -274,11 +291,11 @@ class CrashingLake(Lake):
             raise Crash
 
 
-@pytest.mark.parametrize("changes", range(4))
+@pytest.mark.parametrize("changes", [0, 1, 2, 4, 7])
 def test_a_crash_at_any_change_leaves_no_receipt_without_files_and_is_made_good(
     world: LivePipeline, withdrawn: list[str], changes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The changes: the receipts, the folders of two series, the index of the files."""
+    """The changes: the receipts, the folders of two series, four tables of headers, the index of the files."""
     before = files(world)
     shown = prunable(world.lake, QIN)
     assert shown is not None
@@ -292,6 +309,9 @@ def test_a_crash_at_any_change_leaves_no_receipt_without_files_and_is_made_good(
     assert "Deleted 2 series" in capsys.readouterr().out
     assert of_series(files(world), withdrawn) == {}
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == files(world)
+    left = plan_headers(world.lake, QIN)
+    assert (changes == 4) == bool(left), "a part whose tables were not all written is read again"
+    assert headers_agree(world, left)
 
 
 def test_a_series_that_returns_after_a_crash_is_fetched_whatever_was_deleted(

@@ -20,7 +20,7 @@ TABLES = ("patients", "series", "series_changes", "series_metadata", "studies")
 CATALOG = ("body_parts", "collections", "manufacturers", "modalities")
 MIRRORED = "TCGA-DEMO"
 NOON = datetime(2030, 3, 4, 12, tzinfo=timezone.utc)
-IMAGES = dict.fromkeys(("images", "annotation_files", "headers"), {MIRRORED})
+IMAGES = {name: {MIRRORED} for name in ("images", "annotation_files", "headers", "references")}
 
 Asked = dict[str, set[str | None]]
 

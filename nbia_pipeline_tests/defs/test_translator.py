@@ -55,7 +55,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def test_every_attribute_is_the_translators(definitions: dg.Definitions) -> None:
     plain = build_definitions(Settings()).resolve_all_asset_specs()
     specs = {spec.key: spec for spec in definitions.resolve_all_asset_specs()}
-    assert set(specs) == {key(spec.key.path[-1]) for spec in plain} and len(specs) == 13
+    assert set(specs) == {key(spec.key.path[-1]) for spec in plain} and len(specs) == 14
     for spec in plain:
         ours = specs[key(spec.key.path[-1])]
         assert [dep.asset_key for dep in ours.deps] == [key(dep.asset_key.path[-1]) for dep in spec.deps]
@@ -94,9 +94,9 @@ def test_jobs_checks_and_sensors_follow_the_keys(definitions: dg.Definitions, in
     assert list(request.run_config["ops"]) == ["imaging__nbia__dicom_images"]
     run(definitions, instance, "images", partition_key=COLLECTION, run_config=request.run_config)
     made = {name for name in Naming().specs if instance.get_latest_materialization_event(key(name))}
-    assert made == set(Naming().specs) - {"news", "references"}
+    assert made == set(Naming().specs) - {"news"}
     checks = definitions.get_repository_def().asset_graph.asset_check_keys
-    assert len(checks) == 16 and {check.asset_key for check in checks} <= {key(name) for name in made}
+    assert len(checks) == 17 and {check.asset_key for check in checks} <= {key(name) for name in made}
     evaluated = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(checks))
     assert set(evaluated) == set(checks)
 

@@ -70,9 +70,8 @@ def files(site: ArchiveClient, uid: str) -> dict[str, bytes]:
 
 def uid_of(demo: Catalog, modality: str) -> str:
     rows = demo.series.to_pylist()
-    return next(
-        str(r["SeriesInstanceUID"]) for r in rows if r["Modality"] == modality and r["Collection"] in ("TCGA-DEMO",)
-    )
+    among = ("TCGA-DEMO", "HeadNeckMix")
+    return next(str(r["SeriesInstanceUID"]) for r in rows if r["Modality"] == modality and r["Collection"] in among)
 
 
 def test_release_without_a_day_is_today_at_midnight(site: ArchiveClient) -> None:
@@ -180,7 +179,7 @@ def test_a_catalog_without_images_changes_its_time_only(make_site: Callable[...,
     assert one(site, "1.1") == {**before, "TimeStamp": "2024-03-05 10:20:30.0"}
 
 
-@pytest.mark.parametrize("modality", ["CT", "PT", "SEG"])
+@pytest.mark.parametrize("modality", ["CT", "PT", "SEG", "RTDOSE", "SR"])
 def test_replaced_contents(demo_site: ArchiveClient, demo: Catalog, modality: str) -> None:
     uid = uid_of(demo, modality)
     row, before = one(demo_site, uid), files(demo_site, uid)
@@ -197,7 +196,7 @@ def test_replaced_contents(demo_site: ArchiveClient, demo: Catalog, modality: st
     assert changed["DateReleased"] == row["DateReleased"]
     assert changed["FileSize"] == sum(map(len, after.values()))
     # Of images not even count and size tell; only time and digests do.
-    assert (changed["FileSize"] == row["FileSize"]) == (modality != "SEG")
+    assert (changed["FileSize"] == row["FileSize"]) == (modality in ("CT", "PT"))
     assert demo_site.post("getMD5Hierarchy", {"SeriesInstanceUID": uid}).text != digest
     demo_site.control.reset()
     assert files(demo_site, uid) == before
@@ -246,7 +245,7 @@ def test_a_new_series(demo_site: ArchiveClient, demo: Catalog) -> None:
     assert count == 2
 
 
-@pytest.mark.parametrize("modality", ["CT", "MR", "PT", "SEG"])
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT", "SEG", "REG", "RTPLAN"])
 def test_a_new_series_like_another(demo_site: ArchiveClient, demo: Catalog, modality: str) -> None:
     like = uid_of(demo, modality)
     uid = demo_site.control.add_series("QIN_Breast.v2", like=like)

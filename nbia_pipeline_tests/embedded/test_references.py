@@ -86,8 +86,10 @@ def found(plan: SeriesPlan) -> set[Target]:
             named.setdefault((ROLES[path], home, stated), set()).add(one.ReferencedSOPInstanceUID)
     keys = {uid(key): key for key in (p_key(p) for p in PLANS)}
     targets = set()
+    by_any = {one: str(stated) for (_, _, stated), instances in named.items() if stated for one in instances}
     for (role, home, stated), instances in named.items():
         if home is None:
+            (stated,) = {by_any[one] for one in instances}
             targets.add(Target(role, stated, len(instances), None, "unknown", missing=len(instances)))
         else:
             moved = stated not in (None, home)

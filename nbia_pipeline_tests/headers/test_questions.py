@@ -1,4 +1,4 @@
-"""The questions of docs/headers.md: every statement runs on a lake of the demo, and returns what the page says."""
+"""The demo: the questions of docs/headers.md run on a lake of it, and its references are resolved as is known."""
 
 from __future__ import annotations
 
@@ -10,37 +10,19 @@ from typing import Any
 import duckdb
 import pytest
 
-from nbia_pipeline.archive import NbiaClient
-from nbia_pipeline.embedded.catalog.model import Catalog
-from nbia_pipeline.headers.graph.resolve import write_references
-from nbia_pipeline.headers.shards import plan_headers, write_shard
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.mirror.engine import Mirror
-from nbia_pipeline.reading.sql import write_catalog
-from nbia_pipeline_tests.helpers.archives import FAST
+from nbia_pipeline.schema.headers import SERIES_REFERENCES
+from nbia_pipeline_tests.helpers.references_of_demo import REFERENCES, Target, uid
 
 PAGE = (Path(__file__).parents[2] / "docs" / "headers.md").read_text(encoding="utf-8")
-QUESTIONS = re.findall(r"^### (.*\?)\n.*?^```sql\n(.*?)^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE | re.DOTALL)
+QUESTIONS = re.findall(r"^### (.*\?)\n(?s:.*?)^```sql\n(?s:(.*?))^```\n\n?((?:\|.*\n)*)", PAGE, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def database(
-    demo: Catalog, demo_archive: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The views of a lake with the collections of the demo that a guest sees."""
-    lake = Lake(str(tmp_path_factory.mktemp("questions") / "lake"))
-    with NbiaClient(demo_archive, options=FAST) as client:
-        names = sorted(client.collection_values())
-        for name in names:
-            Mirror(client, lake).run(name)
-    for name in names:
-        for shard in plan_headers(lake, name):
-            write_shard(lake, shard)
-    for name in names:
-        write_references(lake, name)
-    write_catalog(lake)
+def database(read_demo: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The views of a lake with the demo."""
     with duckdb.connect() as connection:
-        connection.execute((Path(lake.uri) / "catalog.sql").read_text(encoding="utf-8"))
+        connection.execute((Path(read_demo.uri) / "catalog.sql").read_text(encoding="utf-8"))
         yield connection
 
 
@@ -67,3 +49,19 @@ def test_a_question_has_the_answer_of_the_page(
     database: duckdb.DuckDBPyConnection, question: str, sql: str, result: str
 ) -> None:
     assert as_table(database.sql(sql)) == result
+
+
+def test_every_series_of_the_demo_refers_to_what_is_written_down(read_demo: Lake) -> None:
+    """Read from its files, and resolved over all collections: the roles, the counts, and where the targets are."""
+    found: dict[str, set[tuple[Any, ...]]] = {}
+    columns = ("Role", "ReferencedSeriesInstanceUID", "ReferencedInstances", "OfInstances", "Resolution", "Missing")
+    for name in read_demo.collections_of(SERIES_REFERENCES):
+        for row in read_demo.read_table(SERIES_REFERENCES, name).to_pylist():
+            found.setdefault(row["SeriesInstanceUID"], set()).add(tuple(row[column] for column in columns))
+    expected = {uid(key): set(map(_row, targets)) for key, targets in REFERENCES.items()}
+    assert found == expected
+
+
+def _row(target: Target) -> tuple[Any, ...]:
+    series = uid(target.series) if isinstance(target.series, tuple) else target.series
+    return (target.role, series, target.instances, target.of, target.resolution, target.missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,79 +18,27 @@ from nbia_pipeline.headers.graph.resolve import (
     write_references,
 )
 from nbia_pipeline.lake import Lake
-from nbia_pipeline.schema import Table
-from nbia_pipeline.schema.headers import INSTANCE_HEADERS, INSTANCE_REFERENCES, SERIES_REFERENCES
+from nbia_pipeline.schema.headers import SERIES_REFERENCES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_SEEN
-
-CT, OTHER, FAR, LISTED, GONE, SEG = "1.2.10", "1.2.20", "9.2.30", "1.2.40", "1.2.50", "1.2.60"
-IMAGES, RESULTS = "Images", "Results"
-
-
-def rows(table: Table, values: Iterable[dict[str, Any]]) -> pa.Table:
-    """Return rows of a table, null but for some values."""
-    return pa.Table.from_pylist([{**dict.fromkeys(table.schema.names), **row} for row in values], table.schema)
-
-
-class World:
-    """A lake whose tables are written from lists of rows."""
-
-    def __init__(self, folder: Path) -> None:
-        self.lake = Lake(str(folder / "lake"), fsync=False)
-        self._rows: dict[tuple[Table, str], list[dict[str, Any]]] = {}
-
-    def add(self, table: Table, collection: str, *values: dict[str, Any]) -> None:
-        """Add rows to one collection of a table."""
-        known = self._rows.setdefault((table, collection), [])
-        known += [{"Collection": collection, **row} for row in values]
-        known.sort(key=lambda row: (row["SeriesInstanceUID"], row.get("SOPInstanceUID") or ""))
-        self.lake.write_table(table, rows(table, known), collection)
-
-    def series(self, uid: str, collection: str, modality: str, images: int, *, held: bool = True, **more: Any) -> None:
-        """Add a series with images ``<uid>.1`` and so on, of which the lake has the files if it is held."""
-        about = {"SeriesInstanceUID": uid, "StudyInstanceUID": "1.1", "PatientID": "P1", "ImageCount": images, **more}
-        self.add(SERIES, collection, {**about, "Modality": modality})
-        status = {"Status": "complete", "Bytes": images} if held else {"Status": "pending"}
-        self.add(IMAGE_SERIES, collection, {**about, **status})
-        if held:
-            self.add(INSTANCES, collection, *(instance(uid, n) for n in range(1, images + 1)))
-
-    def refer(
-        self, uid: str, collection: str, stated: str | None, *targets: str | None, role: str = "described"
-    ) -> None:
-        """Add references of the first instance of a series."""
-        source = {"SeriesInstanceUID": uid, "SOPInstanceUID": f"{uid}.1", "Role": role, "Times": 1}
-        named = {"StatedSeriesInstanceUID": stated}
-        edges = ({**source, **named, "ReferencedSOPInstanceUID": target} for target in targets)
-        self.add(INSTANCE_REFERENCES, collection, *edges)
-
-    def head(self, uid: str, collection: str, modality: str, frame: str | None, study: str = "1.1") -> None:
-        """Add the row of the header of the first instance of a series."""
-        known = {"SOPInstanceUID": f"{uid}.1", "SeriesInstanceUID": uid, "StudyInstanceUID": study}
-        self.add(INSTANCE_HEADERS, collection, {**known, "Modality": modality, "FrameOfReferenceUID": frame})
-
-    def resolved(self, collection: str = RESULTS) -> dict[tuple[str, str, str | None], tuple[Any, ...]]:
-        """Return the resolution, targets, missing ones and the collection by series, role and other series."""
-        names = ("Resolution", "ReferencedInstances", "Missing", "ReferencedCollection")
-        found = resolve_references(self.lake, collection).to_pylist()
-        key = SERIES_REFERENCES.key
-        assert len({tuple(row[k] for k in key) for row in found}) == len(found)
-        return {tuple(row[k] for k in key): tuple(row[name] for name in names) for row in found}
-
-
-def instance(uid: str, number: int) -> dict[str, Any]:
-    """Return the row of an instance of a series."""
-    return {"SOPInstanceUID": f"{uid}.{number}", "SeriesInstanceUID": uid, "InstanceNumber": number}
+from nbia_pipeline_tests.helpers.referring import (
+    CT,
+    GONE,
+    IMAGES,
+    LISTED,
+    OTHER,
+    RESULTS,
+    SEG,
+    World,
+    few_series,
+    instance,
+    rows,
+)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Two CTs of four and two images and an MR that is not fetched in one collection, and a SEG in another one."""
-    world = World(tmp_path)
-    world.series(CT, IMAGES, "CT", 4)
-    world.series(OTHER, IMAGES, "CT", 2)
-    world.series(LISTED, IMAGES, "MR", 3, held=False, StudyInstanceUID="1.9")
-    world.series(SEG, RESULTS, "SEG", 1)
-    return world
+    """See the helper."""
+    return few_series(Lake(str(tmp_path / "lake"), fsync=False))
 
 
 def test_targets_are_held_by_the_series_that_is_stated(world: World) -> None:
@@ -213,12 +160,12 @@ def test_a_withdrawn_series_is_held_as_long_as_it_has_files(world: World) -> Non
 
 
 def test_without_references_the_images_of_one_frame_of_reference_and_study(world: World) -> None:
-    for uid, collection, modality, frame, study in (
+    for series, collection, modality, frame, study in (
         (SEG, RESULTS, "SEG", "3.3", "1.1"),
         (CT, IMAGES, "CT", "3.3", "1.1"),
         (OTHER, IMAGES, "CT", "3.4", "1.1"),
     ):
-        world.head(uid, collection, modality, frame, study)
+        world.head(series, collection, modality, frame, study)
     world.series("1.2.70", IMAGES, "RTSTRUCT", 1)
     world.head("1.2.70", IMAGES, "RTSTRUCT", "3.3")
     world.series("1.2.80", IMAGES, "CT", 1, StudyInstanceUID="1.5")

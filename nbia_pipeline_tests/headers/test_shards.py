@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from nbia_pipeline.headers.shards import Shard, ShardReport, plan, plan_headers, remove_series, shard_of, write_shard
+from nbia_pipeline.headers.shards.files import HEAD_BYTES
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import table_path
+from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_GEOMETRY, SHARDED
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline_tests.helpers.held import NAME, Held, states, uid_of
@@ -230,6 +233,49 @@ def test_the_rows_of_series_that_are_pruned_go_at_once(held: Held, opened: list[
     expect_whole(held)
     remove_series(held.lake, NAME, [uid_of(number) for number in held.counts])
     assert held.lake.count_rows(INSTANCE_HEADERS, NAME) == held.lake.count_rows(SERIES_GEOMETRY, NAME) == 0
+
+
+@pytest.mark.stores("moto")
+@pytest.mark.not_on_disk
+def test_of_a_lake_in_an_object_store_the_first_bytes_of_each_file_are_read(
+    lake: Lake, first: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(lake)
+    held.put(range(4), FILES)
+    held.put([4], 1)
+    lake.put_bytes(held.path(2, 1), b"")
+    lake.remove(held.path(3, 1))
+    asked: list[tuple[str, Any]] = []
+    call = S3FileSystem._call_s3
+
+    async def watched(self: Any, method: str, *words: Any, **arguments: Any) -> Any:
+        asked.append((str(arguments.get("Key")).partition("/images/")[2], method, arguments.get("Range")))
+        return await call(self, method, *words, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3FileSystem, "_call_s3", watched)
+        (report,) = make(held)
+    assert (report.instances, report.instances_read, report.unreadable) == (13, 13, 2)
+    paths = [held.path(number, index) for number in range(4) for index in range(FILES)] + [held.path(4)]
+    wanted = [(path.removeprefix("images/"), "get_object", f"bytes=0-{HEAD_BYTES - 1}") for path in paths]
+    assert sorted(one for one in asked if one[0].endswith(".dcm")) == sorted(wanted)
+    assert states(lake.read_table(INSTANCE_HEADERS, NAME)) == {
+        **{number: Counter({1: FILES}) for number in range(2)},
+        **{number: Counter({1: FILES - 1, 0: 1}) for number in (2, 3)},
+        4: Counter({1: 1}),
+    }
+    assert make(held) == []
+    monkeypatch.setattr(ObjectStore, "read_range", raising(ConnectionError("no route")))
+    held.put([0], version=2)
+    with pytest.raises(LakeError, match="no route"):
+        make(held)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
 
 
 # --- kills

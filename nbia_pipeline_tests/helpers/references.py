@@ -74,9 +74,9 @@ def edges_of(what: Opened, problems: list[str] | None = None) -> list[Edge]:
     return edges(*what, lambda raw: raw.decode("latin1"), problems)
 
 
-def regions_of(what: Opened, problems: list[str] | None = None) -> list[Region]:
+def regions_of(what: Opened, problems: list[str] | None = None, references: list[Edge] | None = None) -> list[Region]:
     """Return the segments and ROIs of a data set in ASCII or Latin-1."""
-    return regions(*what, lambda raw: raw.decode("latin1"), problems)
+    return regions(*what, lambda raw: raw.decode("latin1"), problems, references)
 
 
 def by_pydicom(data: Dataset, around: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], str]]:

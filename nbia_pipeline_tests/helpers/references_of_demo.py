@@ -17,7 +17,7 @@ class Target(NamedTuple):
 
     Attributes:
         role: column Role.
-        series: the series that has the instances; None if nobody has them and no series is stated.
+        series: the series that has the instances, or that some reference to them states.
         instances: different instances that are referred to; 0 for a frame of reference.
         of: instances of that series; None if it is not known.
         resolution: column Resolution in a lake that has the files of all public collections.
@@ -26,7 +26,7 @@ class Target(NamedTuple):
     """
 
     role: str
-    series: Key | str | None
+    series: Key | str
     instances: int
     of: int | None
     resolution: str = "held"
@@ -103,7 +103,7 @@ REFERENCES: dict[Key, tuple[Target, ...]] = {
     SECOND_STRUCTURES: _structures(SECOND_CT),
     ORPHAN: (
         Target("described", UNKNOWN_SERIES, 5, None, "unknown", missing=5),
-        Target("frame_source", None, 5, None, "unknown", missing=5),
+        Target("frame_source", UNKNOWN_SERIES, 5, None, "unknown", missing=5),
     ),
     SEG_OF_OTHER_COLLECTION: _segmentation(CHEST_CT, 6, 18),
     BREAST_SEG: _segmentation(BREAST_MR, 5, 14),

@@ -152,7 +152,10 @@ def leftovers(lake: Place) -> list[str]:
     for path in (lake / "images").rglob("*") if isinstance(lake, Path) else ():
         if path.is_dir() and not any(path.iterdir()):
             strange.append(relative(path, lake))
-    tables = (p for p in files_below(lake / "tables") if p.name != "part-0.parquet")
+    parts = {f"part-{part}.parquet" for part in range(256)}
+    known = {name: parts if table.sharded else {"part-0.parquet"} for name, table in TABLES.items()}
+    found = ((p, relative(p, lake / "tables").split("/")[0]) for p in files_below(lake / "tables"))
+    tables = (p for p, table in found if p.name not in known.get(table, ()))
     return [*strange, *(relative(p, lake) for p in tables)]
 
 

@@ -96,9 +96,9 @@ def test_every_licence_has_its_text_also_two_of_one_name_and_none_at_all(
     mixed = changed(changed(series, "LicenseName", [BY, BY, None]), "LicenseURI", ["http://a", "https://a", None])
     table = keep_licenses(client, lake, COLLECTION, mixed)
     assert [(r["LicenseName"], r["LicenseURI"], r["SeriesCount"]) for r in table.to_pylist()] == [
-        (None, None, 3),
-        (BY, "http://a", 3),
-        (BY, "https://a", 3),
+        (None, None, 7),
+        (BY, "http://a", 7),
+        (BY, "https://a", 7),
     ]
     paths = table["Path"].to_pylist()
     assert paths[0] == f"images/{COLLECTION}/LICENSE~unnamed.txt"

@@ -24,7 +24,7 @@ from nbia_pipeline_tests.helpers.one_series import UID, OneSeries
 
 HASHED, SINGLE = "getImageWithMD5Hash", "getSingleImage"
 BACKLOG = Bounds(retry=False)
-SERIES_COUNT = 9
+SERIES_COUNT = 21
 
 PAGES = {
     "a login page": html(),
@@ -42,7 +42,7 @@ PAGES = {
 
 @pytest.fixture
 def site(site: MirroredArchive) -> MirroredArchive:
-    """A lake in which nine series are listed."""
+    """A lake in which the series of a collection are listed."""
     site = replace(site, options=replace(FAST, tries=2), collections=("HeadNeckMix",))
     with site.client() as client:
         site.lake.write_table(SERIES, client.series(site.collections[0]), site.collections[0])

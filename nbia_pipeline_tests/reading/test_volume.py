@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 import SimpleITK
 from pydicom.dataset import Dataset
 
+from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.reading.frames import MissingExtra, NotInLake
 from nbia_pipeline.reading.images import SeriesImages
 from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.reading.volume import NotAVolume, Volume, volume_of
 from nbia_pipeline.schema.tables import IMAGE_SERIES
+from nbia_pipeline_tests.helpers import references_of_demo as of_demo
 
 TCGA, QIN = "TCGA-DEMO", "QIN_Breast.v2"
 sitk: Any = SimpleITK  # its types are of no use
@@ -74,6 +77,23 @@ def test_a_segmentation_lies_on_its_images(mirrored: Lake) -> None:
     referenced = [item.ReferencedSOPInstanceUID for item in source.ReferencedInstanceSequence]
     assert list(images.files[round(first) :][: len(mask.array)]) == referenced
     np.testing.assert_array_equal(mask.array, file.pixel_array)  # its frames ascend
+
+
+@pytest.mark.parametrize("first", [0.0, None], ids=["relative", "absolute"])
+def test_a_dose_is_a_volume_in_gray(demo: Catalog, tmp_path: Path, first: float | None) -> None:
+    assert demo.images is not None
+    uid = of_demo.uid(of_demo.DOSE)
+    (instance,) = demo.images.instances(uid)
+    (tmp_path / "dose.dcm").write_bytes(demo.images.read(uid, instance.sop_instance_uid))
+    file = pydicom.dcmread(tmp_path / "dose.dcm")
+    start = float(file.ImagePositionPatient[2]) if first is None else first
+    file.GridFrameOffsetVector = [f"{start + float(v):.4f}" for v in file.GridFrameOffsetVector]
+    volume, other = volume_of([file], "the dose"), sitk.ReadImage(str(tmp_path / "dose.dcm"))
+    close(volume.array, sitk.GetArrayFromImage(other) * float(file.DoseGridScaling), rtol=1e-6)
+    assert volume.array.max() == 70
+    close(volume.spacing, other.GetSpacing(), rtol=1e-5)
+    close(volume.origin, other.GetOrigin())
+    close(volume.direction.ravel(), other.GetDirection(), atol=1e-6)
 
 
 def test_slices_are_in_the_order_of_their_positions(ct: list[Dataset]) -> None:

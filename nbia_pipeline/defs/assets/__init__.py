@@ -3,6 +3,7 @@
 from nbia_pipeline.defs.assets.annotations import build_annotations_asset
 from nbia_pipeline.defs.assets.headers import build_headers_asset
 from nbia_pipeline.defs.assets.images import build_images_asset
+from nbia_pipeline.defs.assets.references import build_references_asset
 from nbia_pipeline.defs.assets.released import build_released_asset
 from nbia_pipeline.defs.assets.tables import build_table_assets
 
@@ -10,6 +11,7 @@ __all__ = [
     "build_annotations_asset",
     "build_headers_asset",
     "build_images_asset",
+    "build_references_asset",
     "build_released_asset",
     "build_table_assets",
 ]

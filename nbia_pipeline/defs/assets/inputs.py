@@ -24,10 +24,13 @@ from nbia_pipeline.reading.images import Images, images_of
 from nbia_pipeline.reading.lake import Lake
 from nbia_pipeline.reading.sql import relation
 from nbia_pipeline.schema import TABLES, Table
+from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_REFERENCES
 from nbia_pipeline.schema.tables import IMAGE_SERIES
 from nbia_pipeline.text import did_you_mean, first_of, shown, similar_names
 
 IMAGES = "images"
+_TABLES = {**TABLES, IMAGES: IMAGE_SERIES, "headers": INSTANCE_HEADERS, "references": SERIES_REFERENCES}
+"""The tables that inputs have, by the names of the assets."""
 
 Collections = list[str] | None
 """Names of collections, or None for a table of the entire archive."""
@@ -83,7 +86,7 @@ class NbiaIOManager(dg.ConfigurableIOManager):
     def _load(self, context: dg.InputContext) -> Any:
         lake, key = self.lake.open(write=False), context.asset_key
         name = self.names.get(key.to_user_string(), key.path[-1])
-        table = IMAGE_SERIES if name == IMAGES else TABLES.get(name)
+        table = _TABLES.get(name)
         if table is None:
             raise NotInLake(
                 f"{context.asset_key.to_user_string()} is not a table of the lake, so it cannot be an input"

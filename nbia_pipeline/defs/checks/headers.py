@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.defs.checks.check import Check, Finding, Report, Subject, build_check_step
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.headers.graph.resolve import problems
 from nbia_pipeline.headers.shards import plan_headers, shard_of
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.arrow import places_in, repeats
-from nbia_pipeline.schema.headers import INSTANCE_HEADERS
+from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_REFERENCES
 from nbia_pipeline.schema.tables import INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 
@@ -37,7 +38,16 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
             severity=dg.AssetCheckSeverity.WARN,
         ),
     )
-    return [build_check_step(naming, settings, INSTANCE_HEADERS, of_headers, asset="headers")]
+    of_references = Check(
+        "references_resolve",
+        "The images that annotations refer to are in the lake or the archive, in the series that they name.",
+        resolve,
+        severity=dg.AssetCheckSeverity.WARN,
+    )
+    return [
+        build_check_step(naming, settings, INSTANCE_HEADERS, of_headers, asset="headers"),
+        build_check_step(naming, settings, SERIES_REFERENCES, [of_references], asset="references"),
+    ]
 
 
 # --- complete
@@ -101,3 +111,11 @@ def _disagreements(stated: Iterable[Mapping[str, Any]], expected: Mapping[str, M
             if ours is not None and theirs is not None and ours.strip() != theirs.strip():
                 files = f"{row['files']:,} files of series {row[_UID]}"
                 yield Finding(f"{files} state {name} {ours!r}, and the archive lists {theirs!r}", row[_UID])
+
+
+# --- references
+
+
+def resolve(subject: Subject) -> Report:
+    """Look for annotations whose images are unknown, or elsewhere than they state."""
+    return Report(Finding(what, uid) for uid, what in problems(subject.lake, subject.collection))

@@ -40,20 +40,20 @@ class KnownSeries:
     listed: bool = False
 
 
-def known_series(lake: Lake, first: str, uids: Collection[str]) -> dict[str, KnownSeries]:
+def known_series(lake: Lake, uids: Collection[str], first: str = "") -> dict[str, KnownSeries]:
     """Return what the lake knows of some series, by their UIDs; those that it does not know are left out.
 
     Args:
         lake: the lake.
-        first: the collection in which most of them are.
         uids: which series.
+        first: the collection in which most of them are, if that is known.
 
     Raises:
         LakeError: the lake cannot be read.
     """
     found: dict[str, KnownSeries] = {}
     left = set(uids)
-    for name in [first, *(name for name in _collections(lake) if name != first)]:
+    for name in sorted(_collections(lake), key=lambda name: (name != first, name)):
         if left:
             for uid, one in series_of(lake, name, left).items():
                 if one.held or uid not in found:
@@ -62,8 +62,8 @@ def known_series(lake: Lake, first: str, uids: Collection[str]) -> dict[str, Kno
     return found
 
 
-def _collections(lake: Lake) -> list[str]:
-    return sorted({*lake.collections_of(SERIES), *lake.collections_of(IMAGE_SERIES)})
+def _collections(lake: Lake) -> set[str]:
+    return {*lake.collections_of(SERIES), *lake.collections_of(IMAGE_SERIES)}
 
 
 def series_of(lake: Lake, name: str, uids: Collection[str]) -> dict[str, KnownSeries]:

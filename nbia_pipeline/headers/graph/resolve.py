@@ -46,13 +46,13 @@ def resolve_references(lake: Lake, collection: str) -> pa.Table:
     """
     references = read_references(lake, collection)
     names, roles = references.series, references.roles
-    known = known_series(lake, collection, names.texts)
+    known = known_series(lake, names.texts, collection)
     asked = len(names)
     found = pairs(references, _holders(lake, collection, references, known))
     referring = {names.texts[pair.series] for pair in found}
     for uid, other in same_frame(lake, collection, referring):
         found.append(Pair(names.number(uid), roles.number(FRAME_OF_REFERENCE), names.number(other)))
-    known |= known_series(lake, collection, names.texts[asked:])
+    known |= known_series(lake, names.texts[asked:], collection)
     rows = [_row(collection, pair, references, known) for pair in found]
     order = [(name, "ascending") for name in SERIES_REFERENCES.key]
     return pa.Table.from_pylist(rows, SERIES_REFERENCES.schema).sort_by(order)

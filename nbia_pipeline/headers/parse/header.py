@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbia_pipeline.headers.parse.charset import DEFAULT
 from nbia_pipeline.headers.parse.typed import NAMES
 
+More = Callable[[int, int], bytes]
+"""Returns bytes of a file, from an offset on, as many as asked for or to the end of the file."""
 Place = tuple[int, str, int, int]
 """Tag, VR, position of the value and its length."""
 

@@ -90,7 +90,7 @@ def problem(tag: int, vr: str, value: bytes) -> str:
 
 def bulk(vr: str, path: str, offset: int, length: int) -> str:
     """Return the JSON of an element whose value is in the file only."""
-    uri = quoted(f"{path}?offset={offset}&length={length}")
+    uri = quoted(f"{path}{'&' if '?' in path else '?'}offset={offset}&length={length}")
     return f'{{"vr":"{vr}","BulkDataURI":{uri}}}'
 
 

@@ -202,10 +202,11 @@ class Elements:
         key = raw if self.explicit and raw[4:6] != b"UN" else (vr, raw)
         found = self._memo.get(key)
         if found is None or tag >> 16 == _CTP_GROUP:
-            found = self._remember(key, self._read(tag, vr, raw, buffer[begin : begin + length]))
+            found = self._remember(key, self.read(tag, vr, raw, buffer[begin : begin + length]))
         return found
 
-    def _read(self, tag: int, vr: str, raw: bytes, value: bytes) -> Entry:
+    def read(self, tag: int, vr: str, raw: bytes, value: bytes) -> Entry:
+        """Return an element that is no sequence; `raw` is all of it, in the encoding of the data set."""
         wrong: tuple[str, ...] = ()
         values: Values = []
         try:

@@ -103,7 +103,8 @@ def first_dose(element: bytes, at: int, explicit: bool) -> float | None:
         for tag, vr, begin, length in walk(element, at, len(element), explicit):
             depth += (tag == ITEM) - (tag == ITEM_END)
             if tag == DOSE and depth == 1:
-                return _real(fragment(tag, vr, element[begin : begin + length], ())[1])
+                dose: float | None = _real(fragment(tag, vr, element[begin : begin + length], ())[1])
+                return dose
             if tag == ITEM_END and depth == 0:
                 break
     except (Odd, ValueError):

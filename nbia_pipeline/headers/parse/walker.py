@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from struct import error as StructError
+from typing import Protocol
 
 from nbia_pipeline.headers.parse.elements import IMPLICIT_HEAD, ITEM, SEQUENCE_END, UNDEFINED, Odd, element, walk
-from nbia_pipeline.headers.parse.header import Header
+from nbia_pipeline.headers.parse.header import Header, More
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET, Nested, bulk, settled
 from nbia_pipeline.headers.parse.template import LARGE, Differs, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
@@ -16,8 +17,7 @@ MOST_BYTES = 1 << 29
 PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 """FloatPixelData, DoubleFloatPixelData, PixelData."""
 
-More = Callable[[int, int], bytes]
-"""Returns bytes of a file, from an offset on, as many as asked for or to the end of the file."""
+PIXEL_GROUP = 0x7FE0
 
 _PREFIX_END = 132
 _IMPLICIT = "1.2.840.10008.1.2"
@@ -27,7 +27,6 @@ _ODD_SYNTAXES = frozenset(
     "1.2.840.10008.1.2.1.99 1.2.840.10008.1.2.4.95 1.2.840.10008.1.2.4.205".split()
 )
 _SEQUENCE_END_BYTES = b"\xfe\xff\xdd\xe0\0\0\0\0"
-_PIXEL_GROUP = 0x7FE0
 _CREATORS, _SYNTAX = INDEX["PrivateCreators"], INDEX["TransferSyntaxUID"]
 
 
@@ -77,7 +76,7 @@ class _Window:
         self.shift += beyond
         return at - beyond
 
-    def read(self, at: int, length: int) -> bytes:
+    def part(self, at: int, length: int) -> bytes:
         """Return some bytes by their position in the file, which need not be in the buffer."""
         here = at - self.shift
         if 0 <= here <= len(self.buffer) - length:
@@ -130,7 +129,7 @@ class Walker:
             self._ordinary_pixels(head, at, size, more, found)
         found.values, found.encodings = data.values[:], data.around.encodings
         found.values[_SYNTAX] = syntax
-        found.json, found.meta = _object(parts), _object(parts_of_meta)
+        found.json, found.meta = json_object(parts), json_object(parts_of_meta)
         return found
 
     def _ordinary_pixels(self, head: bytes, at: int, size: int, more: More, found: Header) -> None:
@@ -156,7 +155,7 @@ class Walker:
         found.encodings = self._data[found.explicit].around.encodings
         if found.size is None:
             found.size = window.size
-        found.json, found.meta, found.buffer = _object(parts), _object(parts_of_meta), window.buffer
+        found.json, found.meta, found.buffer = json_object(parts), json_object(parts_of_meta), window.buffer
         return found
 
 
@@ -197,7 +196,7 @@ class _Reading:
                 if group == 2:
                     raise Odd("group 0002 is not at the beginning")
                 break
-            if group == _PIXEL_GROUP:
+            if group == PIXEL_GROUP:
                 tag, at = self._pixels(at)
             else:
                 tag, at = self._one(at)
@@ -292,7 +291,7 @@ class _Reading:
         offset = begin + window.shift
         if found.size is None:
             found.size = at + window.shift
-        end = self._end_of_fragments(offset) if length == UNDEFINED else offset + length
+        end = end_of_fragments(window, offset) if length == UNDEFINED else offset + length
         if end > window.size:
             found.problems.append(f"{tag:08X}: the file ends {end - window.size} bytes before the end of the value")
             end = window.size
@@ -303,17 +302,31 @@ class _Reading:
         self._ordinary = self._ordinary and tag == 0x7FE00010
         return tag, window.jump(end - window.shift)
 
-    def _end_of_fragments(self, at: int) -> int:
-        """Return where encapsulated pixel data end in the file."""
-        window = self._window
-        if window.size - 8 >= at and window.read(window.size - 8, 8) == _SEQUENCE_END_BYTES:
-            return window.size
-        while window.size - at >= 8:
-            tag, length = _fragment(window.read(at, 8))
-            at += 8 + length
-            if tag == SEQUENCE_END:
-                return at
-        return max(at, window.size + 8)
+
+class Readable(Protocol):
+    """A file of which parts can be read, by their positions in it."""
+
+    size: int
+
+    def part(self, at: int, length: int) -> bytes:
+        """Return bytes of the file."""
+        ...
+
+
+def end_of_fragments(file: Readable, at: int) -> int:
+    """Return where encapsulated pixel data end that begin at `at`; beyond the end of the file if they do not end.
+
+    Raises:
+        Odd: they are no fragments.
+    """
+    if file.size - 8 >= at and file.part(file.size - 8, 8) == _SEQUENCE_END_BYTES:
+        return file.size
+    while file.size - at >= 8:
+        tag, length = _fragment(file.part(at, 8))
+        at += 8 + length
+        if tag == SEQUENCE_END:
+            return at
+    return max(at, file.size + 8)
 
 
 def _fragment(head: bytes) -> tuple[int, int]:
@@ -338,6 +351,6 @@ def _is_explicit(syntax: str | None, buffer: bytes, at: int) -> bool:
     return explicit
 
 
-def _object(parts: list[str]) -> str:
+def json_object(parts: Iterable[str]) -> str:
     """Return a JSON object of members that end with a comma."""
     return f"{{{''.join(parts)[:-1]}}}"

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.headers.shards.plan import Shard
 from nbia_pipeline.headers.shards.state import (
     UID,
     Stated,
+    counts_of,
     digest_of,
     held_in,
     receipts_of,
@@ -21,8 +21,9 @@ from nbia_pipeline.headers.shards.state import (
     stated_by_part,
     stated_of,
 )
-from nbia_pipeline.headers.shards.tables import Fresh, Rows, ShardReport, Writers, instances_of, kept_rows
+from nbia_pipeline.headers.shards.tables import Fresh, Rows, ShardReport, Writers, kept_rows
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
+from nbia_pipeline.lake.damage import remove_if_damaged
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.lake.lock import ExpectHeld
 from nbia_pipeline.schema.arrow import among
@@ -71,22 +72,21 @@ def _write_shard(lake: Lake, shard: Shard, expect_held: ExpectHeld) -> ShardRepo
     source = source_of(stated, part, shards)
     held = {} if shard.full and shard.most is None else held_in(lake, collection, source, part, shards)
     new = [uid for uid, version in wanted.items() if shard.full or held.get(uid) != (version, True)]
-    rows = instances_of(lake, collection, new)
     if shard.most is not None:
-        new = _first(new, rows, shard.most)
+        new = _first(new, counts_of(lake, collection), shard.most)
     kept = {uid: held[uid][0] for uid in held.keys() & (wanted.keys() - set(new))}
-    fresh = Fresh(lake, {uid: receipts[uid] for uid in new}, rows)
+    fresh = Fresh(lake, collection, {uid: receipts[uid] for uid in new})
     return _write(lake, (collection, part, shards, source), kept, fresh, expect_held)
 
 
-def _first(uids: Iterable[str], rows: Mapping[str, pa.Table], most: int) -> list[str]:
+def _first(uids: Iterable[str], counts: Mapping[str, int], most: int) -> list[str]:
     """Return the first series, until they have so many files."""
     found = []
     for uid in sorted(uids):
         if most <= 0:
             break
         found.append(uid)
-        most -= rows[uid].num_rows if uid in rows else 0
+        most -= counts[uid]
     return found
 
 
@@ -97,7 +97,7 @@ def _divide(lake: Lake, collection: str, part: int, before: int, shards: int) ->
             known = stated_of(lake, collection, new)
             if known is None or known.shards != shards:
                 held = {uid: version for uid, (version, _) in held_in(lake, collection, part, new, shards).items()}
-                _write(lake, (collection, new, shards, part), held, Fresh(lake, {}, {}), expect_held)
+                _write(lake, (collection, new, shards, part), held, Fresh(lake, collection, {}), expect_held)
 
 
 def _write(
@@ -106,6 +106,8 @@ def _write(
     kept: Mapping[str, str],
     fresh: Fresh,
     expect_held: ExpectHeld,
+    *,
+    agree: bool = True,
 ) -> ShardReport:
     """Write the four tables of a part, with rows of another part and of files.
 
@@ -115,10 +117,12 @@ def _write(
         kept: the series whose rows are kept, with their versions.
         fresh: the series that are read.
         expect_held: of the lock of the part.
+        agree: whether the rows that are kept are of the same series and versions in all tables; else the next run is
+            to read them again.
     """
     collection, part, shards, source = place
     holds = {**kept, **fresh.versions}
-    facts = {SHARDS: str(shards), HOLDS: digest_of(holds)}
+    facts = {SHARDS: str(shards), HOLDS: digest_of(holds) if agree else ""}
     earlier = {table: Rows(lake.read_pieces(table, collection, part=source)) for table in SHARDED if kept}
     with lake.workspace() as work:
         with Writers(lake, work, facts) as writers:
@@ -130,7 +134,6 @@ def _write(
             lake.put_part(work / table.name, table, collection, part)
     return replace(
         fresh.report,
-        collection=collection,
         part=part,
         series=len(holds),
         instances=writers.instances,
@@ -144,7 +147,7 @@ def _write(
 def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     """Remove the rows of some series from all tables of headers.
 
-    A part that is damaged is removed: the next run makes it again.
+    A file that is damaged is removed: the next run makes it again.
 
     Raises:
         LakeError: the lake cannot be read or written; called again, it finishes.
@@ -154,22 +157,25 @@ def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
         if stated is None or any(shard_of(uid, stated.shards) == part for uid in gone):
             with lake.lock(Lock.HEADERS, collection, str(part)) as expect_held:
                 _remove_from(lake, collection, part, gone, expect_held)
-    rows = lake.read_table(SERIES_REFERENCES, collection)
-    kept = rows.filter(pc.invert(among(rows[UID], gone)))
-    if kept.num_rows < rows.num_rows:
-        properties = lake.read_properties(SERIES_REFERENCES, collection)
-        lake.write_table(SERIES_REFERENCES, kept, collection, properties=properties, may_empty=True)
+    with lake.lock(Lock.REFERENCES, collection):
+        remove_if_damaged(lake, SERIES_REFERENCES, collection, "The next run makes it again")
+        rows = lake.read_table(SERIES_REFERENCES, collection)
+        kept = rows.filter(pc.invert(among(rows[UID], gone)))
+        if kept.num_rows < rows.num_rows:
+            lake.write_table(SERIES_REFERENCES, kept, collection, may_empty=True)
 
 
 def _remove_from(lake: Lake, collection: str, part: int, gone: frozenset[str], expect_held: ExpectHeld) -> None:
     try:
-        stated = stated_of(lake, collection, part)
-        held = held_in(lake, collection, part, part, stated.shards) if stated else {}
+        agree = stated_of(lake, collection, part) is not None
+        shards = int(lake.read_properties(INSTANCE_HEADERS, collection, part=part).get(SHARDS, 0))
+        held = held_in(lake, collection, part, part, shards) if shards else {}
         kept = {uid: version for uid, (version, _) in held.items() if uid not in gone}
-        if stated and len(kept) < len(held):
-            _write(lake, (collection, part, stated.shards, part), kept, Fresh(lake, {}, {}), expect_held)
+        if shards and (len(kept) < len(held) or not agree):
+            fresh = Fresh(lake, collection, {})
+            _write(lake, (collection, part, shards, part), kept, fresh, expect_held, agree=agree)
     except DamagedFile as e:
         log.warning("%s", e)
-        stated = None
-    if stated is None:
+        shards = 0
+    if not shards:
         lake.remove_all(table_path(table.name, collection, part) for table in SHARDED)
