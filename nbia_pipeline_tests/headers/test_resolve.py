@@ -20,7 +20,6 @@ from nbia_pipeline.headers.graph.resolve import (
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.schema.headers import SERIES_REFERENCES
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, SERIES_SEEN
-from nbia_pipeline_tests.helpers.references_of_demo import REFERENCES, Target, uid
 from nbia_pipeline_tests.helpers.referring import (
     CT,
     GONE,
@@ -281,19 +280,3 @@ def test_the_numbers_of_uids_do_not_depend_on_the_piece_they_are_in() -> None:
     sliced = numbers_of(pa.chunked_array([pa.array(["9", *uids], pa.string()).slice(1)]))
     assert together.tolist() == alone == sliced.tolist()
     assert (together[1], together[2], len(set(alone))) == (0, 0, 6)
-
-
-def test_every_series_of_the_demo_refers_to_what_is_written_down(read_demo: Lake) -> None:
-    """Read from its files, and resolved over all collections: the roles, the counts, and where the targets are."""
-    found: dict[str, set[tuple[Any, ...]]] = {}
-    columns = ("Role", "ReferencedSeriesInstanceUID", "ReferencedInstances", "OfInstances", "Resolution", "Missing")
-    for name in read_demo.collections_of(SERIES_REFERENCES):
-        for row in read_demo.read_table(SERIES_REFERENCES, name).to_pylist():
-            found.setdefault(row["SeriesInstanceUID"], set()).add(tuple(row[column] for column in columns))
-    expected = {uid(key): set(map(_row, targets)) for key, targets in REFERENCES.items()}
-    assert found == expected
-
-
-def _row(target: Target) -> tuple[Any, ...]:
-    series = uid(target.series) if isinstance(target.series, tuple) else target.series
-    return (target.role, series, target.instances, target.of, target.resolution, target.missing)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from nbia_pipeline.headers.graph.layouts import Alike
 from nbia_pipeline.headers.graph.tree import (
     Item,
     Top,
@@ -184,25 +185,54 @@ _memo: dict[tuple[object, ...], list[_Found]] = {}
 
 
 def _read(tree: Tree, sequence: object, place: _Place, found: list[_Found]) -> None:
-    """Append what the items of a sequence refer to, those within them first."""
-    in_study, in_content = place.tag == _RT_STUDY, place.tag == _CONTENT
+    """Append what the items of a sequence refer to."""
     for item in tree.items(sequence):
-        start = len(found)
-        for tag, value in item.items():
-            if value.__class__ is not bytes and _may_refer(tree, tag, value):
-                _read(tree, value, place.inner(tag), found)
-        if _INSTANCE in item and not in_study:
-            _instance(tree, item, place, found)
-        elif in_content and _UID_VALUE in item and _is_source_series(tree, item):
-            found.append(place.found(None, None, uid(item[_UID_VALUE])))
-        if _SERIES in item:
-            if len(found) == start and place.tag in _OF_SERIES and uid(item[_SERIES]):
-                found.append(place.found(None))
-            _inherit(found, start, _AT_SERIES, uid(item[_SERIES]))
-        if _STUDY in item or in_study:
-            _inherit(found, start, _AT_STUDY, uid(item.get(_STUDY)) or uid(item.get(_INSTANCE)))
-        if in_content and len(found) > start:
-            _inherit(found, start, _AT_PURPOSE, _meaning(tree, item, _CONCEPT))
+        if not isinstance(item, Alike):
+            _item(tree, item, place, found)
+        elif not _as_before(item, found):
+            start = len(found)
+            _item(tree, item, place, found)
+            _remember(item, found[start:])
+
+
+def _item(tree: Tree, item: Item, place: _Place, found: list[_Found]) -> None:
+    """Append what an item refers to, what is within it first."""
+    start, in_study, in_content = len(found), place.tag == _RT_STUDY, place.tag == _CONTENT
+    for tag, value in item.items():
+        if value.__class__ is not bytes and _may_refer(tree, tag, value):
+            _read(tree, value, place.inner(tag), found)
+    if _INSTANCE in item and not in_study:
+        _instance(tree, item, place, found)
+    elif in_content and _UID_VALUE in item and _is_source_series(tree, item):
+        found.append(place.found(None, None, uid(item[_UID_VALUE])))
+    if _SERIES in item:
+        if len(found) == start and place.tag in _OF_SERIES and uid(item[_SERIES]):
+            found.append(place.found(None))
+        _inherit(found, start, _AT_SERIES, uid(item[_SERIES]))
+    if _STUDY in item or in_study:
+        _inherit(found, start, _AT_STUDY, uid(item.get(_STUDY)) or uid(item.get(_INSTANCE)))
+    if in_content and len(found) > start:
+        _inherit(found, start, _AT_PURPOSE, _meaning(tree, item, _CONCEPT))
+
+
+def _as_before(item: Alike, found: list[_Found]) -> bool:
+    """Append what an item refers to if that follows from another one of its layout; return whether it does."""
+    before = item.layout.references
+    if not before:
+        return before is not None
+    names = [uids(value) for value in item.instances()]
+    if any(len(name) != 1 for name in names):
+        return False
+    for one, (name,) in zip(before, names, strict=True):
+        found.append([*one[:_AT_INSTANCE], name, *one[_AT_CLASS:_AT_FRAMES], [*one[_AT_FRAMES]], [*one[_AT_SEGMENTS]]])
+    return True
+
+
+def _remember(item: Alike, found: list[_Found]) -> None:
+    """Keep what an item refers to for those of its layout, if each instance in it is one reference."""
+    names = [uids(value) for value in item.instances()]
+    if names == [(one[_AT_INSTANCE],) for one in found] and len(set(names)) == len(names):
+        item.layout.references = _copied(found)
 
 
 def _may_refer(tree: Tree, tag: int, value: object) -> bool:

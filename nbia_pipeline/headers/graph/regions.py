@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from nbia_pipeline.headers.graph.edges import Edge, edges
-from nbia_pipeline.headers.graph.tree import Item, Top, forget, shorts, top_sequence, tree_of, uid, uids, whole_numbers
+from nbia_pipeline.headers.graph.layouts import INSTANCE, POSITION, Alike
+from nbia_pipeline.headers.graph.tree import (
+    Item,
+    Top,
+    Tree,
+    forget,
+    shorts,
+    top_sequence,
+    tree_of,
+    uid,
+    uids,
+    whole_numbers,
+)
 
 Code = dict[str, "str | None"]
 Text = Callable[[bytes], str]
@@ -37,7 +49,7 @@ class Region(NamedTuple):
 _SEGMENTS, _FRAMES, _SHARED = 0x00620002, 0x52009230, 0x52009229
 _ROIS, _CONTOURS, _OBSERVATIONS = 0x30060020, 0x30060039, 0x30060080
 _CATEGORY, _TYPE, _ROI_TYPE, _ANATOMY = 0x00620003, 0x0062000F, 0x30060086, 0x00082218
-_INSTANCE, _FRAME_NUMBERS = 0x00081155, 0x00081160
+_FRAME_NUMBERS = 0x00081160
 _DRAWN_ON = ("frame_source", "contour", "described")
 
 
@@ -74,6 +86,13 @@ def regions(
 
 
 _OPENED = frozenset((_SEGMENTS, _FRAMES, _SHARED, _ROIS, _CONTOURS, _OBSERVATIONS))
+
+
+_Image = tuple[object, object]
+"""Values of (0008,1155) and (0008,1160)."""
+
+_Frame = tuple[list[int], object, tuple[_Image, ...]]
+"""Segments, position, and source images of a frame."""
 
 
 class _File:
@@ -118,23 +137,26 @@ class _File:
         value = self.word(code, 0x00080100, 0x00080119, 0x00080120)
         return {"Value": value, "Scheme": self.word(code, 0x00080102), "Meaning": self.word(code, 0x00080104)}
 
-    def series_of(self, instances: Iterable[str]) -> str | None:
+    def series_of(self, drawn: _Drawn) -> str | None:
         """Return the series of some images, or that of all references where they have none; None if it is not one."""
-        found = {self.series[name] for name in instances if name in self.series} or self.all_series
+        names = (name for value in drawn.instances for name in uids(value))
+        found = {self.series[name] for name in names if name in self.series} or self.all_series
         return next(iter(found)) if len(found) == 1 else None
 
 
 class _Drawn:
-    """What a segment or ROI is drawn on."""
+    """What a segment or ROI is drawn on: frames or contours, with their places and values of (0008,1155)."""
 
     def __init__(self) -> None:
-        self.count, self.places, self.instances = 0, set[object](), set[str]()
+        self.count, self.places, self.instances = 0, set[object](), set[object]()
 
-    def add(self, place: object, instances: Iterable[str]) -> None:
+    def add(self, position: object, images: tuple[_Image, ...]) -> None:
+        """Add a frame or a contour."""
         self.count += 1
-        self.instances.update(instances)
-        if place:
-            self.places.add(place)
+        if position is not None or images:
+            self.places.add((position, images))
+        for name, _ in images:
+            self.instances.add(name)
 
     @property
     def slices(self) -> int | None:
@@ -144,9 +166,9 @@ class _Drawn:
 
 def _segments(file: _File) -> Iterator[Region]:
     drawn = defaultdict[int, _Drawn](_Drawn)
-    for segments, place, instances in _frames(file):
+    for segments, position, images in _frames(file):
         for number in segments:
-            drawn[number].add(place, instances)
+            drawn[number].add(position, images)
     # The frames of a label map have no segment, since each pixel has one.
     counted = bool(drawn)
     for item in file.items(_SEGMENTS):
@@ -161,7 +183,7 @@ def _segments(file: _File) -> Iterator[Region]:
             file.word(item, 0x00620009),
             None,
             uid(item.get(0x00620021)),
-            file.series_of(on.instances),
+            file.series_of(on),
             on.count if counted else None,
             None,
             on.slices if counted else None,
@@ -171,33 +193,42 @@ def _segments(file: _File) -> Iterator[Region]:
         )
 
 
-def _frames(file: _File) -> Iterator[tuple[list[int], object, list[str]]]:
-    """Yield of each frame its segments, what says where it is, and its source images."""
-    tree = file.tree
+def _frames(file: _File) -> Iterator[_Frame]:
     shared = next(iter(file.items(_SHARED)), {})
-    for frame in file.items(_FRAMES):
-        identification = tree.first(frame, 0x0062000A) or tree.first(shared, 0x0062000A)
-        sources = [
-            source
-            for derivation in tree.items(frame.get(0x00089124))
-            for source in tree.items(derivation.get(0x00082112))
-        ]
-        position = tree.first(frame, 0x00209113).get(0x00200032) or tree.raw(frame.get(0x0048021A))
-        images = tuple((source.get(_INSTANCE), source.get(_FRAME_NUMBERS)) for source in sources)
-        place = (position, images) if position or images else None
-        yield shorts(identification.get(0x0062000B)), place, [n for name, _ in images for n in uids(name)]
+    for item in file.items(_FRAMES):
+        if not isinstance(item, Alike):
+            yield _frame(file.tree, item, shared)
+        elif item.layout.frame is None:
+            frame = _frame(file.tree, item, shared)
+            names = item.instances()
+            if [name for name, _ in frame[2]] == names and frame[1] == item.position():
+                item.layout.frame = frame
+            yield frame
+        else:
+            segments, _, images = item.layout.frame
+            names = zip(item.instances(), (numbers for _, numbers in images), strict=True)
+            yield segments, item.position(), tuple(names)
+
+
+def _frame(tree: Tree, frame: Item, shared: Item) -> _Frame:
+    segment = tree.first(frame, 0x0062000A) or tree.first(shared, 0x0062000A)
+    derivations = tree.items(frame.get(0x00089124))
+    sources = [source for derivation in derivations for source in tree.items(derivation.get(0x00082112))]
+    position = tree.first(frame, 0x00209113).get(POSITION) or tree.raw(frame.get(0x0048021A)) or None
+    return shorts(segment.get(0x0062000B)), position, _images(sources)
+
+
+def _images(items: list[Item]) -> tuple[_Image, ...]:
+    return tuple((item.get(INSTANCE), item.get(_FRAME_NUMBERS)) for item in items)
 
 
 def _rois(file: _File) -> Iterator[Region]:
-    drawn = defaultdict[int, _Drawn](_Drawn)
+    drawn = defaultdict[int | None, _Drawn](_Drawn)
     for item in file.items(_CONTOURS):
-        number = _number(item, 0x30060084)
+        on = drawn[_number(item, 0x30060084)]
         for contour in file.tree.items(item.get(0x30060040)):
-            images = file.tree.items(contour.get(0x30060016))
-            named = tuple((image.get(_INSTANCE), image.get(_FRAME_NUMBERS)) for image in images)
-            drawn[-1 if number is None else number].add(
-                named or _height(contour), [n for i in images for n in uids(i.get(_INSTANCE))]
-            )
+            images = _images(file.tree.items(contour.get(0x30060016)))
+            on.add(None if images else _height(contour), images)
     observed = defaultdict[int | None, list[Item]](list)
     for item in file.items(_OBSERVATIONS):
         observed[_number(item, 0x30060084)].append(item)
@@ -218,7 +249,7 @@ def _rois(file: _File) -> Iterator[Region]:
             None,
             file.word(said, 0x300600A4),
             uid(item.get(0x00620021)) or uid(said.get(0x00620021)),
-            file.series_of(on.instances),
+            file.series_of(on),
             None,
             on.count,
             on.slices,

@@ -12,12 +12,14 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
+from nbia_pipeline.headers.graph.layouts import Layouts
 from nbia_pipeline.headers.parse.elements import EXPLICIT_HEAD, IMPLICIT_HEAD, LONG, LONG_FORM, UNDEFINED, vr_of
 
 DEPTH = 64
 """Sequences in each other that are read."""
 
 _SHARED_BYTES = 4096
+_LONG_BYTES = 1 << 16
 _PADDING = b" \0\t\r\n"
 _FIRST_ITEM = b"\xfe\xff\x00\xe0"
 
@@ -106,6 +108,7 @@ class Tree:
         if depth > DEPTH:
             raise Unreadable(f"more than {DEPTH} sequences are in each other")
         buffer, limit = self.buffer, len(self.buffer) if end is None else end
+        layouts = Layouts(explicit) if depth == 1 and limit - at > _LONG_BYTES else None
         while at < limit:
             group, number, length = IMPLICIT_HEAD(buffer, at)
             at += 8
@@ -113,9 +116,16 @@ class Tree:
                 if group == 0xFFFE and number == 0xE0DD and end is None:
                     return at
                 raise Unreadable("no item is where one should begin")
+            if layouts and (alike := layouts.item(buffer, at, limit, length, depth + 1)) is not None:
+                items.append(alike)
+                at += alike.layout.size
+                continue
             item: Item = {}
+            first = at
             items.append(item)
             at = self._elements(at, limit, length, explicit, depth, item)
+            if layouts:
+                layouts.learn(buffer, first, at, length)
         if end is None:
             raise Unreadable("it has no end")
         return at
