@@ -38,8 +38,8 @@ def test_files_of_pydicom() -> None:
     check([*files], files)
 
 
-def test_the_demo() -> None:
-    files = demo_files()
+def test_the_demo(request: pytest.FixtureRequest) -> None:
+    files = demo_files(every=request.config.getoption("--every-moment"))
     assert len({name.split()[0] for name in files}) >= 8
     check([*files], files)
 

@@ -23,6 +23,7 @@ from nbia_pipeline.embedded.phantoms.store import PhantomStore
 from nbia_pipeline.headers.batch import Batch, Known
 from nbia_pipeline.headers.parse.template import LARGE
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS
+from nbia_pipeline_tests.helpers.dicom_bytes import EXPLICIT, PREAMBLE, meta
 from nbia_pipeline_tests.helpers.dicom_objects import MAKERS
 
 HEAD = 1 << 16
@@ -87,6 +88,11 @@ def parsed(text: str) -> dict[str, Any]:
 # --- files
 
 
+def file(*elements: bytes, syntax: str = EXPLICIT) -> bytes:
+    """Return a file of some elements."""
+    return PREAMBLE + meta(syntax) + b"".join(elements)
+
+
 @functools.lru_cache(maxsize=1)
 def pydicom_files() -> dict[str, bytes]:
     """Return the DICOM files that pydicom is tested with, by their names; those that are in its package."""
@@ -100,14 +106,15 @@ def is_dicom(path: Path) -> bool:
     return path.suffix == ".dcm" or path.name.startswith("DICOMDIR")
 
 
-@functools.lru_cache(maxsize=1)
-def demo_files() -> dict[str, bytes]:
-    """Return two images of each series of the demo."""
+@functools.lru_cache(maxsize=2)
+def demo_files(*, every: bool = False) -> dict[str, bytes]:
+    """Return files of the demo: two images of each modality and of each object that refers to others, or every file."""
     store = PhantomStore(plans := demo_plans())
+    some = [*{plan.modality: plan for plan in plans if not plan.source}.values(), *(p for p in plans if p.source)]
     return {
-        f"{plan.modality} {number} {one.sop_instance_uid}": store.read(plan.uid, one.sop_instance_uid)
-        for plan in plans
-        for number, one in enumerate(store.instances(plan.uid)[:2])
+        f"{plan.modality} {one.sop_instance_uid}": store.read(plan.uid, one.sop_instance_uid)
+        for plan in (plans if every else some)
+        for one in store.instances(plan.uid)[: None if every else 2]
     }
 
 

@@ -61,6 +61,7 @@ def _make(lake: Lake, collection: str) -> dict[str, Any]:
     columns = [SERIES_REFERENCES.column(name) for name in ORPHANS.split()]
     return {
         **materialization_metadata(SERIES_REFERENCES, lake, table.num_rows, size, seconds, collection),
+        "references": table.num_rows,
         **Counter(table["Resolution"].to_pylist()),
         **({"by_role": _by_role(table)} if table.num_rows else {}),
         "orphans": lost.num_rows,

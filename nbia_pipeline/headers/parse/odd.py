@@ -20,7 +20,7 @@ from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of
 from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Odd, vr_of
 from nbia_pipeline.headers.parse.header import Header, More, Place
 from nbia_pipeline.headers.parse.json import SPECIFIC_CHARACTER_SET, Nested, bulk
-from nbia_pipeline.headers.parse.recoded import Value, encoded, is_signed, members
+from nbia_pipeline.headers.parse.recoded import Value, as_bytes, encoded, is_signed, members, syntax_of
 from nbia_pipeline.headers.parse.source import File, readings
 from nbia_pipeline.headers.parse.template import LARGE, NEEDED, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
@@ -127,14 +127,14 @@ class _Reading:
         data, places = self._dataset(file)
         if not _makes_sense(data, self._head[128:132] == b"DICM"):
             raise Odd("no data set is found in it")
-        found.meta = self._meta(data)
+        found.meta, syntax = self._meta(data), syntax_of(data)
         self._begin(data)
         self._all(file, data, places)
         while places.next and places.next[0] >> 16 == PIXEL_GROUP:
             end = self._pixels(file, places.next)
             if end + 8 > file.size:
                 break
-            file = file.after(end)
+            file = file.after(end, syntax)
             data, places = self._dataset(file)
             self._all(file, data, places)
         found.values[_CREATORS] = creators_of(self._elements.around.creators)
@@ -192,9 +192,8 @@ class _Reading:
     def _begin(self, data: Dataset) -> None:
         self._elements.begin()
         stated = data.get_item(SPECIFIC_CHARACTER_SET) if SPECIFIC_CHARACTER_SET in data else None
-        value = getattr(stated, "value", None)
-        around = self._elements.around
-        around.encodings = encodings_of(value) if isinstance(value, bytes) else DEFAULT
+        value, around = as_bytes(getattr(stated, "value", None)), self._elements.around
+        around.encodings = encodings_of(value) if value else DEFAULT
         around.signed = is_signed(data)
         self._elements.use_encodings()
 

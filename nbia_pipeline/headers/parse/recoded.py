@@ -11,10 +11,12 @@ from typing import Any
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Creators, vr_of
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, settled
+from nbia_pipeline.headers.parse.source import BIG, EXPLICIT, IMPLICIT
 
 Value = bytes | list[Dataset] | None
 
@@ -47,12 +49,29 @@ def members(data: Dataset, signed: bool = False) -> Iterator[tuple[int, str, Val
             yield tag, vr, _items(data, found)
             continue
         if isinstance(found, DataElement):
-            raw = str(raw).encode("latin1", "replace") if isinstance(raw, str) else b""
+            raw = as_bytes(raw)
         elif raw is not None and not found.is_little_endian:
             raw = _swapped(vr, raw)
         elif raw is None and not found.length:
             raw = b""
         yield tag, settled(vr, signed, len(raw or b"")), raw
+
+
+def as_bytes(value: object) -> bytes:
+    """Return a value as bytes, also one that pydicom has converted for its own use: texts, such as a character set."""
+    if isinstance(value, bytes):
+        return value
+    texts = value if isinstance(value, MultiValue) else [value] if isinstance(value, str) else []
+    return "\\".join(map(str, texts)).encode("latin1", "replace")
+
+
+def syntax_of(data: Dataset) -> bytes:
+    """Return a transfer syntax that elements of a data set have, which may not be the one that the file states."""
+    for tag in sorted(data.keys()):
+        found: Any = data.get_item(tag, keep_deferred=True)
+        if isinstance(found, RawDataElement):
+            return IMPLICIT if found.is_implicit_VR else EXPLICIT if found.is_little_endian else BIG
+    return EXPLICIT
 
 
 def is_signed(data: Dataset, around: bool = False) -> bool:
