@@ -258,7 +258,7 @@ def _size(raw: Any, data: Dataset) -> int:
 
 def _items_size(item: Dataset) -> int:
     elements: int = sum(_size(item.get_item(tag, keep_deferred=True), item) for tag in sorted(item.keys()))
-    return elements + 8 * bool(item.is_undefined_length_sequence_item)
+    return int(elements + 8 * bool(item.is_undefined_length_sequence_item))
 
 
 def _same_bytes(found: dict[str, Any], raw: RawDataElement) -> None:

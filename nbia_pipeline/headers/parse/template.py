@@ -29,8 +29,9 @@ LARGE = 1 << 16
 NEEDED = frozenset((0x00081155, 0x00620001))
 """Elements that are no sequences and that references or annotations depend on: they are in `top` as well."""
 
-_CTP_ELEMENT, _CTP_GROUP = 0x00130010, 0x0013
+_CTP_GROUP = 0x0013
 _CTP_COLLECTION = INDEX["CTPCollection"]
+_new = tuple.__new__  # a NamedTuple's own takes three times as long
 _MOST_REMEMBERED = 1 << 25  # bytes of elements
 _MOST_ENCODINGS = 16
 _LONGEST_REMEMBERED = 1 << 12
@@ -238,18 +239,21 @@ class Elements:
 
     def read(self, tag: int, vr: str, raw: bytes, value: bytes) -> Entry:
         """Return an element that is no sequence; `raw` is all of it, in the encoding of the data set."""
-        wrong: tuple[str, ...] = ()
-        values: Values = []
         try:
             text, values = fragment(tag, vr, value, self.around.encodings)
+            wrong: tuple[str, ...] = ()
         except (ValueError, LookupError):
-            text, wrong = unknown(value), (problem(tag, vr, value),)
+            text, values, wrong = unknown(value), [], (problem(tag, vr, value),)
         json = f'"{tag:08X}":{text},' if tag & 0xFFFF else ""
-        columns = columns_of(tag, values)
-        if tag & 0xFFFF00FF == _CTP_ELEMENT and values and self.around.creators.get(tag & ~0xFF, b"").strip() == b"CTP":
-            columns = ((_CTP_COLLECTION, str(values[0])),)
+        columns = self._of_ctp(tag, values) if tag >> 16 == _CTP_GROUP else columns_of(tag, values)
         place = (vr, len(raw) - len(value), len(value)) if tag in NEEDED else None
-        return Entry(tag, raw, json, columns, wrong, place)
+        return _new(Entry, (tag, raw, json, columns, wrong, place))
+
+    def _of_ctp(self, tag: int, values: Values) -> tuple[tuple[int, Any], ...]:
+        """Return the column of the collection that CTP states: (0013,xx10) of its block."""
+        if tag & 0xFF == 0x10 and tag & 0xFF00 and self.around.creators.get(tag & ~0xFF, b"").strip(b" \0") == b"CTP":
+            return ((_CTP_COLLECTION, str(values[0]) if values else None),)
+        return ()
 
     def _sequence(self, buffer: bytes, at: int, tag: int, begin: int, length: int) -> Entry:
         if length != UNDEFINED:
