@@ -114,6 +114,26 @@ def test_elements_out_of_order_and_repeated() -> None:
     assert (found["Modality"], found["ElementCount"]) == ("CT", 5)
 
 
+@pytest.mark.parametrize("undefined", [True, False])
+@pytest.mark.parametrize("deep", [True, False])
+def test_elements_repeated_in_an_item(undefined: bool, deep: bool) -> None:
+    content = element(0x00100010, "PN", "A^B") + element(0x00100010, "PN", "C^D")
+    content = nested(0x00081199, content) if deep else content
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
+    sequence = nested(0x00400275, content) if undefined else element(0x00400275, "SQ", item)
+    data = file(SOP, sequence, LAST)
+    found = read(data)
+    assert "C^D" in found["Header"] and "A^B" not in found["Header"]
+    assert found["Problems"] == ["00400275: elements in it occur again; what they were is in the file"]
+    (omitted,) = found["Omitted"]
+    assert data[omitted["Offset"] :][: omitted["Length"]] == sequence[12:]
+    # Out of order is nothing to tell.
+    other = element(0x00100020, "LO", "P") + element(0x00100010, "PN", "C^D")
+    found = read(file(SOP, nested(0x00400275, other), LAST))
+    assert (found["Problems"], found["Omitted"]) == (None, None)
+    assert [*parsed(found["Header"])["00400275"]["Value"][0]] == ["00100010", "00100020"]
+
+
 def test_a_sequence_with_vr_un() -> None:
     inner = element(0x00100020, "", "P ")
     known = element(0x00081140, "UN", struct.pack("<HHL", 0xFFFE, 0xE000, len(inner)) + inner)
