@@ -218,9 +218,7 @@ class _Reading:
         elif vr == "SQ":
             self._sequence(tag, raw, offset, length)
             if self._syntax != BIG and _repeats(self._file.part(offset, length), self._syntax == EXPLICIT):
-                self._found.problems.append(
-                    f"{tag:08X}: elements occur again in it; what they were before is in the file"
-                )
+                self._found.problems.append(f"{tag:08X}: elements in it occur again; what they were is in the file")
                 self._found.omitted.append((tag, "SQ", offset, length))
         elif isinstance(value, bytes):
             entry = self._elements.read(tag, vr, raw, value)
