@@ -107,10 +107,18 @@ def test_an_instance_counts_once_however_often_it_is_named(world: World) -> None
 
 def test_an_instance_that_two_series_have_is_of_the_stated_one(world: World) -> None:
     world.add(INSTANCES, IMAGES, {**instance(CT, 1), "SeriesInstanceUID": OTHER})
+    world.series("7.7", "Third", "CT", 1)
     world.refer(SEG, RESULTS, OTHER, f"{CT}.1")
     world.refer(SEG, RESULTS, CT, f"{CT}.1")
-    found = world.resolved()
-    assert found == {(SEG, "described", uid): ("held", 1, 0, IMAGES) for uid in (CT, OTHER)}
+    world.refer(SEG, RESULTS, None, "7.7.1")
+    both = {(SEG, "described", uid): ("held", 1, 0, IMAGES) for uid in (CT, OTHER)}
+    assert world.resolved() == {**both, (SEG, "described", "7.7"): ("held", 1, 0, "Third")}
+
+
+def test_a_series_that_two_collections_list_is_of_the_one_that_has_its_files(world: World) -> None:
+    world.series(OTHER, "Former", "CT", 1, held=False)
+    world.refer(SEG, RESULTS, OTHER, f"{OTHER}.1")
+    assert world.resolved() == {(SEG, "described", OTHER): ("held", 1, 0, IMAGES)}
 
 
 def test_a_series_can_be_referred_to_as_a_whole(world: World) -> None:
@@ -279,4 +287,7 @@ def test_the_numbers_of_uids_do_not_depend_on_the_piece_they_are_in() -> None:
     alone = [numbers_of(pa.chunked_array([pa.array([uid], pa.string())]))[0] for uid in uids]
     sliced = numbers_of(pa.chunked_array([pa.array(["9", *uids], pa.string()).slice(1)]))
     assert together.tolist() == alone == sliced.tolist()
+    assert numbers_of(pa.chunked_array([[]], pa.string())).tolist() == []
     assert (together[1], together[2], len(set(alone))) == (0, 0, 6)
+    scattered = [f"1.2.345{a}.567891{b}.987654{c}" for a in range(10) for b in range(10) for c in range(10)]
+    assert len(set(numbers_of(pa.chunked_array([scattered])).tolist())) == 1000
