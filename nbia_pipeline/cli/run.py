@@ -128,6 +128,7 @@ def _figures(settings: Settings, outcome: Outcome) -> dict[str, Any]:
         "lake": settings.lake,
         "collections": outcome.collections,
         "fetched": outcome.fetched,
+        "headers": outcome.of_headers,
         "checks": outcome.checks,
         "warnings": outcome.warnings,
         "problems": outcome.problems,
@@ -186,6 +187,7 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
     if total["not_selected"]:
         wanted = total["wanted"] + total["not_selected"]
         lines.append(f"Selected  {total['wanted']} of {wanted} series, by {variable_of('select')}.")
+    lines += _of_headers(outcome.of_headers)
     failed, warned = _checks_of(outcome.failed_checks), _checks_of(outcome.warnings)
     passed = _checks_of(outcome.checks) - failed - warned
     checks = f"{len(passed)} asset checks passed, {len(failed)} failed"
@@ -201,6 +203,18 @@ def _sentences(outcome: Outcome, total: Counter[str], home: Path) -> list[str]:
         f"Checked   {checks}.",
         f"Took      {sum(outcome.seconds.values()):.1f} s: {parts}.",
         f"See it    {dev}, then http://localhost:3000",
+    ]
+
+
+def _of_headers(n: Mapping[str, int]) -> list[str]:
+    """Return what is known of headers and references, and what is wrong with them."""
+    if not n["files"]:
+        return []
+    problems = f", {n['files_with_problems']} with problems" if n["files_with_problems"] else ""
+    orphans = f", {n['orphans']} of annotations without their images" if n["orphans"] else ""
+    return [
+        f"Headers   of {n['files']} files are in the tables{problems}; {n['read_files']} were read now.",
+        f"          They refer to series {n['references']} times{orphans}.",
     ]
 
 

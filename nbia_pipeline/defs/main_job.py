@@ -25,6 +25,7 @@ from nbia_pipeline.defs.failures import INTERRUPTS
 from nbia_pipeline.defs.jobs import (
     CATALOG,
     CATALOG_JOB,
+    HEADERS,
     IMAGES_JOB,
     RANGE_END,
     RANGE_START,
@@ -51,8 +52,6 @@ from nbia_pipeline.schema.tables import (
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import did_you_mean, matching, unmatched
 
-# Dagster's own words about a step that has nothing to do, such as one that follows references where nobody asked for it.
-_SKIPPED = "Skipping step "
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -66,6 +65,7 @@ class Outcome:
             (``complete``); series that are ``not_selected``; ``files`` and ``bytes`` of all complete series.
         fetched: figures of the images by the name that their asset gives them: what this run fetched, repaired,
             skipped and left, and what could not be fetched.
+        headers: by asset of headers and collection, the figures that it gives.
         seconds: how long each part took.
         runs: by job and what it was for, the ID of the run.
         contact_sheet: of one of the collections whose images were mirrored, as metadata.
@@ -78,6 +78,7 @@ class Outcome:
 
     collections: dict[str, Counter[str]] = field(default_factory=dict)
     fetched: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    headers: dict[tuple[str, str | None], dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     runs: dict[str, str] = field(default_factory=dict)
     contact_sheet: dg.MarkdownMetadataValue | None = None
@@ -90,6 +91,12 @@ class Outcome:
     def failed_checks(self) -> dict[str, str]:
         """What the checks found that failed last, by asset, check and collection."""
         return {name: found for name, found in self.checks.items() if found is not None}
+
+    @property
+    def of_headers(self) -> dict[str, int]:
+        """How many files were read, have a header that is read, have problems in it; references and orphans."""
+        names = ("read_files", "files", "files_with_problems", "references", "orphans")
+        return {name: sum(figures.get(name, 0) for figures in self.headers.values()) for name in names}
 
     @property
     def problems(self) -> list[str]:
@@ -363,7 +370,8 @@ class _Runner:
 
     def _tell(self, entry: Any) -> None:
         """Pass on what a step tells a person: its plan, and how far a batch is."""
-        if entry.dagster_event is None and entry.level == logging.INFO and not entry.user_message.startswith(_SKIPPED):
+        skipped = entry.user_message.startswith("Skipping step ")  # Dagster's own, of what was not asked for
+        if entry.dagster_event is None and entry.level == logging.INFO and not skipped:
             self.on_progress(f"    {entry.user_message}")
 
     def _take(self, event: dg.DagsterEvent) -> None:
@@ -379,20 +387,24 @@ class _Runner:
             self.failed.update(names.value if names else ())
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self._take_check(event.asset_check_evaluation_data)
-        elif event.is_step_materialization and event.asset_key == self.naming.key("images"):
-            metadata = event.step_materialization_data.materialization.metadata
-            for name, entry in metadata.items():
-                if isinstance(entry.value, int):
-                    self.outcome.fetched[name] += entry.value
-            failed = metadata.get("referenced_failed")
-            if failed is not None and failed.value:
-                self.outcome.failures.append(
-                    f"{failed.value} series that references lead to could not be fetched: table image_series has the "
-                    "reasons"
-                )
-            sheet = metadata.get("contact_sheet")
-            if isinstance(sheet, dg.MarkdownMetadataValue):
-                self.outcome.contact_sheet = self.outcome.contact_sheet or sheet
+        elif event.is_step_materialization:
+            self._take_figures(event.step_materialization_data.materialization)
+
+    def _take_figures(self, made: dg.AssetMaterialization) -> None:
+        figures = {name: entry.value for name, entry in made.metadata.items() if isinstance(entry.value, int)}
+        if made.asset_key in map(self.naming.key, HEADERS):
+            self.outcome.headers[made.asset_key.path[-1], made.partition] = figures
+        if made.asset_key != self.naming.key("images"):
+            return
+        for name, number in figures.items():
+            self.outcome.fetched[name] += number
+        if failed := figures.get("referenced_failed"):
+            self.outcome.failures.append(
+                f"{failed} series that references lead to could not be fetched: table image_series has the reasons"
+            )
+        sheet = made.metadata.get("contact_sheet")
+        if isinstance(sheet, dg.MarkdownMetadataValue):
+            self.outcome.contact_sheet = self.outcome.contact_sheet or sheet
 
     def _take_check(self, evaluation: Any) -> None:
         name = " ".join(filter(None, (evaluation.asset_key.path[-1], evaluation.check_name, evaluation.partition)))

@@ -16,6 +16,7 @@ from nbia_pipeline.mirror.plan import compare
 from nbia_pipeline.mirror.receipt import problem_rows
 from nbia_pipeline.mirror.selection import NotRead, Selections
 from nbia_pipeline.mirror.series import has_files
+from nbia_pipeline.schema.headers import INSTANCE_HEADERS
 from nbia_pipeline.schema.status import COMPLETE, LISTED_AT, QUARANTINED, UNAVAILABLE, WITHDRAWN
 from nbia_pipeline.schema.tables import SERIES, VERIFICATIONS
 from nbia_pipeline.verify.inventory import LOST, Inventory
@@ -38,6 +39,7 @@ class CollectionStatus:
         listed_at: when the series were listed (UTC); None if they never were.
         fetched_at: when the last series was fetched (UTC).
         verified_at: when the files of a series were last read again (UTC).
+        headers: files whose headers are in the tables.
         damaged: series whose files were found damaged and not fetched again yet.
         problems: series that are not in the lake in their newest version, and why.
         note: what a person should know besides.
@@ -54,6 +56,7 @@ class CollectionStatus:
     listed_at: datetime | None
     fetched_at: datetime | None
     verified_at: datetime | None
+    headers: int = 0
     damaged: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
     note: str | None = None
@@ -99,6 +102,7 @@ def status_of(lake: Lake, collection: str, selections: Selections, *, mirrored: 
         listed_at=datetime.fromisoformat(listed_at) if listed_at else None,
         fetched_at=pc.max(receipts["FetchedAt"].filter(pc.equal(status, COMPLETE))).as_py(),
         verified_at=pc.max(checks["VerifiedAt"]).as_py(),
+        headers=lake.count_rows(INSTANCE_HEADERS, collection),
         damaged=Inventory(lake, collection).damaged + unrepaired(lake, collection),
         problems=problem_rows(receipts),
         note=note,

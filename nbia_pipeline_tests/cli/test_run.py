@@ -25,9 +25,8 @@ RUN = [sys.executable, "-m", "nbia_pipeline", "run"]
 
 
 def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*RUN, *words], cwd=folder, env=environment(folder, **variables), capture_output=True, text=True, timeout=240
-    )
+    env = environment(folder, **{"NBIA_HEADERS": "*", **variables})
+    return subprocess.run([*RUN, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,9 @@ def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     out = (undisturbed / "out").read_text()
     assert "total                  10       14      39               39  39 of 39    395  11.9 MB" in out
     assert "Fetched   39 series, 395 files, 11.9 MB; 0 series were already in the lake." in out
-    assert "asset checks passed, 0 failed" in out
+    assert "Headers   of 395 files are in the tables; 395 were read now.\n" in out
+    assert "          They refer to series 39 times, 3 of annotations without their images.\n" in out
+    assert "asset checks passed, 0 failed, 1 warned" in out
     assert "nbia-pipeline dev, then http://localhost:3000" in out
 
 
@@ -57,6 +58,7 @@ def test_a_second_run_fetches_no_image_and_says_so(undisturbed: Path, place: Pla
     told = json.loads(done.stdout)
     assert (told["fetched"]["skipped_series"], told["fetched"]["fetched_bytes"], told["problems"]) == (39, 0, [])
     assert told["collections"]["TCGA-DEMO"]["files"] == 124
+    assert (told["headers"]["files"], told["headers"]["read_files"]) == (395, 0)
     assert contents(place) == before
     assert leftovers(place) == []
 
@@ -68,7 +70,7 @@ def test_a_run_killed_half_way_and_started_again_ends_with_the_same_lake(
     if files != 150 and not request.config.getoption("--every-moment"):
         pytest.skip("takes a quarter of a minute: make test-stop")
     images, lake = place / "a lake" / "images", str(place / "a lake")
-    environ = environment(tmp_path, NBIA_LAKE=lake)
+    environ = environment(tmp_path, NBIA_LAKE=lake, NBIA_HEADERS="*")
     with subprocess.Popen(
         RUN, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -135,7 +137,7 @@ def replace_unseen(lake: Place) -> None:
 
 def test_a_check_that_only_warns_is_told_and_fails_nothing(tmp_path: Path, place: Place) -> None:
     lake = place / "a lake"
-    only = {"NBIA_COLLECTIONS": "TCGA-DEMO", "NBIA_IMAGES": "TCGA-DEMO", "NBIA_LAKE": str(lake)}
+    only = {"NBIA_COLLECTIONS": "TCGA-DEMO", "NBIA_IMAGES": "TCGA-DEMO", "NBIA_LAKE": str(lake), "NBIA_HEADERS": ""}
     assert run(tmp_path, **only).returncode == 0
     replace_unseen(lake)
     done = run(tmp_path, **only)

@@ -73,6 +73,7 @@ def test_the_status_counts_what_is_wanted_there_and_pending(lake: Lake, capsys: 
     assert [other[name] for name in counts] == [9, 0, 0, 0, 0, 0, 0, 0]
     assert breast["bytes"] == sum(p.stat().st_size for p in Path(lake.uri, "images").rglob("*.dcm"))
     assert breast["fetched_at"] == pc.max(receipts_of(lake)["FetchedAt"]).as_py().isoformat() + "+00:00"
+    assert breast["headers"] == 0
     assert breast["verified_at"] is None and other["fetched_at"] is None
     assert datetime.now(timezone.utc) - datetime.fromisoformat(breast["listed_at"]) < timedelta(days=1)
     assert (found["lake"], found["format"], found["unreadable"]) == (lake.uri, 2, {})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -18,6 +19,7 @@ from nbia_pipeline.defs.assets.headers import STEP_INSTANCES, bounded, files_to_
 from nbia_pipeline.defs.checks.check import Finding, Subject
 from nbia_pipeline.defs.checks.headers import agree, complete
 from nbia_pipeline.defs.jobs import IMAGES_JOB, UPDATE_JOB
+from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.headers.shards import Shard
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.reading import lake as reading
@@ -269,6 +271,23 @@ def test_the_jobs_have_headers_unless_they_are_off(tmp_path: Path) -> None:
                 assert ({"nbia__headers", "nbia__references", "nbia_check_headers"} <= ops) is there
             keys = {key.path[-1] for key in pipeline.definitions.resolve_all_asset_keys()}
             assert ({"headers", "references"} <= keys) is there
+
+
+def test_other_assets_take_headers_and_references_as_inputs(first: tuple[Headers, Any]) -> None:
+    pipeline, _ = first
+
+    @dg.asset(
+        ins={"rows": dg.AssetIn(["nbia", "headers"]), "references": dg.AssetIn(["nbia", "references"])},
+        partitions_def=Naming().partitions,
+    )
+    def modalities(rows: pd.DataFrame, references: pa.Table) -> tuple[dict[str, int], int]:
+        return dict(rows["Modality"].value_counts()), references.num_rows
+
+    merged = dg.Definitions.merge(pipeline.definitions, dg.Definitions([modalities]))
+    result = merged.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=pipeline.instance, asset_selection=[modalities.key], partition_key=DEMO
+    )
+    assert result.output_for_node("modalities") == ({"CT": 72, "PT": 36, "MR": 14, "SEG": 2}, 4)
 
 
 # --- nbia-pipeline headers

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from nbia_pipeline.archive import NbiaClient
@@ -21,12 +22,14 @@ from nbia_pipeline.defs.assets.follow_op import asked_of
 from nbia_pipeline.defs.checks.images import incomplete
 from nbia_pipeline.defs.jobs import images_config
 from nbia_pipeline.defs.naming import Naming
+from nbia_pipeline.headers.shards import plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import TABLES
 from nbia_pipeline.mirror.engine import Mirror, MirrorResult
 from nbia_pipeline.mirror.plan import Bounds
 from nbia_pipeline.mirror.receipt import Receipt, problem_rows
-from nbia_pipeline.mirror.references.closure import KINDS, Followed
+from nbia_pipeline.mirror.references import edges
+from nbia_pipeline.mirror.references.closure import KINDS, Followed, selected
 from nbia_pipeline.mirror.references.preview import foresee
 from nbia_pipeline.mirror.selection import ALL_WANTED, Selection, SelectionError, Selections
 from nbia_pipeline.mirror.series import WantedSeries
@@ -322,3 +325,28 @@ def test_the_summary_of_a_run_tells_what_came_of_references() -> None:
         "6 could not be fetched; 7 could not be resolved."
     ]
     assert references_lines({}) == []
+
+
+# --- where the references are read
+
+
+def test_references_come_from_the_tables_where_these_are_up_to_date(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, chosen = mirror.lake, Selection(series=tuple(map(uid, (demo.SEG_OF_TWO, demo.DOSE, demo.PLAN))))
+    mirror.run(HEAD, chosen)
+    held = selected(lake, [HEAD], chosen)
+    read = edges.references_of(lake, held).sort_by([(name, "ascending") for name in edges.COLUMNS])
+    of_two = read.filter(pc.equal(read[edges.UID], uid(demo.SEG_OF_TWO)))
+    assert set(of_two[edges.STATED].drop_null().to_pylist()) == set(map(uid, (demo.CT, demo.PET)))
+    assert set(read[edges.UID].to_pylist()) == {one.SeriesInstanceUID for one in held}
+
+    for shard in plan_headers(lake, HEAD):
+        write_shard(lake, shard)
+    opened: list[str] = []
+    monkeypatch.setattr(edges, "read_files", lambda lake, files, add: opened.extend(f.SeriesInstanceUID for f in files))
+    again = edges.references_of(lake, held).sort_by([(name, "ascending") for name in edges.COLUMNS])
+    assert again.equals(read) and opened == []
+    # Another version of a series is not what the tables are about.
+    edges.references_of(lake, [held[0]._replace(SeriesMD5="another"), *held[1:]])
+    assert opened == [held[0].SeriesInstanceUID]

@@ -18,6 +18,7 @@ from pydicom.uid import UID_dictionary
 
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
+from nbia_pipeline.headers.graph import tree
 from nbia_pipeline.headers.graph.edges import MANAGEMENT, Edge
 from nbia_pipeline.headers.graph.tree import DEPTH
 from nbia_pipeline_tests.helpers import dicom_objects
@@ -222,6 +223,16 @@ def test_what_does_not_go_on_is_a_problem_and_what_comes_before_counts() -> None
         assert problems == [f"00081140: {text}"]
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_an_item_does_not_go_beyond_its_sequence(long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "_LONG_BYTES", 0 if long else 1 << 30)
+    data = sequence(0x00081140, *(item(f"1.{n}") for n in range(1, 5)))
+    problems: list[str] = []
+    edges = edges_of(Opened(CT, [(0x00081140, "SQ", 12, len(data) - 14)], data, True), problems)
+    assert [e.ReferencedSOPInstanceUID for e in edges] == ["1.1", "1.2", "1.3"]
+    assert problems == ["00081140: an item is longer than what it is in"]
+
+
 def test_sequences_in_each_other_end_somewhere() -> None:
     deep = item()
     for _ in range(DEPTH):
@@ -357,13 +368,19 @@ def written(one: Any, implicit: bool) -> bytes:
 
 
 @pytest.mark.parametrize("implicit", [False, True])
-def test_pydicom_finds_the_same_in_any_sequences(implicit: bool, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("long", [False, True])
+def test_pydicom_finds_the_same_in_any_sequences(
+    implicit: bool, long: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each item comes again with other instances; in a long sequence it is not read another time then."""
+    monkeypatch.setattr(tree, "_LONG_BYTES", 0 if long else 1 << 30)
     many = request.config.getoption("--every-moment")
 
-    @settings(max_examples=3000 if many else 40, deadline=None, database=None)
+    @settings(max_examples=3000 if many else 12, deadline=None, database=None)
     @given(st.lists(NESTED, max_size=4, unique_by=lambda one: one[0]))
     def check(sequences: list[Any]) -> None:
-        data = b"".join(written(one, implicit) for one in sorted(sequences))
+        twice = ((tag, undefined, items + [renamed(one) for one in items]) for tag, undefined, items in sequences)
+        data = b"".join(written(one, implicit) for one in sorted(twice))
         expected = Counter(by_pydicom(read_dataset(io.BytesIO(data), implicit, True)))
         got = Counter[str]()
         for edge in edges_of(of_bytes(data, not implicit, CT)):
@@ -372,3 +389,10 @@ def test_pydicom_finds_the_same_in_any_sequences(implicit: bool, request: pytest
         assert got == Counter(name for _, name in expected.elements())
 
     check()
+
+
+def renamed(one: Any) -> Any:
+    """Return an item with other instances; empty names stay empty."""
+    name, kind, inner = one
+    others = {"1.1": "1.2", "1.2": "1.3", "1.2.33": "1.2.44", "": "", None: None}
+    return others[name], kind, [(tag, undefined, [renamed(i) for i in items]) for tag, undefined, items in inner]

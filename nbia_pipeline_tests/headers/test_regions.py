@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import Any
 
 import pydicom
@@ -11,10 +12,19 @@ from pydicom.dataset import Dataset
 
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.annotations import segmentation, structure_set
+from nbia_pipeline.headers.graph import tree
 from nbia_pipeline.headers.graph.regions import Region
 from nbia_pipeline_tests.helpers import dicom_objects
 from nbia_pipeline_tests.helpers.dicom_objects import FIRST, SECOND
-from nbia_pipeline_tests.helpers.references import edges_of, encoded, of_bytes, of_dataset, opened, regions_of
+from nbia_pipeline_tests.helpers.references import (
+    by_pydicom,
+    edges_of,
+    encoded,
+    of_bytes,
+    of_dataset,
+    opened,
+    regions_of,
+)
 
 SEG, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 
@@ -66,13 +76,18 @@ def rows(data: Dataset, problems: list[str] | None = None) -> list[Region]:
     """Return the rows of a data set; those of all its encodings are the same."""
     found = regions_of(of_dataset(data), problems)
     assert regions_of(of_bytes(encoded(data, implicit=True), False, SEG)) == found
+    assert regions_of(of_dataset(without_lengths(data))) == found
+    return found
+
+
+def without_lengths(data: Dataset) -> Dataset:
+    """Let all sequences and items of a data set end with delimiters."""
     for element in data.iterall():
         if element.VR == "SQ":
             element.is_undefined_length = True
             for item in element.value:
                 item.is_undefined_length_sequence_item = True
-    assert regions_of(of_dataset(data)) == found
-    return found
+    return data
 
 
 def test_a_segment_has_all_that_its_item_says_and_nothing_of_another() -> None:
@@ -278,3 +293,60 @@ def test_references_that_are_known_are_not_looked_for_again() -> None:
     what = opened(dicom_objects.seg_over_two_series())
     assert regions_of(what) == regions_of(what, references=edges_of(what))
     assert {r.ReferencedSeriesInstanceUID for r in regions_of(what, references=[])} == {None}
+
+
+def odd_frames(n: int) -> list[Dataset]:
+    """Return frames that look like others and mean something else; those of another number have other images."""
+    purpose = {"PurposeOfReferenceCodeSequence": [code("121322", "Source")]}
+    z, one, two = float(n), image(FIRST, n, **purpose), image(FIRST, n + 1, **purpose)
+    within = image(FIRST, n, SourceInstanceSequence=[image(FIRST, n if n < 53 else 49)])
+    other_class, padded, empty, several = (image(FIRST, n + m, **purpose) for m in (10, 0, 0, 0))
+    other_class.ReferencedSOPClassUID = pydicom.uid.CTImageStorage if n < 53 else pydicom.uid.MRImageStorage
+    padded.ReferencedSOPInstanceUID = "1.2.5.1.1 " if n < 53 else "1.2.5.1. "
+    empty.ReferencedSOPInstanceUID = "1.2.5.1.10" if n < 53 else " " * 10
+    several.ReferencedSOPInstanceUID = "1.2.5.1.10" if n < 53 else "1.2.5\\1.99"
+    related = frame(1, one, z=z)
+    related.ReferencedImageSequence = [image(SECOND, n)]
+    return [
+        *(frame(1, source, z=z) for source in (one, within, other_class, padded, empty, several)),
+        frame(1, one, one, z=z),
+        frame(1, one, two, z=z),
+        frame(2, image(FIRST, 10, ReferencedFrameNumber=n), z=z),
+        frame(3, image(FIRST, n, PurposeOfReferenceCodeSequence=[code("121323", f"{n:08}")]), z=z),
+        frame(1, one),
+        frame(None, one, z=z),
+        frame(3, z=z),
+        related,
+        dataset(),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("undefined", [False, True])
+def test_frames_that_are_alike_are_as_if_each_were_read(undefined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(
+        SegmentSequence=[segment(n) for n in (1, 2, 3)],
+        PerFrameFunctionalGroupsSequence=[one for n in range(50, 60) for one in odd_frames(n)],
+    )
+    if undefined:
+        without_lengths(data)
+    what = of_dataset(data)
+    monkeypatch.setattr(tree, "_LONG_BYTES", 1 << 10)
+    found = [(edges_of(what, problems := []), regions_of(what), problems)]
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "_LONG_BYTES", 1 << 30)
+        found += [(edges_of(what, problems := []), regions_of(what), problems)]
+    assert found[0] == found[1]
+    edges, rows, problems = found[0]
+    expected = Counter(name for _, name in by_pydicom(data))
+    assert Counter({e.ReferencedSOPInstanceUID: 0 for e in edges}).keys() == expected.keys()
+    assert sum(e.Times for e in edges) == sum(expected.values())
+    assert problems == ["52009230: a ReferencedSOPInstanceUID is empty"]
+    assert sum(row.Frames or 0 for row in rows) == 130
+    # Nearly all frames were not read one by one.
+    calls: list[int] = []
+    elements = tree.Tree._elements
+    monkeypatch.setattr(tree.Tree, "_elements", lambda *args: (calls.append(1), elements(*args))[1])
+    tree.forget()
+    edges_of(what)
+    assert len(calls) < 300

@@ -81,12 +81,13 @@ def _statuses(
 
 
 def _table(found: Mapping[str, CollectionStatus]) -> str:
-    header = ["collection", *_COUNTS, "size", "listed", "last fetched", "last read again"]
+    header = ["collection", *_COUNTS, "size", "headers", "listed", "last fetched", "last read again"]
     rows = [
         [
             name,
             *(f"{getattr(one, count):,}" for count in _COUNTS),
             size_text(one.bytes),
+            f"{one.headers:,}",
             *(_moment(when) for when in (one.listed_at, one.fetched_at, one.verified_at)),
         ]
         for name, one in found.items()

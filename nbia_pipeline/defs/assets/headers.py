@@ -27,7 +27,7 @@ from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.headers import ANNOTATIONS, INSTANCE_HEADERS, INSTANCE_REFERENCES, SERIES_GEOMETRY
 from nbia_pipeline.settings import Settings
-from nbia_pipeline.text import shown, size_text
+from nbia_pipeline.text import duration_text, shown, size_text
 
 NAME = "headers"
 STEP_INSTANCES = 50_000
@@ -94,9 +94,9 @@ def _build_plan_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
             batches[key] = digest_of(content)
             yield dg.DynamicOutput(content, mapping_key=key, output_name="found")
         files: Counter[str] = Counter()
-        for shard in stale:
+        for shard in stale if config.max_instances else ():
             files[shard.collection] += shard.instances
-        known = {"batches": batches, "started": started, "files": files, "failed": failed}
+        known = {"batches": batches, "started": started, "bounded": files, "failed": failed}
         yield dg.Output(known, output_name="summary")
 
     return plan_op
@@ -173,7 +173,7 @@ def _build_read_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
             failure.allow_retries = False
             raise failure
         files, seconds = sum(report.instances_read for report in reports), time.perf_counter() - started
-        context.log.info(shown(f"{key}: the headers of {files:,} files read, {files / max(seconds, 1e-3):,.0f}/s"))
+        context.log.info(shown(f"{key}: the headers of {files:,} files read in {duration_text(seconds)}"))
         return {
             "batch": key,
             "digest": digest_of(step),
@@ -224,12 +224,13 @@ def off(settings: Settings) -> dict[str, Any]:
 
 
 def _figures(summary: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
-    """Return what a run did: seconds, files to read and files read by collection, and its peak memory."""
+    """Return what a run did: seconds, files read by collection, those that a bound left, and its peak memory."""
     read: Counter[str] = Counter()
     for report in (ShardReport.from_json(one) for r in reports for one in r["shards"]):
         read[report.collection] += report.instances_read
     memory = max((r["peak_memory_bytes"] for r in reports), default=0)
-    return {"seconds": time.time() - summary["started"], "read": read, "files": summary["files"], "memory": memory}
+    left = {collection: files - read[collection] for collection, files in summary["bounded"].items()}
+    return {"seconds": time.time() - summary["started"], "read": read, "left": left, "memory": memory}
 
 
 def _metadata(lake: Lake, collection: str, of_run: dict[str, Any]) -> dict[str, Any]:
@@ -238,9 +239,10 @@ def _metadata(lake: Lake, collection: str, of_run: dict[str, Any]) -> dict[str, 
     rate = {"files_per_second": round(files / max(seconds, 1e-3)), "peak_memory": size_text(of_run["memory"])}
     return {
         **materialization_metadata(INSTANCE_HEADERS, lake, rows, size, seconds, collection),
+        "files": rows,
         "bytes_per_file": round(size / rows) if rows else 0,
         "read_files": of_run["read"][collection],
-        "left_files": of_run["files"].get(collection, 0) - of_run["read"][collection],
+        "left_files": of_run["left"].get(collection, 0),
         **(rate if files else {}),
         **_geometry(lake, collection),
         INSTANCE_REFERENCES.name: lake.count_rows(INSTANCE_REFERENCES, collection),

@@ -23,8 +23,8 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import shown
 
 NAME = "references"
-ORPHANS = "SeriesInstanceUID Modality Role ReferencedSeriesInstanceUID Resolution ReferencedInstances Missing"
-"""Columns of the table of orphans."""
+ORPHANS = "Modality Role Resolution ReferencedInstances Missing SeriesInstanceUID ReferencedSeriesInstanceUID"
+"""Columns of the table of orphans; UIDs come last, since a page is not wide enough for two."""
 
 
 def build_references_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:
@@ -61,6 +61,7 @@ def _make(lake: Lake, collection: str) -> dict[str, Any]:
     columns = [SERIES_REFERENCES.column(name) for name in ORPHANS.split()]
     return {
         **materialization_metadata(SERIES_REFERENCES, lake, table.num_rows, size, seconds, collection),
+        "references": table.num_rows,
         **Counter(table["Resolution"].to_pylist()),
         **({"by_role": _by_role(table)} if table.num_rows else {}),
         "orphans": lost.num_rows,

@@ -7,8 +7,6 @@ prefix, a broken end. What comes before the place where pydicom gives up is in t
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from struct import error as StructError
 from typing import Any
@@ -16,11 +14,11 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 
-from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of
+from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of, quiet
 from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Odd, vr_of
 from nbia_pipeline.headers.parse.header import Header, More, Place
 from nbia_pipeline.headers.parse.json import SPECIFIC_CHARACTER_SET, Nested, bulk
-from nbia_pipeline.headers.parse.recoded import Value, encoded, is_signed, members
+from nbia_pipeline.headers.parse.recoded import Value, as_bytes, encoded, is_signed, members, syntax_of
 from nbia_pipeline.headers.parse.source import File, readings
 from nbia_pipeline.headers.parse.template import LARGE, NEEDED, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
@@ -44,7 +42,7 @@ def read_odd(path: str, head: bytes, size: int, more: More) -> Header:
     why = "no data set is found in it"
     for file in readings(head, size, more):
         try:
-            with _quiet():
+            with quiet():
                 found = _Reading(path, head, file).read()
         except Odd as e:
             why = str(e)
@@ -57,20 +55,6 @@ def read_odd(path: str, head: bytes, size: int, more: More) -> Header:
         if file.errors:
             raise file.errors[0]
     return Header(size=None, problems=[f"it cannot be read: {why[:200]}"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What pydicom warns about is in Problems, where it matters."""
-    log = logging.getLogger("pydicom")
-    disabled = log.disabled
-    log.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = disabled
 
 
 class _Places:
@@ -127,14 +111,14 @@ class _Reading:
         data, places = self._dataset(file)
         if not _makes_sense(data, self._head[128:132] == b"DICM"):
             raise Odd("no data set is found in it")
-        found.meta = self._meta(data)
+        found.meta, syntax = self._meta(data), syntax_of(data)
         self._begin(data)
         self._all(file, data, places)
         while places.next and places.next[0] >> 16 == PIXEL_GROUP:
             end = self._pixels(file, places.next)
             if end + 8 > file.size:
                 break
-            file = file.after(end)
+            file = file.after(end, syntax)
             data, places = self._dataset(file)
             self._all(file, data, places)
         found.values[_CREATORS] = creators_of(self._elements.around.creators)
@@ -173,28 +157,29 @@ class _Reading:
 
     def _meta(self, data: Any) -> str:
         """Return the JSON of group 0002."""
-        parts, meta, at = list[str](), Elements(True), 132
+        meta, at, found = Elements(True), 132, dict[int, Entry]()
         meta.begin()
-        entries: list[Entry] = []
         if self._head[128:at] == b"DICM":
             with contextlib.suppress(Odd, StructError, IndexError):
                 while self._head[at : at + 2] == b"\2\0":
-                    entries.append(meta.entry(self._head, at))
-                    at += len(entries[-1].raw)
-        if not entries:
+                    entry = meta.entry(self._head, at)
+                    if entry.tag in found:
+                        self._found.problems.append(f"{entry.tag:08X}: it occurs again; it is in the file only")
+                        self._found.omitted.append((entry.tag, "UN", at + 8, len(entry.raw) - 8))
+                    found.setdefault(entry.tag, entry)
+                    at += len(entry.raw)
+        if not found:
             values = [(tag, vr, value) for tag, vr, value in members(data.file_meta) if isinstance(value, bytes)]
-            entries = [meta.read(tag, vr, encoded(tag, vr, value), value) for tag, vr, value in values if vr != "SQ"]
-        for entry in entries:
-            parts.append(entry.json)
+            found = {tag: meta.read(tag, vr, encoded(tag, vr, value), value) for tag, vr, value in values if vr != "SQ"}
+        for entry in found.values():
             self._note(entry)
-        return json_object(parts)
+        return json_object(found[tag].json for tag in sorted(found))
 
     def _begin(self, data: Dataset) -> None:
         self._elements.begin()
         stated = data.get_item(SPECIFIC_CHARACTER_SET) if SPECIFIC_CHARACTER_SET in data else None
-        value = getattr(stated, "value", None)
-        around = self._elements.around
-        around.encodings = encodings_of(value) if isinstance(value, bytes) else DEFAULT
+        value, around = as_bytes(getattr(stated, "value", None)), self._elements.around
+        around.encodings = encodings_of(value) if value else DEFAULT
         around.signed = is_signed(data)
         self._elements.use_encodings()
 

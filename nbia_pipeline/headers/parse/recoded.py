@@ -11,16 +11,19 @@ from typing import Any
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
-from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Creators, vr_of
+from nbia_pipeline.headers.parse.elements import LONG_FORM, SHORT_FORM, UNDEFINED, Creators, vr_of
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, settled
+from nbia_pipeline.headers.parse.source import BIG, EXPLICIT, IMPLICIT
 
 Value = bytes | list[Dataset] | None
 
 _UNITS = {"AT": 2, "US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
 _LONGEST_UNKNOWN = 0xFFFF
 _STATED_LONG = frozenset(LONG_FORM.values())
+_STATED = _STATED_LONG.union(SHORT_FORM.values())
 
 
 def members(data: Dataset, signed: bool = False) -> Iterator[tuple[int, str, Value]]:
@@ -47,12 +50,29 @@ def members(data: Dataset, signed: bool = False) -> Iterator[tuple[int, str, Val
             yield tag, vr, _items(data, found)
             continue
         if isinstance(found, DataElement):
-            raw = str(raw).encode("latin1", "replace") if isinstance(raw, str) else b""
+            raw = as_bytes(raw)
         elif raw is not None and not found.is_little_endian:
             raw = _swapped(vr, raw)
         elif raw is None and not found.length:
             raw = b""
         yield tag, settled(vr, signed, len(raw or b"")), raw
+
+
+def as_bytes(value: object) -> bytes:
+    """Return a value as bytes, also one that pydicom has converted for its own use: texts, such as a character set."""
+    if isinstance(value, bytes):
+        return value
+    texts = value if isinstance(value, MultiValue) else [value] if isinstance(value, str) else []
+    return "\\".join(map(str, texts)).encode("latin1", "replace")
+
+
+def syntax_of(data: Dataset) -> bytes:
+    """Return a transfer syntax that elements of a data set have, which may not be the one that the file states."""
+    for tag in sorted(data.keys()):
+        found: Any = data.get_item(tag, keep_deferred=True)
+        if isinstance(found, RawDataElement):
+            return IMPLICIT if found.is_implicit_VR else EXPLICIT if found.is_little_endian else BIG
+    return EXPLICIT
 
 
 def is_signed(data: Dataset, around: bool = False) -> bool:
@@ -103,7 +123,7 @@ def _vr(found: RawDataElement | DataElement, creators: Creators) -> str:
     tag = int(found.tag)
     short = not isinstance(found, RawDataElement) or found.length < _LONGEST_UNKNOWN
     if vr and not (vr == "UN" and (tag & 0x10000 or short)):
-        return vr
+        return vr if vr in _STATED else "UN"
     known = vr_of(tag, creators.get(tag & 0xFFFFFF00, b""))
     if known == "UN" and isinstance(found, RawDataElement) and found.length == UNDEFINED:
         return "OB"

@@ -16,7 +16,7 @@ MOST_INFLATED = 1 << 26
 _PREFIX, _PREAMBLE = b"DICM", bytes(128)
 _PIECE = 1 << 20
 _SYNTAX = 0x00020010
-EXPLICIT, BIG = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0"
+EXPLICIT, BIG, IMPLICIT = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2\0"
 _DEFLATED = frozenset((b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.4.95", b"1.2.840.10008.1.2.4.205"))
 
 
@@ -41,9 +41,9 @@ class File:
         """Return the position in the file of what is at a position of this object."""
         return at - len(self._before) + self._start
 
-    def after(self, at: int) -> File:
-        """Return the same from a position in the file on."""
-        rest = File(self._before, at, self._head, self.size, self._more, self.inflated)
+    def after(self, at: int, syntax: bytes) -> File:
+        """Return the same from a position in the file on, in some transfer syntax."""
+        rest = File(_before(syntax), at, self._head, self.size, self._more, self.inflated)
         rest.errors = self.errors
         return rest
 
@@ -102,6 +102,11 @@ def readings(head: bytes, size: int, more: More) -> Iterator[File]:
     yield File(b"", 0, head, size, more)
     yield File(_PREAMBLE, 0, head, size, more)
     yield File(b"", 128, head, size, more)
+
+
+def inflated(content: bytes) -> bytes:
+    """Return the inflated data set of a deflated file, by whose positions BulkDataURI of such a file goes."""
+    return _inflated(_meta(content)[1], content, len(content), lambda offset, length: b"")
 
 
 def _before(syntax: bytes) -> bytes:

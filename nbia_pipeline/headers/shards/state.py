@@ -32,9 +32,8 @@ class Stated(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What a receipt says of a series: whose it is, and its SeriesMD5."""
+    """What a receipt says of a series: study, patient and SeriesMD5."""
 
-    collection: str
     study: str
     patient: str
     version: str
@@ -58,9 +57,7 @@ def receipts_of(lake: Lake, collection: str) -> dict[str, Receipt]:
     rows = lake.read_table(IMAGE_SERIES, collection, columns=[*columns, "Status", "Bytes"])
     rows = rows.filter(with_files(rows["Status"], rows["Bytes"]))
     values = (rows[name].to_pylist() for name in columns)
-    return {
-        uid: Receipt(collection, study, patient, md5 or "") for uid, study, patient, md5 in zip(*values, strict=True)
-    }
+    return {uid: Receipt(study, patient, md5 or "") for uid, study, patient, md5 in zip(*values, strict=True)}
 
 
 def counts_of(lake: Lake, collection: str) -> Counter[str]:

@@ -23,13 +23,12 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_GEOMETRY, SHARDED, TABLES
 from nbia_pipeline.schema.tables import INSTANCES
 
+GROUP_ROWS = 4_000
+"""Of a row group of headers: some 25 MB of text."""
 BATCH_FILES = 1_000
 """Whose rows are in memory as Python objects at a time."""
 
-_ORDER = [(name, "ascending") for name in (UID, "InstanceNumber", "SOPInstanceUID")]
 _OF_FILE = ["SOPInstanceUID", UID, "SOPClassUID", "Path", "Size"]
-GROUP_ROWS = 4_000
-"""Of a row group of headers: some 25 MB of text."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,6 @@ class ShardReport:
     def from_json(cls, values: Mapping[str, Any]) -> ShardReport:
         """Return what :meth:`to_json` was made of."""
         return cls(**values)
-
-
-def instances_of(lake: Lake, collection: str, uids: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the rows of ``instances`` of some series, in the order of the files."""
-    wanted = pa.array(uids, pa.string())
-    pieces = [INSTANCES.schema.empty_table().select([*_OF_FILE, "InstanceNumber"])]
-    for piece in lake.read_pieces(INSTANCES, collection, pieces[0].column_names) if uids else ():
-        pieces.append(piece.filter(pc.is_in(piece[UID], value_set=wanted)))
-    rows = pa.concat_tables(pieces).sort_by(_ORDER).select(_OF_FILE)
-    found, first = {}, 0
-    for uid, count in ((one["values"], one["counts"]) for one in pc.value_counts(rows[UID]).to_pylist()):
-        found[uid] = rows.slice(first, count)
-        first += count
-    return found
 
 
 class Writers:
@@ -169,22 +154,23 @@ class Fresh:
 
     Args:
         lake: the lake.
+        collection: of which.
         receipts: of these series.
-        rows: of ``instances``, by series.
 
     Attributes:
         versions: SeriesMD5 of each.
         report: what was read.
     """
 
-    def __init__(self, lake: Lake, receipts: Mapping[str, Receipt], rows: Mapping[str, pa.Table]) -> None:
-        self._lake, self._receipts, self._rows = lake, receipts, rows
+    def __init__(self, lake: Lake, collection: str, receipts: Mapping[str, Receipt]) -> None:
+        self._lake, self._receipts, self._collection = lake, receipts, collection
+        self._rows = Rows(lake.read_pieces(INSTANCES, collection, _OF_FILE))
         self.versions = {uid: receipt.version for uid, receipt in receipts.items()}
-        self.report = ShardReport("", 0, series_read=len(receipts))
+        self.report = ShardReport(collection, 0, series_read=len(receipts))
 
     def tables(self, uids: Sequence[str]) -> Iterator[tuple[Table, pa.Table]]:
         """Yield the rows of the tables of some series, in this order."""
-        files = (file for uid in uids if uid in self._rows for file in self._files(uid))
+        files = self._files(uids)
         unfinished: list[pa.Table] = []  # of the last series, whose geometry is known when all of it is read
         while chunk := list(islice(files, BATCH_FILES)):
             batch = Batch()
@@ -203,13 +189,15 @@ class Fresh:
         if unfinished:
             yield SERIES_GEOMETRY, series_geometry(pa.concat_tables(unfinished))
 
-    def _files(self, uid: str) -> Iterator[Known]:
-        receipt = self._receipts[uid]
-        for batch in self._rows[uid].to_batches(max_chunksize=BATCH_FILES):
-            for sop, _, sop_class, path, size in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield Known(
-                    sop, uid, receipt.study, receipt.patient, receipt.collection, sop_class, receipt.version, path, size
-                )
+    def _files(self, uids: Sequence[str]) -> Iterator[Known]:
+        """Yield the files of some series, in the order of ``instances``, which is that of the tables of headers."""
+        for rows in self._rows.take(uids):
+            for batch in rows.to_batches(max_chunksize=BATCH_FILES):
+                columns = (column.to_pylist() for column in batch.columns)
+                for sop, uid, sop_class, path, size in zip(*columns, strict=True):
+                    whose = self._receipts[uid]
+                    of_series = (uid, whose.study, whose.patient, self._collection, sop_class, whose.version)
+                    yield Known(sop, *of_series, path, size)
 
     def _count(self, headers: pa.Table) -> None:
         before = self.report

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from nbia_pipeline.headers.shards.plan import Shard
 from nbia_pipeline.headers.shards.state import (
     UID,
     Stated,
+    counts_of,
     digest_of,
     held_in,
     receipts_of,
@@ -21,8 +21,9 @@ from nbia_pipeline.headers.shards.state import (
     stated_by_part,
     stated_of,
 )
-from nbia_pipeline.headers.shards.tables import Fresh, Rows, ShardReport, Writers, instances_of, kept_rows
+from nbia_pipeline.headers.shards.tables import Fresh, Rows, ShardReport, Writers, kept_rows
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
+from nbia_pipeline.lake.damage import remove_if_damaged
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.lake.lock import ExpectHeld
 from nbia_pipeline.schema.arrow import among
@@ -71,22 +72,23 @@ def _write_shard(lake: Lake, shard: Shard, expect_held: ExpectHeld) -> ShardRepo
     source = source_of(stated, part, shards)
     held = {} if shard.full and shard.most is None else held_in(lake, collection, source, part, shards)
     new = [uid for uid, version in wanted.items() if shard.full or held.get(uid) != (version, True)]
-    rows = instances_of(lake, collection, new)
     if shard.most is not None:
-        new = _first(new, rows, shard.most)
+        # At last those that could not be read: else a bound would never leave anything for the others.
+        new.sort(key=lambda uid: (uid in held and held[uid] == (wanted[uid], False), uid))
+        new = _first(new, counts_of(lake, collection), shard.most)
     kept = {uid: held[uid][0] for uid in held.keys() & (wanted.keys() - set(new))}
-    fresh = Fresh(lake, {uid: receipts[uid] for uid in new}, rows)
+    fresh = Fresh(lake, collection, {uid: receipts[uid] for uid in new})
     return _write(lake, (collection, part, shards, source), kept, fresh, expect_held)
 
 
-def _first(uids: Iterable[str], rows: Mapping[str, pa.Table], most: int) -> list[str]:
+def _first(uids: Iterable[str], counts: Mapping[str, int], most: int) -> list[str]:
     """Return the first series, until they have so many files."""
     found = []
-    for uid in sorted(uids):
+    for uid in uids:
         if most <= 0:
             break
         found.append(uid)
-        most -= rows[uid].num_rows if uid in rows else 0
+        most -= counts[uid]
     return found
 
 
@@ -97,7 +99,7 @@ def _divide(lake: Lake, collection: str, part: int, before: int, shards: int) ->
             known = stated_of(lake, collection, new)
             if known is None or known.shards != shards:
                 held = {uid: version for uid, (version, _) in held_in(lake, collection, part, new, shards).items()}
-                _write(lake, (collection, new, shards, part), held, Fresh(lake, {}, {}), expect_held)
+                _write(lake, (collection, new, shards, part), held, Fresh(lake, collection, {}), expect_held)
 
 
 def _write(
@@ -132,14 +134,7 @@ def _write(
         for table in _IN_ORDER:
             expect_held()
             lake.put_part(work / table.name, table, collection, part)
-    return replace(
-        fresh.report,
-        collection=collection,
-        part=part,
-        series=len(holds),
-        instances=writers.instances,
-        bytes=writers.bytes,
-    )
+    return replace(fresh.report, part=part, series=len(holds), instances=writers.instances, bytes=writers.bytes)
 
 
 # --- prune
@@ -148,7 +143,7 @@ def _write(
 def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     """Remove the rows of some series from all tables of headers.
 
-    A part that is damaged is removed: the next run makes it again.
+    A file that is damaged is removed: the next run makes it again.
 
     Raises:
         LakeError: the lake cannot be read or written; called again, it finishes.
@@ -158,11 +153,12 @@ def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
         if stated is None or any(shard_of(uid, stated.shards) == part for uid in gone):
             with lake.lock(Lock.HEADERS, collection, str(part)) as expect_held:
                 _remove_from(lake, collection, part, gone, expect_held)
-    rows = lake.read_table(SERIES_REFERENCES, collection)
-    kept = rows.filter(pc.invert(among(rows[UID], gone)))
-    if kept.num_rows < rows.num_rows:
-        properties = lake.read_properties(SERIES_REFERENCES, collection)
-        lake.write_table(SERIES_REFERENCES, kept, collection, properties=properties, may_empty=True)
+    with lake.lock(Lock.REFERENCES, collection):
+        remove_if_damaged(lake, SERIES_REFERENCES, collection, "The next run makes it again")
+        rows = lake.read_table(SERIES_REFERENCES, collection)
+        kept = rows.filter(pc.invert(among(rows[UID], gone)))
+        if kept.num_rows < rows.num_rows:
+            lake.write_table(SERIES_REFERENCES, kept, collection, may_empty=True)
 
 
 def _remove_from(lake: Lake, collection: str, part: int, gone: frozenset[str], expect_held: ExpectHeld) -> None:
@@ -172,7 +168,7 @@ def _remove_from(lake: Lake, collection: str, part: int, gone: frozenset[str], e
         held = held_in(lake, collection, part, part, shards) if shards else {}
         kept = {uid: version for uid, (version, _) in held.items() if uid not in gone}
         if shards and (len(kept) < len(held) or not agree):
-            fresh = Fresh(lake, {}, {})
+            fresh = Fresh(lake, collection, {})
             _write(lake, (collection, part, shards, part), kept, fresh, expect_held, agree=agree)
     except DamagedFile as e:
         log.warning("%s", e)
