@@ -11,7 +11,6 @@ import pytest
 from nbia_pipeline.headers.graph.numbers import numbers_of
 from nbia_pipeline.headers.graph.resolve import (
     affected,
-    neighbors,
     orphans,
     problems,
     resolve_references,
@@ -181,8 +180,6 @@ def test_without_references_the_images_of_one_frame_of_reference_and_study(world
     assert world.resolved() == {(SEG, "frame_of_reference", CT): ("held", 0, 0, IMAGES)}
     assert resolve_references(world.lake, RESULTS)["Stated"].to_pylist() == [False]
     assert list(world.resolved(IMAGES)) == [("1.2.70", "frame_of_reference", CT)]
-    write_references(world.lake, RESULTS)
-    assert neighbors(world.lake, [SEG], annotations=False) == neighbors(world.lake, [CT], annotations=True) == []
     world.refer(SEG, RESULTS, OTHER, f"{OTHER}.1")
     assert list(world.resolved()) == [(SEG, "described", OTHER)]
 
@@ -266,19 +263,6 @@ def test_problems_are_those_of_annotations(world: World) -> None:
         f"SEG {SEG} (described) refers to 2 instances of series {GONE}, which neither the lake nor the archive has",
     ]
     assert orphans(world.lake.read_table(SERIES_REFERENCES, RESULTS)).num_rows == 4
-
-
-def test_neighbors_are_what_series_refer_to_or_what_refers_to_them(world: World) -> None:
-    world.refer(SEG, RESULTS, CT, f"{CT}.1")
-    world.refer(SEG, RESULTS, CT, f"{CT}.1", role="source")
-    world.refer(SEG, RESULTS, GONE, f"{GONE}.1")
-    world.refer(SEG, RESULTS, SEG, f"{SEG}.1")
-    write_references(world.lake, RESULTS)
-    assert neighbors(world.lake, [SEG, CT], annotations=False) == [
-        (CT, IMAGES, SEG, "held"),
-        (GONE, None, SEG, "unknown"),
-    ]
-    assert neighbors(world.lake, [CT, OTHER], annotations=True) == [(SEG, RESULTS, CT, "held")]
 
 
 def test_the_numbers_of_uids_do_not_depend_on_the_piece_they_are_in() -> None:
