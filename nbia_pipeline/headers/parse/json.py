@@ -63,13 +63,13 @@ def fragment(tag: int, vr: str, value: bytes, encodings: tuple[str, ...]) -> tup
         ValueError: it is no value of this VR; see :func:`unknown`.
         LookupError: its encoding is none.
     """
-    if not value:
-        return f'{{"vr":"{vr}"}}', []
     if vr in BINARY:
-        return f'{{"vr":"{vr}","InlineBinary":"{base64(value)}"}}', []
+        return (f'{{"vr":"{vr}","InlineBinary":"{base64(value)}"}}' if value else f'{{"vr":"{vr}"}}'), []
     convert = _CONVERT.get(vr)
     if convert is None:
         raise ValueError(f"VR {vr} is not known")
+    if not value:
+        return f'{{"vr":"{vr}"}}', []
     texts, values = convert(value, encodings)
     if tag in _LUT_DESCRIPTORS and len(values) > 1 and isinstance(values[0], int) and values[0] < 0:
         values[0] += 1 << 16  # the number of entries, which is unsigned whatever the VR: PS3.3, C.11.1.1.1

@@ -7,8 +7,6 @@ prefix, a broken end. What comes before the place where pydicom gives up is in t
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from struct import error as StructError
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 
-from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of
+from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of, quiet
 from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Odd, vr_of
 from nbia_pipeline.headers.parse.header import Header, More, Place
 from nbia_pipeline.headers.parse.json import SPECIFIC_CHARACTER_SET, Nested, bulk
@@ -44,7 +42,7 @@ def read_odd(path: str, head: bytes, size: int, more: More) -> Header:
     why = "no data set is found in it"
     for file in readings(head, size, more):
         try:
-            with _quiet():
+            with quiet():
                 found = _Reading(path, head, file).read()
         except Odd as e:
             why = str(e)
@@ -57,20 +55,6 @@ def read_odd(path: str, head: bytes, size: int, more: More) -> Header:
         if file.errors:
             raise file.errors[0]
     return Header(size=None, problems=[f"it cannot be read: {why[:200]}"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What pydicom warns about is in Problems, where it matters."""
-    log = logging.getLogger("pydicom")
-    disabled = log.disabled
-    log.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = disabled
 
 
 class _Places:
@@ -173,21 +157,23 @@ class _Reading:
 
     def _meta(self, data: Any) -> str:
         """Return the JSON of group 0002."""
-        parts, meta, at = list[str](), Elements(True), 132
+        meta, at, found = Elements(True), 132, dict[int, Entry]()
         meta.begin()
-        entries: list[Entry] = []
         if self._head[128:at] == b"DICM":
             with contextlib.suppress(Odd, StructError, IndexError):
                 while self._head[at : at + 2] == b"\2\0":
-                    entries.append(meta.entry(self._head, at))
-                    at += len(entries[-1].raw)
-        if not entries:
+                    entry = meta.entry(self._head, at)
+                    if entry.tag in found:
+                        self._found.problems.append(f"{entry.tag:08X}: it occurs again; it is in the file only")
+                        self._found.omitted.append((entry.tag, "UN", at + 8, len(entry.raw) - 8))
+                    found.setdefault(entry.tag, entry)
+                    at += len(entry.raw)
+        if not found:
             values = [(tag, vr, value) for tag, vr, value in members(data.file_meta) if isinstance(value, bytes)]
-            entries = [meta.read(tag, vr, encoded(tag, vr, value), value) for tag, vr, value in values if vr != "SQ"]
-        for entry in entries:
-            parts.append(entry.json)
+            found = {tag: meta.read(tag, vr, encoded(tag, vr, value), value) for tag, vr, value in values if vr != "SQ"}
+        for entry in found.values():
             self._note(entry)
-        return json_object(parts)
+        return json_object(found[tag].json for tag in sorted(found))
 
     def _begin(self, data: Dataset) -> None:
         self._elements.begin()

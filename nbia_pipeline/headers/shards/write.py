@@ -73,6 +73,8 @@ def _write_shard(lake: Lake, shard: Shard, expect_held: ExpectHeld) -> ShardRepo
     held = {} if shard.full and shard.most is None else held_in(lake, collection, source, part, shards)
     new = [uid for uid, version in wanted.items() if shard.full or held.get(uid) != (version, True)]
     if shard.most is not None:
+        # At last those that could not be read: else a bound would never leave anything for the others.
+        new.sort(key=lambda uid: (uid in held and held[uid] == (wanted[uid], False), uid))
         new = _first(new, counts_of(lake, collection), shard.most)
     kept = {uid: held[uid][0] for uid in held.keys() & (wanted.keys() - set(new))}
     fresh = Fresh(lake, collection, {uid: receipts[uid] for uid in new})
@@ -82,7 +84,7 @@ def _write_shard(lake: Lake, shard: Shard, expect_held: ExpectHeld) -> ShardRepo
 def _first(uids: Iterable[str], counts: Mapping[str, int], most: int) -> list[str]:
     """Return the first series, until they have so many files."""
     found = []
-    for uid in sorted(uids):
+    for uid in uids:
         if most <= 0:
             break
         found.append(uid)
@@ -132,13 +134,7 @@ def _write(
         for table in _IN_ORDER:
             expect_held()
             lake.put_part(work / table.name, table, collection, part)
-    return replace(
-        fresh.report,
-        part=part,
-        series=len(holds),
-        instances=writers.instances,
-        bytes=writers.bytes,
-    )
+    return replace(fresh.report, part=part, series=len(holds), instances=writers.instances, bytes=writers.bytes)
 
 
 # --- prune
