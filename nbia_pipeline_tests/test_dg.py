@@ -93,7 +93,7 @@ def test_everything_is_checked_and_listed(dg: Dg) -> None:
     assert "All definitions loaded successfully." in dg("check", "defs", "--use-active-venv")
     found = json.loads(dg("list", "defs", "--json"))
     assets = {one["asset_key"]: one for one in found["assets"]}
-    assert len(assets) == 12 and assets["nbia/images"]["dependency_keys"] == ["nbia/series"]
+    assert len(assets) == 14 and assets["nbia/images"]["dependency_keys"] == ["nbia/series"]
     assert {one["name"] for one in found["jobs"]} >= {"nbia_catalogue", "nbia_tables", "nbia_images", "nbia_update"}
     assert all(one["description"] for one in found["assets"] + found["jobs"] + found["asset_checks"])
 

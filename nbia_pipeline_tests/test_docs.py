@@ -20,6 +20,7 @@ from nbia_pipeline.cli.main import COMMANDS
 from nbia_pipeline.defs.mirror_job import MirrorConfig
 from nbia_pipeline.embedded.demo.catalog import demo_catalog
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.headers.shards import plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.engine import Mirror
 from nbia_pipeline.schema import TABLES
@@ -210,7 +211,10 @@ def folder(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a lake, as the README's commands leave it."""
     made = tmp_path_factory.mktemp("snippets")
     with NbiaClient(address, options=FAST) as client:
-        Mirror(client, Lake(str(made / "lake"))).run(COLLECTION)
+        lake = Lake(str(made / "lake"))
+        Mirror(client, lake).run(COLLECTION)
+    for shard in plan_headers(lake, COLLECTION):
+        write_shard(lake, shard)
     return made
 
 

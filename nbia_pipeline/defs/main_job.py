@@ -52,8 +52,6 @@ from nbia_pipeline.schema.tables import (
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import did_you_mean, matching, unmatched
 
-# Dagster's own words about a step that has nothing to do, such as one that follows references where nobody asked for it.
-_SKIPPED = "Skipping step "
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -372,7 +370,8 @@ class _Runner:
 
     def _tell(self, entry: Any) -> None:
         """Pass on what a step tells a person: its plan, and how far a batch is."""
-        if entry.dagster_event is None and entry.level == logging.INFO and not entry.user_message.startswith(_SKIPPED):
+        skipped = entry.user_message.startswith("Skipping step ")  # Dagster's own, of what was not asked for
+        if entry.dagster_event is None and entry.level == logging.INFO and not skipped:
             self.on_progress(f"    {entry.user_message}")
 
     def _take(self, event: dg.DagsterEvent) -> None:

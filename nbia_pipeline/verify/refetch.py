@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.changes.present import present_series
+from nbia_pipeline.headers.shards import remove_series
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.lock import soon_if_interrupted
 from nbia_pipeline.mirror.engine import Mirror
@@ -78,6 +79,8 @@ def refetch(
         outdated = {v.series.uid for v in damaged if v.outdated}
         damage = {uid: f"{DAMAGED}: {findings[uid]}" for uid in listed - outdated}
         revoke(lake, collection, damage)
+        if damage:  # the files that replace them have the same SeriesMD5, and their headers are to be read again
+            remove_series(lake, collection, damage)
         for batch in batches(wanted):
             try:
                 receipts = mirror.fetch(batch, ask_list=True, on_result=on_result)

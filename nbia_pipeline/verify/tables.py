@@ -13,6 +13,7 @@ from nbia_pipeline.changes.listing import LISTED, fetch_list, write_listing
 from nbia_pipeline.changes.metadata import metadata_of
 from nbia_pipeline.changes.reasons import Reasons
 from nbia_pipeline.changes.rebuild import why_feed_is_lost, why_state_is_lost
+from nbia_pipeline.headers.graph.resolve import write_references
 from nbia_pipeline.headers.shards import plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.damage import damage_of, missing, read_or_empty, remove_if_damaged
@@ -22,6 +23,7 @@ from nbia_pipeline.mirror.rebuild.tables import LOST_SELECTION, rebuild, why_ins
 from nbia_pipeline.mirror.selection import Selection, Selections
 from nbia_pipeline.schema import TABLES, Table
 from nbia_pipeline.schema import tables as t
+from nbia_pipeline.schema.headers import SERIES_REFERENCES
 from nbia_pipeline.schema.headers import TABLES as OF_HEADERS
 from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import logger
@@ -30,8 +32,7 @@ log = logger(__name__)
 
 OF_IMAGES = (t.IMAGE_SERIES, t.INSTANCES)
 _RECORDED_AGAIN = "What it says is recorded again when the archive is listed, or files are read, the next time"
-_READ_AGAIN = "The headers of its files are read again"
-_RESOLVED_AGAIN = "The next run of the asset references makes it again"
+_READ_AGAIN = "It is made again from the headers of the files"
 _NOT_LISTED = "The archive no longer lists the collection; what was known of its series is in series_seen"
 
 
@@ -169,10 +170,12 @@ def _repair(client: NbiaClient, lake: Lake, settings: Settings, collection: str,
 
 def _repair_headers(lake: Lake, collection: str, tables: Collection[Table]) -> None:
     for table in tables:
-        remove_if_damaged(lake, table, collection, _READ_AGAIN if table.sharded else _RESOLVED_AGAIN)
+        remove_if_damaged(lake, table, collection, _READ_AGAIN)
     if any(table.sharded for table in tables):
         for shard in plan_headers(lake, collection):
             write_shard(lake, shard)
+    if SERIES_REFERENCES in tables or lake.has_table(SERIES_REFERENCES, collection):
+        write_references(lake, collection)
 
 
 def _repair_images(client: NbiaClient, lake: Lake, settings: Settings, collection: str) -> None:

@@ -111,7 +111,8 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     app = create_app(demo_catalog())
     faults = Faults(app)
-    with serving(faults) as url, serving_ui(folder, NBIA_ARCHIVE=url, NBIA_IMAGES="*", NBIA_POLL_SECONDS="60") as ui:
+    settings = {"NBIA_IMAGES": "*", "NBIA_HEADERS": "*", "NBIA_POLL_SECONDS": "60"}
+    with serving(faults) as url, serving_ui(folder, NBIA_ARCHIVE=url, **settings) as ui:
         ui.wait_until_loaded()
         assert ui.materialize("nbia_mirror") == "SUCCESS"
         yield Site(ui, folder, Lake(str(folder / "a lake")), faults, app.state.archive.control)

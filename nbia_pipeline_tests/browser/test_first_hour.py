@@ -30,7 +30,7 @@ def see_contact_sheet(person: Person) -> None:
 
 def test_first_click_to_first_image(visit: Visit, tmp_path: Path, tell: Callable[[str], None]) -> None:
     began = time.monotonic()
-    with serving_ui(tmp_path) as ui:
+    with serving_ui(tmp_path, NBIA_HEADERS="*") as ui:
         ui.wait_until_loaded()
         loaded = time.monotonic()
         person = visit(ui, tmp_path)
@@ -51,6 +51,11 @@ def test_first_click_to_first_image(visit: Visit, tmp_path: Path, tell: Callable
         person.sees("Latest materialization")
         see_contact_sheet(person)
         person.picture("images-asset.png")
+
+        person.open("/assets/nbia/references?view=partitions&partition=HeadNeckMix")
+        person.sees("moved")
+        person.sees("first_orphans").evaluate("name => name.scrollIntoView({block: 'center'})")
+        person.picture("references-asset.png", width=2000)
 
     lake = Lake(str(tmp_path / "a lake"))
     statuses = {c: lake.read_table(IMAGE_SERIES, c)["Status"].to_pylist() for c in KNOWN}

@@ -110,6 +110,19 @@ def test_every_file_refers_to_what_is_written_down() -> None:
         assert found(plan) == stated, p_key(plan)
 
 
+def test_other_studies_are_apart_from_the_own_one() -> None:
+    study_of = {plan.uid: plan.row["StudyInstanceUID"] for plan in PLANS}
+    others = set()
+    for plan in DRAWN:
+        for path, one, _ in walk(pydicom.dcmread(BytesIO(content(plan.uid)))):
+            home = HOME.get(one.ReferencedSOPInstanceUID)
+            if path.endswith("ReferencedInstanceSequence") and home:
+                elsewhere = study_of[home] != plan.row["StudyInstanceUID"]
+                assert path.startswith("StudiesContainingOtherReferencedInstancesSequence") == elsewhere
+                others |= {p_key(plan)} if elsewhere else set()
+    assert others == {expected.REGISTRATION, expected.SEG_OF_OTHER_STUDY, expected.SEG_OF_OTHER_COLLECTION}
+
+
 def test_closures_are_those_of_the_references() -> None:
     for key, closure in expected.IMAGES_OF.items():
         reached: set[Key] = set()

@@ -3,12 +3,13 @@
     python -m nbia_pipeline_tests.helpers.headers_once LAKE COLLECTION MOST FULL [DIE_AT]
 
 A part has MOST instances, if there can be more parts; FULL is 1 if all files are read again. Just before the DIE_AT-th
-change of the disk it kills itself; with DIE_AT of 0 it prints how many changes there were.
+change of the disk it kills itself; with DIE_AT of 0 it prints how much memory it took, in MiB.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 
@@ -32,7 +33,7 @@ def main(address: str, collection: str, most: str, full: str, die_at: str = "0")
     lake = Lake(address)
     for shard in plan_headers(lake, collection, full=full == "1"):
         write_shard(lake, shard)
-    sys.stdout.write(str(changes))
+    sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
 
 
 if __name__ == "__main__":

@@ -48,8 +48,17 @@ def lists(questions: dict[str, Any]) -> dict[str, Any]:
         "sop_instance_uids": {uid: nbia.getSopInstanceUids(uid) for uid in questions["downloads"]},
         "unknown": nbia.getSeries(collection="No Such Collection"),
         "series_frame": _frame(nbia.getSeries(collection=names[0], format="df")),
-        "references": {uid: nbia.getSegRefSeries(uid) for uid in questions["drawn"]},
+        "references": {uid: _first_reference(uid) for uid in questions["drawn"]},
     }
+
+
+def _first_reference(uid: str) -> str:
+    """Return what it says, or the text of what it raises where there are several."""
+    try:
+        found: str = nbia.getSegRefSeries(uid)
+    except ValueError as e:
+        return f"ValueError: {e}"
+    return found
 
 
 def metadata(questions: dict[str, Any]) -> dict[str, Any]:

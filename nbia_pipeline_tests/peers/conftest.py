@@ -75,5 +75,5 @@ def _questions(demo: Catalog, days: list[str]) -> dict[str, Any]:
         "metadata": [r["SeriesInstanceUID"] for r in rows],
         "downloads": [*of_modality.values(), unnumbered],
         "instance": [ct, demo.images.instances(ct)[0].sop_instance_uid],
-        "drawn": [of_modality["SEG"], of_modality["RTSTRUCT"]],
+        "drawn": [r["SeriesInstanceUID"] for r in rows if r["Modality"] in ("SEG", "RTSTRUCT")],
     }

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pydicom
 
 from nbia_pipeline.archive import NbiaClient
+from nbia_pipeline.embedded.demo.catalog import demo_catalog
+from nbia_pipeline.headers.batch import Batch, Known
 
 Row = dict[str, Any]
 
@@ -118,3 +120,16 @@ def _v4(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return us_day(value) if isinstance(value, date) else value
+
+
+def stated_series(series_uid: str) -> set[str]:
+    """Return the series that the file of a series of the demo states, as we read it."""
+    images = demo_catalog().images
+    assert images is not None
+    (file,) = images.instances(series_uid)
+    content = images.read(series_uid, file.sop_instance_uid)
+    batch = Batch()
+    known = Known(file.sop_instance_uid, series_uid, None, None, "", None, None, "", len(content))
+    batch.add(known, content, len(content), lambda offset, length: content[offset : offset + length])
+    stated = batch.tables()["instance_references"]["StatedSeriesInstanceUID"]
+    return set(stated.drop_null().to_pylist())

@@ -11,6 +11,7 @@ import pytest
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.archive.errors import NotAvailable
+from nbia_pipeline_tests.helpers import references_of_demo as demo
 from nbia_pipeline_tests.helpers.peers import EVER, SINCE, Ask, Asked
 from nbia_pipeline_tests.peers import rows
 from nbia_pipeline_tests.peers.rows import in_order
@@ -135,17 +136,11 @@ def test_downloaded_files(said: Asked, ours_v2: NbiaClient) -> None:
         assert not list((said.folder / uid).rglob("md5hashes.csv"))
 
 
-def test_references_are_found_in_the_tags_of_a_structure_set_only(said: Asked, ours_v2: NbiaClient) -> None:
-    of_study = {
-        row["SeriesInstanceUID"]: row["StudyInstanceUID"]
-        for name in said.questions["collections"]
-        for row in ours_v2.series(name).to_pylist()
-    }
-    segmentation, structures = said.questions["drawn"]
-    assert said.answers["references"][segmentation] == "ValueError: Series is not an RTSTRUCT."
-    [referenced] = said.answers["references"][structures]
-    assert referenced != structures
-    assert of_study[referenced] == of_study[structures]
+def test_references_are_found_in_the_tags_of_a_structure_set_only(said: Asked) -> None:
+    answers = said.answers["references"]
+    assert answers[demo.uid(demo.FIRST_SEG)] == "ValueError: Series is not an RTSTRUCT."
+    for structures in (demo.STRUCTURES, demo.SECOND_STRUCTURES):
+        assert set(answers[demo.uid(structures)]) == rows.stated_series(demo.uid(structures))
 
 
 def test_nothing_is_an_error(said: Asked, ours_v2: NbiaClient) -> None:

@@ -9,12 +9,14 @@ import pytest
 
 from nbia_pipeline.archive import NbiaClient
 from nbia_pipeline.archive.errors import NotAvailable
+from nbia_pipeline_tests.helpers import references_of_demo as demo
 from nbia_pipeline_tests.helpers.peers import EVER, SINCE, Ask, Asked
 from nbia_pipeline_tests.peers import rows
 from nbia_pipeline_tests.peers.rows import in_order, us_day
 
 pytestmark = pytest.mark.peers
 
+SEVERAL = "ValueError: can only convert an array of size 1 to a Python scalar"
 # What v4's metadata says of the patient and the study stands in other tables of ours, these two in none.
 SPACINGS = {"PixelSpacing(mm)-Row": "PixelSpacing", "SliceThickness(mm)": "SliceThickness"}
 
@@ -163,16 +165,18 @@ def test_downloaded_instance(said: Asked, ours_v4: NbiaClient) -> None:
     assert (said.folder / "single" / uid / f"{instance}.dcm").read_bytes() == mine
 
 
-def test_references_are_found_in_the_tags(said: Asked, ours_v4: NbiaClient) -> None:
+def test_references_are_found_in_the_tags(said: Asked) -> None:
     # Its own walk through getDicomTags: it finds them only where the tags come as the real server sends them.
-    of_study = {
-        row["SeriesInstanceUID"]: row["StudyInstanceUID"]
-        for name in said.questions["collections"]
-        for row in ours_v4.series(name).to_pylist()
-    }
-    for drawn, referenced in said.answers["references"].items():
-        assert referenced != drawn
-        assert of_study[referenced] == of_study[drawn]
+    answers = said.answers["references"]
+    ours = {series: rows.stated_series(series) for series in answers}
+    for series, stated in ours.items():
+        if answers[series] not in ("N/A", SEVERAL):
+            assert {answers[series]} == stated, series
+    # It looks neither into other studies (0008,1200) nor further than one series.
+    none = {series for series, answer in answers.items() if answer == "N/A"}
+    elsewhere = (demo.SEG_OF_OTHER_STUDY, demo.SEG_OF_OTHER_COLLECTION, demo.STRUCTURES_WITHOUT_REFERENCES)
+    assert none == set(map(demo.uid, elsewhere))
+    assert {series for series in answers if answers[series] == SEVERAL} == {demo.uid(demo.SEG_OF_TWO)}
 
 
 def test_nothing_and_refused_look_alike(said: Asked, ours_v4: NbiaClient) -> None:

@@ -92,7 +92,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, demo: Catalog) -> Iterator[S
             listed = client.series(NAME)["SeriesInstanceUID"].to_pylist()
         (folder / "all.tcia").write_text("\n".join([LIST_OF_SERIES, *listed]))
         select = {NAME: {"manifest": str(folder / "all.tcia")}}
-        known = {"collections": (NAME,), "images": ("*",), "headers": (), "select": select}
+        known = {"collections": (NAME,), "images": ("*",), "select": select}
         settings = Settings(archive=url, lake=str(folder / "lake"), **known)
         assert run_main_job(settings, instance).problems == []
         lake = Lake(settings.lake)
@@ -118,7 +118,7 @@ def uid_of(lake: Lake) -> str:
 
 
 # Every table with every damage takes a minute: NBIA_TEST_DAMAGE=all. Else each table has one, those of the engine two.
-IN_A_MIRROR = [table for table in TABLES.values() if table.partitioned and table != t.SERIES_METADATA]
+IN_A_MIRROR = [table for table in t.TABLES.values() if table.partitioned and table != t.SERIES_METADATA]
 OF_ENGINE = (t.SERIES_CHANGES, t.SERIES_SEEN, t.IMAGE_SERIES, t.INSTANCES)
 CASES = [
     pytest.param(table, name, id=f"{table.name}, {name}")

@@ -15,6 +15,7 @@ import pytest
 
 from nbia_pipeline.archive import ArchiveError, NbiaClient
 from nbia_pipeline.embedded.catalog.model import Catalog
+from nbia_pipeline.headers.shards import plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.object_store import ObjectStore
 from nbia_pipeline.mirror.commit import commit
@@ -24,6 +25,7 @@ from nbia_pipeline.mirror.plan import Bounds, make_plan
 from nbia_pipeline.mirror.receipt import Receipt
 from nbia_pipeline.mirror.series import wanted_series
 from nbia_pipeline.mirror.unpack import VerifiedInstance
+from nbia_pipeline.schema.headers import INSTANCE_HEADERS
 from nbia_pipeline.schema.tables import IMAGE_SERIES, INSTANCES, SERIES, VERIFICATIONS
 from nbia_pipeline.verify.inventory import stored_series
 from nbia_pipeline.verify.refetch import NOT_LISTED, refetch
@@ -339,6 +341,7 @@ def test_damaged_series_are_fetched_anew_and_only_these(
     damaged = damage(mirrored, 2)
     done = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     assert {v.series.uid for v in done.damaged} == set(damaged)
+    assert without_header(mirrored) == 2
     archive.faults.reset()
     told: list[str] = []
     outcome = refetch(client, mirrored, done.damaged, on_result=lambda r: told.append(r.status))
@@ -350,6 +353,16 @@ def test_damaged_series_are_fetched_anew_and_only_these(
     assert set(statuses(mirrored).values()) == {"complete"}
     again = read_again(mirrored, plan_verification(mirrored, [COLLECTION]))
     assert again.damaged == [] and again.checked == 5
+    assert without_header(mirrored) == 0, "the same digest, and yet they are read again"
+
+
+def without_header(lake: Lake) -> int:
+    """Make the tables of headers, and return how many files have none."""
+    for shard in plan_headers(lake, COLLECTION):
+        write_shard(lake, shard)
+    headers = lake.read_table(INSTANCE_HEADERS, COLLECTION, columns=["Header"])["Header"]
+    assert len(headers) == lake.count_rows(INSTANCES, COLLECTION)
+    return headers.null_count
 
 
 def test_what_cannot_be_mended_is_complete_no_more(archive: TestArchive, client: NbiaClient, mirrored: Lake) -> None:

@@ -23,8 +23,8 @@ from nbia_pipeline.settings import Settings
 from nbia_pipeline.text import shown
 
 NAME = "references"
-ORPHANS = "SeriesInstanceUID Modality Role ReferencedSeriesInstanceUID Resolution ReferencedInstances Missing"
-"""Columns of the table of orphans."""
+ORPHANS = "Modality Role Resolution ReferencedInstances Missing SeriesInstanceUID ReferencedSeriesInstanceUID"
+"""Columns of the table of orphans; UIDs come last, since a page is not wide enough for two."""
 
 
 def build_references_asset(naming: Naming, settings: Settings) -> dg.AssetsDefinition:

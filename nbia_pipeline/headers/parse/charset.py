@@ -6,8 +6,12 @@ an error, not a replacement character.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 
 from pydicom.charset import (
     CODES_TO_ENCODINGS,
@@ -24,12 +28,28 @@ _PARTS = re.compile(b"^[^\x1b]+|\x1b[^\x1b]*")
 _FOUR_BYTES = (b"\x1b$(", b"\x1b$)")
 
 
+@lru_cache(maxsize=256)
 def encodings_of(value: bytes) -> tuple[str, ...]:
-    """Return Python's names of the encodings that a value of SpecificCharacterSet names."""
+    """Return Python's names of the encodings that a value of SpecificCharacterSet names; the default for none."""
     names = value.decode("latin1").rstrip(" \0").split("\\")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tuple(convert_encodings(names if len(names) > 1 else names[0]))
+    try:
+        with quiet():
+            return tuple(convert_encodings(names if len(names) > 1 else names[0]))
+    except (ValueError, LookupError):
+        return DEFAULT
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let pydicom warn nobody: what matters is in Problems."""
+    log = logging.getLogger("pydicom")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = disabled
 
 
 def decoded(value: bytes, encodings: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
-from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Creators, vr_of
+from nbia_pipeline.headers.parse.elements import LONG_FORM, SHORT_FORM, UNDEFINED, Creators, vr_of
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, settled
 from nbia_pipeline.headers.parse.source import BIG, EXPLICIT, IMPLICIT
 
@@ -23,6 +23,7 @@ Value = bytes | list[Dataset] | None
 _UNITS = {"AT": 2, "US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
 _LONGEST_UNKNOWN = 0xFFFF
 _STATED_LONG = frozenset(LONG_FORM.values())
+_STATED = _STATED_LONG.union(SHORT_FORM.values())
 
 
 def members(data: Dataset, signed: bool = False) -> Iterator[tuple[int, str, Value]]:
@@ -122,7 +123,7 @@ def _vr(found: RawDataElement | DataElement, creators: Creators) -> str:
     tag = int(found.tag)
     short = not isinstance(found, RawDataElement) or found.length < _LONGEST_UNKNOWN
     if vr and not (vr == "UN" and (tag & 0x10000 or short)):
-        return vr
+        return vr if vr in _STATED else "UN"
     known = vr_of(tag, creators.get(tag & 0xFFFFFF00, b""))
     if known == "UN" and isinstance(found, RawDataElement) and found.length == UNDEFINED:
         return "OB"

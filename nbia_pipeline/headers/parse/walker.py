@@ -108,12 +108,12 @@ class Walker:
             raise Odd("there is no prefix")
         try:
             return self._by_template(head, size, more)
-        except (Differs, Odd, StructError, IndexError):
+        except (Differs, Odd, StructError, ValueError, LookupError):
             pass
         try:
             return self._by_elements(path, _Window(head, size, more))
-        except (StructError, IndexError) as e:
-            raise Odd("an element has no end") from e
+        except (StructError, ValueError, LookupError) as e:
+            raise Odd("its bytes do not go on as they should") from e
 
     def _by_template(self, head: bytes, size: int, more: More) -> Header:
         found, parts, parts_of_meta = Header(buffer=head), list[str](), list[str]()

@@ -23,12 +23,12 @@ from nbia_pipeline.schema import Table
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_GEOMETRY, SHARDED, TABLES
 from nbia_pipeline.schema.tables import INSTANCES
 
+GROUP_ROWS = 4_000
+"""Of a row group of headers: some 25 MB of text."""
 BATCH_FILES = 1_000
 """Whose rows are in memory as Python objects at a time."""
 
 _OF_FILE = ["SOPInstanceUID", UID, "SOPClassUID", "Path", "Size"]
-GROUP_ROWS = 4_000
-"""Of a row group of headers: some 25 MB of text."""
 
 
 @dataclass(frozen=True)

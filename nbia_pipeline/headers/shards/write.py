@@ -23,6 +23,7 @@ from nbia_pipeline.headers.shards.state import (
 )
 from nbia_pipeline.headers.shards.tables import Fresh, Rows, ShardReport, Writers, kept_rows
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
+from nbia_pipeline.lake.damage import remove_if_damaged
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.lake.lock import ExpectHeld
 from nbia_pipeline.schema.arrow import among
@@ -72,6 +73,8 @@ def _write_shard(lake: Lake, shard: Shard, expect_held: ExpectHeld) -> ShardRepo
     held = {} if shard.full and shard.most is None else held_in(lake, collection, source, part, shards)
     new = [uid for uid, version in wanted.items() if shard.full or held.get(uid) != (version, True)]
     if shard.most is not None:
+        # At last those that could not be read: else a bound would never leave anything for the others.
+        new.sort(key=lambda uid: (uid in held and held[uid] == (wanted[uid], False), uid))
         new = _first(new, counts_of(lake, collection), shard.most)
     kept = {uid: held[uid][0] for uid in held.keys() & (wanted.keys() - set(new))}
     fresh = Fresh(lake, collection, {uid: receipts[uid] for uid in new})
@@ -81,7 +84,7 @@ def _write_shard(lake: Lake, shard: Shard, expect_held: ExpectHeld) -> ShardRepo
 def _first(uids: Iterable[str], counts: Mapping[str, int], most: int) -> list[str]:
     """Return the first series, until they have so many files."""
     found = []
-    for uid in sorted(uids):
+    for uid in uids:
         if most <= 0:
             break
         found.append(uid)
@@ -131,13 +134,7 @@ def _write(
         for table in _IN_ORDER:
             expect_held()
             lake.put_part(work / table.name, table, collection, part)
-    return replace(
-        fresh.report,
-        part=part,
-        series=len(holds),
-        instances=writers.instances,
-        bytes=writers.bytes,
-    )
+    return replace(fresh.report, part=part, series=len(holds), instances=writers.instances, bytes=writers.bytes)
 
 
 # --- prune
@@ -146,7 +143,7 @@ def _write(
 def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
     """Remove the rows of some series from all tables of headers.
 
-    A part that is damaged is removed: the next run makes it again.
+    A file that is damaged is removed: the next run makes it again.
 
     Raises:
         LakeError: the lake cannot be read or written; called again, it finishes.
@@ -156,11 +153,12 @@ def remove_series(lake: Lake, collection: str, uids: Iterable[str]) -> None:
         if stated is None or any(shard_of(uid, stated.shards) == part for uid in gone):
             with lake.lock(Lock.HEADERS, collection, str(part)) as expect_held:
                 _remove_from(lake, collection, part, gone, expect_held)
-    rows = lake.read_table(SERIES_REFERENCES, collection)
-    kept = rows.filter(pc.invert(among(rows[UID], gone)))
-    if kept.num_rows < rows.num_rows:
-        properties = lake.read_properties(SERIES_REFERENCES, collection)
-        lake.write_table(SERIES_REFERENCES, kept, collection, properties=properties, may_empty=True)
+    with lake.lock(Lock.REFERENCES, collection):
+        remove_if_damaged(lake, SERIES_REFERENCES, collection, "The next run makes it again")
+        rows = lake.read_table(SERIES_REFERENCES, collection)
+        kept = rows.filter(pc.invert(among(rows[UID], gone)))
+        if kept.num_rows < rows.num_rows:
+            lake.write_table(SERIES_REFERENCES, kept, collection, may_empty=True)
 
 
 def _remove_from(lake: Lake, collection: str, part: int, gone: frozenset[str], expect_held: ExpectHeld) -> None:

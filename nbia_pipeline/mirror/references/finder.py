@@ -23,7 +23,7 @@ from nbia_pipeline.text import logger
 log = logger(__name__)
 
 QUESTIONS = 1000
-"""So many requests one run makes at most to find out which series no table lists, and which has an instance."""
+"""So many requests are made at most, for a collection, to find series that no table lists, or that have an instance."""
 
 # The modality of a series with instances of a class, by the class without its root (DICOM PS3.4, B.5; PS3.3,
 # C.7.3.1.1.1): in which series to look for an instance whose series is not stated, as in plans and doses.
