@@ -168,8 +168,8 @@ class _Drawn:
 def _segments(file: _File) -> Iterator[Region]:
     drawn = defaultdict[int, _Drawn](_Drawn)
     for segments, position, images in _frames(file):
-        for number in segments:
-            drawn[number].add(position, images)
+        for segment in segments:
+            drawn[segment].add(position, images)
     # The frames of a label map have no segment, since each pixel has one.
     counted = bool(drawn)
     for item in file.items(_SEGMENTS):
