@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 from nbia_pipeline import clock
 from nbia_pipeline.changes.diff import UID
 from nbia_pipeline.changes.present import withdrawn_series
+from nbia_pipeline.headers.graph.resolve import affected, write_references
 from nbia_pipeline.headers.shards import remove_series
 from nbia_pipeline.lake import DamagedFile, Lake, Lock
 from nbia_pipeline.mirror.annotations.fetch import remove_annotations
 from nbia_pipeline.mirror.commit import commit
 from nbia_pipeline.mirror.series import NO_NEWER
 from nbia_pipeline.schema.arrow import among, with_column
+from nbia_pipeline.schema.headers import SERIES_REFERENCES
 from nbia_pipeline.schema.status import WITHDRAWN
 from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, INSTANCES, SERIES_SEEN
 from nbia_pipeline.text import logger
@@ -117,7 +119,18 @@ def prune(lake: Lake, what: Prunable) -> Prunable | None:
         sizes = [*gone["Size"].to_pylist(), *annotations["Size"].drop_null().to_pylist()]
         kept = instances.filter(pc.invert(chosen))
         lake.write_table(INSTANCES, kept, what.collection, may_empty=True)
+    _resolve_again(lake, what.collection)
     return Prunable(what.collection, uids, len(sizes), sum(sizes), now.since, now.until)
+
+
+def _resolve_again(lake: Lake, collection: str) -> None:
+    """Make the references of a collection again whose files were deleted, and those of others to it."""
+    try:
+        for name in (collection, *affected(lake, collection)):
+            if lake.has_table(SERIES_REFERENCES, name):
+                write_references(lake, name)
+    except DamagedFile as e:  # what was deleted is deleted, and the asset makes these tables too
+        log.warning("series_references does not show yet what was pruned: %s", e)
 
 
 def _known_and_marked(lake: Lake, collection: str) -> tuple[set[str], set[str]]:

@@ -22,10 +22,11 @@ from nbia_pipeline.cli.main import main
 from nbia_pipeline.embedded.catalog.model import Catalog
 from nbia_pipeline.embedded.control.operations import Operations
 from nbia_pipeline.embedded.server.app import create_app
+from nbia_pipeline.headers.graph.resolve import resolve_references, write_references
 from nbia_pipeline.headers.shards import Shard, plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.mirror.prune import prunable, prune
-from nbia_pipeline.schema.headers import SHARDED
+from nbia_pipeline.schema.headers import SERIES_REFERENCES, SHARDED
 from nbia_pipeline.schema.tables import ANNOTATION_FILES, IMAGE_SERIES, INSTANCES
 from nbia_pipeline_tests.helpers.pipeline import QIN, LivePipeline
 from nbia_pipeline_tests.helpers.places import Place, copied, place_at
@@ -121,6 +122,7 @@ def test_it_deletes_what_is_withdrawn_and_nothing_else(
 ) -> None:
     before = files(world)
     gone = of_series(before, withdrawn)
+    references = write_references(world.lake, QIN)
     assert main(["prune", "--yes"]) == 0
     said = capsys.readouterr().out
     size = f"{sum(gone.values()) / 1e6:.1f} MB" if sum(gone.values()) >= 1e6 else f"{sum(gone.values()) / 1e3:.1f} kB"
@@ -130,6 +132,8 @@ def test_it_deletes_what_is_withdrawn_and_nothing_else(
     assert after == {path: size for path, size in before.items() if path not in gone}
     assert dict(world.sql("instances", "SELECT Path, Size FROM t")) == after
     assert headers_agree(world)
+    now = world.lake.read_table(SERIES_REFERENCES, QIN)
+    assert now == resolve_references(world.lake, QIN) != references
     rows = world.sql(
         "image_series", "SELECT SeriesInstanceUID, Bytes, Reason FROM t WHERE Status = 'withdrawn' ORDER BY 1"
     )

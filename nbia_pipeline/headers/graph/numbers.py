@@ -33,9 +33,8 @@ def numbers_of(column: pa.ChunkedArray) -> Numbers:
     if (pc.max(pc.binary_length(column)).as_py() or 0) > UID_BYTES:
         column = pa.chunked_array([[_shortened(text) for text in column.to_pylist()]], pa.string())
     padded = pc.ascii_rpad(pc.fill_null(column, ""), width=UID_BYTES, padding="\0").combine_chunks()
-    content = np.frombuffer(padded.buffers()[2] or b"", np.uint64)
-    first = padded.offset * UID_BYTES // 8
-    words = content[first : first + len(padded) * UID_BYTES // 8].reshape(len(padded), UID_BYTES // 8)
+    words = np.frombuffer(padded.buffers()[2] or b"", np.uint64, len(padded) * UID_BYTES // 8)
+    words = words.reshape(len(padded), UID_BYTES // 8)
     numbers = np.zeros(len(padded), np.uint64)
     for at in range(words.shape[1]):
         numbers ^= words[:, at]
