@@ -8,7 +8,7 @@ SCALE = .venv-scale
 # so that two of them leave a third of two processors idle.
 PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile
 
-.PHONY: demo dev chromium screenshots test test-browser test-fast test-dg test-damage test-stop test-headers test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records scale-out clean
+.PHONY: demo dev chromium screenshots test test-browser test-fast test-dg test-damage test-stop test-headers test-hostile test-power-cut test-disk test-stores docs check-package lint types bench bench-tables bench-client bench-images bench-flush bench-memory bench-no-op bench-tick bench-demo bench-processor bench-object-store bench-many bench-records bench-headers scale-out clean
 
 demo: $(VENV)/.installed          ## run the main job on the embedded archive
 	$(BIN)/python -m nbia_pipeline run
@@ -85,6 +85,9 @@ bench: $(VENV)/.installed-dev $(PEERS)/.installed  ## run all benchmarks and wri
 
 bench-tables: $(VENV)/.installed-dev  ## tables at real scale, against tcia_utils
 	$(BIN)/python benchmarks/tables.py
+
+bench-headers: $(VENV)/.installed-dev  ## headers to tables, against pydicom
+	$(BIN)/python benchmarks/headers.py
 
 bench-client: $(VENV)/.installed-dev $(PEERS)/.installed  ## many small calls, against nbiatoolkit
 	$(BIN)/python benchmarks/client.py

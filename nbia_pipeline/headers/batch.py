@@ -24,6 +24,8 @@ _STUDY, _PATIENT, _CLASS = (INDEX[name] for name in ("StudyInstanceUID", "Patien
 _OF_FILE = ("ElementCount", "HeaderBytes", "PixelDataOffset", "PixelDataLength", "Header", "FileMeta", "Omitted")
 _OWN = ("SOPInstanceUID", "SeriesInstanceUID", "Collection", "SeriesMD5", "Path")
 
+_LONGEST_REMEMBERED, _MOST_REMEMBERED = 4096, 1000
+
 # The files of a series may be in several batches, and each thread reads its own.
 _of_thread = threading.local()
 
@@ -53,6 +55,7 @@ class Batch:
         self._problems: list[list[str] | None] = []
         self._edges: list[tuple[Any, ...]] = []
         self._regions: list[tuple[Any, ...]] = []
+        self._referred: dict[Any, tuple[list[Edge], list[Region], list[str]]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -84,13 +87,25 @@ class Batch:
         self._problems.append(found.problems or None)
 
     def _refer(self, known: Known, found: Header) -> None:
-        kind = found.values[_CLASS] or ""
-        text = partial(replaced, encodings=found.encodings)
-        place = (kind, found.top, found.buffer, found.explicit, text, found.problems)
-        referred = edges(*place)
+        """Take references and annotations; slices of a series often have the same ones."""
+        kind, (buffer, explicit) = found.values[_CLASS] or "", (found.buffer, found.explicit)
+        key: Any = None
+        if all(length <= _LONGEST_REMEMBERED for _, _, _, length in found.top):
+            contents = [(tag, vr, buffer[at : at + length]) for tag, vr, at, length in found.top]
+            key = (kind, explicit, found.encodings, *contents)
+        referred = self._referred.get(key)
+        if referred is None:
+            problems: list[str] = []
+            text = partial(replaced, encodings=found.encodings)
+            of_edges = edges(kind, found.top, buffer, explicit, text, problems)
+            of_regions = regions(kind, found.top, buffer, explicit, text, problems, of_edges)
+            referred = of_edges, of_regions, problems
+            if key and len(self._referred) < _MOST_REMEMBERED:
+                self._referred[key] = referred
         own = (known.SOPInstanceUID, known.SeriesInstanceUID, known.Collection)
-        self._edges += [(*own, kind or None, known.SeriesMD5, *edge) for edge in referred]
-        self._regions += [(*own, *region) for region in regions(*place, references=referred)]
+        self._edges += [(*own, kind or None, known.SeriesMD5, *edge) for edge in referred[0]]
+        self._regions += [(*own, *region) for region in referred[1]]
+        found.problems += referred[2]
 
     def tables(self) -> dict[str, pa.Table]:
         """Return the tables by name, with the rows of the files in the order in which they were added."""

@@ -20,7 +20,8 @@ from nbia_pipeline.defs.checks.check import Finding, Subject
 from nbia_pipeline.defs.checks.headers import agree, complete
 from nbia_pipeline.defs.jobs import IMAGES_JOB, UPDATE_JOB
 from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.headers.shards import Shard
+from nbia_pipeline.headers.shards import Shard, ShardReport, write_shard
+from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.reading import lake as reading
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_REFERENCES, SHARDED
@@ -228,11 +229,37 @@ def test_a_bounded_run_leaves_the_rest_and_the_next_one_reads_it(
     check = checked(result, "headers_complete")
     assert check[HEAD].passed and not check[DEMO].passed
     assert check[DEMO].severity == dg.AssetCheckSeverity.WARN, "the next run reads them"
+    assert "leave max_instances out" in pipeline.sentence(pipeline.read(full=True, max_instances=1))
     assert pipeline.read().success
     assert {c: pipeline.lake.count_rows(INSTANCE_HEADERS, c) for c in READ} == files
 
 
-def test_a_table_that_cannot_be_written_fails_its_collection_by_name(pipeline: Headers) -> None:
+def test_a_collection_that_is_left_out_is_not_read(pipeline: Headers, instance: dg.DagsterInstance) -> None:
+    before = pipeline.files()
+    result = Headers(Path(pipeline.lake.uri), instance, headers=(DEMO,)).read(over=[QIN], full=True)
+    assert result.success and steps(result) == [] and pipeline.files() == before
+    assert list(made(result)[QIN]) == ["skipped"]
+
+
+def test_a_part_that_cannot_be_written_fails_its_collection_and_not_the_others(
+    pipeline: Headers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(lake: Lake, shard: Shard) -> ShardReport:
+        if shard.collection == QIN:
+            raise LakeError("the disk is full")
+        return write_shard(lake, shard)
+
+    monkeypatch.setattr("nbia_pipeline.defs.assets.headers.write_shard", fails)
+    before = pipeline.files()
+    result = pipeline.read(full=True)
+    (failure,) = [e.step_failure_data.user_failure_data for e in result.all_events if e.is_step_failure]
+    assert failure is not None and failure.metadata["failed_collections"].value == [QIN]
+    assert "the disk is full" in str(failure.description)
+    written = {path for path, when in pipeline.files().items() if when != before[path]}
+    assert {c for c in READ if any(f"Collection={c}/" in path for path in written)} == {HEAD, DEMO}
+
+
+def test_a_table_that_cannot_be_read_fails_its_collection_by_name(pipeline: Headers) -> None:
     at = Path(pipeline.lake.uri, table_path("instance_headers", QIN))
     at.unlink()
     (at / "in the way").mkdir(parents=True)

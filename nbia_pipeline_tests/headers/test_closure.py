@@ -22,7 +22,7 @@ from nbia_pipeline.defs.assets.follow_op import asked_of
 from nbia_pipeline.defs.checks.images import incomplete
 from nbia_pipeline.defs.jobs import images_config
 from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.headers.shards import plan_headers, write_shard
+from nbia_pipeline.headers.shards import files, plan_headers, write_shard
 from nbia_pipeline.lake import Lake
 from nbia_pipeline.lake.layout import TABLES
 from nbia_pipeline.mirror.engine import Mirror, MirrorResult
@@ -249,7 +249,7 @@ def outcome(
     job = build_definitions(settings).resolve_job_def("nbia_images")
     config = images_config(Naming(), **asked)
     result = job.execute_in_process(instance=instance, partition_key=HEAD, run_config=config, raise_on_error=False)
-    return result, {e.step_key for e in result.all_events if e.event_type_value == "STEP_SKIPPED"}
+    return result, {str(e.step_key) for e in result.all_events if e.event_type_value == "STEP_SKIPPED"}
 
 
 def test_the_asset_follows_references_in_a_step_of_its_own(
@@ -258,7 +258,7 @@ def test_the_asset_follows_references_in_a_step_of_its_own(
     asked = {"series": [uid(demo.DOSE), uid(demo.ORPHAN)], "with_references": ["images"]}
     result, skipped = outcome(demo_archive, mirror.lake, instance, **asked)
     assert result.success and not skipped
-    (made,) = (e for e in result.get_asset_materialization_events() if e.asset_key.path[-1] == "images")
+    (made,) = (e for e in result.get_asset_materialization_events() if e.asset_key == Naming().key("images"))
     metadata = {name: value.value for name, value in made.step_materialization_data.materialization.metadata.items()}
     assert (metadata["fetched_series"], metadata["referenced_series"], metadata["referenced_not_found"]) == (2, 3, 1)
     assert metadata["complete"] == 5, "its last step counts what was fetched by references"
@@ -344,7 +344,9 @@ def test_references_come_from_the_tables_where_these_are_up_to_date(
     for shard in plan_headers(lake, HEAD):
         write_shard(lake, shard)
     opened: list[str] = []
-    monkeypatch.setattr(edges, "read_files", lambda lake, files, add: opened.extend(f.SeriesInstanceUID for f in files))
+    monkeypatch.setattr(
+        files, "read_files", lambda lake, read, add: opened.extend(one.SeriesInstanceUID for one in read)
+    )
     again = edges.references_of(lake, held).sort_by([(name, "ascending") for name in edges.COLUMNS])
     assert again.equals(read) and opened == []
     # Another version of a series is not what the tables are about.

@@ -73,6 +73,7 @@ def test_vrs_that_are_not_stated_are_those_of_the_dictionaries() -> None:
         element(0x00080060, b"??", "CT"),
         struct.pack("<HH2sHI", 8, 0x60, b"OB", 0, UNDEFINED),
         struct.pack("<HHI", 0xFFFE, 0xE00D, 0),
+        nested(0x00081140, struct.pack("<HHI", 0xFFFE, 0xE000, 0)),
     ],
 )
 def test_what_does_not_go_on_is_odd(data: bytes) -> None:

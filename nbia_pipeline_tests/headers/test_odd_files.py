@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nbia_pipeline.headers.batch import Batch
+from nbia_pipeline.headers.parse import source
 from nbia_pipeline.headers.parse.source import inflated
 from nbia_pipeline_tests.helpers.dicom_bytes import (
     BIG,
@@ -71,10 +72,11 @@ def test_deflated(wbits: int, syntax: str) -> None:
     assert parsed(found["FileMeta"])["00020010"]["Value"] == [syntax]
 
 
-def test_a_bomb_is_inflated_in_part() -> None:
+def test_a_bomb_is_inflated_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MOST_INFLATED", 1 << 20)
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
     start = stream.compress(data_set(after=struct.pack("<HH2sHL", 0x66, 0x16, b"OW", 0, 1 << 31)))
-    bomb = start + stream.compress(bytes(1 << 27)) + stream.flush()
+    bomb = start + stream.compress(bytes(1 << 22)) + stream.flush()
     found = read(PREAMBLE + meta(DEFLATED) + bomb)
     assert found["Rows"] == 8
     assert found["Problems"][0].startswith("00660016: the file ends")
@@ -112,6 +114,26 @@ def test_elements_out_of_order_and_repeated() -> None:
     assert (omitted["Tag"], omitted["VR"]) == ("00100010", "PN")
     assert data[omitted["Offset"] :][: omitted["Length"]] == b"A^B "
     assert (found["Modality"], found["ElementCount"]) == ("CT", 5)
+
+
+@pytest.mark.parametrize("undefined", [True, False])
+@pytest.mark.parametrize("deep", [True, False])
+def test_elements_repeated_in_an_item(undefined: bool, deep: bool) -> None:
+    content = element(0x00100010, "PN", "A^B") + element(0x00100010, "PN", "C^D")
+    content = nested(0x00081199, content) if deep else content
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
+    sequence = nested(0x00400275, content) if undefined else element(0x00400275, "SQ", item)
+    data = file(SOP, sequence, LAST)
+    found = read(data)
+    assert "C^D" in found["Header"] and "A^B" not in found["Header"]
+    assert found["Problems"] == ["00400275: elements in it occur again; what they were is in the file"]
+    (omitted,) = found["Omitted"]
+    assert data[omitted["Offset"] :][: omitted["Length"]] == sequence[12:]
+    # Out of order is nothing to tell.
+    other = element(0x00100020, "LO", "P") + element(0x00100010, "PN", "C^D")
+    found = read(file(SOP, nested(0x00400275, other), LAST))
+    assert (found["Problems"], found["Omitted"]) == (None, None)
+    assert [*parsed(found["Header"])["00400275"]["Value"][0]] == ["00100010", "00100020"]
 
 
 def test_a_sequence_with_vr_un() -> None:

@@ -165,13 +165,13 @@ def test_a_run_that_is_bounded_is_continued_by_the_next(held: Held) -> None:
     held.put(revised, version=2)
     read = []
     for _ in revised:
-        reports = make(held, max_instances=4 * FILES + 1)  # a series is read as a whole
+        reports = make(held, max_instances=2 * FILES + 1)  # a series is read as a whole
         read.append(sum(report.series_read for report in reports))
         found = states(held.lake.read_table(INSTANCE_HEADERS, NAME))
         assert len(found) == SERIES and all(len(versions) == 1 for versions in found.values())
         if not reports:
             break
-    assert sum(read) == len(revised) > read[0] == 5
+    assert sum(read) == len(revised) > 3 and read[0] == 3
     expect_whole(held)
 
 

@@ -155,7 +155,7 @@ def _expected(data: Dataset, tag: Any) -> dict[str, Any]:
         element = data[tag]
         if element.VR == "SQ":
             return {"vr": "SQ", "Value": [expected(item, False) for item in element.value]}
-        found = element.to_json_dict(None, 1024)
+        found: dict[str, Any] = element.to_json_dict(None, 1024)
         json.dumps(found)
     except Exception:  # noqa: BLE001 - pydicom raises anything, for the data set as a whole
         return {"vr": "UN", "InlineBinary": base64.b64encode(raw.value).decode()}
@@ -224,7 +224,8 @@ def unaccounted(found: Row, data: bytes) -> int:
 def _accounted(data: Dataset, json_of: dict[str, Any], omitted: dict[str, Any], found: Row) -> int:
     total = 0
     for tag in sorted(data.keys()):
-        raw, name = data.get_item(tag, keep_deferred=True), f"{int(tag):08X}"
+        raw: Any = data.get_item(tag, keep_deferred=True)
+        name = f"{int(tag):08X}"
         size = _size(raw, data)
         total += size
         if name in omitted:
@@ -256,8 +257,8 @@ def _size(raw: Any, data: Dataset) -> int:
 
 
 def _items_size(item: Dataset) -> int:
-    elements = sum(_size(item.get_item(tag, keep_deferred=True), item) for tag in sorted(item.keys()))
-    return elements + 8 * bool(item.is_undefined_length_sequence_item)
+    elements: int = sum(_size(item.get_item(tag, keep_deferred=True), item) for tag in sorted(item.keys()))
+    return int(elements + 8 * bool(item.is_undefined_length_sequence_item))
 
 
 def _same_bytes(found: dict[str, Any], raw: RawDataElement) -> None:

@@ -92,7 +92,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, demo: Catalog) -> Iterator[S
             listed = client.series(NAME)["SeriesInstanceUID"].to_pylist()
         (folder / "all.tcia").write_text("\n".join([LIST_OF_SERIES, *listed]))
         select = {NAME: {"manifest": str(folder / "all.tcia")}}
-        known = {"collections": (NAME,), "images": ("*",), "headers": (), "select": select}
+        known = {"collections": (NAME,), "images": ("*",), "select": select}
         settings = Settings(archive=url, lake=str(folder / "lake"), **known)
         assert run_main_job(settings, instance).problems == []
         lake = Lake(settings.lake)

@@ -45,7 +45,8 @@ class HeadersConfig(dg.Config):
     max_instances: int | None = Field(
         default=None,
         ge=1,
-        description="Read no further series once this many files are read; the rest is left for a later run.",
+        description="Read no further series once this many files are read; the rest is left for a later run. Not with "
+        "full, which would read the same ones again each time.",
     )
 
 
@@ -85,6 +86,8 @@ def _build_plan_op(naming: Naming, settings: Settings) -> dg.OpDefinition:
     )
     def plan_op(context: dg.OpExecutionContext) -> Any:
         started, config = time.time(), HeadersConfig(**context.op_config)
+        if config.full and config.max_instances:
+            raise dg.Failure("full reads all files: leave max_instances out, or full", allow_retries=False)
         with as_failure(settings):
             lake = naming.lake_of(context).open()
             stale, failed = _plan(settings, lake, list(context.partition_keys), full=config.full)

@@ -19,7 +19,7 @@ from nbia_pipeline.schema.headers import INSTANCE_HEADERS, SERIES_REFERENCES
 from nbia_pipeline.schema.tables import INSTANCES, SERIES
 from nbia_pipeline.settings import Settings
 
-RUN = "nbia-pipeline run"
+RUN, READ_AGAIN = "nbia-pipeline run", "materialize headers with the config full: true"
 _UID, _SOP = "SeriesInstanceUID", "SOPInstanceUID"
 LISTED = ("PatientID", "StudyInstanceUID", "Modality")
 CTP = "CTPCollection"
@@ -54,22 +54,28 @@ def build_checks(naming: Naming, settings: Settings) -> list[dg.AssetChecksDefin
 
 
 def complete(subject: Subject) -> Report:
-    """Compare the rows with the files; what a run left for a later one is a warning."""
+    """Compare the rows with the files; what the next run reads, or takes out, is a warning."""
     lake, collection = subject.lake, subject.collection
     if not subject.settings.reads_headers_of(collection):
         return Report([], summary="The headers of the collection are not read")
     files, rows = (lake.read_table(table, collection, [_SOP])[_SOP] for table in (INSTANCES, INSTANCE_HEADERS))
     missing, others = pc.is_null(places_in(files, rows)), pc.is_null(places_in(rows, files))
-    found = list(_by_series(lake, INSTANCES, collection, missing, "{} files of series {} have no row"))
+    found = [
+        *_by_series(lake, INSTANCES, collection, missing, "{} files of series {} have no row"),
+        *_by_series(lake, INSTANCE_HEADERS, collection, others, "{} rows of series {} are of no file in the lake"),
+    ]
     if found:
-        later = {(shard.part, shard.shards) for shard in plan_headers(lake, collection)}
-        shards = max((count for _, count in later), default=1)
-        found = [replace(f, warning=(shard_of(f.series or "", shards), shards) in later) for f in found]
-    found += _by_series(lake, INSTANCE_HEADERS, collection, others, "{} rows of series {} are of no file in the lake")
+        stale = {(shard.part, shard.shards) for shard in plan_headers(lake, collection)}
+        shards = max((count for _, count in stale), default=1)
+        found = [replace(f, warning=(shard_of(f.series or "", shards), shards) in stale) for f in found]
     if repeats(rows):
         found.append(Finding(f"{len(rows) - len(pc.unique(rows)):,} rows are of files that have one already"))
     summary = f"{len(files) - (pc.sum(missing).as_py() or 0):,} of {len(files):,} files have a row"
-    return Report(sorted(found, key=lambda f: f.warning), {"files": len(files)}, lambda first: RUN, summary)
+    return Report(sorted(found, key=lambda f: f.warning), {"files": len(files)}, _remedy, summary)
+
+
+def _remedy(first: list[Finding]) -> str:
+    return RUN if all(finding.warning for finding in first) else READ_AGAIN
 
 
 def _by_series(lake: Lake, table: Table, collection: str, mask: pa.ChunkedArray, sentence: str) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from nbia_pipeline.headers.graph.layouts import Alike
 from nbia_pipeline.headers.graph.tree import (
     Item,
     Top,
@@ -19,6 +18,7 @@ from nbia_pipeline.headers.graph.tree import (
     uids,
     whole_numbers,
 )
+from nbia_pipeline.headers.parse.layouts import Alike
 
 
 class Edge(NamedTuple):

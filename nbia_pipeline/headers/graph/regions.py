@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from nbia_pipeline.headers.graph.edges import Edge, edges
-from nbia_pipeline.headers.graph.layouts import INSTANCE, POSITION, Alike
 from nbia_pipeline.headers.graph.tree import (
     Item,
     Top,
@@ -21,6 +20,7 @@ from nbia_pipeline.headers.graph.tree import (
     uids,
     whole_numbers,
 )
+from nbia_pipeline.headers.parse.layouts import INSTANCE, POSITION, Alike
 
 Code = dict[str, "str | None"]
 Text = Callable[[bytes], str]

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
-from nbia_pipeline.headers.graph.layouts import Layouts
 from nbia_pipeline.headers.parse.elements import EXPLICIT_HEAD, IMPLICIT_HEAD, LONG, LONG_FORM, UNDEFINED, vr_of
+from nbia_pipeline.headers.parse.layouts import Layouts
 
 DEPTH = 64
 """Sequences in each other that are read."""
@@ -116,9 +116,10 @@ class Tree:
                 if group == 0xFFFE and number == 0xE0DD and end is None:
                     return at
                 raise Unreadable("no item is where one should begin")
-            if layouts and (alike := layouts.item(buffer, at, limit, length, depth + 1)) is not None:
-                items.append(alike)
-                at += alike.layout.size
+            if layouts and (known := layouts.find(buffer, at, limit, length)):
+                layout, fields = known
+                items.append(layout.item(buffer, at, depth + 1, fields))
+                at += layout.size
                 continue
             item: Item = {}
             first = at

@@ -77,7 +77,7 @@ def walk(
             here = around.pop()
             continue
         tag, vr, at, length = _delimiter(buffer, at, limit) if in_items else element(buffer, at, limit, explicit, known)
-        if vr == "SQ" or tag == ITEM:
+        if vr == "SQ" or (in_items and tag == ITEM):
             yield tag, vr, at, length
             around.append(here)
             here = vr == "SQ", *_end(at, length, limit), {}

@@ -74,6 +74,8 @@ def fragment(tag: int, vr: str, value: bytes, encodings: tuple[str, ...]) -> tup
     if tag in _LUT_DESCRIPTORS and len(values) > 1 and isinstance(values[0], int) and values[0] < 0:
         values[0] += 1 << 16  # the number of entries, which is unsigned whatever the VR: PS3.3, C.11.1.1.1
         texts[0] = str(values[0])
+    if len(texts) == 1:
+        return f'{{"vr":"{vr}","Value":[{texts[0]}]}}', values
     return (f'{{"vr":"{vr}","Value":[{",".join(texts)}]}}' if texts else f'{{"vr":"{vr}"}}'), values
 
 
@@ -274,7 +276,8 @@ def _texts(values: list[str]) -> _Converted:
 
 
 def _string(value: bytes, encodings: tuple[str, ...]) -> _Converted:
-    return _texts(value.decode("latin1").rstrip(" \0").split("\\"))
+    text = value.decode("latin1").rstrip(" \0")
+    return ([quoted(text)], [text]) if text and "\\" not in text else _texts(text.split("\\"))
 
 
 def _title(value: bytes, encodings: tuple[str, ...]) -> _Converted:
@@ -323,9 +326,13 @@ def _decimals(value: bytes, encodings: tuple[str, ...]) -> _Converted:
 
 def _numbers(value: bytes, one: Callable[[str], tuple[str, Value]]) -> _Converted:
     """Return numbers that are texts; one that is not canonical keeps its text, for spaces around it mean nothing."""
+    if b"\\" not in value:
+        single = value.decode("latin1").strip(" \0")
+        if not single:
+            return [], []
+        text, number = one(single)
+        return [text], [number]
     texts = [v.strip(" \0") for v in value.decode("latin1").split("\\")]
-    if texts == [""]:
-        return [], []
     found = [one(v) if v else ("null", "") for v in texts]
     return [text for text, _ in found], [number for _, number in found]
 

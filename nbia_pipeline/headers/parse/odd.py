@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from struct import error as StructError
+from struct import pack
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 
 from nbia_pipeline.headers.parse.charset import DEFAULT, encodings_of, quiet
-from nbia_pipeline.headers.parse.elements import LONG_FORM, UNDEFINED, Odd, vr_of
+from nbia_pipeline.headers.parse.elements import ITEM, ITEM_END, LONG_FORM, UNDEFINED, Odd, vr_of, walk
 from nbia_pipeline.headers.parse.header import Header, More, Place
 from nbia_pipeline.headers.parse.json import SPECIFIC_CHARACTER_SET, Nested, bulk
 from nbia_pipeline.headers.parse.recoded import Value, as_bytes, encoded, is_signed, members, syntax_of
-from nbia_pipeline.headers.parse.source import File, readings
+from nbia_pipeline.headers.parse.source import BIG, EXPLICIT, File, readings
 from nbia_pipeline.headers.parse.template import LARGE, NEEDED, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
 from nbia_pipeline.headers.parse.walker import PIXEL_GROUP, PIXELS, end_of_fragments, json_object
@@ -98,7 +99,7 @@ class _Reading:
         self._found = Header()
         self._parts: dict[int, str] = {}
         self._elements = Elements(True)
-        self._buffer = b""
+        self._buffer, self._syntax = b"", EXPLICIT
 
     def read(self) -> Header:
         """Return the header.
@@ -111,14 +112,14 @@ class _Reading:
         data, places = self._dataset(file)
         if not _makes_sense(data, self._head[128:132] == b"DICM"):
             raise Odd("no data set is found in it")
-        found.meta, syntax = self._meta(data), syntax_of(data)
+        found.meta, self._syntax = self._meta(data), syntax_of(data)
         self._begin(data)
         self._all(file, data, places)
         while places.next and places.next[0] >> 16 == PIXEL_GROUP:
             end = self._pixels(file, places.next)
             if end + 8 > file.size:
                 break
-            file = file.after(end, syntax)
+            file = file.after(end, self._syntax)
             data, places = self._dataset(file)
             self._all(file, data, places)
         found.values[_CREATORS] = creators_of(self._elements.around.creators)
@@ -216,6 +217,9 @@ class _Reading:
             self._in_the_file(tag, vr, offset, length)
         elif vr == "SQ":
             self._sequence(tag, raw, offset, length)
+            if self._syntax != BIG and _repeats(self._file.part(offset, length), self._syntax == EXPLICIT):
+                self._found.problems.append(f"{tag:08X}: elements in it occur again; what they were is in the file")
+                self._found.omitted.append((tag, "SQ", offset, length))
         elif isinstance(value, bytes):
             entry = self._elements.read(tag, vr, raw, value)
             self._parts[tag] = entry.json
@@ -256,6 +260,26 @@ class _Reading:
             found.omitted.append((tag, vr or "OW", offset, end - offset))
         found.elements += 1
         return end
+
+
+def _repeats(items: bytes, explicit: bool) -> bool:
+    """Return whether an item of a sequence has an element twice: pydicom keeps the last one only."""
+    # As the elements of an item, of which no more than its sequence is known.
+    head = pack("<HH2sHL", 8, 0x1140, b"SQ", 0, len(items)) if explicit else pack("<HHL", 8, 0x1140, len(items))
+    around: list[set[int]] = [set()]
+    try:
+        for tag, vr, _, _ in walk(head + items, 0, len(head) + len(items), explicit):
+            if tag == ITEM:
+                around.append(set())
+            elif tag == ITEM_END:
+                around.pop()
+            elif vr and tag in around[-1]:
+                return True
+            else:
+                around[-1].add(tag)
+    except (Odd, StructError):
+        pass
+    return False
 
 
 def _makes_sense(data: Dataset, has_prefix: bool) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from struct import error as StructError
 from typing import Protocol
 
-from nbia_pipeline.headers.parse.elements import IMPLICIT_HEAD, ITEM, SEQUENCE_END, UNDEFINED, Odd, element, walk
+from nbia_pipeline.headers.parse.elements import IMPLICIT_HEAD, ITEM, SEQUENCE_END, UNDEFINED, Odd, element
 from nbia_pipeline.headers.parse.header import Header, More
+from nbia_pipeline.headers.parse.items import Items
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET, Nested, bulk, settled
 from nbia_pipeline.headers.parse.template import LARGE, Differs, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
@@ -254,7 +255,7 @@ class _Reading:
 
     def _sequence(self, at: int, tag: int, begin: int, length: int) -> tuple[Entry, int]:
         window, explicit, around = self._window, self._elements.explicit, self._elements.around
-        end = self._end(at) if length == UNDEFINED else begin + length
+        end = self._end(begin) if length == UNDEFINED else begin + length
         buffer = window.need(end)
         if end - begin > LARGE:
             entry = self._in_the_file(tag, "SQ", begin, end - begin)
@@ -267,21 +268,13 @@ class _Reading:
         columns = ((DOSE_COLUMN, first_dose(buffer, at, explicit)),) if tag == DOSE_SEQUENCE else ()
         return entry._replace(columns=columns, place=("SQ", begin - at, length)), end
 
-    def _end(self, at: int) -> int:
+    def _end(self, begin: int) -> int:
         """Return where a sequence of undefined length ends."""
-        window, elements = self._window, self._elements
-        while True:
-            depth = 0
-            try:
-                for tag, vr, begin, _ in walk(
-                    window.buffer, at, len(window.buffer), elements.explicit, dict(elements.around.creators)
-                ):
-                    depth += (vr == "SQ") - (tag == SEQUENCE_END)
-                    if not depth:
-                        return begin + len(_SEQUENCE_END_BYTES)
-            except (Odd, StructError):
-                pass
+        window = self._window
+        items = Items(begin, self._elements.explicit)
+        while (end := items.end(window.buffer)) is None:
             window.need_more()
+        return end
 
     def _pixels(self, at: int) -> tuple[int, int]:
         """Take note of an element of group 7FE0; return its tag, and where the next one begins."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
-from nbia_pipeline.headers.batch import Batch, Known
-from nbia_pipeline.headers.shards.files import read_files
 from nbia_pipeline.lake import DamagedFile, Lake
 from nbia_pipeline.schema.headers import INSTANCE_HEADERS, INSTANCE_REFERENCES
 from nbia_pipeline.schema.tables import INSTANCES
 from nbia_pipeline.text import logger
+
+if TYPE_CHECKING:
+    from nbia_pipeline.headers.batch import Known
 
 log = logger(__name__)
 
@@ -64,7 +65,17 @@ def _of_collection(lake: Lake, collection: str, held: Mapping[str, Held]) -> Ite
     except DamagedFile as e:
         log.warning("the headers of %s are read again: %s", collection, e)
         known = set()
-    files = _files(lake, collection, {uid: one for uid, one in held.items() if uid not in known})
+    unread = {uid: one for uid, one in held.items() if uid not in known}
+    if unread:
+        yield from _read(lake, collection, unread)
+
+
+def _read(lake: Lake, collection: str, held: Mapping[str, Held]) -> Iterator[pa.Table]:
+    # Not before: a mirror that follows no references does without pydicom.
+    from nbia_pipeline.headers.batch import Batch
+    from nbia_pipeline.headers.shards.files import read_files
+
+    files = _files(lake, collection, held)
     while some := list(islice(files, FILES)):
         batch = Batch()
         read_files(lake, some, batch.add)
@@ -81,8 +92,10 @@ def _up_to_date(lake: Lake, collection: str, held: Mapping[str, Held]) -> set[st
 
 
 def _files(lake: Lake, collection: str, held: Mapping[str, Held]) -> Iterator[Known]:
+    from nbia_pipeline.headers.batch import Known
+
     names = ["SOPInstanceUID", UID, "SOPClassUID", "Path", "Size"]
-    rows = lake.read_rows(INSTANCES, collection, UID, list(held), names) if held else INSTANCES.schema.empty_table()
+    rows = lake.read_rows(INSTANCES, collection, UID, list(held), names)
     for piece in rows.to_batches():
         for sop, uid, kind, path, size in zip(*(piece[name].to_pylist() for name in names), strict=True):
             one = held[uid]

@@ -19,6 +19,7 @@ _SAME = frozenset(
 )
 _MOST = 32
 _MOST_MISSES = 200
+_MOST_BYTES = 1 << 14
 
 
 class Alike(dict[int, Any]):
@@ -78,11 +79,17 @@ class Layout:
         self.references: list[list[Any]] | None = None
         self.frame: Any = None
 
-    def item(self, buffer: bytes, at: int, depth: int) -> Alike | None:
-        """Return the elements from `at` on if they have this layout; raises struct.error if there are fewer bytes."""
+    def fields(self, buffer: bytes, at: int) -> tuple[bytes, ...] | None:
+        """Return heads and values by turns if what begins at a position has this layout.
+
+        Raises:
+            struct.error: there are fewer bytes.
+        """
         fields = self._unpack(buffer, at)
-        if fields[::2] != self._heads:
-            return None
+        return fields if fields[::2] == self._heads else None
+
+    def item(self, buffer: bytes, at: int, depth: int, fields: tuple[bytes, ...]) -> Alike:
+        """Return the elements of an item that begins at a position; its sequences are of a depth, and not yet read."""
         item = Alike(self, fields[1::2])
         for tag, start, end in self._sequences:
             item[tag] = at + start, at + end, self._explicit, depth
@@ -99,28 +106,27 @@ class Layouts:
         self._known: dict[int, list[Layout]] = {}
         self._misses = 0
 
-    def item(self, buffer: bytes, at: int, limit: int, length: int, depth: int) -> Alike | None:
-        """Return an item; None if its layout is not known.
+    def find(self, buffer: bytes, at: int, limit: int, length: int) -> tuple[Layout, tuple[bytes, ...]] | None:
+        """Return the layout of an item, with its heads and values; None if its layout is not known.
 
         Args:
             buffer: has the item.
             at: where its first element begins.
-            limit: where it ends at the latest.
+            limit: where it ends at the latest, which is not beyond the buffer.
             length: what it states as its length.
-            depth: of the sequences in it.
         """
         known = self._known.get(length, [])
         for n, layout in enumerate(known):
-            if at + layout.size <= limit and (item := layout.item(buffer, at, depth)) is not None:
+            if at + layout.size <= limit and (fields := layout.fields(buffer, at)):
                 if n:
                     known.insert(0, known.pop(n))
-                return item
+                return layout, fields
         return None
 
     def learn(self, buffer: bytes, at: int, after: int, length: int) -> None:
         """Remember the layout of an item that has none of the known ones, unless most have one of their own."""
         self._misses += 1
-        if self._misses < _MOST_MISSES:
+        if self._misses < _MOST_MISSES and after - at <= _MOST_BYTES:
             known = self._known.setdefault(length, [])
             try:
                 known.insert(0, Layout(buffer, at, after, length, self._explicit))
