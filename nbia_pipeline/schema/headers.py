@@ -100,13 +100,18 @@ CTPCollection text 0013,xx10 - Collection that the archive's own private block (
 PrivateCreators texts gggg,00xx - Private creators of the data set, each once.
 ElementCount int - elements Elements of the data set, without those in sequences.
 HeaderBytes int - bytes Bytes before the pixel data, or of the entire file.
-PixelDataOffset int - bytes Position of the value of PixelData in the file; null without one.
+PixelDataOffset int - bytes Position of the value of PixelData in the file; null without one, or if it is deflated.
 PixelDataLength int - bytes Length of PixelData; null if it is encapsulated, or not there.
 Header text - - All other elements: DICOM JSON (PS3.18 Annex F). Null if the file cannot be read.
 FileMeta text - - The same of group 0002.
 """)
 _REST = (
-    Column("Omitted", OMITTED, "Elements whose bytes are in the file only: Header has their BulkDataURI."),
+    Column(
+        "Omitted",
+        OMITTED,
+        "Elements whose bytes are in the file only, by their positions in it, or in a deflated one when inflated. "
+        "Header has their BulkDataURI, but for those of group 7FE0 and those that occur again.",
+    ),
     Column("Problems", TEXTS, "What in the file cannot be read, or is no value of its VR, one sentence each."),
 )
 

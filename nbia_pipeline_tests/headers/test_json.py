@@ -197,6 +197,13 @@ def test_what_cannot_be_decoded_stands_as_its_bytes() -> None:
     assert one("PN", b"\xff\xfe^\xc3", 0x00100010)["Value"] == [{"Alphabetic": "ÿþ^Ã"}]
 
 
+def test_halves_of_surrogate_pairs_are_no_text() -> None:
+    data = file(element(0x00080005, "CS", "raw_unicode_escape"), SOP, element(0x00204000, "LT", b"\\ud800"))
+    found = row(data)
+    assert found["Problems"] == ["00204000: LT '\\\\ud800'"]
+    assert parsed(found["Header"])["00204000"]["vr"] == "UN"
+
+
 def test_private_elements() -> None:
     gems = [element(0x00190010, "LO", "GEMS_ACQU_01"), element(0x00191002, "SL", struct.pack("<l", 912))]
     assert header(file(SOP, *gems))["00191002"] == {"vr": "SL", "Value": [912]}

@@ -253,7 +253,7 @@ def _size(raw: Any, data: Dataset) -> int:
         text = raw.value if isinstance(raw.value, str) else "\\".join(raw.value or ())
         return _head(raw, data) + len(text) + len(text) % 2
     items = sum(8 + _items_size(item) for item in raw.value)
-    return _head(raw, data) + items + 8 * raw.value.is_undefined_length
+    return int(_head(raw, data) + items + 8 * raw.value.is_undefined_length)
 
 
 def _items_size(item: Dataset) -> int:
