@@ -369,7 +369,7 @@ def test_a_batch_has_the_same_rows_for_files_with_lengths_and_without() -> None:
         edges = edges_of(opened(file))
         for content in (file, target.getvalue(), target.getvalue()):
             known = Known(f"1.{number}", "1", None, None, "C", None, None, f"{number}.dcm")
-            batch.add(known, content, len(content), lambda at, count, all_of=content: all_of[at : at + count])
+            batch.add(known, content, len(content), lambda at, count: b"")
             expected += [edge._asdict() for edge in edges]
     rows = batch.tables()["instance_references"].select(Edge._fields).to_pylist()
     assert rows == expected
