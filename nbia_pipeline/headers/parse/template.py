@@ -32,7 +32,7 @@ NEEDED = frozenset((0x00081155, 0x00620001))
 _CTP_GROUP = 0x0013
 _CTP_COLLECTION = INDEX["CTPCollection"]
 _new = tuple.__new__  # a NamedTuple's own takes three times as long
-_MOST_REMEMBERED = 1 << 25  # bytes of elements
+_MOST_REMEMBERED = 1 << 24  # bytes of elements; some 70,000 elements, which take 40 MB
 _MOST_ENCODINGS = 16
 _LONGEST_REMEMBERED = 1 << 12
 
@@ -122,7 +122,9 @@ class Elements:
             if known is None:
                 if stated not in SHORT_FORM or len(raw) < 8 + length or self._depends(group, number):
                     return self._one(n, buffer, at, found, parts)
-                known = self._remember(raw, self.read(entry.tag, SHORT_FORM[stated], raw, raw[8:]))
+                known = self.read(entry.tag, SHORT_FORM[stated], raw, raw[8:])
+                if stated != b"UI":  # UIDs that change do not come again
+                    self._remember(raw, known)
             self._entries[n] = entry = known
             for index, value in entry.columns:
                 self.values[index] = value
