@@ -58,7 +58,7 @@ def references_lines(n: Mapping[str, int]) -> list[str]:
     ]
     named = {"left": "are left for a later run", "failed": "could not be fetched", "not_found": "could not be resolved"}
     parts += [f"{n[f'referenced_{name}']} {text}" for name, text in named.items() if n[f"referenced_{name}"]]
-    return [f"Referred  to {'; '.join(parts)}."]
+    return [f"Followed  references: {'; '.join(parts)}."]
 
 
 def foreseen_figures(foreseen: Foreseen) -> dict[str, Any]:

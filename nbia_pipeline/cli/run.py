@@ -211,10 +211,10 @@ def _of_headers(n: Mapping[str, int]) -> list[str]:
     if not n["files"]:
         return []
     problems = f", {n['files_with_problems']} with problems" if n["files_with_problems"] else ""
-    orphans = f", {n['orphans']} of annotations without their images" if n["orphans"] else ""
+    orphans = f"; {n['orphans']} of annotations do not lead to their images" if n["orphans"] else ""
     return [
         f"Headers   of {n['files']} files are in the tables{problems}; {n['read_files']} were read now.",
-        f"          They refer to series {n['references']} times{orphans}.",
+        f"          They state {n['references']} references to series{orphans}.",
     ]
 
 

@@ -44,7 +44,7 @@ def test_the_summary_says_what_was_done(undisturbed: Path) -> None:
     assert "total                  10       14      39               39  39 of 39    395  11.9 MB" in out
     assert "Fetched   39 series, 395 files, 11.9 MB; 0 series were already in the lake." in out
     assert "Headers   of 395 files are in the tables; 395 were read now.\n" in out
-    assert "          They refer to series 39 times, 3 of annotations without their images.\n" in out
+    assert "          They state 39 references to series; 3 of annotations do not lead to their images.\n" in out
     assert "asset checks passed, 0 failed, 1 warned" in out
     assert "nbia-pipeline dev, then http://localhost:3000" in out
 

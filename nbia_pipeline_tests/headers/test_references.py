@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom._uid_dict import UID_dictionary
 from pydicom.filereader import read_dataset
-from pydicom.uid import UID_dictionary
 
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.store import PhantomStore
 from nbia_pipeline.headers.graph import tree
 from nbia_pipeline.headers.graph.edges import MANAGEMENT, Edge
+from nbia_pipeline.headers.graph.regions import Region
 from nbia_pipeline.headers.graph.tree import DEPTH
+from nbia_pipeline.schema.headers import ANNOTATIONS, INSTANCE_REFERENCES
 from nbia_pipeline_tests.helpers import dicom_objects
 from nbia_pipeline_tests.helpers.dicom_bytes import element
 from nbia_pipeline_tests.helpers.dicom_objects import FIRST, MAKERS, SECOND, STUDY
-from nbia_pipeline_tests.helpers.references import Opened, by_pydicom, edges_of, of_bytes, opened
+from nbia_pipeline_tests.helpers.references import Opened, by_pydicom, edges_of, of_bytes, opened, regions_of
 
 CT, SEG, RTSTRUCT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
 GSPS, SR = "1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.88.34"
@@ -42,7 +46,7 @@ def sequence(tag: int, *items: bytes, vr: str = "SQ", undefined: bool = False) -
     return head + b"".join(start + item + end for item in items) + last
 
 
-def item(instance: str | bytes = "1.2.3", kind: str = CT, **more: Any) -> bytes:
+def item(instance: str | bytes = "1.2.3", kind: Any = CT, **more: Any) -> bytes:
     """Return the elements of an item that refers to an instance."""
     return element(0x00081150, "UI", kind) + element(0x00081155, "UI", instance) + b"".join(more.values())
 
@@ -58,6 +62,8 @@ def found(data: bytes, sop_class: str = CT, problems: list[str] | None = None) -
     return edges_of(of_bytes(data, True, sop_class), problems)
 
 
+EDGES = pa.struct([INSTANCE_REFERENCES.schema.field(name) for name in Edge._fields])
+REGIONS = pa.struct([ANNOTATIONS.schema.field(name) for name in Region._fields])
 SERIES = element(0x0020000E, "UI", "1.2.8")
 IN_STUDY = element(0x0020000D, "UI", "1.2.9")
 
@@ -200,7 +206,8 @@ def test_bad_input_is_rows_or_problems(undefined: bool) -> None:
     assert len(found(data, CT, problems := [])) == 4
     assert len(problems) == 1
     for empty in (sequence(0x00081140, undefined=undefined), sequence(0x00081140, b"", b"", undefined=undefined)):
-        assert found(empty, CT, problems := []) == problems == []
+        assert not found(empty, CT, problems := [])
+        assert not problems
     numbers = element(0x00081160, "IS", "1\\x\\\\99999999999999999999\\2.5\\-1") + element(0x0062000B, "US", b"\1\0\2")
     (edge,) = found(sequence(0x00081199, item(more=numbers), undefined=undefined))
     assert (edge.Frames, edge.Segments) == ([-1, 1], [1, 8194])
@@ -231,6 +238,31 @@ def test_an_item_does_not_go_beyond_its_sequence(long: bool, monkeypatch: pytest
     edges = edges_of(Opened(CT, [(0x00081140, "SQ", 12, len(data) - 14)], data, True), problems)
     assert [e.ReferencedSOPInstanceUID for e in edges] == ["1.1", "1.2", "1.3"]
     assert problems == ["00081140: an item is longer than what it is in"]
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_sequences_in_place_of_values_are_none(undefined: bool) -> None:
+    tags = (0x00080104, 0x00081150, 0x00081155, 0x00081160, 0x0020000D, 0x0020000E, 0x00200032, 0x0040A124, 0x0062000B)
+    odd = b"".join(sequence(tag, item("1.1"), undefined=undefined) for tag in tags)
+    inner = odd + b"".join(sequence(tag, odd) for tag in (0x00082112, 0x0040A043, 0x0040A170, 0x30060016))
+    for path in ("00081115", "0040A730", "30060010.30060012", "52009230.00089124", "52009230.00209113"):
+        what = of_bytes(within(path, inner) + sequence(0x00620002, inner) + sequence(0x30060020, inner), True, SEG)
+        assert {e.ReferencedSOPInstanceUID for e in edges_of(what)} >= {"1.1"}
+        assert [r.Kind for r in regions_of(what)] == ["segment", "roi"]
+
+
+def test_damaged_bytes_are_rows_or_problems(request: pytest.FixtureRequest) -> None:
+    files = [*(make() for make in MAKERS), *(file for file in demo_files().values() if len(file) < 50_000)]
+    chance = random.Random(1)
+    for what in map(opened, files):
+        for _ in range(2000 if request.config.getoption("--every-moment") else 20):
+            data = bytearray(what.buffer)
+            for _ in range(chance.choice((1, 1, 3, 20))):
+                data[chance.randrange(len(data))] = chance.choice((0, 1, 0x51, 0xFE, 0xFF, chance.randrange(256)))
+            damaged = what._replace(buffer=bytes(data[: chance.choice((len(data), chance.randrange(len(data))))]))
+            edges = edges_of(damaged)
+            pa.array([edge._asdict() for edge in edges], EDGES)
+            pa.array([region._asdict() for region in regions_of(damaged, None, edges)], REGIONS)
 
 
 def test_sequences_in_each_other_end_somewhere() -> None:
@@ -296,7 +328,8 @@ def agree(file: bytes) -> int:
     data = pydicom.dcmread(io.BytesIO(file), force=True)
     expected, got = Counter(by_pydicom(data)), Counter[Any]()
     names = Counter(name for _, name in expected.elements())
-    for edge in edges_of(opened(file), problems := []):
+    problems: list[str] = []
+    for edge in edges_of(opened(file), problems):
         if edge.ReferencedSOPInstanceUID:
             got[edge.ReferencedSOPInstanceUID] += edge.Times
             path = tuple(int(tag, 16) for tag in edge.TagPath.split("."))
@@ -345,14 +378,14 @@ def test_a_report_names_its_evidence_its_segment_and_the_source_of_that() -> Non
 
 TAGS = st.sampled_from([0x00081140, 0x00082112, 0x00081115, 0x00081110, 0x30060012, 0x0040A730, 0x00081199])
 NAMES = st.sampled_from(["1.1", "1.2", "1.2.33", ""])
-ITEMS = st.deferred(
+ITEMS: st.SearchStrategy[Any] = st.deferred(
     lambda: st.tuples(
         st.one_of(st.none(), NAMES),
         st.sampled_from([CT, DETACHED_STUDY]),
         st.lists(NESTED, max_size=2, unique_by=lambda one: one[0]),
     )
 )
-NESTED = st.deferred(lambda: st.tuples(TAGS, st.booleans(), st.lists(ITEMS, max_size=3)))
+NESTED: st.SearchStrategy[Any] = st.deferred(lambda: st.tuples(TAGS, st.booleans(), st.lists(ITEMS, max_size=3)))
 
 
 def written(one: Any, implicit: bool) -> bytes:

@@ -40,7 +40,7 @@ def code(value: str, meaning: str, keyword: str = "CodeValue") -> Dataset:
     return dataset(**{keyword: value, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning})
 
 
-def in_json(value: str, meaning: str) -> dict[str, str]:
+def in_json(value: str, meaning: str) -> dict[str, str | None]:
     return {"Value": value, "Scheme": "SCT", "Meaning": meaning}
 
 
@@ -332,21 +332,27 @@ def test_frames_that_are_alike_are_as_if_each_were_read(undefined: bool, monkeyp
         without_lengths(data)
     what = of_dataset(data)
     monkeypatch.setattr(tree, "_LONG_BYTES", 1 << 10)
-    found = [(edges_of(what, problems := []), regions_of(what), problems)]
+    problems, problems_of_others = list[str](), list[str]()
+    edges, rows = edges_of(what, problems), regions_of(what)
     with monkeypatch.context() as patch:
         patch.setattr(tree, "_LONG_BYTES", 1 << 30)
-        found += [(edges_of(what, problems := []), regions_of(what), problems)]
-    assert found[0] == found[1]
-    edges, rows, problems = found[0]
+        assert (edges_of(what, problems_of_others), regions_of(what)) == (edges, rows)
+    assert problems_of_others == problems
     expected = Counter(name for _, name in by_pydicom(data))
     assert Counter({e.ReferencedSOPInstanceUID: 0 for e in edges}).keys() == expected.keys()
     assert sum(e.Times for e in edges) == sum(expected.values())
     assert problems == ["52009230: a ReferencedSOPInstanceUID is empty"]
     assert sum(row.Frames or 0 for row in rows) == 130
     # Nearly all frames were not read one by one.
-    calls: list[int] = []
+    calls = 0
     elements = tree.Tree._elements
-    monkeypatch.setattr(tree.Tree, "_elements", lambda *args: (calls.append(1), elements(*args))[1])
+
+    def counted(*args: Any) -> int:
+        nonlocal calls
+        calls += 1
+        return elements(*args)
+
+    monkeypatch.setattr(tree.Tree, "_elements", counted)
     tree.forget()
     edges_of(what)
-    assert len(calls) < 300
+    assert calls < 300

@@ -251,11 +251,11 @@ def test_of_a_lake_in_an_object_store_the_first_bytes_of_each_file_are_read(
     held.put([4], 1)
     lake.put_bytes(held.path(2, 1), b"")
     lake.remove(held.path(3, 1))
-    asked: list[tuple[str, Any]] = []
+    asked: list[tuple[str, ...]] = []
     call = S3FileSystem._call_s3
 
     async def watched(self: Any, method: str, *words: Any, **arguments: Any) -> Any:
-        asked.append((str(arguments.get("Key")).partition("/images/")[2], method, arguments.get("Range")))
+        asked.append((str(arguments.get("Key")).partition("/images/")[2], method, str(arguments.get("Range"))))
         return await call(self, method, *words, **arguments)
 
     with monkeypatch.context() as patch:
@@ -347,7 +347,12 @@ def test_the_memory_for_a_part_does_not_grow_with_it(tmp_path: Path, request: py
     lake = Lake(str(tmp_path / "lake"))
     lake.put_bytes("images/one.dcm", dicom(SOPClassUID=CT, Modality="CT", ImageComments="6 kB of text " * 460))
     uids = [uid_of(number) for number in range(500)]
-    receipts = {"SeriesInstanceUID": uids, "Status": [COMPLETE] * 500, "SeriesMD5": ["0"] * 500, "Bytes": [1] * 500}
+    receipts: dict[str, list[Any]] = {
+        "SeriesInstanceUID": uids,
+        "Status": [COMPLETE] * 500,
+        "SeriesMD5": ["0"] * 500,
+        "Bytes": [1] * 500,
+    }
     lake.write_table(IMAGE_SERIES, table_of(IMAGE_SERIES, receipts), NAME)
     each = [uid for uid in uids for _ in range(200)]
     files = {"SeriesInstanceUID": each, "SOPInstanceUID": [f"{uid}.{n}" for n, uid in enumerate(each)]}

@@ -21,7 +21,7 @@ FIRST, SECOND = "1.2.5.1", "1.2.5.2"
 """SeriesInstanceUIDs of the slices that the objects refer to."""
 
 SLICES = 4
-_MAKER = {
+_MAKER: dict[str, Any] = {
     "manufacturer": "Maker",
     "manufacturer_model_name": "Model",
     "software_versions": "1",

@@ -110,7 +110,7 @@ class Held:
         """Forget series and their receipts."""
         for number in numbers:
             for known in (self.versions, self.counts, self._rows, self._receipts):
-                known.pop(number)  # type: ignore[attr-defined]
+                known.pop(number)
         self.write()
 
     def path(self, number: int, index: int = 0) -> str:
@@ -119,7 +119,7 @@ class Held:
 
     def at(self, lake: Lake) -> Held:
         """Return the same of a copy of the lake."""
-        return Held(lake, *(dict(known) for known in (self.versions, self.counts, self._rows, self._receipts)))
+        return Held(lake, dict(self.versions), dict(self.counts), dict(self._rows), dict(self._receipts))
 
     def expected(self) -> dict[int, Counter[int]]:
         """Return what :func:`states` should be."""

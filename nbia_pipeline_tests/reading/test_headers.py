@@ -22,7 +22,7 @@ from nbia_pipeline_tests.helpers.readers import POLARS, polars
 
 SERIES, FILES = 6, 2
 KIDNEY = {"Value": "64033007", "Scheme": "SCT", "Meaning": "Kidney"}
-SEGMENTS = [
+SEGMENTS: list[dict[str, Any]] = [
     {"SOPInstanceUID": "1.1", "Kind": "segment", "Number": 1, "Type": KIDNEY, "AnatomicRegion": None},
     {
         "SOPInstanceUID": "1.1",
@@ -33,6 +33,7 @@ SEGMENTS = [
     },
 ]
 FRAMES = [[1, 2, 3], None, []]
+SQL: Any = duckdb.sql
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,12 @@ def test_every_reader_finds_the_same_rows_of_all_parts(lake: Lake) -> None:
     def same(found: list[dict[str, Any]]) -> bool:
         return [{name: row[name] for name in names} for row in found] == expected
 
-    assert same(by_catalog(lake).sql("FROM instance_headers ORDER BY SOPInstanceUID").arrow().read_all().to_pylist())
-    assert same(lake.sql("FROM instance_headers ORDER BY SOPInstanceUID").arrow().read_all().to_pylist())
-    assert same(duckdb.sql(f"FROM '{pattern}' ORDER BY SOPInstanceUID").arrow().read_all().to_pylist())
+    for ask, source in (
+        (lake.sql, "instance_headers"),
+        (by_catalog(lake).sql, "instance_headers"),
+        (SQL, f"'{pattern}'"),
+    ):
+        assert same(ask(f"FROM {source} ORDER BY SOPInstanceUID").arrow().read_all().to_pylist())
     if POLARS:
         assert same(polars.read_parquet(pattern, hive_partitioning=True).sort("SOPInstanceUID").to_dicts())
     assert same(pq.read_table(folder).sort_by("SOPInstanceUID").to_pylist())

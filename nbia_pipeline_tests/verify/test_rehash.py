@@ -362,7 +362,7 @@ def without_header(lake: Lake) -> int:
         write_shard(lake, shard)
     headers = lake.read_table(INSTANCE_HEADERS, COLLECTION, columns=["Header"])["Header"]
     assert len(headers) == lake.count_rows(INSTANCES, COLLECTION)
-    return headers.null_count
+    return int(headers.null_count)
 
 
 def test_what_cannot_be_mended_is_complete_no_more(archive: TestArchive, client: NbiaClient, mirrored: Lake) -> None:

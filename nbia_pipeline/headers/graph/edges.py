@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nbia_pipeline.headers.graph.tree import (
@@ -101,9 +102,7 @@ class _Place:
 
     def __init__(self, path: tuple[int, ...], presents: bool) -> None:
         self.tag, self._path, self._presents = path[-1], path, presents
-        self.where = ".".join(f"{tag:08X}" for tag in path)
-        fitting = (role for fits, role in _ROLES if fits(self.where))
-        self.role = "presented" if presents and _presented(self.where) else next(fitting, OTHER)
+        self.role, self.where = _role(path, presents)
         self.within: dict[int, _Place] = {}
 
     def inner(self, tag: int) -> _Place:
@@ -116,6 +115,14 @@ class _Place:
     def found(self, instance: str | None, kind: str | None = None, series: str | None = None) -> _Found:
         """Return an edge of this place."""
         return [self.role, self.where, instance, kind, series, None, None, 1, [], []]
+
+
+@lru_cache(maxsize=8192)
+def _role(path: tuple[int, ...], presents: bool) -> tuple[str, str]:
+    where = ".".join(f"{tag:08X}" for tag in path)
+    if presents and _presented(where):
+        return "presented", where
+    return next((role for fits, role in _ROLES if fits(where)), OTHER), where
 
 
 def edges(

@@ -30,9 +30,14 @@ def numbers_of(column: pa.ChunkedArray) -> Numbers:
     An eighth of its length in memory, and compared at once. That two of ten million UIDs have the number of one of a
     hundred million others has a chance of 1 : 20,000.
     """
-    if (pc.max(pc.binary_length(column)).as_py() or 0) > UID_BYTES:
-        column = pa.chunked_array([[_shortened(text) for text in column.to_pylist()]], pa.string())
-    padded = pc.ascii_rpad(pc.fill_null(column, ""), width=UID_BYTES, padding="\0").combine_chunks()
+    texts = pc.fill_null(column.combine_chunks(), "")
+    long = pc.greater(pc.binary_length(texts), UID_BYTES)
+    if pc.any(long).as_py():
+        digests = [
+            hashlib.md5(uid.encode(), usedforsecurity=False).hexdigest() for uid in texts.filter(long).to_pylist()
+        ]
+        texts = pc.replace_with_mask(texts, long, pa.array(digests, pa.string()))
+    padded = pc.ascii_rpad(texts, width=UID_BYTES, padding="\0")
     words = np.frombuffer(padded.buffers()[2] or b"", np.uint64, len(padded) * UID_BYTES // 8)
     words = words.reshape(len(padded), UID_BYTES // 8)
     numbers = np.zeros(len(padded), np.uint64)
@@ -41,12 +46,6 @@ def numbers_of(column: pa.ChunkedArray) -> Numbers:
         numbers *= _ODD
         numbers ^= numbers >> _HALF
     return numbers
-
-
-def _shortened(text: str | None) -> str | None:
-    if text is None or len(text.encode()) <= UID_BYTES:
-        return text
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Names:

@@ -18,6 +18,7 @@ from nbia_pipeline.headers.graph.tree import (
     tree_of,
     uid,
     uids,
+    value_of,
     whole_numbers,
 )
 from nbia_pipeline.headers.parse.layouts import INSTANCE, POSITION, Alike
@@ -88,7 +89,7 @@ def regions(
 _OPENED = frozenset((_SEGMENTS, _FRAMES, _SHARED, _ROIS, _CONTOURS, _OBSERVATIONS))
 
 
-_Image = tuple[object, object]
+_Image = tuple[bytes | None, bytes | None]
 """Values of (0008,1155) and (0008,1160)."""
 
 _Frame = tuple[list[int], object, tuple[_Image, ...]]
@@ -148,7 +149,7 @@ class _Drawn:
     """What a segment or ROI is drawn on: frames or contours, with their places and values of (0008,1155)."""
 
     def __init__(self) -> None:
-        self.count, self.places, self.instances = 0, set[object](), set[object]()
+        self.count, self.places, self.instances = 0, set[object](), set[bytes | None]()
 
     def add(self, position: object, images: tuple[_Image, ...]) -> None:
         """Add a frame or a contour."""
@@ -167,8 +168,8 @@ class _Drawn:
 def _segments(file: _File) -> Iterator[Region]:
     drawn = defaultdict[int, _Drawn](_Drawn)
     for segments, position, images in _frames(file):
-        for number in segments:
-            drawn[number].add(position, images)
+        for segment in segments:
+            drawn[segment].add(position, images)
     # The frames of a label map have no segment, since each pixel has one.
     counted = bool(drawn)
     for item in file.items(_SEGMENTS):
@@ -206,20 +207,20 @@ def _frames(file: _File) -> Iterator[_Frame]:
             yield frame
         else:
             segments, _, images = item.layout.frame
-            names = zip(item.instances(), (numbers for _, numbers in images), strict=True)
-            yield segments, item.position(), tuple(names)
+            numbers = (numbers for _, numbers in images)
+            yield segments, item.position(), tuple(zip(item.instances(), numbers, strict=True))
 
 
 def _frame(tree: Tree, frame: Item, shared: Item) -> _Frame:
     segment = tree.first(frame, 0x0062000A) or tree.first(shared, 0x0062000A)
     derivations = tree.items(frame.get(0x00089124))
     sources = [source for derivation in derivations for source in tree.items(derivation.get(0x00082112))]
-    position = tree.first(frame, 0x00209113).get(POSITION) or tree.raw(frame.get(0x0048021A)) or None
+    position = value_of(tree.first(frame, 0x00209113), POSITION) or tree.raw(frame.get(0x0048021A)) or None
     return shorts(segment.get(0x0062000B)), position, _images(sources)
 
 
 def _images(items: list[Item]) -> tuple[_Image, ...]:
-    return tuple((item.get(INSTANCE), item.get(_FRAME_NUMBERS)) for item in items)
+    return tuple((value_of(item, INSTANCE), value_of(item, _FRAME_NUMBERS)) for item in items)
 
 
 def _rois(file: _File) -> Iterator[Region]:

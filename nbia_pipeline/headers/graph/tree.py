@@ -157,6 +157,7 @@ class Tree:
     def _long(self, at: int, stop: int, explicit: bool, depth: int, item: Item) -> int:
         """Read an element with four bytes of length; return where it ends."""
         buffer = self.buffer
+        length: int
         if explicit:
             group, number, vr, _ = EXPLICIT_HEAD(buffer, at)
             tag, sequence, unknown = group << 16 | number, vr == b"SQ", vr == b"UN"
@@ -209,12 +210,20 @@ def top_sequence(top: Top, index: int, buffer: bytes, explicit: bool) -> tuple[U
     return (at, None, explicit, 1), top[index + 1][2] if index + 1 < len(top) else len(buffer)
 
 
+def value_of(item: Item, tag: int) -> bytes | None:
+    """Return the bytes of an element; None if there is none, or if it is a sequence."""
+    value = item.get(tag)
+    return value if isinstance(value, bytes) else None
+
+
 @lru_cache(maxsize=16384)
+def _uids(value: bytes) -> tuple[str, ...]:
+    return tuple(name for word in value.split(b"\\") if (name := word.strip(_PADDING).decode("latin1")))
+
+
 def uids(value: object) -> tuple[str, ...]:
     """Return the UIDs of a value, without what they are padded with, and without empty ones."""
-    if not isinstance(value, bytes):
-        return ()
-    return tuple(name for word in value.split(b"\\") if (name := word.strip(_PADDING).decode("latin1")))
+    return _uids(value) if isinstance(value, bytes) else ()
 
 
 def uid(value: object) -> str | None:

@@ -36,6 +36,7 @@ class Items:
 
     def _after_item(self, buffer: bytes) -> int:
         """Return what follows an item, or its head if it has no length, or the delimiter of the sequence."""
+        length: int
         group, number, length = IMPLICIT_HEAD(buffer, self._at)
         tag, begin = group << 16 | number, self._at + 8
         if tag == SEQUENCE_END:

@@ -32,7 +32,7 @@ NEEDED = frozenset((0x00081155, 0x00620001))
 _CTP_GROUP = 0x0013
 _CTP_COLLECTION = INDEX["CTPCollection"]
 _new = tuple.__new__  # a NamedTuple's own takes three times as long
-_MOST_REMEMBERED = 1 << 24  # bytes of elements; some 70,000 elements, which take 40 MB
+_MOST_REMEMBERED = 1 << 22  # bytes of elements
 _MOST_ENCODINGS = 16
 _LONGEST_REMEMBERED = 1 << 12
 
