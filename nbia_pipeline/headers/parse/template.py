@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     json: str
     columns: tuple[tuple[int, Any], ...] = ()
     problems: tuple[str, ...] = ()
-    place: tuple[str, int, int] | None = None  # VR, position of the value in `raw`, stated length
+    place: tuple[str, int, int] | None = None  # VR, position of the value in `raw`, length without delimiter
 
 
 class _Run(NamedTuple):
@@ -271,7 +271,8 @@ class Elements:
         raw = buffer[at : nested.end]
         columns = ((DOSE_COLUMN, first_dose(raw, 0, self.explicit)),) if tag == DOSE_SEQUENCE else ()
         json = f'"{tag:08X}":{nested.json},'
-        entry = Entry(tag, raw, json, columns, tuple(nested.problems), ("SQ", begin - at, length))
+        size = nested.end - begin - 8 if length == UNDEFINED else length
+        entry = Entry(tag, raw, json, columns, tuple(nested.problems), ("SQ", begin - at, size))
         return self._remember(raw, entry) if self.explicit and length != UNDEFINED else entry
 
     def _remember(self, key: Any, entry: Entry) -> Entry:
