@@ -193,6 +193,14 @@ def test_what_was_fetched_before_an_interrupt_is_committed(mirror: Mirror) -> No
     assert (len(rest.fetched), rest.there) == (1, 1)
 
 
+def test_for_whom_a_killed_run_fetched_is_known_to_the_next(mirror: Mirror) -> None:
+    (chest,) = (w for w in mirror.plan(CHEST).todo if w.SeriesInstanceUID == uid(demo.CHEST_CT))
+    mirror.fetch([chest], for_whom={uid(demo.CHEST_CT): "referenced by SEG series 1.2 of HeadNeckMix"})
+    mirror.plan(CHEST)
+    row = receipts(mirror.lake, CHEST)[uid(demo.CHEST_CT)]
+    assert (row["Status"], row["Reason"]) == ("complete", "referenced by SEG series 1.2 of HeadNeckMix")
+
+
 def test_a_collection_that_no_table_lists(archive: TestArchive, mirror: Mirror) -> None:
     root = Path(mirror.lake.uri) / TABLES
     for folder in root.glob(f"*/Collection={CHEST}"):
