@@ -329,8 +329,8 @@ def test_the_summary_of_a_run_tells_what_came_of_references() -> None:
     names = ("series", "files", "bytes", "there", "left", "failed", "not_found")
     figures = {f"referenced_{name}": n for n, name in enumerate(names, 1)}
     assert references_lines(figures) == [
-        "Followed  references: 1 series fetched, 2 files, 3 B; 4 series were already in the lake; 5 are left for a later run; "
-        "6 could not be fetched; 7 could not be resolved."
+        "Followed  references: 1 series fetched, 2 files, 3 B; 4 series were already in the lake; "
+        "5 are left for a later run; 6 could not be fetched; 7 could not be resolved."
     ]
     assert references_lines({}) == []
 
