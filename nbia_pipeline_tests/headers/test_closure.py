@@ -193,6 +193,14 @@ def test_what_was_fetched_before_an_interrupt_is_committed(mirror: Mirror) -> No
     assert (len(rest.fetched), rest.there) == (1, 1)
 
 
+def test_for_whom_a_killed_run_fetched_is_known_to_the_next(mirror: Mirror) -> None:
+    (chest,) = (w for w in mirror.plan(CHEST).todo if w.SeriesInstanceUID == uid(demo.CHEST_CT))
+    mirror.fetch([chest], for_whom={uid(demo.CHEST_CT): "referenced by SEG series 1.2 of HeadNeckMix"})
+    mirror.plan(CHEST)
+    row = receipts(mirror.lake, CHEST)[uid(demo.CHEST_CT)]
+    assert (row["Status"], row["Reason"]) == ("complete", "referenced by SEG series 1.2 of HeadNeckMix")
+
+
 def test_a_collection_that_no_table_lists(archive: TestArchive, mirror: Mirror) -> None:
     root = Path(mirror.lake.uri) / TABLES
     for folder in root.glob(f"*/Collection={CHEST}"):
@@ -321,8 +329,8 @@ def test_the_summary_of_a_run_tells_what_came_of_references() -> None:
     names = ("series", "files", "bytes", "there", "left", "failed", "not_found")
     figures = {f"referenced_{name}": n for n, name in enumerate(names, 1)}
     assert references_lines(figures) == [
-        "Followed  references: 1 series fetched, 2 files, 3 B; 4 series were already in the lake; 5 are left for a later run; "
-        "6 could not be fetched; 7 could not be resolved."
+        "Followed  references: 1 series fetched, 2 files, 3 B; 4 series were already in the lake; "
+        "5 are left for a later run; 6 could not be fetched; 7 could not be resolved."
     ]
     assert references_lines({}) == []
 

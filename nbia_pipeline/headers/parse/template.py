@@ -122,7 +122,9 @@ class Elements:
             if known is None:
                 if stated not in SHORT_FORM or len(raw) < 8 + length or self._depends(group, number):
                     return self._one(n, buffer, at, found, parts)
-                known = self._remember(raw, self.read(entry.tag, SHORT_FORM[stated], raw, raw[8:]))
+                known = self.read(entry.tag, SHORT_FORM[stated], raw, raw[8:])
+                if stated != b"UI":  # UIDs that change do not come again
+                    self._remember(raw, known)
             self._entries[n] = entry = known
             for index, value in entry.columns:
                 self.values[index] = value
