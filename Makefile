@@ -86,8 +86,11 @@ bench: $(VENV)/.installed-dev $(PEERS)/.installed  ## run all benchmarks and wri
 bench-tables: $(VENV)/.installed-dev  ## tables at real scale, against tcia_utils
 	$(BIN)/python benchmarks/tables.py
 
-bench-headers: $(VENV)/.installed-dev  ## headers to tables, against pydicom
+bench-headers: $(VENV)/.installed-dev  ## headers to tables, against pydicom; through Dagster; ten million references; annotations
 	$(BIN)/python benchmarks/headers.py
+	$(BIN)/python benchmarks/headers_dagster.py
+	$(BIN)/python benchmarks/references.py
+	$(BIN)/python benchmarks/annotations.py
 
 bench-client: $(VENV)/.installed-dev $(PEERS)/.installed  ## many small calls, against nbiatoolkit
 	$(BIN)/python benchmarks/client.py

@@ -172,9 +172,10 @@ def test_documents_are_read_by_others() -> None:
         report.get_volumetric_roi_measurement_groups(),
         report.get_planar_roi_measurement_groups(),
     )
-    source = volumetric.referenced_segment.source_series_for_segmentation
-    assert str(source.value) == uid(expected.CT)
-    ((measured,), (segment,)) = volumetric.get_measurements(), planar.referenced_segmentation_frame[:1]
+    whole, frames = volumetric.referenced_segment, planar.referenced_segmentation_frame
+    assert whole is not None and whole.source_series_for_segmentation is not None and frames is not None
+    assert str(whole.source_series_for_segmentation.value) == uid(expected.CT)
+    ((measured,), (segment,)) = volumetric.get_measurements(), frames[:1]
     assert 4_000 < measured.value < 40_000 and measured.unit.value == "mm3"
     assert segment.referenced_frame_numbers == [2]
     keys = highdicom.ko.KeyObjectSelectionDocument.from_dataset(read(expected.KEYS))

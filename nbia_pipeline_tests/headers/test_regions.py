@@ -12,7 +12,9 @@ from pydicom.dataset import Dataset
 
 from nbia_pipeline.embedded.demo.catalog import demo_plans
 from nbia_pipeline.embedded.phantoms.annotations import segmentation, structure_set
+from nbia_pipeline.headers.batch import Batch, Known
 from nbia_pipeline.headers.graph import tree
+from nbia_pipeline.headers.graph.edges import Edge
 from nbia_pipeline.headers.graph.regions import Region
 from nbia_pipeline_tests.helpers import dicom_objects
 from nbia_pipeline_tests.helpers.dicom_objects import FIRST, SECOND
@@ -356,3 +358,19 @@ def test_frames_that_are_alike_are_as_if_each_were_read(undefined: bool, monkeyp
     tree.forget()
     edges_of(what)
     assert calls < 300
+
+
+def test_a_batch_has_the_same_rows_for_files_with_lengths_and_without() -> None:
+    batch, expected = Batch(), list[dict[str, Any]]()
+    for number, make in enumerate(dicom_objects.MAKERS):
+        file = make()
+        data, target = pydicom.dcmread(io.BytesIO(file)), io.BytesIO()
+        without_lengths(data).save_as(target)
+        edges = edges_of(opened(file))
+        for content in (file, target.getvalue(), target.getvalue()):
+            known = Known(f"1.{number}", "1", None, None, "C", None, None, f"{number}.dcm")
+            batch.add(known, content, len(content), lambda at, count: b"")
+            expected += [edge._asdict() for edge in edges]
+    rows = batch.tables()["instance_references"].select(Edge._fields).to_pylist()
+    assert rows == expected
+    assert batch.tables()["annotations"].column("Label").to_pylist() == ["Left", "Right"] * 3

@@ -113,7 +113,7 @@ class Tree:
             group, number, length = IMPLICIT_HEAD(buffer, at)
             at += 8
             if group != 0xFFFE or number != 0xE000:
-                if group == 0xFFFE and number == 0xE0DD and end is None:
+                if group == 0xFFFE and number == 0xE0DD and end in (None, at):
                     return at
                 raise Unreadable("no item is where one should begin")
             if layouts and (known := layouts.find(buffer, at, limit, length)):

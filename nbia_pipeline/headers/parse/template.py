@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     json: str
     columns: tuple[tuple[int, Any], ...] = ()
     problems: tuple[str, ...] = ()
-    place: tuple[str, int, int] | None = None  # VR, position of the value in `raw`, stated length
+    place: tuple[str, int, int] | None = None  # VR, position of the value in `raw`, length without delimiter
 
 
 class _Run(NamedTuple):
@@ -122,7 +122,9 @@ class Elements:
             if known is None:
                 if stated not in SHORT_FORM or len(raw) < 8 + length or self._depends(group, number):
                     return self._one(n, buffer, at, found, parts)
-                known = self._remember(raw, self.read(entry.tag, SHORT_FORM[stated], raw, raw[8:]))
+                known = self.read(entry.tag, SHORT_FORM[stated], raw, raw[8:])
+                if stated != b"UI":  # UIDs that change do not come again
+                    self._remember(raw, known)
             self._entries[n] = entry = known
             for index, value in entry.columns:
                 self.values[index] = value
@@ -269,7 +271,8 @@ class Elements:
         raw = buffer[at : nested.end]
         columns = ((DOSE_COLUMN, first_dose(raw, 0, self.explicit)),) if tag == DOSE_SEQUENCE else ()
         json = f'"{tag:08X}":{nested.json},'
-        entry = Entry(tag, raw, json, columns, tuple(nested.problems), ("SQ", begin - at, length))
+        size = nested.end - begin - 8 if length == UNDEFINED else length
+        entry = Entry(tag, raw, json, columns, tuple(nested.problems), ("SQ", begin - at, size))
         return self._remember(raw, entry) if self.explicit and length != UNDEFINED else entry
 
     def _remember(self, key: Any, entry: Entry) -> Entry:

@@ -266,7 +266,8 @@ class _Reading:
             if not nested.deep:
                 entry = entry._replace(raw=buffer[at:end])
         columns = ((DOSE_COLUMN, first_dose(buffer, at, explicit)),) if tag == DOSE_SEQUENCE else ()
-        return entry._replace(columns=columns, place=("SQ", begin - at, length)), end
+        size = end - begin - 8 if length == UNDEFINED else length
+        return entry._replace(columns=columns, place=("SQ", begin - at, size)), end
 
     def _end(self, begin: int) -> int:
         """Return where a sequence of undefined length ends."""
