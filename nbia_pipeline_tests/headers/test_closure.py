@@ -161,6 +161,9 @@ def test_annotations_of_the_selected_images_and_what_these_refer_to(archive: Tes
     assert fetched(both) == set(map(uid, (demo.PET, demo.T1))), "T1 is that of the registration"
     assert archive.faults.count(DOWNLOAD) == 2
     assert fetched(followed(mirror, demo.CT, kinds=KINDS)) == set()
+    # A segmentation of the same patient that is drawn on another CT: that is not fetched.
+    others = {demo.SECOND_STRUCTURES, demo.ORPHAN, demo.SEG_OF_OTHER_COLLECTION}
+    assert fetched(followed(mirror, demo.SECOND_CT, kinds=KINDS)) == set(map(uid, others))
 
 
 def test_the_bounds_of_a_run_hold_for_all_of_it(mirror: Mirror) -> None:
@@ -168,8 +171,10 @@ def test_the_bounds_of_a_run_hold_for_all_of_it(mirror: Mirror) -> None:
     assert first.referenced is not None
     assert (first.fetched, len(first.referenced.fetched), len(first.referenced.left)) == (1, 1, 1)
     enough = first.bytes + first.referenced.bytes
-    # Of bytes nothing is left, or too few for the other series, though it would be the first to be fetched.
-    second = followed(mirror, demo.SEG_OF_TWO, demo.SECOND_STRUCTURES, bounds=Bounds(max_bytes=first.bytes))
+    # A thousand bytes more than the structure set has: too few for a series of images, though it comes first.
+    size = {row["SeriesInstanceUID"]: row["FileSize"] for row in mirror.lake.read_table(SERIES, HEAD).to_pylist()}
+    bounds = Bounds(max_bytes=size[uid(demo.SECOND_STRUCTURES)] + 1000)
+    second = followed(mirror, demo.SEG_OF_TWO, demo.SECOND_STRUCTURES, bounds=bounds)
     assert (second.receipts, len(second.left)) == ([], 2)
     third = followed(mirror, demo.SEG_OF_TWO, demo.SECOND_STRUCTURES, bounds=Bounds(max_bytes=enough * 10))
     assert fetched(third) | fetched(first.referenced) == set(map(uid, (demo.CT, demo.PET, demo.SECOND_CT)))
