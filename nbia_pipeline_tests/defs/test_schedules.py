@@ -166,7 +166,7 @@ def test_the_jobs_hold_what_they_are_called_after(tmp_path: Path) -> None:
     def assets(job: str) -> set[str]:
         return {k.path[-1] for k in definitions.resolve_job_def(job).asset_layer.selected_asset_keys}
 
-    assert assets("nbia_update") == assets("nbia_tables") | {"images", "annotation_files"}
+    assert assets("nbia_update") == assets("nbia_tables") | {"images", "annotation_files", "headers", "references"}
     assert assets("nbia_tables") == {"patients", "studies", "series", "series_changes", "series_metadata"}
     steps = set(definitions.resolve_job_def("nbia_update").graph.node_dict)
     assert steps >= {"nbia__series_uids_unique", "nbia_check_images"}, "the checks run too"
