@@ -133,8 +133,8 @@ def calls(*names: str) -> set[str]:
 
 
 def test_there_is_one_way_to_the_terminal_to_the_log_and_to_tables() -> None:
-    # The embedded archive prints its own address. The options decide where all messages go, and send none; nor does what
-    # silences pydicom's.
+    # The embedded archive prints its own address. The options decide where all messages go, and charset.py silences
+    # pydicom's: neither sends any.
     assert calls("print") == {"cli/home.py", "embedded/__main__.py"}
     assert {m for m in calls("logging.getLogger") if not m.startswith("embedded/")} == {
         "cli/options.py",
