@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pytest
 
 from nbia_pipeline.cli.main import main
-from nbia_pipeline.defs.assets.headers import STEP_INSTANCES, bounded, files_to_read, in_steps
+from nbia_pipeline.defs.assets.headers import STEP_INSTANCES, files_to_read, in_steps
 from nbia_pipeline.defs.checks.check import Finding, Subject
 from nbia_pipeline.defs.checks.headers import agree, complete
 from nbia_pipeline.defs.jobs import IMAGES_JOB, UPDATE_JOB
 from nbia_pipeline.defs.naming import Naming
-from nbia_pipeline.headers.shards import Shard, ShardReport, write_shard
+from nbia_pipeline.headers.shards import Shard, ShardReport, bounded, write_shard
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import table_path
 from nbia_pipeline.reading import lake as reading

@@ -16,7 +16,16 @@ import pyarrow as pa
 import pytest
 from s3fs import S3FileSystem
 
-from nbia_pipeline.headers.shards import Shard, ShardReport, plan, plan_headers, remove_series, shard_of, write_shard
+from nbia_pipeline.headers.shards import (
+    Shard,
+    ShardReport,
+    bounded,
+    plan,
+    plan_headers,
+    remove_series,
+    shard_of,
+    write_shard,
+)
 from nbia_pipeline.headers.shards.files import HEAD_BYTES
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.lake.layout import table_path
@@ -78,9 +87,9 @@ def held(first: Held, tmp_path: Path) -> Held:
     return copy_of(first, tmp_path / "lake")
 
 
-def make(held: Held, **options: int | bool) -> list[ShardReport]:
+def make(held: Held, *, full: bool = False, max_instances: int | None = None) -> list[ShardReport]:
     """Do what a run of the asset does."""
-    found = plan_headers(held.lake, NAME, **options)  # type: ignore[arg-type]
+    found = bounded(plan_headers(held.lake, NAME, full=full), max_instances)
     return [write_shard(held.lake, Shard.from_json(shard.to_json())) for shard in found]
 
 

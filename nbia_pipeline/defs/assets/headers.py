@@ -7,7 +7,6 @@ where these are small; it reads files and calls no archive. Where nothing is sta
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -22,7 +21,7 @@ from nbia_pipeline.defs.failures import as_failure, interrupts_end_the_run
 from nbia_pipeline.defs.metadata import materialization_metadata, preview_of, records, stored_bytes
 from nbia_pipeline.defs.naming import Naming
 from nbia_pipeline.errors import error_text
-from nbia_pipeline.headers.shards import Shard, ShardReport, plan_headers, write_shard
+from nbia_pipeline.headers.shards import Shard, ShardReport, bounded, plan_headers, write_shard
 from nbia_pipeline.lake import Lake, LakeError
 from nbia_pipeline.reading.sql import write_catalog
 from nbia_pipeline.schema.headers import ANNOTATIONS, INSTANCE_HEADERS, INSTANCE_REFERENCES, SERIES_GEOMETRY
@@ -120,16 +119,6 @@ def _plan(
                 raise
             failed[collection] = error_text(e, settings.name_of)
     return stale, failed
-
-
-def bounded(shards: Iterable[Shard], most: int | None) -> Iterator[Shard]:
-    """Yield shards until a run reads as many files as it may: of the last one only some series, at least one."""
-    for shard in shards:
-        if most is None or shard.instances <= most:
-            yield shard
-        elif most > 0:
-            yield replace(shard, most=most)
-        most = None if most is None else max(0, most - shard.instances)
 
 
 def files_to_read(shard: Shard) -> int:

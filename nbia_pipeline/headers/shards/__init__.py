@@ -10,9 +10,9 @@ written before the one whose rows they take, so that until then a reader finds t
 After a crash the next plan has the ones that are left.
 """
 
-from nbia_pipeline.headers.shards.plan import Shard, plan_headers
+from nbia_pipeline.headers.shards.plan import Shard, bounded, plan_headers
 from nbia_pipeline.headers.shards.state import shard_of
 from nbia_pipeline.headers.shards.tables import ShardReport
 from nbia_pipeline.headers.shards.write import remove_series, write_shard
 
-__all__ = ["Shard", "ShardReport", "plan_headers", "remove_series", "shard_of", "write_shard"]
+__all__ = ["Shard", "ShardReport", "bounded", "plan_headers", "remove_series", "shard_of", "write_shard"]

@@ -56,14 +56,13 @@ class Shard:
         return cls(**values)
 
 
-def plan_headers(lake: Lake, collection: str, *, full: bool = False, max_instances: int | None = None) -> list[Shard]:
+def plan_headers(lake: Lake, collection: str, *, full: bool = False) -> list[Shard]:
     """Return the parts that lack a series, hold one that has no files, or an older version of one; or all of them.
 
     Args:
         lake: the lake.
         collection: which one.
         full: read all files again, and make more parts if there are too many instances for those that there are.
-        max_instances: files to be read; a series is read as a whole, or left to the next plan. None for all.
 
     Raises:
         LakeError: the lake cannot be read.
@@ -90,7 +89,7 @@ def plan_headers(lake: Lake, collection: str, *, full: bool = False, max_instanc
             new = [uid for uid, version in expected.items() if held.get(uid) != (version, True)]
             counts = counts or counts_of(lake, collection)
             found.append(Shard(collection, part, shards, len(new), sum(counts[uid] for uid in new), full))
-    return found if max_instances is None else list(_cut(found, max_instances))
+    return found
 
 
 def _held(lake: Lake, collection: str, source: int | None, part: int, shards: int) -> dict[str, tuple[str, bool]]:
@@ -100,13 +99,14 @@ def _held(lake: Lake, collection: str, source: int | None, part: int, shards: in
         return {}
 
 
-def _cut(found: Iterable[Shard], most: int) -> Iterator[Shard]:
-    for shard in found:
-        if shard.instances <= most:
+def bounded(shards: Iterable[Shard], most: int | None) -> Iterator[Shard]:
+    """Yield shards until as many files are read as may be: of the last one only some series, at least one."""
+    for shard in shards:
+        if most is None or shard.instances <= most:
             yield shard
         elif most > 0:
             yield replace(shard, most=most)
-        most = max(0, most - shard.instances)
+        most = None if most is None else max(0, most - shard.instances)
 
 
 def _fitting(counts: Mapping[str, int]) -> int:
