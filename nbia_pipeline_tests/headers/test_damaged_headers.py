@@ -133,3 +133,9 @@ def test_any_bytes_make_a_row(kind: str, request: pytest.FixtureRequest) -> None
         check_row(data)
 
     check()
+
+
+def test_a_number_where_a_text_belongs_is_a_text() -> None:
+    # The rows of a batch become one table: a value of another type would cost all of them.
+    data = PREAMBLE + meta("1.2.840.10008.1.2.1") + element(0x00080060, "US", b"\7\0")
+    assert row_by(Batch(), data)["Modality"] == "7"

@@ -409,7 +409,7 @@ def test_pydicom_finds_the_same_in_any_sequences(
     monkeypatch.setattr(tree, "_LONG_BYTES", 0 if long else 1 << 30)
     many = request.config.getoption("--every-moment")
 
-    @settings(max_examples=300 if many else 12, deadline=None, database=None)
+    @settings(max_examples=300 if many else 12, deadline=None, database=None, derandomize=not many)
     @given(st.lists(NESTED, max_size=4, unique_by=lambda one: one[0]))
     def check(sequences: list[Any]) -> None:
         twice = ((tag, undefined, items + [renamed(one) for one in items]) for tag, undefined, items in sequences)

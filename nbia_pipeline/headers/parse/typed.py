@@ -18,7 +18,7 @@ _LARGEST = 1 << 63
 
 
 def _text(values: Values) -> Any:
-    return (values[0] if len(values) == 1 else "\\".join(map(str, values))) or None
+    return "\\".join(map(str, values)) or None  # of a damaged file, numbers too
 
 
 def _texts(values: Values) -> Any:
