@@ -23,7 +23,7 @@ from nbia_pipeline.headers.parse.recoded import Value, as_bytes, encoded, is_sig
 from nbia_pipeline.headers.parse.source import BIG, EXPLICIT, File, readings
 from nbia_pipeline.headers.parse.template import LARGE, NEEDED, Elements, Entry
 from nbia_pipeline.headers.parse.typed import DOSE_COLUMN, DOSE_SEQUENCE, INDEX, creators_of, first_dose
-from nbia_pipeline.headers.parse.walker import PIXEL_GROUP, PIXELS, end_of_fragments, json_object
+from nbia_pipeline.headers.parse.walker import PIXEL_GROUP, json_object, take_pixels
 
 DEFER = 1 << 24
 """pydicom leaves longer values in the file: Header has where they are, but what is in them is not looked at."""
@@ -250,16 +250,8 @@ class _Reading:
         found, offset = self._found, file.offset(at)
         if found.size is None:
             found.size = file.offset(_begin(place))
-        end = end_of_fragments(file, offset) if length == UNDEFINED else offset + length
-        if end > file.size:
-            found.problems.append(f"{tag:08X}: the file ends {end - file.size} bytes before the end of the value")
-            end = file.size
-        if tag in PIXELS:
-            found.pixels = offset, None if length == UNDEFINED else length
-        else:
-            found.omitted.append((tag, vr or "OW", offset, end - offset))
         found.elements += 1
-        return end
+        return take_pixels(found, file, (tag, vr or "OW", offset, length))
 
 
 def _repeats(items: bytes, explicit: bool) -> bool:

@@ -7,7 +7,7 @@ from struct import error as StructError
 from typing import Protocol
 
 from nbia_pipeline.headers.parse.elements import IMPLICIT_HEAD, ITEM, SEQUENCE_END, UNDEFINED, Odd, element
-from nbia_pipeline.headers.parse.header import Header, More
+from nbia_pipeline.headers.parse.header import Header, More, Place
 from nbia_pipeline.headers.parse.items import Items
 from nbia_pipeline.headers.parse.json import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET, Nested, bulk, settled
 from nbia_pipeline.headers.parse.template import LARGE, Differs, Elements, Entry
@@ -285,14 +285,7 @@ class _Reading:
         offset = begin + window.shift
         if found.size is None:
             found.size = at + window.shift
-        end = end_of_fragments(window, offset) if length == UNDEFINED else offset + length
-        if end > window.size:
-            found.problems.append(f"{tag:08X}: the file ends {end - window.size} bytes before the end of the value")
-            end = window.size
-        if tag in PIXELS:
-            found.pixels = offset, None if length == UNDEFINED else length
-        else:
-            found.omitted.append((tag, settled(vr, False, length), offset, end - offset))
+        end = take_pixels(found, window, (tag, settled(vr, False, length), offset, length))
         self._ordinary = self._ordinary and tag == 0x7FE00010
         return tag, window.jump(end - window.shift)
 
@@ -305,6 +298,20 @@ class Readable(Protocol):
     def part(self, at: int, length: int) -> bytes:
         """Return bytes of the file."""
         ...
+
+
+def take_pixels(found: Header, file: Readable, place: Place) -> int:
+    """Take note of an element of group 7FE0: tag, VR, position in the file, length. Return where it ends there."""
+    tag, vr, offset, length = place
+    end = end_of_fragments(file, offset) if length == UNDEFINED else offset + length
+    if end > file.size:
+        found.problems.append(f"{tag:08X}: the file ends {end - file.size} bytes before the end of the value")
+        end = file.size
+    if tag in PIXELS:
+        found.pixels = offset, None if length == UNDEFINED else length
+    else:
+        found.omitted.append((tag, vr, offset, end - offset))
+    return end
 
 
 def end_of_fragments(file: Readable, at: int) -> int:
